@@ -1,0 +1,156 @@
+"""Blocks shared by the experiments: argument parsing, data, augmentation, optimiser, training.
+
+Configs hold numbers and names only. Nothing here imports jax, so that a launcher can read a config
+in milliseconds.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """Parse `--config=configs/x.py:debug,fold=2` into typed values.
+
+    `arg` is a comma-separated list of `name` (a flag set to True) or `name=value`; a value is read
+    in the type of its default. An unknown name fails with the known ones listed.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, equals, text = item.partition("=")
+        if name not in defaults:
+            raise ValueError(
+                f"config argument {name!r} is unknown; this config knows {sorted(defaults)}"
+            )
+        kind = type(defaults[name])
+        if kind is bool:
+            if equals and text.lower() not in ("true", "false", "1", "0"):
+                raise ValueError(f"config argument {name}={text!r} must be true or false")
+            values[name] = text.lower() in ("true", "1") if equals else True
+        else:
+            try:
+                values[name] = kind(text)
+            except ValueError:
+                raise ValueError(
+                    f"config argument {name}={text!r} must be of type {kind.__name__}"
+                ) from None
+    return ConfigDict(values)
+
+
+def data_block() -> ConfigDict:
+    """Where scans come from, how they are split, preprocessed and cut into slices."""
+    data = ConfigDict()
+    # "verse": any layout of VerSe, or folders images/ and labels/; "phantom": synthetic scans are
+    # rendered into the workdir first.
+    data.source = "verse"
+    data.root = ""
+    data.exclude_gl = False  # leave the sub-gl* scans out (their licence is stricter)
+    data.split = "official"  # "official" | "ratio" | "kfold"; always grouped by patient
+    data.test_fraction = 0.2
+    data.val_fraction = 0.1  # of what is not test
+    data.folds = 5
+    data.fold = 0
+    data.cache_dir = ""  # "": <workdir>/cache
+    data.plane = "sagittal"  # "sagittal" | "coronal" | "axial"
+    # Preprocessing (paper A, section 4.2).
+    data.preprocess = ConfigDict()
+    data.preprocess.smoothing_sigma_mm = 0.75
+    data.preprocess.clamp_hu = (-1000.0, 800.0)
+    # "resample": to spacing_mm in the plane, then crops of `size`; "resize": each whole slice
+    # to `size`, as the paper words it.
+    data.preprocess.mode = "resample"
+    data.preprocess.spacing_mm = 1.0
+    data.size = (256, 256)
+    # "hu" | "zscore" | "unit" | "sym" | "minmax_to_hu"
+    data.normalise = "hu"
+    data.spine_free_fraction = 0.1  # share of training slices without any vertebra
+    data.threads = 2  # Grain read threads
+    data.prefetch = 4  # batches
+    data.phantom = ConfigDict()
+    data.phantom.cases = 12
+    data.phantom.seed = 0
+    data.phantom.max_spacing_mm = 3.0
+    data.phantom.max_extent_mm = 400.0
+    return data
+
+
+def augment_block() -> ConfigDict:
+    """Augmentation on the device (paper A, section 4.3.1: scaling, rotation, flips)."""
+    return ConfigDict(
+        dict(
+            enabled=True,
+            scale=(0.85, 1.15),
+            rotation_deg=15.0,
+            # Probability of mirroring each in-plane axis. Superior-inferior is never mirrored.
+            flip_probability=0.5,
+            shift_hu=30.0,
+            gain=0.1,
+            noise_hu=20.0,
+        )
+    )
+
+
+def optim_block() -> ConfigDict:
+    """Adam at 0.001 (paper A, section 4.2)."""
+    return ConfigDict(
+        dict(
+            name="adam",  # "adam" | "adamw" | "sgd"
+            learning_rate=1e-3,
+            momentum=0.9,  # of sgd
+            weight_decay=0.0,
+            schedule="cosine",  # "constant" | "cosine" | "step" | "exponential"
+            warmup_steps=0,
+            decay_every_epochs=50,  # of "step" and "exponential"
+            decay_factor=0.1,
+            clip_norm=1.0,  # 0: off
+            accumulate_steps=1,
+            ema_decay=0.0,  # 0: off
+        )
+    )
+
+
+def train_block() -> ConfigDict:
+    """Length, batch, precision, parallelism and housekeeping of a run."""
+    return ConfigDict(
+        dict(
+            epochs=150,
+            steps=0,  # > 0: overrides epochs
+            batch_size=8,  # slices over all devices
+            eval_every_epochs=1,
+            checkpoint_every_steps=0,  # 0: with every evaluation only
+            log_every_steps=10,
+            pictures=4,  # overlay pictures written at each evaluation
+            compute_dtype="float32",  # "float32" | "bfloat16"
+            remat=False,
+            parallel="pmap",  # "pmap" | "shard_map"
+        )
+    )
+
+
+def predict_block() -> ConfigDict:
+    """How a whole scan is predicted."""
+    return ConfigDict(
+        dict(
+            batch_size=8,
+            overlap=0.25,  # of neighbouring windows, share of `data.size`
+            threshold=0.5,
+            min_component_ml=1.0,  # smaller pieces are dropped
+            fill_holes=False,
+        )
+    )
+
+
+def base(name: str, model: dict[str, Any]) -> ConfigDict:
+    """Return an experiment with every block at its default."""
+    config = ConfigDict()
+    config.name = name
+    config.seed = 0
+    config.task = "slice_segmentation"
+    config.data = data_block()
+    config.augment = augment_block()
+    config.model = ConfigDict(model)
+    config.loss = ConfigDict(dict(name="dice_ce", dice_weight=1.0, ce_weight=1.0, gamma=2.0, alpha=0.3))
+    config.optim = optim_block()
+    config.train = train_block()
+    config.predict = predict_block()
+    return config
