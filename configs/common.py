@@ -45,7 +45,9 @@ def data_block() -> ConfigDict:
     data.source = "verse"
     data.root = ""
     data.exclude_gl = False  # leave the sub-gl* scans out (their licence is stricter)
-    data.split = "official"  # "official" | "ratio" | "kfold"; always grouped by patient
+    # "auto": the official split where the folders name it, else "ratio". "ratio" | "kfold" | "official".
+    # Always grouped by patient.
+    data.split = "auto"
     data.test_fraction = 0.2
     data.val_fraction = 0.1  # of what is not test
     data.folds = 5
