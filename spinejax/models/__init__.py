@@ -1,0 +1,75 @@
+"""Networks: one file each, and one dict of them by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from spinejax.choices import check_choice
+from spinejax.errors import InputError
+from spinejax.models.attention import ATTENTIONS
+from spinejax.models.chasppraunet import CHASPPRAUNet
+from spinejax.models.layers import NORMS, Dtype
+from spinejax.models.pyramid import PYRAMIDS
+from spinejax.models.unet import UNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "chasppraunet": CHASPPRAUNet,
+    "unet": UNet,
+}
+
+CHOICES = {"attention": ATTENTIONS, "pyramid": PYRAMIDS, "norm": NORMS}
+
+# What the builder passes itself, so that a config does not.
+BUILT = frozenset({"out_channels", "dtype", "remat", "axis_name", "parent", "name"})
+
+
+def build_model(
+    fields: Mapping[str, Any],
+    *,
+    out_channels: int = 1,
+    dtype: Dtype = jnp.float32,
+    remat: bool = False,
+    axis_name: str | None = None,
+) -> nn.Module:
+    """Return the network of a config's `model` block.
+
+    Args:
+        fields: `name`, a key of MODELS, and fields of that network; what is left out has the
+            network's default.
+        out_channels: Channels of the logits; 1 means binary.
+        dtype: Of computation; parameters stay float32.
+        remat: Trade computation for memory in the backward pass.
+        axis_name: Device axis over which batch normalisation is synchronised.
+
+    Raises:
+        InputError: The name, a field or the value of an option is unknown; a number is out of
+            range.
+    """
+    values = dict(fields)
+    name = values.pop("name", None)
+    check_choice("model.name", name, MODELS)
+    build = MODELS[str(name)]
+    known = set(inspect.signature(build).parameters) - BUILT
+    for field, value in values.items():
+        check_choice("config field model", field, known)
+        if field in CHOICES:
+            check_choice(f"model.{field}", value, CHOICES[field])
+        _check_number(field, value)
+        # ConfigDicts read lists from JSON; a module's fields must be hashable.
+        values[field] = tuple(value) if isinstance(value, list) else value
+    return build(**values, out_channels=out_channels, dtype=dtype, remat=remat, axis_name=axis_name)
+
+
+def _check_number(field: str, value: Any) -> None:
+    """Raise InputError for numbers that no network can be built from."""
+    if field == "dropout":
+        if not 0 <= value < 1:
+            raise InputError(f"model.dropout = {value} must be in [0, 1)")
+    elif field in ("widths", "root_rates", "branch_rates"):
+        if not value or any(not isinstance(v, int) or v < 1 for v in value):
+            raise InputError(f"model.{field} = {value} must be one or more whole numbers above 0")
+    elif isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        raise InputError(f"model.{field} = {value} must be a whole number above 0")

@@ -1,0 +1,198 @@
+"""Building blocks of the networks: convolution, normalisation, pooling, upsampling, dropout.
+
+Arrays are `(b, h, w, c)`. Parameters are float32; computations run in a module's `dtype`.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spinejax.choices import check_choice
+from spinejax.errors import InputError
+
+NORMS = ("group", "batch", "none")
+
+Dtype = jnp.dtype | type
+HE_NORMAL = nn.initializers.he_normal()
+
+
+def check_sides(height: int, width: int, stride: int) -> None:
+    """Raise InputError unless both sides of an image are positive multiples of `stride`."""
+    if min(height, width) < stride:
+        raise InputError(
+            f"image of {height} x {width} pixels is smaller than the network's stride {stride}; "
+            f"pad it to at least {stride} x {stride} (config field data.size)"
+        )
+    if height % stride or width % stride:
+        up = (math.ceil(height / stride) * stride, math.ceil(width / stride) * stride)
+        raise InputError(
+            f"image sides {height} x {width} must be multiples of the network's stride {stride}; "
+            f"use for example {up[0]} x {up[1]} (config field data.size)"
+        )
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Return the maximum of each 2 x 2 block: `(b, h, w, c)` to `(b, h/2, w/2, c)`; even sides.
+
+    Three element-wise maxima of strided views, because the gradient of `nn.max_pool`
+    (select-and-scatter) is slow. Values are equal; where pixels tie, the gradient is shared.
+    """
+    b, h, w, c = x.shape
+    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return blocks.max(axis=(2, 4))
+
+
+def average_pool_to(x: jax.Array, size: int) -> jax.Array:
+    """Average equal blocks of `(b, h, w, c)` so that no side exceeds `size`.
+
+    The block of a side is its smallest divisor that brings the side down to `size` or below.
+    """
+    b, h, w, c = x.shape
+    rows, columns = (
+        next(d for d in range(1, side + 1) if side % d == 0 and side // d <= size)
+        for side in (h, w)
+    )
+    if rows == columns == 1:
+        return x
+    return x.reshape(b, h // rows, rows, w // columns, columns, c).mean(axis=(2, 4))
+
+
+class Norm(nn.Module):
+    """The normalisation named by `kind`, with learned scale and offset.
+
+    `"group"` takes gcd(8, channels) groups, so that any width works; `"batch"` shares its
+    statistics over the devices of `axis_name` while training; `"none"` is the identity.
+    """
+
+    kind: str = "group"  # one of NORMS
+    axis_name: str | None = None  # device axis over which "batch" is synchronised
+    dtype: Dtype = jnp.float32  # of the result
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalise `(b, h, w, c)`."""
+        if self.kind == "group":
+            groups = math.gcd(8, x.shape[-1])
+            return nn.GroupNorm(num_groups=groups, dtype=self.dtype, name="group")(x)
+        if self.kind == "batch":
+            return nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                axis_name=self.axis_name,
+                dtype=self.dtype,
+                name="batch",
+            )(x)
+        check_choice("model.norm", self.kind, NORMS)
+        return x
+
+
+class ConvNorm(nn.Module):
+    """Convolution and norm, then ReLU if `activate`.
+
+    The convolution has a bias only where no norm follows it: a norm takes any bias away.
+    """
+
+    width: int  # channels out
+    kernel: int = 3  # side of the kernel in taps
+    rate: int = 1  # dilation
+    norm: str = "group"
+    activate: bool = True
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map `(b, h, w, c)` to `(b, h, w, width)`."""
+        x = nn.Conv(
+            self.width,
+            (self.kernel, self.kernel),
+            kernel_dilation=self.rate,
+            use_bias=self.norm == "none",
+            kernel_init=HE_NORMAL,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train=train)
+        return nn.relu(x) if self.activate else x
+
+
+class ConvBlock(nn.Module):
+    """Twice 3x3 convolution, norm, ReLU; with `residual` a shortcut is added before the last ReLU.
+
+    The shortcut (paper A, section 3.2, figure 1; FACTS 2.6 #3) is a 1x1 convolution with a norm
+    where the width changes, else the input itself.
+    """
+
+    width: int
+    residual: bool = False
+    norm: str = "group"
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map `(b, h, w, c)` to `(b, h, w, width)`."""
+        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        y = ConvNorm(self.width, **common, name="conv1")(x, train=train)
+        y = ConvNorm(self.width, **common, activate=False, name="conv2")(y, train=train)
+        if self.residual:
+            if x.shape[-1] != self.width:
+                x = ConvNorm(self.width, 1, **common, activate=False, name="shortcut")(
+                    x, train=train
+                )
+            y = y + x
+        return nn.relu(y)
+
+
+class Upsample(nn.Module):
+    """2 x 2 transposed convolution with stride 2, written as a dense layer and a reshape.
+
+    With stride equal to the kernel's side no two inputs meet in one output, so a dense layer to
+    4 * width channels, laid out as 2 x 2 blocks, is the same function with the same number of
+    parameters, and faster (a transposed convolution is a dilated one to XLA).
+    """
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `(b, h, w, c)` to `(b, 2h, 2w, width)`."""
+        b, h, w, c = x.shape
+        # (row in the block, column in the block, in, out)
+        kernel = self.param(
+            "kernel",
+            nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=2, batch_axis=(0, 1)),
+            (2, 2, c, self.width),
+        )
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        y = x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.width)
+        y = y.reshape(b, h, w, 2, 2, self.width) + bias
+        # (b, h, w, row, column, width) -> (b, h, row, w, column, width)
+        return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.width)
+
+
+class SpatialDropout(nn.Module):
+    """Dropout of whole channels of `(b, h, w, c)`: neighbouring pixels carry the same news."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Drop channels with probability `rate` while training; needs the "dropout" key."""
+        return nn.Dropout(self.rate, broadcast_dims=(1, 2), deterministic=not train)(x)
+
+
+class Logits(nn.Module):
+    """1x1 convolution to `out_channels`, computed and returned in float32."""
+
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `(b, h, w, c)` to float32 `(b, h, w, out_channels)`."""
+        return nn.Conv(self.out_channels, (1, 1), dtype=jnp.float32, name="conv")(x)
