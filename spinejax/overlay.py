@@ -7,14 +7,14 @@ still seen and nothing of its surroundings is covered.
 import numpy as np
 from scipy import ndimage
 
-PREDICTION_RGB = (255, 127, 14)
+PREDICTION_RGB = (255, 106, 0)
 """Orange: the outline of what was predicted."""
 
 REFERENCE_RGB = (0, 210, 255)
 """Cyan: the outline of the reference; told from orange by every common form of colour blindness."""
 
-BOTH_RGB = (255, 255, 255)
-"""White: pixels where the two outlines coincide."""
+BOTH_RGB = (255, 236, 64)
+"""Yellow: pixels where the two outlines coincide; much lighter than the orange."""
 
 BONE_WINDOW_HU = (-200.0, 800.0)
 """Grey levels of a CT picture: black at or below the first value, white at or above the second."""
@@ -76,7 +76,7 @@ def paint(
       width: thickness of the outlines in pixels, grown inwards.
 
     Returns:
-      (h, w, 3) uint8: prediction orange, reference cyan, white where both run.
+      (h, w, 3) uint8: prediction orange, reference cyan, yellow where both run.
     """
     rgb = np.repeat(np.asarray(grey, np.uint8)[..., None], 3, axis=-1)
     edges = []
