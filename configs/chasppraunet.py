@@ -1,6 +1,6 @@
 """CHASPPRAU-Net of paper A (Saeed et al., Diagnostics 2023, 13, 2658): binary spine segmentation.
 
-    spinejax train --config=configs/chasppraunet.py --config.data.root=DIR --workdir=runs/chasppraunet
+    spinejax train --config=configs/chasppraunet.py --config.data.root=DIR --workdir=runs/a
 
 Published on VerSe'20 and '19 (Table 5): Dice 93.72 and 94.58 %; see the report for why those cannot
 be compared directly. Arguments: `debug` (minutes on a laptop).

@@ -45,8 +45,8 @@ def data_block() -> ConfigDict:
     data.source = "verse"
     data.root = ""
     data.exclude_gl = False  # leave the sub-gl* scans out (their licence is stricter)
-    # "auto": the official split where the folders name it, else "ratio". "ratio" | "kfold" | "official".
-    # Always grouped by patient.
+    # "auto" (the official split where the folders name it, else "ratio") | "official" | "ratio" |
+    # "kfold"; always grouped by patient.
     data.split = "auto"
     data.test_fraction = 0.2
     data.val_fraction = 0.1  # of what is not test
@@ -151,7 +151,10 @@ def base(name: str, model: dict[str, Any]) -> ConfigDict:
     config.data = data_block()
     config.augment = augment_block()
     config.model = ConfigDict(model)
-    config.loss = ConfigDict(dict(name="dice_ce", dice_weight=1.0, ce_weight=1.0, gamma=2.0, alpha=0.3))
+    # "dice_ce" | "dice" | "ce" | "focal" (gamma) | "tversky" (alpha weighs false positives)
+    config.loss = ConfigDict(
+        dict(name="dice_ce", dice_weight=1.0, ce_weight=1.0, gamma=2.0, alpha=0.3)
+    )
     config.optim = optim_block()
     config.train = train_block()
     config.predict = predict_block()

@@ -1,0 +1,344 @@
+"""The command line: `spinejax <command> --flag=value`.
+
+The only reader of flags, environment and signals' exit codes. Each command is a row of COMMANDS:
+what it does, the flags it has, and the function that runs it. Libraries that are slow to import
+are imported by the command that needs them.
+"""
+
+import errno
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from spinejax import __version__
+from spinejax.errors import InputError
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with everything saved; run it again
+DEFAULT_CONFIG = "configs/demo.py"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the command table."""
+
+    help: str
+    flags: Callable[[flags.FlagValues, list[str]], None]
+    run: Callable[[flags.FlagValues], int]
+
+
+# Flags.
+
+
+def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
+    config_flags.DEFINE_config_file(
+        "config",
+        DEFAULT_CONFIG,
+        "The experiment, FILE.py or FILE.py:argument,name=value; --config.key=value overrides.",
+        flag_values=values,
+        sys_argv=argv,
+    )
+
+
+def _workdir_flag(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run: config, checkpoints, logs.", flag_values=values
+    )
+    flags.mark_flag_as_required("workdir", values)
+
+
+def _phantom_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_string("out", None, "Folder of the data set to write.", flag_values=values)
+    flags.DEFINE_integer("cases", 4, "Number of scans.", flag_values=values)
+    flags.DEFINE_integer(
+        "seed", 0, "Seed; a case depends on it and its number only.", flag_values=values
+    )
+    flags.DEFINE_float("max_spacing_mm", 3.0, "Coarsest voxel size.", flag_values=values)
+    flags.DEFINE_float("max_extent_mm", 400.0, "Longest side of a scan.", flag_values=values)
+    flags.mark_flag_as_required("out", values)
+
+
+def _doctor_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_string("data", None, "Folder of a data set to take stock of.", flag_values=values)
+
+
+def _prepare_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _config_flag(values, argv)
+    _workdir_flag(values)
+
+
+def _summarize_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _config_flag(values, argv)
+
+
+def _train_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _config_flag(values, argv)
+    _workdir_flag(values)
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=values
+    )
+    flags.DEFINE_integer("num_processes", 1, "Processes of the run.", flag_values=values)
+    flags.DEFINE_integer("process_id", 0, "Which of them this one is.", flag_values=values)
+
+
+def _checkpoint_flag(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum(
+        "checkpoint", "best", ["best", "latest"], "Which weights.", flag_values=values
+    )
+
+
+def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _workdir_flag(values)
+    _checkpoint_flag(values)
+    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Which cases.", flag_values=values)
+
+
+def _predict_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _workdir_flag(values)
+    _checkpoint_flag(values)
+    flags.DEFINE_string("input", None, "A CT (.nii, .nii.gz) or a folder.", flag_values=values)
+    flags.DEFINE_string("output", None, "Folder for labels and pictures.", flag_values=values)
+    flags.DEFINE_string(
+        "reference", "", "Label file or folder to draw beside the prediction.", flag_values=values
+    )
+    flags.mark_flags_as_required(["input", "output"], values)
+
+
+def _score_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    flags.DEFINE_string("prediction", None, "Label file or folder.", flag_values=values)
+    flags.DEFINE_string("reference", None, "Label file or folder.", flag_values=values)
+    flags.DEFINE_string("output", None, "JSON file to write.", flag_values=values)
+    flags.mark_flags_as_required(["prediction", "reference", "output"], values)
+
+
+def _report_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    _workdir_flag(values)
+    flags.DEFINE_string(
+        "output", "", "HTML file to write; default <workdir>/report.html.", flag_values=values
+    )
+
+
+# Commands.
+
+
+def _phantom(values: flags.FlagValues) -> int:
+    from spinejax.data.phantom.dataset import write_dataset
+
+    cases = write_dataset(
+        values.out,
+        values.cases,
+        values.seed,
+        max_spacing_mm=values.max_spacing_mm,
+        max_extent_mm=values.max_extent_mm,
+    )
+    print(f"{len(cases)} phantoms in {values.out}")
+    return 0
+
+
+def _doctor(values: flags.FlagValues) -> int:
+    from spinejax import commands
+
+    return commands.doctor(values.data)
+
+
+def _prepare(values: flags.FlagValues) -> int:
+    from spinejax import commands
+
+    return commands.prepare(values.config, Path(values.workdir))
+
+
+def _summarize(values: flags.FlagValues) -> int:
+    from spinejax import commands
+
+    print(commands.summarize(values.config))
+    return 0
+
+
+def _train(values: flags.FlagValues) -> int:
+    from spinejax import commands
+
+    interrupted = commands.train(
+        values.config,
+        Path(values.workdir),
+        coordinator=values.coordinator,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+        under_slurm=int(os.environ.get("SLURM_NTASKS", "1")) > 1,
+    )
+    return EXIT_INTERRUPTED if interrupted else 0
+
+
+def _evaluate(values: flags.FlagValues) -> int:
+    from spinejax import commands
+
+    return commands.evaluate(Path(values.workdir), split=values.split, which=values.checkpoint)
+
+
+def _predict(values: flags.FlagValues) -> int:
+    from spinejax import commands
+
+    return commands.predict(
+        Path(values.workdir),
+        Path(values.input),
+        Path(values.output),
+        reference=Path(values.reference) if values.reference else None,
+        which=values.checkpoint,
+    )
+
+
+def _score(values: flags.FlagValues) -> int:
+    from spinejax import commands
+
+    return commands.score(Path(values.prediction), Path(values.reference), Path(values.output))
+
+
+def _report(values: flags.FlagValues) -> int:
+    from spinejax.reports.page import write_report
+
+    path = write_report(Path(values.workdir), Path(values.output) if values.output else None)
+    print(f"report: {path}")
+    return 0
+
+
+COMMANDS = {
+    "phantom": Command("write a VerSe-like data set of synthetic CT", _phantom_flags, _phantom),
+    "doctor": Command("versions, devices; take stock of a data set", _doctor_flags, _doctor),
+    "prepare": Command("preprocess and cache a data set", _prepare_flags, _prepare),
+    "summarize": Command("layers, parameters and GFLOPs", _summarize_flags, _summarize),
+    "train": Command("train, or resume", _train_flags, _train),
+    "evaluate": Command("predict and score a split", _evaluate_flags, _evaluate),
+    "predict": Command("segment a CT or a folder of CTs", _predict_flags, _predict),
+    "score": Command("compare label files or folders", _score_flags, _score),
+    "report": Command("write the run's HTML page", _report_flags, _report),
+}
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<10} {command.help}" for name, command in COMMANDS.items())
+    return (
+        f"spinejax {__version__}: spine CT segmentation in JAX\n\n"
+        f"usage: spinejax <command> [--flag=value ...]\n\n{rows}\n\n"
+        "spinejax <command> --help lists the flags of a command."
+    )
+
+
+def parse(command: Command, name: str, arguments: list[str]) -> flags.FlagValues | None:
+    """Parse the flags of a command; None if only help was asked for.
+
+    Raises:
+        InputError: unknown flag or config key (with the nearest name), wrong type, missing flag.
+    """
+    # ml_collections wants --config before the overrides; the order should not matter to a person.
+    arguments = sorted(arguments, key=lambda text: not text.startswith(("--config=", "-config=")))
+    argv = [f"spinejax {name}", *arguments]
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    try:
+        if "--help" in arguments or "-h" in arguments:
+            command.flags(values, argv[:1])
+            _show_help(command, name, values)
+            return None
+        command.flags(values, argv)
+        rest = values(argv)
+    except (flags.Error, OSError, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise InputError(_one_line(error)) from error
+    except (ImportError, SyntaxError) as error:
+        raise InputError(f"the config does not load: {_one_line(error)}") from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    if "config" in values and values.config is None:
+        raise InputError("--config must name a file, e.g. --config=configs/chasppraunet.py")
+    return values
+
+
+def _show_help(command: Command, name: str, values: flags.FlagValues) -> None:
+    print(f"spinejax {name}: {command.help}\n")
+    for flag in sorted(values):
+        if flag in ("h", "help"):
+            continue
+        default = values[flag].default
+        if flag == "config":
+            default = DEFAULT_CONFIG
+        shown = "required" if default is None else f"default {default!r}"
+        if flag == "data":
+            shown = "optional"
+        print(f"  --{flag:<16} {values[flag].help} ({shown})")
+
+
+def _one_line(error: BaseException) -> str:
+    """Return the message of an exception on one line, without the quotes that KeyError adds."""
+    text = str(error.args[0]) if error.args else type(error).__name__
+    if isinstance(error, OSError):
+        text = str(error)
+    if "Traceback (most recent call last)" in text:  # ml_collections quotes a config's own error
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    missing = re.match(r"flag --(\w+)=None: ", text)
+    if missing:
+        text = f"--{missing[1]} is required; add --{missing[1]}=... (see --help)"
+    return " ".join(text.replace("\\n", " ").replace("\n", " ").split()).strip("'\"")
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+        errno.EACCES: "permission denied; choose a folder that you may read and write",
+        errno.EPERM: "not permitted; choose a folder that you may read and write",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.ENOENT: "no such file or folder; check the path",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
+        errno.EISDIR: "this is a folder; name a file",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    }
+    return where + advice.get(error.errno or 0, error.strerror or str(error))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 1
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    name = arguments.pop(0)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")  # warnings are for developers; the tests make them errors
+    # Grain reads absl's global flags, which this command line does not use.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"unknown command {name!r}{_nearest(name)}; see spinejax --help")
+        values = parse(COMMANDS[name], name, arguments)
+        return 0 if values is None else COMMANDS[name].run(values)
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        message = _describe_os_error(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    print(f"spinejax {name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    match = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; choose from {', '.join(COMMANDS)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

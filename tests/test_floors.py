@@ -1,0 +1,95 @@
+"""The house: a module imports only from floors below it (README, "Map")."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "spinejax"
+
+# The longest matching prefix decides. Modules of one row are siblings, and siblings do not import
+# one another, except inside a package.
+FLOORS = [
+    {"errors", "files"},
+    {"geometry", "labels", "choices"},
+    {"volume"},
+    {"data", "augment", "models", "losses", "metrics", "overlay"},
+    {"inference", "scoring"},
+    {"tasks"},
+    {"train"},
+    {"reports"},
+    {"commands"},
+    {"cli"},
+]
+# name in the package -> floor
+LEVEL = {name: level for level, row in enumerate(FLOORS) for name in row}
+# Only these files know these libraries.
+ONLY = {
+    "nibabel": {"data/nifti.py"},
+    "orbax": {"train/checkpoint.py"},
+    "grain": {"data/sources.py", "data/pipeline.py"},
+    "tensorboardX": {"train/log.py"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_come_from_lower_floors(path: Path) -> None:
+    mine = part(path)
+    assert mine in LEVEL, f"{mine} has no floor; give it one in FLOORS and in the README's map"
+    for name in imports(path):
+        pieces = name.split(".")
+        if pieces[0] != "spinejax" or pieces[1] == "__version__":
+            continue
+        theirs = pieces[1]
+        assert theirs == mine or LEVEL[theirs] < LEVEL[mine], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    relative = str(path.relative_to(PACKAGE))
+    libraries = {name.split(".")[0] for name in imports(path)}
+    for library, rooms in ONLY.items():
+        assert library not in libraries or relative in rooms, f"{relative} imports {library}"
+
+
+def test_only_parallel_knows_pmap() -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if any(
+            isinstance(node, ast.Attribute) and node.attr in ("pmap", "shard_map")
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    }
+    assert users <= {"train/parallel.py"}
+
+
+def test_data_and_configs_load_without_jax() -> None:
+    # Workers that preprocess in parallel, and launchers, start in a fraction of a second.
+    for path in [*(PACKAGE / "data").glob("*.py"), *(ROOT / "configs").glob("*.py")]:
+        assert not {n for n in imports(path) if n.split(".")[0] in ("jax", "flax")}, path
+
+
+def test_files_stay_small() -> None:
+    for path in modules():
+        assert len(path.read_text().splitlines()) <= 400, path

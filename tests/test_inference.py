@@ -1,0 +1,163 @@
+"""Sliding windows, post-processing, and whole scans back on their own grid."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from spinejax import geometry
+from spinejax.data.preprocess import SlicePreprocess
+from spinejax.inference import postprocess, scan, sliding_window
+from spinejax.volume import Volume
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(3, 70), st.integers(3, 70)),
+    window=st.tuples(st.integers(8, 32), st.integers(8, 32)),
+    overlap=st.floats(0, 0.8),
+    batch_size=st.integers(1, 5),
+)
+def test_a_pointwise_network_is_unchanged_by_windows(shape, window, overlap, batch_size):
+    stack = np.random.default_rng(0).integers(-1000, 800, shape).astype(np.int16)
+    shapes = set()
+
+    def network(batch):
+        shapes.add(batch.shape)
+        return (batch > 150).astype(np.float32)
+
+    result = sliding_window.predict_stack(
+        network, stack, window=window, overlap=overlap, batch_size=batch_size, fill=-1000
+    )
+    assert shapes == {(batch_size, *window)}  # compiled once
+    np.testing.assert_allclose(result, stack > 150, atol=1e-5)
+
+
+def test_one_window_has_the_context_of_training():
+    # A slice smaller than the window is padded around its centre with air.
+    seen = []
+
+    def network(batch):
+        seen.append(batch)
+        return np.zeros(batch.shape, np.float32)
+
+    sliding_window.predict_stack(
+        network,
+        np.full((1, 2, 3), 7, np.int16),
+        window=(6, 5),
+        overlap=0.5,
+        batch_size=1,
+        fill=-1000,
+    )
+    expected = np.full((6, 5), -1000, np.int16)
+    expected[2:4, 1:4] = 7
+    np.testing.assert_array_equal(seen[0][0], expected)
+
+
+def test_small_components_go_by_volume_not_by_voxels():
+    mask = np.zeros((20, 20, 20), bool)
+    mask[2:6, 2:6, 2:6] = True  # 64 voxels
+    mask[10:12, 10:12, 10:12] = True  # 8 voxels
+    mask[12, 12, 12] = True  # touches by a corner: the same component, 9 voxels
+    keep = postprocess.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.125)
+    np.testing.assert_array_equal(keep, mask)  # 9 x 0.125 ml
+    keep = postprocess.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.126)
+    assert keep.sum() == 64
+    keep = postprocess.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
+    assert not keep.any()
+
+
+def test_bounding_box_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    for density in (0.0005, 0.01, 0.5):
+        mask = rng.random((9, 14, 11)) < density
+        expected = ndimage.find_objects(mask.astype(int))
+        assert postprocess.bounding_box(mask) == (expected[0] if expected else None)
+
+
+def test_holes_are_filled_only_where_enclosed():
+    mask = np.zeros((9, 9, 9), bool)
+    mask[2:7, 2:7, 2:7] = True
+    hollow = mask.copy()
+    hollow[4, 4, 4] = False
+    np.testing.assert_array_equal(postprocess.fill_holes(hollow), mask)
+    hollow[4, 4, 5:] = False  # a canal to the outside
+    np.testing.assert_array_equal(postprocess.fill_holes(hollow), hollow)
+
+
+def ball_scan(orientation: str, spacing=(1.0, 1.5, 2.0)) -> tuple[Volume, np.ndarray]:
+    """A bright ball off centre on a canonical grid, stored in `orientation`."""
+    shape = (44, 40, 36)
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) * spacing
+    ball = np.linalg.norm(grid - [18, 32, 40], axis=-1) < 14
+    array = np.where(ball, 400, -200).astype(np.int16)
+    stored, stored_affine = geometry.reorient(array, affine, orientation)
+    truth, _ = geometry.reorient(ball, affine, orientation)
+    return Volume(np.ascontiguousarray(stored), stored_affine), truth
+
+
+def threshold_network(image, stats):
+    return np.clip((image.astype(np.float32) + 200) / 600, 0, 1)
+
+
+def scan_settings(plane: str, **how) -> scan.ScanSettings:
+    return scan.ScanSettings(
+        preprocess=SlicePreprocess(plane=plane, **how),
+        size=(32, 24),
+        normalise="hu",
+        batch_size=3,
+        overlap=0.25,
+        threshold=0.5,
+        min_component_ml=0.5,
+        fill_holes=False,
+    )
+
+
+@pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
+@pytest.mark.parametrize("orientation", geometry.ALL_ORIENTATIONS)
+def test_scans_of_every_orientation_come_back_on_their_own_grid(plane, orientation):
+    volume, truth = ball_scan(orientation)
+    # No smoothing and no resampling: the network is a threshold, so the mask must be exact. Each
+    # plane has its own spacings; "resize" to the native size is the identity.
+    canonical = [44, 40, 36]
+    del canonical[{"sagittal": 0, "coronal": 1, "axial": 2}[plane]]
+    how = scan_settings(plane, mode="resize", size=tuple(canonical), smoothing_sigma_mm=0.0)
+    done = []
+    result = scan.predict_scan(threshold_network, volume, how, advance=done.append)
+    assert result.dtype == np.uint8 and result.shape == volume.shape
+    np.testing.assert_array_equal(result, truth)
+    assert sum(done) == {"sagittal": 44, "coronal": 40, "axial": 36}[plane]
+
+
+def test_resampled_and_smoothed_scans_keep_the_ball():
+    volume, truth = ball_scan("PIR")
+    for plane in ("sagittal", "coronal", "axial"):
+        result = scan.predict_scan(threshold_network, volume, scan_settings(plane)) > 0
+        dice = 2 * (result & truth).sum() / (result.sum() + truth.sum())
+        assert dice > 0.97, plane
+
+
+def test_an_empty_prediction_is_all_background():
+    volume, _ = ball_scan("LPS")
+    result = scan.predict_scan(
+        lambda image, stats: np.zeros(image.shape, np.float32), volume, scan_settings("axial")
+    )
+    assert result.shape == volume.shape and not result.any()
+
+
+def test_statistics_of_the_whole_scan_reach_the_network():
+    volume, _ = ball_scan("RAS")
+    seen = []
+
+    def network(image, stats):
+        seen.append(stats)
+        return np.zeros(image.shape, np.float32)
+
+    how = scan_settings("axial", smoothing_sigma_mm=0.0, mode="resize", size=(44, 40))
+    scan.predict_scan(network, volume, scan.ScanSettings(**{**how.__dict__, "normalise": "zscore"}))
+    values = volume.array.astype(np.float64)
+    expected = [values.mean(), values.std(), values.min(), values.max()]
+    for stats in seen:
+        np.testing.assert_allclose(stats, np.tile(expected, (3, 1)), rtol=1e-5)
