@@ -1,0 +1,352 @@
+"""Preprocessed scans on disk, memory-mapped, and found again by what they were made of.
+
+One folder per scan, named by a digest of the preprocessing settings and the *contents* of the image
+and label files: another setting, an edited mask or a replaced scan is another entry, and a file
+that was merely moved or renamed is not.
+
+    <cache_dir>/
+      digests.json             path -> size, time, digest; unchanged files are not read again
+      <key>/image.npy          (n, h, w) int16 HU
+      <key>/label.npy          (n, h, w) uint8 VerSe ids
+      <key>/meta.json          settings, grid, intensity statistics, foreground pixels per slice
+      .tmp-<host>-<pid>-*/     an entry being written
+
+An entry is written in a temporary folder and renamed, so it is there whole or not at all: after an
+interruption the same call continues with what is missing. Two processes that make the same entry at
+once both succeed; the first rename stays.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from spinejax.data import nifti
+from spinejax.data.digests import ContentDigests
+from spinejax.data.normalise import ScanStats
+from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
+from spinejax.errors import InputError
+from spinejax.volume import LabelVolume, Volume
+
+if TYPE_CHECKING:
+    from spinejax.data.verse import Case
+
+FORMAT = 1
+"""Version of what `preprocess` computes and of the files here. Raise it when either changes."""
+
+_DIGESTS = "digests.json"
+_IMAGE, _LABEL = np.dtype("<i2"), np.dtype("u1")
+_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True, eq=False)
+class CachedCase:
+    """One preprocessed scan. Small and picklable: the arrays are opened when they are asked for.
+
+    Attributes:
+        id: of the case.
+        path: folder of the entry.
+        settings: that it was made with.
+        shape: (n, h, w) of image and label.
+        stats: (4,) float32 mean, std, min, max of the image in HU.
+        foreground_counts: (n,) int32, labelled pixels per slice.
+        spacing_mm: in-plane spacing of the slices along h and w.
+        slice_spacing_mm: distance between slices.
+    """
+
+    id: str
+    path: Path
+    settings: SlicePreprocess
+    shape: tuple[int, int, int]
+    stats: np.ndarray
+    foreground_counts: np.ndarray
+    spacing_mm: tuple[float, float]
+    slice_spacing_mm: float
+
+    @property
+    def image(self) -> np.ndarray:
+        """(n, h, w) int16 HU, memory-mapped and read-only."""
+        return _open_array(str(self.path / "image.npy"))
+
+    @property
+    def label(self) -> np.ndarray:
+        """(n, h, w) uint8 VerSe ids, memory-mapped and read-only."""
+        return _open_array(str(self.path / "label.npy"))
+
+
+@lru_cache(maxsize=256)
+def _open_array(path: str) -> np.ndarray:
+    # Every open map holds a file descriptor, and 1024 per process is a common limit: the two files
+    # of each of VerSe's 374 scans would come close to it. Reopening costs microseconds.
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cache file {path} cannot be read ({error}); delete its folder and run again"
+        ) from error
+
+
+def prepare(
+    cases: Sequence["Case"],
+    settings: SlicePreprocess,
+    cache_dir: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[CachedCase]:
+    """Preprocess every case that the cache does not hold yet, and return all of them in order.
+
+    Threads do the work: decompression, filtering and hashing all run outside Python's global lock,
+    there is no child process for a killed run to leave behind, and the call needs no `__main__`
+    guard.
+
+    Args:
+        cases: with image and labels (`verse.usable`).
+        settings: of the preprocessing.
+        cache_dir: made if missing.
+        workers: scans in work at once, each of which is in memory; None for one per core that the
+            process may use, at most 8.
+        progress: whether to show a bar.
+
+    Raises:
+        InputError: the cache folder cannot be written, the disk is full, or cases cannot be used
+            (the first is named with its reason, the others by id). Cases that succeeded stay in the
+            cache.
+    """
+    root = Path(cache_dir).absolute()
+    for case in cases:
+        if case.image is None or case.labels is None:
+            missing = "image" if case.image is None else "label file"
+            raise InputError(f"case {case.id} has no {missing}; leave it out or complete it")
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 8)
+    if workers < 1:
+        raise InputError(f"workers {workers} must be at least 1")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_stale(root)
+    except OSError as error:
+        raise _folder_error(root, error) from error
+    digests = ContentDigests(root / _DIGESTS)
+    results: dict[int, CachedCase] = {}
+    failures: dict[int, Exception] = {}
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="spinejax-prepare")
+    bar = tqdm(total=len(cases), desc="preparing", unit="scan", disable=not progress)
+    try:
+        tasks: dict[Future[CachedCase], int] = {
+            pool.submit(_prepare_case, case, settings, root, digests): i
+            for i, case in enumerate(cases)
+        }
+        for task in as_completed(tasks):
+            try:
+                results[tasks[task]] = task.result()
+            except (InputError, OSError, MemoryError) as error:
+                if isinstance(error, OSError) and _is_full(error):
+                    raise _folder_error(root, error) from error
+                failures[tasks[task]] = error
+            bar.update()
+    finally:
+        # On an interruption the scans in work are finished (seconds), the waiting ones dropped.
+        pool.shutdown(wait=True, cancel_futures=True)
+        bar.close()
+        digests.save()
+    if failures:
+        raise _cases_error(cases, failures)
+    return [results[i] for i in range(len(cases))]
+
+
+def _prepare_case(
+    case: "Case", settings: SlicePreprocess, root: Path, digests: ContentDigests
+) -> CachedCase:
+    image, labels = Path(case.image or ""), Path(case.labels or "")
+    key = _entry_key(settings, digests.of(image), digests.of(labels))
+    entry = root / key
+    cached = _read_entry(case.id, entry, settings)
+    if cached is not None:
+        return cached
+    scan, marks = nifti.read_pair(image, labels)
+    if not marks.array.any():
+        raise InputError(f"{labels}: no voxel is labelled; complete the mask or leave the case out")
+    _write_entry(scan, marks, entry, settings)
+    cached = _read_entry(case.id, entry, settings)
+    if cached is None:
+        raise InputError(f"cache entry {entry} vanished while it was written; run again")
+    return cached
+
+
+def _write_entry(scan: Volume, marks: LabelVolume, entry: Path, settings: SlicePreprocess) -> None:
+    grid = slice_geometry(scan, settings)
+    shape = (grid.n_slices, *grid.shape)
+    stats, counts = ScanStats(), np.zeros(grid.n_slices, np.int32)
+    temporary = _temporary_folder(entry.parent)
+    try:
+        with (
+            _npy(temporary / "image.npy", shape, _IMAGE) as image_file,
+            _npy(temporary / "label.npy", shape, _LABEL) as label_file,
+        ):
+            for start, slab, label in preprocess_slabs(scan, settings, marks):
+                # Plain writes: on a full disk they fail with an error, where writing through a
+                # memory map would kill the process.
+                image_file.write(np.ascontiguousarray(slab, _IMAGE).data)
+                ids = np.ascontiguousarray(label, _LABEL)
+                label_file.write(ids.data)
+                stats.update(slab)
+                counts[start : start + len(slab)] = np.count_nonzero(ids, axis=(1, 2))
+            for file in (image_file, label_file):
+                file.flush()
+                os.fsync(file.fileno())
+        meta = {
+            "format": FORMAT,
+            "settings": asdict(settings),
+            "shape": list(shape),
+            "spacing_mm": list(grid.spacing_mm),
+            "slice_spacing_mm": grid.slice_spacing_mm,
+            "stats": [float(value) for value in stats.result()],
+            "foreground_counts": counts.tolist(),
+        }
+        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        _publish(temporary, entry, settings)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _entry_key(settings: SlicePreprocess, image_digest: str, labels_digest: str) -> str:
+    parts = {
+        "format": FORMAT,
+        "settings": settings.identity(),
+        "image": image_digest,
+        "labels": labels_digest,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read_entry(case_id: str, entry: Path, settings: SlicePreprocess) -> CachedCase | None:
+    """Return the entry, or None where it is missing or damaged (it is then made anew)."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        n, h, w = (int(side) for side in meta["shape"])
+        counts = np.array(meta["foreground_counts"], np.int32)
+        stats = np.array(meta["stats"], np.float32)
+        spacing = (float(meta["spacing_mm"][0]), float(meta["spacing_mm"][1]))
+        slice_spacing = float(meta["slice_spacing_mm"])
+        for name, dtype in (("image.npy", _IMAGE), ("label.npy", _LABEL)):
+            array = np.load(entry / name, mmap_mode="r")  # refuses a file that is too short
+            if array.shape != (n, h, w) or array.dtype != dtype:
+                return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    if counts.shape != (n,) or stats.shape != (4,):
+        return None
+    return CachedCase(
+        id=case_id,
+        path=entry,
+        settings=settings,
+        shape=(n, h, w),
+        stats=stats,
+        foreground_counts=counts,
+        spacing_mm=spacing,
+        slice_spacing_mm=slice_spacing,
+    )
+
+
+def _publish(temporary: Path, entry: Path, settings: SlicePreprocess) -> None:
+    """Rename a finished temporary folder to its entry; an entry that is there and whole stays."""
+    for _ in range(3):
+        try:
+            os.rename(temporary, entry)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+        if _read_entry("", entry, settings) is not None:
+            return  # another process was first
+        damaged = _temporary_folder(entry.parent)
+        try:
+            os.rename(entry, damaged / "damaged")
+        except FileNotFoundError:
+            pass  # another process moved it away
+        finally:
+            shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype) -> BinaryIO:
+    """Open a .npy file whose header is written and whose data will follow in C order."""
+    file = open(path, "wb")  # noqa: SIM115 - the caller's `with` closes it
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _temporary_folder(root: Path) -> Path:
+    # Not tempfile.mkdtemp: its folders are private to the user, and a cache may be shared.
+    folder = root / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+    folder.mkdir()
+    return folder
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove temporary folders of processes that are gone."""
+    host = f".tmp-{socket.gethostname()}-"
+    for folder in root.glob(".tmp-*"):
+        try:
+            age = time.time() - folder.stat().st_mtime
+        except OSError:
+            continue
+        process = folder.name.removeprefix(host).split("-")[0]
+        ours = folder.name.startswith(host) and process.isdigit()
+        # A folder of another host can only be judged by its age.
+        if age > _STALE_SECONDS or (ours and not _is_alive(int(process))):
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                folder.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _folder_error(root: Path, error: OSError) -> InputError:
+    if _is_full(error):
+        return InputError(
+            f"cache folder {root}: the disk is full; free space or set data.cache_dir to another "
+            "disk, then run again to continue"
+        )
+    return InputError(
+        f"cache folder {root} cannot be written ({error.strerror}); set data.cache_dir to another"
+    )
+
+
+def _cases_error(cases: Sequence["Case"], failures: dict[int, Exception]) -> InputError:
+    first, *others = sorted(failures)
+    error = failures[first]
+    reason = str(error)
+    if not isinstance(error, InputError):  # these name the file themselves
+        reason = f"{cases[first].image}: {reason or type(error).__name__}"
+    if others:
+        ids = ", ".join(cases[i].id for i in others[:5]) + (", ..." if len(others) > 5 else "")
+        reason += f" ({len(others)} more of {len(cases)} cases failed: {ids})"
+    return InputError(reason)

@@ -1,0 +1,136 @@
+"""What intensities a network sees: the normalisations of paper A, as plain arithmetic.
+
+Paper A (section 4.2, figure 8, tables 3-8) compares four: "-1000 to 800", "zero mean", "0 to 1" and
+"-1 to 1", and finds the first best. It does not say what "-1000 to 800" does after the clamp to the
+same range, so both readings are here: `"hu"` leaves clamped Hounsfield units as they are (the text
+speaks of a clamping range), `"minmax_to_hu"` maps the scan's own minimum and maximum linearly to
+the range (figure 8 calls it a rescaling).
+
+`normalise` and `network_input` are plain arithmetic on NumPy or JAX arrays and work under
+`jax.jit`; jax itself is not imported, so that reading data does not need it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from spinejax.choices import check_choice
+
+MODES = ("hu", "zscore", "unit", "sym", "minmax_to_hu")
+"""Names of the normalisations, with the row of paper A's tables 3-8 that each can stand for.
+
+* `"hu"`: "-1000 to 800", clamped HU unchanged.
+* `"zscore"`: "zero mean", (x - mean) / std of the preprocessed scan.
+* `"unit"`: "0 to 1", linear from the clamp range.
+* `"sym"`: "-1 to 1", linear from the clamp range.
+* `"minmax_to_hu"`: "-1000 to 800", linear from the scan's own [min, max] to the clamp range.
+"""
+
+NEED_STATS = ("zscore", "minmax_to_hu")
+"""The modes that use the statistics of the whole preprocessed scan."""
+
+INPUT_SCALE = {"hu": 1e-3, "zscore": 1.0, "unit": 1.0, "sym": 1.0, "minmax_to_hu": 1e-3}
+"""Factor between the normalised image and the first convolution.
+
+Inputs of size 1000 make the first layer's activations and gradients a thousand times those of the
+other modes; dividing by 1000 keeps the mode's meaning (a linear map of HU, zero at water) and lets
+one learning rate serve all.
+"""
+
+
+def check_mode(mode: str) -> str:
+    """Return `mode`, or raise InputError that lists the choices."""
+    check_choice("data.normalise", mode, MODES)
+    return mode
+
+
+def normalise(image_hu: Any, mode: str, clamp_hu: tuple[float, float], stats: Any) -> Any:
+    """Map preprocessed HU to the values that `mode` names.
+
+    Values outside `clamp_hu` (intensity augmentation makes them) are clamped first, so that a
+    network never sees in training what no preprocessed scan can contain.
+
+    Args:
+        image_hu: (..., h, w) preprocessed image in HU, any number type.
+        mode: one of `MODES`.
+        clamp_hu: (low, high) of the preprocessing.
+        stats: (..., 4) float32 mean, std, min and max of each preprocessed scan in HU
+            (`ScanStats`); its leading axes match those of the image. Used by `"zscore"` and
+            `"minmax_to_hu"`; a scan of one single value gives zeros and the low end respectively.
+
+    Returns:
+        (..., h, w) float32 of the same array library.
+
+    Raises:
+        InputError: unknown mode.
+    """
+    check_mode(mode)
+    low, high = (float(bound) for bound in clamp_hu)
+    image = image_hu.astype(np.float32).clip(low, high)
+    if mode == "hu":
+        return image
+    if mode == "unit":
+        return (image - low) / (high - low)
+    if mode == "sym":
+        return (image - low) * (2 / (high - low)) - 1
+    mean, std, least, greatest = (stats[..., i, None, None] for i in range(4))
+    if mode == "zscore":
+        return (image - mean) / (std + (std <= 0))  # a constant scan is divided by one
+    extent = greatest - least
+    return (image - least) * ((high - low) / (extent + (extent <= 0))) + low
+
+
+def network_input(image_hu: Any, mode: str, clamp_hu: tuple[float, float], stats: Any) -> Any:
+    """Return what the first convolution gets: `normalise` times `INPUT_SCALE[mode]`.
+
+    Arguments, result and errors as for `normalise`. Training and inference both go through here.
+    """
+    return normalise(image_hu, mode, clamp_hu, stats) * INPUT_SCALE[mode]
+
+
+class ScanStats:
+    """Mean, standard deviation, minimum and maximum of a scan that arrives slab by slab.
+
+    Sums are kept as integers, hence the result does not depend on how the scan was cut.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = 0
+        self._squares = 0
+        self._least = 0
+        self._greatest = 0
+
+    def update(self, image_hu: np.ndarray) -> None:
+        """Add a slab of any shape, int16 HU."""
+        if not np.issubdtype(image_hu.dtype, np.integer):
+            raise TypeError(f"`image_hu` (dtype={image_hu.dtype}) must be of an integer type")
+        if image_hu.size == 0:
+            return
+        # Slice by slice: an int64 copy of a whole slab would be four times the slab.
+        for part in image_hu.reshape(image_hu.shape[0], -1):
+            values = part.astype(np.int64)
+            self._sum += int(values.sum())
+            self._squares += int(np.dot(values, values))
+        least, greatest = int(image_hu.min()), int(image_hu.max())
+        self._least = least if self._count == 0 else min(self._least, least)
+        self._greatest = greatest if self._count == 0 else max(self._greatest, greatest)
+        self._count += image_hu.size
+
+    def result(self) -> np.ndarray:
+        """Return (4,) float32: mean, std (population), min, max in HU."""
+        if self._count == 0:
+            raise ValueError("no image was given to `update`")
+        mean = self._sum / self._count
+        # Exact in integers up to the last division: no cancellation.
+        variance = (self._squares * self._count - self._sum**2) / self._count**2
+        return np.array([mean, variance**0.5, self._least, self._greatest], np.float32)
+
+
+def scan_stats(slabs: Iterable[np.ndarray]) -> np.ndarray:
+    """Return (4,) float32 mean, std, min and max over integer arrays, as `ScanStats` does."""
+    total = ScanStats()
+    for slab in slabs:
+        total.update(slab)
+    return total.result()

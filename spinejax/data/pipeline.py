@@ -1,0 +1,185 @@
+"""Batches of slices, by Grain.
+
+Training batches are a pure function of (seed, index of the batch): resuming at step `k` means
+starting at batch `k`, whatever the number of reading threads or processes was. Process `p` of `n`
+reads every n-th sample of one global stream, from the p-th; put side by side the processes' batches
+are that of a single process, in another order within the batch, and `"position"` says which.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from spinejax.data.cache import CachedCase
+from spinejax.data.sources import (
+    RandomWindow,
+    SliceSource,
+    WindowSource,
+    slice_table,
+    window_table,
+)
+from spinejax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+"""One process's share of a batch.
+
+* `"image"`: (b, h, w) int16 HU, preprocessed but not normalised
+* `"label"`: (b, h, w) uint8 VerSe ids
+* `"stats"`: (b, 4) float32 mean, std, min, max of the whole scan
+* `"case"`: (b,) int32 index into the list of cached cases
+* `"slice"`: (b,) int32 index into the case's slices
+* `"weight"`: (b,) float32, 0 for filler
+* `"position"`: (b,) int32 place within the batch of all processes
+"""
+
+
+def train_batches(
+    cached: Sequence[CachedCase],
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    spine_free_fraction: float = 0.1,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> Generator[Batch, None, None]:
+    """Return an endless stream of shuffled training batches, this process's share of each.
+
+    Slices with and without foreground are two streams, each shuffled anew on every pass, and merged
+    in fixed proportion. Where one kind does not exist, the other is used alone.
+
+    Args:
+        cached: the scans (`cache.prepare`).
+        size: (h, w); larger slices are cropped at random, smaller ones padded (`RandomWindow`).
+        batch_size: slices over all processes.
+        seed: of order and crops.
+        start_step: batch to begin at.
+        spine_free_fraction: share of slices without any foreground. It counts whole slices: a crop
+            of a slice with vertebrae may miss them.
+        process_index: which share; below `process_count`.
+        process_count: number of shares; divides `batch_size`.
+        threads: that read and cut; 0 reads in the caller.
+        prefetch: batches kept ready by the threads; 0 also reads in the caller.
+
+    Returns:
+        A generator of `Batch`, which `close()` (or its end of life) shuts down with its threads.
+
+    Raises:
+        InputError: no slices, or a value that cannot be used, named.
+    """
+    size = _check(size, batch_size, process_index, process_count, threads, prefetch)
+    if not 0 <= spine_free_fraction <= 1:
+        raise InputError(f"spine_free_fraction {spine_free_fraction} must lie in [0, 1]")
+    if seed < 0:
+        raise InputError(f"seed {seed} must not be negative")
+    if start_step < 0:
+        raise InputError(f"start_step {start_step} must not be negative")
+    table, has_spine = slice_table(cached)
+    kinds = {"spine": (table[has_spine], 1 - spine_free_fraction)}
+    kinds["free"] = (table[~has_spine], spine_free_fraction)
+    streams, weights = [], []
+    for name, (rows, weight) in kinds.items():
+        other_is_empty = len(rows) == len(table)
+        if len(rows) and (weight > 0 or other_is_empty):
+            source = grain.MapDataset.source(SliceSource(cached, rows))
+            streams.append(source.shuffle(seed=_seed(seed, name)).repeat(None))
+            # Whole numbers: Grain rounds weights to a hundredth of the smallest.
+            weights.append(max(1, round(weight * 10_000)))
+    stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=weights)
+    stream = stream.random_map(RandomWindow(cached, size), seed=_seed(seed, "window"))
+    # The share is taken last, so that the global stream does not hang on the number of processes.
+    share = stream[process_index::process_count].batch(batch_size // process_count)
+    return _iterate(share[start_step:], batch_size, process_index, process_count, threads, prefetch)
+
+
+def eval_batches(
+    cached: Sequence[CachedCase],
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> Generator[Batch, None, None]:
+    """Return every pixel of every slice exactly once, in order, in windows of `size`.
+
+    Slices larger than `size` are cut into windows that do not overlap; what sticks out of a slice
+    has the low end of the clamp range and label 0, which counts as true negative and leaves Dice
+    alone. Every process gets the same number of batches, all full; filler has weight 0.
+
+    Arguments, result and errors as for `train_batches`.
+    """
+    size = _check(size, batch_size, process_index, process_count, threads, prefetch)
+    table = window_table(cached, size)
+    length = -(-len(table) // batch_size) * batch_size
+    stream = grain.MapDataset.source(WindowSource(cached, size, table, length))
+    share = stream[process_index::process_count].batch(batch_size // process_count)
+    return _iterate(share, batch_size, process_index, process_count, threads, prefetch)
+
+
+def steps_per_epoch(cached: Sequence[CachedCase], batch_size: int) -> int:
+    """Return the number of batches that show as many slices as there are, rounded up."""
+    table, _ = slice_table(cached)
+    return -(-len(table) // batch_size)
+
+
+def _iterate(
+    share: Any,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    threads: int,
+    prefetch: int,
+) -> Generator[Batch, None, None]:
+    # Grain's own defaults would read 500 batches ahead.
+    ahead = prefetch if threads else 0
+    options = grain.ReadOptions(num_threads=threads if ahead else 0, prefetch_buffer_size=ahead)
+    position = np.arange(process_index, batch_size, process_count, dtype=np.int32)
+    iterator = iter(share.to_iter_dataset(options))
+    try:
+        for batch in iterator:
+            yield batch | {"position": position.copy()}
+    finally:
+        iterator.close()
+
+
+def _check(
+    size: tuple[int, int],
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    threads: int,
+    prefetch: int,
+) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"data.size {tuple(size)} must be two positive numbers of pixels")
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size} must be at least 1")
+    if process_count < 1 or not 0 <= process_index < process_count:
+        raise InputError(f"process {process_index} of {process_count} does not exist")
+    if batch_size % process_count:
+        raise InputError(
+            f"batch_size {batch_size} must be a multiple of the number of processes "
+            f"({process_count})"
+        )
+    if threads < 0 or prefetch < 0:
+        raise InputError(
+            f"data.threads {threads} and data.prefetch {prefetch} must not be negative"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _seed(seed: int, purpose: str) -> int:
+    """Derive a 32-bit seed per purpose; neighbouring seeds share nothing.
+
+    Grain adds the number of the pass to its seed, so seeds 0 and 1 used as they are would give the
+    same orders, one pass apart.
+    """
+    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1)
+    return int(words[0])

@@ -1,0 +1,323 @@
+"""From a scan to smoothed, clamped, resampled slices, and from predicted slices back to the scan.
+
+Paper A, section 4.2: the scan is reoriented, smoothed by a Gaussian and clamped to [-1000, 800] "as
+used by Payer et al." (there: recursive Gaussian of 0.75 mm in physical units, then the clamp, in
+this order), and the slices are resized to 256x256. Smoothing comes before resampling and is what
+keeps the linear interpolation from aliasing: with the default 0.75 mm it fits steps up to about 2
+mm; for much coarser ones (`"resize"` of a large field of view to few pixels) raise
+`smoothing_sigma_mm`.
+
+Grids are aligned by pixel edges: the slice keeps its extent, and the centre of output pixel `i`
+lies at `(i + 0.5) * step - 0.5` in input pixels, `step` being input pixels per output pixel. Where
+input and output have the same number of pixels nothing is interpolated. The slice axis keeps its
+spacing.
+
+Scans are processed in slabs of slices with enough neighbours on both sides for the smoothing; only
+a slab is ever held in floating point, and the numbers do not depend on the slab's size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from spinejax import geometry
+from spinejax.choices import check_choice
+from spinejax.errors import InputError
+from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
+
+SAMPLING_MODES = ("resample", "resize")
+
+_TRUNCATE = 4.0  # the Gaussian is cut at this many sigma
+_LEAST_SIGMA_VOXELS = 0.1  # a sigma below it puts under 1e-20 on the neighbours
+_SLAB_BYTES = 64 * 2**20  # of one float32 slab
+
+
+@dataclass(frozen=True)
+class SlicePreprocess:
+    """How scans become slices.
+
+    Attributes:
+        plane: `"sagittal"`, `"coronal"` or `"axial"` (`volume.PLANES`).
+        smoothing_sigma_mm: standard deviation of the Gaussian in mm along every axis; 0 for none.
+            An axis on which it is below a tenth of a voxel is left alone.
+        clamp_hu: (low, high), applied after smoothing; whole numbers, since slices are int16.
+        mode: `"resample"` to `spacing_mm` along both in-plane axes, or `"resize"` each slice to
+            `size`.
+        spacing_mm: in-plane spacing of `"resample"`.
+        size: (rows, columns) of `"resize"`.
+
+    Raises:
+        InputError: a value that cannot be used, with the field named.
+    """
+
+    plane: str = "sagittal"
+    smoothing_sigma_mm: float = 0.75
+    clamp_hu: tuple[float, float] = (-1000.0, 800.0)
+    mode: str = "resample"
+    spacing_mm: float = 1.0
+    size: tuple[int, int] = (256, 256)
+
+    def __post_init__(self) -> None:
+        check_choice("data.plane", self.plane, PLANES)
+        check_choice("data.preprocess.mode", self.mode, SAMPLING_MODES)
+        if not 0 <= self.smoothing_sigma_mm < 50:
+            raise InputError(
+                f"preprocess.smoothing_sigma_mm {self.smoothing_sigma_mm} must lie in [0, 50) mm"
+            )
+        if not 0.05 <= self.spacing_mm <= 50:
+            raise InputError(f"preprocess.spacing_mm {self.spacing_mm} must lie in 0.05 to 50 mm")
+        clamp, size = tuple(self.clamp_hu), tuple(self.size)
+        if len(clamp) != 2 or not -32768 <= clamp[0] < clamp[1] <= 32767:
+            raise InputError(
+                f"preprocess.clamp_hu {clamp} must be (low, high) with low < high, within int16"
+            )
+        if any(bound != round(bound) for bound in clamp):
+            raise InputError(f"preprocess.clamp_hu {clamp} must be whole HU; slices are int16")
+        if len(size) != 2 or min(size) < 1:
+            raise InputError(f"size {size} must be two positive numbers of pixels (rows, columns)")
+        # Lists from a config become tuples: the settings are hashed and compared.
+        object.__setattr__(self, "clamp_hu", (float(clamp[0]), float(clamp[1])))
+        object.__setattr__(self, "size", (int(size[0]), int(size[1])))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that the result depends on, as JSON values: the cache's key."""
+        fields = asdict(self)
+        del fields["size" if self.mode == "resample" else "spacing_mm"]
+        return fields
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """Where the slices of one scan lie.
+
+    `h w` are the two in-plane axes in canonical order (volume.py); native is the scan's own
+    in-plane grid after reorientation, output the grid of the preprocessed slices.
+    """
+
+    plane: str
+    canonical_shape: tuple[int, int, int]
+    n_slices: int
+    slice_spacing_mm: float
+    native_shape: tuple[int, int]
+    native_spacing_mm: tuple[float, float]
+    shape: tuple[int, int]
+    spacing_mm: tuple[float, float]
+
+    @property
+    def zooms(self) -> tuple[float, float]:
+        """Output pixels per native pixel, along h and w."""
+        return (
+            self.shape[0] / self.native_shape[0],
+            self.shape[1] / self.native_shape[1],
+        )
+
+
+def slice_view(array: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
+    """Return `array` (x, y, z) of any orientation as canonical slices (n, H, W), without copying.
+
+    Writing into the view writes into `array`: predictions made slab by slab land in the input's own
+    orientation this way, with no second copy.
+
+    Args:
+        array: (x, y, z) in the orientation of `affine`.
+        affine: (4, 4) voxel to world.
+        plane: one of `volume.PLANES`.
+    """
+    canonical, _ = geometry.reorient(array, affine, CANONICAL)
+    return np.moveaxis(canonical, PLANES[plane], 0)
+
+
+def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
+    """Return the grids of the slices that `preprocess_slabs` makes of `volume`.
+
+    The output has `round(pixels * native / wanted spacing)` pixels, at least one, so its spacing is
+    the wanted one up to half a pixel in the whole width.
+    """
+    axis = PLANES[settings.plane]
+    canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
+    spacing = geometry.spacing_mm(affine)
+    rows, columns = (i for i in range(3) if i != axis)
+    native_shape = (canonical.shape[rows], canonical.shape[columns])
+    native_spacing = (spacing[rows], spacing[columns])
+    if settings.mode == "resize":
+        shape = settings.size
+    else:
+        shape = (
+            _resampled_length(native_shape[0], native_spacing[0], settings.spacing_mm),
+            _resampled_length(native_shape[1], native_spacing[1], settings.spacing_mm),
+        )
+    return SliceGeometry(
+        plane=settings.plane,
+        canonical_shape=(canonical.shape[0], canonical.shape[1], canonical.shape[2]),
+        n_slices=canonical.shape[axis],
+        slice_spacing_mm=float(spacing[axis]),
+        native_shape=native_shape,
+        native_spacing_mm=(float(native_spacing[0]), float(native_spacing[1])),
+        shape=shape,
+        spacing_mm=(
+            float(native_spacing[0] * native_shape[0] / shape[0]),
+            float(native_spacing[1] * native_shape[1] / shape[1]),
+        ),
+    )
+
+
+def preprocess_slabs(
+    volume: Volume,
+    settings: SlicePreprocess,
+    labels: LabelVolume | None = None,
+    *,
+    slab_slices: int | None = None,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """Yield the preprocessed slices of a scan, a slab at a time, in slice order.
+
+    Args:
+        volume: the scan, int16 or float32 HU, any orientation.
+        settings: how.
+        labels: label map on the same array grid (`nifti.read_pair` sees to that), or None.
+        slab_slices: slices per slab; None chooses by memory (about 64 MB in float32). It changes
+            memory and speed, never a number.
+
+    Yields:
+        (start, image, label): index of the slab's first slice, image (n, h, w) int16 HU, label
+        (n, h, w) uint8 or None. Labels are taken from the nearest pixel.
+
+    Raises:
+        ValueError: labels of another shape.
+    """
+    if labels is not None and labels.shape != volume.shape:
+        raise ValueError(
+            f"`labels` (shape={labels.shape}) must have the shape of `volume` ({volume.shape})"
+        )
+    grid = slice_geometry(volume, settings)
+    scan = slice_view(volume.array, volume.affine, settings.plane)
+    # The labels' own affine may differ from the image's within a tolerance, or name an oblique
+    # grid's axes differently; the arrays share a grid, so the image's affine holds for both.
+    marks = None if labels is None else slice_view(labels.array, volume.affine, settings.plane)
+    spacings = (grid.slice_spacing_mm, *grid.native_spacing_mm)
+    sigmas = [settings.smoothing_sigma_mm / spacing for spacing in spacings]
+    halo = _radius(sigmas[0])
+    if slab_slices is None:
+        slice_bytes = 4 * grid.native_shape[0] * grid.native_shape[1]
+        # Never so thin that most of the work is the halo's.
+        slab_slices = max(1, halo, _SLAB_BYTES // max(1, slice_bytes) - 2 * halo)
+    if slab_slices < 1:
+        raise ValueError(f"`slab_slices` (={slab_slices}) must be positive")
+    low, high = settings.clamp_hu
+    nearest = [_nearest(n, m) for n, m in zip(grid.native_shape, grid.shape, strict=True)]
+    for start in range(0, grid.n_slices, slab_slices):
+        stop = min(start + slab_slices, grid.n_slices)
+        slab = _smoothed(scan, start, stop, halo, sigmas)
+        np.clip(slab, low, high, out=slab)
+        slab = _linear(_linear(slab, 1, grid.shape[0]), 2, grid.shape[1])
+        image = np.rint(slab, out=slab).astype(np.int16)
+        label = None
+        if marks is not None:
+            # Indices rather than strides, so that the result is a copy in its own memory.
+            label = marks[start:stop][:, nearest[0][:, None], nearest[1]].astype(np.uint8)
+        yield start, image, label
+
+
+def preprocess_scan(volume: Volume, settings: SlicePreprocess) -> np.ndarray:
+    """Return all preprocessed slices of a scan, (n, h, w) int16 HU: what inference reads."""
+    grid = slice_geometry(volume, settings)
+    image = np.empty((grid.n_slices, *grid.shape), np.int16)
+    for start, slab, _ in preprocess_slabs(volume, settings):
+        image[start : start + len(slab)] = slab
+    return image
+
+
+def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
+    """Return values on the preprocessed grid, interpolated to the scan's own in-plane grid.
+
+    Args:
+        foreground: (n, h, w) floating point, any slab of slices; for example probabilities.
+        grid: of `slice_geometry`.
+
+    Returns:
+        (n, H, W) float32 by linear interpolation between pixel centres, constant beyond the last.
+
+    Raises:
+        ValueError: slices of another shape than `grid.shape`.
+    """
+    if tuple(foreground.shape[1:]) != grid.shape:
+        raise ValueError(f"`foreground` (shape={foreground.shape}) must be (n, *{grid.shape})")
+    values = np.asarray(foreground, np.float32)
+    return _linear(_linear(values, 1, grid.native_shape[0]), 2, grid.native_shape[1])
+
+
+def place_slices(slices: np.ndarray, plane: str) -> np.ndarray:
+    """Return slices (n, H, W) of `plane` as a canonical array (x, y, z); a view."""
+    return np.moveaxis(slices, 0, PLANES[plane])
+
+
+def to_input_orientation(array: np.ndarray, volume: Volume) -> np.ndarray:
+    """Return a canonical array (x, y, z) in the orientation of `volume`; a view.
+
+    Raises:
+        ValueError: an array that is not on the canonical grid of `volume`.
+    """
+    canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
+    if array.shape != canonical.shape:
+        raise ValueError(f"`array` (shape={array.shape}) must have shape {canonical.shape}")
+    return geometry.reorient(array, affine, volume.orientation)[0]
+
+
+def _resampled_length(pixels: int, spacing_mm: float, wanted_mm: float) -> int:
+    return max(1, round(pixels * spacing_mm / wanted_mm))
+
+
+def _radius(sigma_voxels: float) -> int:
+    """Neighbours on each side that smoothing looks at."""
+    return 0 if sigma_voxels < _LEAST_SIGMA_VOXELS else int(_TRUNCATE * sigma_voxels + 0.5)
+
+
+def _smoothed(
+    scan: np.ndarray, start: int, stop: int, halo: int, sigmas: list[float]
+) -> np.ndarray:
+    """Slices [start, stop) of `scan` (n, H, W), smoothed, float32; sigmas in voxels per axis."""
+    first, last = max(0, start - halo), min(len(scan), stop + halo)
+    slab = np.array(scan[first:last], np.float32, order="C")
+    if halo:
+        slab = _gaussian(slab, 0, sigmas[0], halo)[start - first : stop - first]
+    for axis in (1, 2):
+        radius = _radius(sigmas[axis])
+        if radius:
+            slab = _gaussian(slab, axis, sigmas[axis], radius)
+    return slab
+
+
+def _gaussian(slab: np.ndarray, axis: int, sigma: float, radius: int) -> np.ndarray:
+    # Edge values are repeated at the scan's own border. Inside the scan the halo is real data.
+    return ndimage.gaussian_filter1d(slab, sigma, axis, mode="nearest", radius=radius)
+
+
+def _centres(native: int, wanted: int) -> np.ndarray:
+    """Input coordinates of output pixel centres, aligned by the outer edges."""
+    return (np.arange(wanted) + 0.5) * (native / wanted) - 0.5
+
+
+def _nearest(native: int, wanted: int) -> np.ndarray:
+    """Index of the input pixel that holds each output pixel's centre."""
+    return np.clip(np.floor(_centres(native, wanted) + 0.5), 0, native - 1).astype(np.intp)
+
+
+def _linear(values: np.ndarray, axis: int, wanted: int) -> np.ndarray:
+    """Linear interpolation of float32 `values` along `axis` to `wanted` pixels."""
+    native = values.shape[axis]
+    if native == wanted:
+        return values
+    centres = np.clip(_centres(native, wanted), 0, native - 1)
+    below = np.minimum(np.floor(centres).astype(np.intp), max(native - 2, 0))
+    above = np.minimum(below + 1, native - 1)
+    shape = [1] * values.ndim
+    shape[axis] = wanted
+    weight = (centres - below).astype(np.float32).reshape(shape)
+    result = np.take(values, below, axis)
+    result *= 1 - weight
+    upper = np.take(values, above, axis)
+    upper *= weight
+    result += upper
+    return result
