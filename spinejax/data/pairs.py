@@ -1,0 +1,69 @@
+"""Bringing a label map onto the grid of its scan."""
+
+import logging
+
+from spinejax import geometry
+from spinejax.errors import InputError
+from spinejax.volume import LabelVolume, Volume
+
+logger = logging.getLogger("spinejax")
+
+TOLERANCE_MM = 0.5
+"""Two grids whose corners are no farther apart than this are one grid."""
+
+
+def match_labels(
+    image: Volume, labels: LabelVolume, tolerance_mm: float = TOLERANCE_MM
+) -> LabelVolume:
+    """`labels` on the grid of `image`.
+
+    The map may be stored in another axis order. Where the corners of the two grids are within
+    `tolerance_mm`, voxels are paired as they are; else the map is resampled (nearest neighbour)
+    and a warning is logged.
+
+    Returns:
+        LabelVolume with the shape and the affine of `image`, and the `disk` of `labels`.
+
+    Raises:
+        InputError: the two do not overlap in space, or no label is left on the grid of `image`.
+    """
+    name, image_name = _name(labels), _name(image)
+    array, affine = geometry.reorient(labels.array, labels.affine, image.orientation)
+    if array.shape == image.shape:
+        distance = geometry.max_corner_distance_mm(affine, image.affine, image.shape)
+        if distance <= tolerance_mm:
+            return LabelVolume(array, image.affine, labels.disk)
+        why = f"its corners are up to {distance:.3g} mm away"
+    else:
+        why = f"its shape {_sides(labels.shape)} is not {_sides(image.shape)}"
+    inside = geometry.overlap_fraction(labels.shape, labels.affine, image.shape, image.affine)
+    covered = geometry.overlap_fraction(image.shape, image.affine, labels.shape, labels.affine)
+    if max(inside, covered) == 0:
+        raise InputError(
+            f"{name}: the mask does not overlap {image_name} in space ({why}); check that the two "
+            "belong together"
+        )
+    logger.warning(
+        "%s: resampling the mask onto the grid of %s: %s; %.0f %% of the mask's grid is inside",
+        name,
+        image_name,
+        why,
+        100 * inside,
+    )
+    array = geometry.resample(
+        labels.array, labels.affine, image.shape, image.affine, order=0, fill=0
+    )
+    if labels.array.any() and not array.any():
+        raise InputError(
+            f"{name}: no labelled voxel of the mask lies inside {image_name} ({why}); check that "
+            "the two belong together"
+        )
+    return LabelVolume(array, image.affine, labels.disk)
+
+
+def _name(volume: Volume) -> str:
+    return str(volume.disk.path) if volume.disk is not None else "the volume in memory"
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,283 @@
+"""The bytes of a voxel file, slab by slab: opening, checking and converting values, writing.
+
+Knows gzip, types, slope and intercept; not what a header means (that is `nifti.py`). Voxels are
+stored with the first axis fastest, so that a slab along the last axis is one run of bytes.
+"""
+
+import errno
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from spinejax.errors import InputError
+from spinejax.files import atomic_path
+
+AIR_HU = -1024
+"""Air, the lowest value of a calibrated CT: what lies below, NaN and infinities become it."""
+
+_SLAB_VOXELS = 2**21
+# A deflate stream cannot expand more than this (zlib's technical notes: 1032 to 1).
+_MAX_DEFLATE_RATIO = 1032
+_COMPRESSION = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How voxels lie in a stream; stored * slope + inter is the value."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    slope: float = 1.0
+    inter: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all voxels."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def scaled(self) -> bool:
+        """Whether values differ from what is stored."""
+        return (self.slope, self.inter) != (1.0, 0.0)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The decompressed stream of a file, and the largest number of bytes it can hold.
+
+    Whether it is gzipped is told by its first bytes. What goes wrong while reading from the stream
+    becomes an InputError that names the file.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give one .nii or .nii.gz file")
+        size = path.stat().st_size
+        if size == 0:
+            raise InputError(f"{path}: the file is empty; copy or download it again")
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if not zipped:
+                yield raw, size
+                return
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield cast(BinaryIO, stream), size * _MAX_DEFLATE_RATIO
+                # Reading past the last voxel makes gzip compare its checksum.
+                stream.read(1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except PermissionError:
+        raise InputError(f"{path}: permission denied; check the rights on the file") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise InputError(
+            f"{path}: truncated or damaged gzip file; copy or download it again"
+        ) from None
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory to read it; crop or resample it") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path and the disk"
+        ) from None
+
+
+def available_bytes() -> int | None:
+    """Memory that can still be had, or None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def skip(path: Path, stream: BinaryIO, count: int) -> None:
+    """Read past `count` bytes, a little at a time: what they should hold is not trusted."""
+    while count > 0:
+        got = len(stream.read(min(count, 1 << 20)))
+        if got == 0:
+            raise InputError(f"{path}: truncated before the voxels; copy or download it again")
+        count -= got
+
+
+def intensities(path: Path, stream: BinaryIO, layout: Layout) -> np.ndarray:
+    """Values of a CT, (x, y, z): int16 if every one is a whole number that fits, else float32.
+
+    NaN, infinities and values below AIR_HU become AIR_HU.
+
+    Raises:
+        InputError: the stream ends too early, or no value is finite.
+    """
+    out = np.empty(layout.shape, np.int16, order="F")
+    some_finite = False
+    for start, stored in _slabs(path, stream, layout):
+        stop = start + stored.shape[2]
+        if stored.dtype.kind in "iu" and not layout.scaled:
+            values = stored
+            some_finite = True
+            if stored.dtype.kind == "i":
+                np.maximum(values, max(AIR_HU, np.iinfo(stored.dtype).min), out=values)
+        else:
+            values = _scaled(stored, layout)
+            # Too large for float32 is as good as infinite.
+            good = np.abs(values) <= np.finfo(np.float32).max
+            some_finite = some_finite or bool(good.any())
+            good &= values >= AIR_HU
+            values[~good] = AIR_HU
+        if out.dtype == np.int16 and not _is_int16(values):
+            out = out.astype(np.float32)
+        out[:, :, start:stop] = values
+    if not some_finite:
+        raise InputError(f"{path}: no voxel is a finite number; export the scan again")
+    return out
+
+
+def label_values(
+    path: Path, stream: BinaryIO, layout: Layout, valid: Collection[int] | None
+) -> np.ndarray:
+    """Labels, (x, y, z) uint8.
+
+    Raises:
+        InputError: the stream ends too early; a value is not a whole number (to 0.01, or half a
+            step of the stored numbers where they are scaled), or not one of `valid` (0 to 255).
+    """
+    allowed = range(256) if valid is None else valid
+    slack = 0.01
+    if layout.scaled and layout.dtype.kind in "iu":
+        # Writers that quantise floats put every label up to half a step from its whole number.
+        slack = max(slack, min(0.1, 0.51 * abs(layout.slope)))
+    out = np.empty(layout.shape, np.uint8, order="F")
+    counts = np.zeros(256, np.int64)
+    for start, stored in _slabs(path, stream, layout):
+        values = stored
+        if stored.dtype.kind == "f" or layout.scaled:
+            exact = _scaled(stored, layout)
+            values = np.rint(exact)
+            wrong = ~(np.abs(exact - values) <= slack)
+            if wrong.any():
+                raise InputError(
+                    f"{path}: value {exact[wrong][0]:g} is no label, labels are whole numbers; "
+                    "is this the mask, and was it resampled without interpolation?"
+                )
+        low, high = values.min(), values.max()
+        if low < 0 or high > 255:
+            raise InputError(
+                f"{path}: label {int(low if low < 0 else high)} is out of range; {_remedy(valid)}"
+            )
+        slab = values.astype(np.uint8)
+        counts += np.bincount(slab.ravel(order="K"), minlength=256)
+        out[:, :, start : start + slab.shape[2]] = slab
+    unknown = [int(label) for label in np.flatnonzero(counts) if int(label) not in allowed]
+    if unknown:
+        names = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        raise InputError(f"{path}: label {names} is out of range; {_remedy(valid)}")
+    return out
+
+
+def write(path: Path, header: bytes, array: np.ndarray, layout: Layout) -> None:
+    """Write `header` and then the voxels of `array` (x, y, z), gzipped if the name ends in .gz.
+
+    The file appears whole or not at all. The same input gives the same bytes.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    with _writing(path), atomic_path(path) as temporary, temporary.open("wb") as raw:
+        if path.name.lower().endswith(".gz"):
+            with gzip.GzipFile(
+                filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=raw, mtime=0
+            ) as stream:
+                _write_voxels(cast(BinaryIO, stream), header, array, layout)
+        else:
+            _write_voxels(raw, header, array, layout)
+
+
+def _slabs(path: Path, stream: BinaryIO, layout: Layout) -> Iterator[tuple[int, np.ndarray]]:
+    """First index and stored values (x, y, slab), native byte order, of slabs along the last axis.
+
+    The array of a slab may be overwritten.
+    """
+    nx, ny, nz = layout.shape
+    step = max(1, _SLAB_VOXELS // (nx * ny))
+    for start in range(0, nz, step):
+        slab = np.empty((min(step, nz - start), ny, nx), layout.dtype)
+        view = slab.view(np.uint8).reshape(-1).data
+        done = 0
+        while done < len(view):
+            got = stream.readinto(view[done : done + (1 << 24)])  # type: ignore[attr-defined]
+            if not got:
+                raise InputError(
+                    f"{path}: truncated, voxels end in slice {start + 1} of {nz}; copy or download "
+                    "it again"
+                )
+            done += got
+        yield start, slab.astype(layout.dtype.newbyteorder("="), copy=False).transpose(2, 1, 0)
+
+
+def _scaled(stored: np.ndarray, layout: Layout) -> np.ndarray:
+    """Values as float64, NaN and infinities as they come."""
+    values = stored.astype(np.float64)
+    if layout.scaled:
+        with np.errstate(all="ignore"):
+            values *= layout.slope
+            values += layout.inter
+    return values
+
+
+def _is_int16(values: np.ndarray) -> bool:
+    """Whether finite values are whole and fit int16."""
+    bounds = np.iinfo(np.int16)
+    if values.min() < bounds.min or values.max() > bounds.max:
+        return False
+    return values.dtype.kind in "iu" or bool((values == np.rint(values)).all())
+
+
+def _remedy(valid: Collection[int] | None) -> str:
+    if valid is None:
+        return "labels are 0 to 255"
+    if isinstance(valid, range) and valid.step == 1:
+        return f"allowed are {valid.start} to {valid.stop - 1}; renumber the mask"
+    return f"allowed are {', '.join(map(str, sorted(valid)))}; renumber the mask"
+
+
+def _write_voxels(stream: BinaryIO, header: bytes, array: np.ndarray, layout: Layout) -> None:
+    stream.write(header)
+    nx, ny, nz = layout.shape
+    step = max(1, _SLAB_VOXELS // (nx * ny))
+    for start in range(0, nz, step):
+        slab = array[:, :, start : start + step].transpose(2, 1, 0)
+        if layout.scaled:
+            slab = (slab.astype(np.float64) - layout.inter) / layout.slope
+        if layout.dtype.kind in "iu" and slab.dtype.kind == "f":
+            slab = np.rint(slab)
+        stream.write(np.ascontiguousarray(slab, layout.dtype).view(np.uint8).reshape(-1).data)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line why a file could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            problem = "no space left on the disk; free some, or choose another output folder"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            problem = "permission denied; choose an output folder that can be written"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            problem = "a parent is a file, not a folder; choose another output folder"
+        elif error.errno == errno.EISDIR:
+            problem = "is a folder; give the name of a file"
+        else:
+            problem = f"{error.strerror or error}; choose another output folder"
+        raise InputError(f"{path}: cannot be written: {problem}") from None
