@@ -59,10 +59,10 @@ def pixels_background(picture):
 @pytest.mark.parametrize("to", ["LPS", "RAS", "PIR", "SAL", "IRP", "ASR", "LIP"])
 def test_the_picture_does_not_depend_on_the_orientation_on_disk(to):
     volume, mask = canonical_volume(), box_mask()
-    expected = pixels(figures.quicklook_png(volume, mask, case="x"))
+    expected = pixels(figures.quicklook_png(volume, mask, title="x"))
     array, affine = geometry.reorient(volume.array, volume.affine, to)
     other, _ = geometry.reorient(mask, volume.affine, to)
-    picture = pixels(figures.quicklook_png(Volume(array, affine), other, case="x"))
+    picture = pixels(figures.quicklook_png(Volume(array, affine), other, title="x"))
     np.testing.assert_array_equal(picture[72:], expected[72:])
 
 
@@ -128,7 +128,7 @@ def test_centre_is_the_median_of_the_foreground():
 
 def test_an_empty_prediction_still_gives_a_picture(tmp_path):
     path = figures.quicklook(
-        canonical_volume(), np.zeros(SHAPE, bool), path=tmp_path / "new" / "a.png"
+        canonical_volume(), np.zeros(SHAPE, bool), None, tmp_path / "new" / "a.png"
     )
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
@@ -136,7 +136,7 @@ def test_an_empty_prediction_still_gives_a_picture(tmp_path):
 
 @pytest.mark.parametrize("case", ["a$^{$b", "脊柱 scan", "x" * 300, ""])
 def test_any_case_name_can_be_printed(case):
-    assert figures.quicklook_png(canonical_volume(), box_mask(), case=case)
+    assert figures.quicklook_png(canonical_volume(), box_mask(), title=case)
 
 
 def test_tiny_and_very_anisotropic_scans():
@@ -166,5 +166,5 @@ def test_labels_of_another_shape_are_refused():
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path):
     with pytest.raises(ValueError, match="not on the volume's grid"):
-        figures.quicklook(canonical_volume(), box_mask()[1:], path=tmp_path / "a.png")
+        figures.quicklook(canonical_volume(), box_mask()[1:], None, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

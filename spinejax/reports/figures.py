@@ -202,7 +202,7 @@ def _figure(
     volume: Volume,
     prediction: np.ndarray,
     reference: np.ndarray | None,
-    case: str,
+    title: str,
     window_hu: tuple[float, float],
 ) -> Figure:
     panels, scale = _panels(volume, prediction, reference, window_hu)
@@ -221,7 +221,7 @@ def _figure(
     text(
         _MARGIN,
         34,
-        _printable(case, (width - 360) // 11),
+        _printable(title, (width - 360) // 11),
         color=_TEXT,
         fontsize=13,
         fontweight="bold",
@@ -271,7 +271,7 @@ def quicklook_png(
     prediction: np.ndarray,
     reference: np.ndarray | None = None,
     *,
-    case: str = "",
+    title: str = "",
     window_hu: tuple[float, float] = overlay.BONE_WINDOW_HU,
 ) -> bytes:
     """Return the quick-look picture as the bytes of a PNG; see `quicklook`."""
@@ -280,7 +280,7 @@ def quicklook_png(
             raise ValueError(
                 f"`{name}` of shape {mask.shape} is not on the volume's grid {volume.array.shape}"
             )
-    figure = _figure(volume, prediction, reference, case, window_hu)
+    figure = _figure(volume, prediction, reference, title, window_hu)
     stream = io.BytesIO()
     # No `Software` tag: the same picture gives the same bytes whatever made it.
     figure.savefig(stream, format="png", metadata={"Software": None})
@@ -290,10 +290,10 @@ def quicklook_png(
 def quicklook(
     volume: Volume,
     prediction: np.ndarray,
-    reference: np.ndarray | None = None,
-    *,
+    reference: np.ndarray | None,
     path: str | os.PathLike[str],
-    case: str = "",
+    *,
+    title: str = "",
     window_hu: tuple[float, float] = overlay.BONE_WINDOW_HU,
 ) -> Path:
     """Write a picture of three planes through the spine with outlines of label maps.
@@ -308,7 +308,7 @@ def quicklook(
       prediction: (x, y, z) bool or integer labels in the volume's own axes; 0 is background.
       reference: likewise, or None.
       path: the PNG to write; appears whole or not at all.
-      case: name printed on the picture; by default the file's name without `.png`.
+      title: printed on the picture; by default the file's name without `.png`.
       window_hu: (black, white) HU.
 
     Returns:
@@ -318,7 +318,9 @@ def quicklook(
       ValueError: a label map has another shape than the volume.
     """
     path = Path(path)
-    png = quicklook_png(volume, prediction, reference, case=case or path.stem, window_hu=window_hu)
+    png = quicklook_png(
+        volume, prediction, reference, title=title or path.stem, window_hu=window_hu
+    )
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(png)
     return path
