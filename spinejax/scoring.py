@@ -1,0 +1,348 @@
+"""Comparing label files: which files belong together, all metrics of each pair, and the summary.
+
+What is scored is *binary*: foreground is every voxel with a label above 0, whichever vertebra. The
+metrics and their rules for empty masks are defined in `spinejax.metrics`; here an undefined value
+is None, which JSON writes as null.
+
+    {"cases": {id: {"binary": {metric: value or None}, "voxels": {"tp", "fp", "fn", "tn"},
+                    "bf_tolerance_mm": value}},
+     "summary": {"binary": {metric: {"mean", "std", "median", "pooled", "n"}}},
+     "missing": {"prediction": [ids], "reference": [ids]}}
+
+`mean`, `std` (of the population: divided by n, as numpy does) and `median` are over the `n` cases
+where the metric is defined. `pooled` is the metric of all cases taken as one: voxel counts, surface
+distances and contour counts are joined first, so that a large scan weighs more than a small one.
+Cases where a mask is empty have no distances and stay out of the pooled `hd95_mm` and `assd_mm`;
+in the pooled `nsd_1mm` their surface counts as missed. Cases in `missing` are in no figure.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from spinejax import geometry
+from spinejax.data import nifti, verse_names
+from spinejax.errors import InputError
+from spinejax.metrics import boundary, classification, overlap, surface
+from spinejax.metrics.boundary import BoundaryCounts
+from spinejax.metrics.classification import Counts
+from spinejax.metrics.surface import SurfaceDistances
+from spinejax.volume import LabelVolume
+
+_log = logging.getLogger("spinejax")
+
+GRID_TOLERANCE_MM = 0.5
+"""How far the corners of two grids may lie apart and still be one grid."""
+
+NSD_TOLERANCE_MM = 1.0
+
+_OF_COUNTS = {
+    "dice": overlap.dice,
+    "iou": overlap.iou,
+    "miou_with_background": overlap.miou_with_background,
+    "precision": classification.precision,
+    "recall": classification.recall,
+    "specificity": classification.specificity,
+    "accuracy": classification.accuracy,
+    "f1_pre_sen": classification.f1_pre_sen,
+}
+
+METRICS: tuple[str, ...] = (
+    "dice",
+    "iou",
+    "miou_with_background",
+    "precision",
+    "recall",
+    "specificity",
+    "accuracy",
+    "bf_score",
+    "f1_pre_sen",
+    "hd95_mm",
+    "assd_mm",
+    "nsd_1mm",
+)
+"""Names of the binary metrics, in the order in which they are written."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairScore:
+    """All that is measured on one pair of masks; small, whatever the size of the masks."""
+
+    counts: Counts
+    distances: SurfaceDistances
+    contours: BoundaryCounts
+    bf_tolerance_mm: float
+
+    @property
+    def binary(self) -> dict[str, float | None]:
+        """Every metric of `METRICS`, None where it is undefined."""
+        return _metrics(self.counts, self.distances, self.distances, self.contours)
+
+
+def score_arrays(
+    prediction: np.ndarray, reference: np.ndarray, affine: np.ndarray, name: str = ""
+) -> PairScore:
+    """Measure one prediction against its reference.
+
+    Args:
+        prediction: (x, y, z) integer labels or bool; foreground is everything above 0.
+        reference: the same shape, on the same grid.
+        affine: (4, 4) of that grid. Gives the spacing in mm, and which axis runs from foot to head:
+            `bf_score` compares axial slices.
+        name: what to call the case in warnings.
+
+    Returns:
+        The measurements. An empty reference is warned of on the logger "spinejax".
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    spacing = geometry.spacing_mm(affine)
+    directions = geometry.orientation(affine)
+    axial = next(axis for axis, letter in enumerate(directions) if letter in "IS")
+    score = PairScore(
+        counts=classification.count(prediction, reference),
+        distances=surface.surface_distances(prediction, reference, spacing),
+        contours=boundary.count_boundary(prediction, reference, spacing, slice_axis=axial),
+        bf_tolerance_mm=boundary.default_tolerance_mm(reference.shape, spacing, axial),
+    )
+    if score.counts.tp + score.counts.fn == 0:
+        _log.warning(
+            "%s: the reference has no foreground; its distances are undefined, and the other "
+            "metrics say only whether the prediction is empty too",
+            name or "a case",
+        )
+    return score
+
+
+def score_files(
+    pairs: Mapping[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]],
+    *,
+    missing: Mapping[str, Iterable[str]] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Score pairs of label files, one after the other.
+
+    Memory holds one pair at a time.
+
+    Args:
+        pairs: case id -> (prediction, reference); NIfTI files with labels 0 to 255.
+        missing: ids that lack their "prediction" or "reference", to be listed in the result.
+        progress: whether to show a bar.
+
+    Returns:
+        What the module's docstring shows.
+
+    Raises:
+        InputError: a file cannot be read, or the two of a pair are on different grids.
+    """
+    scores = {}
+    bar = tqdm(pairs.items(), desc="scoring", unit="scan", disable=not progress)
+    for name, (prediction, reference) in bar:
+        found, true = nifti.read_labels(prediction, None), nifti.read_labels(reference, None)
+        array = _on_grid_of(true, found, Path(reference), Path(prediction))
+        scores[name] = score_arrays(array, true.array, true.affine, name)
+    return collect(scores, missing)
+
+
+def score_paths(
+    prediction: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Score a label file against another, or a folder of them against another.
+
+    Two files are compared whatever their names; the case is called after the reference. In folders
+    (searched through their subfolders) files of one case are those whose names agree after
+    dropping what says "mask" (`_seg`, `_msk`, `_seg-vert_msk`, `_ct`, ...) and upper case. A folder
+    that also holds scans is searched for its label files only.
+
+    A case that only one folder has is not scored: it is listed under "missing" and warned of. A
+    missing prediction is no empty prediction, and how to count it is up to the reader.
+
+    Args:
+        prediction: NIfTI label file, or a folder of them.
+        reference: the same kind of path.
+        progress: whether to show a bar.
+
+    Returns:
+        What the module's docstring shows, ready for `files.write_json`.
+
+    Raises:
+        InputError: a path does not exist, one is a file and the other a folder, a folder has no
+            label file or two for one case, no case is in both, or as for `score_files`.
+    """
+    prediction, reference = Path(prediction), Path(reference)
+    for path in (prediction, reference):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder; check the path")
+    if prediction.is_dir() != reference.is_dir():
+        folder, file = sorted((prediction, reference), key=lambda path: path.is_file())
+        raise InputError(
+            f"{folder} is a folder and {file} is a file; give two label files or two folders"
+        )
+    if not prediction.is_dir():
+        name = verse_names.parse(reference, ()).id or reference.name
+        return score_files({name: (prediction, reference)}, progress=progress)
+    found, true = label_files(prediction), label_files(reference)
+    names = {key: name for key, (name, _) in {**found, **true}.items()}
+    both = [key for key in true if key in found]
+    if not both:
+        raise InputError(
+            f"no case is in both folders: {prediction} has {_some(n for n, _ in found.values())}, "
+            f"{reference} has {_some(n for n, _ in true.values())}; name the files alike"
+        )
+    missing = {
+        "prediction": [names[key] for key in true if key not in found],
+        "reference": [names[key] for key in found if key not in true],
+    }
+    for kind, ids in missing.items():
+        if ids:
+            _log.warning("%d cases have no %s and are not scored: %s", len(ids), kind, _some(ids))
+    pairs = {names[key]: (found[key][1], true[key][1]) for key in both}
+    return score_files(pairs, missing=missing, progress=progress)
+
+
+def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
+    """The label files under a folder: lower-case id -> (id, path), sorted.
+
+    Raises:
+        InputError: there is none, or there are two of one case.
+    """
+    roles: dict[str, list[tuple[str, Path]]] = {"labels": [], "image": []}
+    for path in sorted(folder.rglob("*")):
+        if nifti.is_nifti(path) and path.is_file():
+            name = verse_names.parse(path, path.relative_to(folder).parts[:-1])
+            if name.role in roles:
+                roles[name.role].append((name.id, path))
+    # Names that do not say "mask" are taken for labels where nothing else is.
+    chosen = roles["labels"] or roles["image"]
+    if not chosen:
+        raise InputError(f"{folder}: holds no label file (.nii or .nii.gz); check the path")
+    files: dict[str, tuple[str, Path]] = {}
+    for case, path in chosen:
+        other = files.setdefault(case.lower(), (case, path))[1]
+        if other is not path:
+            raise InputError(
+                f"{folder}: {other.relative_to(folder)} and {path.relative_to(folder)} are both of "
+                f"case {case!r}; keep one label file per case"
+            )
+    return files
+
+
+def collect(
+    scores: Mapping[str, PairScore], missing: Mapping[str, Iterable[str]] | None = None
+) -> dict[str, Any]:
+    """The result of scored cases, as the module's docstring shows it."""
+    everything = list(scores.values())
+    defined = [score.distances for score in everything if score.distances.defined]
+    pooled = _metrics(
+        classification.pooled(score.counts for score in everything),
+        surface.pool(defined),
+        surface.pool(score.distances for score in everything),
+        boundary.pool(score.contours for score in everything),
+    )
+    cases = {name: score.binary for name, score in scores.items()}
+    summary = {}
+    for metric in METRICS:
+        values = [value for case in cases.values() if (value := case[metric]) is not None]
+        summary[metric] = {
+            "mean": float(np.mean(values)) if values else None,
+            "std": float(np.std(values)) if values else None,
+            "median": float(np.median(values)) if values else None,
+            "pooled": pooled[metric] if everything else None,
+            "n": len(values),
+        }
+    return {
+        "cases": {
+            name: {
+                "binary": cases[name],
+                "voxels": asdict(score.counts),
+                "bf_tolerance_mm": score.bf_tolerance_mm,
+            }
+            for name, score in scores.items()
+        },
+        "summary": {"binary": summary},
+        "missing": {
+            kind: list((missing or {}).get(kind, ())) for kind in ("prediction", "reference")
+        },
+    }
+
+
+def summary_table(scores: Mapping[str, Any]) -> str:
+    """A table for the terminal of what `score_paths` returned: one line per metric.
+
+    Ratios are fractions, not percent; distances are in mm. "-" stands for undefined.
+    """
+    lines = [f"{'metric':<22}{'mean ± std':>18}{'median':>10}{'pooled':>10}{'n':>6}"]
+    for metric, row in scores["summary"]["binary"].items():
+        mean, std, median, pooled = (
+            "-" if row[key] is None else f"{row[key]:.4f}"
+            for key in ("mean", "std", "median", "pooled")
+        )
+        spread = f"{mean} ± {std}" if row["n"] else "-"
+        lines.append(f"{metric:<22}{spread:>18}{median:>10}{pooled:>10}{row['n']:>6}")
+    lines.append(f"cases: {len(scores['cases'])}")
+    for kind, ids in scores["missing"].items():
+        if ids:
+            lines.append(f"not scored, no {kind}: {_some(ids)}")
+    return "\n".join(lines)
+
+
+def _metrics(
+    counts: Counts,
+    distances: SurfaceDistances,
+    distances_with_missed: SurfaceDistances,
+    contours: BoundaryCounts,
+) -> dict[str, float | None]:
+    values = {name: metric(counts) for name, metric in _OF_COUNTS.items()}
+    values["bf_score"] = boundary.bf_score(contours)
+    values["hd95_mm"] = surface.hd95_mm(distances)
+    values["assd_mm"] = surface.assd_mm(distances)
+    values["nsd_1mm"] = surface.nsd(distances_with_missed, NSD_TOLERANCE_MM)
+    return {name: None if math.isnan(values[name]) else values[name] for name in METRICS}
+
+
+def _on_grid_of(
+    reference: LabelVolume, prediction: LabelVolume, reference_path: Path, prediction_path: Path
+) -> np.ndarray:
+    """The prediction's array on the reference's grid, by flips and transposes only.
+
+    Resampling would change the prediction that is to be judged, so it is not done.
+    """
+    distance = math.inf
+    candidates = [(prediction.array, prediction.affine)]
+    candidates.append(geometry.reorient(*candidates[0], reference.orientation))
+    for array, affine in candidates:
+        if array.shape == reference.shape:
+            apart = geometry.max_corner_distance_mm(affine, reference.affine, reference.shape)
+            if apart <= GRID_TOLERANCE_MM:
+                return array
+            distance = min(distance, apart)
+    why = (
+        f"shapes {_grid(prediction)} and {_grid(reference)}"
+        if math.isinf(distance)
+        else f"corners up to {distance:.3g} mm apart"
+    )
+    raise InputError(
+        f"{prediction_path} and {reference_path} are not on one grid ({why}); resample the "
+        "prediction onto the reference's grid, or score against the reference it was made for"
+    )
+
+
+def _grid(volume: LabelVolume) -> str:
+    return f"{'x'.join(map(str, volume.shape))} {volume.orientation}"
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
