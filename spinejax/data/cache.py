@@ -139,7 +139,7 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
     except OSError as error:
-        raise _folder_error(root, error) from error
+        raise _FolderError(_folder_problem(root, error)) from error
     digests = ContentDigests(root / _DIGESTS)
     results: dict[int, CachedCase] = {}
     failures: dict[int, Exception] = {}
@@ -153,9 +153,9 @@ def prepare(
         for task in as_completed(tasks):
             try:
                 results[tasks[task]] = task.result()
+            except _FolderError:
+                raise  # no other case will fare better
             except (InputError, OSError, MemoryError) as error:
-                if isinstance(error, OSError) and _is_full(error):
-                    raise _folder_error(root, error) from error
                 failures[tasks[task]] = error
             bar.update()
     finally:
@@ -180,7 +180,10 @@ def _prepare_case(
     scan, marks = nifti.read_pair(image, labels)
     if not marks.array.any():
         raise InputError(f"{labels}: no voxel is labelled; complete the mask or leave the case out")
-    _write_entry(scan, marks, entry, settings)
+    try:
+        _write_entry(scan, marks, entry, settings)
+    except OSError as error:  # the scan is in memory: only the cache's disk can fail here
+        raise _FolderError(_folder_problem(root, error)) from error
     cached = _read_entry(case.id, entry, settings)
     if cached is None:
         raise InputError(f"cache entry {entry} vanished while it was written; run again")
@@ -325,18 +328,19 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _is_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+class _FolderError(InputError):
+    """The cache folder itself cannot be used."""
 
 
-def _folder_error(root: Path, error: OSError) -> InputError:
-    if _is_full(error):
-        return InputError(
+def _folder_problem(root: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
             f"cache folder {root}: the disk is full; free space or set data.cache_dir to another "
             "disk, then run again to continue"
         )
-    return InputError(
-        f"cache folder {root} cannot be written ({error.strerror}); set data.cache_dir to another"
+    return (
+        f"cache folder {root} cannot be written ({error.strerror or error}); set data.cache_dir "
+        "to another"
     )
 
 
@@ -346,6 +350,8 @@ def _cases_error(cases: Sequence["Case"], failures: dict[int, Exception]) -> Inp
     reason = str(error)
     if not isinstance(error, InputError):  # these name the file themselves
         reason = f"{cases[first].image}: {reason or type(error).__name__}"
+    if isinstance(error, MemoryError):
+        reason = f"{cases[first].image}: not enough memory; prepare with fewer workers"
     if others:
         ids = ", ".join(cases[i].id for i in others[:5]) + (", ..." if len(others) > 5 else "")
         reason += f" ({len(others)} more of {len(cases)} cases failed: {ids})"
