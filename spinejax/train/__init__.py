@@ -1,0 +1,1 @@
+"""Training: state, optimiser, step, devices, checkpoints, logs and the loop."""

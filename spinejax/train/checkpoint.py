@@ -1,0 +1,357 @@
+"""Saving and restoring a run; the only place that knows Orbax.
+
+    <workdir>/checkpoints/latest/<step>/   the two newest states, whole: what a resumed run needs
+    <workdir>/checkpoints/best/<step>/     the network of the best validation Dice, no optimiser
+
+Two folders rather than one with a "keep the best" rule, because a state saved on SIGTERM has not
+been evaluated yet, and must neither displace the best nor be dropped for lack of a score. The two
+newest states, so that one whose files were damaged leaves another to fall back on.
+
+Each step holds three items: "variables" ({"params", "batch_stats", "ema"}, all that prediction
+needs), "optimizer" (only in latest), and "meta" (JSON: step, evaluated, dice, devices, CRC-32 of
+the arrays). Arrays are saved as numpy, hence on no particular devices, and can be restored on any
+number of devices and processes.
+"""
+
+import json
+import logging
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from spinejax.errors import InputError
+from spinejax.train import parallel
+from spinejax.train.state import TrainState, inference_variables
+
+FOLDERS = ("latest", "best")
+_TRASH = "_todelete"
+
+
+class Meta(NamedTuple):
+    """What is known of a saved step: `dice` is the validation Dice in [0, 1], None before any."""
+
+    step: int
+    evaluated: bool
+    dice: float | None
+    devices: int
+
+
+def folder(workdir: Path, which: str) -> Path:
+    """Return the folder of the "latest" or "best" checkpoints of a run."""
+    if which not in FOLDERS:
+        raise ValueError(f"`which` (={which!r}) must be one of {FOLDERS}")
+    return (workdir / "checkpoints" / which).absolute()
+
+
+def _checksum(tree: Any) -> int:
+    """CRC-32 over all arrays, with their paths; zarr's own files carry none for the values."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        total = zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode(), total)
+        total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
+    return total
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _write_error(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: the checkpoint cannot be written ({_one_line(error)}); make room or give the run "
+        "another --workdir, then start it again: it continues from the last whole checkpoint"
+    )
+
+
+def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+        # Renamed before it is deleted: a kill halfway leaves no gutted folder with a step's name.
+        todelete_subdir=_TRASH,
+        cleanup_tmp_directories=True,
+    )
+    handlers = {
+        "variables": ocp.StandardCheckpointHandler(),
+        "optimizer": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(path, item_handlers=handlers, options=options)
+
+
+def _steps(path: Path) -> list[int]:
+    """Return the steps that have a folder, newest first; broken ones included."""
+    if not path.is_dir():
+        return []
+    return sorted((int(p.name) for p in path.iterdir() if p.name.isdecimal()), reverse=True)
+
+
+def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    variables = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+    return variables, {"opt_state": state.opt_state, "step": state.step}
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager, which waits for pending saves on leaving.
+
+    Every process of the run makes one and calls the same methods in the same order.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        """Open or make the folders, and remove what a kill left behind.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        self._paths = {which: folder(workdir, which) for which in FOLDERS}
+        try:
+            for path in self._paths.values():
+                path.mkdir(parents=True, exist_ok=True)
+                self._empty_trash(path)
+            parallel.barrier("checkpoint folders")
+            self._managers = {
+                "latest": _manager(self._paths["latest"], keep=2),
+                "best": _manager(self._paths["best"], keep=1),
+            }
+        except OSError as error:
+            raise _write_error(workdir / "checkpoints", error) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except InputError:
+            if kind is None:  # an exception on its way out says more
+                raise
+        finally:
+            for manager in self._managers.values():
+                manager.close()
+
+    def wait(self) -> None:
+        """Block until all saves are on disk.
+
+        Raises:
+            InputError: one failed, for example because the disk is full.
+        """
+        for which, manager in self._managers.items():
+            try:
+                manager.wait_until_finished()
+            except (OSError, ValueError, RuntimeError) as error:
+                raise _write_error(self._paths[which], error) from error
+            self._empty_trash(self._paths[which])
+
+    def save(self, state: TrainState, meta: Meta, *, best: bool, latest: bool = True) -> None:
+        """Save the state under "latest", and its network under "best" if asked.
+
+        Returns as soon as the arrays are copied; writing goes on in the background. The best is on
+        disk before the latest is begun: a run killed between the two resumes before both, and comes
+        to the same evaluation again.
+
+        Args:
+            state: replicated; the caller may donate it afterwards.
+            meta: `meta.step` equals `state.step`.
+            best: whether this is the best evaluation so far.
+            latest: False where the state was restored from the disk and has not moved.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        self.wait()
+        host = parallel.host_copy(state)
+        variables, optimizer = _items(host)
+        if best:
+            network = {**inference_variables(variables), "ema": None}
+            self._write("best", meta, {"variables": network})
+            self.wait()
+        if latest:
+            self._write("latest", meta, {"variables": variables, "optimizer": optimizer})
+
+    def _write(self, which: str, meta: Meta, items: dict[str, Any]) -> None:
+        manager = self._managers[which]
+        # A step that exists is a broken one that resuming walked past, or one of a future that this
+        # run has not reached again; Orbax would silently refuse to write it.
+        for step in _steps(self._paths[which]):
+            if step >= meta.step:
+                self._remove(which, step)
+        record = {**meta._asdict(), "crc32": {k: _checksum(v) for k, v in items.items()}}
+        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        try:
+            saved = manager.save(
+                meta.step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(record))
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _write_error(self._paths[which], error) from error
+        if not saved:
+            raise RuntimeError(f"Orbax did not save step {meta.step} in {self._paths[which]}")
+
+    def _remove(self, which: str, step: int) -> None:
+        """Remove one step: renamed first, so that no kill leaves half of it under its name."""
+        path = self._paths[which]
+        parallel.barrier("before removing a checkpoint")
+        if parallel.process_index() == 0:
+            trash = path / _TRASH
+            trash.mkdir(exist_ok=True)
+            (path / str(step)).rename(trash / f"removed-{step}")
+            self._empty_trash(path)
+        parallel.barrier("after removing a checkpoint")
+        self._managers[which].reload()
+
+    @staticmethod
+    def _empty_trash(path: Path) -> None:
+        if parallel.process_index() == 0:
+            shutil.rmtree(path / _TRASH, ignore_errors=True)
+
+    def best(self) -> Meta | None:
+        """Return what is known of the best checkpoint, or None where there is none to be read."""
+        for step in _steps(self._paths["best"]):
+            try:
+                return _read_meta(self._paths["best"], step)[0]
+            except InputError as error:
+                logging.warning("%s", error)
+        return None
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Meta] | None:
+        """Return the newest whole state as host arrays, or None where nothing was saved yet.
+
+        A state that cannot be read is passed over with a warning.
+
+        Args:
+            like: a state of the right structure, shapes and dtypes; its values are not used.
+
+        Raises:
+            InputError: there are checkpoints and none can be read.
+        """
+        path = self._paths["latest"]
+        target = dict(zip(("variables", "optimizer"), _items(_abstract(like)), strict=True))
+        problem = None
+        for step in _steps(path):
+            try:
+                meta, items = _read(path, step, target)
+            except InputError as error:
+                problem = error
+                logging.warning("%s; trying an older one", error)
+                continue
+            variables, optimizer = items["variables"], items["optimizer"]
+            state = TrainState(
+                step=optimizer["step"],
+                params=variables["params"],
+                batch_stats=variables["batch_stats"],
+                opt_state=optimizer["opt_state"],
+                ema=variables["ema"],
+            )
+            return state, meta
+        if problem is not None:
+            raise InputError(
+                f"{problem}; no older one is whole either: remove {path.parent} to start this run "
+                "from the beginning"
+            )
+        return None
+
+
+def _abstract(tree: Any) -> Any:
+    """Shapes and dtypes as numpy zeros: Orbax then restores numpy, on no particular device."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+
+def _read_meta(path: Path, step: int) -> tuple[Meta, dict[str, int]]:
+    file = path / str(step) / "meta" / "metadata"
+    try:
+        record = json.loads(file.read_text())
+        crc32 = record.pop("crc32")
+        return Meta(**record), crc32
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"checkpoint {path / str(step)} is damaged (meta: {_one_line(error)})"
+        ) from error
+
+
+def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, dict[str, Any]]:
+    """Read one step's items; without a target only "variables", as nested dicts of numpy.
+
+    Raises:
+        InputError: it is broken, or of another network.
+    """
+    meta, crc32 = _read_meta(path, step)
+    items = {}
+    names = ("variables",) if target is None else tuple(target)
+    # Orbax and tensorstore raise many kinds of errors for damaged files; all mean the same here.
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            for name in names:
+                like = None if target is None else target[name]
+                items[name] = reader.restore(path / str(step) / name, like)
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {path / str(step)} cannot be read ({_one_line(error)})"
+        ) from error
+    for name, tree in items.items():
+        if _checksum(tree) != crc32.get(name):
+            raise InputError(f"checkpoint {path / str(step)} is damaged (checksum of {name})")
+    return meta, items
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Return the resolved config of a run, sequences as tuples.
+
+    Raises:
+        InputError: the folder is not a run's.
+    """
+    file = workdir / "config.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{workdir} is not the folder of a run (no readable config.json); give --workdir of a "
+            "finished or running `spinejax train`"
+        ) from error
+    try:
+        return ConfigDict(_tuples(json.loads(text)))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({_one_line(error)})") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    return value
+
+
+def load_for_inference(
+    workdir: str | Path, which: str = "best"
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """Return (config, variables {"params", "batch_stats"}) of a run, as numpy arrays.
+
+    With an exponential moving average in the run, its values are the parameters. "best" falls back
+    on "latest" in a run that has never been validated, for want of validation cases or of time.
+
+    Raises:
+        InputError: not a run's folder, no checkpoint yet, or none that can be read.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    path = folder(workdir, which)
+    if which == "best" and not _steps(path):
+        path = folder(workdir, "latest")
+    problem = None
+    for step in _steps(path):
+        try:
+            _, items = _read(path, step, None)
+        except InputError as error:
+            problem = error
+            logging.warning("%s; trying an older one", error)
+            continue
+        variables = {"batch_stats": {}, "ema": None, **items["variables"]}
+        return config, inference_variables(variables)
+    if problem is not None:
+        raise InputError(f"{problem}; train again in another --workdir")
+    raise InputError(f"{workdir} has no checkpoint yet; let `spinejax train` run longer")

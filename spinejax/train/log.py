@@ -1,0 +1,150 @@
+"""What a run tells: metrics.jsonl, TensorBoard events and the progress bar."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+from spinejax.errors import InputError
+from spinejax.files import write_text
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl; a last line cut by a kill is left out."""
+    try:
+        text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:
+    """Drop what was logged after `step`, and its own evaluation if it is yet to be done.
+
+    The file is replaced atomically; a run that resumes at `step` then logs every step once.
+    """
+    lines = read_metrics(workdir)
+    kept = [
+        line
+        for line in lines
+        if line["step"] < step or (line["step"] == step and (evaluated or line["kind"] != "val"))
+    ]
+    write_text(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+class RunLog:
+    """Writes what happens in a run; does nothing in processes other than the first.
+
+    Use it as a context manager. "seconds" counts all starts of the run, up to what each logged
+    last; "slices_per_s" is measured between two logged steps.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        batch_size: int,
+        active: bool = True,
+        progress: bool = True,
+    ) -> None:
+        """Open the files for appending.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        self._active = active
+        self._batch_size = batch_size
+        earlier = read_metrics(workdir)
+        now = time.monotonic()
+        self._started = now - (earlier[-1]["seconds"] if earlier else 0.0)
+        self._since = (start_step, now)
+        if not active:
+            return
+        try:
+            self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            # Events of steps that are trained again would show as a second line in TensorBoard.
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+            )
+        except OSError as error:
+            raise InputError(
+                f"{workdir}: logs cannot be written ({error.strerror}); give a --workdir that can"
+            ) from error
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc="training",
+            unit="step",
+            disable=not progress,
+            dynamic_ncols=True,
+            # A log file gets a line every half minute, a terminal a moving bar.
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        )
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            self._bar.close()
+            self._events.close()
+            self._file.close()
+
+    def advance(self, step: int, loss: float, dice: float) -> None:
+        """Move the bar to `step`; its text changes with the next refresh."""
+        if not self._active:
+            return
+        last, since = self._since
+        rate = (step - last) * self._batch_size / max(time.monotonic() - since, 1e-9)
+        text = f"loss {loss:.4f}, Dice {dice:.4f}, {rate:.1f} slices/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the metrics of the update that led to `step`."""
+        now = time.monotonic()
+        last, since = self._since
+        rate = (step - last) * self._batch_size / max(now - since, 1e-9)
+        self._since = (step, now)
+        self._line(step, "train", {**values, "slices_per_s": rate})
+
+    def val(self, step: int, values: Mapping[str, float]) -> None:
+        """Log an evaluation of the state at `step`, and leave its duration out of slices/s."""
+        self._line(step, "val", values)
+        self._since = (step, time.monotonic())
+
+    def _line(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        if not self._active:
+            return
+        seconds = round(time.monotonic() - self._started, 3)
+        line = {"step": step, "kind": kind, **{k: float(v) for k, v in values.items()}}
+        self._file.write(json.dumps({**line, "seconds": seconds}, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{kind}/{name}", float(value), step)
+
+    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Write pictures (h, w, 3) uint8 to TensorBoard, by name."""
+        if not self._active:
+            return
+        for name, image in images.items():
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._active:
+            self._bar.write(text)

@@ -1,0 +1,326 @@
+"""Training a run from its config and folder, from the beginning or from where it stopped.
+
+The order in a step is evaluate, save, next batch, update. So the score of a checkpoint is that of
+the very parameters in it, and a resumed run goes on with the batch that the killed one had next.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from spinejax.data import pipeline
+from spinejax.data.cache import CachedCase
+from spinejax.errors import InputError
+from spinejax.files import write_json, write_text
+from spinejax.tasks import Task, build_task
+from spinejax.train import log, optim, parallel, settings, setup, step
+from spinejax.train.checkpoint import Checkpoints, Meta, read_config
+from spinejax.train.evaluation import evaluate
+from spinejax.train.pending import Pending
+from spinejax.train.signals import Stop, listen
+from spinejax.train.state import TrainState, count_parameters, create_state, inference_variables
+from spinejax.train.step import parameter_names
+
+
+class Result(NamedTuple):
+    """How a run ended.
+
+    state: host arrays; None where the run had been finished before.
+    interrupted: whether a signal stopped it, everything being saved: the same command resumes.
+    best: of the best evaluation, None without any.
+    step: updates done.
+    """
+
+    state: TrainState | None
+    interrupted: bool
+    best: Meta | None
+    step: int
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Lengths in steps, all at least 1; `save_every` 0 means with evaluations only."""
+
+    total: int
+    eval_every: int
+    save_every: int
+
+    def evaluates(self, at: int) -> bool:
+        """Whether the state of this step is evaluated."""
+        return at > 0 and (at % self.eval_every == 0 or at == self.total)
+
+    def saves(self, at: int) -> bool:
+        """Whether the state of this step is saved."""
+        return self.evaluates(at) or (self.save_every > 0 and at > 0 and at % self.save_every == 0)
+
+
+def durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
+    """Convert epochs to steps; `train.steps` wins over `train.epochs`."""
+    train = config.train
+    total = train.steps or max(1, math.ceil(train.epochs * steps_per_epoch))
+    eval_every = max(1, round(train.eval_every_epochs * steps_per_epoch))
+    return Durations(total, eval_every, train.checkpoint_every_steps)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The compiled parts of a run."""
+
+    mapped: parallel.Parallel
+    update: Any
+    evaluate: Any
+
+
+def _build(
+    config: ConfigDict, task: Task, mapped: parallel.Parallel, lengths: Durations, per_epoch: int
+) -> tuple[_Program, Any]:
+    """Return the mapped steps and the optimiser."""
+    fields = config.optim
+    schedule = optim.make_schedule(
+        fields.schedule,
+        learning_rate=fields.learning_rate,
+        total_steps=lengths.total,
+        warmup_steps=fields.warmup_steps,
+        decay_every_steps=max(1, round(fields.decay_every_epochs * per_epoch)),
+        decay_factor=fields.decay_factor,
+    )
+    optimizer = optim.make_optimizer(
+        fields.name,
+        schedule,
+        momentum=fields.momentum,
+        weight_decay=fields.weight_decay,
+        clip_norm=fields.clip_norm,
+    )
+    update = step.make_train_step(
+        task,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        accumulate_steps=fields.accumulate_steps,
+        ema_decay=fields.ema_decay,
+    )
+    program = _Program(
+        mapped,
+        mapped.map(update, sharded=(False, False), donate=True),
+        mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False),
+    )
+    return program, optimizer
+
+
+def _open(config: ConfigDict, workdir: Path) -> None:
+    """Check or write config.json.
+
+    Raises:
+        InputError: the folder belongs to another config, or cannot be written.
+    """
+    file = workdir / "config.json"
+    try:
+        if file.exists():
+            settings.check_same(read_config(workdir), config, workdir)
+        if parallel.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(file, settings.plain(config))
+    except OSError as error:
+        raise InputError(
+            f"{workdir}: cannot be written ({error.strerror}); give a --workdir that can"
+        ) from error
+    parallel.barrier("config")
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    progress: bool = True,
+    devices: int | None = None,
+    stop: Stop | None = None,
+) -> Result:
+    """Train what `config` describes in `workdir`, or resume what was begun there.
+
+    Args:
+        config: the experiment.
+        workdir: folder of the run; made if missing.
+        progress: show bars.
+        devices: use only the first so many; None for all of all processes.
+        stop: asks the run to save and end, beside the signals of `signals.SIGNALS`.
+
+    Returns:
+        The final state and how the run ended.
+
+    Raises:
+        InputError: bad config, data or workdir, a damaged checkpoint, a full disk, or a loss that
+            is not finite; one line that says which and what to do.
+    """
+    workdir = Path(workdir)
+    settings.check_config(config)
+    mapped = parallel.make_parallel(config.train.parallel, devices)
+    mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps)
+    # Everything that can be refused is refused before the folder is touched.
+    task = build_task(config, axis_name=parallel.AXIS)
+    _open(config, workdir)
+    if (workdir / "DONE").exists():
+        return _finished(workdir)
+    with listen() as signalled:
+        return _run(config, workdir, task, mapped, stop or signalled, progress=progress)
+
+
+def _finished(workdir: Path) -> Result:
+    with Checkpoints(workdir) as checkpoints:
+        best = checkpoints.best()
+    done = int((workdir / "DONE").read_text(encoding="utf-8").split()[0])
+    if parallel.process_index() == 0:
+        print(f"{workdir} was finished at step {done}: nothing to do; remove DONE to check again")
+    return Result(None, False, best, done)
+
+
+def _run(
+    config: ConfigDict,
+    workdir: Path,
+    task: Task,
+    mapped: parallel.Parallel,
+    stop: Stop,
+    *,
+    progress: bool,
+) -> Result:
+    split = setup.cases(config, workdir)
+    cached = setup.cached(config, workdir, split, wanted=("train", "val"), progress=progress)
+    per_epoch = pipeline.steps_per_epoch(cached["train"], config.train.batch_size)
+    lengths = durations(config, per_epoch)
+    program, optimizer = _build(config, task, mapped, lengths, per_epoch)
+    variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
+    state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
+    record = setup.RunRecord(
+        workdir, split, devices=mapped.count, parameters=count_parameters(state.params)
+    )
+    if not cached["val"]:
+        logging.warning("no validation cases: there will be no best checkpoint, only the latest")
+
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(state)
+        start, evaluated = 0, False
+        if restored is not None:
+            state, meta = restored
+            start, evaluated = meta.step, meta.evaluated
+            if meta.devices != mapped.count:
+                logging.warning(
+                    "step %d was saved on %d devices and goes on with %d: batches are the same, "
+                    "rounding and dropout are not",
+                    start,
+                    meta.devices,
+                    mapped.count,
+                )
+        if parallel.process_index() == 0:
+            log.rewind(workdir, start, evaluated=evaluated)
+        parallel.barrier("log")
+        with log.RunLog(
+            workdir,
+            start_step=start,
+            total_steps=lengths.total,
+            batch_size=config.train.batch_size,
+            active=parallel.process_index() == 0,
+            progress=progress,
+        ) as writer:
+            run = _Run(config, program, lengths, cached, checkpoints, writer, record, stop)
+            result = run.go(mapped.replicate(state), start, evaluated)
+        checkpoints.wait()
+    if not result.interrupted and parallel.process_index() == 0:
+        write_text(workdir / "DONE", f"{result.step} steps\n")
+    record.update(finished=not result.interrupted)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """All that the loop needs besides the state."""
+
+    config: ConfigDict
+    program: _Program
+    lengths: Durations
+    cached: dict[str, list[CachedCase]]
+    checkpoints: Checkpoints
+    writer: log.RunLog
+    record: setup.RunRecord
+    stop: Stop
+
+    def go(self, state: TrainState, start: int, evaluated: bool) -> Result:
+        """Update `state`, which is donated, from step `start` to the end or to a stop."""
+        mapped, lengths = self.program.mapped, self.lengths
+        names = parameter_names(state.params)
+        every = self.config.train.log_every_steps
+        pending = Pending(self.cached["train"], names, self.writer, every)
+        best = self.checkpoints.best()
+        batches = self._batches(start)
+        at, interrupted = start, False
+        try:
+            while True:
+                interrupted = self.stop.agreed(at)
+                dice, improved = None, False
+                due = lengths.evaluates(at) and not evaluated and bool(self.cached["val"])
+                if due and not interrupted:
+                    pending.flush()
+                    dice = self._evaluate(state, at)
+                    interrupted, evaluated = dice is None, dice is not None
+                    improved = dice is not None and (best is None or dice > (best.dice or 0.0))
+                if interrupted or lengths.saves(at):
+                    pending.flush()
+                    meta = Meta(at, evaluated, dice, mapped.count)
+                    # What was restored is on disk already, and the beginning needs no saving.
+                    self.checkpoints.save(state, meta, best=improved, latest=at != start)
+                    best = meta if improved else best
+                    self.record.update()
+                if interrupted or at >= lengths.total:
+                    return Result(parallel.host_copy(state), interrupted, best, at)
+                state, metrics = self.program.update(state, mapped.put(next(batches)))
+                at, evaluated = at + 1, False
+                pending.push(at, metrics)
+        finally:
+            batches.close()
+
+    def _batches(self, start: int) -> Any:
+        data = self.config.data
+        return pipeline.train_batches(
+            self.cached["train"],
+            size=tuple(data.size),
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            start_step=start,
+            spine_free_fraction=data.spine_free_fraction,
+            process_index=parallel.process_index(),
+            process_count=parallel.process_count(),
+            threads=data.threads,
+            prefetch=data.prefetch,
+        )
+
+    def _evaluate(self, state: TrainState, at: int) -> float | None:
+        """Evaluate, log, and return the Dice; None where a signal came meanwhile."""
+        variables = inference_variables(
+            {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+        )
+        outcome = evaluate(
+            self.program.evaluate,
+            self.program.mapped,
+            variables,
+            self.cached["val"],
+            size=tuple(self.config.data.size),
+            batch_size=self.config.train.batch_size,
+            threads=self.config.data.threads,
+            prefetch=self.config.data.prefetch,
+            pictures=self.config.train.pictures,
+            stop=self.stop,
+        )
+        if outcome is None:
+            return None
+        if not math.isfinite(outcome.loss):
+            raise InputError(
+                f"the validation loss is not finite at step {at} although the training loss is; "
+                "lower optim.learning_rate, or use train.compute_dtype=float32"
+            )
+        self.writer.val(at, {"loss": outcome.loss, "dice": outcome.dice})
+        self.writer.pictures(at, outcome.pictures)
+        self.writer.note(f"step {at}: validation Dice {outcome.dice:.4f}, loss {outcome.loss:.4f}")
+        return outcome.dice

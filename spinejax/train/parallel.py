@@ -1,0 +1,205 @@
+"""Running a per-device function on all devices of all processes; the only place that knows pmap.
+
+The batch is split over the devices, in their order; everything else is replicated, without a
+device axis. A function to be mapped is written for one device's share, with collectives over
+`AXIS`. `pmap` and `shard_map` run the same program.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spinejax.errors import InputError
+
+AXIS = "data"
+"""Name of the device axis, for psum, pmean and synchronised BatchNorm."""
+
+KINDS = ("pmap", "shard_map")
+
+
+def initialize_distributed(
+    *,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    initialization_timeout_s: int = 300,
+    heartbeat_timeout_s: int = 100,
+) -> None:
+    """Join the processes of one run; call it before anything else of jax.
+
+    With no arguments jax reads Slurm's variables, which exist under srun only. Afterwards SIGTERM
+    on any process is noticed by all (`reached_preemption`).
+
+    Raises:
+        InputError: the other processes could not be reached.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=initialization_timeout_s,
+            heartbeat_timeout_seconds=heartbeat_timeout_s,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the processes of the run did not find one another ({reason}); give coordinator "
+            "address, number of processes and process id, or start them with srun"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How functions are mapped: `kind` of KINDS, over `devices` of all processes."""
+
+    kind: str
+    devices: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind (={self.kind!r}) must be one of {KINDS}")
+
+    @property
+    def count(self) -> int:
+        """Devices over all processes."""
+        return len(self.devices)
+
+    @property
+    def local_count(self) -> int:
+        """Devices of this process."""
+        return sum(d.process_index == jax.process_index() for d in self.devices)
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), spec)
+
+    def check_batch(self, batch_size: int, accumulate_steps: int = 1) -> None:
+        """Refuse a global batch that does not divide over devices and microbatches.
+
+        Raises:
+            InputError: with the numbers and the nearest batch sizes that work.
+        """
+        unit = self.count * accumulate_steps
+        if batch_size % unit:
+            below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+            nearest = f"{below} or {above}" if below else str(above)
+            raise InputError(
+                f"train.batch_size={batch_size} does not divide by {self.count} devices x "
+                f"{accumulate_steps} accumulated microbatches (optim.accumulate_steps); use "
+                f"{nearest}"
+            )
+
+    def replicate(self, tree: Any) -> Any:
+        """Put a pytree of host or device arrays whole on every device."""
+        return jax.device_put(tree, self._sharding(PartitionSpec()))
+
+    def put(self, batch: Any) -> Any:
+        """Turn this process's share of a batch, leaves (b_local, ...), into a mapped function's.
+
+        Raises:
+            ValueError: b_local is no multiple of the number of local devices.
+        """
+        n = self.local_count
+        sizes = {len(leaf) for leaf in jax.tree.leaves(batch)}
+        if any(size % n for size in sizes):
+            raise ValueError(f"batches of {sorted(sizes)} rows do not split over {n} local devices")
+        if self.kind == "pmap":
+            return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+        sharding = self._sharding(PartitionSpec(AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+        )
+
+    def map(
+        self, function: Callable[..., Any], *, sharded: tuple[bool, ...], donate: bool
+    ) -> Callable[..., Any]:
+        """Map `function(replicated, batch) -> outputs` over the devices.
+
+        Args:
+            function: per-device view; `batch` is one device's share.
+            sharded: for each output whether it is split over the devices along its first axis
+                (read it with `local_rows`); otherwise it must be equal on all devices.
+            donate: whether the buffers of `replicated` are given up to the outputs.
+
+        Returns:
+            A function of (replicated tree, batch made by `put`).
+        """
+        donated = (0,) if donate else ()
+        if self.kind == "pmap":
+            return jax.pmap(
+                function,
+                axis_name=AXIS,
+                in_axes=(None, 0),
+                out_axes=tuple(0 if s else None for s in sharded),
+                devices=None if jax.process_count() > 1 else self.devices,
+                donate_argnums=donated,
+            )
+        split, whole = PartitionSpec(AXIS), PartitionSpec()
+        # check_vma=True would sum the gradients of replicated parameters over the devices by
+        # itself, and the mean that the step takes would come on top, without an error.
+        mapped = jax.shard_map(
+            function,
+            mesh=Mesh(np.array(self.devices), (AXIS,)),
+            in_specs=(whole, split),
+            out_specs=tuple(split if s else whole for s in sharded),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donated)
+
+    def local_rows(self, array: jax.Array) -> np.ndarray:
+        """Rows (b_local, ...) of a sharded output that this process's devices hold, in order."""
+        shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+        rows = np.concatenate([np.asarray(s.data) for s in shards])
+        return rows.reshape(-1, *rows.shape[2:]) if self.kind == "pmap" else rows
+
+
+def make_parallel(kind: str, devices: int | None = None) -> Parallel:
+    """Map over all devices of all processes, or over the first `devices` of a single process.
+
+    Raises:
+        InputError: more devices asked for than there are.
+    """
+    available = jax.devices()
+    if devices is None:
+        return Parallel(kind, tuple(available))
+    if jax.process_count() > 1:
+        raise ValueError("a run of several processes uses all their devices")
+    if devices > len(available):
+        raise InputError(f"{devices} devices were asked for, and jax sees {len(available)}")
+    return Parallel(kind, tuple(available[:devices]))
+
+
+def host_copy(tree: Any) -> Any:
+    """Copy replicated arrays to host memory as numpy; safe against later donation."""
+    return jax.tree.map(lambda x: np.array(x), jax.device_get(tree))
+
+
+def process_index() -> int:
+    """Number of this process in the run."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Processes in the run."""
+    return jax.process_count()
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes of the run are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def reached_preemption(step: int) -> bool:
+    """Whether some process of the run was sent SIGTERM; the same answer on all for one `step`.
+
+    All processes must ask at every step. A run of a single process is never told so here.
+    """
+    if jax.process_count() == 1:
+        return False
+    return multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,141 @@
+"""Checks of a config before anything is built from it, and against that of an earlier start."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spinejax.choices import check_choice
+from spinejax.errors import InputError
+from spinejax.train.parallel import KINDS
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+SOURCES = ("verse", "phantom")
+
+FREE_KEYS = frozenset(
+    {
+        "data.root",
+        "data.cache_dir",
+        "data.threads",
+        "data.prefetch",
+        "train.checkpoint_every_steps",
+        "train.log_every_steps",
+        "train.parallel",
+        "train.pictures",
+    }
+)
+"""Keys that may change between two starts of one run, since no parameter depends on them.
+
+A moved dataset is found by its new `data.root`; the cases of each split must be the same ones. All
+of `predict` is free too.
+"""
+
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _integer(low: int) -> _Check:
+    return (
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low,
+        f"a whole number of at least {low}",
+    )
+
+
+def _number(low: float, high: float = float("inf"), *, above: bool = False) -> _Check:
+    def fits(value: Any) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return (low < value if above else low <= value) and value <= high and value < float("inf")
+
+    limit = f"above {low:g}" if above else f"of at least {low:g}"
+    return fits, f"a number {limit}" + (f" and at most {high:g}" if high < float("inf") else "")
+
+
+_BOOLEAN: _Check = (lambda v: isinstance(v, bool), "true or false")
+_SIZE: _Check = (
+    lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(_integer(1)[0](s) for s in v),
+    "two whole numbers of at least 1",
+)
+
+_CHECKS: dict[str, _Check] = {
+    "seed": _integer(0),
+    "data.size": _SIZE,
+    "data.spine_free_fraction": _number(0, 1),
+    "data.threads": _integer(0),
+    "data.prefetch": _integer(0),
+    "optim.learning_rate": _number(0, above=True),
+    "optim.momentum": _number(0, 1),
+    "optim.weight_decay": _number(0),
+    "optim.warmup_steps": _integer(0),
+    "optim.decay_every_epochs": _number(0, above=True),
+    "optim.decay_factor": _number(0, 1, above=True),
+    "optim.clip_norm": _number(0),
+    "optim.accumulate_steps": _integer(1),
+    "optim.ema_decay": _number(0, 0.999999),
+    "train.epochs": _number(0),
+    "train.steps": _integer(0),
+    "train.batch_size": _integer(1),
+    "train.eval_every_epochs": _number(0, above=True),
+    "train.checkpoint_every_steps": _integer(0),
+    "train.log_every_steps": _integer(1),
+    "train.pictures": _integer(0),
+    "train.remat": _BOOLEAN,
+}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} of nested mappings."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuse values that the training cannot use; models, losses and data check their own.
+
+    Raises:
+        InputError: names the key, its value and what is allowed.
+    """
+    flat = flatten(config)
+    for key, (fits, allowed) in _CHECKS.items():
+        if key not in flat:
+            raise InputError(f"the config has no {key}; start from configs/common.py")
+        if not fits(flat[key]):
+            raise InputError(f"{key}={flat[key]!r} must be {allowed}")
+    check_choice("train.parallel", flat["train.parallel"], KINDS)
+    check_choice("train.compute_dtype", flat["train.compute_dtype"], COMPUTE_DTYPES)
+    check_choice("data.source", flat["data.source"], SOURCES)
+    if not flat["train.steps"] and not flat["train.epochs"]:
+        raise InputError("train.epochs and train.steps are both 0; set one of them")
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """Return the config as JSON holds it: nested dicts, sequences as lists."""
+    return json.loads(config.to_json())
+
+
+def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
+    """Refuse to go on in `workdir` with a config that would train something else.
+
+    Raises:
+        InputError: names every differing key with its old and new value.
+    """
+    before, after = flatten(plain(old)), flatten(plain(new))
+    missing = "(absent)"
+    differing = [
+        f"{key} (there {before.get(key, missing)!r}, now {after.get(key, missing)!r})"
+        for key in sorted(before | after)
+        if before.get(key, missing) != after.get(key, missing)
+        and key not in FREE_KEYS
+        and not key.startswith("predict.")
+    ]
+    if differing:
+        raise InputError(
+            f"{workdir} holds a run of another config: {', '.join(differing)}; give this one "
+            "another --workdir, or the old values to resume"
+        )

@@ -1,0 +1,238 @@
+"""From a config to cases, cached scans and run.json."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from spinejax.data import cache, splits, verse
+from spinejax.data.cache import CachedCase
+from spinejax.data.preprocess import SlicePreprocess
+from spinejax.data.verse import Case
+from spinejax.errors import InputError
+from spinejax.files import write_json
+from spinejax.train import parallel
+
+SPLITS = ("train", "val", "test")
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "spinejax")
+
+
+def preprocessing(config: ConfigDict) -> SlicePreprocess:
+    """Return the preprocessing that `config.data` describes."""
+    fields = config.data.preprocess
+    return SlicePreprocess(
+        plane=config.data.plane,
+        smoothing_sigma_mm=fields.smoothing_sigma_mm,
+        clamp_hu=tuple(fields.clamp_hu),
+        mode=fields.mode,
+        spacing_mm=fields.spacing_mm,
+        size=tuple(config.data.size),
+    )
+
+
+def dataset_root(config: ConfigDict, workdir: Path) -> Path:
+    """Return the folder of the scans; phantoms are rendered into the workdir if they are not there.
+
+    Raises:
+        InputError: no folder was given, or it is none.
+    """
+    if config.data.source == "phantom":
+        return _phantoms(config, workdir)
+    if not config.data.root:
+        raise InputError(
+            "data.root is empty; give the folder of the scans with --config.data.root=DIR "
+            "(or --config.data.source=phantom for synthetic ones)"
+        )
+    root = Path(config.data.root).expanduser()
+    if not root.is_dir():
+        raise InputError(f"data.root={config.data.root}: there is no such folder; correct the path")
+    return root
+
+
+def _phantoms(config: ConfigDict, workdir: Path) -> Path:
+    from spinejax.data.phantom import dataset
+
+    root, fields = workdir / "phantoms", config.data.phantom
+    # Written last: a folder without it is one whose writing was interrupted.
+    done, wanted = root / "phantoms.json", dict(fields)
+    if parallel.process_index() == 0 and _read(done) != wanted:
+        dataset.write_dataset(
+            root,
+            fields.cases,
+            fields.seed,
+            max_spacing_mm=fields.max_spacing_mm,
+            max_extent_mm=fields.max_extent_mm,
+        )
+        write_json(done, wanted)
+    parallel.barrier("phantoms")
+    return root
+
+
+def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
+    """Return the cases of each split, those that can be used.
+
+    Raises:
+        InputError: no folder, no usable case, or a split that cannot be made.
+    """
+    root = dataset_root(config, workdir)
+    usable = verse.usable(verse.index_dataset(root, exclude_gl=config.data.exclude_gl))
+    if not usable:
+        raise InputError(
+            f"{root} has no scan with both CT and mask; `spinejax doctor --data={root}` names what "
+            "is missing"
+        )
+    return splits.split_cases(
+        usable,
+        kind=config.data.split,
+        seed=config.seed,
+        test_fraction=config.data.test_fraction,
+        val_fraction=config.data.val_fraction,
+        folds=config.data.folds,
+        fold=config.data.fold,
+    )
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    wanted: tuple[str, ...] = SPLITS,
+    progress: bool = True,
+) -> dict[str, list[CachedCase]]:
+    """Preprocess and cache the scans of the `wanted` splits, and return them.
+
+    Of several processes the first does the work and the others then find it done; the cache folder
+    must be one that all of them see.
+
+    Raises:
+        InputError: as `cases`, or a scan or the cache folder cannot be used.
+    """
+    return cached(config, workdir, cases(config, workdir), wanted=wanted, progress=progress)
+
+
+def cached(
+    config: ConfigDict,
+    workdir: Path,
+    split: dict[str, list[Case]],
+    *,
+    wanted: tuple[str, ...] = SPLITS,
+    progress: bool = True,
+) -> dict[str, list[CachedCase]]:
+    """As `prepare`, of a split that is there already."""
+    settings = preprocessing(config)
+    folder = Path(config.data.cache_dir or workdir / "cache")
+    first = parallel.process_index() == 0
+    chosen = {case.id: case for name in wanted for case in split[name]}
+
+    def prepared() -> list[CachedCase]:
+        return cache.prepare(list(chosen.values()), settings, folder, progress=progress and first)
+
+    if first:
+        entries = prepared()
+    parallel.barrier("cache")
+    if not first:
+        entries = prepared()
+    by_id = dict(zip(chosen, entries, strict=True))
+    return {name: [by_id[case.id] for case in split[name]] for name in wanted}
+
+
+def _commit() -> str:
+    """Commit of the source tree that runs, "" where it is not one; "+" marks changes to it."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunRecord:
+    """run.json: what ran, where, for how long, on which cases."""
+
+    def __init__(
+        self, workdir: Path, split: dict[str, list[Case]], *, devices: int, parameters: int
+    ) -> None:
+        """Compare with what an earlier start wrote, and write the record of this one.
+
+        Raises:
+            InputError: the earlier start trained on other cases.
+        """
+        self._path = workdir / "run.json"
+        ids = {name: [case.id for case in split[name]] for name in SPLITS}
+        earlier = _read(self._path)
+        if earlier:
+            _check_cases(earlier.get("cases", ids), ids, self._path)
+        self._began = time.monotonic()
+        self._seconds = float(earlier.get("seconds", 0.0))
+        kinds = sorted({d.device_kind for d in jax.devices()})
+        self._record: dict[str, Any] = {
+            "started": earlier.get("started", _now()),
+            "finished": None,
+            "seconds": self._seconds,
+            "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, {', '.join(kinds)}",
+            "backend": jax.default_backend(),
+            "devices": devices,
+            "processes": parallel.process_count(),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: _version(name) for name in _PACKAGES},
+            },
+            "commit": _commit(),
+            "parameters": parameters,
+            "starts": int(earlier.get("starts", 0)) + 1,
+            "cases": ids,
+        }
+        self._write()
+
+    def update(self, *, finished: bool = False) -> None:
+        """Write how long it has taken so far, over all starts."""
+        self._record["seconds"] = round(self._seconds + time.monotonic() - self._began, 3)
+        if finished:
+            self._record["finished"] = _now()
+        self._write()
+
+    def _write(self) -> None:
+        if parallel.process_index() == 0:
+            write_json(self._path, self._record)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _check_cases(old: dict[str, list[str]], new: dict[str, list[str]], path: Path) -> None:
+    for name in SPLITS:
+        gone = sorted(set(old.get(name, [])) - set(new[name]))
+        come = sorted(set(new[name]) - set(old.get(name, [])))
+        if gone or come:
+            changes = [f"{len(gone)} missing ({gone[0]})"] if gone else []
+            changes += [f"{len(come)} new ({come[0]})"] if come else []
+            raise InputError(
+                f"{path}: the {name} split now has other cases, {' and '.join(changes)}; restore "
+                "the dataset to resume, or start in another --workdir"
+            )

@@ -1,0 +1,64 @@
+"""Being asked to stop: Slurm's ways to say so, and the user's."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from spinejax.train import parallel
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a run to save and stop."""
+
+
+class Stop:
+    """Whether something has asked the run to stop."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def request(self) -> None:
+        """Ask the run to save and stop at the next step."""
+        self._event.set()
+
+    def agreed(self, at: int) -> bool:
+        """Whether all processes stop at step `at`; each must ask at every step."""
+        if parallel.process_count() > 1:
+            return parallel.reached_preemption(at)
+        return bool(self)
+
+
+@contextmanager
+def listen() -> Iterator[Stop]:
+    """Turn the first of SIGNALS into a request; a second one acts as if nobody had listened.
+
+    Of several processes jax listens to SIGTERM itself and tells all of them (`Stop.agreed`); a
+    handler here would stop one and leave the others waiting. Outside the main thread Python allows
+    no handlers.
+    """
+    stop = Stop()
+    in_main = threading.current_thread() is threading.main_thread()
+    if parallel.process_count() > 1 or not in_main:
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            # None stands for a handler that was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def handle(number: int, frame: Any) -> None:
+        stop.request()
+        restore()
+
+    for number in SIGNALS:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,59 @@
+"""What a training run is at one moment."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that the next update depends on, besides config and data; one pytree of arrays.
+
+    step: () int32, updates done so far, which is also the position in the data.
+    params: parameters, float32.
+    batch_stats: running statistics of BatchNorm, {} without it.
+    opt_state: optax state.
+    ema: exponential moving average of `params`, or None where the config has it off.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+
+
+def create_state(
+    variables: dict[str, Any], optimizer: optax.GradientTransformation, *, ema: bool
+) -> TrainState:
+    """Return the state before the first update.
+
+    `variables` is what linen's `init` gives: "params" and, with BatchNorm, "batch_stats".
+    """
+    params = variables["params"]
+    # A copy: the step donates its input, and one buffer cannot be donated twice.
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema=average,
+    )
+
+
+def inference_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return {"params", "batch_stats"} to predict with: the moving average where there is one."""
+    ema = variables.get("ema")
+    return {
+        "params": variables["params"] if ema is None else ema,
+        "batch_stats": variables["batch_stats"],
+    }
+
+
+def count_parameters(params: Any) -> int:
+    """Number of scalars in a pytree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
