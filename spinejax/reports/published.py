@@ -227,12 +227,20 @@ def contradictions(rows: Iterable[Row] | None = None) -> Contradictions:
     )
 
 
-def why_not_comparable(phantom: bool = False) -> list[str]:
+def why_not_comparable(phantom: bool = False, quoted: bool = False) -> list[str]:
     """Return the reasons, one sentence or two each, why a run's scores are not set against these.
 
     Args:
       phantom: the run's scans are synthetic.
+      quoted: the row is one of Table 11 that quotes another group's work.
     """
+    synthetic = "Published on real CT, ours on synthetic phantoms: other images, and easier ones."
+    if quoted:
+        elsewhere = (
+            "The published row quotes another group’s result on its own few test scans (Table 11); "
+            "neither those scans nor how the score was averaged is known here."
+        )
+        return [synthetic, elsewhere] if phantom else [elsewhere]
     found = contradictions()
     rows = found.rows
     reasons = [
@@ -251,8 +259,4 @@ def why_not_comparable(phantom: bool = False) -> list[str]:
         "The paper does not say over what it averages (pixels, slices or scans), nor which scans "
         "or patients form the 20 % that it tests on.",
     ]
-    if phantom:
-        reasons.insert(
-            0, "Published on VerSe, ours on synthetic phantoms: other images, and easier ones."
-        )
-    return reasons
+    return [synthetic.replace("real CT", "VerSe"), *reasons] if phantom else reasons

@@ -1,0 +1,44 @@
+"""One self-contained HTML page for a run: no script, nothing loaded from elsewhere."""
+
+import os
+from pathlib import Path
+
+from spinejax import files
+from spinejax.errors import InputError
+from spinejax.reports import sections, tables
+from spinejax.reports.run import read_run
+
+
+def write_report(
+    workdir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write the page of a run, and its tables as Markdown and CSV beside it.
+
+    Args:
+      workdir: of `spinejax train`; what is missing in it (evaluation, record) is said on the page.
+      output: the HTML file; by default `<workdir>/report.html`. The tables get its name with .md
+        and .csv.
+
+    Returns:
+      The HTML file.
+
+    Raises:
+      InputError: `workdir` is missing, is not a run or holds damaged files; `output` cannot be
+        written.
+    """
+    run = read_run(workdir)
+    output = Path(output) if output is not None else run.workdir / "report.html"
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; give the name of an HTML file")
+    html = sections.page(run)
+    try:
+        files.write_text(output, html)
+        if run.evaluations:
+            markdown = tables.tables_markdown(run.config, run.evaluations, run.parameters)
+            files.write_text(output.with_suffix(".md"), markdown)
+            files.write_text(output.with_suffix(".csv"), tables.tables_csv(run.evaluations))
+    except OSError as error:
+        raise InputError(
+            f"{output}: cannot be written ({error.strerror or error}); choose another --output"
+        ) from None
+    return output

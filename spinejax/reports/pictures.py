@@ -1,0 +1,89 @@
+"""The best, the median and the worst scan of a run as pictures inside the page."""
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from spinejax.data import nifti
+from spinejax.errors import InputError
+from spinejax.reports import figures, tables
+from spinejax.reports.run import Run
+
+
+def chosen_cases(ranked: list[tuple[str, float]]) -> list[tuple[str, str, float]]:
+    """Return (word, case id, Dice) of the scans to show, from cases ranked worst to best.
+
+    Three or more: best, median (the lower one of two middle scans), worst; two: best and worst.
+    """
+    if not ranked:
+        return []
+    if len(ranked) == 1:
+        return [("The only scan", *ranked[0])]
+    shown = [("Best scan", *ranked[-1]), ("Worst scan", *ranked[0])]
+    if len(ranked) > 2:
+        shown.insert(1, ("Median scan", *ranked[(len(ranked) - 1) // 2]))
+    return shown
+
+
+def best_median_worst(run: Run) -> str:
+    """Return the best, the median and the worst scan as pictures, all of one size."""
+    if run.split is None:
+        return ""
+    chosen = chosen_cases(tables.ranked(run.evaluations[run.split]))
+    if not chosen:
+        return ""
+    record = run.evaluations[run.split]
+    distances = tables.case_values(record, "hd95_mm")
+    parts = []
+    for word, case, dice in chosen:
+        more = [f"Dice {dice:.3f}"]
+        if case in distances:
+            more.append(f"HD95 {distances[case]:.1f} mm")
+        parts.append(
+            f'<figure class="scan"><figcaption><b>{word}: {escape(case)}</b>'
+            f"<span>{' · '.join(more)}</span></figcaption>{_picture(run, case)}</figure>"
+        )
+    title = {1: "The scan", 2: "Best and worst scan"}.get(
+        len(chosen), "Best, median and worst scan"
+    )
+    return (
+        f"<section><h2>{title}</h2><p>Outlines of the prediction (orange) and the reference "
+        "(cyan), yellow where both run. Planes through the middle of the spine; the patient’s "
+        f"right is on the left of coronal and axial pictures.</p>{''.join(parts)}</section>"
+    )
+
+
+def _picture(run: Run, case: str) -> str:
+    paths = run.cases.get(run.split or "", {}).get(case)
+    try:
+        png = _quicklook(run.workdir, paths, case)
+    except InputError as error:
+        return f'<p class="missing">No picture: {escape(str(error))}</p>'
+    data = base64.b64encode(png).decode("ascii")
+    words = f"{case}: sagittal, coronal and axial slice with outlines"
+    return (
+        f'<div class="frame"><img alt="{escape(words)}" src="data:image/png;base64,{data}"></div>'
+    )
+
+
+def _quicklook(workdir: Path, paths: Any, case: str) -> bytes:
+    if not isinstance(paths, Mapping) or not {"image", "prediction"} <= set(paths):
+        raise InputError("cases.json does not say where its scan and prediction are")
+    files = {
+        # Paths inside the workdir are relative to it, so that it can be moved.
+        name: workdir / str(paths[name])
+        for name in ("image", "prediction", "labels")
+        if paths.get(name)
+    }
+    for name, path in files.items():
+        if name != "labels" and not path.is_file():
+            raise InputError(f"{path} is gone")
+    volume = nifti.read_volume(files["image"])
+    masks = {
+        name: nifti.match_labels(volume, nifti.read_labels(path, valid=None)).array
+        for name, path in files.items()
+        if name != "image" and path.is_file()
+    }
+    return figures.quicklook_png(volume, masks["prediction"], masks.get("labels"), title=case)

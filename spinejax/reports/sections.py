@@ -1,0 +1,349 @@
+"""The sections of a run's page, each a function from the run to HTML. All text is escaped."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from html import escape
+from typing import Any
+
+from spinejax import __version__
+from spinejax.reports import charts, pictures, tables
+from spinejax.reports.run import Run
+from spinejax.reports.style import CSS
+
+_SPLIT_WORDS = {
+    "test": ("held-out", "never seen in training"),
+    "val": ("validation", "used to choose the best checkpoint"),
+    "train": ("training", "the network was trained on these very scans"),
+}
+
+
+def page(run: Run) -> str:
+    """Return the whole page of a run as one HTML document that loads nothing."""
+    name = str(run.config.get("name") or run.workdir.resolve().name)
+    title = headline(run)
+    body = [
+        f'<header><p class="kind">{escape(name)} · {escape(str(run.workdir))}</p>'
+        f"<h1>{escape(title)}</h1>{_lead(run)}{_key_figures(run)}{_notes(run)}</header>",
+        scores(run),
+        pictures.best_median_worst(run),
+        every_case(run),
+        training(run),
+        beside_paper(run),
+        what_ran(run),
+        f"<footer>Written by spinejax {escape(__version__)}, {datetime.now():%Y-%m-%d %H:%M}. "
+        "For research; not a medical device.</footer>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(name)}: {escape(title)}</title><style>{CSS}</style></head>\n"
+        f"<body><main>\n{chr(10).join(filter(None, body))}\n</main></body></html>\n"
+    )
+
+
+def headline(run: Run) -> str:
+    """Return the run's result in one line."""
+    if run.split is None:
+        return "Not scored yet"
+    values = [value for _, value in tables.ranked(run.evaluations[run.split])]
+    if not values:
+        return "Evaluated, but no scan has a Dice"
+    kind = _SPLIT_WORDS.get(run.split, (run.split, ""))[0]
+    synthetic = " synthetic" if tables.is_phantom(run.config) else ""
+    return f"Mean Dice {_mean(values):.2f} on {_count(len(values), f'{kind}{synthetic} scan')}"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _command(run: Run, command: str) -> str:
+    return f"<code>{escape(f'spinejax {command} --workdir {shlex.quote(str(run.workdir))}')}</code>"
+
+
+def _lead(run: Run) -> str:
+    if run.split is None:
+        return f'<p class="lead">To score it, run {_command(run, "evaluate")}.</p>'
+    ranked = tables.ranked(run.evaluations[run.split])
+    means = _SPLIT_WORDS.get(run.split, ("", ""))[1]
+    words = []
+    if len(ranked) > 1:
+        (worst, low), (best, high) = ranked[0], ranked[-1]
+        words.append(f"From {low:.2f} ({escape(worst)}) to {high:.2f} ({escape(best)}).")
+    if means:
+        words.append(f"{escape(run.split.capitalize())} scans: {escape(means)}.")
+    return f'<p class="lead">{" ".join(words)}</p>'
+
+
+def _key_figures(run: Run) -> str:
+    items: list[tuple[str, str, str]] = []
+    if run.split is not None:
+        rows = {row.metric.key: row for row in tables.summarise(run.evaluations[run.split])}
+        for key, name in (("dice", "Dice"), ("hd95_mm", "HD95"), ("recall", "Recall")):
+            if key in rows:
+                row = rows[key]
+                unit = " mm" if row.metric.unit == "mm" else ""
+                value = tables.shown(row.mean, row.metric)
+                spread = tables.shown(row.std, row.metric)
+                items.append((f"{name}, mean", value, f"± {spread}{unit}"))
+    if run.parameters is not None:
+        items.append(("Parameters", f"{run.parameters:,}", ""))
+    seconds = run.record.get("seconds")
+    if isinstance(seconds, int | float):
+        items.append(("Training took", duration(seconds), ""))
+    if not items:
+        return ""
+    cells = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)} <small>{escape(more)}</small></dd></div>"
+        for name, value, more in items
+    )
+    return f'<dl class="key-figures">{cells}</dl>'
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in words: "48 s", "12 min", "3 h 20 min"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _trained_on(run: Run) -> list[str]:
+    """Return the scored cases that training saw although their split is not "train"."""
+    if run.split in (None, "train"):
+        return []
+    recorded = run.record.get("cases")
+    seen = recorded.get("train") if isinstance(recorded, Mapping) else None
+    if not isinstance(seen, list):
+        return []
+    scored = run.evaluations[run.split or ""].get("cases") or {}
+    return sorted(set(map(str, seen)) & set(scored))
+
+
+def _unscored(run: Run) -> str:
+    """Name the cases that a score file lists as missing, if any."""
+    if run.split is None:
+        return ""
+    missing = run.evaluations[run.split].get("missing")
+    found = [
+        f"{case} (no {kind})"
+        for kind, ids in (missing.items() if isinstance(missing, Mapping) else ())
+        for case in ids
+    ]
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+def _notes(run: Run) -> str:
+    notes = []
+    both = _trained_on(run)
+    if both:
+        names = ", ".join(both[:5]) + (f" and {len(both) - 5} more" if len(both) > 5 else "")
+        notes.append(
+            f"<b>Not held out:</b> {escape(names)} "
+            f"{'was' if len(both) == 1 else 'were'} also trained on. These scores say how well "
+            "the run remembers, not how well it generalises."
+        )
+    if tables.is_phantom(run.config):
+        notes.append(
+            "<b>Synthetic scans:</b> these are phantoms. The scores show that the program works; "
+            "they say nothing about patients."
+        )
+    unscored = _unscored(run)
+    if unscored:
+        notes.append(f"<b>Not scored:</b> {escape(unscored)}.")
+    if not run.finished:
+        notes.append("<b>Training has not finished:</b> the same command on this workdir resumes.")
+    return "".join(f'<p class="note">{note}</p>' for note in notes)
+
+
+def _table(header: Iterable[str], rows: Iterable[str]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def scores(run: Run) -> str:
+    """Return the score tables: every metric with its spread over the scans."""
+    if run.split is None:
+        return (
+            '<section><h2>Scores</h2><p class="nothing">No scan has been scored yet. Run '
+            f"{_command(run, 'evaluate')}, then the report again.</p></section>"
+        )
+    parts = []
+    for split, record in run.evaluations.items():
+        number = len(record.get("cases") or {})
+        title = "Scores" if split == run.split else f"Scores on the {split} split"
+        parts.append(f"<h2>{escape(title)}, {_count(number, 'scan')}</h2>")
+        if split == run.split:
+            parts.append(charts.dot_chart(tables.ranked(record), "Dice"))
+        rows = []
+        for row in tables.summarise(record):
+            metric = row.metric
+            name = metric.name + (", mm" if metric.unit == "mm" else "")
+            cells = [
+                f"{tables.shown(row.mean, metric)} ± {tables.shown(row.std, metric)}",
+                tables.shown(row.median, metric),
+                f"{tables.shown(row.low, metric)} to {tables.shown(row.high, metric)}",
+                tables.shown(row.pooled, metric),
+                f"{row.cases}",
+            ]
+            rows.append(
+                f'<tr><th scope="row">{escape(name)}<small>{escape(metric.hint)}</small></th>'
+                + "".join(f"<td>{cell}</td>" for cell in cells)
+                + "</tr>"
+            )
+        parts.append(
+            _table(["", "mean ± std", "median", "lowest to highest", "pooled", "scans"], rows)
+        )
+    parts.append(
+        '<p class="nothing">Mean, standard deviation and median over scans; pooled: from the '
+        "voxels of all scans together. A scan where a metric is not defined (a distance to an "
+        "empty mask) is left out of that metric and of its count.</p>"
+    )
+    return f"<section>{''.join(parts)}</section>"
+
+
+def every_case(run: Run) -> str:
+    """Return one row per scan, the worst first."""
+    if run.split is None:
+        return ""
+    record = run.evaluations[run.split]
+    order = [case for case, _ in tables.ranked(record)]
+    order = [case for case in record.get("cases") or {} if case not in order] + order
+    if not order:
+        return ""
+    by_key = {metric.key: metric for metric in tables.METRICS}
+    columns = [by_key[key] for key in tables.CASE_COLUMNS if tables.case_values(record, key)]
+    values = {metric.key: tables.case_values(record, metric.key) for metric in columns}
+    rows = [
+        f'<tr><th scope="row">{escape(case)}</th>'
+        + "".join(f"<td>{tables.shown(values[m.key].get(case), m)}</td>" for m in columns)
+        + "</tr>"
+        for case in order
+    ]
+    header = ["scan", *(m.name + (", mm" if m.unit == "mm" else "") for m in columns)]
+    table = _table(header, rows)
+    if len(rows) > 24:
+        table = f"<details><summary>Show {len(rows)} scans</summary>{table}</details>"
+    return f"<section><h2>Every scan, worst first</h2>{table}</section>"
+
+
+def training(run: Run) -> str:
+    """Return the training curves."""
+    path = run.workdir / "metrics.jsonl"
+    if not charts.read_metrics(path):
+        return (
+            '<section><h2>Training</h2><p class="nothing">There is no training record '
+            "(metrics.jsonl) in this workdir.</p></section>"
+        )
+    return (
+        f"<section><h2>Training</h2>{charts.curves(path)}"
+        '<p class="nothing">Training values are those of the batches just before each step, '
+        "faint, with their running mean; the number beside a name is its last value.</p></section>"
+    )
+
+
+def beside_paper(run: Run) -> str:
+    """Return this run beside the published rows of its experiment, and why that proves little."""
+    split = run.split or "test"
+    rows = tables.compare(run.config, run.evaluations.get(split), run.parameters, split)
+    if all(row.ours for row in rows):
+        return (
+            '<section><h2>Beside paper A</h2><p class="nothing">Paper A (Saeed et al., Diagnostics '
+            "2023, 13, 2658) has no row for this network and normalisation.</p></section>"
+        )
+    html = []
+    for row in rows:
+        if row.iou_unstated is not None:
+            iou = (
+                f'<td class="between" colspan="2"><b>{tables.percent(row.iou_unstated)}</b> '
+                "unstated which</td>"
+            )
+        else:
+            iou = "".join(
+                f"<td>{tables.percent(value)}</td>" for value in (row.iou, row.miou_with_background)
+            )
+        source = f", {row.source}" if row.source else ""
+        parameters = tables.DASH if row.parameters is None else f"{row.parameters:,}"
+        html.append(
+            f'<tr class="{"ours" if row.ours else "theirs"}"><th scope="row">{escape(row.who)}'
+            f"<small>{escape(row.data + source)}</small></th><td>{tables.percent(row.dice)}</td>"
+            f"{iou}<td>{tables.percent(row.precision)}</td><td>{tables.percent(row.recall)}</td>"
+            f"<td>{parameters}</td></tr>"
+        )
+    header = ["per cent", "Dice", "IoU", "IoU with background", "precision", "recall", "parameters"]
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in tables.reasons_apart(run.config))
+    unscored = (
+        ""
+        if any(row.ours for row in rows)
+        else (f"<p>This run has no row yet: {_command(run, 'evaluate')}</p>")
+    )
+    return (
+        "<section><h2>Beside paper A</h2><p>Saeed et al., Diagnostics 2023, 13, 2658, published "
+        "these rows for the same experiment. They stand here for orientation and may not be "
+        f"compared.</p>{unscored}{_table(header, html)}<h3>Why not</h3><ul>{reasons}</ul></section>"
+    )
+
+
+def _plain(value: Any) -> str:
+    """Return any recorded value in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def what_ran(run: Run) -> str:
+    """Return config, cases, hardware, versions, commit and times, as far as recorded."""
+    record = run.record
+    facts: list[tuple[str, str]] = []
+    model = run.config.get("model")
+    if isinstance(model, Mapping):
+        facts.append(("Network", str(model.get("name", ""))))
+    facts += [
+        (name, _plain(record[key]))
+        for name, key in (
+            ("Parameters", "parameters"),
+            ("Hardware", "hardware"),
+            ("Devices", "devices"),
+            ("Processes", "processes"),
+            ("Started", "started"),
+            ("Finished", "finished"),
+            ("Times started", "starts"),
+            ("Commit", "commit"),
+            ("Versions", "versions"),
+        )
+        if record.get(key) not in (None, "", {}, [])
+    ]
+    seconds = record.get("seconds")
+    if isinstance(seconds, int | float):
+        facts.append(("Time", duration(seconds)))
+    cases = record.get("cases")
+    if isinstance(cases, Mapping):
+        counts = [f"{len(ids)} {split}" for split, ids in cases.items() if isinstance(ids, list)]
+        facts.append(("Scans", ", ".join(counts)))
+    facts.append(("Seed", _plain(run.config.get("seed", tables.DASH))))
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
+    missing = (
+        ""
+        if record
+        else '<p class="nothing">There is no run.json: hardware and times were not recorded.</p>'
+    )
+    config = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
+    return (
+        f'<section><h2>What ran</h2>{missing}<dl class="facts">{items}</dl>'
+        f"<details><summary>The whole config</summary><pre>{config}</pre></details></section>"
+    )

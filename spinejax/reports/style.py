@@ -1,0 +1,103 @@
+"""The style sheet of the page: system fonts, light and dark, phone to paper; nothing is loaded."""
+
+CSS = """
+:root{color-scheme:light dark;
+--paper:#fff;--ink:#16191d;--soft:#5b6570;--line:#dde2e7;--tint:#f4f6f8;--accent:#c2410c;
+--train:#c2410c;--val:#0369a1;--note:#fff7e6;--note-line:#e8b04a}
+@media (prefers-color-scheme:dark){:root{
+--paper:#121518;--ink:#e8ebee;--soft:#9ba6b1;--line:#2c333a;--tint:#1a1f24;--accent:#ff8a4c;
+--train:#ff8a4c;--val:#5bc0eb;--note:#2a2314;--note-line:#8a6a2a}}
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:40px 24px 64px}
+header p.kind{margin:0;color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
+h1{margin:.15em 0 .3em;font-size:clamp(1.7rem,4.6vw,2.6rem);line-height:1.15;
+letter-spacing:-.018em;font-weight:680;text-wrap:balance}
+header p.lead{margin:0;max-width:44em;color:var(--soft);font-size:1.06rem}
+h2{margin:2.6em 0 .6em;font-size:1.32rem;line-height:1.25;letter-spacing:-.01em}
+h3{margin:1.6em 0 .5em;font-size:1rem}
+p,ul{max-width:46em}
+li{margin:.35em 0}
+a{color:inherit}
+code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
+code{background:var(--tint);padding:.12em .36em;border-radius:4px;overflow-wrap:anywhere}
+pre{background:var(--tint);padding:14px 16px;border-radius:8px;overflow:auto}
+.key-figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:0;
+margin:28px 0 0;padding:0;border-top:1px solid var(--line);border-bottom:1px solid var(--line)}
+.key-figures div{padding:14px 18px 13px 0}
+.key-figures dt{color:var(--soft);font-size:.84rem}
+.key-figures dd{margin:0;font-size:1.45rem;font-weight:620;letter-spacing:-.01em;
+font-variant-numeric:tabular-nums}
+.key-figures small{font-size:.84rem;font-weight:400;color:var(--soft);letter-spacing:0}
+.note{max-width:none;margin:20px 0 0;padding:10px 16px;background:var(--note);
+border-left:3px solid var(--note-line);border-radius:0 6px 6px 0}
+.nothing{color:var(--soft)}
+.wide{overflow-x:auto;margin:0 -24px;padding:0 24px}
+table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
+th,td{padding:8px 0 8px 18px;text-align:right;vertical-align:top;white-space:nowrap;
+border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left;padding-left:0}
+th.text,td.text{text-align:left}
+td.wrap{white-space:normal;min-width:13em}
+thead th{font-weight:500;color:var(--soft);font-size:.84rem;vertical-align:bottom}
+tbody th{font-weight:560}
+tbody th small{display:block;font-weight:400;color:var(--soft);white-space:normal;min-width:15em}
+td.between{text-align:center;color:var(--soft)}
+td.between b{color:var(--ink);font-weight:400}
+tr.ours{background:var(--tint)}
+tr.ours th,tr.ours td{font-weight:620}
+tr.ours th:first-child{padding-left:10px}
+tr.theirs th:first-child{padding-left:10px}
+figure{margin:0}
+figure.scan{margin:0 0 30px;break-inside:avoid}
+figure.scan img{display:block;width:100%;height:auto;border-radius:8px;background:#0c0e11}
+figure.scan .missing{padding:34px 20px;border:1px dashed var(--line);border-radius:8px;
+color:var(--soft);text-align:center}
+figure.scan figcaption{display:flex;flex-wrap:wrap;gap:2px 18px;align-items:baseline;
+margin:0 0 10px}
+figure.scan figcaption b{font-size:1.05rem}
+figure.scan figcaption span{color:var(--soft);font-variant-numeric:tabular-nums}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:24px 28px}
+figure.chart figcaption{font-size:.9rem;min-height:1.6em}
+figure.chart b{margin-right:8px}
+svg{display:block;width:100%;height:auto;overflow:visible}
+svg text{fill:var(--soft);font-size:11px;font-variant-numeric:tabular-nums}
+svg text.strong{fill:var(--ink);font-weight:600}
+svg .grid{stroke:var(--line);fill:none}
+svg .axis{stroke:var(--soft);fill:none}
+svg .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
+svg .line.faint{stroke-width:1;opacity:.32}
+svg .train,svg .rate{stroke:var(--train)}
+svg .val{stroke:var(--val)}
+svg .dot.train,svg .dot.rate{fill:var(--train);stroke:none}
+svg .dot.val{fill:var(--val);stroke:none}
+svg .case{fill:var(--val);fill-opacity:.72}
+svg .mean{stroke:var(--ink);fill:none;stroke-dasharray:3 3}
+svg.dots{max-width:860px;margin:6px 0 22px}
+.key{white-space:nowrap;color:var(--soft);margin-right:10px}
+.key::before{content:"";display:inline-block;width:14px;height:3px;border-radius:2px;
+margin-right:6px;vertical-align:3px;background:currentColor}
+.key.train::before,.key.rate::before{background:var(--train)}
+.key.val::before{background:var(--val)}
+.key .last{color:var(--ink);font-variant-numeric:tabular-nums}
+dl.facts{display:grid;grid-template-columns:minmax(7.5em,max-content) 1fr;gap:6px 22px;margin:0}
+dl.facts dt{color:var(--soft)}
+dl.facts dd{margin:0;overflow-wrap:anywhere}
+details{margin:18px 0}
+summary{cursor:pointer;color:var(--soft)}
+footer{margin-top:52px;padding-top:14px;border-top:1px solid var(--line);color:var(--soft);
+font-size:.86rem}
+@media (max-width:560px){main{padding:24px 16px 40px}.wide{margin:0 -16px;padding:0 16px}
+dl.facts{grid-template-columns:1fr;gap:0}dl.facts dd{margin-bottom:9px}
+.key-figures{grid-template-columns:1fr 1fr}
+figure.scan .frame{overflow-x:auto;margin:0 -16px}
+figure.scan img{border-radius:0;width:auto;max-width:none;height:min(64vw,300px)}}
+@media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;
+--line:#bbb;--tint:#f2f2f2;
+--train:#b3400c;--val:#035f94;--note:#fff;--note-line:#999}
+body{font-size:10.5pt}main{max-width:none;padding:0}h2{break-after:avoid}
+tr,figure.chart{break-inside:avoid}.wide{overflow:visible}
+figure.scan img{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+"""
