@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
+from absl.flags import FlagValues
 from ml_collections import config_flags
 
 from spinejax import __version__
@@ -30,14 +31,14 @@ class Command:
     """One row of the command table."""
 
     help: str
-    flags: Callable[[flags.FlagValues, list[str]], None]
-    run: Callable[[flags.FlagValues], int]
+    flags: Callable[[FlagValues, list[str]], None]
+    run: Callable[[FlagValues], int]
 
 
 # Flags.
 
 
-def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
+def _config_flag(values: FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config",
         DEFAULT_CONFIG,
@@ -47,14 +48,14 @@ def _config_flag(values: flags.FlagValues, argv: list[str]) -> None:
     )
 
 
-def _workdir_flag(values: flags.FlagValues) -> None:
+def _workdir_flag(values: FlagValues) -> None:
     flags.DEFINE_string(
         "workdir", None, "Folder of the run: config, checkpoints, logs.", flag_values=values
     )
     flags.mark_flag_as_required("workdir", values)
 
 
-def _phantom_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("out", None, "Folder of the data set to write.", flag_values=values)
     flags.DEFINE_integer("cases", 4, "Number of scans.", flag_values=values)
     flags.DEFINE_integer(
@@ -65,20 +66,20 @@ def _phantom_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.mark_flag_as_required("out", values)
 
 
-def _doctor_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _doctor_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("data", None, "Folder of a data set to take stock of.", flag_values=values)
 
 
-def _prepare_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _prepare_flags(values: FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     _workdir_flag(values)
 
 
-def _summarize_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _summarize_flags(values: FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
 
 
-def _train_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _train_flags(values: FlagValues, argv: list[str]) -> None:
     _config_flag(values, argv)
     _workdir_flag(values)
     flags.DEFINE_string(
@@ -88,19 +89,19 @@ def _train_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer("process_id", 0, "Which of them this one is.", flag_values=values)
 
 
-def _checkpoint_flag(values: flags.FlagValues) -> None:
+def _checkpoint_flag(values: FlagValues) -> None:
     flags.DEFINE_enum(
         "checkpoint", "best", ["best", "latest"], "Which weights.", flag_values=values
     )
 
 
-def _evaluate_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _evaluate_flags(values: FlagValues, argv: list[str]) -> None:
     _workdir_flag(values)
     _checkpoint_flag(values)
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Which cases.", flag_values=values)
 
 
-def _predict_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _predict_flags(values: FlagValues, argv: list[str]) -> None:
     _workdir_flag(values)
     _checkpoint_flag(values)
     flags.DEFINE_string("input", None, "A CT (.nii, .nii.gz) or a folder.", flag_values=values)
@@ -111,14 +112,14 @@ def _predict_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.mark_flags_as_required(["input", "output"], values)
 
 
-def _score_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _score_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("prediction", None, "Label file or folder.", flag_values=values)
     flags.DEFINE_string("reference", None, "Label file or folder.", flag_values=values)
     flags.DEFINE_string("output", None, "JSON file to write.", flag_values=values)
     flags.mark_flags_as_required(["prediction", "reference", "output"], values)
 
 
-def _report_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def _report_flags(values: FlagValues, argv: list[str]) -> None:
     _workdir_flag(values)
     flags.DEFINE_string(
         "output", "", "HTML file to write; default <workdir>/report.html.", flag_values=values
@@ -128,7 +129,7 @@ def _report_flags(values: flags.FlagValues, argv: list[str]) -> None:
 # Commands.
 
 
-def _phantom(values: flags.FlagValues) -> int:
+def _phantom(values: FlagValues) -> int:
     from spinejax.data.phantom.dataset import write_dataset
 
     cases = write_dataset(
@@ -142,26 +143,26 @@ def _phantom(values: flags.FlagValues) -> int:
     return 0
 
 
-def _doctor(values: flags.FlagValues) -> int:
+def _doctor(values: FlagValues) -> int:
     from spinejax import commands
 
     return commands.doctor(values.data)
 
 
-def _prepare(values: flags.FlagValues) -> int:
+def _prepare(values: FlagValues) -> int:
     from spinejax import commands
 
     return commands.prepare(values.config, Path(values.workdir))
 
 
-def _summarize(values: flags.FlagValues) -> int:
+def _summarize(values: FlagValues) -> int:
     from spinejax import commands
 
     print(commands.summarize(values.config))
     return 0
 
 
-def _train(values: flags.FlagValues) -> int:
+def _train(values: FlagValues) -> int:
     from spinejax import commands
 
     interrupted = commands.train(
@@ -175,13 +176,13 @@ def _train(values: flags.FlagValues) -> int:
     return EXIT_INTERRUPTED if interrupted else 0
 
 
-def _evaluate(values: flags.FlagValues) -> int:
+def _evaluate(values: FlagValues) -> int:
     from spinejax import commands
 
     return commands.evaluate(Path(values.workdir), split=values.split, which=values.checkpoint)
 
 
-def _predict(values: flags.FlagValues) -> int:
+def _predict(values: FlagValues) -> int:
     from spinejax import commands
 
     return commands.predict(
@@ -193,13 +194,13 @@ def _predict(values: flags.FlagValues) -> int:
     )
 
 
-def _score(values: flags.FlagValues) -> int:
+def _score(values: FlagValues) -> int:
     from spinejax import commands
 
     return commands.score(Path(values.prediction), Path(values.reference), Path(values.output))
 
 
-def _report(values: flags.FlagValues) -> int:
+def _report(values: FlagValues) -> int:
     from spinejax.reports.page import write_report
 
     path = write_report(Path(values.workdir), Path(values.output) if values.output else None)
@@ -229,7 +230,7 @@ def _usage() -> str:
     )
 
 
-def parse(command: Command, name: str, arguments: list[str]) -> flags.FlagValues | None:
+def parse(command: Command, name: str, arguments: list[str]) -> FlagValues | None:
     """Parse the flags of a command; None if only help was asked for.
 
     Raises:
@@ -238,7 +239,7 @@ def parse(command: Command, name: str, arguments: list[str]) -> flags.FlagValues
     # ml_collections wants --config before the overrides; the order should not matter to a person.
     arguments = sorted(arguments, key=lambda text: not text.startswith(("--config=", "-config=")))
     argv = [f"spinejax {name}", *arguments]
-    values = flags.FlagValues()
+    values = FlagValues()
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     try:
         if "--help" in arguments or "-h" in arguments:
@@ -258,7 +259,7 @@ def parse(command: Command, name: str, arguments: list[str]) -> flags.FlagValues
     return values
 
 
-def _show_help(command: Command, name: str, values: flags.FlagValues) -> None:
+def _show_help(command: Command, name: str, values: FlagValues) -> None:
     print(f"spinejax {name}: {command.help}\n")
     for flag in sorted(values):
         if flag in ("h", "help"):

@@ -1,24 +1,28 @@
 """What the commands of the command line do, with their values already parsed."""
 
 import platform
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from spinejax import scoring
-from spinejax.data import nifti, verse
+from spinejax.data import nifti, preprocess, verse
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
 from spinejax.reports import figures
-from spinejax.volume import LabelVolume, Volume
+from spinejax.tasks import build_task
+from spinejax.train import checkpoint, loop, parallel, setup
+from spinejax.volume import Volume
 
 PACKAGES = (
     "jax",
@@ -64,8 +68,6 @@ def summarize(config: ConfigDict) -> str:
 
 def prepare(config: ConfigDict, workdir: Path) -> int:
     """Preprocess and cache every case that the config would train on, evaluate and test."""
-    from spinejax.train import setup
-
     cached = setup.prepare(config, workdir)
     for split, cases in cached.items():
         slices = sum(case.image.shape[0] for case in cases)
@@ -83,13 +85,11 @@ def train(
     under_slurm: bool,
 ) -> bool:
     """Train or resume; return whether a signal interrupted it (with everything saved)."""
-    from spinejax.train import loop, parallel
-
     if under_slurm or num_processes > 1:
         parallel.initialize_distributed(
-            coordinator or None,
-            num_processes if num_processes > 1 else None,
-            process_id if num_processes > 1 else None,
+            coordinator_address=coordinator or None,
+            num_processes=num_processes if num_processes > 1 else None,
+            process_id=process_id if num_processes > 1 else None,
         )
     result = loop.train(config, workdir)
     if result.interrupted:
@@ -99,25 +99,26 @@ def train(
 
 def evaluate(workdir: Path, *, split: str, which: str) -> int:
     """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`."""
-    from spinejax.train import checkpoint, setup
-
     config, variables = checkpoint.load_for_inference(workdir, which)
     cases = setup.cases(config, workdir)[split]
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
-    network, settings = _predictor(config, variables)
+    predictor = _predictor(config, variables)
     folder = workdir / "evaluation" / split
     started = time.time()
     scored, index = {}, {}
     for number, case in enumerate(cases, 1):
+        if case.image is None or case.labels is None:
+            raise ValueError(f"case {case.id} is not usable")  # setup.cases returns usable ones
         volume, reference = nifti.read_pair(case.image, case.labels)
-        prediction = _predict(network, settings, volume, f"{number}/{len(cases)} {case.id}")
+        title = f"{number}/{len(cases)} {case.id}"
+        prediction = _segment(predictor, volume, case.image, title)
         path = folder / "predictions" / f"{case.id}_seg.nii.gz"
         nifti.write_labels(path, prediction, volume)
-        scored[case.id] = scoring.score_arrays(prediction, reference.array, volume.spacing_mm)
+        scored[case.id] = scoring.score_arrays(prediction, reference.array, volume.affine, case.id)
         index[case.id] = {
-            "image": str(Path(case.image).resolve()),
-            "labels": str(Path(case.labels).resolve()),
+            "image": str(case.image.resolve()),
+            "labels": str(case.labels.resolve()),
             "prediction": str(path.relative_to(workdir)),
         }
     scores = scoring.collect(scored)
@@ -132,11 +133,16 @@ def predict(
     workdir: Path, source: Path, output: Path, *, reference: Path | None, which: str
 ) -> int:
     """Segment a CT or every CT of a folder; a file that fails is named and the rest go on."""
-    from spinejax.train import checkpoint
-
     config, variables = checkpoint.load_for_inference(workdir, which)
     paths = _scans(source)
-    network, settings = _predictor(config, variables)
+    twice = [name for name, n in Counter(map(nifti.case_id, paths)).items() if n > 1]
+    if twice:
+        raise InputError(
+            f"{source}: several scans are called {twice[0]!r} and would overwrite each other's "
+            "results; predict their folders one by one"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    predictor = _predictor(config, variables)
     failed = 0
     for path in paths:
         case_id = nifti.case_id(path)
@@ -145,11 +151,7 @@ def predict(
                 volume, truth = nifti.read_volume(path), None
             else:
                 volume, truth = nifti.read_pair(path, _reference_of(reference, case_id))
-            _check_side(volume, path)
-            memory = scan.estimate_bytes(volume, settings) / 2**30
-            shape = "x".join(map(str, volume.shape))
-            print(f"{path.name}: {shape} voxels, about {memory:.1f} GiB beside the network")
-            labels = _predict(network, settings, volume, case_id)
+            labels = _segment(predictor, volume, path, case_id)
         except InputError as error:
             if len(paths) == 1:
                 raise
@@ -173,8 +175,88 @@ def predict(
 
 def score(prediction: Path, reference: Path, output: Path) -> int:
     """Compare label files or folders; write JSON and print the summary."""
-    scores = scoring.score_paths(prediction, reference)
+    scores = scoring.score_paths(prediction, reference, progress=True)
     write_json(output, scores)
     print(scoring.summary_table(scores))
     print(f"scores: {output}")
     return 0
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """A trained network, ready for scans."""
+
+    network: scan.Network
+    settings: scan.ScanSettings
+    stride: int
+
+
+def _predictor(config: ConfigDict, variables: Any) -> _Predictor:
+    """Compile the network of a run over all local devices, each batch divided among them."""
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    task = build_task(config)
+    devices = np.array(jax.local_devices())
+    mesh = Mesh(devices, ("data",))
+    over_devices = NamedSharding(mesh, PartitionSpec("data"))
+    variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    probability = jax.jit(task.probability)
+
+    def network(image: np.ndarray, stats: np.ndarray) -> np.ndarray:
+        batch = jax.device_put((image, stats), over_devices)
+        return np.asarray(probability(variables, *batch))
+
+    how = config.predict
+    settings = scan.ScanSettings(
+        preprocess=setup.preprocessing(config),
+        size=tuple(config.data.size),
+        normalise=config.data.normalise,
+        batch_size=-(-how.batch_size // len(devices)) * len(devices),
+        overlap=how.overlap,
+        threshold=how.threshold,
+        min_component_ml=how.min_component_ml,
+        fill_holes=how.fill_holes,
+    )
+    return _Predictor(network, settings, task.stride)
+
+
+def _segment(predictor: _Predictor, volume: Volume, path: Path, title: str) -> np.ndarray:
+    """Predict one scan with a progress bar, saying first how much memory it takes."""
+    grid = preprocess.slice_geometry(volume, predictor.settings.preprocess)
+    if min(grid.shape) < predictor.stride:
+        raise InputError(
+            f"{path}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, smaller "
+            f"than the network's stride of {predictor.stride}; give a larger scan"
+        )
+    memory = scan.estimate_bytes(volume, predictor.settings) / 2**30
+    shape = "x".join(map(str, volume.shape))
+    print(f"{title}: {shape} voxels, about {memory:.1f} GiB beside the network", flush=True)
+    with tqdm(total=grid.n_slices, desc=title, unit="slice", leave=False) as bar:
+        return scan.predict_scan(predictor.network, volume, predictor.settings, advance=bar.update)
+
+
+def _scans(source: Path) -> list[Path]:
+    """Return the CT of a file, or the CTs of a folder (any data set layout, or loose files)."""
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; check --input")
+    if source.is_file():
+        return [source]
+    paths = sorted(path for path in source.rglob("*") if nifti.is_nifti(path))
+    labelled = re.compile(r"_(seg|msk|seg-vert_msk|mask|label|labels)\.nii", re.IGNORECASE)
+    paths = [path for path in paths if not labelled.search(path.name)]
+    if not paths:
+        raise InputError(f"{source}: no .nii or .nii.gz file in it; check --input")
+    return paths
+
+
+def _reference_of(reference: Path, case_id: str) -> Path:
+    """Return the label file of a case: the file itself, or the one of a folder with its id."""
+    if not reference.is_dir():
+        return reference
+    found = [
+        p for p in sorted(reference.rglob("*")) if nifti.is_nifti(p) and nifti.case_id(p) == case_id
+    ]
+    if not found:
+        raise InputError(f"{reference}: no label file for case {case_id}; check --reference")
+    return found[0]
