@@ -1,0 +1,313 @@
+"""The cache: keyed by content, whole entries only, and what happens when things go wrong."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel
+import numpy as np
+import pytest
+
+from spinejax.data import cache, nifti
+from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs
+from spinejax.data.verse import Case
+from spinejax.errors import InputError
+
+HOW = SlicePreprocess()
+
+
+def write_case(folder, name, seed=0, shape=(6, 20, 24)):
+    rng = np.random.default_rng(seed)
+    affine = np.diag([-2.0, -0.8, 1.2, 1.0])
+    labels = np.zeros(shape, np.uint8)
+    labels[2:5, 6:12, 8:16] = 20
+    image = rng.integers(-1000, 500, shape).astype(np.int16) + labels * np.int16(10)
+    paths = folder / f"{name}_ct.nii.gz", folder / f"{name}_msk.nii.gz"
+    for path, array in zip(paths, (image, labels), strict=True):
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+        os.utime(path, (1e9, 1e9))  # long ago: its digest may be remembered
+    return Case(id=name, subject=name, image=paths[0], labels=paths[1])
+
+
+@pytest.fixture
+def cases(tmp_path):
+    return [write_case(tmp_path, f"case{i}", seed=i) for i in range(3)]
+
+
+def prepare(cases, folder, how=HOW, **options):
+    return cache.prepare(cases, how, folder, progress=False, **options)
+
+
+def entries(folder):
+    return {path.name for path in folder.iterdir() if path.name != "digests.json"}
+
+
+def count_reads(monkeypatch):
+    reads = []
+    original = nifti.read_pair
+
+    def counting(*args, **kwargs):
+        reads.append(args[0])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(nifti, "read_pair", counting)
+    return reads
+
+
+def test_entries_hold_what_preprocessing_gives(cases, tmp_path):
+    cached = prepare(cases, tmp_path / "cache")
+    assert [case.id for case in cached] == ["case0", "case1", "case2"]
+    for case, entry in zip(cases, cached, strict=True):
+        scan, labels = nifti.read_pair(case.image, case.labels)
+        ((_, image, label),) = preprocess_slabs(scan, HOW, labels)
+        np.testing.assert_array_equal(entry.image, image)
+        np.testing.assert_array_equal(entry.label, label)
+        assert isinstance(entry.image, np.memmap) and not entry.image.flags.writeable
+        assert entry.shape == image.shape
+        assert entry.foreground_counts.tolist() == [(part > 0).sum() for part in label]
+        expected = [image.mean(), image.std(), image.min(), image.max()]
+        np.testing.assert_allclose(entry.stats, expected, rtol=1e-6)
+        assert entry.stats.dtype == np.float32
+        assert entry.spacing_mm == pytest.approx((1.0, 24 * 1.2 / 29))
+        assert entry.slice_spacing_mm == pytest.approx(2.0)
+
+
+def test_a_second_call_reads_no_scan(cases, tmp_path, monkeypatch):
+    first = prepare(cases, tmp_path / "cache")
+    reads = count_reads(monkeypatch)
+    second = prepare(cases, tmp_path / "cache")
+    assert reads == []
+    assert [a.path for a in first] == [b.path for b in second]
+    np.testing.assert_array_equal(first[1].stats, second[1].stats)
+
+
+def test_a_second_call_hashes_no_unchanged_file(cases, tmp_path, monkeypatch):
+    prepare(cases, tmp_path / "cache")
+    monkeypatch.setattr("hashlib.file_digest", None)
+    prepare(cases, tmp_path / "cache")
+
+
+def test_a_damaged_digest_file_costs_only_time(cases, tmp_path, monkeypatch):
+    prepare(cases, tmp_path / "cache")
+    (tmp_path / "cache" / "digests.json").write_text("{")
+    reads = count_reads(monkeypatch)
+    prepare(cases, tmp_path / "cache")
+    assert reads == []
+
+
+def test_a_changed_setting_is_noticed(cases, tmp_path, monkeypatch):
+    prepare(cases, tmp_path / "cache")
+    reads = count_reads(monkeypatch)
+    (other, *_) = prepare(cases, tmp_path / "cache", SlicePreprocess(plane="axial"))
+    assert len(reads) == 3 and other.shape[0] == 24
+
+
+def test_a_changed_mask_is_noticed(cases, tmp_path, monkeypatch):
+    (before, *_) = prepare(cases, tmp_path / "cache")
+    stored = nibabel.load(cases[0].labels)
+    array = np.asarray(stored.dataobj).copy()
+    array[5, 6:12, 8:16] = 21
+    nibabel.save(nibabel.Nifti1Image(array, stored.affine), cases[0].labels)
+    reads = count_reads(monkeypatch)
+    (after, *_) = prepare(cases, tmp_path / "cache")
+    assert reads == [cases[0].image]
+    assert after.path != before.path and after.label.max() == 21
+
+
+def test_a_moved_file_is_recognised(cases, tmp_path, monkeypatch):
+    (before, *_) = prepare(cases[:1], tmp_path / "cache")
+    shutil.copy(cases[0].image, tmp_path / "moved.nii.gz")
+    reads = count_reads(monkeypatch)
+    moved = Case(id="moved", subject="m", image=tmp_path / "moved.nii.gz", labels=cases[0].labels)
+    (after,) = prepare([moved], tmp_path / "cache")
+    assert reads == [] and after.id == "moved" and after.path == before.path
+
+
+def test_a_damaged_entry_is_made_anew(cases, tmp_path, monkeypatch):
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    expected = np.array(entry.image)
+    cache._open_array.cache_clear()
+    os.truncate(entry.path / "image.npy", 1000)
+    reads = count_reads(monkeypatch)
+    (again, *_) = prepare(cases, tmp_path / "cache")
+    assert reads == [cases[0].image]
+    np.testing.assert_array_equal(again.image, expected)
+    assert len(entries(tmp_path / "cache")) == 3
+
+
+def test_cases_travel_through_pickle_without_their_arrays(cases, tmp_path):
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    assert entry.image.size
+    data = pickle.dumps(entry)
+    assert len(data) < 4000
+    np.testing.assert_array_equal(pickle.loads(data).image, entry.image)
+
+
+def test_more_scans_than_file_descriptors_can_be_open(cases, tmp_path):
+    """Maps are closed as others open: 374 scans with two files each must not meet the limit."""
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    cache._open_array.cache_clear()
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(300):
+        link = tmp_path / f"copy{i}.npy"
+        link.symlink_to(entry.path / "image.npy")
+        cache._open_array(str(link))
+    assert len(os.listdir("/proc/self/fd")) - before <= 260
+    cache._open_array.cache_clear()
+
+
+def test_a_failing_case_is_named_and_the_others_are_kept(cases, tmp_path, monkeypatch):
+    cases[1].image.write_bytes(b"not a scan")
+    cases.append(write_case(tmp_path, "empty", seed=9))
+    stored = nibabel.load(cases[3].labels)
+    nibabel.save(nibabel.Nifti1Image(np.zeros(stored.shape, np.uint8), np.eye(4)), cases[3].labels)
+    with pytest.raises(InputError, match=r"case1_ct.nii.gz.*1 more of 4 cases failed: empty") as e:
+        prepare(cases, tmp_path / "cache")
+    assert "\n" not in str(e.value)
+    assert len(entries(tmp_path / "cache")) == 2
+    reads = count_reads(monkeypatch)
+    prepare([cases[0], cases[2]], tmp_path / "cache")
+    assert reads == []
+
+
+def test_an_empty_mask_is_named(tmp_path):
+    case = write_case(tmp_path, "empty")
+    stored = nibabel.load(case.labels)
+    zeros = np.zeros(stored.shape, np.uint8)
+    nibabel.save(nibabel.Nifti1Image(zeros, stored.affine), case.labels)
+    with pytest.raises(InputError, match="empty_msk.nii.gz: no voxel is labelled"):
+        prepare([case], tmp_path / "cache")
+
+
+def test_missing_files_are_named(cases, tmp_path):
+    incomplete = Case(id="half", subject="h", image=cases[0].image, labels=None)
+    with pytest.raises(InputError, match="half has no label file"):
+        prepare([incomplete], tmp_path / "cache")
+    cases[0].image.unlink()
+    with pytest.raises(InputError, match="case0_ct.nii.gz: cannot be read"):
+        prepare(cases, tmp_path / "cache")
+
+
+def test_a_folder_that_cannot_be_made_is_named(cases, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cache folder .*file/cache cannot be written"):
+        prepare(cases, tmp_path / "file" / "cache")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(cases, tmp_path, monkeypatch):
+    original = cache._npy
+
+    def full(path, shape, dtype):
+        if path.name == "image.npy":
+            path.symlink_to("/dev/full")  # every write fails as on a full disk
+        return original(path, shape, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_npy", full)
+        with pytest.raises(InputError, match="disk is full.*data.cache_dir") as error:
+            prepare(cases, tmp_path / "cache", workers=1)
+    assert "\n" not in str(error.value)
+    assert entries(tmp_path / "cache") == set()
+    assert len(prepare(cases, tmp_path / "cache")) == 3
+
+
+def test_workers_must_be_positive(cases, tmp_path):
+    with pytest.raises(InputError, match="workers 0"):
+        prepare(cases, tmp_path / "cache", workers=0)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from spinejax.data import cache
+from spinejax.data.preprocess import SlicePreprocess
+from spinejax.data.verse import Case
+folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
+original = cache.preprocess_slabs
+def slow(*args, **kwargs):
+    for part in original(*args, slab_slices=2, **kwargs):
+        yield part
+        time.sleep(seconds)
+cache.preprocess_slabs = slow
+cases = [
+    Case(id=f"case{i}", subject=f"{i}", image=folder / f"case{i}_ct.nii.gz",
+         labels=folder / f"case{i}_msk.nii.gz")
+    for i in range(3)
+]
+print("started", flush=True)
+cached = cache.prepare(cases, SlicePreprocess(), folder / "cache", workers=1, progress=False)
+print(*(entry.path.name for entry in cached))
+"""
+
+
+def start_slow(folder, seconds):
+    command = [sys.executable, "-W", "error", "-c", SLOW, str(folder), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_leaves_whole_entries_and_continues(cases, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    with start_slow(tmp_path, 0.5) as process:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            names = entries(folder) if folder.exists() else set()
+            whole = {name for name in names if not name.startswith(".tmp-")}
+            if len(whole) == 1 and len(names) == 2:  # one is done, the next is being written
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    names = entries(folder)
+    assert len(whole) == 1 and len(names) == 2
+    reads = count_reads(monkeypatch)
+    cached = prepare(cases, folder)
+    assert len(reads) == 2
+    assert entries(folder) == {entry.path.name for entry in cached}  # what was stale is gone
+
+
+def test_two_processes_may_make_the_same_entries(cases, tmp_path):
+    with start_slow(tmp_path, 0.05) as one, start_slow(tmp_path, 0.05) as two:
+        outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+        assert one.returncode == two.returncode == 0
+    assert outputs[0] == outputs[1]
+    names = outputs[0].split()[1:]
+    assert entries(tmp_path / "cache") == set(names)
+    for entry, case in zip(prepare(cases, tmp_path / "cache"), cases, strict=True):
+        ((_, image, _),) = preprocess_slabs(nifti.read_volume(case.image), HOW)
+        np.testing.assert_array_equal(entry.image, image)
+
+
+def test_threads_may_make_the_same_entry(cases, tmp_path):
+    same = [cases[0]] * 8
+    cached = prepare(same, tmp_path / "cache", workers=8)
+    assert len({entry.path for entry in cached}) == 1
+    assert len(entries(tmp_path / "cache")) == 1
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: prepare(cases, tmp_path / "cache2"), range(4)):
+            assert len(result) == 3
+    assert len(entries(tmp_path / "cache2")) == 3
+
+
+def test_folders_of_running_processes_are_left_alone(cases, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    ours = cache._temporary_folder(folder)
+    elsewhere = folder / ".tmp-anotherhost-17-ab"
+    elsewhere.mkdir()
+    prepare(cases, folder)
+    assert ours.is_dir() and elsewhere.is_dir()
+    os.utime(elsewhere, (1e9, 1e9))
+    prepare(cases, folder)
+    assert ours.is_dir() and not elsewhere.exists()
+
+
+def test_meta_says_how_an_entry_was_made(cases, tmp_path):
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    meta = json.loads((entry.path / "meta.json").read_text())
+    assert meta["settings"]["smoothing_sigma_mm"] == 0.75
+    assert meta["format"] == cache.FORMAT
