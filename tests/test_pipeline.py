@@ -1,0 +1,314 @@
+"""The input pipeline: exact resume, exact sharding, controlled shares, every pixel once."""
+
+import itertools
+import pickle
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinejax.data import cache, pipeline, sources
+from spinejax.data.preprocess import SlicePreprocess
+from spinejax.data.verse import Case
+from spinejax.errors import InputError
+
+SIZE = (32, 24)
+SPINE_SLICES = range(4, 9)
+
+
+def make_cached(folder, count=3, *, shape=(15, 50, 40), labelled=SPINE_SLICES, plane="sagittal"):
+    cases = []
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        n = shape[0] + i
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+        labels = np.zeros((n, *shape[1:]), np.uint8)
+        labels[labelled.start : labelled.stop, 10:20, 12:20] = 20 + i
+        image = rng.integers(-1000, 800, labels.shape).astype(np.int16)
+        paths = folder / f"{i}_ct.nii.gz", folder / f"{i}_msk.nii.gz"
+        for path, array in zip(paths, (image, labels), strict=True):
+            nibabel.save(nibabel.Nifti1Image(array, affine), path)
+        cases.append(Case(id=str(i), subject=str(i), image=paths[0], labels=paths[1]))
+    how = SlicePreprocess(plane=plane, smoothing_sigma_mm=0.0)
+    return cache.prepare(cases, how, folder / "cache", progress=False)
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    return make_cached(tmp_path_factory.mktemp("scans"))
+
+
+def take(cached, count, **options):
+    options = {"size": SIZE, "batch_size": 8, "seed": 3, "spine_free_fraction": 0.25} | options
+    with closing(pipeline.train_batches(cached, **options)) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_batches_have_the_promised_shapes_and_types(cached):
+    (batch,) = take(cached, 1)
+    expected = {
+        "image": ((8, *SIZE), np.int16),
+        "label": ((8, *SIZE), np.uint8),
+        "stats": ((8, 4), np.float32),
+        "case": ((8,), np.int32),
+        "slice": ((8,), np.int32),
+        "weight": ((8,), np.float32),
+        "position": ((8,), np.int32),
+    }
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == expected
+    assert all(type(value) is np.ndarray for value in batch.values())
+    for case, stats in zip(batch["case"], batch["stats"], strict=True):
+        np.testing.assert_array_equal(stats, cached[case].stats)
+
+
+@pytest.mark.parametrize("start", [1, 7, 33])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_resuming_at_a_step_gives_the_same_batches(cached, start, threads):
+    straight = take(cached, start + 3)
+    resumed = take(cached, 3, start_step=start, threads=threads, prefetch=threads)
+    for a, b in zip(straight[start:], resumed, strict=True):
+        assert_equal(a, b)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_together_read_the_stream_of_one(cached, processes):
+    whole = take(cached, 6)
+    shares = [
+        take(cached, 4, process_index=p, process_count=processes, start_step=2, threads=p)
+        for p in range(processes)
+    ]
+    for step, parts in enumerate(zip(*shares, strict=True), start=2):
+        order = np.argsort(np.concatenate([part["position"] for part in parts]))
+        merged = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+        assert_equal(merged, whole[step])
+
+
+def test_seeds_give_different_streams_and_passes(cached):
+    """Slices of different seeds and passes come in different orders, also one pass apart."""
+
+    def order(seed):
+        batches = take(cached, 24, seed=seed)
+        return [
+            (int(c), int(s)) for b in batches for c, s in zip(b["case"], b["slice"], strict=True)
+        ]
+
+    zero, one = order(0), order(1)
+    assert zero == order(0)
+    spine = [[pair for pair in stream if pair[1] in SPINE_SLICES] for stream in (zero, one)]
+    a, b = spine[0][:15], spine[0][15:30]
+    assert sorted(a) == sorted(b) and a != b
+    assert b != spine[1][:15] and a != spine[1][:15]
+
+
+def has_spine(batch):
+    return np.isin(batch["slice"], SPINE_SLICES)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 1.0])
+def test_share_of_spine_free_slices_is_the_wanted_one(cached, fraction):
+    batches = take(cached, 50, spine_free_fraction=fraction)
+    free = 1 - np.concatenate([has_spine(batch) for batch in batches]).mean()
+    assert free == pytest.approx(fraction, abs=1 / 400)
+
+
+def test_every_slice_is_seen_once_per_pass(cached):
+    """15 slices with a spine; at a share of one half they take 30 samples a pass."""
+    batches = take(cached, 15, batch_size=2, spine_free_fraction=0.5)
+    seen = [
+        (int(c), int(s))
+        for batch in batches
+        for c, s in zip(batch["case"], batch["slice"], strict=True)
+        if s in SPINE_SLICES
+    ]
+    assert sorted(seen) == [(c, s) for c in range(3) for s in SPINE_SLICES]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_one_kind_of_slice_alone_is_used_as_it_is(tmp_path, fraction):
+    only_spine = make_cached(tmp_path, 1, shape=(4, 30, 30), labelled=range(0, 4))
+    (batch,) = take(only_spine, 1, spine_free_fraction=fraction)
+    assert batch["image"].shape == (8, *SIZE)
+
+
+@pytest.mark.parametrize(("plane", "shape"), [("coronal", (15, 40)), ("axial", (15, 50))])
+def test_other_planes_are_cut(tmp_path, plane, shape):
+    cached = make_cached(tmp_path, 1, plane=plane)
+    assert cached[0].shape[1:] == shape
+    (batch,) = take(cached, 1)
+    for i in range(8):
+        crop = batch["image"][i]
+        assert set(np.unique(crop)) <= set(np.unique(cached[0].image[batch["slice"][i]])) | {-1000}
+
+
+def coordinates(shape):
+    """An image whose values name their own place, and its label: nowhere zero."""
+    return np.arange(1, np.prod(shape) + 1, dtype=np.int16).reshape(shape)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 2**32 - 1),
+    spot=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+)
+def test_random_windows_lie_within_slices_or_hold_them(cached, shape, size, seed, spot):
+    image = coordinates(shape)
+    label = np.zeros(shape, np.uint8)
+    label[int(spot[0] * shape[0]), int(spot[1] * shape[1])] = 9
+    element = {"image": image, "label": label, "case": np.int32(0)}
+    cut = sources.RandomWindow(cached, size)
+    result = cut.random_map(element, np.random.default_rng(seed))
+    inside = result["image"] != -1000
+    assert inside.sum() == min(shape[0], size[0]) * min(shape[1], size[1])
+    rows, columns = np.nonzero(inside)
+    corner = result["image"][rows[0], columns[0]]
+    first = np.argwhere(image == corner)[0]
+    kept = tuple(slice(f, f + min(n, m)) for f, n, m in zip(first, shape, size, strict=True))
+    np.testing.assert_array_equal(result["image"][inside], image[kept].ravel())
+    np.testing.assert_array_equal(result["label"][inside], label[kept].ravel())
+    assert not result["label"][~inside].any()
+
+
+def test_two_thirds_of_crops_look_at_the_spine(cached):
+    label = np.zeros((200, 200), np.uint8)
+    label[150, 30] = 20
+    element = {"image": coordinates((200, 200)), "label": label, "case": np.int32(0)}
+    cut = sources.RandomWindow(cached, (10, 10))
+    rng = np.random.default_rng(0)
+    places = []
+    for _ in range(600):
+        places.extend(np.argwhere(cut.random_map(element, rng)["label"]))
+    assert len(places) / 600 == pytest.approx(2 / 3, abs=0.06)
+    # The pixel is anywhere in the crop: a network must not learn that the spine is in the middle.
+    assert np.mean(places, axis=0) == pytest.approx((4.5, 4.5), abs=0.5)
+    assert set(np.array(places)[:, 0]) == set(range(10))
+
+
+@pytest.mark.parametrize("size", [(32, 24), (50, 40), (64, 64), (7, 50)])
+def test_evaluation_sees_every_pixel_exactly_once(cached, size):
+    images = [np.zeros(0, np.int16) for _ in cached]
+    labels = 0
+    for batch in pipeline.eval_batches(cached, size=size, batch_size=16):
+        assert batch["image"].shape == (16, *size)
+        for i in np.flatnonzero(batch["weight"]):
+            case = batch["case"][i]
+            images[case] = np.concatenate([images[case], batch["image"][i].ravel()])
+        labels += (batch["label"] > 0).sum()
+        assert not batch["label"][batch["weight"] == 0].any()
+    assert labels == sum(case.foreground_counts.sum() for case in cached)
+    for case, seen in zip(cached, images, strict=True):
+        # Padding is -1000, which is also in the image; every other value is counted.
+        counts = [
+            np.bincount(x[x > -1000] + 1000, minlength=1801) for x in (seen, case.image.ravel())
+        ]
+        np.testing.assert_array_equal(*counts)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_evaluation_gives_every_process_as_many_batches(cached, processes):
+    whole = list(pipeline.eval_batches(cached, size=SIZE, batch_size=8))
+    shares = [
+        list(
+            pipeline.eval_batches(
+                cached, size=SIZE, batch_size=8, process_index=p, process_count=processes
+            )
+        )
+        for p in range(processes)
+    ]
+    assert {len(share) for share in shares} == {len(whole)}
+    windows = sum(batch["weight"].sum() for share in shares for batch in share)
+    assert windows == sum(batch["weight"].sum() for batch in whole)
+    for share, full in zip(shares[1], whole, strict=True):
+        np.testing.assert_array_equal(share["image"], full["image"][1::processes])
+
+
+def test_evaluation_windows_are_centred():
+    assert sources._starts(10, 10) == [0]
+    assert sources._starts(6, 10) == [-2]
+    assert sources._starts(21, 10) == [-4, 6, 16]
+
+
+def test_steps_per_epoch_rounds_up(cached):
+    slices = sum(case.shape[0] for case in cached)
+    assert slices == 15 + 16 + 17
+    assert pipeline.steps_per_epoch(cached, 8) == 6
+    assert pipeline.steps_per_epoch(cached, 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"batch_size": 6, "process_count": 4}, "batch_size 6 must be a multiple.*4"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"size": (0, 24)}, "size"),
+        ({"size": (24,)}, "size"),
+        ({"spine_free_fraction": 1.5}, "spine_free_fraction"),
+        ({"start_step": -1}, "start_step"),
+        ({"seed": -1}, "seed"),
+        ({"threads": -1}, "threads"),
+        ({"process_index": 2, "process_count": 2}, "process 2 of 2"),
+    ],
+)
+def test_unusable_values_are_named_at_once(cached, options, named):
+    values = {"size": SIZE, "batch_size": 8, "seed": 0} | options
+    with pytest.raises(InputError, match=named):
+        pipeline.train_batches(cached, **values)
+
+
+def test_no_slices_is_an_input_error():
+    with pytest.raises(InputError, match="no slices"):
+        pipeline.train_batches([], size=SIZE, batch_size=8, seed=0)
+    with pytest.raises(InputError, match="no slices"):
+        pipeline.eval_batches([], size=SIZE, batch_size=8)
+
+
+def test_a_vanished_cache_file_is_named(tmp_path):
+    cached = make_cached(tmp_path, 1)
+    (cached[0].path / "image.npy").unlink()
+    with pytest.raises(InputError, match="image.npy cannot be read"):
+        take(cached, 1)
+
+
+def test_closing_ends_the_threads(cached):
+    def readers():
+        return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+
+    batches = pipeline.train_batches(cached, size=SIZE, batch_size=8, seed=0, threads=2)
+    next(batches)
+    assert readers()
+    batches.close()
+    for thread in readers():
+        thread.join(timeout=10)
+    assert not readers()
+
+
+def test_leaving_batches_open_does_not_disturb_the_exit(cached, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, pickle, sys\n"
+        "from spinejax.data import pipeline\n"
+        "cached = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "batches = pipeline.train_batches(cached, size=(32, 32), batch_size=4, seed=0)\n"
+        "print(next(batches)['image'].shape)\n"
+    )
+    (tmp_path / "cached").write_bytes(pickle.dumps(cached))
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", script, tmp_path / "cached"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(4, 32, 32)\n", "")
