@@ -2,6 +2,8 @@
 
 import logging
 
+import numpy as np
+
 from spinejax import geometry
 from spinejax.errors import InputError
 from spinejax.volume import LabelVolume, Volume
@@ -18,8 +20,10 @@ def match_labels(
     """`labels` on the grid of `image`.
 
     The map may be stored in another axis order. Where the corners of the two grids are within
-    `tolerance_mm`, voxels are paired as they are; else the map is resampled (nearest neighbour)
-    and a warning is logged.
+    `tolerance_mm`, voxels are paired as they are. So they are, with a warning, where the shapes
+    agree and one file has no orientation at all, or its sform and qform disagree and the other
+    file agrees with the one that was not chosen. Else the map is resampled (nearest neighbour) and
+    a warning is logged.
 
     Returns:
         LabelVolume with the shape and the affine of `image`, and the `disk` of `labels`.
@@ -36,6 +40,9 @@ def match_labels(
         why = f"its corners are up to {distance:.3g} mm away"
     else:
         why = f"its shape {_sides(labels.shape)} is not {_sides(image.shape)}"
+    if labels.shape == image.shape and _same_grid_by_header(image, labels, tolerance_mm):
+        logger.warning("%s: taken to be on the grid of %s, although %s", name, image_name, why)
+        return LabelVolume(labels.array, image.affine, labels.disk)
     inside = geometry.overlap_fraction(labels.shape, labels.affine, image.shape, image.affine)
     covered = geometry.overlap_fraction(image.shape, image.affine, labels.shape, labels.affine)
     if max(inside, covered) == 0:
@@ -59,6 +66,29 @@ def match_labels(
             "the two belong together"
         )
     return LabelVolume(array, image.affine, labels.disk)
+
+
+def _same_grid_by_header(image: Volume, labels: LabelVolume, tolerance_mm: float) -> bool:
+    """Whether two grids of one shape may be one for all that their headers say."""
+    ours, theirs = _coded_affines(image), _coded_affines(labels)
+    if ours is None or theirs is None:
+        return False
+    if not ours or not theirs:
+        return True
+    return any(
+        geometry.max_corner_distance_mm(a, b, image.shape) <= tolerance_mm
+        for a in ours
+        for b in theirs
+    )
+
+
+def _coded_affines(volume: Volume) -> list[np.ndarray] | None:
+    """Usable affines whose code is set in the file's header; None for a volume without file."""
+    disk = volume.disk
+    if disk is None:
+        return None
+    forms = ((disk.sform, disk.sform_code), (disk.qform, disk.qform_code))
+    return [affine for affine, code in forms if code > 0 and geometry.is_usable_affine(affine)]
 
 
 def _name(volume: Volume) -> str:

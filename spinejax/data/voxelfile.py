@@ -164,7 +164,8 @@ def label_values(
         if stored.dtype.kind == "f" or layout.scaled:
             exact = _scaled(stored, layout)
             values = np.rint(exact)
-            wrong = ~(np.abs(exact - values) <= slack)
+            with np.errstate(invalid="ignore"):
+                wrong = ~(np.abs(exact - values) <= slack)
             if wrong.any():
                 raise InputError(
                     f"{path}: value {exact[wrong][0]:g} is no label, labels are whole numbers; "
@@ -227,9 +228,9 @@ def _slabs(path: Path, stream: BinaryIO, layout: Layout) -> Iterator[tuple[int, 
 
 def _scaled(stored: np.ndarray, layout: Layout) -> np.ndarray:
     """Values as float64, NaN and infinities as they come."""
-    values = stored.astype(np.float64)
-    if layout.scaled:
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
+        values = stored.astype(np.float64)
+        if layout.scaled:
             values *= layout.slope
             values += layout.inter
     return values
