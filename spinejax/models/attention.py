@@ -18,41 +18,105 @@ from spinejax.models.layers import ConvNorm, Dtype, average_pool_to
 
 ATTENTIONS = ("dot_product", "gate", "residual", "none")
 
-QUERY_CHUNK = 4096  # queries whose scores exist at one time
+QUERY_CHUNK = 512  # most queries whose scores exist at one time
 
 
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Return q k^T / sqrt(d) in float32: `(b, n, d)`, `(b, m, d)` to `(b, n, m)`."""
+    query = query * query.shape[-1] ** -0.5
+    return jnp.einsum("bnd,bmd->bnm", query, key, preferred_element_type=jnp.float32)
+
+
+def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return attention of one chunk and log(sum(exp(scores))), float32 `(b, n, 1)`."""
+    scores = _scores(query, key)
+    top = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    # A one beside the values sums the weights in the same product.
+    ones = jnp.ones_like(value[..., :1])
+    sums = jnp.einsum(
+        "bnm,bme->bne",
+        weights.astype(value.dtype),
+        jnp.concatenate([value, ones], axis=-1),
+        preferred_element_type=jnp.float32,
+    )
+    total = sums[..., -1:]
+    return (sums[..., :-1] / total).astype(value.dtype), top + jnp.log(total)
+
+
+def _split(x: jax.Array) -> jax.Array:
+    """`(b, n, d)` to `(chunks, b, chunk, d)`: the largest chunks that divide n evenly."""
+    b, n, d = x.shape
+    chunk = next(size for size in range(min(n, QUERY_CHUNK), 0, -1) if n % size == 0)
+    return x.reshape(b, n // chunk, chunk, d).swapaxes(0, 1)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """Undo `_split`."""
+    chunks, b, chunk, d = x.shape
+    return x.swapaxes(0, 1).reshape(b, chunks * chunk, d)
+
+
+@jax.custom_vjp
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Return softmax(q k^T / sqrt(d)) v for q `(b, n, d)`, k `(b, m, d)`, v `(b, m, e)`.
 
     Paper A, equations (1) and (2); the factor 1 / sqrt(d) keeps the scores of order one at the
     start of training. Softmax is over the m keys, in float32.
+
+    A slice of 256 x 256 has 65,536 queries for 1,024 keys, 268 MB of scores, so that queries go
+    through in chunks and the backward pass computes each chunk's scores again, from the saved
+    normaliser (Rabe and Staats, 2021; Dao et al., FlashAttention, 2022).
     """
-    scores = jnp.einsum("bnd,bmd->bnm", query, key, preferred_element_type=jnp.float32)
-    # The largest score cancels in the quotient; leaving it out of the derivative saves passes
-    # over the largest array of the network.
-    scores = scores * query.shape[-1] ** -0.5
-    scores = scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores)
-    # Ones beside the values sum the weights in the same product.
-    padded = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
-    sums = jnp.einsum(
-        "bnm,bme->bne", weights.astype(value.dtype), padded, preferred_element_type=jnp.float32
+    return _attend_forward(query, key, value)[0]
+
+
+def _attend_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out, normaliser = jax.lax.map(lambda chunk: _forward(chunk, key, value), _split(query))
+    out = _join(out)
+    return out, (query, key, value, out, _join(normaliser))
+
+
+def _attend_backward(
+    saved: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, key, value, out, normaliser = saved
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def chunk(
+        sums: tuple[jax.Array, jax.Array], x: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        query, out, normaliser, cotangent = x
+        weights = jnp.exp(_scores(query, key) - normaliser)
+        # d(scores) = weights * (g v^T - g . out), the subtraction as one more column.
+        along = jnp.sum(cotangent * out, axis=-1, keepdims=True)
+        d_scores = weights * product(
+            "bne,bme->bnm",
+            jnp.concatenate([cotangent, -along], axis=-1),
+            jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1),
+        )
+        d_scores, weights = d_scores.astype(key.dtype), weights.astype(value.dtype)
+        # The sums are kept as (b, d, m): with the wide matrix as left operand, which (b, m, d)
+        # would make it, the product takes ten times as long on CPU.
+        d_key = sums[0] + product("bnd,bnm->bdm", query, d_scores)
+        d_value = sums[1] + product("bne,bnm->bem", cotangent, weights)
+        return (d_key, d_value), product("bnm,bmd->bnd", d_scores, key).astype(query.dtype)
+
+    zeros = [jnp.zeros(x.swapaxes(1, 2).shape, jnp.float32) for x in (key, value)]
+    (d_key, d_value), d_query = jax.lax.scan(
+        chunk, (zeros[0], zeros[1]), tuple(map(_split, (query, out, normaliser, cotangent)))
     )
-    return (sums[..., :-1] / sums[..., -1:]).astype(value.dtype)
+    scale = query.shape[-1] ** -0.5
+    return (
+        _join(d_query) * scale,
+        (d_key.swapaxes(1, 2) * scale).astype(key.dtype),
+        d_value.swapaxes(1, 2).astype(value.dtype),
+    )
 
 
-def attend_in_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`attend` with at most QUERY_CHUNK queries in memory, forward and backward.
-
-    A slice of 256 x 256 has 65,536 queries for 1,024 keys: 268 MB of scores. The backward pass
-    computes each chunk's scores again.
-    """
-    b, n, d = query.shape
-    if n <= QUERY_CHUNK or n % QUERY_CHUNK:
-        return attend(query, key, value)
-    chunks = query.reshape(b, n // QUERY_CHUNK, QUERY_CHUNK, d).swapaxes(0, 1)
-    out = jax.lax.map(jax.checkpoint(partial(attend, key=key, value=value)), chunks)
-    return out.swapaxes(0, 1).reshape(b, n, value.shape[-1])
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 class DotProductAttention(nn.Module):
@@ -74,7 +138,7 @@ class DotProductAttention(nn.Module):
         query = dense(inner, name="query")(gate.reshape(b, h * w, -1))
         key = dense(inner, name="key")(pooled)
         value = dense(inner, name="value")(pooled)
-        attended = attend_in_chunks(query, key, value)
+        attended = attend(query, key, value)
         return skip + dense(c, name="out")(attended).reshape(b, h, w, c)
 
 

@@ -1,0 +1,119 @@
+"""Random changes of training slices, on the device: pure functions of keys and a batch.
+
+Paper A, section 4.3.1 names scaling, rotation and flips without their ranges; the ranges are
+those of FACTS 2.6 #28, the changes of intensity follow Payer et al. (FACTS 3).
+
+Only left and right are mirrored, as FACTS 2.6 #28 has it: axis 0 of coronal (x, z) and axial (x, y)
+slices. A sagittal slice (y, z) has no such axis, and neither front and back nor up and down are
+mirrored in any plane: no patient looks like that.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+from spinejax.choices import check_choice
+
+FLIP_AXES: dict[str, tuple[int, ...]] = {"sagittal": (), "coronal": (0,), "axial": (0,)}
+"""Plane -> the axes of its slices that may be mirrored."""
+
+
+def augment(
+    keys: jax.Array,
+    image: jax.Array,
+    label: jax.Array,
+    *,
+    plane: str,
+    scale: tuple[float, float] = (0.85, 1.15),
+    rotation_deg: float = 15.0,
+    flip_probability: float = 0.5,
+    shift_hu: float = 30.0,
+    gain: float = 0.1,
+    noise_hu: float = 20.0,
+    fill_hu: float = -1000.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Change each slice at random: one affine resampling, then intensities.
+
+    Every slice is changed by its own key alone, so that results depend neither on the batch
+    around it nor on the number of devices. The options are Python numbers, fixed when jitted;
+    with all ranges zero the result is the input, bit for bit.
+
+    Args:
+        keys: (b,) PRNG keys, one per slice.
+        image: (b, h, w) float HU.
+        label: (b, h, w) integers; resampled to the nearest pixel, so no new label arises.
+        plane: "sagittal", "coronal" or "axial"; decides what may be mirrored (FLIP_AXES).
+        scale: Range of the magnification about the centre of the slice.
+        rotation_deg: Rotation by up to this many degrees either way.
+        flip_probability: Of mirroring each axis of FLIP_AXES.
+        shift_hu: HU added to all pixels, up to this either way.
+        gain: HU are multiplied by 1 plus up to this either way.
+        noise_hu: Standard deviation of Gaussian noise is uniform between 0 and this.
+        fill_hu: What lies outside the slice; its label is 0.
+
+    Returns:
+        Image float32 and label of the input's dtype, both (b, h, w).
+
+    Raises:
+        InputError: `plane` is unknown.
+    """
+    check_choice("data.plane", plane, FLIP_AXES)
+    flip_axes = FLIP_AXES[plane] if flip_probability else ()
+
+    def one(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_scale, key_angle, key_flip, key_shift, key_gain, key_level, key_noise = (
+            jax.random.split(key, 7)
+        )
+        image = image.astype(jnp.float32)
+        if rotation_deg or tuple(scale) != (1.0, 1.0):
+            image, label = resample(
+                image,
+                label,
+                scale=jax.random.uniform(key_scale, minval=scale[0], maxval=scale[1]),
+                angle_rad=jnp.deg2rad(_either_way(key_angle, rotation_deg)),
+                fill_hu=fill_hu,
+            )
+        for axis in flip_axes:
+            flip = jax.random.bernoulli(jax.random.fold_in(key_flip, axis), flip_probability)
+            image = jnp.where(flip, jnp.flip(image, axis), image)
+            label = jnp.where(flip, jnp.flip(label, axis), label)
+        if gain:
+            image = image * (1 + _either_way(key_gain, gain))
+        if shift_hu:
+            image = image + _either_way(key_shift, shift_hu)
+        if noise_hu:
+            level = jax.random.uniform(key_level, maxval=noise_hu)
+            image = image + level * jax.random.normal(key_noise, image.shape)
+        return image, label
+
+    return jax.vmap(one)(keys, image, label)
+
+
+def _either_way(key: jax.Array, limit: float) -> jax.Array:
+    """Uniform in [-limit, limit]."""
+    return jax.random.uniform(key, minval=-limit, maxval=limit)
+
+
+def resample(
+    image: jax.Array,
+    label: jax.Array,
+    *,
+    scale: jax.Array | float,
+    angle_rad: jax.Array | float,
+    fill_hu: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Magnify by `scale` and turn by `angle_rad` from axis 0 to axis 1, about the centre.
+
+    The content at offset p from the centre moves to scale * R p: each output pixel o reads the
+    input at R^T o / scale, linearly for `image` (h, w), to the nearest pixel for `label` (h, w).
+    """
+    h, w = image.shape
+    centre = ((h - 1) / 2, (w - 1) / 2)
+    rows = (jnp.arange(h) - centre[0])[:, None]
+    columns = (jnp.arange(w) - centre[1])[None, :]
+    cos, sin = jnp.cos(angle_rad) / scale, jnp.sin(angle_rad) / scale
+    source = [cos * rows + sin * columns + centre[0], cos * columns - sin * rows + centre[1]]
+    return (
+        map_coordinates(image, source, order=1, mode="constant", cval=fill_hu),
+        map_coordinates(label, source, order=0, mode="constant", cval=0),
+    )

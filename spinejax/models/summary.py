@@ -1,0 +1,119 @@
+"""What a network is made of: a table of layers, its parameters and its arithmetic.
+
+Nothing is computed: shapes are traced.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+HEADER = ("layer", "type", "output shape", "parameters")
+
+
+def count_parameters(parameters: Any) -> int:
+    """Return the number of scalars in a pytree of arrays (or of their shapes)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
+
+
+def summarize(model: nn.Module, input_shape: tuple[int, int, int]) -> str:
+    """Return the table of every layer that has parameters, and the totals.
+
+    Args:
+        model: A network of MODELS.
+        input_shape: (h, w, channels) of one slice.
+
+    Returns:
+        Text whose last lines are `parameters: 1,258,384` and `GFLOPs: 12.34`. GFLOPs are of
+        the forward pass of one slice: convolutions and matrix products, a multiply-add being two
+        operations. Shapes are (h, w, c) of one slice.
+    """
+    variables, layers = _trace(model, input_shape)
+    rows = [(path, kind, str(shape), f"{count:,}") for path, kind, shape, count in layers if count]
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column == 3 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (HEADER, tuple("-" * width for width in widths), *rows)
+    ]
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    operations = flops(lambda v, x: model.apply(v, x)[0], variables, x)
+    lines += [
+        f"parameters: {count_parameters(variables['params']):,}",
+        f"GFLOPs: {operations / 1e9:.2f}",
+    ]
+    return "\n".join(lines)
+
+
+def _trace(
+    model: nn.Module, input_shape: tuple[int, ...]
+) -> tuple[Any, list[tuple[str, str, tuple[int, ...], int]]]:
+    """Return shapes of the variables and, in order of execution, each module without children.
+
+    A module is (path, type, output shape without batch, number of own parameters).
+    """
+    seen: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            first = jax.tree.leaves(result)[0]
+            seen[context.module.path] = (type(context.module).__name__, first.shape[1:])
+        return result
+
+    with nn.intercept_methods(record):
+        variables = jax.eval_shape(
+            lambda x: model.init(jax.random.key(0), x),
+            jax.ShapeDtypeStruct((1, *input_shape), jnp.float32),
+        )
+    layers = []
+    for path, (kind, shape) in seen.items():
+        own: Any = variables["params"]
+        for name in path:
+            own = own.get(name, {})
+        count = count_parameters({k: v for k, v in own.items() if not isinstance(v, dict)})
+        layers.append(("/".join(path), kind, shape, count))
+    return variables, layers
+
+
+def flops(function: Any, *args: Any) -> int:
+    """Count the operations of the convolutions and matrix products of `function(*args)`.
+
+    A multiply-add is two operations. `args` are arrays or shapes; nothing is computed. Loops
+    count as often as they run, of branches the longest counts.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _jaxpr_flops(jaxpr: Any) -> int:
+    return sum(map(_equation_flops, jaxpr.eqns))
+
+
+def _equation_flops(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * equation.outvars[0].aval.size * per_output
+    inner = [_jaxpr_flops(jaxpr) for jaxpr in _jaxprs_in(params)]
+    if name == "cond":
+        return max(inner, default=0)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _jaxprs_in(params: dict[str, Any]) -> Iterator[Any]:
+    """Yield the jaxprs among the parameters of an equation."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                yield item
