@@ -14,6 +14,7 @@ import numpy as np
 
 from spinejax.data.cache import CachedCase
 from spinejax.data.sources import (
+    EndlessShuffle,
     RandomWindow,
     SliceSource,
     WindowSource,
@@ -86,12 +87,13 @@ def train_batches(
     for name, (rows, weight) in kinds.items():
         other_is_empty = len(rows) == len(table)
         if len(rows) and (weight > 0 or other_is_empty):
-            source = grain.MapDataset.source(SliceSource(cached, rows))
-            streams.append(source.shuffle(seed=_seed(seed, name)).repeat(None))
+            source = EndlessShuffle(SliceSource(cached, rows), _seed(seed, name))
+            streams.append(grain.MapDataset.source(source))
             # Whole numbers: Grain rounds weights to a hundredth of the smallest.
             weights.append(max(1, round(weight * 10_000)))
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=weights)
-    stream = stream.random_map(RandomWindow(cached, size), seed=_seed(seed, "window"))
+    (window_seed,) = np.random.SeedSequence(_seed(seed, "window")).generate_state(1)
+    stream = stream.random_map(RandomWindow(cached, size), seed=int(window_seed))
     # The share is taken last, so that the global stream does not hang on the number of processes.
     share = stream[process_index::process_count].batch(batch_size // process_count)
     return _iterate(share[start_step:], batch_size, process_index, process_count, threads, prefetch)
@@ -175,11 +177,6 @@ def _check(
     return int(size[0]), int(size[1])
 
 
-def _seed(seed: int, purpose: str) -> int:
-    """Derive a 32-bit seed per purpose; neighbouring seeds share nothing.
-
-    Grain adds the number of the pass to its seed, so seeds 0 and 1 used as they are would give the
-    same orders, one pass apart.
-    """
-    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(1)
-    return int(words[0])
+def _seed(seed: int, purpose: str) -> tuple[int, ...]:
+    """Return a seed of NumPy for one purpose; neighbouring seeds and purposes share nothing."""
+    return (seed, *purpose.encode())
