@@ -50,6 +50,7 @@ def by_id(root: Path, **kwargs) -> dict[str, verse.Case]:
         ("VerSe2020/03_test", "test", "verse20"),
         ("verse2019/train", "train", "verse19"),
         ("verse2019/val", "val", "verse19"),
+        ("verse2019/TrainingData", "train", "verse19"),
         ("VerSe19/test_public", "val", "verse19"),
         ("VerSe19/test_hidden", "test", "verse19"),
         ("somewhere", None, "verse20"),
@@ -318,3 +319,57 @@ def test_real_folder_is_indexed(real_data):
     assert cases["sub-verse014"].edition == "verse19"
     assert cases["sub-gl003_dir-ax"].edition == "verse20"
     assert cases["sub-verse004"].problems[0].startswith("no CT for derivatives")
+
+
+# The training scans of the VerSe'20 challenge as the set-up files of Payer et al. (2020) name them.
+VERSE20_TRAINING = """
+GL003 GL016 GL047 GL090_CT-ax GL124_CT-ax GL240_CT-ax GL247 GL295_CT-ax GL364_CT-ax GL453_CT-ax
+verse004 verse005 verse008 verse015 verse031 verse033 verse034 verse056 verse075 verse082_CT-iso
+verse088 verse091 verse096 verse097 verse104_CT-iso verse111 verse112_CT-iso verse113 verse122
+verse127 verse135 verse139 verse141 verse145 verse151 verse254 verse257 verse401_verse201_CT-iso
+verse401_verse253_CT-iso verse402_verse202_CT-sag verse402_verse251_CT-sag verse403_verse208_CT-sag
+verse403_verse255_CT-sag verse405_verse212_CT-sag verse405_verse258_CT-sag verse405_verse259_CT-sag
+verse406_verse214_CT-sag verse406_verse261_CT-sag verse407_verse215_CT-sag verse407_verse262_CT-sag
+verse408_verse223_CT-iso verse408_verse265_CT-iso verse409_verse226_CT-iso verse409_verse266_CT-iso
+verse410_verse227_CT-iso verse410_verse267_CT-iso verse411_verse232_CT-iso verse411_verse270_CT-iso
+verse413_verse239_CT-iso verse413_verse272_CT-iso verse415_verse243_CT-sag verse415_verse275_CT-sag
+verse500 verse503 verse504 verse506_CT-iso verse507 verse510_CT-iso verse514 verse518
+verse519_CT-iso verse521 verse525 verse527 verse532 verse533 verse534 verse535 verse536 verse537
+verse539_CT-iso verse541 verse542_CT-iso verse544 verse557 verse561_CT-sag verse564_CT-iso
+verse565_CT-iso verse577_CT-iso verse581_CT-iso verse584 verse586_CT-iso verse588_CT-sag
+verse593_CT-sag verse594 verse596_CT-iso verse605_CT-sag verse619_CT-iso verse629_CT-iso
+verse631_CT-sag verse641_CT-iso verse642_CT-sag verse646_CT-iso verse807_CT-iso verse808_CT-iso
+verse811_CT-ax verse818_CT-iso verse820_CT-iso verse823_CT-iso verse824_CT-iso verse825_CT-iso
+verse833_CT-ax verse835_CT-iso
+""".split()
+
+
+def test_whole_challenge_training_set_has_the_published_number_of_patients(tmp_path):
+    for stem in VERSE20_TRAINING:
+        slip = stem.replace("_CT-", "_CT_") if stem in ("GL124_CT-ax", "GL240_CT-ax") else stem
+        make(tmp_path, f"{stem}.nii.gz", f"{stem}_seg.nii.gz", f"{slip}-iso-ctd.json")
+    cases = verse.index_dataset(tmp_path)
+    assert not any(case.problems for case in cases)
+    assert {case.edition for case in cases} == {"verse20"}
+    # Liebl et al. 2021: 113 scans of 100 patients.
+    assert len(verse.usable(cases)) == 113
+    assert len({case.subject for case in cases}) == 100
+
+    # The scans that '19 has too, under '19's own names: the same scans of the same patients.
+    for stem in VERSE20_TRAINING:
+        if stem.startswith("verse") and int(stem[5:8]) < 450:
+            series = verse_names.verse_ids(stem)[-1]
+            make(tmp_path, f"VerSe19/train/{series}.nii.gz", f"VerSe19/train/{series}_seg.nii.gz")
+    cases = verse.index_dataset(tmp_path)
+    assert len(cases) == 113 + 52
+    assert len(verse.usable(cases)) == 113
+    assert len({case.subject for case in cases}) == 100
+    assert len({case.subject for case in cases if case.edition == "verse19"}) == 39
+
+
+def test_index_does_not_depend_on_creation_order(tmp_path):
+    names = [name for i in (3, 1, 2) for name in subject_based("verse19/test", f"sub-verse00{i}")]
+    first = verse.index_dataset(make(tmp_path / "a" / "root", *names))
+    second = verse.index_dataset(make(tmp_path / "b" / "root", *reversed(names)))
+    assert [case.id for case in first] == [case.id for case in second]
+    assert [case.subset for case in first] == ["test"] * 3

@@ -56,7 +56,8 @@ _VERSE_ID = re.compile(r"(?<![a-z])(verse|gl)(\d{1,4})(?!\d)", re.IGNORECASE)
 _MICCAI20_NAME = re.compile(r"_ct[-_](iso|sag|ax|cor)(?![a-z])", re.IGNORECASE)
 _DIR_ENTITY = re.compile(r"_dir-(iso|sag|ax|cor)(?![a-z])", re.IGNORECASE)
 _SUBSET = re.compile(
-    r"(?<![a-z])(training|train|validation|valid|val|testing|test|hidden)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(training|train|validation|valid|val|testing|test|hidden)(?:data|set)?(?![a-z])",
+    re.IGNORECASE,
 )
 _EDITION = re.compile(r"verse[-_ ]?(?:20)?(19|20)(?!\d)", re.IGNORECASE)
 _NUMBERED_20 = re.compile(r"^(dataset-)?0[123][-_]?(training|validation|test)$", re.IGNORECASE)
