@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-_WIDTH, _HEIGHT = 420, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34
+_WIDTH, _HEIGHT = 330, 206
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 36
 _MOST_POINTS = 400
 
 
@@ -76,7 +76,7 @@ def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return smooth
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten) from `low` to `high`."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low]
@@ -89,7 +89,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def _number(value: float) -> str:
-    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-4):
         mantissa, _, exponent = f"{value:.0e}".partition("e")
         return f"{mantissa}e{int(exponent)}"
     return f"{value:,.10g}"
@@ -116,7 +116,7 @@ def line_chart(
     curves = [(name, kind, points) for name, kind, points in curves if points]
     if not curves:
         return (
-            f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+            f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>'
             '<p class="nothing">nothing recorded yet</p></figure>'
         )
     xs = [x for _, _, points in curves for x, _ in points]
@@ -143,7 +143,7 @@ def line_chart(
             f'<path class="grid" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>'
             f'<text x="{_LEFT - 7}" y="{at + 3.5:.1f}" text-anchor="end">{_number(y)}</text>'
         )
-    for x in ticks(x_low, x_high):
+    for x in ticks(x_low, x_high, 4):
         [(at, _)] = place([(x, y_low)])
         anchor = "end" if at > _WIDTH - _RIGHT - 18 else "middle"
         parts.append(
@@ -174,7 +174,7 @@ def line_chart(
         )
     spoken = "; ".join(f"{name}: last value {points[-1][1]:.3g}" for name, _, points in curves)
     return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b> {" ".join(legend)}</figcaption>'
+        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{"".join(legend)}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="{escape(f"{title}. {spoken}")}">{"".join(parts)}</svg></figure>'
     )
@@ -194,7 +194,7 @@ def curves(path: str | os.PathLike[str]) -> str:
             ("validation", "val", _series(records, "val", name)),
         ]
 
-    rate = [("", "rate", _series(records, "train", "learning_rate"))]
+    rate = [("last", "rate", _series(records, "train", "learning_rate"))]
     return (
         '<div class="charts">'
         + line_chart("Loss", both("loss"), 0.0)
@@ -213,44 +213,43 @@ def dot_chart(values: Sequence[tuple[str, float]], label: str) -> str:
     """
     if not values:
         return ""
-    width, left, right, radius = 860, 14, 14, 5.5
     low = min(value for _, value in values)
     # Zoom in where every case is good, else the dots are one blob; the axis says where it starts.
-    start = next(edge for edge in (0.9, 0.8, 0.5, 0.0, -1.0) if low >= edge + 0.01 or edge < 0)
-    start = max(start, 0.0)
+    start = next((edge for edge in (0.9, 0.8, 0.5) if low >= edge + 0.01), 0.0)
 
     def at(value: float) -> float:
-        return left + (value - start) / (1 - start) * (width - left - right)
+        """Per cent of the width: the chart stretches with the page, its text does not."""
+        return 2 + 96 * (value - start) / (1 - start)
 
+    radius, apart = 5, 1.4
     placed: list[tuple[float, int, str, float]] = []
     for case, value in sorted(values, key=lambda item: item[1]):
-        x = at(value)
-        level = 0
-        while any(other == level and abs(x - where) < 2 * radius for where, other, *_ in placed):
+        x, level = at(value), 0
+        while any(other == level and abs(x - where) < apart for where, other, *_ in placed):
             level += 1
         placed.append((x, level, case, value))
-    floor = 18 + 2 * radius * (1 + max(level for _, level, *_ in placed))
-    height = floor + 24
-    parts = [f'<path class="axis" d="M{left} {floor}H{width - right}"/>']
-    for tick in ticks(start, 1.0, 5):
+    floor = 22 + 2 * radius * (1 + max(level for _, level, *_ in placed))
+    parts = [f'<line class="axis" x1="2%" x2="98%" y1="{floor}" y2="{floor}"/>']
+    for tick in ticks(start, 1.0):
+        x = at(tick)
         parts.append(
-            f'<path class="axis" d="M{at(tick):.1f} {floor}v4"/>'
-            f'<text x="{at(tick):.1f}" y="{floor + 17}" text-anchor="middle">{tick:.10g}</text>'
+            f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{floor}" y2="{floor + 4}"/>'
+            f'<text x="{x:.2f}%" y="{floor + 18}" text-anchor="middle">{tick:.10g}</text>'
         )
     for x, level, case, value in placed:
         parts.append(
-            f'<circle class="case" cx="{x:.1f}" cy="{floor - radius - 2 - 2 * radius * level:.1f}" '
-            f'r="{radius - 0.5}"><title>{escape(case)}: {value:.3f}</title></circle>'
+            f'<circle class="case" cx="{x:.2f}%" cy="{floor - radius - 2 - 2 * radius * level}" '
+            f'r="{radius}"><title>{escape(case)}: {value:.3f}</title></circle>'
         )
     mean = sum(value for _, value in values) / len(values)
-    anchor = "end" if at(mean) > width - 60 else "start" if at(mean) < 60 else "middle"
+    x = at(mean)
+    anchor = "end" if x > 90 else "start" if x < 10 else "middle"
     parts.append(
-        f'<path class="mean" d="M{at(mean):.1f} 14V{floor}"/>'
-        f'<text class="strong" x="{at(mean):.1f}" y="10" text-anchor="{anchor}">'
-        f"mean {mean:.3f}</text>"
+        f'<line class="mean" x1="{x:.2f}%" x2="{x:.2f}%" y1="16" y2="{floor}"/>'
+        f'<text class="strong" x="{x:.2f}%" y="11" text-anchor="{anchor}">mean {mean:.3f}</text>'
     )
     spoken = f"{label} of {len(values)} cases, mean {mean:.3f}, lowest {low:.3f}"
     return (
-        f'<svg class="dots" viewBox="0 0 {width} {height}" role="img" '
+        f'<svg class="dots" width="100%" height="{floor + 24}" role="img" '
         f'aria-label="{escape(spoken)}">{"".join(parts)}</svg>'
     )

@@ -25,7 +25,7 @@ _PIXELS = (1560, 980)
 """Largest width of the three panels together and largest height of one, in pixels."""
 
 _MAX_PIXELS_PER_MM = 6.0
-_GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 74, 34
+_GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 84, 40
 _BACKGROUND, _TEXT, _FAINT = "#0c0e11", "#eef1f4", "#9aa4af"
 _DPI = 100
 
@@ -161,7 +161,7 @@ def _annotate(axes: Axes, panel: _Panel, scale: float) -> None:
     shadow = [patheffects.withStroke(linewidth=2.5, foreground=_BACKGROUND)]
     style: dict[str, Any] = {
         "color": _TEXT,
-        "fontsize": 10,
+        "fontsize": 13,
         "fontweight": "bold",
         "path_effects": shadow,
     }
@@ -181,7 +181,7 @@ def _annotate(axes: Axes, panel: _Panel, scale: float) -> None:
         ha="left",
         va="bottom",
         color=_TEXT,
-        fontsize=8,
+        fontsize=10,
         path_effects=shadow,
     )
 
@@ -220,19 +220,19 @@ def _figure(
     shape = " × ".join(str(length) for length in volume.shape)
     text(
         _MARGIN,
-        34,
-        _printable(title, (width - 360) // 11),
+        38,
+        _printable(title, (width - 460) // 12),
         color=_TEXT,
-        fontsize=13,
+        fontsize=15,
         fontweight="bold",
         va="baseline",
     )
     text(
         _MARGIN,
-        56,
+        64,
         f"{shape} voxels of {spacing} mm, {volume.orientation}",
         color=_FAINT,
-        fontsize=9,
+        fontsize=11,
         va="baseline",
     )
     found = "prediction" if centre(prediction) is not None else "prediction (empty)"
@@ -244,7 +244,7 @@ def _figure(
             Line2D([], [], color=_colour(rgb), lw=3, label=name) for rgb, name in entries
         ],
         loc="upper right", bbox_to_anchor=(1 - (_MARGIN - 4) / width, 1 - 16 / height),
-        ncols=len(entries), frameon=False, labelcolor=_TEXT, fontsize=10, handlelength=1.4,
+        ncols=len(entries), frameon=False, labelcolor=_TEXT, fontsize=12, handlelength=1.4,
         borderaxespad=0, borderpad=0, columnspacing=1.6,
     )  # fmt: skip
     left = _MARGIN + (width - 2 * _MARGIN - total) // 2
@@ -260,8 +260,8 @@ def _figure(
         axes.set_xlim(-0.5, columns - 0.5)
         axes.set_ylim(rows - 0.5, -0.5)
         caption = f"{panel.plane.capitalize()}, slice {panel.index + 1} of {panel.count}"
-        caption = f"{caption} {_FROM[panel.plane]}" if columns > 220 else caption
-        text(left, _HEADER + rows + 22, caption, color=_FAINT, fontsize=9, va="baseline")
+        caption = f"{caption} {_FROM[panel.plane]}" if columns > 280 else caption
+        text(left, _HEADER + rows + 25, caption, color=_FAINT, fontsize=11, va="baseline")
         left += columns + _GAP
     return figure
 

@@ -1,6 +1,7 @@
 """The sections of a run's page, each a function from the run to HTML. All text is escaped."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -12,6 +13,7 @@ from spinejax.reports import charts, pictures, tables
 from spinejax.reports.run import Run
 from spinejax.reports.style import CSS
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _SPLIT_WORDS = {
     "test": ("held-out", "never seen in training"),
     "val": ("validation", "used to choose the best checkpoint"),
@@ -89,9 +91,9 @@ def _key_figures(run: Run) -> str:
             if key in rows:
                 row = rows[key]
                 unit = " mm" if row.metric.unit == "mm" else ""
-                value = tables.shown(row.mean, row.metric)
+                value = tables.shown(row.mean, row.metric) + unit
                 spread = tables.shown(row.std, row.metric)
-                items.append((f"{name}, mean", value, f"± {spread}{unit}"))
+                items.append((f"{name}, mean", value, f"± {spread}"))
     if run.parameters is not None:
         items.append(("Parameters", f"{run.parameters:,}", ""))
     seconds = run.record.get("seconds")
@@ -290,13 +292,16 @@ def beside_paper(run: Run) -> str:
     )
     return (
         "<section><h2>Beside paper A</h2><p>Saeed et al., Diagnostics 2023, 13, 2658, published "
-        "these rows for the same experiment. They stand here for orientation and may not be "
-        f"compared.</p>{unscored}{_table(header, html)}<h3>Why not</h3><ul>{reasons}</ul></section>"
+        "these rows for this network and setting. They are here for orientation; they may not be "
+        f"compared with ours.</p>{unscored}{_table(header, html)}"
+        f"<h3>Why not</h3><ul>{reasons}</ul></section>"
     )
 
 
 def _plain(value: Any) -> str:
     """Return any recorded value in words."""
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        return f"{value[:10]} {value[11:16]} UTC"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):

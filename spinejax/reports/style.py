@@ -13,7 +13,7 @@ body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 main{max-width:1080px;margin:0 auto;padding:40px 24px 64px}
 header p.kind{margin:0;color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
-h1{margin:.15em 0 .3em;font-size:clamp(1.7rem,4.6vw,2.6rem);line-height:1.15;
+h1{margin:.15em 0 .3em;font-size:clamp(1.6rem,4.2vw,2.3rem);line-height:1.15;
 letter-spacing:-.018em;font-weight:680;text-wrap:balance}
 header p.lead{margin:0;max-width:44em;color:var(--soft);font-size:1.06rem}
 h2{margin:2.6em 0 .6em;font-size:1.32rem;line-height:1.25;letter-spacing:-.01em}
@@ -30,7 +30,8 @@ margin:28px 0 0;padding:0;border-top:1px solid var(--line);border-bottom:1px sol
 .key-figures dt{color:var(--soft);font-size:.84rem}
 .key-figures dd{margin:0;font-size:1.45rem;font-weight:620;letter-spacing:-.01em;
 font-variant-numeric:tabular-nums}
-.key-figures small{font-size:.84rem;font-weight:400;color:var(--soft);letter-spacing:0}
+.key-figures small{white-space:nowrap;
+font-size:.84rem;font-weight:400;color:var(--soft);letter-spacing:0}
 .note{max-width:none;margin:20px 0 0;padding:10px 16px;background:var(--note);
 border-left:3px solid var(--note-line);border-radius:0 6px 6px 0}
 .nothing{color:var(--soft)}
@@ -53,16 +54,18 @@ tr.theirs th:first-child{padding-left:10px}
 figure{margin:0}
 figure.scan{margin:0 0 30px;break-inside:avoid}
 figure.scan img{display:block;width:100%;height:auto;border-radius:8px;background:#0c0e11}
-figure.scan .missing{padding:34px 20px;border:1px dashed var(--line);border-radius:8px;
+figure.scan .missing{max-width:none;margin:0;overflow-wrap:anywhere;
+padding:34px 20px;border:1px dashed var(--line);border-radius:8px;
 color:var(--soft);text-align:center}
 figure.scan figcaption{display:flex;flex-wrap:wrap;gap:2px 18px;align-items:baseline;
 margin:0 0 10px}
 figure.scan figcaption b{font-size:1.05rem}
 figure.scan figcaption span{color:var(--soft);font-variant-numeric:tabular-nums}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:24px 28px}
-figure.chart figcaption{font-size:.9rem;min-height:1.6em}
-figure.chart b{margin-right:8px}
-svg{display:block;width:100%;height:auto;overflow:visible}
+figure.chart figcaption{font-size:.86rem;margin-bottom:6px}
+figure.chart b{display:block;font-size:.95rem}
+svg{display:block;overflow:visible}
+.charts svg{width:100%;height:auto}
 svg text{fill:var(--soft);font-size:11px;font-variant-numeric:tabular-nums}
 svg text.strong{fill:var(--ink);font-weight:600}
 svg .grid{stroke:var(--line);fill:none}
