@@ -187,7 +187,8 @@ def test_phantoms_and_scans_that_were_trained_on_are_named(tmp_path):
     run = make_run(tmp_path / "run", source="phantom", cases={"train": ["a"]})
     add_scores(run, {"a": 0.9}, scans=False)
     _, _, text = read(write_report(run))
-    assert "on 1 held-out synthetic scan" in text
+    assert "on 1 test synthetic scan, 1 of them trained on" in text
+    assert "never seen in training" not in text
     assert "Not held out: a was also trained on" in text
     assert "nothing about patients" in text
     assert "ours on synthetic phantoms" in text

@@ -25,9 +25,11 @@ def page(run: Run) -> str:
     """Return the whole page of a run as one HTML document that loads nothing."""
     name = str(run.config.get("name") or run.workdir.resolve().name)
     title = headline(run)
+    # A line must not break inside the hyphenated word.
+    shown = escape(title).replace("held-out", '<span class="whole">held-out</span>')
     body = [
         f'<header><p class="kind">{escape(name)} · {escape(str(run.workdir))}</p>'
-        f"<h1>{escape(title)}</h1>{_lead(run)}{_key_figures(run)}{_notes(run)}</header>",
+        f"<h1>{shown}</h1>{_lead(run)}{_key_figures(run)}{_notes(run)}</header>",
         scores(run),
         pictures.best_median_worst(run),
         every_case(run),
@@ -53,8 +55,14 @@ def headline(run: Run) -> str:
     if not values:
         return "Evaluated, but no scan has a Dice"
     kind = _SPLIT_WORDS.get(run.split, (run.split, ""))[0]
+    seen = len(_trained_on(run))
+    if seen:
+        kind = f"{run.split}"
     synthetic = " synthetic" if tables.is_phantom(run.config) else ""
-    return f"Mean Dice {_mean(values):.2f} on {_count(len(values), f'{kind}{synthetic} scan')}"
+    scans = _count(len(values), f"{kind}{synthetic} scan")
+    return f"Mean Dice {_mean(values):.2f} on {scans}" + (
+        f", {seen} of them trained on" if seen else ""
+    )
 
 
 def _mean(values: list[float]) -> float:
@@ -78,7 +86,7 @@ def _lead(run: Run) -> str:
     if len(ranked) > 1:
         (worst, low), (best, high) = ranked[0], ranked[-1]
         words.append(f"From {low:.2f} ({escape(worst)}) to {high:.2f} ({escape(best)}).")
-    if means:
+    if means and not _trained_on(run):
         words.append(f"{escape(run.split.capitalize())} scans: {escape(means)}.")
     return f'<p class="lead">{" ".join(words)}</p>'
 

@@ -15,6 +15,7 @@ main{max-width:1080px;margin:0 auto;padding:40px 24px 64px}
 header p.kind{margin:0;color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
 h1{margin:.15em 0 .3em;font-size:clamp(1.6rem,4.2vw,2.3rem);line-height:1.15;
 letter-spacing:-.018em;font-weight:680;text-wrap:balance}
+.whole{white-space:nowrap}
 header p.lead{margin:0;max-width:44em;color:var(--soft);font-size:1.06rem}
 h2{margin:2.6em 0 .6em;font-size:1.32rem;line-height:1.25;letter-spacing:-.01em}
 h3{margin:1.6em 0 .5em;font-size:1rem}
@@ -94,13 +95,14 @@ footer{margin-top:52px;padding-top:14px;border-top:1px solid var(--line);color:v
 font-size:.86rem}
 @media (max-width:560px){main{padding:24px 16px 40px}.wide{margin:0 -16px;padding:0 16px}
 dl.facts{grid-template-columns:1fr;gap:0}dl.facts dd{margin-bottom:9px}
-.key-figures{grid-template-columns:1fr 1fr}
+.key-figures{grid-template-columns:1fr 1fr}.key-figures dd{font-size:1.2rem}
 figure.scan .frame{overflow-x:auto;margin:0 -16px}
 figure.scan img{border-radius:0;width:auto;max-width:none;height:min(64vw,300px)}}
 @media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;
 --line:#bbb;--tint:#f2f2f2;
 --train:#b3400c;--val:#035f94;--note:#fff;--note-line:#999}
 body{font-size:10.5pt}main{max-width:none;padding:0}h2{break-after:avoid}
+.charts{grid-template-columns:1fr 1fr 1fr}.key-figures dd{font-size:1.15rem}
 tr,figure.chart{break-inside:avoid}.wide{overflow:visible}
 figure.scan img{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
