@@ -287,6 +287,14 @@ def test_units_are_honoured(tmp_path, unit, factor):
     np.testing.assert_array_equal(back.affine, nib.load(tmp_path / "a.nii.gz").affine)
 
 
+def test_a_unit_that_cannot_be_meant_is_ignored(tmp_path, caplog):
+    made = nib.Nifti1Image(scan_values().astype(np.int16), np.diag([0.5, 0.5, 2, 1]))
+    made.header.set_xyzt_units("meter")
+    nib.save(made, tmp_path / "a.nii.gz")
+    assert nifti.read_volume(tmp_path / "a.nii.gz").spacing_mm == (0.5, 0.5, 2)
+    assert "ignoring the unit meter" in caplog.text
+
+
 # --- round trips ---------------------------------------------------------------------------------
 
 
@@ -686,6 +694,26 @@ def test_bad_files_are_refused_in_one_line_that_names_them(tmp_path, kind):
     assert line.startswith(f"{path}: ")
     # A remedy follows the problem.
     assert any(mark in line for mark in (";", ",")), line
+
+
+def test_damaged_headers_are_read_or_refused_and_nothing_else(tmp_path):
+    rng = np.random.default_rng(0)
+    for image, size in ((nib.Nifti1Image, 348), (nib.Nifti2Image, 540)):
+        intact = save(tmp_path / "a.nii", INT16, image=image).read_bytes()
+        for _ in range(200):
+            content = bytearray(intact)
+            for at in rng.integers(0, size, rng.integers(1, 4)):
+                content[at] = rng.choice([0, 127, 128, 255, rng.integers(256)])
+            path = tmp_path / "b.nii"
+            path.write_bytes(bytes(content))
+            try:
+                volume = nifti.read_volume(path)
+            except InputError as error:
+                assert "\n" not in str(error)
+                continue
+            nifti.write_labels(tmp_path / "c.nii", np.zeros(volume.shape, np.uint8), volume)
+            back = nifti.read_labels(tmp_path / "c.nii")
+            np.testing.assert_array_equal(back.affine, volume.affine)
 
 
 @pytest.mark.parametrize("name", ["huge.nii", "huge.nii.gz"])

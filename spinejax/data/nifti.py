@@ -192,6 +192,7 @@ def write_volume(
     _write(Path(path), array, volume, Layout(volume.shape, on_disk, slope, inter))
 
 
+@np.errstate(all="ignore")  # damaged headers hold any bit pattern; what they say is checked here
 def _read_source(path: Path, stream: BinaryIO, limit: int) -> _Source:
     """Read and judge the header; leaves the stream at the first voxel."""
     header, block = _read_header(path, stream)
@@ -203,7 +204,9 @@ def _read_source(path: Path, stream: BinaryIO, limit: int) -> _Source:
         inter = 0.0
     x, y, z = full_shape[:3]
     layout = Layout((x, y, z), _checked_dtype(path, header), slope, inter)
-    offset = max(_HEADERS[len(block)][2], int(header["vox_offset"]))
+    first, offset = _HEADERS[len(block)][2], float(header["vox_offset"])
+    # Some writers leave the offset at 0.
+    offset = max(first, int(offset)) if math.isfinite(offset) else first
     claim = f"{_times(layout.shape)} voxels of {layout.dtype.name}"
     if offset + layout.nbytes > limit:
         raise InputError(
@@ -287,6 +290,10 @@ def _affine_and_grid(
     qform = _qform(header)
     codes = int(header["sform_code"]), int(header["qform_code"])
     unit, factor = _UNITS.get(int(header["xyzt_units"]) & 7, ("unknown", 1.0))
+    size = factor * float(np.abs(header["pixdim"][1:4]).max())
+    if factor != 1 and not 0.01 <= size <= 50:
+        logger.warning("%s: voxels of %.3g mm cannot be; ignoring the unit %s", path, size, unit)
+        factor = 1.0
     disk = _NiftiGrid(path, full_shape, sform, codes[0], qform, codes[1], unit, block)
     to_mm = np.diag([factor, factor, factor, 1.0])
     sform, qform = to_mm @ sform, to_mm @ qform

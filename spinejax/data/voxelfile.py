@@ -70,8 +70,11 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 return
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield cast(BinaryIO, stream), size * _MAX_DEFLATE_RATIO
-                # Reading past the last voxel makes gzip compare its checksum.
-                stream.read(1)
+                # At the end of the stream gzip compares its checksum. A damaged one may go on after
+                # the last voxel; a sound one seldom does.
+                for _ in range(64):
+                    if not stream.read(1 << 20):
+                        break
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except PermissionError:
@@ -174,7 +177,8 @@ def label_values(
         low, high = values.min(), values.max()
         if low < 0 or high > 255:
             raise InputError(
-                f"{path}: label {int(low if low < 0 else high)} is out of range; {_remedy(valid)}"
+                f"{path}: label {float(low if low < 0 else high):g} is out of range; "
+                f"{_remedy(valid)}"
             )
         slab = values.astype(np.uint8)
         counts += np.bincount(slab.ravel(order="K"), minlength=256)
