@@ -1,0 +1,56 @@
+"""Making NIfTI files with nibabel for the tests of ours."""
+
+import nibabel as nib
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+GRID_FIELDS = (
+    "dim pixdim xyzt_units sform_code qform_code srow_x srow_y srow_z "
+    "quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z"
+).split()
+
+
+def oblique_affine(spacing=(0.5, 0.75, 2.0)):
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", (5, -10, 20), degrees=True).as_matrix()
+    affine[:3, :3] *= spacing
+    affine[:3, 3] = (-12.5, 30, -400)
+    return affine
+
+
+def scan_values(shape=(6, 7, 8), seed=0):
+    return np.random.default_rng(seed).integers(-1000, 2000, shape)
+
+
+def save(path, array, affine=None, image=nib.Nifti1Image, **fields):
+    made = image(array, oblique_affine() if affine is None else affine)
+    for name, value in fields.items():
+        made.header[name] = value
+    nib.save(made, path)
+    return path
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def forms(path, sform, sform_code, qform, qform_code, zooms=None):
+    """A file with these two affines; the qform is set last so that it owns pixdim."""
+    made = nib.Nifti1Image(scan_values().astype(np.int16), None)
+    made.header.set_sform(sform, sform_code)
+    made.header.set_qform(qform, qform_code)
+    if zooms is not None:
+        made.header["pixdim"][1:4] = zooms
+    header = made.header.copy()
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    body = scan_values().astype(np.int16).tobytes(order="F")
+    path.write_bytes(header.binaryblock + bytes(4) + body)
+    return path
+
+
+def shifted(mm):
+    affine = oblique_affine()
+    affine[0, 3] += mm
+    return affine
