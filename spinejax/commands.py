@@ -14,11 +14,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from spinejax import scoring
-from spinejax.data import nifti, preprocess, verse
+from spinejax import models, scoring
+from spinejax.data import doctor as inventory
+from spinejax.data import nifti, preprocess
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
+from spinejax.models import summary
 from spinejax.reports import figures
 from spinejax.tasks import build_task
 from spinejax.train import checkpoint, loop, parallel, setup
@@ -47,7 +49,7 @@ def doctor(data: str | None) -> int:
     print(f"devices   {jax.local_device_count()} x {jax.default_backend()} ({', '.join(kinds)})")
     if data is None:
         return 0
-    report = verse.doctor(data)
+    report = inventory.doctor(data)
     print("\n".join(report.lines))
     if report.problems:
         print(f"\n{len(report.problems)} problems")
@@ -59,11 +61,9 @@ def doctor(data: str | None) -> int:
 
 def summarize(config: ConfigDict) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of the config's network."""
-    from spinejax import models
-    from spinejax.models import summary
-
     model = models.build_model(config.model, out_channels=1)
-    return summary.summarize(model, (1, *config.data.size, config.model.get("in_channels", 1)))
+    channels = config.model.get("in_channels", 1)
+    return summary.summarize(model, (*config.data.size, channels))
 
 
 def prepare(config: ConfigDict, workdir: Path) -> int:
