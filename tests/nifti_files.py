@@ -1,7 +1,11 @@
 """Making NIfTI files with nibabel for the tests of ours."""
 
+import os
+from contextlib import contextmanager
+
 import nibabel as nib
 import numpy as np
+import pytest
 from scipy.spatial.transform import Rotation
 
 GRID_FIELDS = (
@@ -54,3 +58,19 @@ def shifted(mm):
     affine = oblique_affine()
     affine[0, 3] += mm
     return affine
+
+
+@contextmanager
+def unprivileged():
+    """Run the block as a user whom permissions bind, also where the tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError as error:
+        pytest.skip(f"root here cannot become another user: {error}")
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -1,14 +1,12 @@
 """Every kind of file that is no scan is refused in one line."""
 
 import gzip
-import os
 import tracemalloc
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from nifti_files import forms, one_line, save, scan_values
+from nifti_files import forms, one_line, save, scan_values, unprivileged
 
 from spinejax.data import nifti, voxelfile
 from spinejax.errors import InputError
@@ -183,16 +181,9 @@ def test_available_memory_is_known_here():
     assert voxelfile.available_bytes() > 1e6
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_may_not_be_read_is_refused(tmp_path):
     path = save(tmp_path / "a.nii.gz", scan_values().astype(np.int16))
-    if os.geteuid() == 0:
-
-        def denied(*_, **__):
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(Path, "open", denied)
-    else:
-        path.chmod(0)
-    with pytest.raises(InputError, match="permission denied") as error:
+    path.chmod(0)
+    with unprivileged(), pytest.raises(InputError, match="permission denied") as error:
         nifti.read_volume(path)
     assert str(path) in one_line(error)

@@ -1,6 +1,5 @@
 """Scans and labels go back as they came, or not at all; real scans too."""
 
-import os
 import resource
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nifti_files import GRID_FIELDS, oblique_affine, one_line, save, scan_values
+from nifti_files import GRID_FIELDS, oblique_affine, one_line, save, scan_values, unprivileged
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry
@@ -128,19 +127,12 @@ def _disk(shape):
     return DiskGrid(Path("x.nii.gz"), shape, np.eye(4), 1, np.eye(4), 1, "mm")
 
 
-def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_named(tmp_path):
     like = Volume(np.zeros((3, 4, 5), np.int16), np.eye(4))
     folder = tmp_path / "locked"
     folder.mkdir()
-    if os.geteuid() == 0:
-
-        def denied(*_, **__):
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr("tempfile.mkstemp", denied)
-    else:
-        folder.chmod(0o500)
-    with pytest.raises(InputError, match="permission denied; choose") as error:
+    folder.chmod(0o500)
+    with unprivileged(), pytest.raises(InputError, match="permission denied; choose") as error:
         nifti.write_labels(folder / "a.nii.gz", np.ones((3, 4, 5), np.uint8), like)
     assert str(folder / "a.nii.gz") in one_line(error)
 
