@@ -251,7 +251,14 @@ def parse(command: Command, name: str, arguments: list[str]) -> FlagValues | Non
     except (flags.Error, OSError, AttributeError, KeyError, ValueError, TypeError) as error:
         raise InputError(_one_line(error)) from error
     except (ImportError, SyntaxError) as error:
-        raise InputError(f"the config does not load: {_one_line(error)}") from error
+        where = getattr(error, "filename", None) or next(
+            (text.partition("=")[2] for text in arguments if text.startswith("--config=")),
+            "--config",
+        )
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise InputError(
+            f"{where}{line}: the config does not load ({_one_line(error)}); correct the file"
+        ) from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     if "config" in values and values.config is None:
