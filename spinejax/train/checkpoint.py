@@ -8,9 +8,10 @@ been evaluated yet, and must neither displace the best nor be dropped for lack o
 newest states, so that one whose files were damaged leaves another to fall back on.
 
 Each step holds three items: "variables" ({"params", "batch_stats", "ema"}, all that prediction
-needs), "optimizer" (only in latest), and "meta" (JSON: step, evaluated, dice, devices, CRC-32 of
-the arrays). Arrays are saved as numpy, hence on no particular devices, and can be restored on any
-number of devices and processes.
+needs), "optimizer" (only in latest), and "meta" (JSON). Arrays are saved as numpy, hence on no
+particular devices, and can be restored on any number of devices and processes. When a step is
+whole, `crc32.json` with the checksums of its files is added: what a disk or a copy damages later is
+noticed before anything is read (the step of a run that was killed before that is taken as it is).
 """
 
 import json
@@ -26,11 +27,13 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from spinejax.errors import InputError
+from spinejax.files import write_json
 from spinejax.train import parallel
 from spinejax.train.state import TrainState, inference_variables
 
 FOLDERS = ("latest", "best")
 _TRASH = "_todelete"
+_CHECKSUMS = "crc32.json"
 
 
 class Meta(NamedTuple):
@@ -49,13 +52,10 @@ def folder(workdir: Path, which: str) -> Path:
     return (workdir / "checkpoints" / which).absolute()
 
 
-def _checksum(tree: Any) -> int:
-    """CRC-32 over all arrays, with their paths; zarr's own files carry none for the values."""
-    total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        total = zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode(), total)
-        total = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), total)
-    return total
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file of a step, by its path in the folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _CHECKSUMS)
+    return {str(p.relative_to(folder)): zlib.crc32(p.read_bytes()) for p in files}
 
 
 def _one_line(error: BaseException) -> str:
@@ -147,6 +147,18 @@ class Checkpoints:
             except (OSError, ValueError, RuntimeError) as error:
                 raise _write_error(self._paths[which], error) from error
             self._empty_trash(self._paths[which])
+            if parallel.process_index() == 0:
+                self._write_checksums(self._paths[which])
+
+    @staticmethod
+    def _write_checksums(path: Path) -> None:
+        for step in _steps(path):
+            file = path / str(step) / _CHECKSUMS
+            try:
+                if not file.exists():
+                    write_json(file, _checksums(file.parent))
+            except OSError as error:
+                raise _write_error(path, error) from error
 
     def save(self, state: TrainState, meta: Meta, *, best: bool, latest: bool = True) -> None:
         """Save the state under "latest", and its network under "best" if asked.
@@ -181,11 +193,10 @@ class Checkpoints:
         for step in _steps(self._paths[which]):
             if step >= meta.step:
                 self._remove(which, step)
-        record = {**meta._asdict(), "crc32": {k: _checksum(v) for k, v in items.items()}}
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
         try:
             saved = manager.save(
-                meta.step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(record))
+                meta.step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta._asdict()))
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise _write_error(self._paths[which], error) from error
@@ -213,7 +224,7 @@ class Checkpoints:
         """Return what is known of the best checkpoint, or None where there is none to be read."""
         for step in _steps(self._paths["best"]):
             try:
-                return _read_meta(self._paths["best"], step)[0]
+                return _read_meta(self._paths["best"], step)
             except InputError as error:
                 logging.warning("%s", error)
         return None
@@ -261,13 +272,11 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
 
 
-def _read_meta(path: Path, step: int) -> tuple[Meta, dict[str, int]]:
+def _read_meta(path: Path, step: int) -> Meta:
     file = path / str(step) / "meta" / "metadata"
     try:
-        record = json.loads(file.read_text())
-        crc32 = record.pop("crc32")
-        return Meta(**record), crc32
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return Meta(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"checkpoint {path / str(step)} is damaged (meta: {_one_line(error)})"
         ) from error
@@ -279,7 +288,8 @@ def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, d
     Raises:
         InputError: it is broken, or of another network.
     """
-    meta, crc32 = _read_meta(path, step)
+    _check_files(path / str(step))
+    meta = _read_meta(path, step)
     items = {}
     names = ("variables",) if target is None else tuple(target)
     # Orbax and tensorstore raise many kinds of errors for damaged files; all mean the same here.
@@ -292,10 +302,34 @@ def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, d
         raise InputError(
             f"checkpoint {path / str(step)} cannot be read ({_one_line(error)})"
         ) from error
-    for name, tree in items.items():
-        if _checksum(tree) != crc32.get(name):
-            raise InputError(f"checkpoint {path / str(step)} is damaged (checksum of {name})")
+    # Orbax restores arrays of another shape, and casts other dtypes, without a word.
+    if target is not None and _shapes(items) != _shapes(target):
+        raise InputError(f"checkpoint {path / str(step)} is of another network")
     return meta, items
+
+
+def _shapes(tree: Any) -> list[tuple[Any, Any]]:
+    return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+
+
+def _check_files(folder: Path) -> None:
+    """Compare the files of a step with their checksums, where it has them.
+
+    Orbax is not left to find damage, since tensorstore's pending reads then complain on their own.
+
+    Raises:
+        InputError: a file is missing or differs.
+    """
+    file = folder / _CHECKSUMS
+    if not file.exists():
+        return
+    try:
+        expected, found = json.loads(file.read_text(encoding="utf-8")), _checksums(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"checkpoint {folder} cannot be read ({_one_line(error)})") from error
+    changed = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if changed:
+        raise InputError(f"checkpoint {folder} is damaged ({changed[0]} is missing or changed)")
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -68,6 +68,7 @@ class RunLog:
         """
         self._active = active
         self._batch_size = batch_size
+        self._first = True
         earlier = read_metrics(workdir)
         now = time.monotonic()
         self._started = now - (earlier[-1]["seconds"] if earlier else 0.0)
@@ -110,6 +111,9 @@ class RunLog:
             return
         last, since = self._since
         rate = (step - last) * self._batch_size / max(time.monotonic() - since, 1e-9)
+        if self._first:
+            # The first update was compiled; its duration says nothing of those to come.
+            self._first, self._since = False, (step, time.monotonic())
         text = f"loss {loss:.4f}, Dice {dice:.4f}, {rate:.1f} slices/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)

@@ -38,10 +38,10 @@ class Pending:
             raise InputError(self._problem(at, values))
         leaf_max = values["leaf_max"]
         self._largest = f"{leaf_max.max():.3g} in {self._names[int(leaf_max.argmax())]}"
-        self._writer.advance(at, float(values["loss"]), float(values["dice"]))
         if at % self._every == 0:
             scalars = ("loss", "dice", "learning_rate", "grad_norm")
             self._writer.train(at, {k: float(values[k]) for k in scalars})
+        self._writer.advance(at, float(values["loss"]), float(values["dice"]))
 
     def _problem(self, at: int, values: dict[str, np.ndarray]) -> str:
         rows = zip(values["case"].tolist(), values["slice"].tolist(), strict=True)

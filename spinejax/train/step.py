@@ -108,7 +108,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "dice": pooled_dice(counts),
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": _all_finite((loss, leaf_max, params, batch_stats)),
             "leaf_max": leaf_max,
