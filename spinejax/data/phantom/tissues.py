@@ -1,0 +1,46 @@
+"""Which HU a distance means: edges as a scanner blurs them, bone with its shell, soft tissue.
+
+Every edge is drawn as a plane edge seen through a Gaussian of standard deviation `edge_mm`, so a
+cortical shell thinner than the blur loses contrast as it does in a scan (partial volume), without
+any convolution.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+AIR_HU = -1000.0
+
+
+def inside(d: Array, edge_mm: Any) -> Array:
+    """Share of a blurred point that lies inside: 1 deep in, 1/2 on the surface.
+
+    Args:
+        d: Signed distance, mm.
+        edge_mm: Standard deviation of the blur; the normal distribution is approximated by the
+            logistic one (within 0.01).
+    """
+    return jax.nn.sigmoid(-1.702 * d / edge_mm)
+
+
+def over(hu: Array, new_hu: Any, d: Array, edge_mm: Any) -> Array:
+    """Lay something of `new_hu` over `hu` where `d` is negative."""
+    return hu + (new_hu - hu) * inside(d, edge_mm)
+
+
+def bone(hu: Array, d: Array, shell_mm: Any, cortical: Any, cancellous: Any, edge_mm: Any) -> Array:
+    """Lay bone over `hu`: a shell of compact bone around cancellous bone."""
+    outer, inner = inside(d, edge_mm), inside(d + shell_mm, edge_mm)
+    return hu * (1.0 - outer) + cortical * (outer - inner) + cancellous * inner
+
+
+def texture(x: Array, y: Array, z: Array, waves: dict[str, Array]) -> Array:
+    """Smooth random pattern, standard deviation about 1, from plane waves."""
+    total = jnp.zeros_like(x)
+    count = waves["phase"].shape[0]
+    for i in range(count):
+        w = waves["wave"][i]
+        total += jnp.sin(x * w[0] + y * w[1] + z * w[2] + waves["phase"][i])
+    return total * (2.0 / count) ** 0.5
