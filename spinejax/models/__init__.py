@@ -52,24 +52,35 @@ def build_model(
     name = values.pop("name", None)
     check_choice("model.name", name, MODELS)
     build = MODELS[str(name)]
-    known = set(inspect.signature(build).parameters) - BUILT
+    parameters = inspect.signature(build).parameters
+    known = set(parameters) - BUILT
     for field, value in values.items():
         check_choice("config field model", field, known)
         if field in CHOICES:
             check_choice(f"model.{field}", value, CHOICES[field])
-        _check_number(field, value)
+        _check_type(field, value, parameters[field].default)
         # ConfigDicts read lists from JSON; a module's fields must be hashable.
         values[field] = tuple(value) if isinstance(value, list) else value
     return build(**values, out_channels=out_channels, dtype=dtype, remat=remat, axis_name=axis_name)
 
 
-def _check_number(field: str, value: Any) -> None:
-    """Raise InputError for numbers that no network can be built from."""
-    if field == "dropout":
-        if not 0 <= value < 1:
-            raise InputError(f"model.dropout = {value} must be in [0, 1)")
-    elif field in ("widths", "root_rates", "branch_rates"):
-        if not value or any(not isinstance(v, int) or v < 1 for v in value):
-            raise InputError(f"model.{field} = {value} must be one or more whole numbers above 0")
-    elif isinstance(value, int) and not isinstance(value, bool) and value < 1:
-        raise InputError(f"model.{field} = {value} must be a whole number above 0")
+def _check_type(field: str, value: Any, default: Any) -> None:
+    """Raise InputError unless `value` is of the kind of the network's `default` and in range."""
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+    if isinstance(default, bool):
+        good, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, int):
+        good, wanted = whole(value), "a whole number above 0"
+    elif isinstance(default, float):  # dropout
+        good = isinstance(value, int | float) and 0 <= value < 1
+        wanted = "a number in [0, 1)"
+    elif isinstance(default, tuple):
+        good = isinstance(value, list | tuple) and bool(value) and all(map(whole, value))
+        wanted = "one or more whole numbers above 0"
+    else:
+        return
+    if not good:
+        raise InputError(f"model.{field} = {value!r} must be {wanted}")

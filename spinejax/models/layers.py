@@ -37,12 +37,15 @@ def check_sides(height: int, width: int, stride: int) -> None:
 def max_pool(x: jax.Array) -> jax.Array:
     """Return the maximum of each 2 x 2 block: `(b, h, w, c)` to `(b, h/2, w/2, c)`; even sides.
 
-    Three element-wise maxima of strided views, because the gradient of `nn.max_pool`
-    (select-and-scatter) is slow. Values are equal; where pixels tie, the gradient is shared.
+    Values are those of `nn.max_pool`, whose gradient (select-and-scatter) is slow. The maxima are
+    selections, not `jnp.max`: its gradient asks which inputs *equal* the maximum, and where XLA
+    computes an input again inside another fusion, rounded otherwise, none does or the wrong one.
     """
     b, h, w, c = x.shape
-    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    return blocks.max(axis=(2, 4))
+    x = x.reshape(b, h // 2, 2, w, c)
+    x = jnp.where(x[:, :, 0] > x[:, :, 1], x[:, :, 0], x[:, :, 1])
+    x = x.reshape(b, h // 2, w // 2, 2, c)
+    return jnp.where(x[:, :, :, 0] > x[:, :, :, 1], x[:, :, :, 0], x[:, :, :, 1])
 
 
 def average_pool_to(x: jax.Array, size: int) -> jax.Array:
