@@ -1,6 +1,6 @@
 """A random person: every number that decides what `render` draws, from one key.
 
-`anatomy(key)` is a pure function with fixed shapes, so that `jax.vmap(anatomy)(keys)` makes a batch.
+`anatomy(key)` is a pure function with fixed shapes: `jax.vmap(anatomy)(keys)` makes a batch.
 Coordinates are canonical LPS millimetres (x to the left, y to posterior, z to superior) with the
 origin at the middle of the spine.
 """
@@ -113,7 +113,7 @@ def _parts(s: dict[str, Array], scale: Array) -> Array:
     uncinate = cap(
         jnp.where(cervical, s["a"] - 1.5, pillar), jnp.where(cervical, -2.0, pillar_y),
         jnp.where(cervical, 0.6 * s["h"], 0.0),
-        jnp.where(cervical, s["a"] - 0.5, 0.9 * pillar), jnp.where(cervical, 4.0, wall + s["iy"] - 3),
+        jnp.where(cervical, s["a"] - 0.5, 0.9 * pillar), jnp.where(cervical, 4, wall + s["iy"] - 3),
         jnp.where(cervical, s["h"] + 0.8, s["lz"]),
         jnp.where(cervical, 2.2, 3.5), jnp.where(cervical, 3.0, 3.5), jnp.where(cervical, 2.6, 5.0),
         1.0,

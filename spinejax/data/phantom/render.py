@@ -14,7 +14,7 @@ from jax import lax
 
 from spinejax.data.phantom import shapes, tissues
 from spinejax.data.phantom.shapes import FAR
-from spinejax.data.phantom.surroundings import PROFILE
+from spinejax.data.phantom.surroundings import PROFILE, SOLID_ORGANS
 
 Array = jax.Array
 JOINT_MM = 1.0  # width of the gap seen between two vertebrae that touch
@@ -30,7 +30,7 @@ def _when(needed: Array, value: Callable[[], Any], otherwise: Any) -> Any:
 def _local(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array]:
     """Coordinates of points (n, 3) in a frame."""
     q, r = p - frame["origin"], frame["rotation"]
-    return tuple(q[:, 0] * r[0, i] + q[:, 1] * r[1, i] + q[:, 2] * r[2, i] for i in range(3))  # type: ignore[return-value]
+    return tuple(q[:, 0] * r[0, i] + q[:, 1] * r[1, i] + q[:, 2] * r[2, i] for i in range(3))
 
 
 def _reaches(p: Array, spine: dict[str, Any]) -> Array:
@@ -199,21 +199,19 @@ def _soft(
 
     organs = parameters["organs"]
 
-    def draw_organs() -> Array:
-        out = hu
-        for i in range(organs["hu"].shape[0]):
-            c, r = organs["centre"][i], organs["radii"][i]
-            q = jnp.sqrt(
-                ((x0 - c[0]) / r[0]) ** 2 + ((y0 - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2
-            )
-            d = (q - 1.0 + 0.06 * noise) * jnp.minimum(jnp.minimum(r[0], r[1]), r[2])
-            d = jnp.maximum(d, skin + row["fat"] + 4.0)
-            if i >= 9:  # loops of bowel have a wall
-                out = tissues.over(out, 45.0, d - 2.0, edge)
-            out = tissues.over(out, organs["hu"][i] + 5.0 * noise, d, edge)
-        return out
+    def draw_organ(i: Array, below: Array) -> Array:
+        c, r = organs["centre"][i], organs["radii"][i]
+        q = jnp.sqrt(
+            ((x0 - c[0]) / r[0]) ** 2 + ((y0 - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2
+        )
+        d = (q - 1.0 + 0.06 * noise) * jnp.minimum(jnp.minimum(r[0], r[1]), r[2])
+        d = jnp.maximum(d, skin + row["fat"] + 4.0)
+        # Loops of bowel have a wall.
+        below = tissues.over(below, 45.0, d - jnp.where(i >= SOLID_ORGANS, 2.0, 0.0), edge)
+        return tissues.over(below, organs["hu"][i] + 5.0 * noise, d, edge)
 
-    hu = _when(jnp.any((z < ribs["z"][4]) & (skin < -10.0)), draw_organs, hu)
+    count = organs["hu"].shape[0] * jnp.any((z < ribs["z"][4]) & (skin < -10.0))
+    hu = lax.fori_loop(0, count, draw_organ, hu)
     aorta = jnp.sqrt((x - row["ax"]) ** 2 + (y + row["ay"]) ** 2) - row["ar"]
     vein = jnp.sqrt((x + row["vx"]) ** 2 + (y + row["vy"]) ** 2) - row["vr"]
     hu = tissues.over(hu, t["vein"], vein, edge)
@@ -230,8 +228,8 @@ def _soft(
     return tissues.over(hu, 34.0, brain, edge), rib, skin
 
 
-def _block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array, Array]:
-    """HU and label of one block of points (n, 3)."""
+def render_block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array, Array]:
+    """HU and label (n,) of points (n, 3) close together: what reaches none of them is skipped."""
     t, spine = parameters["tissue"], parameters["spine"]
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     soft = tissues.texture(x, y, z, parameters["soft"])
@@ -248,10 +246,10 @@ def _block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array, Arra
     d = v["nearest"]
     # Where two vertebrae meet, a joint: half its width is taken from each.
     d = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
-    posterior = v["drum"] > v["nearest"] + 1.0
-    shell = jnp.where(posterior, 1.5, 0.75)
+    posterior = jax.nn.sigmoid(1.5 * (v["drum"] - v["nearest"] - 1.5))
+    shell = 0.75 + 0.75 * posterior
     marrow = spine["cancellous"][v["slot"]] + t["trabeculae"] * fine
-    marrow = marrow + jnp.where(posterior, 70.0, 0.0)
+    marrow = marrow + 70.0 * posterior
     hu = tissues.bone(hu, d, shell, spine["cortical"][v["slot"]], marrow, edge)
     label = jnp.where(v["nearest"] < 0.0, spine["id"][v["slot"]], 0)
     return hu, label
@@ -264,7 +262,7 @@ def render(
 
     Args:
         parameters: From `anatomy`; one person (vmap for several).
-        points_mm: (..., 3), canonical LPS millimetres: x to the left, y to posterior, z to superior.
+        points_mm: (..., 3), canonical LPS mm: x to the left, y to posterior, z to superior.
         edge_mm: Standard deviation of the blur at every edge: half a voxel is a good choice.
 
     Returns:
@@ -280,6 +278,8 @@ def render(
     far = ~jnp.any(_reaches(p, parameters["spine"]), -1)
     order = jnp.argsort(-p[:, 2] + jnp.where(far, 1e4, 0.0))
     order = jnp.concatenate([order, jnp.broadcast_to(order[-1:], (pad,))])
-    hu, label = lax.map(lambda q: _block(q, parameters, edge_mm), p[order].reshape(-1, block, 3))
+    hu, label = lax.map(
+        lambda q: render_block(q, parameters, edge_mm), p[order].reshape(-1, block, 3)
+    )
     back = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n + pad, dtype=jnp.int32))
     return hu.reshape(-1)[back].reshape(shape), label.reshape(-1)[back].reshape(shape)

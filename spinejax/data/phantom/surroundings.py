@@ -4,6 +4,7 @@ They are distractors: bright structures that are not vertebrae, and soft tissue 
 sizes are rough adult values, varied per person; nothing here is measured.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ Array = jax.Array
 
 KNOTS = 96
 ORGANS = 40
+SOLID_ORGANS = 9  # the first ones; the others are loops of bowel
 WAVES = 8
 
 # Outline by height. Anchors are (slot whose centroid gives the height, mm above it). Columns, mm:
@@ -95,7 +97,7 @@ _SACRUM = [  # in the frame of S1
 ]
 
 
-def _jitter(key: Array, rows: list[tuple[float, ...]], scale: Array, sd: float) -> Array:
+def _jitter(key: Array, rows: Sequence[Sequence[float]], scale: Array, sd: float) -> Array:
     rows_array = jnp.asarray(np.array(rows, np.float32))
     sizes = jnp.where(jnp.arange(10) < 9, scale, 1.0)
     brush = (jnp.arange(10) >= 6) & (jnp.arange(10) < 9)
@@ -158,7 +160,7 @@ def _ribs(key: Array, heights: Array, present: Array, scale: Array) -> dict[str,
 
 
 def _organs(key: Array, heights: Array, at: Any, scale: Array) -> dict[str, Array]:
-    """Ellipsoids of the chest and belly: (40,) of centre, radii, HU; later ones lie over earlier."""
+    """Ellipsoids of the chest and belly: (40,) centres, radii, HU; later over earlier."""
     keys = jax.random.split(key, 8)
     contrast = jax.random.uniform(keys[0], ()) ** 1.5
     oral = jax.random.bernoulli(keys[1], 0.35).astype(jnp.float32)
@@ -178,7 +180,7 @@ def _organs(key: Array, heights: Array, at: Any, scale: Array) -> dict[str, Arra
         centre = at(slot) + jnp.array([x, y, z], jnp.float32) * scale
         rows.append(jnp.concatenate([centre, jnp.array([a, b, c]) * scale, jnp.asarray(hu)[None]]))
     first = jnp.stack(rows)
-    n = ORGANS - len(fixed)
+    n = ORGANS - SOLID_ORGANS
     u = jax.random.uniform(keys[2], (n, 3))
     z = heights[levels.T12] + u[:, 2] * (heights[-1] - 70.0 - heights[levels.T12])
     x = (u[:, 0] - 0.5) * 230.0 * scale

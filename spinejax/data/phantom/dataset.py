@@ -1,0 +1,190 @@
+"""Phantoms written as a VerSe-like data set: CT, masks, body centroids, in VerSe's layout."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import spinejax
+from spinejax import geometry
+from spinejax.data import centroids as centroid_files
+from spinejax.data import nifti
+from spinejax.data.phantom import acquisition
+from spinejax.data.phantom.anatomy import anatomy, centroids
+from spinejax.errors import InputError
+from spinejax.files import write_json, write_text
+from spinejax.volume import Volume
+
+DESCRIPTION = "dataset_description.json"
+_README = """Synthetic spine CT written by spinejax {version} (`spinejax phantom --seed={seed}`).
+
+No patient is shown here. The layout is that of VerSe (subject-based):
+rawdata/sub-*/sub-*_ct.nii.gz                            CT, HU, int16
+derivatives/sub-*/sub-*_seg-vert_msk.nii.gz              VerSe ids; vertebrae cut by the field of
+                                                         view are bone but not labelled
+derivatives/sub-*/sub-*_seg-subreg_ctd.json              body centroids, voxels of the image
+"""
+
+
+def case_name(index: int) -> str:
+    """Name of the case of that number."""
+    return f"sub-phantom{index:03d}"
+
+
+def case_paths(out: Path, index: int) -> tuple[Path, Path, Path]:
+    """CT, mask and centroids of a case."""
+    name = case_name(index)
+    derived = out / "derivatives" / name
+    return (
+        out / "rawdata" / name / f"{name}_ct.nii.gz",
+        derived / f"{name}_seg-vert_msk.nii.gz",
+        derived / f"{name}_seg-subreg_ctd.json",
+    )
+
+
+def write_dataset(
+    out: str | os.PathLike[str],
+    cases: int,
+    seed: int,
+    *,
+    max_spacing_mm: float = 3.0,
+    max_extent_mm: float = 400.0,
+    min_spacing_mm: float = 0.3,
+    max_voxels: int = 2_000_000,
+    progress: bool = True,
+) -> list[str]:
+    """Render phantoms and write them; cases that are already there are kept.
+
+    A case depends on `seed`, its number and the limits alone, not on how many cases are written.
+
+    Args:
+        out: Folder; made if needed.
+        cases: How many.
+        seed: Seed.
+        max_spacing_mm: Coarsest voxel size.
+        max_extent_mm: Longest side of a scan, at least 80 mm.
+        min_spacing_mm: Finest voxel size (in the plane of thick slices).
+        max_voxels: Fields of view are made to fit this many voxels.
+        progress: Show a progress bar.
+
+    Returns:
+        Ids of all cases, without the `sub-`.
+
+    Raises:
+        InputError: unusable numbers, a folder that cannot be written, or one that holds phantoms
+            of another seed or other limits.
+    """
+    if cases < 1:
+        raise InputError(f"cases={cases}: at least one phantom is needed; give a number from 1 up")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed={seed}: give a number from 0 to {2**31 - 1}")
+    if not 0.1 <= min_spacing_mm <= max_spacing_mm <= 10.0:
+        raise InputError(
+            f"voxel sizes from {min_spacing_mm} to {max_spacing_mm} mm: the limits must rise and "
+            "lie between 0.1 and 10"
+        )
+    if not 80.0 <= max_extent_mm <= 2000.0:
+        raise InputError(f"max_extent_mm={max_extent_mm}: a vertebra needs 80 mm; give 80 to 2000")
+    root = Path(out)
+    limits = {
+        "seed": seed,
+        "min_spacing_mm": min_spacing_mm,
+        "max_spacing_mm": max_spacing_mm,
+        "max_extent_mm": max_extent_mm,
+        "max_voxels": max_voxels,
+    }
+    try:
+        _describe(root, limits)
+        for index in tqdm(range(cases), "phantoms", unit="scan", disable=not progress):
+            if not all(path.is_file() for path in case_paths(root, index)):
+                _write_case(root, index, limits)
+    except OSError as error:
+        raise InputError(
+            f"{root}: cannot write phantoms there ({error.strerror or error}); choose a folder "
+            "with write permission and free space"
+        ) from error
+    return [case_name(index).removeprefix("sub-") for index in range(cases)]
+
+
+def _describe(root: Path, limits: dict[str, Any]) -> None:
+    """Write what the folder holds, or refuse one that holds something else."""
+    path = root / DESCRIPTION
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("Phantom")
+        except (ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path}: not readable as JSON; delete it or choose another folder"
+            ) from error
+        if found != limits:
+            raise InputError(
+                f"{root} holds phantoms of other settings ({found}); choose another folder or "
+                "delete this one"
+            )
+        return
+    description = {
+        "Name": "spinejax phantoms",
+        "BIDSVersion": "1.6.0",
+        "DatasetType": "raw",
+        "GeneratedBy": [{"Name": "spinejax", "Version": spinejax.__version__}],
+        "Phantom": limits,
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    write_text(root / "README", _README.format(version=spinejax.__version__, seed=limits["seed"]))
+    write_json(path, description)
+
+
+@jax.jit
+def _draw(seed: jax.Array, index: jax.Array) -> Any:
+    return anatomy(jax.random.fold_in(jax.random.key(seed), index))
+
+
+def draw_case(
+    seed: int, index: int, limits: dict[str, Any]
+) -> tuple[Volume, np.ndarray, dict[int, np.ndarray]]:
+    """One case: CT (int16, axes as on disk), mask (uint8), centroids by id (voxels of the CT)."""
+    parameters = _draw(seed, index)
+    rng = np.random.default_rng([seed, index])
+    ids, origins = (np.asarray(value) for value in centroids(parameters))
+    scan = acquisition.plan_scan(
+        rng,
+        ids,
+        origins.astype(float),
+        geometry.ALL_ORIENTATIONS,
+        **{k: v for k, v in limits.items() if k != "seed"},
+    )
+    hu, labels = acquisition.render_volume(parameters, scan.shape, scan.affine, scan.edge_mm)
+    lower = scan.affine[:3, 3]
+    upper = lower + np.diag(scan.affine)[:3] * (np.array(scan.shape) - 1)
+    whole = np.asarray(
+        acquisition.whole_vertebrae(parameters, jnp.asarray(lower), jnp.asarray(upper))
+    )
+    # The outermost points are a handful; voxels on the first or last slice settle the matter.
+    cut = np.union1d(labels[:, :, 0], labels[:, :, -1])
+    kept = {int(i) for i in ids[whole] if i not in cut}
+    lookup = np.array([i if i in kept else 0 for i in range(256)], np.uint8)
+    affine = acquisition.LPS_TO_RAS @ scan.affine
+    image = acquisition.acquire(rng, hu, scan)
+    image, affine_disk = geometry.reorient(image, affine, scan.orientation)
+    mask, _ = geometry.reorient(lookup[labels], affine, scan.orientation)
+    volume = Volume(np.ascontiguousarray(image), affine_disk)
+    points = {
+        int(i): geometry.world_to_voxel(affine_disk, acquisition.LPS_TO_RAS[:3, :3] @ origin)
+        for i, origin in zip(ids, origins.astype(float), strict=True)
+        if int(i) in kept
+    }
+    return volume, np.ascontiguousarray(mask), points
+
+
+def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:
+    volume, mask, points = draw_case(limits["seed"], index, limits)
+    image_path, mask_path, centroid_path = case_paths(root, index)
+    nifti.write_volume(image_path, volume)
+    nifti.write_labels(mask_path, mask, volume)
+    # Last, so that a case that has it is complete.
+    centroid_files.write_centroids(centroid_path, points, volume)
