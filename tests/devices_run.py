@@ -43,10 +43,9 @@ def batches(count: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
     return made
 
 
-def updated(kind: str, devices: int, norm: str) -> dict[str, np.ndarray]:
+def updated(kind: str, devices: int) -> dict[str, np.ndarray]:
     """Return all parameters and statistics, flat, and the metrics of every step."""
-    model = {"model.norm": norm, "model.dropout": 0.0, "augment.enabled": True}
-    config = tiny_config("unused", **{**model, "data.size": (SIZE, SIZE)})
+    config = tiny_config("unused", **{"model.dropout": 0.0, "data.size": (SIZE, SIZE)})
     mapped = parallel.make_parallel(kind, devices)
     task = build_task(config, axis_name=parallel.AXIS)
     schedule = optim.make_schedule("constant", learning_rate=0.05, total_steps=STEPS)
@@ -85,11 +84,9 @@ def updated(kind: str, devices: int, norm: str) -> dict[str, np.ndarray]:
 
 def main(out: str) -> None:
     saved = {}
-    for norm in ("batch", "group"):
-        for kind, devices in (("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 4)):
-            if norm == "batch" or devices in (1, 4):
-                for name, value in updated(kind, devices, norm).items():
-                    saved[f"{norm}/{kind}{devices}/{name}"] = value
+    for kind, devices in (("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 4)):
+        for name, value in updated(kind, devices).items():
+            saved[f"{kind}{devices}/{name}"] = value
     np.savez(out, **saved)
 
 

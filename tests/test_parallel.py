@@ -41,33 +41,31 @@ def assert_close(a: np.ndarray, b: np.ndarray) -> None:
     assert np.abs(a - b).max() <= 1e-6 * max(np.abs(b).max(), 1.0)
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("name", ["params", "ema", "loss", "dice", "eval_loss", "eval_sums"])
-def test_four_devices_equal_one(runs, norm, name):
-    assert_close(runs[f"{norm}/pmap4/{name}"], runs[f"{norm}/pmap1/{name}"])
+def test_four_devices_equal_one(runs, name):
+    assert_close(runs[f"pmap4/{name}"], runs[f"pmap1/{name}"])
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_batch_norm_is_synchronised(runs, devices):
-    assert len(runs["batch/pmap1/batch_stats"])
-    assert_close(runs[f"batch/pmap{devices}/batch_stats"], runs["batch/pmap1/batch_stats"])
+    assert len(runs["pmap1/batch_stats"])
+    assert_close(runs[f"pmap{devices}/batch_stats"], runs["pmap1/batch_stats"])
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_pmap_equals_shard_map_bit_for_bit(runs, norm):
-    names = [key.split("/")[-1] for key in runs if key.startswith(f"{norm}/pmap4/")]
+def test_pmap_equals_shard_map_bit_for_bit(runs):
+    names = [key.split("/")[-1] for key in runs if key.startswith("pmap4/")]
     for name in names:
         np.testing.assert_array_equal(
-            runs[f"{norm}/pmap4/{name}"], runs[f"{norm}/shard_map4/{name}"], err_msg=name
+            runs[f"pmap4/{name}"], runs[f"shard_map4/{name}"], err_msg=name
         )
 
 
 def test_training_moves_the_parameters(runs):
-    assert np.abs(runs["batch/pmap1/params"] - runs["batch/pmap1/ema"]).max() > 1e-3
+    assert np.abs(runs["pmap1/params"] - runs["pmap1/ema"]).max() > 1e-3
 
 
 def test_state_is_donated_and_rows_keep_their_order(runs):
-    for key in ("batch/pmap1", "batch/pmap4", "batch/shard_map4"):
+    for key in ("pmap1", "pmap4", "shard_map4"):
         assert runs[f"{key}/donated"]
         np.testing.assert_array_equal(runs[f"{key}/case"], np.arange(8))
         tp_and_fp = runs[f"{key}/eval_sums"][:, :2].sum(1)

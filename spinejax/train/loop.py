@@ -165,8 +165,8 @@ def train(
     _open(config, workdir)
     if (workdir / "DONE").exists():
         return _finished(workdir)
-    with listen() as signalled:
-        return _run(config, workdir, task, mapped, stop or signalled, progress=progress)
+    with listen(Stop() if stop is None else stop) as stop:
+        return _run(config, workdir, task, mapped, stop, progress=progress)
 
 
 def _finished(workdir: Path) -> Result:

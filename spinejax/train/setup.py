@@ -69,6 +69,7 @@ def _phantoms(config: ConfigDict, workdir: Path) -> Path:
             root,
             fields.cases,
             fields.seed,
+            min_spacing_mm=fields.min_spacing_mm,
             max_spacing_mm=fields.max_spacing_mm,
             max_extent_mm=fields.max_extent_mm,
         )

@@ -33,14 +33,13 @@ class Stop:
 
 
 @contextmanager
-def listen() -> Iterator[Stop]:
-    """Turn the first of SIGNALS into a request; a second one acts as if nobody had listened.
+def listen(stop: Stop) -> Iterator[Stop]:
+    """Turn the first of SIGNALS into a request to `stop`; a second one has its usual effect.
 
     Of several processes jax listens to SIGTERM itself and tells all of them (`Stop.agreed`); a
     handler here would stop one and leave the others waiting. Outside the main thread Python allows
     no handlers.
     """
-    stop = Stop()
     in_main = threading.current_thread() is threading.main_thread()
     if parallel.process_count() > 1 or not in_main:
         yield stop
