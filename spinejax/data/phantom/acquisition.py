@@ -186,7 +186,9 @@ def support_points(parameters: Any) -> Array:
     body = [jnp.where(spine["has_body"][:, None, None] > 0, p, 0.0) for p in body]
     points = jnp.concatenate([*local, *body], 1)
     points = jnp.concatenate([points * s for s in sides], 1)
-    return spine["origin"][:, None] + jnp.einsum("vij,vnj->vni", spine["rotation"], points)
+    return spine["origin"][:, None] + jnp.einsum(
+        "vij,vnj->vni", spine["rotation"], points, precision="highest"
+    )
 
 
 def whole_vertebrae(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.data.phantom import levels, surroundings
+from spinejax.data.phantom.draws import Draws
 from spinejax.data.phantom.levels import COLUMNS, SLOTS
 
 Array = jax.Array
@@ -47,11 +48,10 @@ def rotation(lean: Array, side: Array, turn: Array) -> Array:
     return y @ x @ z
 
 
-def _sizes(key: Array, scale: Array) -> dict[str, Array]:
+def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
     """Sizes of all slots, name -> (26,)."""
-    person, vertebra = jax.random.split(key)
-    shared = 1.0 + _SPREAD * jax.random.truncated_normal(person, -2, 2, (len(COLUMNS),))
-    own = 1.0 + 0.025 * jax.random.truncated_normal(vertebra, -2, 2, (SLOTS, len(COLUMNS)))
+    shared = 1.0 + _SPREAD * draws.normal(len(COLUMNS))
+    own = 1.0 + 0.025 * draws.normal(SLOTS, len(COLUMNS))
     values = jnp.asarray(_TABLE) * shared * own * scale
     return {name: values[:, i] for i, name in enumerate(COLUMNS)}
 
@@ -124,9 +124,9 @@ def _parts(s: dict[str, Array], scale: Array) -> Array:
     return parts.at[levels.C2].set(levels.AXIS * lengths)
 
 
-def _filled(key: Array, t13: float, l6: float, no_t12: float) -> Array:
+def _filled(draws: Draws, t13: float, l6: float, no_t12: float) -> Array:
     """Which slots exist, (26,) bool: T13 and a missing T12 exclude each other."""
-    u = jax.random.uniform(key, (3,))
+    u = draws.uniform(3)
     lacks_t12 = u[2] < no_t12
     slot = jnp.arange(SLOTS)
     present = (slot != levels.T13) | ((u[0] < t13) & ~lacks_t12)
@@ -134,18 +134,17 @@ def _filled(key: Array, t13: float, l6: float, no_t12: float) -> Array:
     return present & ((slot != levels.T12) | ~lacks_t12)
 
 
-def _curve(key: Array, order: Array, count: Array, scale: Array) -> dict[str, Array]:
+def _curve(draws: Draws, order: Array, count: Array, scale: Array) -> dict[str, Array]:
     """Centroids and axes of the vertebrae from top to bottom, and of the sacrum after the last."""
-    keys = jax.random.split(key, 5)
     region = jnp.asarray(np.r_[np.zeros(7), np.ones(13), np.full(6, 2), 2].astype(np.int32))
-    bend = 1.0 + 0.22 * jax.random.truncated_normal(keys[0], -2, 2, (3,))
-    tilt = jnp.asarray(levels.TILT_DEG) * bend[region] + 4.0 * jax.random.normal(keys[1], ())
+    bend = 1.0 + 0.22 * draws.normal(3)
+    tilt = jnp.asarray(levels.TILT_DEG) * bend[region] + 4.0 * draws.normal()
     lean = jnp.deg2rad(jnp.append(tilt[:-1][order], 0.0).at[count].set(tilt[-1]))
     t = jnp.linspace(0.0, 1.0, SLOTS + 1)
-    phase = jax.random.uniform(keys[2], (2,), maxval=2 * jnp.pi)
-    size = jnp.deg2rad(jnp.abs(jax.random.truncated_normal(keys[3], -2.5, 2.5, (2,)) * 2.2))
+    phase = 2 * jnp.pi * draws.uniform(2)
+    size = jnp.deg2rad(2.2 * jnp.abs(draws.normal(2)))
     waves = size * jnp.sin(jnp.array([1.0, 2.0]) * 2 * jnp.pi * t[:, None] + phase)
-    side = waves.sum(1) + jnp.deg2rad(1.5) * jax.random.normal(keys[4], ())
+    side = waves.sum(1) + jnp.deg2rad(1.5) * draws.normal()
     turn = -0.8 * waves.sum(1)  # vertebrae of a scoliotic curve turn with it
     axes = rotation(lean, side, turn)
     step = jnp.asarray(levels.DISTANCES_MM)[order] * scale
@@ -174,15 +173,15 @@ def anatomy(key: Array, *, t13: float = 0.02, l6: float = 0.06, no_t12: float = 
         VerSe ids from top to bottom, 0 for places that are not filled (all at the end), and
         `["spine"]["origin"]` (26, 3) the body centroids.
     """
-    k = jax.random.split(key, 8)
-    scale = 1.0 + 0.05 * jax.random.truncated_normal(k[0], -2.2, 2.2, ())
-    present = _filled(k[1], t13, l6, no_t12)
+    draws = Draws(key)
+    scale = 1.0 + 0.05 * draws.normal()
+    present = _filled(draws, t13, l6, no_t12)
     count = jnp.sum(present)
     order = jnp.argsort(~present, stable=True)
-    curve = _curve(k[2], order, count, scale)
+    curve = _curve(draws, order, count, scale)
     real = jnp.arange(SLOTS) < count
 
-    size = _sizes(k[3], scale)
+    size = _sizes(draws, scale)
     parts = _parts(size, scale)
     axis = jnp.arange(SLOTS) == levels.C2
     size["waist"] = jnp.where(jnp.arange(SLOTS) < levels.T1, 0.04, 0.10)
@@ -194,7 +193,7 @@ def anatomy(key: Array, *, t13: float = 0.02, l6: float = 0.06, no_t12: float = 
     for name, value in {"cw": 13.2, "canal_d": 13.0, "canal_y": 6.8}.items():
         size[name] = jnp.where(atlas, value * scale, size[name])
     # A compressed vertebra now and then: lower, and lower still in front.
-    crushed = jax.random.uniform(k[4], (SLOTS,)) < 0.015
+    crushed = draws.uniform(SLOTS) < 0.015
     crushed &= jnp.arange(SLOTS) > levels.T1 + 2
     size["wedge"] = jnp.where(crushed, size["wedge"] - 0.14 * size["h"], size["wedge"])
     size["conc"] = jnp.where(crushed, size["conc"] + 1.0, size["conc"])
@@ -202,8 +201,8 @@ def anatomy(key: Array, *, t13: float = 0.02, l6: float = 0.06, no_t12: float = 
     # A disc fills what lies between two bodies.
     size["disc"] = jnp.asarray(levels.DISTANCES_MM) * scale - 2.0 * size["h"] + 1.0
 
-    spread = jax.random.normal(k[5], (2,))
-    own = jax.random.normal(k[6], (2, SLOTS))
+    spread = draws.normal(2)
+    own = draws.normal(2, SLOTS)
     spine = {
         "id": jnp.where(real, jnp.asarray(levels.SLOT_IDS)[order], 0),
         "origin": jnp.where(real[:, None], curve["origin"][:-1], 1e5),
@@ -220,7 +219,7 @@ def anatomy(key: Array, *, t13: float = 0.02, l6: float = 0.06, no_t12: float = 
         "cortical": jnp.clip(1050.0 + 120.0 * spread[1] + 40.0 * own[1], 700.0, 1400.0)[order],
     }
     sacrum = {"origin": curve["origin"][count], "rotation": curve["axes"][count]}
-    others = surroundings.surroundings(k[7], spine, sacrum, present, curve["origin"], count, scale)
+    others = surroundings.surroundings(draws, spine, sacrum, present, curve["origin"], count, scale)
     return {"spine": spine, **others}
 
 

@@ -36,7 +36,11 @@ def _local(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array]:
 def _reaches(p: Array, spine: dict[str, Any]) -> Array:
     """Which vertebrae (26) may matter at which points (n): within the ball that bounds them."""
     centre = spine["origin"] + spine["centre_y"][:, None] * spine["rotation"][:, :, 1]
-    square = jnp.sum(p * p, -1)[:, None] - 2.0 * p @ centre.T + jnp.sum(centre * centre, -1)
+    square = (
+        jnp.sum(p * p, -1)[:, None]
+        - 2.0 * jnp.matmul(p, centre.T, precision="highest")
+        + jnp.sum(centre * centre, -1)
+    )
     return square < (spine["reach"] ** 2) * (spine["id"] > 0)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.data.phantom import levels
+from spinejax.data.phantom.draws import Draws
 
 Array = jax.Array
 
@@ -97,57 +98,59 @@ _SACRUM = [  # in the frame of S1
 ]
 
 
-def _jitter(key: Array, rows: Sequence[Sequence[float]], scale: Array, sd: float) -> Array:
+def _jitter(draws: Draws, rows: Sequence[Sequence[float]], scale: Array, sd: float) -> Array:
     rows_array = jnp.asarray(np.array(rows, np.float32))
     sizes = jnp.where(jnp.arange(10) < 9, scale, 1.0)
     brush = (jnp.arange(10) >= 6) & (jnp.arange(10) < 9)
-    noise = jax.random.truncated_normal(key, -2, 2, rows_array.shape)
+    noise = draws.normal(*rows_array.shape)
     return rows_array * sizes * jnp.where(brush, 1.0 + sd * noise, 1.0)
 
 
+def _interpolate(at: Array, heights: Array, values: Array) -> Array:
+    """Piecewise linear columns of `values` (n, c), known at falling `heights` (n,), at (m,)."""
+    step = jnp.maximum(heights[:-1] - heights[1:], 1e-3)
+    share = jnp.clip((at[:, None] - heights[1:]) / step, 0.0, 1.0)
+    return values[-1] + jnp.matmul(share, values[:-1] - values[1:], precision="highest")
+
+
 def _profile(
-    key: Array, heights: Array, spine: Array, count: Array, scale: Array
+    draws: Draws, heights: Array, spine: Array, count: Array, scale: Array
 ) -> dict[str, Any]:
     """Rows by height on a regular grid, for linear interpolation."""
-    keys = jax.random.split(key, 4)
     z = jnp.stack([heights[slot] + up * scale for slot, up, *_ in _ANCHORS])
     values = jnp.asarray(np.array([row[2:] for row in _ANCHORS], np.float32)) * scale
-    girth = 1.0 + 0.10 * jax.random.truncated_normal(keys[0], -2, 2, (2,))
+    girth = 1.0 + 0.10 * draws.normal(2)
     trunk = jnp.asarray(np.array([float(row[0] >= _T1) for row in _ANCHORS], np.float32))
     factor = jnp.ones_like(values)
     for column in (0, 1):
         factor = factor.at[:, column].set(1.0 + trunk * (girth[column] - 1.0))
-    fat = jnp.exp(0.45 * jax.random.truncated_normal(keys[1], -2, 2, ()))
+    fat = jnp.exp(0.45 * draws.normal())
     factor = factor.at[:, 3].set(12.0 * fat / scale)
-    vessel = 1.0 + 0.12 * jax.random.truncated_normal(keys[2], -2, 2, (values.shape[1],))
+    vessel = 1.0 + 0.12 * draws.normal(values.shape[1])
     factor = factor.at[:, 8:14].multiply(vessel[8:14])
     values = values * factor
     low, high = z[-1], z[0]
     knots = jnp.linspace(low, high, KNOTS)
-    columns = [jnp.interp(knots, z[::-1], values[::-1, i]) for i in range(values.shape[1])]
-    # The spine's own course; slots without a vertebra are put out of the way below.
-    order = jnp.arange(spine.shape[0]) <= count
-    course = jnp.where(order, spine[:, 2], -1e4 - jnp.arange(spine.shape[0]))
-    for axis in (0, 1):
-        value = jnp.where(order, spine[:, axis], spine[count, axis])
-        columns.append(jnp.interp(knots, course[::-1], value[::-1]))
-    # The front of the body's radius at each height, for vessels that lie on it.
-    rows = jnp.stack(columns, 1)
+    outline = _interpolate(knots, z, values)
+    # The spine's own course; places without a vertebra are put far below.
+    filled = jnp.arange(spine.shape[0]) <= count
+    heights = jnp.where(filled, spine[:, 2], -1e4 - jnp.arange(spine.shape[0]))
+    course = _interpolate(knots, heights, jnp.where(filled[:, None], spine, spine[count])[:, :2])
+    rows = jnp.concatenate([outline, course], 1)
     smooth = jnp.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9.0
     padded = jnp.concatenate([rows[:1]] * 2 + [rows] + [rows[-1:]] * 2)
-    rows = sum(smooth[i] * padded[i : i + KNOTS] for i in range(5))
+    rows = jnp.sum(jnp.stack([smooth[i] * padded[i : i + KNOTS] for i in range(5)]), 0)
     return {"low": low, "step": (high - low) / (KNOTS - 1), "rows": rows}
 
 
-def _ribs(key: Array, heights: Array, present: Array, scale: Array) -> dict[str, Array]:
-    keys = jax.random.split(key, 2)
+def _ribs(draws: Draws, heights: Array, present: Array, scale: Array) -> dict[str, Array]:
     # T1..T12 and T13; the rib sits at the upper edge of its vertebra.
     slope = np.array([10, 15, 19, 22, 24, 26, 27, 28, 28, 27, 26, 24, 22], np.float32)
     last = np.array([2.7, 2.5, 2.4, 2.35, 2.3, 2.25, 2.2, 2.1, 1.9, 1.7, 1.25, 0.55, 0.1])
     end = np.array([2.9, 3.0, 3.05, 3.05, 3.05, 3.05, 3.0, 2.8, 2.5, 2.2, 1.3, 0.6, 0.15])
     first = np.array([-0.95] * 9 + [-0.85, -0.7, -0.6, -0.55])
     exists = present[levels.T1 : levels.T13 + 1]
-    length = 1.0 + 0.05 * jax.random.truncated_normal(keys[0], -2, 2, (13,))
+    length = 1.0 + 0.05 * draws.normal(13)
     last_angle = jnp.where(exists, jnp.asarray(last, jnp.float32) * length, -9.0)
     return {
         "z": heights[levels.T1 : levels.T13 + 1] + 7.0 * scale,
@@ -159,11 +162,10 @@ def _ribs(key: Array, heights: Array, present: Array, scale: Array) -> dict[str,
     }
 
 
-def _organs(key: Array, heights: Array, at: Any, scale: Array) -> dict[str, Array]:
+def _organs(draws: Draws, heights: Array, at: Any, scale: Array) -> dict[str, Array]:
     """Ellipsoids of the chest and belly: (40,) centres, radii, HU; later over earlier."""
-    keys = jax.random.split(key, 8)
-    contrast = jax.random.uniform(keys[0], ()) ** 1.5
-    oral = jax.random.bernoulli(keys[1], 0.35).astype(jnp.float32)
+    contrast = draws.uniform() ** 1.5
+    oral = (draws.uniform() < 0.35).astype(jnp.float32)
     fixed = [  # slot, x, y (from the spine's centroid), z, radii, HU
         (13, 22, -78, 6, 52, 44, 58, 40 + 140 * contrast),  # heart
         (17, -70, -55, 20, 72, 82, 72, 55 + 50 * contrast),  # liver
@@ -181,18 +183,18 @@ def _organs(key: Array, heights: Array, at: Any, scale: Array) -> dict[str, Arra
         rows.append(jnp.concatenate([centre, jnp.array([a, b, c]) * scale, jnp.asarray(hu)[None]]))
     first = jnp.stack(rows)
     n = ORGANS - SOLID_ORGANS
-    u = jax.random.uniform(keys[2], (n, 3))
-    z = heights[levels.T12] + u[:, 2] * (heights[-1] - 70.0 - heights[levels.T12])
-    x = (u[:, 0] - 0.5) * 230.0 * scale
-    y = at(levels.L5)[1] - (48.0 + 85.0 * u[:, 1]) * scale
-    radii = (9.0 + 20.0 * jax.random.uniform(keys[3], (n, 3)) ** 1.5) * scale
-    kind = jax.random.uniform(keys[4], (n,))
-    bright = 120.0 + 400.0 * jax.random.uniform(keys[5], (n,))
+    u = draws.uniform(n, 3)
+    loop_z = heights[levels.T12] + u[:, 2] * (heights[-1] - 70.0 - heights[levels.T12])
+    loop_x = (u[:, 0] - 0.5) * 230.0 * scale
+    loop_y = at(levels.L5)[1] - (48.0 + 85.0 * u[:, 1]) * scale
+    radii = (9.0 + 20.0 * draws.uniform(n, 3) ** 1.5) * scale
+    kind = draws.uniform(n)
+    bright = 120.0 + 400.0 * draws.uniform(n)
     hu = jnp.where(kind < 0.28, -880.0, jnp.where(kind < 0.28 + 0.3 * oral, bright, 25.0))
-    loops = jnp.concatenate([jnp.stack([x, y, z], 1), radii, hu[:, None]], 1)
+    loops = jnp.concatenate([jnp.stack([loop_x, loop_y, loop_z], 1), radii, hu[:, None]], 1)
     rows_all = jnp.concatenate([first, loops])
-    shift = 5.0 * jax.random.truncated_normal(keys[6], -2, 2, (ORGANS, 3))
-    grow = 1.0 + 0.10 * jax.random.truncated_normal(keys[7], -2, 2, (ORGANS, 3))
+    shift = 5.0 * draws.normal(ORGANS, 3)
+    grow = 1.0 + 0.10 * draws.normal(ORGANS, 3)
     return {
         "centre": rows_all[:, :3] + shift,
         "radii": rows_all[:, 3:6] * grow,
@@ -201,19 +203,18 @@ def _organs(key: Array, heights: Array, at: Any, scale: Array) -> dict[str, Arra
     }
 
 
-def _waves(key: Array, shortest_mm: float, longest_mm: float) -> dict[str, Array]:
+def _waves(draws: Draws, shortest_mm: float, longest_mm: float) -> dict[str, Array]:
     """Plane waves of random direction, length and phase: a texture that is a pure function."""
-    k = jax.random.split(key, 3)
-    direction = jax.random.normal(k[0], (WAVES, 3))
+    direction = draws.normal(WAVES, 3)
     direction /= jnp.linalg.norm(direction, axis=1, keepdims=True) + 1e-6
     ratio = longest_mm / shortest_mm
-    length = shortest_mm * ratio ** jax.random.uniform(k[1], (WAVES, 1))
-    phase = jax.random.uniform(k[2], (WAVES,), maxval=2 * jnp.pi)
+    length = shortest_mm * ratio ** draws.uniform(WAVES, 1)
+    phase = 2 * jnp.pi * draws.uniform(WAVES)
     return {"wave": 2 * jnp.pi * direction / length, "phase": phase}
 
 
 def surroundings(
-    key: Array,
+    draws: Draws,
     spine: dict[str, Any],
     sacrum: dict[str, Array],
     present: Array,
@@ -224,7 +225,7 @@ def surroundings(
     """Everything but the vertebrae.
 
     Args:
-        key: Random key.
+        draws: Random numbers.
         spine: As in `anatomy`, filled places first.
         sacrum: Origin (3,) and rotation (3, 3) of its first segment.
         present: (26,) which slots are filled.
@@ -235,7 +236,6 @@ def surroundings(
     Returns:
         profile, ribs, organs, sacrum, pelvis, head, shoulder, tissue, soft and bone textures.
     """
-    k = jax.random.split(key, 12)
     # Place in `origin` of each slot; an empty slot takes that of the next filled one below.
     place = jnp.append(jnp.cumsum(present) - present, count)
 
@@ -248,18 +248,18 @@ def surroundings(
     normal = wing[0] / jnp.linalg.norm(wing[0])
     along = wing[1] - jnp.dot(wing[1], normal) * normal
     along /= jnp.linalg.norm(along)
-    u = jax.random.uniform(k[0], (10,))
-    n = jax.random.truncated_normal(k[1], -2, 2, (10,))
-    organs = _organs(k[2], heights, at, scale)
+    u = draws.uniform(10)
+    n = draws.normal(10)
+    organs = _organs(draws, heights, at, scale)
     return {
-        "profile": _profile(k[3], heights, origin, count, scale),
-        "ribs": _ribs(k[4], heights, present, scale),
+        "profile": _profile(draws, heights, origin, count, scale),
+        "ribs": _ribs(draws, heights, present, scale),
         "organs": organs,
-        "sacrum": {**sacrum, "parts": _jitter(k[5], _SACRUM, scale, 0.05)},
+        "sacrum": {**sacrum, "parts": _jitter(draws, _SACRUM, scale, 0.05)},
         "pelvis": {
             "origin": sacrum["origin"],
             "rotation": upright,
-            "parts": _jitter(k[6], _PELVIS, scale, 0.06),
+            "parts": _jitter(draws, _PELVIS, scale, 0.06),
             "wing": {
                 "centre": jnp.array([84.0, -8.0, -16.0]) * scale,
                 "normal": normal,
@@ -273,14 +273,14 @@ def surroundings(
         "head": {
             "origin": spine["origin"][0],
             "rotation": upright,
-            "parts": _jitter(k[7], _HEAD, scale, 0.06),
+            "parts": _jitter(draws, _HEAD, scale, 0.06),
             "skull": jnp.array([70.0, 88.0, 74.0]) * scale,
             "centre": jnp.array([0.0, -18.0, 88.0]) * scale,
         },
         "shoulder": {
             "origin": at(8),
             "rotation": upright,
-            "parts": _jitter(k[8], _SHOULDER, scale, 0.06),
+            "parts": _jitter(draws, _SHOULDER, scale, 0.06),
         },
         "tissue": {
             "fat": -100.0 + 6.0 * n[0],
@@ -295,6 +295,6 @@ def surroundings(
             "trabeculae": 45.0 + 25.0 * u[4],
             "table": 22.0 * u[5],  # mm between back and table
         },
-        "soft": _waves(k[9], 9.0, 60.0),
-        "texture": _waves(k[10], 2.5, 9.0),
+        "soft": _waves(draws, 9.0, 60.0),
+        "texture": _waves(draws, 2.5, 9.0),
     }

@@ -1,0 +1,38 @@
+"""All random numbers of a person from two calls of the generator.
+
+Each call of jax.random compiles to a few hundred operations; fifty of them would make `anatomy`
+take a quarter of a minute to compile.
+"""
+
+import math
+
+import jax
+
+_NORMALS = 1700
+_UNIFORMS = 400
+LIMIT = 2.2  # standard deviations at which normal numbers are cut off
+
+
+class Draws:
+    """Hands out independent numbers; the order of the calls decides who gets which."""
+
+    def __init__(self, key: jax.Array) -> None:
+        normal, uniform = jax.random.split(key)
+        self._normals = jax.random.truncated_normal(normal, -LIMIT, LIMIT, (_NORMALS,))
+        self._uniforms = jax.random.uniform(uniform, (_UNIFORMS,))
+        self._used = {"normal": 0, "uniform": 0}
+
+    def _take(self, name: str, pool: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        first = self._used[name]
+        self._used[name] = last = first + math.prod(shape)
+        if last > pool.shape[0]:
+            raise ValueError(f"out of {name} numbers: enlarge the pool of {pool.shape[0]}")
+        return pool[first:last].reshape(shape)
+
+    def normal(self, *shape: int) -> jax.Array:
+        """Standard normal numbers, cut off at LIMIT."""
+        return self._take("normal", self._normals, shape)
+
+    def uniform(self, *shape: int) -> jax.Array:
+        """Numbers in [0, 1)."""
+        return self._take("uniform", self._uniforms, shape)
