@@ -79,12 +79,14 @@ def plan_scan(
     spacing = np.full(3, max(fine, min(0.75, max_spacing_mm)) if axis == 3 else fine)
     if axis < 3:
         spacing[axis] = thick
-    low = np.minimum([105.0, 115.0, 130.0], max_extent_mm)
+    low = np.minimum([96.0, 106.0, 116.0], max_extent_mm)
     high = np.minimum([300.0, 260.0, 520.0], max_extent_mm)
     extent = low + (high - low) * rng.uniform(size=3) ** np.array([1.6, 1.3, 0.8])
     for _ in range(40):
         if np.prod(extent / spacing) <= max_voxels:
             break
+        if axis < 3:
+            spacing[axis] = max_spacing_mm
         if np.all(extent <= low * 1.01):
             spacing = np.minimum(spacing * 1.08, max_spacing_mm)
         extent = np.maximum(extent * 0.93, low)

@@ -216,7 +216,7 @@ def anatomy(key: Array, *, t13: float = 0.02, l6: float = 0.06, no_t12: float = 
             order
         ],
         "cancellous": jnp.clip(135.0 + 45.0 * spread[0] + 12.0 * own[0], 40.0, 260.0)[order],
-        "cortical": jnp.clip(1050.0 + 120.0 * spread[1] + 40.0 * own[1], 700.0, 1400.0)[order],
+        "cortical": jnp.clip(790.0 + 110.0 * spread[1] + 40.0 * own[1], 550.0, 1150.0)[order],
     }
     sacrum = {"origin": curve["origin"][count], "rotation": curve["axes"][count]}
     others = surroundings.surroundings(draws, spine, sacrum, present, curve["origin"], count, scale)

@@ -251,7 +251,7 @@ def render_block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array
     # Where two vertebrae meet, a joint: half its width is taken from each.
     d = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
     posterior = jax.nn.sigmoid(1.5 * (v["drum"] - v["nearest"] - 1.5))
-    shell = 0.75 + 0.75 * posterior
+    shell = 0.6 + 0.55 * posterior
     marrow = spine["cancellous"][v["slot"]] + t["trabeculae"] * fine
     marrow = marrow + 70.0 * posterior
     hu = tissues.bone(hu, d, shell, spine["cortical"][v["slot"]], marrow, edge)
