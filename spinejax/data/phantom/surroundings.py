@@ -291,7 +291,7 @@ def surroundings(
             "lung": -850.0 + 30.0 * n[2],
             "disc": 85.0 + 12.0 * n[3],
             "cord": 36.0 + 5.0 * n[4],
-            "calcified": u[3],  # share of the aorta's wall that is calcified
+            "calcified": 0.9 * u[3] ** 2,  # share of the aorta's wall that is calcified
             "trabeculae": 45.0 + 25.0 * u[4],
             "table": 22.0 * u[5],  # mm between back and table
         },
