@@ -45,7 +45,9 @@ def batches(count: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
 
 def updated(kind: str, devices: int) -> dict[str, np.ndarray]:
     """Return all parameters and statistics, flat, and the metrics of every step."""
-    config = tiny_config("unused", **{"model.dropout": 0.0, "data.size": (SIZE, SIZE)})
+    config = tiny_config(
+        "unused", **{"model.norm": "batch", "model.dropout": 0.0, "data.size": (SIZE, SIZE)}
+    )
     mapped = parallel.make_parallel(kind, devices)
     task = build_task(config, axis_name=parallel.AXIS)
     schedule = optim.make_schedule("constant", learning_rate=0.05, total_steps=STEPS)

@@ -30,17 +30,18 @@ def base(tmp_path_factory) -> Path:
     """Folder of the scans, the compiled programs, and an uninterrupted run."""
     base = tmp_path_factory.mktemp("kill")
     write_scans(base / "scans")
-    assert start(base, "whole").wait(timeout=300) == 0
+    finish(base, "whole")
     return base
 
 
-def start(base: Path, name: str, **streams: object) -> subprocess.Popen:
+def start(base: Path, name: str) -> subprocess.Popen:
     """Start the command of a run; its cache of scans is shared."""
     command = [sys.executable, str(HERE / "tiny_run.py"), str(base / "scans"), str(base / name)]
     settings = {
         "train.steps": STEPS,
         "train.eval_every_epochs": 2,
         "train.pictures": 0,
+        "model.norm": "batch",
         "data.cache_dir": str(base / "cache"),
     }
     env = {
@@ -51,8 +52,16 @@ def start(base: Path, name: str, **streams: object) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **streams}
-    return subprocess.Popen([*command, *pairs], env=env, **quiet)
+    with open(base / f"{name}.log", "a") as out:
+        return subprocess.Popen([*command, *pairs], env=env, stdout=out, stderr=out)
+
+
+def finish(base: Path, name: str, status: int = 0) -> str:
+    """Run to the end, and return all that the run ever printed."""
+    code = start(base, name).wait(timeout=300)
+    printed = (base / f"{name}.log").read_text()
+    assert code == status, printed[-3000:]
+    return printed
 
 
 def last_step(workdir: Path) -> int:
@@ -92,7 +101,7 @@ def kill_once(process: subprocess.Popen, workdir: Path, how: str, chance: random
 
 
 def final_state(base: Path, name: str):
-    config = tiny_config(base / "scans")
+    config = tiny_config(base / "scans", **{"model.norm": "batch"})
     optimizer = optim.make_optimizer(
         "adam", optim.make_schedule("constant", learning_rate=1.0, total_steps=1), clip_norm=1.0
     )
@@ -126,7 +135,8 @@ def torture(base: Path, name: str, kills: int, seed: int) -> dict[str, int]:
         if not kill_once(start(base, name), base / name, how, chance):
             break
         counts[how] += 1
-    assert start(base, name).wait(timeout=300) == 0
+    printed = finish(base, name)
+    assert "Traceback" not in printed, printed[-3000:]
     assert_same_end(base, name)
     return counts
 
@@ -152,14 +162,12 @@ def test_twenty_kills_in_all_and_each_run_ends_the_same(base):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_and_the_same_command_resumes(base, number):
     name = f"signal{number}"
-    process = start(base, name, stderr=subprocess.PIPE, text=True)
+    process = start(base, name)
     while last_step(base / name) < 4 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == EXIT_INTERRUPTED, errors
-    assert "Traceback" not in errors
+    assert process.wait(timeout=120) == EXIT_INTERRUPTED
     steps = [int(p.name) for p in checkpoint.folder(base / name, "latest").iterdir()]
     assert 4 <= max(steps) == last_step(base / name) < STEPS
-    assert start(base, name).wait(timeout=300) == 0
+    assert "Traceback" not in finish(base, name)
     assert_same_end(base, name)

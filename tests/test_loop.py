@@ -1,6 +1,7 @@
 """Whole runs on four tiny scans: what they leave behind, how they resume, what they refuse."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -144,9 +145,21 @@ def test_another_config_is_refused_and_every_differing_key_named(finished, scans
     with pytest.raises(InputError) as info:
         loop.train(other, finished[0], progress=False)
     text = str(info.value)
-    assert "optim.learning_rate (there 0.001, now 0.5), seed (there 0, now 3);" in text
+    assert "optim.learning_rate (there 0.1, now 0.5), seed (there 0, now 3);" in text
     assert "pictures" not in text and "\n" not in text
     assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_a_start_that_saved_nothing_does_not_bind_the_next(finished, scans, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        wrong = {"data.root": "/nowhere", "seed": 5, "train.steps": 3}
+        loop.train(tiny_config(scans, **wrong), tmp_path, progress=False)
+    # As left by a kill between the first best and the first latest.
+    best = checkpoint.folder(finished[0], "best")
+    shutil.copytree(best, checkpoint.folder(tmp_path, "best"))
+    result = loop.train(tiny_config(scans), tmp_path, progress=False, stop=StopAt(2))
+    assert result.step == 2 and result.best is None
+    assert (tmp_path / "config.json").read_bytes() == (finished[0] / "config.json").read_bytes()
 
 
 def test_keys_that_train_nothing_else_may_change(finished, scans):
@@ -266,8 +279,8 @@ def test_phantoms_are_written_once(tmp_path, monkeypatch):
     config = tiny_config("", **{"data.source": "phantom", "data.phantom.cases": 5})
     for _ in range(2):
         assert setup.dataset_root(config, tmp_path) == tmp_path / "phantoms"
-    limits = {"max_spacing_mm": 3.0, "max_extent_mm": 400.0}
-    assert calls == [((5, 0), limits)]
+    assert [args for args, _ in calls] == [(5, 0)]
+    assert calls[0][1]["max_spacing_mm"] == 3.0 and calls[0][1]["max_extent_mm"] == 400.0
 
 
 def test_one_process_is_its_own_first():

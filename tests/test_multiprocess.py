@@ -19,7 +19,7 @@ from spinejax.train import checkpoint, log
 HERE = Path(__file__).parent
 # No dropout, which depends on the device, and SGD, which does not blow up rounding.
 SETTINGS = {
-    "train.steps": 40,
+    "train.steps": 30,
     "train.pictures": 0,
     "model.dropout": 0.0,
     "optim.name": "sgd",
@@ -82,7 +82,7 @@ def alone(base) -> Path:
     return base
 
 
-@pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+@pytest.mark.parametrize("kind", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(alone, kind):
     finish(start(alone, kind, 2, 2, **{"train.parallel": kind}))
     assert_close(end(alone, kind), end(alone, "alone"))
@@ -101,6 +101,6 @@ def test_sigterm_to_one_process_stops_both_and_one_process_can_go_on(alone):
     processes[1].send_signal(signal.SIGTERM)
     finish(processes, EXIT_INTERRUPTED)
     steps = [int(p.name) for p in checkpoint.folder(alone / "stopped", "latest").iterdir()]
-    assert 3 <= max(steps) < 40
+    assert 3 <= max(steps) < 30
     finish(start(alone, "stopped", 1, 1))
     assert_close(end(alone, "stopped"), end(alone, "alone"))

@@ -37,7 +37,7 @@ def write_scans(root: Path, cases: int = 4) -> Path:
 
 def tiny_config(root: Path, **changes: object) -> ConfigDict:
     """Return an experiment of 12 steps on `write_scans`; `changes` are dotted keys and values."""
-    model = dict(name="unet", widths=(4, 8), in_channels=1, norm="batch", dropout=0.2)
+    model = dict(name="unet", widths=(4, 8), in_channels=1, norm="group", dropout=0.2)
     config = common.base("tiny", model)
     with config.unlocked():
         config.data.root = str(root)
@@ -47,7 +47,9 @@ def tiny_config(root: Path, **changes: object) -> ConfigDict:
         config.data.size = (32, 32)
         config.data.threads = 1
         config.data.prefetch = 2
-        config.optim.ema_decay = 0.9
+        config.optim.ema_decay = 0.5
+        config.optim.learning_rate = 0.1
+        config.optim.schedule = "constant"
         config.train.steps = 12
         config.train.batch_size = 4
         config.train.eval_every_epochs = 1

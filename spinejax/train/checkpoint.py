@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.train import parallel
+from spinejax.train.settings import read_config
 from spinejax.train.state import TrainState, inference_variables
 
 FOLDERS = ("latest", "best")
@@ -90,6 +91,11 @@ def _steps(path: Path) -> list[int]:
     if not path.is_dir():
         return []
     return sorted((int(p.name) for p in path.iterdir() if p.name.isdecimal()), reverse=True)
+
+
+def begun(workdir: Path) -> bool:
+    """Whether a run has saved something in `workdir` that can be resumed."""
+    return bool(_steps(folder(workdir, "latest")))
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -220,6 +226,12 @@ class Checkpoints:
         if parallel.process_index() == 0:
             shutil.rmtree(path / _TRASH, ignore_errors=True)
 
+    def forget_best(self) -> None:
+        """Remove the best of a start that was killed before its first latest."""
+        self.wait()
+        for step in _steps(self._paths["best"]):
+            self._remove("best", step)
+
     def best(self) -> Meta | None:
         """Return what is known of the best checkpoint, or None where there is none to be read."""
         for step in _steps(self._paths["best"]):
@@ -330,34 +342,6 @@ def _check_files(folder: Path) -> None:
     changed = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if changed:
         raise InputError(f"checkpoint {folder} is damaged ({changed[0]} is missing or changed)")
-
-
-def read_config(workdir: Path) -> ConfigDict:
-    """Return the resolved config of a run, sequences as tuples.
-
-    Raises:
-        InputError: the folder is not a run's.
-    """
-    file = workdir / "config.json"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{workdir} is not the folder of a run (no readable config.json); give --workdir of a "
-            "finished or running `spinejax train`"
-        ) from error
-    try:
-        return ConfigDict(_tuples(json.loads(text)))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({_one_line(error)})") from error
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return tuple(_tuples(v) for v in value)
-    return value
 
 
 def load_for_inference(

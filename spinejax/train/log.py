@@ -79,7 +79,7 @@ class RunLog:
             self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
             # Events of steps that are trained again would show as a second line in TensorBoard.
             self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+                str(workdir / "tensorboard"), purge_step=start_step + 1
             )
         except OSError as error:
             raise InputError(

@@ -19,7 +19,7 @@ from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.tasks import Task, build_task
 from spinejax.train import log, optim, parallel, settings, setup, step
-from spinejax.train.checkpoint import Checkpoints, Meta, read_config
+from spinejax.train.checkpoint import Checkpoints, Meta, begun
 from spinejax.train.evaluation import evaluate
 from spinejax.train.pending import Pending
 from spinejax.train.signals import Stop, listen
@@ -115,13 +115,15 @@ def _build(
 def _open(config: ConfigDict, workdir: Path) -> None:
     """Check or write config.json.
 
+    What was started and never saved anything, because of a wrong value perhaps, binds nobody.
+
     Raises:
         InputError: the folder belongs to another config, or cannot be written.
     """
     file = workdir / "config.json"
     try:
-        if file.exists():
-            settings.check_same(read_config(workdir), config, workdir)
+        if file.exists() and begun(workdir):
+            settings.check_same(settings.read_config(workdir), config, workdir)
         if parallel.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(file, settings.plain(config))
@@ -165,8 +167,7 @@ def train(
     _open(config, workdir)
     if (workdir / "DONE").exists():
         return _finished(workdir)
-    with listen(Stop() if stop is None else stop) as stop:
-        return _run(config, workdir, task, mapped, stop, progress=progress)
+    return _run(config, workdir, task, mapped, Stop() if stop is None else stop, progress=progress)
 
 
 def _finished(workdir: Path) -> Result:
@@ -195,7 +196,11 @@ def _run(
     variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
     record = setup.RunRecord(
-        workdir, split, devices=mapped.count, parameters=count_parameters(state.params)
+        workdir,
+        split,
+        resumes=begun(workdir),
+        devices=mapped.count,
+        parameters=count_parameters(state.params),
     )
     if not cached["val"]:
         logging.warning("no validation cases: there will be no best checkpoint, only the latest")
@@ -203,7 +208,9 @@ def _run(
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(state)
         start, evaluated = 0, False
-        if restored is not None:
+        if restored is None:
+            checkpoints.forget_best()
+        else:
             state, meta = restored
             start, evaluated = meta.step, meta.evaluated
             if meta.devices != mapped.count:
@@ -217,14 +224,18 @@ def _run(
         if parallel.process_index() == 0:
             log.rewind(workdir, start, evaluated=evaluated)
         parallel.barrier("log")
-        with log.RunLog(
-            workdir,
-            start_step=start,
-            total_steps=lengths.total,
-            batch_size=config.train.batch_size,
-            active=parallel.process_index() == 0,
-            progress=progress,
-        ) as writer:
+        # Signals are listened to from here on: what comes before is safe to interrupt as it is.
+        with (
+            listen(stop),
+            log.RunLog(
+                workdir,
+                start_step=start,
+                total_steps=lengths.total,
+                batch_size=config.train.batch_size,
+                active=parallel.process_index() == 0,
+                progress=progress,
+            ) as writer,
+        ):
             run = _Run(config, program, lengths, cached, checkpoints, writer, record, stop)
             result = run.go(mapped.replicate(state), start, evaluated)
         checkpoints.wait()

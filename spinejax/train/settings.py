@@ -119,6 +119,34 @@ def plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
+def read_config(workdir: Path) -> ConfigDict:
+    """Return the resolved config of a run, sequences as tuples.
+
+    Raises:
+        InputError: the folder is not a run's.
+    """
+    file = workdir / "config.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{workdir} is not the folder of a run (no readable config.json); give --workdir of a "
+            "finished or running `spinejax train`"
+        ) from error
+    try:
+        return ConfigDict(_tuples(json.loads(text)))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error})") from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    return value
+
+
 def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     """Refuse to go on in `workdir` with a config that would train something else.
 

@@ -165,16 +165,22 @@ class RunRecord:
     """run.json: what ran, where, for how long, on which cases."""
 
     def __init__(
-        self, workdir: Path, split: dict[str, list[Case]], *, devices: int, parameters: int
+        self,
+        workdir: Path,
+        split: dict[str, list[Case]],
+        *,
+        resumes: bool,
+        devices: int,
+        parameters: int,
     ) -> None:
-        """Compare with what an earlier start wrote, and write the record of this one.
+        """Compare with what an earlier start wrote if it is resumed, and write this one's record.
 
         Raises:
             InputError: the earlier start trained on other cases.
         """
         self._path = workdir / "run.json"
         ids = {name: [case.id for case in split[name]] for name in SPLITS}
-        earlier = _read(self._path)
+        earlier = _read(self._path) if resumes else {}
         if earlier:
             _check_cases(earlier.get("cases", ids), ids, self._path)
         self._began = time.monotonic()

@@ -33,7 +33,7 @@ class Stop:
 
 
 @contextmanager
-def listen(stop: Stop) -> Iterator[Stop]:
+def listen(stop: Stop) -> Iterator[None]:
     """Turn the first of SIGNALS into a request to `stop`; a second one has its usual effect.
 
     Of several processes jax listens to SIGTERM itself and tells all of them (`Stop.agreed`); a
@@ -42,7 +42,7 @@ def listen(stop: Stop) -> Iterator[Stop]:
     """
     in_main = threading.current_thread() is threading.main_thread()
     if parallel.process_count() > 1 or not in_main:
-        yield stop
+        yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
@@ -58,6 +58,6 @@ def listen(stop: Stop) -> Iterator[Stop]:
     for number in SIGNALS:
         signal.signal(number, handle)
     try:
-        yield stop
+        yield
     finally:
         restore()
