@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import types
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from tiny_run import tiny_config, write_scans
 
 from spinejax.data import pipeline
 from spinejax.errors import InputError
-from spinejax.train import checkpoint, log, loop, parallel, setup, signals
+from spinejax.train import checkpoint, disk, log, loop, parallel, setup, signals
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -230,6 +231,25 @@ def test_a_workdir_that_cannot_be_written_is_one_line(scans, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         loop.train(tiny_config(scans), tmp_path / "file", progress=False)
+
+
+@pytest.mark.parametrize("when", [0, 7, 18], ids=["at the start", "later", "later still"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    finished, scans, tmp_path, monkeypatch, capfd, when
+):
+    calls = []
+
+    def usage(folder):
+        calls.append(folder)
+        return types.SimpleNamespace(free=10**12 if len(calls) <= when else 1000)
+
+    monkeypatch.setattr(disk.shutil, "disk_usage", usage)
+    with pytest.raises(InputError, match=r"the disk is full \(0.0 MiB free"):
+        loop.train(tiny_config(scans), tmp_path, progress=False)
+    assert "Traceback" not in capfd.readouterr().err
+    monkeypatch.undo()
+    loop.train(tiny_config(scans), tmp_path, progress=False)
+    assert numbers(tmp_path) == numbers(finished[0])
 
 
 def test_durations_convert_epochs_once(scans):

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.train import parallel
+from spinejax.train import disk, parallel
 from spinejax.train.settings import read_config
 from spinejax.train.state import TrainState, inference_variables
 
@@ -185,6 +185,9 @@ class Checkpoints:
         self.wait()
         host = parallel.host_copy(state)
         variables, optimizer = _items(host)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer)))
+        # Both copies, uncompressed, before old ones are deleted; files are padded to blocks.
+        disk.require_room(self._paths["latest"], 2 * size + 2**20)
         if best:
             network = {**inference_variables(variables), "ema": None}
             self._write("best", meta, {"variables": network})

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from spinejax.errors import InputError
 from spinejax.files import write_text
+from spinejax.train import disk
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -67,6 +68,7 @@ class RunLog:
             InputError: they cannot be written.
         """
         self._active = active
+        self._workdir = workdir
         self._batch_size = batch_size
         self._first = True
         earlier = read_metrics(workdir)
@@ -134,6 +136,7 @@ class RunLog:
     def _line(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         if not self._active:
             return
+        disk.require_room(self._workdir)
         seconds = round(time.monotonic() - self._started, 3)
         line = {"step": step, "kind": kind, **{k: float(v) for k, v in values.items()}}
         self._file.write(json.dumps({**line, "seconds": seconds}, allow_nan=False) + "\n")

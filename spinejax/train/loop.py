@@ -18,7 +18,7 @@ from spinejax.data.cache import CachedCase
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.tasks import Task, build_task
-from spinejax.train import log, optim, parallel, settings, setup, step
+from spinejax.train import disk, log, optim, parallel, settings, setup, step
 from spinejax.train.checkpoint import Checkpoints, Meta, begun
 from spinejax.train.evaluation import evaluate
 from spinejax.train.pending import Pending
@@ -126,6 +126,7 @@ def _open(config: ConfigDict, workdir: Path) -> None:
             settings.check_same(settings.read_config(workdir), config, workdir)
         if parallel.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
+            disk.require_room(workdir)
             write_json(file, settings.plain(config))
     except OSError as error:
         raise InputError(
