@@ -24,6 +24,8 @@ SETTINGS = {
     "model.dropout": 0.0,
     "optim.name": "sgd",
     "optim.clip_norm": 0.0,
+    "optim.learning_rate": 0.01,
+    "optim.momentum": 0.0,
 }
 
 
