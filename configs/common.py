@@ -73,6 +73,7 @@ def data_block() -> ConfigDict:
     data.phantom.seed = 0
     data.phantom.min_spacing_mm = 0.3
     data.phantom.max_spacing_mm = 3.0
+    data.phantom.min_extent_mm = 116.0  # of the height
     data.phantom.max_extent_mm = 400.0
     return data
 

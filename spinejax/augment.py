@@ -1,9 +1,10 @@
 """Random changes of training slices, on the device: pure functions of keys and a batch.
 
-Paper A, section 4.3.1 names scaling, rotation and flips without their ranges; the ranges are
-those of FACTS 2.6 #28, the changes of intensity follow Payer et al. (FACTS 3).
+Paper A, section 4.3.1 names scaling, rotation and flips without their ranges; the default ranges
+are this project's. The changes of intensity follow Payer et al. (2020), whom the paper follows in
+preprocessing.
 
-Only left and right are mirrored, as FACTS 2.6 #28 has it: axis 0 of coronal (x, z) and axial (x, y)
+Only left and right are mirrored: axis 0 of coronal (x, z) and axial (x, y)
 slices. A sagittal slice (y, z) has no such axis, and neither front and back nor up and down are
 mirrored in any plane: no patient looks like that.
 """

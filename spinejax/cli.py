@@ -61,8 +61,13 @@ def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer(
         "seed", 0, "Seed; a case depends on it and its number only.", flag_values=values
     )
+    flags.DEFINE_float("min_spacing_mm", 0.3, "Finest voxel size.", flag_values=values)
     flags.DEFINE_float("max_spacing_mm", 3.0, "Coarsest voxel size.", flag_values=values)
+    flags.DEFINE_float("min_extent_mm", 116.0, "Least height of a scan.", flag_values=values)
     flags.DEFINE_float("max_extent_mm", 400.0, "Longest side of a scan.", flag_values=values)
+    flags.DEFINE_integer(
+        "max_voxels", 2_000_000, "Fields of view are made to fit this many.", flag_values=values
+    )
     flags.mark_flag_as_required("out", values)
 
 
@@ -136,8 +141,11 @@ def _phantom(values: FlagValues) -> int:
         values.out,
         values.cases,
         values.seed,
+        min_spacing_mm=values.min_spacing_mm,
         max_spacing_mm=values.max_spacing_mm,
+        min_extent_mm=values.min_extent_mm,
         max_extent_mm=values.max_extent_mm,
+        max_voxels=values.max_voxels,
     )
     print(f"{len(cases)} phantoms in {values.out}")
     return 0

@@ -159,7 +159,7 @@ def dice_ce(
     ce_weight: float = 1.0,
     smooth: float = SMOOTH,
 ) -> jax.Array:
-    """Return `dice_weight` * dice + `ce_weight` * ce, the default loss (FACTS 2.6 #7)."""
+    """Return `dice_weight` * dice + `ce_weight` * ce, the default; paper A names no loss."""
     common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
     return dice_weight * dice(logits, labels, **common, smooth=smooth) + ce_weight * ce(
         logits, labels, **common

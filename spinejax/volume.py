@@ -13,7 +13,7 @@ This is the one statement of array order, units and axis names; nothing else rep
   `(y, z)`; a *coronal* one fixes axis 1, `(x, z)`; an *axial* one fixes axis 2, `(x, y)`.
 * Intensities are Hounsfield units (HU); spacings are millimetres (`spacing_mm`, per array axis).
 * Labels are VerSe ids (`labels.py`), uint8, 0 for background.
-* Batches of slices are `(b, h, w)` or `(b, h, w, c)`, `h` and `w` being the two in-plane axes in the
+* Batches of slices are `(b, h, w)` or `(b, h, w, c)`; `h` and `w` are the two in-plane axes in the
   order above.
 """
 

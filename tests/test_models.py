@@ -54,7 +54,7 @@ def count(fields, channels, out_channels=1):
 # Published counts
 
 
-# FACTS 2.1: 3x3 convolutions and 2x2 transposed convolutions with bias.
+# 3x3 convolutions and 2x2 transposed convolutions with bias.
 UNET_LAYERS = {
     "encoder1/conv1": 448,
     "encoder1/conv2": 2_320,
@@ -122,7 +122,7 @@ def test_chasppraunet_count_is_that_of_its_layers_added_up_by_hand():
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_chasppraunet_stays_at_the_papers_size_whatever_the_attention(attention):
     fields = {**chasppraunet.model(), "attention": attention}
-    # Paper A prints 1,245,155; FACTS 0.3 asks for 5 %.
+    # Paper A prints 1,245,155, without saying for which of its two networks: within 5 %.
     assert abs(count_parameters(count(fields, channels=1)) / 1_245_155 - 1) < 0.05
 
 

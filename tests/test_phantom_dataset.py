@@ -98,6 +98,7 @@ def test_folder_of_another_seed_is_refused(written):
         (0, {}, "cases=0"),
         (1, {"max_spacing_mm": 0.2}, "voxel sizes"),
         (1, {"max_extent_mm": 10.0}, "max_extent_mm"),
+        (1, {"min_extent_mm": 0.0}, "min_extent_mm"),
         (1, {"max_spacing_mm": float("nan")}, "voxel sizes"),
     ],
     ids=["cases", "spacing", "extent", "nan"],
@@ -124,7 +125,7 @@ def test_planned_scans_hold_a_vertebra_and_fit_their_budget():
     for _ in range(200):
         scan = acquisition.plan_scan(
             rng, ids, origins, ("LPS",), min_spacing_mm=0.3, max_spacing_mm=3.0,
-            max_extent_mm=400.0, max_voxels=2_000_000,
+            min_extent_mm=116.0, max_extent_mm=400.0, max_voxels=2_000_000,
         )  # fmt: skip
         spacing = np.diag(scan.affine)[:3]
         fine = min(fine, spacing.min())

@@ -1,0 +1,1 @@
+"""From files to batches: NIfTI, VerSe, phantoms, preprocessing, cache, Grain."""

@@ -1,7 +1,7 @@
 """CHASPPRAU-Net: the spine segmentation network of paper A, sections 3.2-3.7, figures 1-6.
 
 A U-Net over slices with residual blocks and CHASPP in the encoder and attention in the decoder.
-What the paper leaves open is a field, with the resolution of FACTS 2.6 as default.
+What the paper leaves open is a field; the comment beside each says why the default is what it is.
 """
 
 from typing import Any
@@ -78,18 +78,18 @@ class CHASPPRAUNet(nn.Module):
     """
 
     out_channels: int = 1  # 1: binary, to be read through a sigmoid; else softmax
-    widths: tuple[int, ...] = (24, 48, 96, 192)  # per level; FACTS 2.6 #2 and #6
-    attention: str = "dot_product"  # FACTS 2.3 and 2.6 #4
+    widths: tuple[int, ...] = (24, 48, 96, 192)  # per level; gives paper A's size, see Table 11
+    attention: str = "dot_product"  # the one that equations 1-2 write down
     attention_key_size: int = 32  # largest side of the keys of "dot_product"
     pyramid: str = "chaspp"  # "chaspp" | "aspp" | "none"
-    root_rates: tuple[int, ...] = (6,)  # FACTS 2.2
+    root_rates: tuple[int, ...] = (6,)  # "one root", its rate not given
     branch_rates: tuple[int, ...] = (1, 2, 3)
     stages: int = 2  # cascaded stages in one CHASPP
     mid_div: int = 4  # inside the pyramid the width is divided by this
-    chaspp_per_pool: int = 1  # pyramids after each pooling; FACTS 2.6 #2
-    residual: bool = True  # residual blocks in the encoder; FACTS 2.6 #3
-    norm: str = "group"  # "group" | "batch" | "none"; FACTS 2.6 #5
-    dropout: float = 0.3  # of whole channels, after each decoder level; FACTS 2.6 #22
+    chaspp_per_pool: int = 1  # "three CHASPP layers": one after each of three poolings
+    residual: bool = True  # residual blocks in the encoder; skips leave from them
+    norm: str = "group"  # "group" | "batch" | "none"; not named in the paper
+    dropout: float = 0.3  # of whole channels, after each decoder level (section 4.3.3)
     axis_name: str | None = None  # device axis over which norm "batch" is synchronised
     dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
     remat: bool = False  # compute each level again in the backward pass: less memory

@@ -126,7 +126,7 @@ class ConvNorm(nn.Module):
 class ConvBlock(nn.Module):
     """Twice 3x3 convolution, norm, ReLU; with `residual` a shortcut is added before the last ReLU.
 
-    The shortcut (paper A, section 3.2, figure 1; FACTS 2.6 #3) is a 1x1 convolution with a norm
+    The shortcut (paper A, section 3.2, figure 1) is a 1x1 convolution with a norm
     where the width changes, else the input itself.
     """
 

@@ -1,7 +1,7 @@
 """Pyramids of atrous convolutions: ASPP and CHASPP.
 
 Paper A, sections 3.4-3.5 and figures 3-4. The exact layers of CHASPP (Lian et al., Pattern
-Recognition 110:107622, 2021) are not public; this is the reading of FACTS 2.2: two cascaded
+Recognition 110:107622, 2021) are not public; this reads paper A's words so: two cascaded
 stages, each a root atrous convolution whose output feeds branch convolutions of small rates, so
 that the samples inside the wide field of the root become dense.
 """

@@ -1,6 +1,6 @@
 """The plain 2D U-Net of paper A's Table 11 (Kim et al., 2020): 1,941,105 parameters.
 
-The count holds with 3 input channels and 1 output; FACTS 2.1 lists it layer by layer.
+The count holds with 3 input channels and 1 output; the tests list it layer by layer.
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ class UNet(nn.Module):
     """U-Net over slices: 2x2 max pooling, 2x2 transposed convolutions, concatenated skips.
 
     `apply` is as for CHASPPRAU-Net. `in_channels` > 1 repeats a single input channel, as Kim et
-    al. evidently did with grey images (FACTS 2.1).
+    al. evidently did with grey images, since the published count needs 3.
     """
 
     out_channels: int = 1  # 1: binary, to be read through a sigmoid; else softmax

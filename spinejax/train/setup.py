@@ -71,6 +71,7 @@ def _phantoms(config: ConfigDict, workdir: Path) -> Path:
             fields.seed,
             min_spacing_mm=fields.min_spacing_mm,
             max_spacing_mm=fields.max_spacing_mm,
+            min_extent_mm=fields.min_extent_mm,
             max_extent_mm=fields.max_extent_mm,
         )
         write_json(done, wanted)

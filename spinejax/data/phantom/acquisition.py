@@ -57,6 +57,7 @@ def plan_scan(
     *,
     min_spacing_mm: float,
     max_spacing_mm: float,
+    min_extent_mm: float,
     max_extent_mm: float,
     max_voxels: int,
 ) -> Scan:
@@ -69,6 +70,8 @@ def plan_scan(
         orientations: Codes to choose the axes on disk from.
         min_spacing_mm: Finest voxel size in the plane.
         max_spacing_mm: Coarsest voxel size along any axis.
+        min_extent_mm: Least height (S-I) of the field of view. The taller it is, the fewer of its
+            vertebrae are cut.
         max_extent_mm: Longest side of the field of view.
         max_voxels: Number of voxels that the field of view is made to fit: the extent gives way
             first, then the spacing.
@@ -79,8 +82,8 @@ def plan_scan(
     spacing = np.full(3, max(fine, min(0.75, max_spacing_mm)) if axis == 3 else fine)
     if axis < 3:
         spacing[axis] = thick
-    low = np.minimum([96.0, 106.0, 116.0], max_extent_mm)
-    high = np.minimum([300.0, 260.0, 520.0], max_extent_mm)
+    low = np.minimum([96.0, 106.0, min_extent_mm], max_extent_mm)
+    high = np.maximum(low, np.minimum([300.0, 260.0, 520.0], max_extent_mm))
     extent = low + (high - low) * rng.uniform(size=3) ** np.array([1.6, 1.3, 0.8])
     for _ in range(40):
         if np.prod(extent / spacing) <= max_voxels:

@@ -53,6 +53,7 @@ def write_dataset(
     seed: int,
     *,
     max_spacing_mm: float = 3.0,
+    min_extent_mm: float = 116.0,
     max_extent_mm: float = 400.0,
     min_spacing_mm: float = 0.3,
     max_voxels: int = 2_000_000,
@@ -67,6 +68,7 @@ def write_dataset(
         cases: How many.
         seed: Seed.
         max_spacing_mm: Coarsest voxel size.
+        min_extent_mm: Least height (S-I) of a scan.
         max_extent_mm: Longest side of a scan, at least 80 mm.
         min_spacing_mm: Finest voxel size (in the plane of thick slices).
         max_voxels: Fields of view are made to fit this many voxels.
@@ -90,11 +92,14 @@ def write_dataset(
         )
     if not 80.0 <= max_extent_mm <= 2000.0:
         raise InputError(f"max_extent_mm={max_extent_mm}: a vertebra needs 80 mm; give 80 to 2000")
+    if not 0 < min_extent_mm:
+        raise InputError(f"min_extent_mm={min_extent_mm} must be positive; it is a height in mm")
     root = Path(out)
     limits = {
         "seed": seed,
         "min_spacing_mm": min_spacing_mm,
         "max_spacing_mm": max_spacing_mm,
+        "min_extent_mm": min_extent_mm,
         "max_extent_mm": max_extent_mm,
         "max_voxels": max_voxels,
     }
