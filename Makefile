@@ -28,10 +28,12 @@ $(BENCH_STAMP): $(STAMP) requirements-bench.lock
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/spinejax demo --workdir=$(RUN)
+	$(BIN)/spinejax train --config=configs/demo.py --workdir=$(RUN)
+	$(BIN)/spinejax evaluate --workdir=$(RUN)
+	$(BIN)/spinejax report --workdir=$(RUN)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -85,7 +85,8 @@ def augment_block() -> ConfigDict:
             enabled=True,
             scale=(0.85, 1.15),
             rotation_deg=15.0,
-            # Probability of mirroring each in-plane axis. Superior-inferior is never mirrored.
+            # Left and right are mirrored with this probability, in coronal and axial slices; no
+            # patient looks like any other mirror image.
             flip_probability=0.5,
             shift_hu=30.0,
             gain=0.1,

@@ -103,7 +103,7 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     cases = setup.cases(config, workdir)[split]
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
-    predictor = _predictor(config, variables)
+    predictor = load_predictor(config, variables)
     folder = workdir / "evaluation" / split
     started = time.time()
     scored, index = {}, {}
@@ -142,7 +142,7 @@ def predict(
             "results; predict their folders one by one"
         )
     output.mkdir(parents=True, exist_ok=True)
-    predictor = _predictor(config, variables)
+    predictor = load_predictor(config, variables)
     failed = 0
     for path in paths:
         case_id = nifti.case_id(path)
@@ -183,7 +183,7 @@ def score(prediction: Path, reference: Path, output: Path) -> int:
 
 
 @dataclass(frozen=True)
-class _Predictor:
+class Predictor:
     """A trained network, ready for scans."""
 
     network: scan.Network
@@ -191,7 +191,7 @@ class _Predictor:
     stride: int
 
 
-def _predictor(config: ConfigDict, variables: Any) -> _Predictor:
+def load_predictor(config: ConfigDict, variables: Any) -> Predictor:
     """Compile the network of a run over all local devices, each batch divided among them."""
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -218,10 +218,10 @@ def _predictor(config: ConfigDict, variables: Any) -> _Predictor:
         min_component_ml=how.min_component_ml,
         fill_holes=how.fill_holes,
     )
-    return _Predictor(network, settings, task.stride)
+    return Predictor(network, settings, task.stride)
 
 
-def _segment(predictor: _Predictor, volume: Volume, path: Path, title: str) -> np.ndarray:
+def _segment(predictor: Predictor, volume: Volume, path: Path, title: str) -> np.ndarray:
     """Predict one scan with a progress bar, saying first how much memory it takes."""
     grid = preprocess.slice_geometry(volume, predictor.settings.preprocess)
     if min(grid.shape) < predictor.stride:

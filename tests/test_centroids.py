@@ -113,9 +113,9 @@ def test_miccai_files_made_from_real_ones_are_read_back(
 
 
 def test_closed_forms_of_the_miccai_frames(tmp_path):
-    # Published conversions, in LPS mm, '19 is x = Z, y = Y, z = Nz sz - X; '20 is x = Nx sx - Z, y = X,
-    # z = Nz sz - Y, as a published script has it. It turns an axis with size instead of size - 1,
-    # hence one voxel less here, on exactly the turned axes.
+    # Published conversions: in LPS mm, '19 is x = Z, y = Y, z = Nz sz - X; '20 is x = Nx sx - Z,
+    # y = X, z = Nz sz - Y, as a published script has it. It turns an axis with size instead of
+    # size - 1, hence one voxel less here, on exactly the turned axes.
     volume = grid(spacing=(0.7, 1.1, 2.5))
     (nx, _, nz), (sx, _, sz) = volume.shape, volume.spacing_mm
     x, y, z = 11.3, 17.9, 8.6

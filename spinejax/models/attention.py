@@ -1,7 +1,8 @@
 """Attention on the skip connections of a decoder.
 
 Paper A, section 3.3, figure 2. The paper cites a residual attention network but writes down dot
-products of queries and keys (equations 1-2), and figures 2 and 6 do not settle it; three readings stand behind one switch.
+products of queries and keys (equations 1-2), and its figures do not settle it; three readings
+stand behind one switch.
 Each takes the skip feature and the upsampled decoder feature, both `(b, h, w, c)`, and returns the
 skip feature attended to.
 """
