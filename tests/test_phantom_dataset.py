@@ -101,7 +101,7 @@ def test_folder_of_another_seed_is_refused(written):
         (1, {"min_extent_mm": 0.0}, "min_extent_mm"),
         (1, {"max_spacing_mm": float("nan")}, "voxel sizes"),
     ],
-    ids=["cases", "spacing", "extent", "nan"],
+    ids=["cases", "spacing", "extent", "height", "nan"],
 )
 def test_unusable_numbers_are_refused(tmp_path, cases, options, words):
     with pytest.raises(InputError, match=words) as error:
