@@ -291,7 +291,8 @@ def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
 
 
 def test_phantoms_are_written_once(tmp_path, monkeypatch):
-    dataset = pytest.importorskip("spinejax.data.phantom.dataset")
+    from spinejax.data.phantom import dataset
+
     calls = []
     monkeypatch.setattr(
         dataset, "write_dataset", lambda root, *args, **options: calls.append((args, options))
