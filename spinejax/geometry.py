@@ -293,6 +293,22 @@ def crop_or_pad(
     return out
 
 
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """Smallest box that holds everything above 0; None if there is nothing.
+
+    Works axis by axis: no index array of the size of the foreground is needed.
+    """
+    occupied = mask if mask.dtype.kind in "bu" else mask > 0
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        hits = np.flatnonzero(occupied.any(axis=others))
+        if hits.size == 0:
+            return None
+        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return tuple(box)
+
+
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
     """First indices of windows that cover 0 to `length`, evenly spread.
 

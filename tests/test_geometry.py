@@ -294,3 +294,11 @@ def test_window_starts_by_hand():
     for arguments in ((0, 4, 0.5), (4, 0, 0.5), (4, 2, 1), (4, 2, -0.1)):
         with pytest.raises(ValueError, match="must be"):
             geometry.window_starts(*arguments)
+
+
+def test_bounding_box_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    for density in (0.0005, 0.01, 0.5):
+        mask = rng.random((9, 14, 11)) < density
+        expected = ndimage.find_objects(mask.astype(int))
+        assert geometry.bounding_box(mask) == (expected[0] if expected else None)

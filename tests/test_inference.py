@@ -1,10 +1,11 @@
 """Sliding windows, post-processing, and whole scans back on their own grid."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.data.preprocess import SlicePreprocess
@@ -68,12 +69,16 @@ def test_small_components_go_by_volume_not_by_voxels():
     assert not keep.any()
 
 
-def test_bounding_box_agrees_with_scipy():
-    rng = np.random.default_rng(1)
-    for density in (0.0005, 0.01, 0.5):
-        mask = rng.random((9, 14, 11)) < density
-        expected = ndimage.find_objects(mask.astype(int))
-        assert postprocess.bounding_box(mask) == (expected[0] if expected else None)
+def test_components_of_a_mask_with_voxels_in_every_corner_take_the_stated_memory():
+    mask = np.zeros((160, 160, 160), bool)
+    mask[:12, :12, :12] = mask[-12:, -12:, -12:] = True  # 1.7 ml each
+    mask[80, 80, 80] = True
+    tracemalloc.start()
+    keep = postprocess.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert keep.sum() == 2 * 12**3
+    assert peak < 5.5 * mask.size
 
 
 def test_holes_are_filled_only_where_enclosed():

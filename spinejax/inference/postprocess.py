@@ -3,26 +3,15 @@
 import numpy as np
 from scipy import ndimage
 
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Return the slices of the smallest box that holds every true voxel; None for an empty mask.
-
-    Works axis by axis, so that it needs no index array of the size of the foreground.
-    """
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        present = np.flatnonzero(mask.any(axis=others))
-        if present.size == 0:
-            return None
-        box.append(slice(int(present[0]), int(present[-1]) + 1))
-    return tuple(box)
+from spinejax.geometry import bounding_box
 
 
 def remove_small_components(
     mask: np.ndarray, *, spacing_mm: tuple[float, float, float], min_ml: float
 ) -> np.ndarray:
     """Return `mask` without the 26-connected components smaller than `min_ml`.
+
+    Needs four bytes for each voxel of the box around the foreground, and one for each of the mask.
 
     Args:
         mask: (x, y, z) bool.
@@ -33,11 +22,14 @@ def remove_small_components(
     if box is None or min_ml <= 0:
         return mask
     components, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3), bool))
-    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    keep = np.bincount(components.ravel(), minlength=count + 1) * voxel_ml >= min_ml
+    sizes = np.zeros(count + 1, np.int64)
+    for part in components:  # at once, counting would copy all of them to eight bytes each
+        sizes += np.bincount(part.ravel(), minlength=count + 1)
+    keep = sizes * (float(np.prod(spacing_mm)) / 1000.0) >= min_ml
     keep[0] = False
     result = np.zeros_like(mask)
-    result[box] = keep[components]
+    for target, part in zip(result[box], components, strict=True):
+        target[...] = keep[part]
     return result
 
 

@@ -41,17 +41,19 @@ class ScanSettings:
 
 
 def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
-    """Return about how much memory `predict_scan` holds beside the network, the scan included.
+    """Return about how much memory `predict_scan` holds at most beside the network.
 
-    The scan and one byte a voxel for the labels, twice (components are found on a copy), and the
-    slices of one slab as int16 and float32 on both grids. Classes x volume is never held.
+    The scan; one byte a voxel for the labels, twice (components are found on a copy), and four for
+    the numbers of the components, should predicted voxels lie in every corner; the slices of one
+    slab as int16 and float32 on both grids. Classes x volume is never held.
     """
     grid = preprocess.slice_geometry(volume, settings.preprocess)
     slab = _slab_slices(grid) * (
         8 * grid.native_shape[0] * grid.native_shape[1] + 16 * grid.shape[0] * grid.shape[1]
     )
     voxels = int(np.prod(volume.shape))
-    return voxels * (volume.array.itemsize + 2) + slab + 6 * 2**26
+    components = 4 if settings.min_component_ml > 0 or settings.fill_holes else 0
+    return voxels * (volume.array.itemsize + 2 + components) + slab + 6 * 2**26
 
 
 def _slab_slices(grid: preprocess.SliceGeometry) -> int:

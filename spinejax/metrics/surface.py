@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import KDTree
 
+from spinejax.geometry import bounding_box
 from spinejax.metrics.classification import same_shape
 
 ROUNDING_MM = 1e-5
@@ -86,19 +87,6 @@ class SurfaceDistances:
         """Whether both masks have a surface, so that every distance is finite."""
         both = (self.from_prediction, self.from_reference)
         return all(one.total > 0 and bool(np.isfinite(one.values[-1])) for one in both)
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Smallest box that holds everything above 0; None if there is nothing."""
-    occupied = mask if mask.dtype.kind in "bu" else mask > 0
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        hits = np.flatnonzero(occupied.any(axis=others))
-        if hits.size == 0:
-            return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return tuple(box)
 
 
 def surface(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
