@@ -175,6 +175,10 @@ def test_other_cases_are_refused(scans, tmp_path):
     changed = tiny_config(write_scans(tmp_path / "more", cases=8))
     with pytest.raises(InputError, match="run.json: the train split now has other cases, .* new"):
         loop.train(changed, tmp_path / "run", progress=False)
+    # Nor are they evaluated: some of the new test cases were trained on.
+    with pytest.raises(InputError, match="other cases"):
+        setup.cases(changed, tmp_path / "run")
+    setup.cases(changed, tmp_path / "elsewhere")
 
 
 def test_divergence_names_step_slices_and_gradient_and_saves_nothing_bad(scans, tmp_path):
@@ -302,6 +306,22 @@ def test_phantoms_are_written_once(tmp_path, monkeypatch):
         assert setup.dataset_root(config, tmp_path) == tmp_path / "phantoms"
     assert [args for args, _ in calls] == [(5, 0)]
     assert calls[0][1]["max_spacing_mm"] == 3.0 and calls[0][1]["max_extent_mm"] == 400.0
+
+
+def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
+    from spinejax.data.phantom import dataset
+
+    def touch(root, cases, *args, **options):
+        for index in range(cases):
+            for path in dataset.case_paths(root, index):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+
+    monkeypatch.setattr(dataset, "write_dataset", touch)
+    for count in (8, 5):
+        changes = {"data.source": "phantom", "data.phantom.cases": count}
+        split = setup.cases(tiny_config("", **changes), tmp_path)
+        assert sum(map(len, split.values())) == count
 
 
 def test_one_process_is_its_own_first():

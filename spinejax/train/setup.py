@@ -20,6 +20,7 @@ from spinejax.data.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.train import parallel
+from spinejax.train.checkpoint import begun
 
 SPLITS = ("train", "val", "test")
 
@@ -83,16 +84,21 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
     """Return the cases of each split, those that can be used.
 
     Raises:
-        InputError: no folder, no usable case, or a split that cannot be made.
+        InputError: no folder, no usable case, a split that cannot be made, or other splits than
+            those that the run in `workdir` was trained on.
     """
     root = dataset_root(config, workdir)
     usable = verse.usable(verse.index_dataset(root, exclude_gl=config.data.exclude_gl))
+    if config.data.source == "phantom":
+        # A start that saved nothing may have rendered more of them.
+        wanted = _phantom_names(config.data.phantom.cases)
+        usable = [case for case in usable if case.id in wanted]
     if not usable:
         raise InputError(
             f"{root} has no scan with both CT and mask; `spinejax doctor --data={root}` names what "
             "is missing"
         )
-    return splits.split_cases(
+    split = splits.split_cases(
         usable,
         kind=config.data.split,
         seed=config.seed,
@@ -101,6 +107,21 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
         folds=config.data.folds,
         fold=config.data.fold,
     )
+    if begun(workdir):
+        path = workdir / "run.json"
+        _check_cases(_read(path).get("cases", {}), case_ids(split), path)
+    return split
+
+
+def case_ids(split: dict[str, list[Case]]) -> dict[str, list[str]]:
+    """Return the ids of each split, as run.json has them."""
+    return {name: [case.id for case in split[name]] for name in SPLITS}
+
+
+def _phantom_names(count: int) -> set[str]:
+    from spinejax.data.phantom import dataset
+
+    return {dataset.case_name(index) for index in range(count)}
 
 
 def prepare(
@@ -174,16 +195,9 @@ class RunRecord:
         devices: int,
         parameters: int,
     ) -> None:
-        """Compare with what an earlier start wrote if it is resumed, and write this one's record.
-
-        Raises:
-            InputError: the earlier start trained on other cases.
-        """
+        """Write this start's record, which goes on with that of earlier ones if it resumes them."""
         self._path = workdir / "run.json"
-        ids = {name: [case.id for case in split[name]] for name in SPLITS}
         earlier = _read(self._path) if resumes else {}
-        if earlier:
-            _check_cases(earlier.get("cases", ids), ids, self._path)
         self._began = time.monotonic()
         self._seconds = float(earlier.get("seconds", 0.0))
         kinds = sorted({d.device_kind for d in jax.devices()})
@@ -202,7 +216,7 @@ class RunRecord:
             "commit": _commit(),
             "parameters": parameters,
             "starts": int(earlier.get("starts", 0)) + 1,
-            "cases": ids,
+            "cases": case_ids(split),
         }
         self._write()
 
@@ -234,7 +248,7 @@ def _version(package: str) -> str:
 
 
 def _check_cases(old: dict[str, list[str]], new: dict[str, list[str]], path: Path) -> None:
-    for name in SPLITS:
+    for name in SPLITS if old else ():
         gone = sorted(set(old.get(name, [])) - set(new[name]))
         come = sorted(set(new[name]) - set(old.get(name, [])))
         if gone or come:
@@ -242,5 +256,5 @@ def _check_cases(old: dict[str, list[str]], new: dict[str, list[str]], path: Pat
             changes += [f"{len(come)} new ({come[0]})"] if come else []
             raise InputError(
                 f"{path}: the {name} split now has other cases, {' and '.join(changes)}; restore "
-                "the dataset to resume, or start in another --workdir"
+                "the dataset, or train in another --workdir"
             )
