@@ -24,9 +24,6 @@ NUM_CLASSES = 1 + len(VERSE_IDS)
 
 MAX_ID = max(VERSE_IDS)
 
-UNUSED_IDS: dict[int, str] = {26: "sacrum", 27: "coccyx"}
-"""Ids that VerSe reserves but never uses."""
-
 REGIONS = ("C", "T", "L")
 
 _NO_CLASS = 255

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from spinejax import geometry
 from spinejax.data import nifti, verse_names
+from spinejax.data.pairs import TOLERANCE_MM
 from spinejax.errors import InputError
 from spinejax.metrics import boundary, classification, overlap, surface
 from spinejax.metrics.boundary import BoundaryCounts
@@ -37,9 +38,6 @@ from spinejax.metrics.surface import SurfaceDistances
 from spinejax.volume import LabelVolume
 
 _log = logging.getLogger("spinejax")
-
-GRID_TOLERANCE_MM = 0.5
-"""How far the corners of two grids may lie apart and still be one grid."""
 
 NSD_TOLERANCE_MM = 1.0
 
@@ -324,7 +322,7 @@ def _on_grid_of(
     for array, affine in candidates:
         if array.shape == reference.shape:
             apart = geometry.max_corner_distance_mm(affine, reference.affine, reference.shape)
-            if apart <= GRID_TOLERANCE_MM:
+            if apart <= TOLERANCE_MM:
                 return array
             distance = min(distance, apart)
     why = (

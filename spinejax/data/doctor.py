@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from spinejax import geometry, labels
 from spinejax.data import centroids, nifti, splits, verse
+from spinejax.data.pairs import TOLERANCE_MM
 from spinejax.data.verse import Case
 from spinejax.errors import InputError
 from spinejax.volume import LabelVolume, Volume
@@ -26,7 +27,6 @@ CENTROID_TOLERANCE_MM = 5.0
 
 # The centre of C1 is in its ring, about where the dens of C2 is: 9 mm from its bone in sub-gl003.
 _C1_TOLERANCE_MM = 15.0
-_GRID_TOLERANCE_MM = 0.5
 # Masks of several hundred MB are open at the same time, one per thread.
 _THREADS = 2
 _SUBSETS = {"train": "training", "val": "validation", "test": "test"}
@@ -182,7 +182,7 @@ def _check_grids(
         what = f"has {_sides(array.shape)} voxels, its CT {image_name} {_sides(image.shape)}"
     else:
         distance = geometry.max_corner_distance_mm(affine, image.affine, image.shape)
-        if distance <= _GRID_TOLERANCE_MM:
+        if distance <= TOLERANCE_MM:
             if mask.orientation != image.orientation:
                 stored = f"{mask.orientation}, its CT in {image.orientation}"
                 yield f"{mask_name} is stored in {stored} (read correctly)"

@@ -220,15 +220,6 @@ def preprocess_slabs(
         yield start, image, label
 
 
-def preprocess_scan(volume: Volume, settings: SlicePreprocess) -> np.ndarray:
-    """Return all preprocessed slices of a scan, (n, h, w) int16 HU: what inference reads."""
-    grid = slice_geometry(volume, settings)
-    image = np.empty((grid.n_slices, *grid.shape), np.int16)
-    for start, slab, _ in preprocess_slabs(volume, settings):
-        image[start : start + len(slab)] = slab
-    return image
-
-
 def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
     """Return values on the preprocessed grid, interpolated to the scan's own in-plane grid.
 
@@ -246,23 +237,6 @@ def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
         raise ValueError(f"`foreground` (shape={foreground.shape}) must be (n, *{grid.shape})")
     values = np.asarray(foreground, np.float32)
     return _linear(_linear(values, 1, grid.native_shape[0]), 2, grid.native_shape[1])
-
-
-def place_slices(slices: np.ndarray, plane: str) -> np.ndarray:
-    """Return slices (n, H, W) of `plane` as a canonical array (x, y, z); a view."""
-    return np.moveaxis(slices, 0, PLANES[plane])
-
-
-def to_input_orientation(array: np.ndarray, volume: Volume) -> np.ndarray:
-    """Return a canonical array (x, y, z) in the orientation of `volume`; a view.
-
-    Raises:
-        ValueError: an array that is not on the canonical grid of `volume`.
-    """
-    canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    if array.shape != canonical.shape:
-        raise ValueError(f"`array` (shape={array.shape}) must have shape {canonical.shape}")
-    return geometry.reorient(array, affine, volume.orientation)[0]
 
 
 def _resampled_length(pixels: int, spacing_mm: float, wanted_mm: float) -> int:

@@ -27,7 +27,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, int, int]) -> str:
         input_shape: (h, w, channels) of one slice.
 
     Returns:
-        Text whose last lines are `parameters: 1,258,384` and `GFLOPs: 12.34`. GFLOPs are of
+        Text whose last lines are `parameters: 1,272,313` and `GFLOPs: 12.34`. GFLOPs are of
         the forward pass of one slice: convolutions and matrix products, a multiply-add being two
         operations. Shapes are (h, w, c) of one slice.
     """

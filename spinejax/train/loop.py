@@ -17,13 +17,14 @@ from spinejax.data import pipeline
 from spinejax.data.cache import CachedCase
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
+from spinejax.models.summary import count_parameters
 from spinejax.tasks import Task, build_task
 from spinejax.train import disk, log, optim, parallel, settings, setup, step
 from spinejax.train.checkpoint import Checkpoints, Meta, begun
 from spinejax.train.evaluation import evaluate
 from spinejax.train.pending import Pending
 from spinejax.train.signals import Stop, listen
-from spinejax.train.state import TrainState, count_parameters, create_state, inference_variables
+from spinejax.train.state import TrainState, create_state, inference_variables
 from spinejax.train.step import parameter_names
 
 
@@ -161,6 +162,7 @@ def train(
     """
     workdir = Path(workdir)
     settings.check_config(config)
+    setup.preprocessing(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps)
     # Everything that can be refused is refused before the folder is touched.

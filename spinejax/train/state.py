@@ -52,8 +52,3 @@ def inference_variables(variables: dict[str, Any]) -> dict[str, Any]:
         "params": variables["params"] if ema is None else ema,
         "batch_stats": variables["batch_stats"],
     }
-
-
-def count_parameters(params: Any) -> int:
-    """Number of scalars in a pytree of arrays."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -224,11 +224,6 @@ def keep_labels(labels: Array, ids: Array, kept: Array) -> Array:
     return table.at[0].set(0)[labels]
 
 
-def add_noise(key: Array, hu: Array, noise_hu: Any) -> Array:
-    """White Gaussian noise of standard deviation `noise_hu`, for use inside a training step."""
-    return hu + noise_hu * jax.random.normal(key, hu.shape, hu.dtype)
-
-
 def acquire(rng: np.random.Generator, hu: np.ndarray, scan: Scan) -> np.ndarray:
     """Noise, the reconstruction circle and rounding: (x, y, z) int16 on the canonical grid."""
     noise = rng.standard_normal(hu.shape, np.float32)

@@ -131,4 +131,3 @@ AXIS = np.array(
     ],
     np.float32,
 )
-CAPSULES = 8
