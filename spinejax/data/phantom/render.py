@@ -150,10 +150,8 @@ def _bones(p: Array, parameters: dict[str, Any]) -> Array:
     return d
 
 
-def _soft(
-    p: Array, parameters: dict[str, Any], edge: Any, noise: Array
-) -> tuple[Array, Array, Array]:
-    """HU of everything soft, and distances to ribs' bone and to the skull's inside excluded."""
+def _soft(p: Array, parameters: dict[str, Any], edge: Any, noise: Array) -> tuple[Array, Array]:
+    """HU of everything but bone, and distance to the bone of ribs and sternum."""
     t = parameters["tissue"]
     x0, y0, z = p[:, 0], p[:, 1], p[:, 2]
     row = _row(z, parameters["profile"])
@@ -229,7 +227,7 @@ def _soft(
     qx, qy, qz = _local(p, head)
     c = head["centre"]
     brain = shapes.ellipsoid(qx - c[0], qy - c[1], qz - c[2], head["skull"]) + 7.0
-    return tissues.over(hu, 34.0, brain, edge), rib, skin
+    return tissues.over(hu, 34.0, brain, edge), rib
 
 
 def render_block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array, Array]:
@@ -238,7 +236,7 @@ def render_block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     soft = tissues.texture(x, y, z, parameters["soft"])
     fine = tissues.texture(x, y, z, parameters["texture"])
-    hu, rib, _ = _soft(p, parameters, edge, soft)
+    hu, rib = _soft(p, parameters, edge, soft)
     other = jnp.minimum(rib, _bones(p, parameters))
     marrow = 140.0 + t["trabeculae"] * fine
     hu = tissues.bone(hu, other, 1.3, 950.0, marrow, edge)
