@@ -1,0 +1,76 @@
+"""Configs: every field is read, arguments are typed, each experiment can be built."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from configs import chasppraunet, common, demo, unet
+from spinejax import losses
+from spinejax.augment import augment
+from spinejax.tasks import build_task
+from spinejax.train.settings import check_config, flatten
+
+PACKAGE = Path(__file__).parents[1] / "spinejax"
+EXPERIMENTS = {"chasppraunet": chasppraunet, "demo": demo, "unet": unet}
+
+
+def test_every_field_is_read_somewhere():
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    read = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    config = common.base("any", chasppraunet.model())
+    # These blocks go to functions as a whole; the name is for the report, which reads JSON.
+    whole = ("augment.", "loss.", "model.", "name")
+    unread = [
+        k for k in flatten(config) if not k.startswith(whole) and k.split(".")[-1] not in read
+    ]
+    assert not unread
+
+
+def test_augment_and_loss_blocks_have_the_fields_of_their_functions():
+    known = inspect.signature(augment).parameters
+    fields = set(common.augment_block()) - {"enabled"}
+    assert fields == set(known) - {"keys", "image", "label", "plane", "fill_hu"}
+    for field in fields:
+        assert common.augment_block()[field] == known[field].default, field
+    loss = common.base("any", {}).loss
+    assert set(loss) - {"name"} == {field for names in losses.FIELDS.values() for field in names}
+
+
+@pytest.mark.parametrize("argument", [None, "debug"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_each_experiment_can_be_built(name, argument):
+    config = EXPERIMENTS[name].get_config(argument)
+    check_config(config)
+    assert build_task(config).stride <= min(config.data.size)
+
+
+def test_paper_a_is_trained_as_it_says():
+    config = chasppraunet.get_config()
+    assert (config.train.epochs, config.train.steps) == (150, 0)
+    assert (config.optim.name, config.optim.learning_rate) == ("adam", 1e-3)
+    assert config.data.size == (256, 256)
+    assert config.data.preprocess.clamp_hu == (-1000.0, 800.0)
+
+
+def test_arguments_are_read_in_the_type_of_their_defaults():
+    defaults = {"debug": False, "fold": 0, "rate": 0.5, "net": "a"}
+    args = common.parse_arg("debug,fold=3,rate=1,net=b", **defaults)
+    assert dict(args) == {"debug": True, "fold": 3, "rate": 1.0, "net": "b"}
+    assert isinstance(args.rate, float)
+    assert dict(common.parse_arg(None, **defaults)) == defaults
+    assert common.parse_arg("debug=false", debug=True).debug is False
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("dbug", "'dbug' is unknown; this config knows .'debug', 'fold'."),
+        ("fold=two", "fold='two' must be of type int"),
+        ("debug=perhaps", "debug='perhaps' must be true or false"),
+    ],
+)
+def test_wrong_arguments_are_named(argument, words):
+    with pytest.raises(ValueError, match=words):
+        common.parse_arg(argument, debug=False, fold=0)
