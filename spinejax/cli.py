@@ -5,7 +5,6 @@ what it does, the flags it has, and the function that runs it. Libraries that ar
 are imported by the command that needs them.
 """
 
-import errno
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from absl.flags import FlagValues
 from ml_collections import config_flags
 
 from spinejax import __version__
-from spinejax.errors import InputError
+from spinejax.errors import InputError, describe_os_error
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with everything saved; run it again
 DEFAULT_CONFIG = "configs/demo.py"
@@ -244,8 +243,7 @@ def parse(command: Command, name: str, arguments: list[str]) -> FlagValues | Non
     Raises:
         InputError: unknown flag or config key (with the nearest name), wrong type, missing flag.
     """
-    # ml_collections wants --config before the overrides; the order should not matter to a person.
-    arguments = sorted(arguments, key=lambda text: not text.startswith(("--config=", "-config=")))
+    arguments = _config_first(arguments)
     argv = [f"spinejax {name}", *arguments]
     values = FlagValues()
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -255,10 +253,14 @@ def parse(command: Command, name: str, arguments: list[str]) -> FlagValues | Non
             _show_help(command, name, values)
             return None
         command.flags(values, argv)
+        if "config" in values:
+            _check_config_file(arguments)
         rest = values(argv)
-    except (flags.Error, OSError, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise InputError(_one_line(error)) from error
-    except (ImportError, SyntaxError) as error:
+    except InputError:
+        raise
+    except (flags.Error, OSError, AttributeError, LookupError, ValueError, TypeError) as error:
+        raise InputError(_unknown_field(error, arguments) or _one_line(error)) from error
+    except Exception as error:  # whatever a config file's own code may raise
         where = getattr(error, "filename", None) or next(
             (text.partition("=")[2] for text in arguments if text.startswith("--config=")),
             "--config",
@@ -269,9 +271,45 @@ def parse(command: Command, name: str, arguments: list[str]) -> FlagValues | Non
         ) from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    if "config" in values and values.config is None:
-        raise InputError("--config must name a file, e.g. --config=configs/chasppraunet.py")
+    for flag in values:
+        # As from --workdir=$UNSET: an empty path would be the current folder.
+        if flag != "config" and values[flag].default is None and values[flag].value == "":
+            raise InputError(f"--{flag} is empty; write --{flag}=... (see --help)")
     return values
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Put --config before its overrides, as ml_collections wants it; a person need not."""
+    arguments = list(arguments)
+    for at, text in enumerate(arguments[:-1]):
+        if text in ("--config", "-config") and not arguments[at + 1].startswith("-"):
+            arguments[at : at + 2] = [f"--config={arguments[at + 1]}"]
+            break
+    return sorted(arguments, key=lambda text: not text.startswith(("--config=", "-config=")))
+
+
+def _check_config_file(arguments: list[str]) -> None:
+    """Refuse a config file that is not there, in fewer words than ml_collections."""
+    given = [text.partition("=")[2] for text in arguments if re.match("--?config=", text)]
+    path = Path((given[-1] if given else DEFAULT_CONFIG).partition(":")[0])
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() and given and given[-1] else "no such config file"
+        raise InputError(
+            f"--config={given[-1] if given else DEFAULT_CONFIG}: {what} in {Path.cwd()}; give "
+            "--config=FILE.py, e.g. the path of configs/chasppraunet.py"
+        )
+
+
+def _unknown_field(error: BaseException, arguments: list[str]) -> str | None:
+    """Name the override of a field that the config does not have; None for other errors."""
+    text = str(error.args[0] if error.args else "").replace("\\n", "\n")
+    found = re.match(r'\W*(\w+)\W*(?: ?Did you mean "(\w+)".*)?$', text, re.DOTALL)
+    names = [text.partition("=")[0] for text in arguments]
+    name = next((name for name in names if found and found[1] in name.split(".")[1:]), None)
+    if found is None or name is None:
+        return None
+    hint = f"did you mean {found[2]!r}?" if found[2] else "the config file has their names"
+    return f"{name}: the config has no field {found[1]!r}; {hint}"
 
 
 def _show_help(command: Command, name: str, values: FlagValues) -> None:
@@ -288,6 +326,13 @@ def _show_help(command: Command, name: str, values: FlagValues) -> None:
         print(f"  --{flag:<16} {values[flag].help} ({shown})")
 
 
+_WANTED = {  # what Python's parsers complain of, and what they mean to a person
+    r"invalid literal for int\(\).*": "a whole number",
+    r"could not convert string to float.*": "a number",
+    r"\('Non-boolean argument.*": "true or false",
+}
+
+
 def _one_line(error: BaseException) -> str:
     """Return the message of an exception on one line, without the quotes that KeyError adds."""
     text = str(error.args[0]) if error.args else type(error).__name__
@@ -298,23 +343,12 @@ def _one_line(error: BaseException) -> str:
     missing = re.match(r"flag --(\w+)=None: ", text)
     if missing:
         text = f"--{missing[1]} is required; add --{missing[1]}=... (see --help)"
-    return " ".join(text.replace("\\n", " ").replace("\n", " ").split()).strip("'\"")
-
-
-def _describe_os_error(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    advice = {
-        errno.ENOSPC: "the disk is full; free some space and run the same command again",
-        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-        errno.EACCES: "permission denied; choose a folder that you may read and write",
-        errno.EPERM: "not permitted; choose a folder that you may read and write",
-        errno.EROFS: "the file system is read-only; choose another folder",
-        errno.ENOENT: "no such file or folder; check the path",
-        errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
-        errno.EISDIR: "this is a folder; name a file",
-        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    }
-    return where + advice.get(error.errno or 0, error.strerror or str(error))
+    if re.match(r"(tuple|string) ind|.* is not a valid index", text):
+        text = "a --config value is set whole, as in --config.data.size='(64, 64)'"
+    for pattern, wanted in _WANTED.items():
+        text = re.sub(pattern, f"must be {wanted}", text)
+    text = " ".join(text.replace("\\n", " ").replace("\n", " ").split())
+    return text[1:-1] if text[:1] in ("'", '"') and text[:1] == text[-1:] else text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -341,7 +375,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         message = str(error)
     except OSError as error:
-        message = _describe_os_error(error)
+        message = describe_os_error(error)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -1,5 +1,7 @@
 """The one exception that means: what the user gave cannot be used."""
 
+import errno
+
 
 class InputError(ValueError):
     """Bad input: a file, a folder, a flag or a config value.
@@ -8,3 +10,20 @@ class InputError(ValueError):
     prints it without a traceback and exits with status 1; library users catch it like any
     ValueError.
     """
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the path, what is wrong and the remedy, on one line."""
+    where = f"{error.filename}: " if error.filename else ""
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+        errno.EACCES: "permission denied; choose a folder that you may read and write",
+        errno.EPERM: "not permitted; choose a folder that you may read and write",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.ENOENT: "no such file or folder; check the path",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
+        errno.EISDIR: "this is a folder; name a file",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    }
+    return where + advice.get(error.errno or 0, error.strerror or str(error))

@@ -248,9 +248,11 @@ def make_loss(fields: Mapping[str, Any]) -> Callable[..., jax.Array]:
     name = fields.get("name")
     check_choice("loss.name", name, LOSSES)
     for field, value in fields.items():
-        if field != "name" and (value < 0 or (field == "alpha" and value > 1)):
+        most = 1.0 if field == "alpha" else float("inf")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if field != "name" and not (number and 0 <= value <= most and value < float("inf")):
             allowed = "in [0, 1]" if field == "alpha" else "at least 0"
-            raise InputError(f"loss.{field} = {value} must be {allowed}")
+            raise InputError(f"loss.{field} = {value!r} must be a number {allowed}")
     options = {field: fields[field] for field in FIELDS[str(name)] if field in fields}
     function = LOSSES[str(name)]
 

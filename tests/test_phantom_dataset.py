@@ -99,9 +99,11 @@ def test_folder_of_another_seed_is_refused(written):
         (1, {"max_spacing_mm": 0.2}, "voxel sizes"),
         (1, {"max_extent_mm": 10.0}, "max_extent_mm"),
         (1, {"min_extent_mm": 0.0}, "min_extent_mm"),
+        (1, {"min_extent_mm": float("inf")}, "min_extent_mm"),
+        (1, {"max_voxels": 0}, "max_voxels"),
         (1, {"max_spacing_mm": float("nan")}, "voxel sizes"),
     ],
-    ids=["cases", "spacing", "extent", "height", "nan"],
+    ids=["cases", "spacing", "extent", "height", "infinite", "voxels", "nan"],
 )
 def test_unusable_numbers_are_refused(tmp_path, cases, options, words):
     with pytest.raises(InputError, match=words) as error:

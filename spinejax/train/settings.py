@@ -1,6 +1,7 @@
 """Checks of a config before anything is built from it, and against that of an earlier start."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,13 @@ of `predict` is free too.
 _Check = tuple[Callable[[Any], bool], str]
 
 
+_MOST = 2**31 - 1  # what jax's integers hold
+
+
 def _integer(low: int) -> _Check:
     return (
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low,
-        f"a whole number of at least {low}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= _MOST,
+        f"a whole number from {low} to {_MOST}",
     )
 
 
@@ -58,12 +62,52 @@ _SIZE: _Check = (
     "two whole numbers of at least 1",
 )
 
+_SCALE: _Check = (
+    lambda v: (
+        isinstance(v, list | tuple)
+        and len(v) == 2
+        and all(_number(0, above=True)[0](s) for s in v)
+        and v[0] <= v[1]
+    ),
+    "(low, high), two numbers above 0 with low <= high",
+)
+_CLAMP: _Check = (
+    lambda v: (
+        isinstance(v, list | tuple)
+        and len(v) == 2
+        and all(_number(-32768)[0](s) for s in v)
+        and v[0] < v[1]
+    ),
+    "(low, high), two numbers with low < high",
+)
+
 _CHECKS: dict[str, _Check] = {
     "seed": _integer(0),
+    "data.exclude_gl": _BOOLEAN,
     "data.size": _SIZE,
+    "data.test_fraction": _number(0, 1),
+    "data.val_fraction": _number(0, 1),
+    "data.folds": _integer(2),
+    "data.fold": _integer(0),
+    "data.preprocess.clamp_hu": _CLAMP,
+    "data.preprocess.smoothing_sigma_mm": _number(0),
+    "data.preprocess.spacing_mm": _number(0, above=True),
+    "data.phantom.cases": _integer(1),
+    "data.phantom.seed": _integer(0),
+    "data.phantom.min_spacing_mm": _number(0, above=True),
+    "data.phantom.max_spacing_mm": _number(0, above=True),
+    "data.phantom.min_extent_mm": _number(0, above=True),
+    "data.phantom.max_extent_mm": _number(0, above=True),
     "data.spine_free_fraction": _number(0, 1),
     "data.threads": _integer(0),
     "data.prefetch": _integer(0),
+    "augment.enabled": _BOOLEAN,
+    "augment.scale": _SCALE,
+    "augment.rotation_deg": _number(0, 180),
+    "augment.flip_probability": _number(0, 1),
+    "augment.shift_hu": _number(0),
+    "augment.gain": _number(0, 1),
+    "augment.noise_hu": _number(0),
     "optim.learning_rate": _number(0, above=True),
     "optim.momentum": _number(0, 1),
     "optim.weight_decay": _number(0),
@@ -81,6 +125,11 @@ _CHECKS: dict[str, _Check] = {
     "train.log_every_steps": _integer(1),
     "train.pictures": _integer(0),
     "train.remat": _BOOLEAN,
+    "predict.batch_size": _integer(1),
+    "predict.overlap": _number(0, 0.95),
+    "predict.threshold": _number(0, 1),
+    "predict.min_component_ml": _number(0),
+    "predict.fill_holes": _BOOLEAN,
 }
 
 
@@ -110,6 +159,9 @@ def check_config(config: ConfigDict) -> None:
     check_choice("train.parallel", flat["train.parallel"], KINDS)
     check_choice("train.compute_dtype", flat["train.compute_dtype"], COMPUTE_DTYPES)
     check_choice("data.source", flat["data.source"], SOURCES)
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key}={value!r} must be a finite number")
     if not flat["train.steps"] and not flat["train.epochs"]:
         raise InputError("train.epochs and train.steps are both 0; set one of them")
 

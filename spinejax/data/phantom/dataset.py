@@ -92,8 +92,10 @@ def write_dataset(
         )
     if not 80.0 <= max_extent_mm <= 2000.0:
         raise InputError(f"max_extent_mm={max_extent_mm}: a vertebra needs 80 mm; give 80 to 2000")
-    if not 0 < min_extent_mm:
-        raise InputError(f"min_extent_mm={min_extent_mm} must be positive; it is a height in mm")
+    if not 0 < min_extent_mm <= 2000.0:
+        raise InputError(f"min_extent_mm={min_extent_mm}: give a height in mm above 0, to 2000")
+    if max_voxels < 1000:
+        raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
     root = Path(out)
     limits = {
         "seed": seed,
