@@ -19,7 +19,7 @@ from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.models.summary import count_parameters
 from spinejax.tasks import Task, build_task
-from spinejax.train import disk, log, optim, parallel, settings, setup, step
+from spinejax.train import disk, lock, log, optim, parallel, settings, setup, step
 from spinejax.train.checkpoint import Checkpoints, Meta, begun
 from spinejax.train.evaluation import evaluate
 from spinejax.train.pending import Pending
@@ -126,7 +126,6 @@ def _open(config: ConfigDict, workdir: Path) -> None:
         if file.exists() and begun(workdir):
             settings.check_same(settings.read_config(workdir), config, workdir)
         if parallel.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
             disk.require_room(workdir)
             write_json(file, settings.plain(config))
     except OSError as error:
@@ -167,10 +166,12 @@ def train(
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps)
     # Everything that can be refused is refused before the folder is touched.
     task = build_task(config, axis_name=parallel.AXIS)
-    _open(config, workdir)
-    if (workdir / "DONE").exists():
-        return _finished(workdir)
-    return _run(config, workdir, task, mapped, Stop() if stop is None else stop, progress=progress)
+    with lock.alone(workdir):
+        _open(config, workdir)
+        if (workdir / "DONE").exists():
+            return _finished(workdir)
+        stop = Stop() if stop is None else stop
+        return _run(config, workdir, task, mapped, stop, progress=progress)
 
 
 def _finished(workdir: Path) -> Result:
