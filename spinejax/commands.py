@@ -1,10 +1,11 @@
 """What the commands of the command line do, with their values already parsed."""
 
+import logging
+import os
 import platform
 import re
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,15 +17,17 @@ from tqdm import tqdm
 
 from spinejax import models, scoring
 from spinejax.data import doctor as inventory
-from spinejax.data import nifti, preprocess
+from spinejax.data import nifti, preprocess, verse_names
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
 from spinejax.models import summary
 from spinejax.reports import figures
 from spinejax.tasks import build_task
-from spinejax.train import checkpoint, loop, parallel, setup
+from spinejax.train import checkpoint, loop, parallel, settings, setup
 from spinejax.volume import Volume
+
+logger = logging.getLogger("spinejax")
 
 PACKAGES = (
     "jax",
@@ -61,6 +64,7 @@ def doctor(data: str | None) -> int:
 
 def summarize(config: ConfigDict) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of the config's network."""
+    settings.check_config(config)
     model = models.build_model(config.model, out_channels=1)
     channels = config.model.get("in_channels", 1)
     return summary.summarize(model, (*config.data.size, channels))
@@ -68,6 +72,7 @@ def summarize(config: ConfigDict) -> str:
 
 def prepare(config: ConfigDict, workdir: Path) -> int:
     """Preprocess and cache every case that the config would train on, evaluate and test."""
+    settings.check_config(config)
     cached = setup.prepare(config, workdir)
     for split, cases in cached.items():
         slices = sum(case.image.shape[0] for case in cases)
@@ -133,24 +138,18 @@ def predict(
     workdir: Path, source: Path, output: Path, *, reference: Path | None, which: str
 ) -> int:
     """Segment a CT or every CT of a folder; a file that fails is named and the rest go on."""
-    config, variables = checkpoint.load_for_inference(workdir, which)
     paths = _scans(source)
-    twice = [name for name, n in Counter(map(nifti.case_id, paths)).items() if n > 1]
-    if twice:
-        raise InputError(
-            f"{source}: several scans are called {twice[0]!r} and would overwrite each other's "
-            "results; predict their folders one by one"
-        )
+    references = {} if reference is None else _references(reference, paths)
+    config, variables = checkpoint.load_for_inference(workdir, which)
     output.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(config, variables)
     failed = 0
-    for path in paths:
-        case_id = nifti.case_id(path)
+    for case_id, path in paths.items():
         try:
-            if reference is None:
-                volume, truth = nifti.read_volume(path), None
+            if case_id in references:
+                volume, truth = nifti.read_pair(path, references[case_id])
             else:
-                volume, truth = nifti.read_pair(path, _reference_of(reference, case_id))
+                volume, truth = nifti.read_volume(path), None
             labels = _segment(predictor, volume, path, case_id)
         except InputError as error:
             if len(paths) == 1:
@@ -236,27 +235,69 @@ def _segment(predictor: Predictor, volume: Volume, path: Path, title: str) -> np
         return scan.predict_scan(predictor.network, volume, predictor.settings, advance=bar.update)
 
 
-def _scans(source: Path) -> list[Path]:
-    """Return the CT of a file, or the CTs of a folder (any data set layout, or loose files)."""
+def _scans(source: Path) -> dict[str, Path]:
+    """Return the CT of a file, or the CTs of a folder, by case id.
+
+    A folder may have any layout of a data set, and hold the masks too; names and folders that say
+    "mask", as those of earlier predictions do, are passed over.
+    """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check --input")
+    outer = _nnunet_folder(source if source.is_dir() else source.parent)
     if source.is_file():
-        return [source]
-    paths = sorted(path for path in source.rglob("*") if nifti.is_nifti(path))
-    labelled = re.compile(r"_(seg|msk|seg-vert_msk|mask|label|labels)\.nii", re.IGNORECASE)
-    paths = [path for path in paths if not labelled.search(path.name)]
-    if not paths:
-        raise InputError(f"{source}: no .nii or .nii.gz file in it; check --input")
-    return paths
+        return {verse_names.parse(source, outer).id or nifti.case_id(source): source}
+    scans: dict[str, Path] = {}
+    for path in _nifti_files(source):
+        name = verse_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
+        if name.role != "image":
+            continue
+        case = name.id or nifti.case_id(path)
+        if case in scans:
+            raise InputError(
+                f"{source}: several scans are called {case!r} and would overwrite each other's "
+                "results; predict their folders one by one"
+            )
+        scans[case] = path
+    if not scans:
+        raise InputError(f"{source}: no CT (.nii or .nii.gz) in it; check --input")
+    return scans
 
 
-def _reference_of(reference: Path, case_id: str) -> Path:
-    """Return the label file of a case: the file itself, or the one of a folder with its id."""
+def _nnunet_folder(folder: Path) -> tuple[str, ...]:
+    """The folder's own name where it tells how files in it are named: nnU-Net's `imagesTr`."""
+    name = folder.resolve().name
+    return (name,) if re.fullmatch(r"images(tr|ts|val)", name, re.IGNORECASE) else ()
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    """NIfTI files under `folder`, links followed, loops not."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place) / name for name in files if nifti.is_nifti(name)]
+    return sorted(found)
+
+
+def _references(reference: Path, scans: dict[str, Path]) -> dict[str, Path]:
+    """Return the label file of each scan: the file itself, or those of a folder by case id."""
+    if not reference.exists():
+        raise InputError(f"{reference}: no such file or folder; check --reference")
     if not reference.is_dir():
-        return reference
-    found = [
-        p for p in sorted(reference.rglob("*")) if nifti.is_nifti(p) and nifti.case_id(p) == case_id
-    ]
+        if len(scans) > 1:
+            raise InputError(
+                f"{reference}: is one file for {len(scans)} scans; give --reference=FOLDER"
+            )
+        return dict.fromkeys(scans, reference)
+    files = scoring.label_files(reference)
+    found = {case: files[case.lower()][1] for case in scans if case.lower() in files}
     if not found:
-        raise InputError(f"{reference}: no label file for case {case_id}; check --reference")
-    return found[0]
+        raise InputError(
+            f"{reference}: no label file for case {next(iter(scans))}; check --reference"
+        )
+    for case in scans.keys() - found.keys():
+        logger.warning("%s: no label file for case %s; predicting it without", reference, case)
+    return found

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from spinejax.cli import main
+from spinejax.train import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
@@ -161,6 +162,34 @@ def test_a_folder_is_predicted_and_its_bad_file_named(dataset, run, tmp_path, ca
     error = capsys.readouterr().err
     assert status == 1 and "b_ct.nii.gz" in error and "1 of 3" in error
     assert {path.name for path in out.glob("*.nii.gz")} == {"a_seg.nii.gz", "c_seg.nii.gz"}
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "folder_per_scan"])
+def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run, tmp_path, capsys):
+    """Masks, and what an earlier prediction wrote among the scans, are not taken for scans."""
+    root = tmp_path / "scans of März"
+    names = {
+        "nnunet": ("imagesTr/a{}_0000.nii.gz", "labelsTr/a{}.nii.gz"),
+        "folder_per_scan": ("a{}/ct.NII.GZ", "a{}/segmentations/mask.nii.gz"),
+    }[layout]
+    for number in (500, 501):
+        mask = dataset / f"derivatives/sub-verse{number}/sub-verse{number}_seg-vert_msk.nii.gz"
+        for name, source in zip(names, (ct_of(dataset, number), mask), strict=True):
+            path = root / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, path)
+    arguments = ["predict", f"--workdir={run}", f"--input={root}", f"--output={root / 'out'}"]
+    expected = {f"a{n}_{kind}" for n in (500, 501) for kind in ("seg.nii.gz", "quicklook.png")}
+    for more in ([f"--reference={root}"], []):
+        assert main([*arguments, *more]) == 0
+        assert {path.name for path in (root / "out").iterdir()} == expected
+    inside = f"--input={(root / names[0]).parent if layout == 'nnunet' else root}"
+    out = tmp_path / "again"
+    assert main([*arguments[:2], inside, f"--output={out}"]) == 0
+    assert {path.name for path in out.iterdir()} == expected
+    one = f"--reference={root / names[1].format(500)}"
+    fails(capsys, [*arguments, one], "one file for 2 scans")
+    fails(capsys, [*arguments, "--reference=nowhere"], "nowhere", "--reference")
 
 
 def test_a_finished_run_says_so(dataset, run, capsys):
@@ -404,12 +433,34 @@ def test_missing_data(tmp_path, capsys):
         ("--config.train.compute_dtype=float99", ["float99", "bfloat16"]),
         ("--config.train.parallel=tpu", ["tpu", "pmap"]),
         ("--config.data.preprocess.clamp_hu=(800.0, -1000.0)", ["clamp_hu"]),
+        ("--config.data.preprocess.clamp_hu=('a', 'b')", ["clamp_hu"]),
+        ("--config.data.preprocess.spacing_mm=0.0", ["spacing_mm"]),
+        ("--config.data.size[0]=64", ["whole", "--config.data.size="]),
+        ("--config.augment.scale=(1.0,)", ["augment.scale"]),
+        ("--config.augment.gain=nan", ["augment.gain"]),
+        ("--config.augment.enabled=yes", ["augment.enabled", "true or false"]),
+        ("--config.predict.overlap=1.0", ["predict.overlap"]),
+        ("--config.predict.threshold=nan", ["predict.threshold"]),
+        ("--config.loss.gamma=nan", ["loss.gamma"]),
+        ("--config.loss.foo=1", ["--config.loss.foo", "no field"]),
+        ("--config.seed=99999999999", ["seed"]),
         ("--workdri=x", ["workdri", "workdir"]),
+        ("--workdir=", ["--workdir", "empty"]),
     ],
 )
 def test_bad_config_values(override, words, dataset, tmp_path, capsys):
     fails(capsys, train_arguments(dataset, tmp_path / "w", override), *words)
     assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_a_config_file_is_looked_for_where_the_person_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["summarize"], "configs/demo.py", str(tmp_path), "--config=FILE.py")
+    fails(capsys, ["summarize", "--config="], "--config=")
+    path = str(ROOT / "configs/unet.py")
+    assert main(["summarize", "--config.train.epochs=1", "--config", path]) == 0
+    (tmp_path / "c.py").write_text("def get_config(arg=None):\n    return 1 / 0\n")
+    fails(capsys, ["summarize", "--config=c.py"], "c.py", "division by zero")
 
 
 def test_bad_config_files(tmp_path, capsys):
@@ -422,6 +473,14 @@ def test_bad_config_files(tmp_path, capsys):
     fails(capsys, ["train", f"--config={config}:debgu", where], "debgu", "debug")
     fails(capsys, ["train", f"--config={config}"], "workdir")
     fails(capsys, ["trian"], "trian", "train")
+
+
+def test_two_runs_in_one_workdir_are_refused(dataset, run, capsys):
+    before = snapshot(run)
+    with lock.alone(run):
+        fails(capsys, train_arguments(dataset, run), str(run), "another", "--workdir")
+    assert snapshot(run) == before
+    assert main(train_arguments(dataset, run)) == 0
 
 
 def test_a_workdir_of_another_config_is_refused_and_kept(dataset, run, capsys):
