@@ -144,6 +144,16 @@ def test_resampled_and_smoothed_scans_keep_the_ball():
         assert dice > 0.97, plane
 
 
+def test_many_slices_much_smaller_than_the_window_take_bounded_memory():
+    volume = Volume(np.zeros((600, 16, 16), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    how = scan.ScanSettings(**{**scan_settings("sagittal").__dict__, "size": (256, 256)})
+    tracemalloc.start()
+    scan.predict_scan(threshold_network, volume, how)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 2**26
+
+
 def test_an_empty_prediction_is_all_background():
     volume, _ = ball_scan("LPS")
     result = scan.predict_scan(

@@ -48,18 +48,22 @@ def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     slab as int16 and float32 on both grids. Classes x volume is never held.
     """
     grid = preprocess.slice_geometry(volume, settings.preprocess)
-    slab = _slab_slices(grid) * (
-        8 * grid.native_shape[0] * grid.native_shape[1] + 16 * grid.shape[0] * grid.shape[1]
-    )
+    native, padded = _pixels(grid, settings.size)
+    slab = _slab_slices(grid, settings.size) * (8 * native + 16 * padded)
     voxels = int(np.prod(volume.shape))
     components = 4 if settings.min_component_ml > 0 or settings.fill_holes else 0
     return voxels * (volume.array.itemsize + 2 + components) + slab + 6 * 2**26
 
 
-def _slab_slices(grid: preprocess.SliceGeometry) -> int:
+def _pixels(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the pixels of a slice on the scan's grid and, padded to the window, the network's."""
+    padded = (max(grid.shape[0], size[0]), max(grid.shape[1], size[1]))
+    return grid.native_shape[0] * grid.native_shape[1], padded[0] * padded[1]
+
+
+def _slab_slices(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> int:
     """Return how many slices fit into about 64 MB of float32 on the larger of both grids."""
-    pixels = max(grid.native_shape[0] * grid.native_shape[1], grid.shape[0] * grid.shape[1])
-    return max(1, 2**24 // pixels)
+    return max(1, min(grid.n_slices, 2**24 // max(_pixels(grid, size))))
 
 
 def predict_scan(
@@ -86,7 +90,7 @@ def predict_scan(
     """
     how = settings.preprocess
     grid = preprocess.slice_geometry(volume, how)
-    step = _slab_slices(grid)
+    step = _slab_slices(grid, settings.size)
     stats = np.zeros(4, np.float32)
     if settings.normalise in normalise.NEED_STATS:
         stats = normalise.scan_stats(
@@ -106,6 +110,7 @@ def predict_scan(
         )
         restored = preprocess.restore_slices(probability, grid)
         slices[start : start + len(image)] = restored >= settings.threshold
+        del probability, restored  # before the next slab needs as much
         advance(len(image))
     mask = labels.view(bool)
     mask = postprocess.remove_small_components(

@@ -89,7 +89,7 @@ class CHASPPRAUNet(nn.Module):
     chaspp_per_pool: int = 1  # "three CHASPP layers": one after each of three poolings
     residual: bool = True  # residual blocks in the encoder; skips leave from them
     norm: str = "group"  # "group" | "batch" | "none"; not named in the paper
-    dropout: float = 0.3  # of whole channels, after each decoder level (section 4.3.3)
+    dropout: float = 0.3  # of whole channels, after each decoder level; the rate of section 4.3.3
     axis_name: str | None = None  # device axis over which norm "batch" is synchronised
     dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
     remat: bool = False  # compute each level again in the backward pass: less memory
