@@ -308,6 +308,14 @@ def test_phantoms_are_written_once(tmp_path, monkeypatch):
     assert calls[0][1]["max_spacing_mm"] == 3.0 and calls[0][1]["max_extent_mm"] == 400.0
 
 
+def test_scans_without_a_mask_are_left_out_and_said(tmp_path, caplog):
+    write_scans(tmp_path, cases=5)
+    (tmp_path / "labels" / "case3.nii.gz").unlink()
+    split = setup.cases(tiny_config(tmp_path), tmp_path / "run")
+    assert sum(map(len, split.values())) == 4
+    assert "left out: 1 of 5 scans lack CT or mask (first: case3)" in caplog.text
+
+
 def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
     from spinejax.data.phantom import dataset
 

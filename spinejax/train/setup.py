@@ -1,6 +1,7 @@
 """From a config to cases, cached scans and run.json."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -24,6 +25,7 @@ from spinejax.train.checkpoint import begun
 
 SPLITS = ("train", "val", "test")
 
+_log = logging.getLogger("spinejax")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "spinejax")
 
 
@@ -88,7 +90,8 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
             those that the run in `workdir` was trained on.
     """
     root = dataset_root(config, workdir)
-    usable = verse.usable(verse.index_dataset(root, exclude_gl=config.data.exclude_gl))
+    index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
+    usable = verse.usable(index)
     if config.data.source == "phantom":
         # A start that saved nothing may have rendered more of them.
         wanted = _phantom_names(config.data.phantom.cases)
@@ -97,6 +100,16 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
         raise InputError(
             f"{root} has no scan with both CT and mask; `spinejax doctor --data={root}` names what "
             "is missing"
+        )
+    lacking = [c.id for c in index if not (c.image and c.labels) and c.duplicate_of is None]
+    if lacking and parallel.process_index() == 0:
+        _log.warning(
+            "left out: %d of %d scans lack CT or mask (first: %s); `spinejax doctor --data=%s` "
+            "names the files",
+            len(lacking),
+            len(lacking) + len(usable),
+            lacking[0],
+            root,
         )
     split = splits.split_cases(
         usable,
