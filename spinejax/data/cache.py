@@ -132,7 +132,7 @@ def prepare(
             missing = "image" if case.image is None else "label file"
             raise InputError(f"case {case.id} has no {missing}; leave it out or complete it")
     if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), 8)
+        workers = min(_cores(), 8)
     if workers < 1:
         raise InputError(f"workers {workers} must be at least 1")
     try:
@@ -166,6 +166,14 @@ def prepare(
     if failures:
         raise _cases_error(cases, failures)
     return [results[i] for i in range(len(cases))]
+
+
+def _cores() -> int:
+    """Cores that this process may use; all of them where the system cannot tell."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
 
 
 def _prepare_case(
@@ -351,7 +359,10 @@ def _cases_error(cases: Sequence["Case"], failures: dict[int, Exception]) -> Inp
     if not isinstance(error, InputError):  # these name the file themselves
         reason = f"{cases[first].image}: {reason or type(error).__name__}"
     if isinstance(error, MemoryError):
-        reason = f"{cases[first].image}: not enough memory; prepare with fewer workers"
+        reason = (
+            f"{cases[first].image}: not enough memory for one scan per core; close other programs "
+            "or use fewer cores (taskset -c 0 spinejax ...), then run again to continue"
+        )
     if others:
         ids = ", ".join(cases[i].id for i in others[:5]) + (", ..." if len(others) > 5 else "")
         reason += f" ({len(others)} more of {len(cases)} cases failed: {ids})"
