@@ -107,11 +107,11 @@ def predict_scan(
             overlap=settings.overlap,
             batch_size=settings.batch_size,
             fill=int(how.clamp_hu[0]),
+            advance=advance,
         )
         restored = preprocess.restore_slices(probability, grid)
         slices[start : start + len(image)] = restored >= settings.threshold
         del probability, restored  # before the next slab needs as much
-        advance(len(image))
     mask = labels.view(bool)
     mask = postprocess.remove_small_components(
         mask, spacing_mm=volume.spacing_mm, min_ml=settings.min_component_ml

@@ -30,6 +30,7 @@ def predict_stack(
     overlap: float,
     batch_size: int,
     fill: int,
+    advance: Callable[[int], object] = lambda slices: None,
 ) -> np.ndarray:
     """Return the foreground probability of every pixel of a stack of slices.
 
@@ -44,6 +45,7 @@ def predict_stack(
         overlap: share of a window that neighbouring windows have in common, in [0, 1).
         batch_size: windows in one call.
         fill: HU beyond the borders of a slice.
+        advance: called with the number of slices done since the last call.
 
     Returns:
         (n, h, w) float32 in [0, 1].
@@ -68,7 +70,7 @@ def predict_stack(
     result = np.zeros((count, *padded_shape), np.float32)
     batch = np.full((batch_size, *window), fill, np.int16)
     padded = np.full(padded_shape, fill, np.int16)
-    filled = -1
+    filled, done = -1, 0
     for first in range(0, len(jobs), batch_size):
         chunk = jobs[first : first + batch_size]
         for row, (index, (top, left)) in enumerate(chunk):
@@ -85,5 +87,9 @@ def predict_stack(
             result[index, top : top + window[0], left : left + window[1]] += (
                 weights * probability[row]
             )
+        # The slice of the next window is the first that is not done.
+        following = jobs[first + batch_size][0] if first + batch_size < len(jobs) else count
+        advance(following - done)
+        done = following
     result /= total
     return result[:, padding[0][0] : padding[0][0] + height, padding[1][0] : padding[1][0] + width]
