@@ -122,9 +122,9 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
         nifti.write_labels(path, prediction, volume)
         scored[case.id] = scoring.score_arrays(prediction, reference.array, volume.affine, case.id)
         index[case.id] = {
-            "image": str(case.image.resolve()),
-            "labels": str(case.labels.resolve()),
-            "prediction": str(path.relative_to(workdir)),
+            "image": _within(workdir, case.image),
+            "labels": _within(workdir, case.labels),
+            "prediction": _within(workdir, path),
         }
     scores = scoring.collect(scored)
     write_json(folder / "scores.json", scores)
@@ -132,6 +132,12 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     print(scoring.summary_table(scores))
     print(f"{len(cases)} cases in {time.time() - started:.0f} s; scores: {folder / 'scores.json'}")
     return 0
+
+
+def _within(workdir: Path, path: Path) -> str:
+    """Return `path` relative to the workdir if it lies in it, so that the run can be moved."""
+    path, workdir = path.resolve(), workdir.resolve()
+    return str(path.relative_to(workdir) if path.is_relative_to(workdir) else path)
 
 
 def predict(
@@ -174,6 +180,8 @@ def predict(
 
 def score(prediction: Path, reference: Path, output: Path) -> int:
     """Compare label files or folders; write JSON and print the summary."""
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; name a JSON file, e.g. {output / 'scores.json'}")
     scores = scoring.score_paths(prediction, reference, progress=True)
     write_json(output, scores)
     print(scoring.summary_table(scores))

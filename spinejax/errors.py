@@ -1,6 +1,7 @@
 """The one exception that means: what the user gave cannot be used."""
 
 import errno
+import re
 
 
 class InputError(ValueError):
@@ -14,7 +15,8 @@ class InputError(ValueError):
 
 def describe_os_error(error: OSError) -> str:
     """Return the path, what is wrong and the remedy, on one line."""
-    where = f"{error.filename}: " if error.filename else ""
+    # Files are written under a temporary name first, which says nothing to anybody.
+    where = re.sub(r"\.tmp-[0-9a-f]{8}-", "", f"{error.filename}: ") if error.filename else ""
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
         errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",

@@ -158,9 +158,10 @@ def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no checkpoint yet"):
         checkpoint.load_for_inference(tmp_path)
-    (tmp_path / "config.json").write_text('{"a": ')
-    with pytest.raises(InputError, match="config.json is damaged"):
-        checkpoint.load_for_inference(tmp_path)
+    for damaged in ('{"a": ', "[]"):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(InputError, match="config.json is damaged"):
+            checkpoint.load_for_inference(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

@@ -186,9 +186,12 @@ def read_config(workdir: Path) -> ConfigDict:
             "finished or running `spinejax train`"
         ) from error
     try:
-        return ConfigDict(_tuples(json.loads(text)))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error})") from error
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is damaged (it holds no fields); restore it from a copy")
+    return ConfigDict(_tuples(config))
 
 
 def _tuples(value: Any) -> Any:
