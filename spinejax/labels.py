@@ -91,7 +91,7 @@ def to_contiguous(array: np.ndarray) -> np.ndarray:
     """VerSe ids -> contiguous classes 0 to 26, uint8, any shape.
 
     Raises:
-      ValueError: an id is neither 0 nor a vertebra's.
+        ValueError: an id is neither 0 nor a vertebra's.
     """
     ids = np.asarray(array)
     if ids.size and (ids.min() < 0 or ids.max() > MAX_ID):

@@ -24,14 +24,14 @@ def window(image_hu: np.ndarray, window_hu: tuple[float, float] = BONE_WINDOW_HU
     """Map Hounsfield units to grey levels.
 
     Args:
-      image_hu: any shape, HU.
-      window_hu: (low, high), HU; values at or below `low` become 0, at or above `high` 255.
+        image_hu: any shape, HU.
+        window_hu: (low, high), HU; values at or below `low` become 0, at or above `high` 255.
 
     Returns:
-      uint8 of the same shape. NaN becomes 0.
+        uint8 of the same shape. NaN becomes 0.
 
     Raises:
-      ValueError: `low` is not below `high`.
+        ValueError: `low` is not below `high`.
     """
     low, high = window_hu
     if not low < high:
@@ -44,12 +44,12 @@ def outline(labels: np.ndarray) -> np.ndarray:
     """Return the pixels of every labelled region that touch another label or background.
 
     Args:
-      labels: (h, w) bool or integer; 0 is background. Regions with different labels that touch
-        each keep their own outline, so neighbouring vertebrae stay apart.
+        labels: (h, w) bool or integer; 0 is background. Regions with different labels that touch
+            each keep their own outline, so neighbouring vertebrae stay apart.
 
     Returns:
-      (h, w) bool. A pixel counts when one of its four neighbours inside the picture carries a
-      different label; the edge of the picture is no border.
+        (h, w) bool. A pixel counts when one of its four neighbours inside the picture carries a
+        different label; the edge of the picture is no border.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2:
@@ -70,13 +70,13 @@ def paint(
     """Draw outlines on a grey picture.
 
     Args:
-      grey: (h, w) uint8.
-      prediction: (h, w) bool or integer labels, or None.
-      reference: likewise.
-      width: thickness of the outlines in pixels, grown inwards.
+        grey: (h, w) uint8.
+        prediction: (h, w) bool or integer labels, or None.
+        reference: likewise.
+        width: thickness of the outlines in pixels, grown inwards.
 
     Returns:
-      (h, w, 3) uint8: prediction orange, reference cyan, yellow where both run.
+        (h, w, 3) uint8: prediction orange, reference cyan, yellow where both run.
     """
     rgb = np.repeat(np.asarray(grey, np.uint8)[..., None], 3, axis=-1)
     edges = []
@@ -107,13 +107,13 @@ def overlay(
     """Return a slice in a bone window with the outlines of prediction and reference.
 
     Args:
-      image_hu: (h, w) HU.
-      prediction: (h, w) bool or integer labels (0 background), or None for none.
-      reference: likewise.
-      window_hu: see `window`.
+        image_hu: (h, w) HU.
+        prediction: (h, w) bool or integer labels (0 background), or None for none.
+        reference: likewise.
+        window_hu: see `window`.
 
     Returns:
-      (h, w, 3) uint8.
+        (h, w, 3) uint8.
     """
     image_hu = np.asarray(image_hu)
     if image_hu.ndim != 2:

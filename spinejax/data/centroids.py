@@ -50,7 +50,7 @@ def read_centroids(
     edition: str | None = None,
     mask: LabelVolume | None = None,
 ) -> Points:
-    """Reads any of the three conventions.
+    """Read any of the three conventions.
 
     A direction record that differs from the volume's orientation is followed: the points are
     turned. Without a record the convention is the one that puts more points into their own label of
@@ -58,17 +58,17 @@ def read_centroids(
     '20, `verse004_ctd.json` '19).
 
     Args:
-      path: JSON file.
-      volume: the scan or its mask; only shape and affine are used.
-      edition: "verse19" or "verse20".
-      mask: the label map, on any grid.
+        path: JSON file.
+        volume: the scan or its mask; only shape and affine are used.
+        edition: "verse19" or "verse20".
+        mask: the label map, on any grid.
 
     Returns:
-      VerSe id -> (3,) float64 voxel index, in the axes of `volume.array`, from top to bottom.
-      Records with a coordinate that is not finite are skipped.
+        VerSe id -> (3,) float64 voxel index, in the axes of `volume.array`, from top to bottom.
+        Records with a coordinate that is not finite are skipped.
 
     Raises:
-      InputError: no such file, no JSON, no list of centroids, an unknown label or direction.
+        InputError: no such file, no JSON, no list of centroids, an unknown label or direction.
     """
     path = Path(path)
     direction, points = _parse(path)
@@ -114,12 +114,12 @@ def label_at(point: np.ndarray, volume: Volume, mask: LabelVolume) -> int:
 def write_centroids(
     path: str | os.PathLike[str], centroids: Mapping[int, np.ndarray], volume: Volume
 ) -> None:
-    """Writes VerSe's subject-based JSON, atomically.
+    """Write VerSe's subject-based JSON, atomically.
 
     Args:
-      path: JSON file.
-      centroids: VerSe id -> (3,) voxel index in the axes of `volume.array`.
-      volume: the scan.
+        path: JSON file.
+        centroids: VerSe id -> (3,) voxel index in the axes of `volume.array`.
+        volume: the scan.
     """
     records: list[dict[str, Any]] = [{"direction": list(volume.orientation)}]
     for label in sorted(centroids, key=labels.order):
@@ -131,12 +131,12 @@ def write_centroids(
 def write_markups(
     path: str | os.PathLike[str], centroids: Mapping[int, np.ndarray], volume: Volume
 ) -> None:
-    """Writes 3D Slicer markups (`.mrk.json`, schema 1.0.3), atomically: named points in LPS mm.
+    """Write 3D Slicer markups (`.mrk.json`, schema 1.0.3), atomically: named points in LPS mm.
 
     Args:
-      path: JSON file.
-      centroids: VerSe id -> (3,) voxel index in the axes of `volume.array`.
-      volume: the scan.
+        path: JSON file.
+        centroids: VerSe id -> (3,) voxel index in the axes of `volume.array`.
+        volume: the scan.
     """
     points = []
     for number, label in enumerate(sorted(centroids, key=labels.order), start=1):
@@ -162,7 +162,7 @@ def write_markups(
 def _from_frame(
     points: Mapping[int, tuple[float, float, float]], volume: Volume, axes: str, *, in_mm: bool
 ) -> Points:
-    """Turns points of the frame `axes` (voxels, or mm from the first voxel) into voxel indices."""
+    """Turn points of the frame `axes` (voxels, or mm from the first voxel) into voxel indices."""
     # A broadcast scalar has the shape without the memory: only the affine is wanted.
     grid = np.broadcast_to(np.zeros((), np.uint8), volume.shape)
     _, frame = geometry.reorient(grid, volume.affine, axes)

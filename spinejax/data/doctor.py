@@ -87,17 +87,17 @@ class _Finding:
 
 
 def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorReport:
-    """Reads every file under `root` that the index knows, and judges it.
+    """Read every file under `root` that the index knows, and judge it.
 
     A file that cannot be read is a problem of the report, not an error. Scans, masks and centroids
     are read in full, so that truncated files are found; a progress bar shows how far it is.
 
     Args:
-      root: folder of a dataset, see `verse.index_dataset`.
-      exclude_gl: leave out the `gl*` scans.
+        root: folder of a dataset, see `verse.index_dataset`.
+        exclude_gl: leave out the `gl*` scans.
 
     Raises:
-      InputError: `root` is missing, is no folder, or holds no scans.
+        InputError: `root` is missing, is no folder, or holds no scans.
     """
     root = Path(root)
     cases = verse.index_dataset(root, exclude_gl)
@@ -115,7 +115,7 @@ def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorRepo
 
 
 def _examine(case: Case, root: Path) -> _Finding:
-    """Reads the files of one case; whatever is wrong becomes a line."""
+    """Read the files of one case; whatever is wrong becomes a line."""
     finding = _Finding()
     image: Volume | None = None
     mask: LabelVolume | None = None

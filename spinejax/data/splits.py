@@ -29,32 +29,33 @@ def split_cases(
     folds: int = 5,
     fold: int = 0,
 ) -> Split:
-    """Deals cases into "train", "val" and "test", whole patients at a time.
+    """Deal cases into "train", "val" and "test", whole patients at a time.
 
     The result depends on the set of patients and the seed only, not on the order of `cases`. Copies
     of a scan (`Case.duplicate_of`) are left out.
 
     Args:
-      cases: usable cases (`verse.usable`).
-      kind: "official": by `Case.subset`; a patient with scans or copies in several subsets (as
-        VerSe'19 and '20 together may have) goes wholly to the most held-out one, test before val
-        before train, and one line is logged. Where no case is "val", `val_fraction` of the
-        training patients is taken. "ratio": by chance (paper A and B: 80/20). "kfold": fold number
-        `fold` of `folds` is the test set. "auto": official when every case has a subset and there
-        are training and test cases, else ratio.
-      seed: of the permutation of the patients, used by all but "official".
-      test_fraction: of all patients.
-      val_fraction: of the patients that are left when the test patients are taken out.
-      folds: number of folds, at least 2.
-      fold: 0 to folds - 1.
+        cases: usable cases (`verse.usable`).
+        kind: "official": by `Case.subset`; a patient with scans or copies in several subsets (as
+            VerSe'19 and '20 together may have) goes wholly to the most held-out one, test before
+            val before train, and one line is logged. Where no case is "val", `val_fraction` of the
+            training patients is taken. "ratio": by chance (paper A and B: 80/20). "kfold": fold
+            number `fold` of `folds` is the test set. "auto": official when every case has a subset
+            and there are training and test cases, else ratio.
+        seed: of the permutation of the patients, used by all but "official".
+        test_fraction: of all patients.
+        val_fraction: of the patients that are left when the test patients are taken out.
+        folds: number of folds, at least 2.
+        fold: 0 to folds - 1.
 
     Returns:
-      {"train": [...], "val": [...], "test": [...]}, each sorted by id, disjoint by patient and none
-      empty from three patients on. With two patients val and test are the same patient, with one
-      all three are; both are logged as warnings. "official" and "kfold" refuse such data.
+        {"train": [...], "val": [...], "test": [...]}, each sorted by id, disjoint by patient and
+        none empty from three patients on. With two patients val and test are the same patient, with
+        one all three are; both are logged as warnings. "official" and "kfold" refuse such data.
 
     Raises:
-      InputError: no cases, an unknown kind, fractions or folds out of range, or no official subset.
+        InputError: no cases, an unknown kind, fractions or folds out of range, or no official
+            subset.
     """
     chosen = sorted((case for case in cases if case.duplicate_of is None), key=lambda c: c.id)
     if not chosen:

@@ -68,12 +68,13 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
     """All scans under `root`, complete or not, sorted by id.
 
     Args:
-      root: a VerSe download (subject-based, MICCAI'19 or MICCAI'20, one or both editions, any depth
-        of folders) or a dataset with `images/` and `labels/`, or nnU-Net's `imagesTr/labelsTr`.
-      exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
+        root: a VerSe download (subject-based, MICCAI'19 or MICCAI'20, one or both editions, any
+            depth of folders) or a dataset with `images/` and `labels/`, or nnU-Net's
+            `imagesTr/labelsTr`.
+        exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
 
     Raises:
-      InputError: `root` is missing, is no folder, or holds no NIfTI file.
+        InputError: `root` is missing, is no folder, or holds no NIfTI file.
     """
     root = Path(root)
     if not root.exists():
@@ -144,7 +145,7 @@ def _names(root: Path) -> list[FileName]:
 
 
 def _match(names: Sequence[FileName], root: Path) -> list[_Draft]:
-    """Puts image, mask and centroids of one collection together."""
+    """Put image, mask and centroids of one collection together."""
     drafts: list[_Draft] = []
     for role in ("image", "labels", "centroids"):
         chosen = _one_per_base([name for name in names if name.role == role], root)
@@ -279,7 +280,7 @@ def _unique_ids(drafts: Sequence[_Draft]) -> list[str]:
 
 
 def _mark_duplicates(cases: Sequence[Case], drafts: Sequence[_Draft]) -> list[Case]:
-    """Marks all but the best copy of every scan that lies in several collections."""
+    """Mark all but the best copy of every scan that lies in several collections."""
     result = list(cases)
     scans: dict[str, list[int]] = defaultdict(list)
     for i, draft in enumerate(drafts):

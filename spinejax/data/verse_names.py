@@ -137,7 +137,7 @@ def verse_ids(name: str) -> tuple[str, ...]:
 
 
 def parse(path: Path, folders: tuple[str, ...], outer: tuple[str, ...] = ()) -> FileName:
-    """Reads the name of `path`; `folders` lead from the dataset's root to it, `outer` to the root.
+    """Read the name of `path`; `folders` lead from the dataset's root to it, `outer` to the root.
 
     `outer` gives subset and edition only.
     """

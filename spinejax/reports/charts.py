@@ -21,12 +21,12 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read the training record, forgiving what an interrupted run leaves.
 
     Args:
-      path: metrics.jsonl of a workdir; may be absent or empty.
+        path: metrics.jsonl of a workdir; may be absent or empty.
 
     Returns:
-      The records in order of step; of a step that was logged twice (the run was stopped after it
-      and resumed before it) the later one. Lines that are not whole JSON objects with a step are
-      left out: the last line of a killed run is cut anywhere.
+        The records in order of step; of a step that was logged twice (the run was stopped after it
+        and resumed before it) the later one. Lines that are not whole JSON objects with a step are
+        left out: the last line of a killed run is cut anywhere.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,13 +105,13 @@ def line_chart(
     """Return one chart over training steps as SVG inside a <figure>.
 
     Args:
-      title: its caption, plain text.
-      curves: (name, CSS class, points of (step, value)); curves without points are left out. A
-        curve of class "train" is drawn faint, with its running mean on top.
-      floor: smallest value on the vertical axis, or None for that of the data.
+        title: its caption, plain text.
+        curves: (name, CSS class, points of (step, value)); curves without points are left out. A
+            curve of class "train" is drawn faint, with its running mean on top.
+        floor: smallest value on the vertical axis, or None for that of the data.
 
     Returns:
-      HTML; says so in words when there is nothing to draw.
+        HTML; says so in words when there is nothing to draw.
     """
     curves = [(name, kind, points) for name, kind, points in curves if points]
     if not curves:
@@ -184,7 +184,7 @@ def curves(path: str | os.PathLike[str]) -> str:
     """Return loss, Dice and learning rate of a run over its steps as three inline SVG charts.
 
     Args:
-      path: metrics.jsonl; absent, empty and cut files are fine (see `read_metrics`).
+        path: metrics.jsonl; absent, empty and cut files are fine (see `read_metrics`).
     """
     records = read_metrics(path)
 
@@ -208,8 +208,8 @@ def dot_chart(values: Sequence[tuple[str, float]], label: str) -> str:
     """Return one dot per case on a line from 0 to 1, with the mean marked, as inline SVG.
 
     Args:
-      values: (case, value between 0 and 1); dots at one place are stacked.
-      label: what the values are, plain text.
+        values: (case, value between 0 and 1); dots at one place are stacked.
+        label: what the values are, plain text.
     """
     if not values:
         return ""

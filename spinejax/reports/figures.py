@@ -54,11 +54,11 @@ def centre(mask: np.ndarray) -> tuple[int, int, int] | None:
     """Return the voxel in the middle of a spine, or None for an empty mask.
 
     Args:
-      mask: (x, y, z) labels, 0 for background, any axis order.
+        mask: (x, y, z) labels, 0 for background, any axis order.
 
     Returns:
-      The median of the foreground's indices along each axis: it follows the bulk of the spine and
-      ignores a few stray voxels far away.
+        The median of the foreground's indices along each axis: it follows the bulk of the spine and
+        ignores a few stray voxels far away.
     """
     counts = [np.zeros(length, np.int64) for length in mask.shape]
     for start in range(0, mask.shape[2], _SLAB):
@@ -304,18 +304,18 @@ def quicklook(
     slice within 15 mm of it that shows most foreground.
 
     Args:
-      volume: the scan, in any orientation.
-      prediction: (x, y, z) bool or integer labels in the volume's own axes; 0 is background.
-      reference: likewise, or None.
-      path: the PNG to write; appears whole or not at all.
-      title: printed on the picture; by default the file's name without `.png`.
-      window_hu: (black, white) HU.
+        volume: the scan, in any orientation.
+        prediction: (x, y, z) bool or integer labels in the volume's own axes; 0 is background.
+        reference: likewise, or None.
+        path: the PNG to write; appears whole or not at all.
+        title: printed on the picture; by default the file's name without `.png`.
+        window_hu: (black, white) HU.
 
     Returns:
-      `path`.
+        `path`.
 
     Raises:
-      ValueError: a label map has another shape than the volume.
+        ValueError: a label map has another shape than the volume.
     """
     path = Path(path)
     png = quicklook_png(

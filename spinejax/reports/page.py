@@ -15,16 +15,17 @@ def write_report(
     """Write the page of a run, and its tables as Markdown and CSV beside it.
 
     Args:
-      workdir: of `spinejax train`; what is missing in it (evaluation, record) is said on the page.
-      output: the HTML file; by default `<workdir>/report.html`. The tables get its name with .md
-        and .csv.
+        workdir: of `spinejax train`; what is missing in it (evaluation, record) is said on the
+            page.
+        output: the HTML file; by default `<workdir>/report.html`. The tables get its name with .md
+            and .csv.
 
     Returns:
-      The HTML file.
+        The HTML file.
 
     Raises:
-      InputError: `workdir` is missing, is not a run or holds damaged files; `output` cannot be
-        written.
+        InputError: `workdir` is missing, is not a run or holds damaged files; `output` cannot be
+            written.
     """
     run = read_run(workdir)
     output = Path(output) if output is not None else run.workdir / "report.html"

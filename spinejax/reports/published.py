@@ -153,12 +153,12 @@ def matching_rows(config: Mapping[str, Any]) -> tuple[Row, ...]:
     """Return the rows of paper A that describe the experiment of a config.
 
     Args:
-      config: a resolved config (nested mappings): `model.name`, `data.normalise` and
-        `augment.enabled` are read.
+        config: a resolved config (nested mappings): `model.name`, `data.normalise` and
+            `augment.enabled` are read.
 
     Returns:
-      The rows of Table 5 (with augmentation) or Table 3 (without) with that normalisation, VerSe
-      2020 first; empty for a network or a normalisation that those tables do not have.
+        The rows of Table 5 (with augmentation) or Table 3 (without) with that normalisation, VerSe
+        2020 first; empty for a network or a normalisation that those tables do not have.
     """
     if _get(config, "model", "name") != "chasppraunet":
         return ()
@@ -231,8 +231,8 @@ def why_not_comparable(phantom: bool = False, quoted: bool = False) -> list[str]
     """Return the reasons, one sentence or two each, why a run's scores are not set against these.
 
     Args:
-      phantom: the run's scans are synthetic.
-      quoted: the row is one of Table 11 that quotes another group's work.
+        phantom: the run's scans are synthetic.
+        quoted: the row is one of Table 11 that quotes another group's work.
     """
     synthetic = "Published on real CT, ours on synthetic phantoms: other images, and easier ones."
     if quoted:

@@ -62,7 +62,7 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     """Read what the workdir of a run holds; only `config.json` must be there.
 
     Raises:
-      InputError: the folder is missing, is not a run, or holds a damaged file.
+        InputError: the folder is missing, is not a run, or holds a damaged file.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():

@@ -178,10 +178,10 @@ def compare(
     """Return this run (mean over its scans) and the published rows of the same experiment.
 
     Args:
-      config: the run's resolved config.
-      scores: a score file, or None where nothing has been scored.
-      parameters: of the run's network.
-      split: name of the part of the data that `scores` is about.
+        config: the run's resolved config.
+        scores: a score file, or None where nothing has been scored.
+        parameters: of the run's network.
+        split: name of the part of the data that `scores` is about.
     """
     rows = []
     means = {row.metric.key: 100 * row.mean for row in summarise(scores or {})}
@@ -251,9 +251,9 @@ def tables_markdown(
     """Return every table of the page as Markdown.
 
     Args:
-      config: the run's resolved config.
-      evaluations: split -> score file.
-      parameters: of the run's network.
+        config: the run's resolved config.
+        evaluations: split -> score file.
+        parameters: of the run's network.
     """
     parts = [f"# {config.get('name', 'run')}\n"]
     for split, scores in evaluations.items():
