@@ -30,7 +30,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # better augmentation.
     config.augment.enabled = False
     config.train.steps = 900
-    config.train.eval_every_epochs = 1
     config.optim.learning_rate = 4e-3
     config.predict.fill_holes = True
     if args.debug:
