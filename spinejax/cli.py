@@ -5,6 +5,7 @@ what it does, the flags it has, and the function that runs it. Libraries that ar
 are imported by the command that needs them.
 """
 
+import io
 import logging
 import os
 import re
@@ -280,23 +281,20 @@ def parse(command: Command, name: str, arguments: list[str]) -> FlagValues | Non
 
 def _config_first(arguments: list[str]) -> list[str]:
     """Put --config before its overrides, as ml_collections wants it; a person need not."""
-    arguments = list(arguments)
-    for at, text in enumerate(arguments[:-1]):
-        if text in ("--config", "-config") and not arguments[at + 1].startswith("-"):
-            arguments[at : at + 2] = [f"--config={arguments[at + 1]}"]
-            break
+    if "--config" in arguments[:-1]:
+        at = arguments.index("--config")
+        arguments = [f"--config={arguments[at + 1]}", *arguments[:at], *arguments[at + 2 :]]
     return sorted(arguments, key=lambda text: not text.startswith(("--config=", "-config=")))
 
 
 def _check_config_file(arguments: list[str]) -> None:
     """Refuse a config file that is not there, in fewer words than ml_collections."""
     given = [text.partition("=")[2] for text in arguments if re.match("--?config=", text)]
-    path = Path((given[-1] if given else DEFAULT_CONFIG).partition(":")[0])
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() and given and given[-1] else "no such config file"
+    name = given[-1] if given else DEFAULT_CONFIG
+    if not Path(name.partition(":")[0]).is_file():
         raise InputError(
-            f"--config={given[-1] if given else DEFAULT_CONFIG}: {what} in {Path.cwd()}; give "
-            "--config=FILE.py, e.g. the path of configs/chasppraunet.py"
+            f"--config={name}: there is no such file in {Path.cwd()}; give --config=FILE.py, e.g. "
+            "the path of configs/chasppraunet.py"
         )
 
 
@@ -361,6 +359,8 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     name = arguments.pop(0)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # warnings are for developers; the tests make them errors
@@ -371,9 +371,14 @@ def main(argv: list[str] | None = None) -> int:
         if name not in COMMANDS:
             raise InputError(f"unknown command {name!r}{_nearest(name)}; see spinejax --help")
         values = parse(COMMANDS[name], name, arguments)
-        return 0 if values is None else COMMANDS[name].run(values)
+        status = 0 if values is None else COMMANDS[name].run(values)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         message = str(error)
+    except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as of a program that SIGPIPE ends
     except OSError as error:
         message = describe_os_error(error)
     except KeyboardInterrupt:

@@ -55,7 +55,8 @@ def doctor(data: str | None) -> int:
     report = inventory.doctor(data)
     print("\n".join(report.lines))
     if report.problems:
-        print(f"\n{len(report.problems)} problems")
+        count = len(report.problems)
+        print(f"\n{count} problem{'s' if count > 1 else ''}")
         print("\n".join(f"  {problem}" for problem in report.problems))
     else:
         print("\nno problems")

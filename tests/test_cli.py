@@ -224,6 +224,9 @@ def test_the_installed_command_has_the_exit_status_of_main(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
     assert spinejax("--help").returncode == 0
+    first_line = f"{sys.executable} -m spinejax.cli doctor | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", first_line], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "" and done.stdout.split()[0] == "python", done
     wrong = spinejax("predict", f"--workdir={tmp_path}", "--input=x", "--output=y")
     assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1, wrong.stderr
 

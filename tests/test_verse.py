@@ -1,3 +1,5 @@
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -373,3 +375,17 @@ def test_index_does_not_depend_on_creation_order(tmp_path):
     second = verse.index_dataset(make(tmp_path / "b" / "root", *reversed(names)))
     assert [case.id for case in first] == [case.id for case in second]
     assert [case.subset for case in first] == ["test"] * 3
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    make(tmp_path, *subject_based(".", "sub-verse521"))
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("derivatives"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="derivatives: cannot be listed .*; check the rights"):
+        verse.index_dataset(tmp_path)

@@ -74,7 +74,7 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
         exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
 
     Raises:
-        InputError: `root` is missing, is no folder, or holds no NIfTI file.
+        InputError: `root` is missing, is no folder, holds no NIfTI file, or cannot be listed.
     """
     root = Path(root)
     if not root.exists():
@@ -124,7 +124,7 @@ def _names(root: Path) -> list[FileName]:
     own = root.resolve().name
     is_part = bool(verse_names.edition_of((own,))) or own.lower().startswith("dataset")
     outer = (own,) if is_part else ()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -142,6 +142,13 @@ def _names(root: Path) -> list[FileName]:
                 if name.role != "other":
                     names.append(name)
     return names
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed would leave scans out without a word."""
+    raise InputError(
+        f"{error.filename}: cannot be listed ({error.strerror}); check the rights on the folder"
+    ) from error
 
 
 def _match(names: Sequence[FileName], root: Path) -> list[_Draft]:
