@@ -92,6 +92,17 @@ def test_folder_of_another_seed_is_refused(written):
         dataset.write_dataset(written, 3, 8, **SMALL)
 
 
+def test_folder_of_something_else_is_refused_and_kept(tmp_path):
+    (tmp_path / "README").write_text("my scans")
+    with pytest.raises(InputError, match="holds other files"):
+        dataset.write_dataset(tmp_path, 1, 0, progress=False)
+    (tmp_path / "dataset_description.json").write_text('{"Name": "mine"}')
+    with pytest.raises(InputError, match="another kind"):
+        dataset.write_dataset(tmp_path, 1, 0, progress=False)
+    assert (tmp_path / "README").read_text() == "my scans"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("cases", "options", "words"),
     [

@@ -128,12 +128,19 @@ def _describe(root: Path, limits: dict[str, Any]) -> None:
             raise InputError(
                 f"{path}: not readable as JSON; delete it or choose another folder"
             ) from error
+        if found is None:
+            raise InputError(f"{root} holds a data set of another kind; choose another folder")
         if found != limits:
             raise InputError(
                 f"{root} holds phantoms of other settings ({found}); choose another folder or "
                 "delete this one"
             )
         return
+    if root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+        raise InputError(
+            f"{root} holds other files; choose an empty or a new folder, so that phantoms and "
+            "scans stay apart"
+        )
     description = {
         "Name": "spinejax phantoms",
         "BIDSVersion": "1.6.0",
@@ -142,8 +149,9 @@ def _describe(root: Path, limits: dict[str, Any]) -> None:
         "Phantom": limits,
     }
     root.mkdir(parents=True, exist_ok=True)
-    write_text(root / "README", _README.format(version=spinejax.__version__, seed=limits["seed"]))
+    # First, since a folder without it is refused: an interrupted start must find its own again.
     write_json(path, description)
+    write_text(root / "README", _README.format(version=spinejax.__version__, seed=limits["seed"]))
 
 
 @jax.jit
