@@ -90,8 +90,9 @@ def _train_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=values
     )
-    flags.DEFINE_integer("num_processes", 1, "Processes of the run.", flag_values=values)
-    flags.DEFINE_integer("process_id", 0, "Which of them this one is.", flag_values=values)
+    count = flags.DEFINE_integer
+    count("num_processes", 1, "Processes of the run.", lower_bound=1, flag_values=values)
+    count("process_id", 0, "Which of them this one is.", lower_bound=0, flag_values=values)
 
 
 def _checkpoint_flag(values: FlagValues) -> None:

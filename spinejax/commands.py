@@ -145,6 +145,10 @@ def predict(
     workdir: Path, source: Path, output: Path, *, reference: Path | None, which: str
 ) -> int:
     """Segment a CT or every CT of a folder; a file that fails is named and the rest go on."""
+    if nifti.is_nifti(output) and not output.is_dir():
+        raise InputError(
+            f"{output}: --output is a folder, files in it get the names of their scans"
+        )
     paths = _scans(source)
     references = {} if reference is None else _references(reference, paths)
     config, variables = checkpoint.load_for_inference(workdir, which)

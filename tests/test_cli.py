@@ -373,6 +373,7 @@ def test_an_output_folder_that_is_a_file(dataset, run, tmp_path, capsys):
     arguments = ["predict", f"--workdir={run}", f"--input={ct_of(dataset)}"]
     fails(capsys, [*arguments, f"--output={tmp_path / 'out'}"], "out")
     fails(capsys, [*arguments, "--output=/proc/nowhere"], "/proc/nowhere")
+    fails(capsys, [*arguments, f"--output={tmp_path / 'mask.nii.gz'}"], "mask.nii.gz", "folder")
     fails(capsys, train_arguments(dataset, Path("/proc/nowhere")), "/proc/nowhere")
 
 
@@ -452,6 +453,7 @@ def test_missing_data(tmp_path, capsys):
         ("--config.seed=99999999999", ["seed"]),
         ("--workdri=x", ["workdri", "workdir"]),
         ("--workdir=", ["--workdir", "empty"]),
+        ("--num_processes=0", ["num_processes"]),
     ],
 )
 def test_bad_config_values(override, words, dataset, tmp_path, capsys):

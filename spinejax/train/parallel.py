@@ -38,6 +38,8 @@ def initialize_distributed(
     Raises:
         InputError: the other processes could not be reached.
     """
+    if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdecimal():
+        raise InputError(f"coordinator {coordinator_address!r} has no port; write HOST:PORT")
     try:
         jax.distributed.initialize(
             coordinator_address,

@@ -57,7 +57,11 @@ def dataset_root(config: ConfigDict, workdir: Path) -> Path:
         )
     root = Path(config.data.root).expanduser()
     if not root.is_dir():
-        raise InputError(f"data.root={config.data.root}: there is no such folder; correct the path")
+        raise InputError(
+            f"data.root={config.data.root}: there is no such folder (looked for in {Path.cwd()}); "
+            "correct the path: where scans of a run were moved, by its `spinejax train` command "
+            "with the new --config.data.root=DIR"
+        )
     return root
 
 
