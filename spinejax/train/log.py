@@ -75,6 +75,7 @@ class RunLog:
         now = time.monotonic()
         self._started = now - (earlier[-1]["seconds"] if earlier else 0.0)
         self._since = (start_step, now)
+        self._rate = 0.0
         if not active:
             return
         try:
@@ -111,8 +112,7 @@ class RunLog:
         """Move the bar to `step`; its text changes with the next refresh."""
         if not self._active:
             return
-        last, since = self._since
-        rate = (step - last) * self._batch_size / max(time.monotonic() - since, 1e-9)
+        rate = self._slices_per_s(step)
         if self._first:
             # The first update was compiled; its duration says nothing of those to come.
             self._first, self._since = False, (step, time.monotonic())
@@ -120,12 +120,18 @@ class RunLog:
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
+    def _slices_per_s(self, step: int) -> float:
+        """Speed since the last logged step; that of the steps before where `step` is that one."""
+        last, since = self._since
+        if step > last:
+            elapsed = max(time.monotonic() - since, 1e-9)
+            self._rate = (step - last) * self._batch_size / elapsed
+        return self._rate
+
     def train(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of the update that led to `step`."""
-        now = time.monotonic()
-        last, since = self._since
-        rate = (step - last) * self._batch_size / max(now - since, 1e-9)
-        self._since = (step, now)
+        rate = self._slices_per_s(step)
+        self._since = (step, time.monotonic())
         self._line(step, "train", {**values, "slices_per_s": rate})
 
     def val(self, step: int, values: Mapping[str, float]) -> None:

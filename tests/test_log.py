@@ -1,0 +1,13 @@
+"""What a run tells while it goes."""
+
+from spinejax.train import log
+
+
+def test_the_bar_has_a_speed_at_logged_steps_too(tmp_path, capsys):
+    with log.RunLog(tmp_path, start_step=0, total_steps=4, batch_size=8) as writer:
+        for step in range(1, 5):
+            writer.train(step, {"loss": 1.0})
+            writer.advance(step, 1.0, 0.5)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "4/4" in last and " 0.0 slices/s" not in last, last
+    assert all(line["slices_per_s"] > 0 for line in log.read_metrics(tmp_path))
