@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # At 2 mm, rotating and scaling blur the very borders that are scored; another phantom is the
     # better augmentation.
     config.augment.enabled = False
-    config.train.steps = 900
+    config.train.steps = 750
     config.optim.learning_rate = 4e-3
     config.predict.fill_holes = True
     if args.debug:
