@@ -158,7 +158,7 @@ def predict(
     for case_id, path in paths.items():
         try:
             if case_id in references:
-                volume, truth = nifti.read_pair(path, references[case_id])
+                volume, truth = nifti.read_pair(path, references[case_id], valid=None)
             else:
                 volume, truth = nifti.read_volume(path), None
             labels = _segment(predictor, volume, path, case_id)
