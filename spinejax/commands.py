@@ -272,7 +272,10 @@ def _scans(source: Path) -> dict[str, Path]:
             )
         scans[case] = path
     if not scans:
-        raise InputError(f"{source}: no CT (.nii or .nii.gz) in it; check --input")
+        raise InputError(
+            f"{source}: no CT (.nii or .nii.gz) in it; check --input, and convert DICOM to NIfTI "
+            "first, e.g. with dcm2niix"
+        )
     return scans
 
 

@@ -190,6 +190,10 @@ def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run
     one = f"--reference={root / names[1].format(500)}"
     fails(capsys, [*arguments, one], "one file for 2 scans")
     fails(capsys, [*arguments, "--reference=nowhere"], "nowhere", "--reference")
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom/IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    arguments[2] = f"--input={tmp_path / 'dicom'}"
+    fails(capsys, arguments, "no CT", "convert DICOM")
 
 
 def test_a_finished_run_says_so(dataset, run, capsys):
