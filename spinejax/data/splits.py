@@ -161,7 +161,7 @@ def _official(cases: Sequence[Case], seed: int, val_fraction: float) -> Split:
         )
     moved = moved_patients(cases)
     if moved:
-        _log.info(
+        _log.warning(
             "official split: %d patients have scans in several subsets; each is wholly in the most "
             "held-out one (first: %s)",
             len(moved),

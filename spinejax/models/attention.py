@@ -65,7 +65,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     Paper A, equations (1) and (2); the factor 1 / sqrt(d) keeps the scores of order one at the
     start of training. Softmax is over the m keys, in float32.
 
-    A slice of 256 x 256 has 65,536 queries for 1,024 keys, 268 MB of scores, so that queries go
+    A slice of 256 x 256 has 65,536 queries for up to 1,024 keys, 268 MB of scores, so that queries go
     through in chunks and the backward pass computes each chunk's scores again, from the saved
     normaliser (Rabe and Staats, 2021; Dao et al., FlashAttention, 2022).
     """
@@ -126,7 +126,7 @@ class DotProductAttention(nn.Module):
     The result, projected back to the skip's width, is added to the skip.
     """
 
-    key_size: int = 32  # keys and values are averaged to at most this many pixels a side
+    key_size: int = 16  # keys and values are averaged to at most this many pixels a side
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -192,7 +192,7 @@ class Attention(nn.Module):
     """The attention named by `kind`; "none" returns the skip as it is."""
 
     kind: str = "dot_product"  # one of ATTENTIONS
-    key_size: int = 32  # of "dot_product"
+    key_size: int = 16  # of "dot_product"
     norm: str = "group"
     axis_name: str | None = None
     dtype: Dtype = jnp.float32

@@ -80,7 +80,7 @@ class CHASPPRAUNet(nn.Module):
     out_channels: int = 1  # 1: binary, to be read through a sigmoid; else softmax
     widths: tuple[int, ...] = (24, 48, 96, 192)  # per level; gives paper A's size, see Table 11
     attention: str = "dot_product"  # the one that equations 1-2 write down
-    attention_key_size: int = 32  # largest side of the keys of "dot_product"
+    attention_key_size: int = 16  # largest side of the keys of "dot_product"
     pyramid: str = "chaspp"  # "chaspp" | "aspp" | "none"
     root_rates: tuple[int, ...] = (6,)  # "one root", its rate not given
     branch_rates: tuple[int, ...] = (1, 2, 3)
