@@ -65,7 +65,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     Paper A, equations (1) and (2); the factor 1 / sqrt(d) keeps the scores of order one at the
     start of training. Softmax is over the m keys, in float32.
 
-    A slice of 256 x 256 has 65,536 queries for up to 1,024 keys, 268 MB of scores, so that queries go
+    A slice of 256 x 256 has 65,536 queries; for 1,024 keys that is 268 MB of scores, so queries go
     through in chunks and the backward pass computes each chunk's scores again, from the saved
     normaliser (Rabe and Staats, 2021; Dao et al., FlashAttention, 2022).
     """
