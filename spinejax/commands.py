@@ -105,7 +105,7 @@ def train(
 
 def evaluate(workdir: Path, *, split: str, which: str) -> int:
     """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`."""
-    config, variables = checkpoint.load_for_inference(workdir, which)
+    config, variables = _load(workdir, which)
     cases = setup.cases(config, workdir)[split]
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
@@ -151,7 +151,7 @@ def predict(
         )
     paths = _scans(source)
     references = {} if reference is None else _references(reference, paths)
-    config, variables = checkpoint.load_for_inference(workdir, which)
+    config, variables = _load(workdir, which)
     output.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(config, variables)
     failed = 0
@@ -192,6 +192,16 @@ def score(prediction: Path, reference: Path, output: Path) -> int:
     print(scoring.summary_table(scores))
     print(f"scores: {output}")
     return 0
+
+
+def _load(workdir: Path, which: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """Return the config and variables of a run; an incomplete or edited config is refused."""
+    config, variables = checkpoint.load_for_inference(workdir, which)
+    try:
+        settings.check_config(config)
+    except InputError as error:
+        raise InputError(f"{workdir / 'config.json'}: {error}") from error
+    return config, variables
 
 
 @dataclass(frozen=True)
