@@ -529,5 +529,5 @@ def test_missing_and_corrupted_checkpoints(dataset, run, tmp_path, capsys):
     fails(capsys, ["evaluate", f"--workdir={copy}"], "copy", "checkpoint")
     shutil.copytree(run, tmp_path / "edited")
     (tmp_path / "edited/config.json").write_text("{}")
-    fails(capsys, ["evaluate", f"--workdir={tmp_path / 'edited'}"], "config.json", "the config has no")
+    fails(capsys, ["evaluate", f"--workdir={tmp_path / 'edited'}"], "config.json", "has no")
     fails(capsys, ["report", f"--workdir={tmp_path / 'nowhere'}"], "nowhere")
