@@ -12,15 +12,17 @@ from spinejax.errors import InputError
 from spinejax.models.attention import ATTENTIONS
 from spinejax.models.chasppraunet import CHASPPRAUNet
 from spinejax.models.layers import NORMS, Dtype
+from spinejax.models.opconvnet import PADDINGS, OPConvNet
 from spinejax.models.pyramid import PYRAMIDS
 from spinejax.models.unet import UNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "chasppraunet": CHASPPRAUNet,
+    "opconvnet": OPConvNet,
     "unet": UNet,
 }
 
-CHOICES = {"attention": ATTENTIONS, "pyramid": PYRAMIDS, "norm": NORMS}
+CHOICES = {"attention": ATTENTIONS, "pyramid": PYRAMIDS, "norm": NORMS, "paddings": PADDINGS}
 
 # What the builder passes itself, so that a config does not.
 BUILT = frozenset({"out_channels", "dtype", "remat", "axis_name", "parent", "name"})
@@ -56,9 +58,10 @@ def build_model(
     known = set(parameters) - BUILT
     for field, value in values.items():
         check_choice("config field model", field, known)
-        if field in CHOICES:
-            check_choice(f"model.{field}", value, CHOICES[field])
         _check_type(field, value, parameters[field].default)
+        if field in CHOICES:
+            for item in value if isinstance(value, list | tuple) else (value,):
+                check_choice(f"model.{field}", item, CHOICES[field])
         # ConfigDicts read lists from JSON; a module's fields must be hashable.
         values[field] = tuple(value) if isinstance(value, list) else value
     return build(**values, out_channels=out_channels, dtype=dtype, remat=remat, axis_name=axis_name)
@@ -78,8 +81,10 @@ def _check_type(field: str, value: Any, default: Any) -> None:
         good = isinstance(value, int | float) and 0 <= value < 1
         wanted = "a number in [0, 1)"
     elif isinstance(default, tuple):
-        good = isinstance(value, list | tuple) and bool(value) and all(map(whole, value))
-        wanted = "one or more whole numbers above 0"
+        words = isinstance(default[0], str)
+        fits = (lambda item: isinstance(item, str)) if words else whole
+        good = isinstance(value, list | tuple) and bool(value) and all(map(fits, value))
+        wanted = "one or more words" if words else "one or more whole numbers above 0"
     else:
         return
     if not good:

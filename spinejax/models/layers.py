@@ -35,18 +35,34 @@ def check_sides(height: int, width: int, stride: int) -> None:
         )
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Return the maximum of each 2 x 2 block: `(b, h, w, c)` to `(b, h/2, w/2, c)`; even sides.
+def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
+    """Return the maxima of `size` x `size` windows, `stride` pixels apart, of `(b, h, w, c)`.
 
-    Values are those of `nn.max_pool`, whose gradient (select-and-scatter) is slow. The maxima are
-    selections, not `jnp.max`: its gradient asks which inputs *equal* the maximum, and where XLA
-    computes an input again inside another fusion, rounded otherwise, none does or the wrong one.
+    Windows lie wholly inside the image: a side of n pixels becomes (n - size) // stride + 1.
+
+    Values and gradients are those of `nn.max_pool`, whose gradient (select-and-scatter) is slow.
+    The maxima are selections, not `jnp.max`: its gradient asks which inputs *equal* the maximum,
+    and where XLA computes an input again inside another fusion, rounded otherwise, none does or
+    the wrong one. Of equal maxima the first in reading order is taken, hence columns before rows.
     """
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // 2, 2, w, c)
-    x = jnp.where(x[:, :, 0] > x[:, :, 1], x[:, :, 0], x[:, :, 1])
-    x = x.reshape(b, h // 2, w // 2, 2, c)
-    return jnp.where(x[:, :, :, 0] > x[:, :, :, 1], x[:, :, :, 0], x[:, :, :, 1])
+    for axis in (2, 1):
+        last = (x.shape[axis] - size) // stride * stride + 1
+        taps = [jax.lax.slice_in_dim(x, tap, tap + last, stride, axis=axis) for tap in range(size)]
+        x = taps[0]
+        for tap in taps[1:]:
+            x = jnp.where(x >= tap, x, tap)
+    return x
+
+
+class MaxPool(nn.Module):
+    """`max_pool` as a layer, so that a network's table shows it."""
+
+    size: int
+    stride: int
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pool `(b, h, w, c)`."""
+        return max_pool(x, self.size, self.stride)
 
 
 def average_pool_to(x: jax.Array, size: int) -> jax.Array:

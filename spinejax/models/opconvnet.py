@@ -1,0 +1,114 @@
+"""OP-convNet: the patch classifier of paper B, section IV.A, figure 8 and table 1.
+
+Three times convolution, ReLU and overlapping max pooling, then three fully connected layers.
+Text and table of the paper disagree on padding; the defaults are those of the table, whose counts
+and shapes agree with each other. A 32 x 32 patch gives 1,682,178 parameters and the activation
+sizes 15-7-5-3-3-2.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spinejax.choices import check_choice
+from spinejax.errors import InputError
+from spinejax.models.layers import Dtype, MaxPool
+
+PADDINGS = ("valid", "same")
+
+
+class OPConvNet(nn.Module):
+    """Classifier of square patches; the fields in plural hold one value per stage.
+
+    `apply(variables, x, train=..., rngs={"dropout": key})` takes patches (b, n, n, channels) and
+    returns float32 logits (b, out_channels) and the pooled activations of each stage,
+    `maxpool_1` (b, h, w, widths[0]) and so on. The key is needed while training only.
+
+    Parameters: `conv_1` ... {kernel (k, k, in, out), bias} and `fc_1` ... {kernel, bias}; the last
+    activations are flattened in the order (h, w, c). Biases begin at zero (section IV).
+    """
+
+    out_channels: int = 2  # classes, to be read through a softmax
+    widths: tuple[int, ...] = (64, 128, 256)  # channels of the convolutions
+    kernels: tuple[int, ...] = (3, 3, 3)  # sides, in taps
+    strides: tuple[int, ...] = (2, 1, 1)
+    paddings: tuple[str, ...] = ("valid", "valid", "same")  # "valid": none; "same": zeros
+    pools: tuple[int, ...] = (3, 3, 2)  # sides of the pooling windows
+    # Not printed: what leads from 15 to 7, from 5 to 3 and from 3 to 2 without padding.
+    pool_strides: tuple[int, ...] = (2, 1, 1)
+    fc_widths: tuple[int, ...] = (1024, 256)  # hidden layers; the last has out_channels
+    fc_relu: bool = True  # after each hidden layer; table 1 has no such rows
+    dropout: float = 0.5  # after each hidden layer
+    # Standard deviation of the Gaussian that the weights are drawn from; 0: sqrt(2 / inputs) of
+    # each layer (He et al., ICCV 2015).
+    init_std: float = 0.0
+    axis_name: str | None = None  # no layer needs the other devices
+    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
+    remat: bool = False  # compute each stage again in the backward pass: less memory
+
+    @property
+    def stride(self) -> int:
+        """Any patch that is large enough will do."""
+        return 1
+
+    def activation_sizes(self, n: int) -> tuple[int, ...]:
+        """Return the sides of what each convolution and pool gives for a patch of side `n` pixels.
+
+        Raises:
+            InputError: The patch is too small for the layers.
+        """
+        sizes: list[int] = []
+        side = n
+        for stage in range(len(self.widths)):
+            kernel, stride = self.kernels[stage], self.strides[stage]
+            if self.paddings[stage] == "same":
+                side = -(-side // stride)
+            else:
+                side = (side - kernel) // stride + 1
+            sizes.append(side)
+            side = (side - self.pools[stage]) // self.pool_strides[stage] + 1
+            sizes.append(side)
+            if min(sizes) < 1:
+                raise InputError(
+                    f"a patch of {n} x {n} pixels is too small for stage {stage + 1} of opconvnet; "
+                    "enlarge config field data.patches.size or shrink model.kernels and model.pools"
+                )
+        return tuple(sizes)
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return logits and pooled activations of patches `x` (b, n, n, channels)."""
+        self.activation_sizes(min(x.shape[1:3]))
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        if self.init_std:
+            init = nn.initializers.normal(self.init_std)
+        common: dict[str, Any] = dict(kernel_init=init, dtype=self.dtype)
+
+        out: dict[str, jax.Array] = {}
+        x = x.astype(self.dtype)
+        for index, width in enumerate(self.widths):
+            check_choice("model.paddings", self.paddings[index], PADDINGS)
+            kernel, stride = self.kernels[index], self.strides[index]
+            x = nn.Conv(
+                width,
+                (kernel, kernel),
+                stride,
+                padding=self.paddings[index].upper(),
+                **common,
+                name=f"conv_{index + 1}",
+            )(x)
+            x = nn.relu(x)
+            pool = MaxPool(self.pools[index], self.pool_strides[index], name=f"maxpool_{index + 1}")
+            x = out[f"maxpool_{index + 1}"] = pool(x)
+        x = x.reshape(x.shape[0], -1)
+        for index, width in enumerate(self.fc_widths):
+            x = nn.Dense(width, **common, name=f"fc_{index + 1}")(x)
+            x = nn.relu(x) if self.fc_relu else x
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"dropout_{index + 1}")(x)
+        last = f"fc_{len(self.fc_widths) + 1}"
+        logits = nn.Dense(self.out_channels, kernel_init=init, dtype=jnp.float32, name=last)(x)
+        return logits, out
