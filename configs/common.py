@@ -54,12 +54,16 @@ def data_block() -> ConfigDict:
     data.fold = 0
     data.cache_dir = ""  # "": <workdir>/cache
     data.plane = "sagittal"  # "sagittal" | "coronal" | "axial"
-    # Preprocessing (paper A, section 4.2).
+    # "clamp": smooth, then clamp to clamp_hu (paper A, section 4.2) | "op_window": 0 outside
+    # clamp_hu, then smooth each slice (paper B, section II.A).
     data.preprocess = ConfigDict()
-    data.preprocess.smoothing_sigma_mm = 0.75
+    data.preprocess.intensity = "clamp"
+    data.preprocess.smoothing_sigma_mm = 0.75  # of clamp
+    data.preprocess.smoothing_sigma_px = 0.7  # of op_window, in a kernel of
+    data.preprocess.smoothing_kernel_px = 3  # by 3 pixels
     data.preprocess.clamp_hu = (-1000.0, 800.0)
     # "resample": to spacing_mm in the plane, then crops of `size`; "resize": each whole slice
-    # to `size`, as the paper words it.
+    # to `size`, as paper A words it; "native": the scan's own pixels, then crops.
     data.preprocess.mode = "resample"
     data.preprocess.spacing_mm = 1.0
     data.size = (256, 256)
@@ -85,6 +89,7 @@ def augment_block() -> ConfigDict:
             enabled=True,
             scale=(0.85, 1.15),
             rotation_deg=15.0,
+            translation_px=0.0,
             # Left and right are mirrored with this probability, in coronal and axial slices; no
             # patient looks like any other mirror image.
             flip_probability=0.5,

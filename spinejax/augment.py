@@ -1,8 +1,8 @@
 """Random changes of training slices, on the device: pure functions of keys and a batch.
 
-Paper A, section 4.3.1 names scaling, rotation and flips without their ranges; the default ranges
-are this project's. The changes of intensity follow Payer et al. (2020), whom the paper follows in
-preprocessing.
+Paper A, section 4.3.1 names scaling, rotation and flips, and paper B, section II.A rotation and
+translation, both without ranges; the default ranges are this project's. The changes of intensity
+follow Payer et al. (2020), whom paper A follows in preprocessing.
 
 Only left and right are mirrored: axis 0 of coronal (x, z) and axial (x, y)
 slices. A sagittal slice (y, z) has no such axis, and neither front and back nor up and down are
@@ -27,6 +27,7 @@ def augment(
     plane: str,
     scale: tuple[float, float] = (0.85, 1.15),
     rotation_deg: float = 15.0,
+    translation_px: float = 0.0,
     flip_probability: float = 0.5,
     shift_hu: float = 30.0,
     gain: float = 0.1,
@@ -46,6 +47,7 @@ def augment(
         plane: "sagittal", "coronal" or "axial"; decides what may be mirrored (FLIP_AXES).
         scale: Range of the magnification about the centre of the slice.
         rotation_deg: Rotation by up to this many degrees either way.
+        translation_px: Move along each axis by up to this many pixels either way.
         flip_probability: Of mirroring each axis of FLIP_AXES.
         shift_hu: HU added to all pixels, up to this either way.
         gain: HU are multiplied by 1 plus up to this either way.
@@ -66,12 +68,14 @@ def augment(
             jax.random.split(key, 7)
         )
         image = image.astype(jnp.float32)
-        if rotation_deg or tuple(scale) != (1.0, 1.0):
+        if rotation_deg or translation_px or tuple(scale) != (1.0, 1.0):
+            key_move = jax.random.fold_in(key, 7)  # beside the seven above
             image, label = resample(
                 image,
                 label,
                 scale=jax.random.uniform(key_scale, minval=scale[0], maxval=scale[1]),
                 angle_rad=jnp.deg2rad(_either_way(key_angle, rotation_deg)),
+                shift_px=_either_way(key_move, translation_px, (2,)),
                 fill_hu=fill_hu,
             )
         for axis in flip_axes:
@@ -90,9 +94,9 @@ def augment(
     return jax.vmap(one)(keys, image, label)
 
 
-def _either_way(key: jax.Array, limit: float) -> jax.Array:
+def _either_way(key: jax.Array, limit: float, shape: tuple[int, ...] = ()) -> jax.Array:
     """Uniform in [-limit, limit]."""
-    return jax.random.uniform(key, minval=-limit, maxval=limit)
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
 
 def resample(
@@ -101,17 +105,19 @@ def resample(
     *,
     scale: jax.Array | float,
     angle_rad: jax.Array | float,
+    shift_px: jax.Array | tuple[float, float] = (0.0, 0.0),
     fill_hu: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Magnify by `scale` and turn by `angle_rad` from axis 0 to axis 1, about the centre.
+    """Magnify by `scale`, turn by `angle_rad` from axis 0 to axis 1 about the centre, and shift.
 
-    The content at offset p from the centre moves to scale * R p: each output pixel o reads the
-    input at R^T o / scale, linearly for `image` (h, w), to the nearest pixel for `label` (h, w).
+    The content at offset p from the centre moves to scale * R p + shift_px: each output pixel o
+    reads the input at R^T (o - shift_px) / scale, linearly for `image` (h, w), to the nearest pixel
+    for `label` (h, w).
     """
     h, w = image.shape
     centre = ((h - 1) / 2, (w - 1) / 2)
-    rows = (jnp.arange(h) - centre[0])[:, None]
-    columns = (jnp.arange(w) - centre[1])[None, :]
+    rows = (jnp.arange(h) - centre[0] - shift_px[0])[:, None]
+    columns = (jnp.arange(w) - centre[1] - shift_px[1])[None, :]
     cos, sin = jnp.cos(angle_rad) / scale, jnp.sin(angle_rad) / scale
     source = [cos * rows + sin * columns + centre[0], cos * columns - sin * rows + centre[1]]
     return (

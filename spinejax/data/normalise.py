@@ -4,7 +4,8 @@ Paper A (section 4.2, figure 8, tables 3-8) compares four: "-1000 to 800", "zero
 "-1 to 1", and finds the first best. It does not say what "-1000 to 800" does after the clamp to the
 same range, so both readings are here: `"hu"` leaves clamped Hounsfield units as they are (the text
 speaks of a clamping range), `"minmax_to_hu"` maps the scan's own minimum and maximum linearly to
-the range (figure 8 calls it a rescaling).
+the range (figure 8 calls it a rescaling). Paper B (section II.A) scales its window of 0 to 1500
+to [0, 1]: `"unit"`.
 
 `normalise` and `network_input` are plain arithmetic on NumPy or JAX arrays and work under
 `jax.jit`; jax itself is not imported, so that reading data does not need it.
@@ -22,9 +23,9 @@ MODES = ("hu", "zscore", "unit", "sym", "minmax_to_hu")
 
 * `"hu"`: "-1000 to 800", clamped HU unchanged.
 * `"zscore"`: "zero mean", (x - mean) / std of the preprocessed scan.
-* `"unit"`: "0 to 1", linear from the clamp range.
-* `"sym"`: "-1 to 1", linear from the clamp range.
-* `"minmax_to_hu"`: "-1000 to 800", linear from the scan's own [min, max] to the clamp range.
+* `"unit"`: "0 to 1", linear from the range of preprocessed values.
+* `"sym"`: "-1 to 1", likewise.
+* `"minmax_to_hu"`: "-1000 to 800", linear from the scan's own [min, max] to that range.
 """
 
 NEED_STATS = ("zscore", "minmax_to_hu")
@@ -45,16 +46,16 @@ def check_mode(mode: str) -> str:
     return mode
 
 
-def normalise(image_hu: Any, mode: str, clamp_hu: tuple[float, float], stats: Any) -> Any:
+def normalise(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: Any) -> Any:
     """Map preprocessed HU to the values that `mode` names.
 
-    Values outside `clamp_hu` (intensity augmentation makes them) are clamped first, so that a
+    Values outside `range_hu` (intensity augmentation makes them) are clamped first, so that a
     network never sees in training what no preprocessed scan can contain.
 
     Args:
         image_hu: (..., h, w) preprocessed image in HU, any number type.
         mode: one of `MODES`.
-        clamp_hu: (low, high) of the preprocessing.
+        range_hu: (low, high) of preprocessed values (`SlicePreprocess.range_hu`).
         stats: (..., 4) float32 mean, std, min and max of each preprocessed scan in HU
             (`ScanStats`); its leading axes match those of the image. Used by `"zscore"` and
             `"minmax_to_hu"`; a scan of one single value gives zeros and the low end respectively.
@@ -66,7 +67,7 @@ def normalise(image_hu: Any, mode: str, clamp_hu: tuple[float, float], stats: An
         InputError: unknown mode.
     """
     check_mode(mode)
-    low, high = (float(bound) for bound in clamp_hu)
+    low, high = (float(bound) for bound in range_hu)
     image = image_hu.astype(np.float32).clip(low, high)
     if mode == "hu":
         return image
@@ -81,12 +82,12 @@ def normalise(image_hu: Any, mode: str, clamp_hu: tuple[float, float], stats: An
     return (image - least) * ((high - low) / (extent + (extent <= 0))) + low
 
 
-def network_input(image_hu: Any, mode: str, clamp_hu: tuple[float, float], stats: Any) -> Any:
+def network_input(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: Any) -> Any:
     """Return what the first convolution gets: `normalise` times `INPUT_SCALE[mode]`.
 
     Arguments, result and errors as for `normalise`. Training and inference both go through here.
     """
-    return normalise(image_hu, mode, clamp_hu, stats) * INPUT_SCALE[mode]
+    return normalise(image_hu, mode, range_hu, stats) * INPUT_SCALE[mode]
 
 
 class ScanStats:

@@ -1,11 +1,18 @@
 """From a scan to smoothed, clamped, resampled slices, and from predicted slices back to the scan.
 
-Paper A, section 4.2: the scan is reoriented, smoothed by a Gaussian and clamped to [-1000, 800] "as
-used by Payer et al." (there: recursive Gaussian of 0.75 mm in physical units, then the clamp, in
-this order), and the slices are resized to 256x256. Smoothing comes before resampling and is what
-keeps the linear interpolation from aliasing: with the default 0.75 mm it fits steps up to about 2
-mm; for much coarser ones (`"resize"` of a large field of view to few pixels) raise
-`smoothing_sigma_mm`.
+Paper A, section 4.2 (`intensity="clamp"`): the scan is reoriented, smoothed by a Gaussian and
+clamped to [-1000, 800] "as used by Payer et al." (there: recursive Gaussian of 0.75 mm in physical
+units, then the clamp, in this order), and the slices are resized to 256x256. Smoothing comes before
+resampling and is what keeps the linear interpolation from aliasing: with the default 0.75 mm it
+fits steps up to about 2 mm; for much coarser ones (`"resize"` of a large field of view to few
+pixels) raise `smoothing_sigma_mm`.
+
+Paper B, section II.A (`intensity="op_window"`): what lies outside 100 to 1500 HU becomes 0, metal
+included, and then each slice by itself is smoothed by a Gaussian "with a fixed kernel size". The
+paper gives neither size nor sigma; 3x3 pixels and 0.7 pixels are this project's. Its patches are
+cut from the scan's own pixels (`mode="native"`). Three pixels of smoothing do not keep a coarser
+grid from aliasing: to resample by two or more, raise `smoothing_sigma_px` to about half the step
+and the kernel to some six sigma.
 
 Grids are aligned by pixel edges: the slice keeps its extent, and the centre of output pixel `i`
 lies at `(i + 0.5) * step - 0.5` in input pixels, `step` being input pixels per output pixel. Where
@@ -28,11 +35,21 @@ from spinejax.choices import check_choice
 from spinejax.errors import InputError
 from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
 
-SAMPLING_MODES = ("resample", "resize")
+INTENSITIES = ("clamp", "op_window")
+SAMPLING_MODES = ("resample", "resize", "native")
 
 _TRUNCATE = 4.0  # the Gaussian is cut at this many sigma
 _LEAST_SIGMA_VOXELS = 0.1  # a sigma below it puts under 1e-20 on the neighbours
 _SLAB_BYTES = 64 * 2**20  # of one float32 slab
+
+_UNUSED = {
+    "clamp": ("intensity", "smoothing_sigma_px", "smoothing_kernel_px"),
+    "op_window": ("smoothing_sigma_mm",),
+    "resample": ("size",),
+    "resize": ("spacing_mm",),
+    "native": ("size", "spacing_mm"),
+}
+"""Intensity or mode -> the fields that it does not read, or that go without saying."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +58,18 @@ class SlicePreprocess:
 
     Attributes:
         plane: `"sagittal"`, `"coronal"` or `"axial"` (`volume.PLANES`).
-        smoothing_sigma_mm: standard deviation of the Gaussian in mm along every axis; 0 for none.
-            An axis on which it is below a tenth of a voxel is left alone.
-        clamp_hu: (low, high), applied after smoothing; whole numbers, since slices are int16.
-        mode: `"resample"` to `spacing_mm` along both in-plane axes, or `"resize"` each slice to
-            `size`.
+        smoothing_sigma_mm: of `"clamp"`: standard deviation of the Gaussian in mm along every
+            axis; 0 for none. An axis on which it is below a tenth of a voxel is left alone.
+        clamp_hu: (low, high), whole numbers, since slices are int16.
+        mode: `"resample"` to `spacing_mm` along both in-plane axes, `"resize"` each slice to
+            `size`, or keep the scan's `"native"` in-plane grid.
         spacing_mm: in-plane spacing of `"resample"`.
         size: (rows, columns) of `"resize"`.
+        intensity: `"clamp"` smooths and then clamps to `clamp_hu`; `"op_window"` sets what lies
+            outside `clamp_hu` (both bounds are inside) to 0 and then smooths within the slice.
+        smoothing_sigma_px: of `"op_window"`: standard deviation of the Gaussian in pixels of the
+            scan's own grid; below a tenth for none.
+        smoothing_kernel_px: of `"op_window"`: side of its square kernel, odd.
 
     Raises:
         InputError: a value that cannot be used, with the field named.
@@ -59,13 +81,27 @@ class SlicePreprocess:
     mode: str = "resample"
     spacing_mm: float = 1.0
     size: tuple[int, int] = (256, 256)
+    intensity: str = "clamp"
+    smoothing_sigma_px: float = 0.7
+    smoothing_kernel_px: int = 3
 
     def __post_init__(self) -> None:
         check_choice("data.plane", self.plane, PLANES)
+        check_choice("data.preprocess.intensity", self.intensity, INTENSITIES)
         check_choice("data.preprocess.mode", self.mode, SAMPLING_MODES)
         if not 0 <= self.smoothing_sigma_mm < 50:
             raise InputError(
                 f"preprocess.smoothing_sigma_mm {self.smoothing_sigma_mm} must lie in [0, 50) mm"
+            )
+        if not 0 <= self.smoothing_sigma_px < 50:
+            raise InputError(
+                f"preprocess.smoothing_sigma_px {self.smoothing_sigma_px} must lie in [0, 50) "
+                "pixels"
+            )
+        if self.smoothing_kernel_px not in range(1, 302, 2):
+            raise InputError(
+                f"preprocess.smoothing_kernel_px {self.smoothing_kernel_px} must be an odd number "
+                "of pixels from 1 to 301"
             )
         if not 0.05 <= self.spacing_mm <= 50:
             raise InputError(f"preprocess.spacing_mm {self.spacing_mm} must lie in 0.05 to 50 mm")
@@ -81,12 +117,23 @@ class SlicePreprocess:
         # Lists from a config become tuples: the settings are hashed and compared.
         object.__setattr__(self, "clamp_hu", (float(clamp[0]), float(clamp[1])))
         object.__setattr__(self, "size", (int(size[0]), int(size[1])))
+        object.__setattr__(self, "smoothing_kernel_px", int(self.smoothing_kernel_px))
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that the result depends on, as JSON values: the cache's key."""
-        fields = asdict(self)
-        del fields["size" if self.mode == "resample" else "spacing_mm"]
-        return fields
+        unused = _UNUSED[self.intensity] + _UNUSED[self.mode]
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    @property
+    def range_hu(self) -> tuple[float, float]:
+        """(low, high) that the preprocessed values lie in."""
+        low, high = self.clamp_hu
+        return (low, high) if self.intensity == "clamp" else (min(0.0, low), max(0.0, high))
+
+    @property
+    def fill_hu(self) -> int:
+        """What is taken to lie outside a slice: the value of air."""
+        return int(self.clamp_hu[0]) if self.intensity == "clamp" else 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +191,8 @@ def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
     native_spacing = (spacing[rows], spacing[columns])
     if settings.mode == "resize":
         shape = settings.size
+    elif settings.mode == "native":
+        shape = native_shape
     else:
         shape = (
             _resampled_length(native_shape[0], native_spacing[0], settings.spacing_mm),
@@ -196,21 +245,18 @@ def preprocess_slabs(
     # The labels' own affine may differ from the image's within a tolerance, or name an oblique
     # grid's axes differently; the arrays share a grid, so the image's affine holds for both.
     marks = None if labels is None else slice_view(labels.array, volume.affine, settings.plane)
-    spacings = (grid.slice_spacing_mm, *grid.native_spacing_mm)
-    sigmas = [settings.smoothing_sigma_mm / spacing for spacing in spacings]
-    halo = _radius(sigmas[0])
+    kernels = _kernels(grid, settings)
+    halo = kernels[0][1]
     if slab_slices is None:
         slice_bytes = 4 * grid.native_shape[0] * grid.native_shape[1]
         # Never so thin that most of the work is the halo's.
         slab_slices = max(1, halo, _SLAB_BYTES // max(1, slice_bytes) - 2 * halo)
     if slab_slices < 1:
         raise ValueError(f"`slab_slices` (={slab_slices}) must be positive")
-    low, high = settings.clamp_hu
     nearest = [_nearest(n, m) for n, m in zip(grid.native_shape, grid.shape, strict=True)]
     for start in range(0, grid.n_slices, slab_slices):
         stop = min(start + slab_slices, grid.n_slices)
-        slab = _smoothed(scan, start, stop, halo, sigmas)
-        np.clip(slab, low, high, out=slab)
+        slab = _filtered(scan, start, stop, settings, kernels)
         slab = _linear(_linear(slab, 1, grid.shape[0]), 2, grid.shape[1])
         image = np.rint(slab, out=slab).astype(np.int16)
         label = None
@@ -239,6 +285,26 @@ def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
     return _linear(_linear(values, 1, grid.native_shape[0]), 2, grid.native_shape[1])
 
 
+def from_config(data: Any) -> SlicePreprocess:
+    """Return the preprocessing that the `data` block of a config describes.
+
+    Raises:
+        InputError: a value that cannot be used, with the field named.
+    """
+    fields = data.preprocess
+    return SlicePreprocess(
+        plane=data.plane,
+        smoothing_sigma_mm=fields.smoothing_sigma_mm,
+        clamp_hu=tuple(fields.clamp_hu),
+        mode=fields.mode,
+        spacing_mm=fields.spacing_mm,
+        size=tuple(data.size),
+        intensity=fields.intensity,
+        smoothing_sigma_px=fields.smoothing_sigma_px,
+        smoothing_kernel_px=fields.smoothing_kernel_px,
+    )
+
+
 def _resampled_length(pixels: int, spacing_mm: float, wanted_mm: float) -> int:
     return max(1, round(pixels * spacing_mm / wanted_mm))
 
@@ -248,24 +314,40 @@ def _radius(sigma_voxels: float) -> int:
     return 0 if sigma_voxels < _LEAST_SIGMA_VOXELS else int(_TRUNCATE * sigma_voxels + 0.5)
 
 
-def _smoothed(
-    scan: np.ndarray, start: int, stop: int, halo: int, sigmas: list[float]
+def _kernels(grid: SliceGeometry, settings: SlicePreprocess) -> list[tuple[float, int]]:
+    """Sigma and radius of the Gaussian in voxels, along slices, rows and columns."""
+    if settings.intensity == "op_window":
+        sigma = settings.smoothing_sigma_px
+        radius = settings.smoothing_kernel_px // 2 if sigma >= _LEAST_SIGMA_VOXELS else 0
+        return [(0.0, 0), (sigma, radius), (sigma, radius)]
+    spacings = (grid.slice_spacing_mm, *grid.native_spacing_mm)
+    sigmas = [settings.smoothing_sigma_mm / spacing for spacing in spacings]
+    return [(sigma, _radius(sigma)) for sigma in sigmas]
+
+
+def _filtered(
+    scan: np.ndarray,
+    start: int,
+    stop: int,
+    settings: SlicePreprocess,
+    kernels: list[tuple[float, int]],
 ) -> np.ndarray:
-    """Slices [start, stop) of `scan` (n, H, W), smoothed, float32; sigmas in voxels per axis."""
+    """Slices [start, stop) of `scan` (n, H, W) on their own grid, within `range_hu`, float32."""
+    halo = kernels[0][1]
     first, last = max(0, start - halo), min(len(scan), stop + halo)
     slab = np.array(scan[first:last], np.float32, order="C")
-    if halo:
-        slab = _gaussian(slab, 0, sigmas[0], halo)[start - first : stop - first]
-    for axis in (1, 2):
-        radius = _radius(sigmas[axis])
+    low, high = settings.clamp_hu
+    if settings.intensity == "op_window":
+        slab[(slab < low) | (slab > high)] = 0
+    for axis, (sigma, radius) in enumerate(kernels):
         if radius:
-            slab = _gaussian(slab, axis, sigmas[axis], radius)
+            # Edge values are repeated at the scan's own border; inside it the halo is real data.
+            slab = ndimage.gaussian_filter1d(slab, sigma, axis, mode="nearest", radius=radius)
+        if axis == 0:
+            slab = slab[start - first : stop - first]
+    if settings.intensity == "clamp":
+        np.clip(slab, low, high, out=slab)
     return slab
-
-
-def _gaussian(slab: np.ndarray, axis: int, sigma: float, radius: int) -> np.ndarray:
-    # Edge values are repeated at the scan's own border. Inside the scan the halo is real data.
-    return ndimage.gaussian_filter1d(slab, sigma, axis, mode="nearest", radius=radius)
 
 
 def _centres(native: int, wanted: int) -> np.ndarray:

@@ -111,7 +111,7 @@ class WindowSource:
     """Windows of one size that cover every slice: each pixel lies in exactly one window.
 
     A slice is centred in the smallest grid of windows that holds it; what sticks out is filled with
-    the low end of the clamp range and label 0. Beyond the last window follow, up to `length`, empty
+    `fill_hu` of the preprocessing and label 0. Beyond the last window follow, up to `length`, empty
     ones of weight 0, so that the last batch is as large as the others.
 
     Attributes:
@@ -137,11 +137,11 @@ class WindowSource:
         filler = index >= len(self.table)
         case, position, row, column = (int(v) for v in self.table[0 if filler else index])
         scan = self.cached[case]
-        low = _fill_hu(scan)
+        fill_hu = scan.settings.fill_hu
         if filler:
-            image, label = np.full(self.size, low, np.int16), np.zeros(self.size, np.uint8)
+            image, label = np.full(self.size, fill_hu, np.int16), np.zeros(self.size, np.uint8)
         else:
-            image = window(scan.image[position], (row, column), self.size, low)
+            image = window(scan.image[position], (row, column), self.size, fill_hu)
             label = window(scan.label[position], (row, column), self.size, 0)
         return {
             "image": image,
@@ -230,9 +230,9 @@ class RandomWindow(grain.transforms.RandomMap):
             )
             for axis in (0, 1)
         )
-        low = _fill_hu(self.cached[int(element["case"])])
+        fill_hu = self.cached[int(element["case"])].settings.fill_hu
         return element | {
-            "image": window(element["image"], (start[0], start[1]), self.size, low),
+            "image": window(element["image"], (start[0], start[1]), self.size, fill_hu),
             "label": window(label, (start[0], start[1]), self.size, 0),
         }
 
@@ -247,7 +247,3 @@ def _random_start(length: int, window_length: int, anchor: int | None, place: fl
     if anchor is not None:
         low, high = max(low, anchor - window_length + 1), min(high, anchor)
     return low + int(place * (high - low + 1))
-
-
-def _fill_hu(scan: CachedCase) -> int:
-    return int(scan.settings.clamp_hu[0])

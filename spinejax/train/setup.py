@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from spinejax.data import cache, splits, verse
 from spinejax.data.cache import CachedCase
-from spinejax.data.preprocess import SlicePreprocess
+from spinejax.data.preprocess import SlicePreprocess, from_config
 from spinejax.data.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
@@ -31,15 +31,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 def preprocessing(config: ConfigDict) -> SlicePreprocess:
     """Return the preprocessing that `config.data` describes."""
-    fields = config.data.preprocess
-    return SlicePreprocess(
-        plane=config.data.plane,
-        smoothing_sigma_mm=fields.smoothing_sigma_mm,
-        clamp_hu=tuple(fields.clamp_hu),
-        mode=fields.mode,
-        spacing_mm=fields.spacing_mm,
-        size=tuple(config.data.size),
-    )
+    return from_config(config.data)
 
 
 def dataset_root(config: ConfigDict, workdir: Path) -> Path:
