@@ -10,7 +10,13 @@ from spinejax.augment import FLIP_AXES, augment, resample
 from spinejax.errors import InputError
 
 OFF = dict(
-    scale=(1.0, 1.0), rotation_deg=0.0, flip_probability=0.0, shift_hu=0.0, gain=0.0, noise_hu=0.0
+    scale=(1.0, 1.0),
+    rotation_deg=0.0,
+    translation_px=0.0,
+    flip_probability=0.0,
+    shift_hu=0.0,
+    gain=0.0,
+    noise_hu=0.0,
 )
 LABELS = (0, 8, 20, 28)
 
@@ -67,6 +73,81 @@ def test_resampling_equals_scipys_affine_transform():
         np.asarray(label[0]), inverse, order=0, cval=0, **options
     )
     assert np.mean(np.asarray(found_label)[whole] == expected_label[whole]) > 0.99
+
+
+@pytest.mark.parametrize("move", [(2.3, -1.7), (0.0, 4.0), (-3.0, 0.5), (40.0, 0.0)])
+def test_moving_equals_scipys_shift(move):
+    image, label = batch(1)
+    found, found_label = resample(
+        image[0], label[0], scale=1.0, angle_rad=0.0, shift_px=move, fill_hu=-1000.0
+    )
+    expected = scipy.ndimage.shift(
+        np.asarray(image[0], np.float64), move, order=1, mode="grid-constant", cval=-1000.0
+    )
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    # Halves apart, on which rounding may differ.
+    whole = np.asarray(move) % 1 != 0.5
+    if whole.all():
+        expected_label = scipy.ndimage.shift(
+            np.asarray(label[0]), move, order=0, mode="grid-constant", cval=0
+        )
+        np.testing.assert_array_equal(found_label, expected_label)
+
+
+def test_moving_comes_after_turning_and_magnifying():
+    """Content at p goes to scale * R p + move: a blob is found where the formula puts it."""
+    image = jnp.zeros((41, 41)).at[26, 17].set(1.0)
+    scale, angle, move = 1.2, np.deg2rad(25.0), np.array([3.0, -4.0])
+    found, _ = resample(
+        scipy.ndimage.gaussian_filter(np.asarray(image), 1.5),
+        jnp.zeros((41, 41), jnp.uint8),
+        scale=scale,
+        angle_rad=angle,
+        shift_px=tuple(move),
+        fill_hu=0.0,
+    )
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    expected = 20 + scale * turn @ np.array([6.0, -3.0]) + move
+    assert scipy.ndimage.center_of_mass(np.asarray(found)) == pytest.approx(expected, abs=0.05)
+
+
+def test_translations_fill_their_range_on_both_axes():
+    n, limit = 400, 4.0
+    image = jnp.zeros((n, 21, 21)).at[:, 10, 10].set(100.0)
+    label = jnp.zeros((n, 21, 21), jnp.uint8)
+    options = {**OFF, "translation_px": limit}
+    new, _ = augment(keys(n), image, label, plane="axial", fill_hu=0.0, **options)
+    moves = np.array([scipy.ndimage.center_of_mass(one) for one in np.asarray(new)]) - 10
+    assert np.abs(moves).max() <= limit + 1e-3
+    # Uniform on [-4, 4], and one axis does not tell the other: within 4 standard errors.
+    assert np.abs(moves.mean(0)).max() < 4 * limit / np.sqrt(3 * n)
+    assert moves.std(0) == pytest.approx(limit / np.sqrt(3), rel=0.15)
+    assert moves.min() < -0.95 * limit and moves.max() > 0.95 * limit
+    assert abs(np.corrcoef(moves.T)[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_translation_leaves_the_other_draws_alone():
+    """The same turn, mirror image and intensities with and without it: only the place differs."""
+    points = np.zeros((41, 41), np.float32)
+    points[20, 16:27] = 1000.0
+    points[24, 26] = 2000.0
+    blob = scipy.ndimage.gaussian_filter(points, 1.5)  # smooth: interpolation loses nothing of it
+    image = jnp.broadcast_to(blob, (6, 41, 41))
+    label = jnp.zeros(image.shape, jnp.uint8)
+
+    def moments(translation_px):
+        options = {**OFF, "rotation_deg": 40.0, "flip_probability": 0.5, "gain": 0.2}
+        options["translation_px"] = translation_px
+        new, _ = augment(keys(6), image, label, plane="axial", fill_hu=0.0, **options)
+        for one in np.asarray(new, np.float64):
+            centre = np.array(scipy.ndimage.center_of_mass(one))
+            offsets = np.indices(one.shape).reshape(2, -1) - centre[:, None]
+            yield one.sum(), centre, (offsets * one.ravel()) @ offsets.T / one.sum()
+
+    for still, moved in zip(moments(0.0), moments(6.0), strict=True):
+        assert moved[0] == pytest.approx(still[0], rel=2e-3)
+        assert np.abs(moved[1] - still[1]).max() > 0.1
+        np.testing.assert_allclose(moved[2], still[2], atol=0.1)
 
 
 def test_halving_leaves_the_fill_and_background_outside():

@@ -108,6 +108,27 @@ def test_a_changed_setting_is_noticed(cases, tmp_path, monkeypatch):
     assert len(reads) == 3 and other.shape[0] == 24
 
 
+def test_intensities_have_entries_of_their_own(cases, tmp_path, monkeypatch):
+    window = {"intensity": "op_window", "clamp_hu": (100, 1500), "mode": "native"}
+    how = SlicePreprocess(**window)
+    (clamped, *_) = prepare(cases[:1], tmp_path / "cache")
+    (native, *_) = prepare(cases[:1], tmp_path / "cache", how)
+    assert native.path != clamped.path
+    assert native.shape == (6, 20, 24) and native.spacing_mm == pytest.approx((0.8, 1.2))
+    assert native.image.min() == 0 and native.settings.fill_hu == 0
+    reads = count_reads(monkeypatch)
+    unread = SlicePreprocess(**window, smoothing_sigma_mm=2.0, spacing_mm=3.0, size=(8, 8))
+    (again,) = prepare(cases[:1], tmp_path / "cache", unread)
+    assert again.path == native.path and reads == []
+
+
+def test_keys_of_earlier_versions_still_hold():
+    """Of the settings there were before `intensity`: no scan is preprocessed again for it."""
+    assert cache._entry_key(HOW, "a", "b") == "dd19cd7d34bfdb3cf60587c8944eb96c"
+    resize = SlicePreprocess(mode="resize", plane="axial")
+    assert cache._entry_key(resize, "a", "b") == "cef72d4b276f834b60ada2907723a53f"
+
+
 def test_a_changed_mask_is_noticed(cases, tmp_path, monkeypatch):
     (before, *_) = prepare(cases, tmp_path / "cache")
     stored = nibabel.load(cases[0].labels)

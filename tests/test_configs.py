@@ -9,6 +9,7 @@ import pytest
 from configs import chasppraunet, common, demo, unet
 from spinejax import losses
 from spinejax.augment import augment
+from spinejax.data import preprocess
 from spinejax.tasks import build_task
 from spinejax.train.settings import check_config, flatten
 
@@ -52,6 +53,10 @@ def test_paper_a_is_trained_as_it_says():
     assert (config.optim.name, config.optim.learning_rate) == ("adam", 1e-3)
     assert config.data.size == (256, 256)
     assert config.data.preprocess.clamp_hu == (-1000.0, 800.0)
+
+
+def test_preprocessing_of_the_blocks_is_that_of_its_class():
+    assert preprocess.from_config(common.data_block()) == preprocess.SlicePreprocess()
 
 
 def test_arguments_are_read_in_the_type_of_their_defaults():

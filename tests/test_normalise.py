@@ -77,6 +77,12 @@ def test_values_that_augmentation_pushed_out_are_clamped():
     assert normalise.normalise(image, "unit", CLAMP, stats).tolist() == [[0, np.float32(5 / 9), 1]]
 
 
+def test_the_window_of_paper_b_is_divided_by_its_upper_bound():
+    image = np.array([[0, 100, 750, 1500]], np.int16)
+    got = normalise.normalise(image, "unit", (0.0, 1500.0), np.zeros(4, np.float32))
+    np.testing.assert_array_equal(got, image.astype(np.float32) / np.float32(1500))
+
+
 def test_modes_that_need_no_statistics_ignore_them(images):
     for mode in set(normalise.MODES) - set(normalise.NEED_STATS):
         a, b = (normalise.normalise(images, mode, CLAMP, np.full(4, v)) for v in (1.0, np.nan))

@@ -22,7 +22,9 @@ SIZE = (32, 24)
 SPINE_SLICES = range(4, 9)
 
 
-def make_cached(folder, count=3, *, shape=(15, 50, 40), labelled=SPINE_SLICES, plane="sagittal"):
+def make_cached(
+    folder, count=3, *, shape=(15, 50, 40), labelled=SPINE_SLICES, plane="sagittal", **fields
+):
     cases = []
     for i in range(count):
         rng = np.random.default_rng(i)
@@ -35,7 +37,7 @@ def make_cached(folder, count=3, *, shape=(15, 50, 40), labelled=SPINE_SLICES, p
         for path, array in zip(paths, (image, labels), strict=True):
             nibabel.save(nibabel.Nifti1Image(array, affine), path)
         cases.append(Case(id=str(i), subject=str(i), image=paths[0], labels=paths[1]))
-    how = SlicePreprocess(plane=plane, smoothing_sigma_mm=0.0)
+    how = SlicePreprocess(plane=plane, smoothing_sigma_mm=0.0, **fields)
     return cache.prepare(cases, how, folder / "cache", progress=False)
 
 
@@ -239,6 +241,22 @@ def test_evaluation_windows_are_centred():
     assert sources._starts(10, 10) == [0]
     assert sources._starts(6, 10) == [-2]
     assert sources._starts(21, 10) == [-4, 6, 16]
+
+
+def test_outside_a_slice_is_what_the_preprocessing_fills_with(tmp_path):
+    """A window of HU (paper B) sets to 0 what it drops, and air is dropped."""
+    window = {"intensity": "op_window", "clamp_hu": (100, 1500), "mode": "native"}
+    cached = make_cached(tmp_path, 1, **window)
+    assert cached[0].image.max() > 100
+    size = (70, 60)
+    outside = np.ones(size, bool)
+    outside[10:60, 10:50] = False  # the slice of 50 by 40, centred
+    for batch in pipeline.eval_batches(cached, size=size, batch_size=4):
+        assert not batch["image"][:, outside].any()
+        assert not batch["image"][batch["weight"] == 0].any()
+    (batch,) = take(cached, 1, size=size)
+    for image, place in zip(batch["image"], batch["slice"], strict=True):
+        assert image.min() == 0 and image.sum() == cached[0].image[place].sum()
 
 
 def test_steps_per_epoch_rounds_up(cached):

@@ -10,6 +10,8 @@ from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.data.preprocess import (
+    INTENSITIES,
+    SAMPLING_MODES,
     SlicePreprocess,
     preprocess_slabs,
     restore_slices,
@@ -165,22 +167,29 @@ def test_planes_cut_the_canonical_axes_whatever_the_file_order(plane):
     slab=st.integers(1, 16),
     plane=st.sampled_from(sorted(PLANES)),
     dtype=st.sampled_from([np.int16, np.float32]),
+    mode=st.sampled_from(SAMPLING_MODES),
+    intensity=st.sampled_from(INTENSITIES),
+    clamp=st.sampled_from([(-1000, 800), (100, 1500), (-900, -200)]),
 )
-def test_slab_size_changes_no_number(shape, spacing, slab, plane, dtype):
+def test_slab_size_changes_no_number(shape, spacing, slab, plane, dtype, mode, intensity, clamp):
     volume = volume_of(noise(shape).astype(dtype), spacing)
     labels = LabelVolume((volume.array > 0).astype(np.uint8), volume.affine)
-    how = SlicePreprocess(plane=plane, mode="resize", size=(9, 11))
+    how = SlicePreprocess(plane=plane, mode=mode, size=(9, 11), intensity=intensity, clamp_hu=clamp)
     whole = [list(part) for part in preprocess_slabs(volume, how, labels, slab_slices=100)]
     assert len(whole) == 1
     parts = list(preprocess_slabs(volume, how, labels, slab_slices=slab))
     assert [start for start, _, _ in parts] == list(range(0, len(whole[0][1]), slab))
     np.testing.assert_array_equal(np.concatenate([image for _, image, _ in parts]), whole[0][1])
     np.testing.assert_array_equal(np.concatenate([label for _, _, label in parts]), whole[0][2])
+    low, high = how.range_hu
+    assert low <= whole[0][1].min() and whole[0][1].max() <= high
+    assert low <= how.fill_hu <= high
 
 
-def test_memory_is_bounded_by_the_slab():
+@pytest.mark.parametrize("intensity", INTENSITIES)
+def test_memory_is_bounded_by_the_slab(intensity):
     volume = volume_of(np.zeros((160, 200, 220), np.int16), orientation="RAS")
-    how = SlicePreprocess()
+    how = SlicePreprocess(intensity=intensity)
     tracemalloc.start()
     try:
         for _, image, _ in preprocess_slabs(volume, how, slab_slices=8):
@@ -257,6 +266,13 @@ def test_labels_of_another_shape_are_refused():
         ({"clamp_hu": (-1000.5, 800)}, "clamp_hu"),
         ({"clamp_hu": (-1000, 1e6)}, "clamp_hu"),
         ({"size": (0, 256)}, "size"),
+        ({"intensity": "op_windw"}, "data.preprocess.intensity.*did you mean 'op_window'"),
+        ({"mode": "nativ"}, "did you mean 'native'"),
+        ({"smoothing_sigma_px": -0.1}, "smoothing_sigma_px"),
+        ({"smoothing_sigma_px": float("nan")}, "smoothing_sigma_px"),
+        ({"smoothing_kernel_px": 4}, "smoothing_kernel_px 4 must be an odd number"),
+        ({"smoothing_kernel_px": 0}, "smoothing_kernel_px"),
+        ({"smoothing_kernel_px": 3.5}, "smoothing_kernel_px"),
     ],
 )
 def test_unusable_settings_name_the_field(fields, named):
@@ -271,6 +287,10 @@ def test_identity_ignores_fields_that_the_mode_does_not_use():
     resize = SlicePreprocess(mode="resize")
     assert SlicePreprocess(mode="resize", spacing_mm=2.0).identity() == resize.identity()
     assert SlicePreprocess(mode="resize", size=(8, 8)).identity() != resize.identity()
+    native = SlicePreprocess(mode="native")
+    assert SlicePreprocess(mode="native", size=(8, 8), spacing_mm=2.0).identity() == (
+        native.identity()
+    )
 
 
 def test_real_scan_keeps_its_bone(real_data):
