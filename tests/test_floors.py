@@ -28,7 +28,7 @@ LEVEL = {name: level for level, row in enumerate(FLOORS) for name in row}
 ONLY = {
     "nibabel": {"data/nifti.py"},
     "orbax": {"train/checkpoint.py"},
-    "grain": {"data/sources.py", "data/pipeline.py"},
+    "grain": {"data/sources.py", "data/pipeline.py", "data/patch_pipeline.py"},
     "tensorboardX": {"train/log.py"},
 }
 

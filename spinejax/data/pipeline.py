@@ -96,7 +96,7 @@ def train_batches(
     stream = stream.random_map(RandomWindow(cached, size), seed=int(window_seed))
     # The share is taken last, so that the global stream does not hang on the number of processes.
     share = stream[process_index::process_count].batch(batch_size // process_count)
-    return _iterate(share[start_step:], batch_size, process_index, process_count, threads, prefetch)
+    return iterate(share[start_step:], batch_size, process_index, process_count, threads, prefetch)
 
 
 def eval_batches(
@@ -122,7 +122,7 @@ def eval_batches(
     length = -(-len(table) // batch_size) * batch_size
     stream = grain.MapDataset.source(WindowSource(cached, size, table, length))
     share = stream[process_index::process_count].batch(batch_size // process_count)
-    return _iterate(share, batch_size, process_index, process_count, threads, prefetch)
+    return iterate(share, batch_size, process_index, process_count, threads, prefetch)
 
 
 def steps_per_epoch(cached: Sequence[CachedCase], batch_size: int) -> int:
@@ -131,7 +131,7 @@ def steps_per_epoch(cached: Sequence[CachedCase], batch_size: int) -> int:
     return -(-len(table) // batch_size)
 
 
-def _iterate(
+def iterate(
     share: Any,
     batch_size: int,
     process_index: int,
@@ -139,6 +139,7 @@ def _iterate(
     threads: int,
     prefetch: int,
 ) -> Generator[Batch, None, None]:
+    """Read a `grain.MapDataset` whose elements are one process's batches; add `"position"`."""
     # Grain's own defaults would read 500 batches ahead.
     ahead = prefetch if threads else 0
     options = grain.ReadOptions(num_threads=threads if ahead else 0, prefetch_buffer_size=ahead)
@@ -161,6 +162,14 @@ def _check(
 ) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"data.size {tuple(size)} must be two positive numbers of pixels")
+    check_reading(batch_size, process_index, process_count, threads, prefetch)
+    return int(size[0]), int(size[1])
+
+
+def check_reading(
+    batch_size: int, process_index: int, process_count: int, threads: int, prefetch: int
+) -> None:
+    """Raise InputError for numbers that `iterate` cannot use."""
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size} must be at least 1")
     if process_count < 1 or not 0 <= process_index < process_count:
@@ -174,7 +183,6 @@ def _check(
         raise InputError(
             f"data.threads {threads} and data.prefetch {prefetch} must not be negative"
         )
-    return int(size[0]), int(size[1])
 
 
 def _seed(seed: int, purpose: str) -> tuple[int, ...]:

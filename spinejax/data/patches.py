@@ -1,0 +1,389 @@
+"""Overlapping patches as numbers: where they lie, which class they are of, which ones train.
+
+Paper B (Qadri et al. 2021), section II.B cuts slices into overlapping patches of n x n pixels and
+calls a patch vertebra if most of its pixels are; section II.C balances the two classes by leaving
+out background patches at random (RUS: random under-sampling; He and Garcia, "Learning from
+Imbalanced Data", IEEE TKDE 21:1263, 2009).
+
+A patch is a number here. Its place follows from the number by arithmetic and its class takes one
+byte, so that a million patches take a megabyte; pixels are read from the cached slices when a batch
+needs them.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from spinejax.choices import check_choice
+from spinejax.data.cache import CachedCase
+from spinejax.errors import InputError
+
+LABEL_RULES = ("majority", "centre")
+RUS_KINDS = ("once", "epoch", "none")
+
+BACKGROUND, VERTEBRA = 0, 1
+
+MOST_PATCHES = 10**9 - 1
+"""Patches that can be numbered (int32) and drawn (NumPy's hypergeometric distribution)."""
+
+_log = logging.getLogger("spinejax")
+
+
+def patch_starts(length: int, size: int, stride: int) -> np.ndarray:
+    """Return the first pixels of the patches along one axis: 0, stride, ... while they fit."""
+    return np.arange(0, length - size + 1, stride)
+
+
+def patch_classes(label: np.ndarray, size: int, stride: int, rule: str) -> np.ndarray:
+    """Return the class of every patch of one slice.
+
+    Args:
+        label: (h, w) integers; what is above 0 is foreground.
+        size: side of a patch in pixels, at most h and w.
+        stride: pixels between the first pixels of neighbouring patches.
+        rule: `"majority"` (section II.B): vertebra if more than half of the pixels are foreground,
+            for 32 x 32 patches at least 513 of 1024. `"centre"`: if the pixel (size // 2,
+            size // 2) is, the one that a dense scan gives the patch's probability to.
+
+    Returns:
+        (rows, columns) uint8, `VERTEBRA` or `BACKGROUND`; row i starts at pixel i * stride.
+
+    Raises:
+        InputError: `rule` is unknown.
+    """
+    check_choice("data.patches.label_rule", rule, LABEL_RULES)
+    foreground = label > 0
+    rows, columns = (patch_starts(length, size, stride) for length in label.shape)
+    if rule == "centre":
+        return foreground[rows[:, None] + size // 2, columns + size // 2].astype(np.uint8)
+    # An integral image, one axis after the other: the second only of the columns that patches have.
+    strips = _running_sums(foreground, columns, size)
+    pixels = _running_sums(np.ascontiguousarray(strips.T), rows, size).T
+    return (2 * pixels > size * size).astype(np.uint8)
+
+
+def _running_sums(values: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
+    """Sums over values[:, start : start + size] for each start, (h, starts) int32 of (h, w)."""
+    total = np.zeros((len(values), values.shape[1] + 1), np.int32)
+    np.cumsum(values, axis=1, dtype=np.int32, out=total[:, 1:])
+    return total[:, starts + size] - total[:, starts]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchIndex:
+    """All patches of some scans: case by case, slice by slice, row by row (`index_patches`).
+
+    Attributes:
+        cases: the scans.
+        size: side of a patch in pixels.
+        stride: pixels between the first pixels of neighbouring patches.
+        label_rule: of the classes.
+        grids: (c, 3) int64 slices, rows and columns of patches of each case.
+        offsets: (c + 1,) int64 number of each case's first patch, and of all patches.
+        classes: (m,) uint8, `VERTEBRA` or `BACKGROUND`, of each patch.
+    """
+
+    cases: Sequence[CachedCase]
+    size: int
+    stride: int
+    label_rule: str
+    grids: np.ndarray
+    offsets: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the index in bytes."""
+        return self.grids.nbytes + self.offsets.nbytes + self.classes.nbytes
+
+    @cached_property
+    def vertebra_count(self) -> int:
+        """Number of vertebra patches."""
+        return int(np.count_nonzero(self.classes))
+
+    def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the places of patches.
+
+        Args:
+            numbers: (b,) integers in [0, len).
+
+        Returns:
+            (case, slice, row, column), each (b,) int32: index into `cases`, slice of the case, and
+            the patch's first pixel in the slice.
+        """
+        case = np.searchsorted(self.offsets, numbers, side="right") - 1
+        position, place = np.divmod(
+            numbers - self.offsets[case], self.grids[case, 1] * self.grids[case, 2]
+        )
+        row, column = np.divmod(place, self.grids[case, 2])
+        found = (case, position, row * self.stride, column * self.stride)
+        return tuple(values.astype(np.int32) for values in found)  # type: ignore[return-value]
+
+
+def index_patches(
+    cases: Sequence[CachedCase], *, size: int, stride: int, label_rule: str
+) -> PatchIndex:
+    """Return the patches of every slice of every case.
+
+    Labels are read a slice at a time, and only those of slices with foreground.
+
+    Args:
+        cases: the scans; none gives an empty index.
+        size: see `patch_classes`, as for the others.
+        stride: in pixels.
+        label_rule: `"majority"` or `"centre"`.
+
+    Raises:
+        InputError: a value that cannot be used, or a patch larger than a case's slices.
+    """
+    check_choice("data.patches.label_rule", label_rule, LABEL_RULES)
+    for name, value in (("size", size), ("stride", stride)):
+        if value < 1:
+            raise InputError(f"data.patches.{name} {value} must be at least 1 pixel")
+    for case in cases:
+        if size > min(case.shape[1:]):
+            raise InputError(
+                f"data.patches.size {size} is larger than the slices of case {case.id} "
+                f"({case.shape[1]} x {case.shape[2]} pixels); lower it, or leave the case out"
+            )
+    grids = np.array(
+        [
+            (case.shape[0], *(len(patch_starts(n, size, stride)) for n in case.shape[1:]))
+            for case in cases
+        ],
+        np.int64,
+    ).reshape(-1, 3)
+    offsets = np.concatenate([[0], np.cumsum(grids.prod(axis=1))])
+    if offsets[-1] > MOST_PATCHES:
+        raise InputError(
+            f"data.patches.stride {stride} makes {offsets[-1]} patches, more than {MOST_PATCHES}; "
+            "raise it"
+        )
+    classes = np.zeros(offsets[-1], np.uint8)
+    for case, grid, start, stop in zip(cases, grids, offsets, offsets[1:], strict=False):
+        own = classes[start:stop].reshape(grid)
+        label = case.label
+        for position in np.flatnonzero(case.foreground_counts):
+            own[position] = patch_classes(label[position], size, stride, label_rule)
+        if not own.any():
+            _log.warning(
+                "case %s: none of its %d patches is vertebra under data.patches.label_rule=%s and "
+                "data.patches.size=%d (%d labelled pixels); it gives background only",
+                case.id,
+                own.size,
+                label_rule,
+                size,
+                case.foreground_counts.sum(),
+            )
+    return PatchIndex(cases, size, stride, label_rule, grids, offsets, classes)
+
+
+class TrainingPatches:
+    """Which patches train, in which order: a pure function of seed and epoch.
+
+    Every epoch has all vertebra patches and as many background patches as the first, so epochs are
+    equally long, in a new random order each.
+    """
+
+    def __init__(
+        self, index: PatchIndex, *, rus: str, ratio: float, seed: int, held_out_share: float = 0.0
+    ) -> None:
+        """Set up; nothing is drawn but what is held out.
+
+        Args:
+            index: of the patches.
+            rus: `"once"`: the background patches are drawn once; `"epoch"`: anew for each epoch;
+                `"none"`: all of them are used.
+            ratio: background patches per vertebra patch; where there are fewer, all are used.
+                "none" reads it in `balanced` only.
+            seed: of all draws, not negative.
+            held_out_share: of the patches that are left after the under-sampling, this share is
+                drawn at random and never trained on (`held_out`).
+
+        Raises:
+            InputError: a value that cannot be used, or patches of one class only.
+        """
+        check_choice("data.patches.rus", rus, RUS_KINDS)
+        if not 0 < ratio < math.inf:
+            raise InputError(f"data.patches.rus_ratio {ratio} must be a number above 0")
+        if not 0 <= held_out_share < 1:
+            raise InputError(f"data.val_fraction {held_out_share} must lie in [0, 1)")
+        if seed < 0:
+            raise InputError(f"seed {seed} must not be negative")
+        _check_classes(index)
+        self._index, self._rus, self._ratio, self._seed = index, rus, ratio, seed
+        self._orders: dict[int, np.ndarray] = {}
+        self.held_out = np.zeros(0, np.int32)
+        self.vertebra_count = index.vertebra_count
+        rest = len(index) - self.vertebra_count
+        self.background_count = rest if rus == "none" else self._balancing(rest)
+        if held_out_share:
+            self._hold_out(held_out_share)
+
+    def __len__(self) -> int:
+        """Number of patches of an epoch."""
+        return self.vertebra_count + self.background_count
+
+    @property
+    def balanced_count(self) -> int:
+        """Number of patches of `balanced`."""
+        return self.vertebra_count + self._balanced_background()
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the numbers of the patches of an epoch in their order, (len,) integers."""
+        order = self._orders.get(epoch)
+        if order is None:
+            # Threads that arrive together make the same order twice, and that is all.
+            order = self._shuffled(self.background_count, epoch)
+            orders = self._orders | {epoch: order}
+            # Reading ahead spans two epochs, or more where an epoch is shorter than a batch.
+            kept = list(orders)[-(2 + 4096 // len(order)) :]
+            self._orders = {number: orders[number] for number in kept}
+        return order
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Return the patches at `places` (b,) of the endless sequence of epochs, (b,) integers."""
+        epochs, within = np.divmod(places, len(self))
+        numbers = np.empty(len(places), np.int32)
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            numbers[mine] = self.order(int(epoch))[within[mine]]
+        return numbers
+
+    def balanced(self, limit: int) -> np.ndarray:
+        """Return at most `limit` patches of the first epoch in random order.
+
+        With `rus="none"` they come from the selection that "once" would have trained on.
+        """
+        if self._rus != "none":
+            return self.order(0)[:limit]
+        return self._shuffled(self._balanced_background(), 0)[:limit]
+
+    def _balancing(self, available: int) -> int:
+        """Background patches that RUS leaves of `available`."""
+        return max(1, round(min(available, self._ratio * self.vertebra_count)))
+
+    def _balanced_background(self) -> int:
+        if self._rus != "none":
+            return self.background_count
+        return self._balancing(self.background_count)
+
+    def _hold_out(self, share: float) -> None:
+        # What one draw holds besides the held-out patches is, given those, a uniform draw from the
+        # other patches. So training patches are drawn from what is not held out, by the same code
+        # for each kind of RUS.
+        chosen = self._shuffled(self.background_count, 0, "pool")
+        held = np.sort(chosen[: round(share * len(chosen))])
+        vertebra = int(np.count_nonzero(self._index.classes[held]))
+        self.vertebra_count -= vertebra
+        self.background_count -= len(held) - vertebra
+        self.held_out = held
+        if not self.vertebra_count or not self.background_count:
+            raise InputError(
+                f"data.val_fraction {share} of {len(chosen)} patches leaves patches of one class "
+                "to train on; lower it"
+            )
+
+    def _shuffled(self, background: int, epoch: int, purpose: str = "") -> np.ndarray:
+        """All vertebra patches and `background` others that are not held out, in random order."""
+        draw = self._rng(purpose + "rus", epoch if self._rus == "epoch" else 0)
+        chosen = np.concatenate(list(self._choose(background, draw)))
+        self._rng(purpose + "order", epoch).shuffle(chosen)
+        return chosen
+
+    def _choose(self, wanted: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Case by case: its vertebra patches, and its part of a draw of `wanted` others."""
+        index, held = self._index, self.held_out
+        rest = len(index) - index.vertebra_count
+        rest -= int(np.count_nonzero(index.classes[held] == BACKGROUND))
+        for start, stop in zip(index.offsets, index.offsets[1:], strict=False):
+            classes = index.classes[start:stop]
+            free = np.ones(len(classes), bool)
+            free[held[np.searchsorted(held, start) : np.searchsorted(held, stop)] - start] = False
+            vertebra = np.flatnonzero(free & (classes == VERTEBRA))
+            background = np.flatnonzero(free & (classes == BACKGROUND))
+            # The parts of a uniform draw without replacement are hypergeometric: in this way the
+            # memory for drawing is that of one case.
+            rest -= len(background)
+            part = int(rng.hypergeometric(len(background), rest, wanted))
+            wanted -= part
+            if part < len(background):
+                background = rng.choice(background, part, replace=False, shuffle=False)
+            yield (np.concatenate([vertebra, background]) + start).astype(np.int32)
+
+    def _rng(self, purpose: str, number: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed, *purpose.encode(), number))
+
+
+def gather(index: PatchIndex, numbers: np.ndarray, margin: int = 0) -> dict[str, np.ndarray]:
+    """Return patches with `margin` pixels around them, read from the cached slices.
+
+    Only the windows' own pixels are read. What sticks out of a slice is filled with the
+    preprocessing's `fill_hu`, and with label 0.
+
+    Args:
+        index: of the patches.
+        numbers: (b,) of the patches.
+        margin: pixels on each side.
+
+    Returns:
+        The fields of `patch_pipeline.Batch` but `"position"`, for b patches of weight 1.
+    """
+    case, position, row, column = index.locate(numbers)
+    side = index.size + 2 * margin
+    image = np.empty((len(numbers), side, side), np.int16)
+    label = np.zeros((len(numbers), side, side), np.uint8)
+    # Plain arrays: each slice of a `np.memmap` is an object that takes longer than the copy.
+    scans = {i: index.cases[i] for i in np.unique(case).tolist()}
+    slices = {i: (np.asarray(scan.image), np.asarray(scan.label)) for i, scan in scans.items()}
+    if margin:
+        image[:] = np.array([scans[i].settings.fill_hu for i in case.tolist()])[:, None, None]
+    places = zip(case.tolist(), position.tolist(), row.tolist(), column.tolist(), strict=True)
+    for k, (i, n, first_row, first_column) in enumerate(places):
+        images, labels = slices[i]
+        top, left = first_row - margin, first_column - margin
+        rows = slice(max(0, top), min(top + side, images.shape[1]))
+        columns = slice(max(0, left), min(left + side, images.shape[2]))
+        inside = (
+            k,
+            slice(rows.start - top, rows.stop - top),
+            slice(columns.start - left, columns.stop - left),
+        )
+        image[inside] = images[n, rows, columns]
+        label[inside] = labels[n, rows, columns]
+    return {
+        "image": image,
+        "label": label,
+        "stats": np.stack([scans[i].stats for i in case.tolist()]),
+        "case": case,
+        "slice": position,
+        "weight": np.ones(len(numbers), np.float32),
+        "row": row,
+        "column": column,
+    }
+
+
+def _check_classes(index: PatchIndex) -> None:
+    if not len(index):
+        raise InputError(
+            "no slices to read: the split holds no case; check data.root and the split"
+        )
+    how = f"data.patches.label_rule={index.label_rule} and data.patches.size={index.size}"
+    if not index.vertebra_count:
+        raise InputError(
+            f"none of the {len(index)} training patches is vertebra under {how}: random "
+            "under-sampling has nothing to balance; choose a smaller data.patches.size, "
+            "data.patches.label_rule=centre, or other scans"
+        )
+    if index.vertebra_count == len(index):
+        raise InputError(
+            f"all {len(index)} training patches are vertebra under {how}: there is no background "
+            "to learn; choose a smaller data.patches.stride, or scans that show more than the spine"
+        )
