@@ -1,0 +1,73 @@
+"""What a patch classifier has learned, and what it makes of one patch: figures 9 and 10 of paper B.
+
+The figures are drawn from arrays alone, so that a report needs neither the network nor jax.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spinejax.errors import InputError
+from spinejax.models.opconvnet import OPConvNet
+
+
+def choose_patch(label: np.ndarray, size: int) -> tuple[int, int, int]:
+    """Return the patch with the most foreground within the slice with the most foreground.
+
+    A patch often fits wholly into a vertebra in many places: of equal ones, that nearest to the
+    middle of them all is taken.
+
+    Args:
+        label: (n, h, w) integer or bool; foreground is everything above 0.
+        size: side of the patch, pixels.
+
+    Returns:
+        Slice, and row and column of the patch's first pixel; it lies within the slice.
+
+    Raises:
+        InputError: the slices are smaller than the patch.
+    """
+    if size > min(label.shape[1:]):
+        raise InputError(
+            f"data.patches.size = {size} is larger than the slices of {label.shape[1]} x "
+            f"{label.shape[2]} pixels; choose smaller patches or larger scans"
+        )
+    chosen = int(np.argmax([np.count_nonzero(one > 0) for one in label]))
+    sums = np.pad(np.cumsum(np.cumsum(label[chosen] > 0, 0, np.int64), 1), ((1, 0), (1, 0)))
+    inside = sums[size:, size:] - sums[size:, :-size] - sums[:-size, size:] + sums[:-size, :-size]
+    best = np.argwhere(inside == inside.max())
+    row, column = best[np.argmin(((best - best.mean(0)) ** 2).sum(1))]
+    return chosen, int(row), int(column)
+
+
+def network_arrays(
+    model: nn.Module, variables: Mapping[str, Any], patch: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return filters of a classifier and its activations on one patch.
+
+    Args:
+        model: maps (1, n, n, 1) to logits and a dict of named intermediate results.
+        variables: "params", and "batch_stats" where the network has them.
+        patch: (n, n) as the network takes it, that is, normalised.
+
+    Returns:
+        float32 arrays: "patch" (n, n); the kernels (k, k, in, out) of every convolution of an
+        OP-convNet, "conv_1", "conv_2" and so on, and of any other network that of its first one,
+        as "conv_1"; every intermediate result (h, w, c) by its name.
+    """
+    x = jnp.asarray(patch, jnp.float32)[None, ..., None]
+    _, intermediates = model.apply(dict(variables), x, train=False)
+    params = variables["params"]
+    if isinstance(model, OPConvNet):
+        names = [f"conv_{index + 1}" for index in range(len(model.widths))]
+        kernels = {name: params[name]["kernel"] for name in names}
+    else:
+        # Only the first convolution sees the patch's one channel.
+        leaves = jax.tree.leaves(params)
+        kernels = {"conv_1": next(k for k in leaves if k.ndim == 4 and k.shape[2] == 1)}
+    arrays = kernels | {name: value[0] for name, value in intermediates.items()} | {"patch": patch}
+    return {name: np.asarray(value, np.float32) for name, value in arrays.items()}
