@@ -1,6 +1,7 @@
 """How well one mask agrees with another.
 
 `classification` counts agreement, `overlap` and `classification` form ratios of the counts,
-`surface` measures distances in mm, `boundary` matches contours. All are plain numpy on arrays with
-`spacing_mm`; which files are compared, and how cases are summarised, is up to `spinejax.scoring`.
+`surface` measures distances in mm, `boundary` matches contours, `slices` compares slice by slice,
+`patches` sums up a classifier. All are plain numpy on arrays with `spacing_mm`; which files are
+compared, and how cases are summarised, is up to `spinejax.scoring`.
 """
