@@ -44,6 +44,7 @@ def data_block() -> ConfigDict:
     # rendered into the workdir first.
     data.source = "verse"
     data.root = ""
+    data.labels = "verse"  # masks hold VerSe ids | "binary": any number above 0 is vertebra
     data.exclude_gl = False  # leave the sub-gl* scans out (their licence is stricter)
     # "auto" (the official split where the folders name it, else "ratio") | "official" | "ratio" |
     # "kfold"; always grouped by patient.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from spinejax import models, scoring
 from spinejax.data import doctor as inventory
-from spinejax.data import nifti, preprocess, verse_names
+from spinejax.data import nifti, preprocess, scanfile, verse_names
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
@@ -113,10 +113,11 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     folder = workdir / "evaluation" / split
     started = time.time()
     scored, index = {}, {}
+    numbers = scanfile.valid_labels(config.data.labels)
     for number, case in enumerate(cases, 1):
         if case.image is None or case.labels is None:
             raise ValueError(f"case {case.id} is not usable")  # setup.cases returns usable ones
-        volume, reference = nifti.read_pair(case.image, case.labels)
+        volume, reference = scanfile.read_pair(case.image, case.labels, valid=numbers)
         title = f"{number}/{len(cases)} {case.id}"
         prediction = _segment(predictor, volume, case.image, title)
         path = folder / "predictions" / f"{case.id}_seg.nii.gz"
@@ -145,7 +146,7 @@ def predict(
     workdir: Path, source: Path, output: Path, *, reference: Path | None, which: str
 ) -> int:
     """Segment a CT or every CT of a folder; a file that fails is named and the rest go on."""
-    if nifti.is_nifti(output) and not output.is_dir():
+    if scanfile.is_scan(output) and not output.is_dir():
         raise InputError(
             f"{output}: --output is a folder, files in it get the names of their scans"
         )
@@ -158,9 +159,9 @@ def predict(
     for case_id, path in paths.items():
         try:
             if case_id in references:
-                volume, truth = nifti.read_pair(path, references[case_id], valid=None)
+                volume, truth = scanfile.read_pair(path, references[case_id], valid=None)
             else:
-                volume, truth = nifti.read_volume(path), None
+                volume, truth = scanfile.read_volume(path), None
             labels = _segment(predictor, volume, path, case_id)
         except InputError as error:
             if len(paths) == 1:
@@ -268,13 +269,13 @@ def _scans(source: Path) -> dict[str, Path]:
         raise InputError(f"{source}: no such file or folder; check --input")
     outer = _nnunet_folder(source if source.is_dir() else source.parent)
     if source.is_file():
-        return {verse_names.parse(source, outer).id or nifti.case_id(source): source}
+        return {verse_names.parse(source, outer).id or scanfile.case_id(source): source}
     scans: dict[str, Path] = {}
-    for path in _nifti_files(source):
+    for path in _scan_files(source):
         name = verse_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
         if name.role != "image":
             continue
-        case = name.id or nifti.case_id(path)
+        case = name.id or scanfile.case_id(path)
         if case in scans:
             raise InputError(
                 f"{source}: several scans are called {case!r} and would overwrite each other's "
@@ -283,8 +284,8 @@ def _scans(source: Path) -> dict[str, Path]:
         scans[case] = path
     if not scans:
         raise InputError(
-            f"{source}: no CT (.nii or .nii.gz) in it; check --input, and convert DICOM to NIfTI "
-            "first, e.g. with dcm2niix"
+            f"{source}: no CT ({scanfile.ENDINGS}) in it; check --input, and convert DICOM to "
+            "NIfTI first, e.g. with dcm2niix"
         )
     return scans
 
@@ -295,8 +296,8 @@ def _nnunet_folder(folder: Path) -> tuple[str, ...]:
     return (name,) if re.fullmatch(r"images(tr|ts|val)", name, re.IGNORECASE) else ()
 
 
-def _nifti_files(folder: Path) -> list[Path]:
-    """NIfTI files under `folder`, links followed, loops not."""
+def _scan_files(folder: Path) -> list[Path]:
+    """NIfTI and MetaImage files under `folder`, links followed, loops not."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -304,7 +305,7 @@ def _nifti_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        found += [Path(place) / name for name in files if nifti.is_nifti(name)]
+        found += [Path(place) / name for name in files if scanfile.is_scan(name)]
     return sorted(found)
 
 

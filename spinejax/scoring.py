@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spinejax import geometry
-from spinejax.data import nifti, verse_names
+from spinejax.data import scanfile, verse_names
 from spinejax.data.pairs import TOLERANCE_MM
 from spinejax.errors import InputError
 from spinejax.metrics import boundary, classification, overlap, surface
@@ -131,7 +131,7 @@ def score_files(
     Memory holds one pair at a time.
 
     Args:
-        pairs: case id -> (prediction, reference); NIfTI files with labels 0 to 255.
+        pairs: case id -> (prediction, reference); NIfTI or MetaImage files, labels of any numbers.
         missing: ids that lack their "prediction" or "reference", to be listed in the result.
         progress: whether to show a bar.
 
@@ -144,7 +144,7 @@ def score_files(
     scores = {}
     bar = tqdm(pairs.items(), desc="scoring", unit="scan", disable=not progress)
     for name, (prediction, reference) in bar:
-        found, true = nifti.read_labels(prediction, None), nifti.read_labels(reference, None)
+        found, true = scanfile.read_labels(prediction, None), scanfile.read_labels(reference, None)
         array = _on_grid_of(true, found, Path(reference), Path(prediction))
         scores[name] = score_arrays(array, true.array, true.affine, name)
     return collect(scores, missing)
@@ -167,7 +167,7 @@ def score_paths(
     missing prediction is no empty prediction, and how to count it is up to the reader.
 
     Args:
-        prediction: NIfTI label file, or a folder of them.
+        prediction: NIfTI or MetaImage label file, or a folder of them.
         reference: the same kind of path.
         progress: whether to show a bar.
 
@@ -217,14 +217,14 @@ def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
     """
     roles: dict[str, list[tuple[str, Path]]] = {"labels": [], "image": []}
     for path in sorted(folder.rglob("*")):
-        if nifti.is_nifti(path) and path.is_file():
+        if scanfile.is_scan(path) and path.is_file():
             name = verse_names.parse(path, path.relative_to(folder).parts[:-1])
             if name.role in roles:
                 roles[name.role].append((name.id, path))
     # Names that do not say "mask" are taken for labels where nothing else is.
     chosen = roles["labels"] or roles["image"]
     if not chosen:
-        raise InputError(f"{folder}: holds no label file (.nii or .nii.gz); check the path")
+        raise InputError(f"{folder}: holds no label file ({scanfile.ENDINGS}); check the path")
     files: dict[str, tuple[str, Path]] = {}
     for case, path in chosen:
         other = files.setdefault(case.lower(), (case, path))[1]

@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from spinejax.data import cache, nifti
+from spinejax.data import cache, nifti, scanfile
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs
 from spinejax.data.verse import Case
 from spinejax.errors import InputError
@@ -50,13 +50,13 @@ def entries(folder):
 
 def count_reads(monkeypatch):
     reads = []
-    original = nifti.read_pair
+    original = scanfile.read_pair
 
     def counting(*args, **kwargs):
         reads.append(args[0])
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(nifti, "read_pair", counting)
+    monkeypatch.setattr(scanfile, "read_pair", counting)
     return reads
 
 
@@ -64,7 +64,7 @@ def test_entries_hold_what_preprocessing_gives(cases, tmp_path):
     cached = prepare(cases, tmp_path / "cache")
     assert [case.id for case in cached] == ["case0", "case1", "case2"]
     for case, entry in zip(cases, cached, strict=True):
-        scan, labels = nifti.read_pair(case.image, case.labels)
+        scan, labels = scanfile.read_pair(case.image, case.labels)
         ((_, image, label),) = preprocess_slabs(scan, HOW, labels)
         np.testing.assert_array_equal(entry.image, image)
         np.testing.assert_array_equal(entry.label, label)

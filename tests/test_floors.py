@@ -27,6 +27,7 @@ LEVEL = {name: level for level, row in enumerate(FLOORS) for name in row}
 # Only these files know these libraries.
 ONLY = {
     "nibabel": {"data/nifti.py"},
+    "SimpleITK": {"data/metaimage.py"},
     "orbax": {"train/checkpoint.py"},
     "grain": {"data/sources.py", "data/pipeline.py", "data/patch_pipeline.py"},
     "tensorboardX": {"train/log.py"},

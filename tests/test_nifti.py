@@ -11,7 +11,7 @@ import pytest
 from nifti_files import forms, oblique_affine, save, scan_values, shifted
 from scipy.spatial.transform import Rotation
 
-from spinejax.data import nifti, voxelfile
+from spinejax.data import nifti, scanfile, voxelfile
 from spinejax.volume import Volume
 
 
@@ -247,14 +247,14 @@ def test_a_unit_that_cannot_be_meant_is_ignored(tmp_path, caplog):
     ],
 )
 def test_case_ids(name, expected):
-    assert nifti.case_id(f"/some/where/{name}") == expected
+    assert scanfile.case_id(f"/some/where/{name}") == expected
 
 
 def test_nifti_names():
-    assert nifti.is_nifti("a.nii")
-    assert nifti.is_nifti(Path("x/a.NII.gz"))
+    assert scanfile.is_scan("a.nii")
+    assert scanfile.is_scan(Path("x/a.NII.gz"))
     for name in ("a.nii.gz.part", "a.json", ".tmp-abc-a.nii.gz", "._a.nii.gz", "nii"):
-        assert not nifti.is_nifti(name)
+        assert not scanfile.is_scan(name)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float64"])

@@ -6,7 +6,7 @@ import pytest
 from nifti_files import forms, oblique_affine, one_line, save, scan_values, shifted
 
 from spinejax import geometry
-from spinejax.data import nifti
+from spinejax.data import nifti, scanfile
 from spinejax.errors import InputError
 from spinejax.volume import LabelVolume
 
@@ -79,7 +79,7 @@ def test_a_mask_a_little_off_is_taken_as_it_is(tmp_path, pair, caplog):
     image, labels, affine = pair
     affine[0, 3] += 0.3
     mask = save(tmp_path / "mask.nii.gz", labels, affine)
-    scan, read = nifti.read_pair(image, mask)
+    scan, read = scanfile.read_pair(image, mask)
     np.testing.assert_array_equal(read.array, labels)
     np.testing.assert_array_equal(read.affine, scan.affine)
     assert not caplog.records
@@ -90,7 +90,7 @@ def test_a_mask_in_another_axis_order_is_turned(tmp_path, pair, code, caplog):
     image, labels, affine = pair
     turned, turned_affine = geometry.reorient(labels, affine, code)
     mask = save(tmp_path / "mask.nii.gz", np.ascontiguousarray(turned), turned_affine)
-    _, read = nifti.read_pair(image, mask)
+    _, read = scanfile.read_pair(image, mask)
     np.testing.assert_array_equal(read.array, labels)
     assert not caplog.records
 
@@ -100,14 +100,14 @@ def test_a_mask_on_a_shifted_grid_is_resampled(tmp_path, pair, caplog):
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ (3, 0, 0)  # three voxels along the first axis
     mask = save(tmp_path / "mask.nii.gz", labels, moved)
-    _, read = nifti.read_pair(image, mask)
+    _, read = scanfile.read_pair(image, mask)
     expected = np.zeros_like(labels)
     expected[3:] = labels[:-3]
     np.testing.assert_array_equal(read.array, expected)
     assert "resampling the mask" in caplog.text
     assert "mask.nii.gz" in caplog.text
     # The same displacement is nothing where the tolerance says so.
-    np.testing.assert_array_equal(nifti.read_pair(image, mask, 5)[1].array, labels)
+    np.testing.assert_array_equal(scanfile.read_pair(image, mask, 5)[1].array, labels)
 
 
 def test_a_cropped_mask_is_put_where_it_belongs(tmp_path, pair):
@@ -115,7 +115,7 @@ def test_a_cropped_mask_is_put_where_it_belongs(tmp_path, pair):
     cropped = affine.copy()
     cropped[:3, 3] = geometry.voxel_to_world(affine, np.array([5, 6, 7]))
     mask = save(tmp_path / "mask.nii.gz", labels[5:12, 6:14, 7:15], cropped)
-    np.testing.assert_array_equal(nifti.read_pair(image, mask)[1].array, labels)
+    np.testing.assert_array_equal(scanfile.read_pair(image, mask)[1].array, labels)
 
 
 def test_a_finer_mask_is_resampled_to_nearly_the_same_volume(tmp_path, pair):
@@ -123,7 +123,7 @@ def test_a_finer_mask_is_resampled_to_nearly_the_same_volume(tmp_path, pair):
     fine = geometry.resampled_affine(affine, labels.shape, (0.5, 0.5, 0.5))
     doubled = labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     mask = save(tmp_path / "mask.nii.gz", doubled, fine)
-    read = nifti.read_pair(image, mask)[1]
+    read = scanfile.read_pair(image, mask)[1]
     np.testing.assert_array_equal(read.array, labels)
 
 
@@ -132,7 +132,7 @@ def test_a_mask_elsewhere_is_refused(tmp_path, pair):
     affine[0, 3] += 1000
     mask = save(tmp_path / "mask.nii.gz", labels, affine)
     with pytest.raises(InputError, match="does not overlap") as error:
-        nifti.read_pair(image, mask)
+        scanfile.read_pair(image, mask)
     message = one_line(error)
     assert str(mask) in message
     assert str(image) in message
@@ -143,13 +143,13 @@ def test_a_mask_whose_labels_all_miss_the_scan_is_refused(tmp_path, pair):
     affine[:3, 3] += affine[:3, :3] @ (18, 0, 0)
     mask = save(tmp_path / "mask.nii.gz", labels, affine)
     with pytest.raises(InputError, match="no labelled voxel"):
-        nifti.read_pair(image, mask)
+        scanfile.read_pair(image, mask)
 
 
 def test_a_mask_without_orientation_is_paired_by_shape(tmp_path, pair, caplog):
     image, labels, _ = pair
     nib.save(nib.Nifti1Image(labels, None), tmp_path / "mask.nii.gz")
-    _, read = nifti.read_pair(image, tmp_path / "mask.nii.gz")
+    _, read = scanfile.read_pair(image, tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(read.array, labels)
     assert "taken to be on the grid" in caplog.text
 
@@ -160,6 +160,6 @@ def test_a_mask_that_agrees_with_the_other_form_of_the_scan_is_paired(tmp_path, 
     labels[2:4, 2:4, 2:4] = 3
     made = nib.Nifti1Image(labels, shifted(20))
     nib.save(made, tmp_path / "mask.nii.gz")
-    _, read = nifti.read_pair(image, tmp_path / "mask.nii.gz")
+    _, read = scanfile.read_pair(image, tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(read.array, labels)
     assert "taken to be on the grid" in caplog.text

@@ -12,7 +12,7 @@ from nifti_files import GRID_FIELDS, oblique_affine, one_line, save, scan_values
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry
-from spinejax.data import nifti
+from spinejax.data import nifti, scanfile
 from spinejax.errors import InputError
 from spinejax.volume import DiskGrid, Volume
 
@@ -199,7 +199,7 @@ def test_real_masks_are_read_and_written_back_on_their_own_grid(real_data, tmp_p
 
 def test_real_pairs_are_on_one_grid(real_data, caplog):
     verse = real_data / "verse"
-    image, labels = nifti.read_pair(
+    image, labels = scanfile.read_pair(
         verse / "rawdata/sub-verse014/sub-verse014_ct.nii.gz",
         verse / "derivatives/sub-verse014/sub-verse014_seg-vert_msk.nii.gz",
     )
@@ -208,7 +208,7 @@ def test_real_pairs_are_on_one_grid(real_data, caplog):
     # Bone is denser than what surrounds it: the pair lies on one another.
     assert image.array[labels.array > 0].mean() > image.array[labels.array == 0].mean() + 100
     totalsegmentator = real_data / "totalsegmentator"
-    image, labels = nifti.read_pair(
+    image, labels = scanfile.read_pair(
         totalsegmentator / "example_ct.nii.gz",
         totalsegmentator / "example_vertebrae_verse-ids.nii.gz",
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.data import centroids, nifti, verse
+from spinejax.data import centroids, nifti, scanfile, verse
 from spinejax.data.phantom import acquisition, dataset
 from spinejax.errors import InputError
 
@@ -34,7 +34,7 @@ def test_index_finds_every_case_whole(written):
 def test_scans_keep_to_the_limits_and_are_int16(written):
     orientations = set()
     for case in verse.index_dataset(written):
-        volume, labels = nifti.read_pair(case.image, case.labels)
+        volume, labels = scanfile.read_pair(case.image, case.labels)
         assert volume.array.dtype == np.int16
         assert max(volume.spacing_mm) <= 3.0 + 1e-4 and min(volume.spacing_mm) >= 1.5 - 1e-4
         extent = np.array(volume.shape) * volume.spacing_mm
@@ -46,7 +46,7 @@ def test_scans_keep_to_the_limits_and_are_int16(written):
 
 def test_centroids_lie_in_the_vertebra_that_they_name(written):
     for case in verse.index_dataset(written):
-        volume, labels = nifti.read_pair(case.image, case.labels)
+        volume, labels = scanfile.read_pair(case.image, case.labels)
         points = centroids.read_centroids(case.centroids, volume)
         assert set(points) == set(np.unique(labels.array)) - {0}
         for vertebra, point in points.items():
@@ -57,7 +57,7 @@ def test_centroids_lie_in_the_vertebra_that_they_name(written):
 
 def test_vertebrae_cut_by_the_field_are_bone_without_a_label(written):
     for case in verse.index_dataset(written):
-        volume, labels = nifti.read_pair(case.image, case.labels)
+        volume, labels = scanfile.read_pair(case.image, case.labels)
         axis = next(i for i, letter in enumerate(volume.orientation) if letter in "SI")
         ends = np.take(labels.array, [0, -1], axis)
         assert not ends.any()

@@ -295,10 +295,10 @@ def test_identity_ignores_fields_that_the_mode_does_not_use():
 
 def test_real_scan_keeps_its_bone(real_data):
     """Labelled voxels of an anisotropic scan stay bright, and Dice survives the trip."""
-    from spinejax.data import nifti
+    from spinejax.data import scanfile
 
     folder = real_data / "totalsegmentator"
-    scan, labels = nifti.read_pair(
+    scan, labels = scanfile.read_pair(
         folder / "example_ct.nii.gz", folder / "example_vertebrae_verse-ids.nii.gz"
     )
     how = SlicePreprocess(spacing_mm=1.0)

@@ -122,9 +122,9 @@ def test_native_keeps_the_grid_of_the_scan(plane, intensity):
 
 def test_real_scan_through_the_window_of_paper_b(real_data):
     """Most vertebral voxels lie inside 100 to 1500 HU; fat, air and most muscle become 0."""
-    from spinejax.data import nifti
+    from spinejax.data import scanfile
 
-    scan, labels = nifti.read_pair(
+    scan, labels = scanfile.read_pair(
         real_data / "verse/rawdata/sub-verse014/sub-verse014_ct.nii.gz",
         real_data / "verse/derivatives/sub-verse014/sub-verse014_seg-vert_msk.nii.gz",
     )

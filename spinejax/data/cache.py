@@ -7,7 +7,7 @@ that was merely moved or renamed is not.
     <cache_dir>/
       digests.json             path -> size, time, digest; unchanged files are not read again
       <key>/image.npy          (n, h, w) int16 HU
-      <key>/label.npy          (n, h, w) uint8 VerSe ids
+      <key>/label.npy          (n, h, w) uint8 VerSe ids; 0 and 1 of binary labels
       <key>/meta.json          settings, grid, intensity statistics, foreground pixels per slice
       .tmp-<host>-<pid>-*/     an entry being written
 
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from spinejax.data import nifti
+from spinejax.data import scanfile
 from spinejax.data.digests import ContentDigests
 from spinejax.data.normalise import ScanStats
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
@@ -83,7 +83,7 @@ class CachedCase:
 
     @property
     def label(self) -> np.ndarray:
-        """(n, h, w) uint8 VerSe ids, memory-mapped and read-only."""
+        """(n, h, w) uint8 VerSe ids, or 0 and 1, memory-mapped and read-only."""
         return _open_array(str(self.path / "label.npy"))
 
 
@@ -104,6 +104,7 @@ def prepare(
     settings: SlicePreprocess,
     cache_dir: str | os.PathLike[str],
     *,
+    labels: str = "verse",
     workers: int | None = None,
     progress: bool = True,
 ) -> list[CachedCase]:
@@ -117,6 +118,8 @@ def prepare(
         cases: with image and labels (`verse.usable`).
         settings: of the preprocessing.
         cache_dir: made if missing.
+        labels: what the label files hold: "verse" (ids, others are refused) or "binary" (whatever
+            is above 0 is stored as 1: masks of the CSI data have 100, 200, ...).
         workers: scans in work at once, each of which is in memory; None for one per core that the
             process may use, at most 8.
         progress: whether to show a bar.
@@ -147,7 +150,7 @@ def prepare(
     bar = tqdm(total=len(cases), desc="preparing", unit="scan", disable=not progress)
     try:
         tasks: dict[Future[CachedCase], int] = {
-            pool.submit(_prepare_case, case, settings, root, digests): i
+            pool.submit(_prepare_case, case, settings, root, digests, labels): i
             for i, case in enumerate(cases)
         }
         for task in as_completed(tasks):
@@ -177,15 +180,18 @@ def _cores() -> int:
 
 
 def _prepare_case(
-    case: "Case", settings: SlicePreprocess, root: Path, digests: ContentDigests
+    case: "Case", settings: SlicePreprocess, root: Path, digests: ContentDigests, kind: str
 ) -> CachedCase:
     image, labels = Path(case.image or ""), Path(case.labels or "")
-    key = _entry_key(settings, digests.of(image), digests.of(labels))
+    key = _entry_key(settings, _digest(digests, image), _digest(digests, labels), kind)
     entry = root / key
     cached = _read_entry(case.id, entry, settings)
     if cached is not None:
         return cached
-    scan, marks = nifti.read_pair(image, labels)
+    valid = scanfile.valid_labels(kind)
+    scan, marks = scanfile.read_pair(image, labels, valid=valid)
+    if valid is None:
+        np.minimum(marks.array, 1, out=marks.array)
     if not marks.array.any():
         raise InputError(f"{labels}: no voxel is labelled; complete the mask or leave the case out")
     try:
@@ -234,13 +240,22 @@ def _write_entry(scan: Volume, marks: LabelVolume, entry: Path, settings: SliceP
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _entry_key(settings: SlicePreprocess, image_digest: str, labels_digest: str) -> str:
+def _digest(digests: ContentDigests, path: Path) -> str:
+    """Of all files that hold the image: the header of a MetaImage says nothing of its voxels."""
+    return "+".join(digests.of(part) for part in scanfile.parts(path))
+
+
+def _entry_key(
+    settings: SlicePreprocess, image_digest: str, labels_digest: str, kind: str = "verse"
+) -> str:
     parts = {
         "format": FORMAT,
         "settings": settings.identity(),
         "image": image_digest,
         "labels": labels_digest,
     }
+    if kind != "verse":  # entries from before there was a choice stay valid
+        parts["kind"] = kind
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

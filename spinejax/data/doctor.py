@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spinejax import geometry, labels
-from spinejax.data import centroids, nifti, splits, verse
+from spinejax.data import centroids, metaimage, scanfile, splits, verse
 from spinejax.data.pairs import TOLERANCE_MM
 from spinejax.data.verse import Case
 from spinejax.errors import InputError
@@ -80,9 +80,10 @@ class DoctorReport:
 
 @dataclass
 class _Finding:
-    """What one case's files hold."""
+    """What one case's files hold; `is_verse` is False where the mask's numbers are no VerSe ids."""
 
     ids: tuple[int, ...] = ()
+    is_verse: bool = True
     problems: list[str] = field(default_factory=list)
 
 
@@ -97,10 +98,15 @@ def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorRepo
         exclude_gl: leave out the `gl*` scans.
 
     Raises:
-        InputError: `root` is missing, is no folder, or holds no scans.
+        InputError: `root` is missing, is no folder, holds no scans, or holds MetaImage files and
+            SimpleITK is not installed.
     """
     root = Path(root)
     cases = verse.index_dataset(root, exclude_gl)
+    paths = (path for case in cases for path in (case.image, case.labels) if path)
+    needing = next(filter(metaimage.is_metaimage, paths), None)
+    if needing is not None:  # said once here, not once per file
+        metaimage.require_simpleitk(needing)
     with ThreadPoolExecutor(_THREADS) as pool:
         results = pool.map(lambda case: _examine(case, root), cases)
         bar = tqdm(results, total=len(cases), desc="reading scans", unit="scan", disable=None)
@@ -109,6 +115,7 @@ def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorRepo
     for case, finding in zip(cases, findings, strict=True):
         problems += [f"{case.id}: {text}" for text in (*case.problems, *finding.problems)]
     lines = _summary(root, cases)
+    lines += _numbering(cases, findings)
     lines += _table(cases, findings)
     lines += _histogram(cases, findings)
     return DoctorReport(lines, problems)
@@ -122,26 +129,40 @@ def _examine(case: Case, root: Path) -> _Finding:
     try:
         if case.image:
             # Only the grid is needed below: let the voxels go before the mask is read.
-            image = _without_voxels(nifti.read_volume(case.image))
+            image = _without_voxels(scanfile.read_volume(case.image))
     except InputError as error:
         finding.problems.append(str(error))
     try:
         if case.labels:
-            mask = nifti.read_labels(case.labels)
+            mask, finding.is_verse = _read_mask(case.labels, case.edition)
     except InputError as error:
         finding.problems.append(str(error))
     if mask is not None and case.labels is not None:
-        finding.ids = _present(mask)
-        finding.problems += _check_mask(finding.ids, _shown(case.labels, root))
+        ids = _present(mask)
+        # A spine of nothing but C1 is a binary mask.
+        finding.is_verse = finding.is_verse and not (case.edition is None and ids == (1,))
+        if finding.is_verse:
+            finding.ids = ids
+            finding.problems += _check_mask(ids, _shown(case.labels, root))
         if image is not None and case.image is not None:
             shown = _shown(case.labels, root), _shown(case.image, root)
             finding.problems += _check_grids(image, mask, *shown)
-    if case.centroids:
+    if case.centroids and finding.is_verse:
         try:
             finding.problems += _check_centroids(case, image, mask, finding.ids, root)
         except InputError as error:
             finding.problems.append(str(error))
     return finding
+
+
+def _read_mask(path: Path, edition: str | None) -> tuple[LabelVolume, bool]:
+    """A mask, and whether its numbers are VerSe ids; other data sets may have numbers of theirs."""
+    try:
+        return scanfile.read_labels(path), True
+    except InputError:
+        if edition is not None:
+            raise
+        return scanfile.read_labels(path, valid=None), False
 
 
 def _shown(path: Path, root: Path) -> str:
@@ -277,6 +298,21 @@ def _summary(root: Path, cases: Sequence[Case]) -> list[str]:
             f"puts each wholly into the most held-out one: {', '.join(moved)}"
         )
     return lines
+
+
+def _numbering(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
+    """How many masks tell no more than vertebra from background."""
+    others = [
+        case.labels
+        for case, finding in zip(cases, findings, strict=True)
+        if not finding.is_verse and case.labels
+    ]
+    if not others:
+        return []
+    return [
+        f"masks     {len(others)} have numbers that are no VerSe ids (first: {others[0].name}); "
+        "train with --config.data.labels=binary"
+    ]
 
 
 def _table(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:

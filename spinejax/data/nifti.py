@@ -12,7 +12,6 @@ in. Analyze files and .hdr/.img pairs are refused. Header fields are those of th
 import logging
 import math
 import os
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from nibabel.quaternions import fillpositive, quat2mat
 
 from spinejax import geometry
 from spinejax.data import voxelfile
-from spinejax.data.pairs import TOLERANCE_MM, match_labels
+from spinejax.data.pairs import TOLERANCE_MM
 from spinejax.data.voxelfile import Layout
 from spinejax.errors import InputError
 from spinejax.volume import DiskGrid, LabelVolume, Volume
@@ -55,24 +54,6 @@ class _Source:
     layout: Layout
     affine: np.ndarray
     disk: _NiftiGrid
-
-
-def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Whether the name ends in .nii or .nii.gz and is not hidden, as unfinished files are."""
-    name = Path(path).name.lower()
-    return name.endswith((".nii", ".nii.gz")) and not name.startswith(".")
-
-
-def case_id(path: str | os.PathLike[str]) -> str:
-    """Name of the case a file belongs to: the same for an image and its masks.
-
-    The ending goes, and so do a suffix that says what the file is (`_ct`, `_seg`, `_msk`, `_mask`,
-    `_label`, `_labels`, `_pred`) and a BIDS `_seg-*` entity: `sub-verse521_dir-ax_ct.nii.gz` and
-    `sub-verse521_dir-ax_seg-vert_msk.nii.gz` are both `sub-verse521_dir-ax`.
-    """
-    name = re.sub(r"\.nii(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
-    kind = r"(_seg-[a-z0-9]+)?_(ct|seg|msk|mask|labels?|pred)$"
-    return re.sub(kind, "", name, flags=re.IGNORECASE) or name
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
@@ -106,36 +87,18 @@ def read_labels(
 
     Args:
         path: a NIfTI file; see `read_volume` for what is accepted.
-        valid: the labels that may occur; None allows 0 to 255.
+        valid: the labels that may occur; None allows any whole number from 0, and wraps those above
+            255 into 1 to 255.
 
     Raises:
-        InputError: as for `read_volume`; a value that is not a whole number (to 0.01, or half a
-            quantisation step where the file has a slope) or not one of `valid`.
+        InputError: as for `read_volume`; a value that is negative, is not a whole number (to 0.01,
+            or half a quantisation step where the file has a slope) or is not one of `valid`.
     """
     path = Path(path)
     with voxelfile.opened(path) as (stream, limit):
         source = _read_source(path, stream, limit)
         array = voxelfile.label_values(path, stream, source.layout, valid)
     return LabelVolume(array, source.affine, source.disk)
-
-
-def read_pair(
-    image_path: str | os.PathLike[str],
-    labels_path: str | os.PathLike[str],
-    tolerance_mm: float = TOLERANCE_MM,
-    valid: Collection[int] | None = VERSE_LABELS,
-) -> tuple[Volume, LabelVolume]:
-    """Read a CT and its label map, the labels on the CT's grid.
-
-    The map may be stored in another axis order. Where the corners of the two grids are within
-    `tolerance_mm`, voxels are paired as they are; else the map is resampled (nearest neighbour).
-
-    Raises:
-        InputError: as for `read_volume` and `read_labels`; the two do not overlap in space, or no
-            label is left on the CT's grid.
-    """
-    image = read_volume(image_path)
-    return image, match_labels(image, read_labels(labels_path, valid), tolerance_mm)
 
 
 def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
@@ -207,18 +170,7 @@ def _read_source(path: Path, stream: BinaryIO, limit: int) -> _Source:
     first, offset = _HEADERS[len(block)][2], float(header["vox_offset"])
     # Some writers leave the offset at 0.
     offset = max(first, int(offset)) if math.isfinite(offset) else first
-    claim = f"{_times(layout.shape)} voxels of {layout.dtype.name}"
-    if offset + layout.nbytes > limit:
-        raise InputError(
-            f"{path}: the header claims {claim}, {layout.nbytes:.4g} bytes, but the file can hold "
-            f"at most {limit:.4g}; it is truncated or damaged, copy or download it again"
-        )
-    available = voxelfile.available_bytes()
-    if available is not None and 2 * math.prod(layout.shape) > available:
-        raise InputError(
-            f"{path}: the header claims {claim}, too many for the {available:.4g} bytes of memory "
-            "that are free; crop or resample it"
-        )
+    voxelfile.check_claim(path, layout, offset, limit)
     affine, disk = _affine_and_grid(path, header, block, full_shape)
     voxelfile.skip(path, stream, offset - len(block))
     return _Source(layout, affine, disk)

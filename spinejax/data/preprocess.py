@@ -225,7 +225,7 @@ def preprocess_slabs(
     Args:
         volume: the scan, int16 or float32 HU, any orientation.
         settings: how.
-        labels: label map on the same array grid (`nifti.read_pair` sees to that), or None.
+        labels: label map on the same array grid (`scanfile.read_pair` sees to that), or None.
         slab_slices: slices per slab; None chooses by memory (about 64 MB in float32). It changes
             memory and speed, never a number.
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from spinejax.data import verse_names
+from spinejax.data import scanfile, verse_names
 from spinejax.data.verse_names import FileName
 from spinejax.errors import InputError
 
@@ -70,11 +70,11 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
     Args:
         root: a VerSe download (subject-based, MICCAI'19 or MICCAI'20, one or both editions, any
             depth of folders) or a dataset with `images/` and `labels/`, or nnU-Net's
-            `imagesTr/labelsTr`.
+            `imagesTr/labelsTr`. NIfTI or MetaImage files.
         exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
 
     Raises:
-        InputError: `root` is missing, is no folder, holds no NIfTI file, or cannot be listed.
+        InputError: `root` is missing, is no folder, holds no scans, or cannot be listed.
     """
     root = Path(root)
     if not root.exists():
@@ -84,7 +84,7 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
     names = _names(root)
     if not any(name.role in ("image", "labels") for name in names):
         raise InputError(
-            f"{root} holds no .nii or .nii.gz scans or masks; expected VerSe (rawdata/, "
+            f"{root} holds no {scanfile.ENDINGS} scans or masks; expected VerSe (rawdata/, "
             "derivatives/, or flat) or images/ and labels/"
         )
     collections: dict[tuple[str, ...], list[FileName]] = defaultdict(list)

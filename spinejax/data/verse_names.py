@@ -2,12 +2,15 @@
 
 Names only: nothing here opens a file. The three VerSe layouts (subject-based, MICCAI'19, MICCAI'20)
 and their slips are those of the data set's wiki (https://github.com/anjany/verse); the names used
-in tests are from file lists that circulate.
+in tests are from file lists that circulate. The CSI data of paper B (`case1.mhd` and
+`case1_label.mhd`, in one folder or two) are paired like any other folders.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from spinejax.data import scanfile
 
 # Patients of VerSe'19 with several series. The subject-based and the MICCAI'20 names carry the
 # patient ("sub-verse401_split-verse253", "verse401_verse253"), the MICCAI'19 names do not
@@ -35,14 +38,16 @@ SERIES_OF_PATIENT: dict[str, tuple[str, ...]] = {
 }
 
 _IMAGE_DIRS = {"images", "image", "imgs", "img", "ct", "cts", "scans", "volumes", "rawdata"}
-_LABEL_DIRS = {"labels", "label", "masks", "mask", "msk", "seg", "segs", "segmentations", "gt"}
+_LABEL_DIRS = {
+    "labels", "label", "labeled", "labelled", "masks", "mask", "msk", "seg", "segs",
+    "segmentation", "segmentations", "gt",
+}  # fmt: skip
 _CENTROID_DIRS = {"ctd", "centroids", "landmarks", "snapshots"}
 _NNUNET_DIRS = {
     f"{kind}{part}": (kind, part) for kind in ("images", "labels") for part in ("tr", "ts", "val")
 }
 _NNUNET_SUBSET = {"tr": "train", "ts": "test", "val": "val"}
 
-_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _LABEL_SUFFIX = re.compile(
     r"(?:^|[-_])(msk|seg|mask|masks|label|labels|segmentation|gt)$", re.IGNORECASE
 )
@@ -173,18 +178,18 @@ def parse(path: Path, folders: tuple[str, ...], outer: tuple[str, ...] = ()) -> 
 
 
 def _stem(name: str) -> str:
-    return re.sub(r"\.json$", "", _NIFTI.sub("", name), flags=re.IGNORECASE)
+    return re.sub(r"\.json$", "", scanfile.stem(name), flags=re.IGNORECASE)
 
 
 def is_relevant(name: str) -> bool:
-    """True for names of NIfTI and JSON files that are neither hidden nor temporary."""
+    """True for names of scans and JSON files that are neither hidden nor temporary."""
     if name.startswith((".", "~")):
         return False
-    return bool(_NIFTI.search(name)) or name.lower().endswith(".json")
+    return scanfile.is_scan(name) or name.lower().endswith(".json")
 
 
 def _image_or_labels(stem: str, folders: list[str]) -> tuple[str, str]:
-    """Role and bare name of a NIfTI file; the suffix of the name outweighs the folder."""
+    """Role and bare name of a voxel file; the suffix of the name outweighs the folder."""
     entity = _SEG_ENTITY.search(stem)
     suffix = _LABEL_SUFFIX.search(stem)
     if entity:

@@ -1,7 +1,8 @@
 """The bytes of a voxel file, slab by slab: opening, checking and converting values, writing.
 
-Knows gzip, types, slope and intercept; not what a header means (that is `nifti.py`). Voxels are
-stored with the first axis fastest, so that a slab along the last axis is one run of bytes.
+Knows gzip, types, slope and intercept; not what a header means (that is `nifti.py` and
+`metaimage.py`). Voxels are stored with the first axis fastest, so that a slab along the last axis
+is one run of bytes.
 """
 
 import errno
@@ -25,7 +26,7 @@ AIR_HU = -1024
 
 _SLAB_VOXELS = 2**21
 # A deflate stream cannot expand more than this (zlib's technical notes: 1032 to 1).
-_MAX_DEFLATE_RATIO = 1032
+MAX_DEFLATE_RATIO = 1032
 _COMPRESSION = 4
 
 
@@ -56,12 +57,8 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     Whether it is gzipped is told by its first bytes. What goes wrong while reading from the stream
     becomes an InputError that names the file.
     """
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; give one .nii or .nii.gz file")
-        size = path.stat().st_size
-        if size == 0:
-            raise InputError(f"{path}: the file is empty; copy or download it again")
+    with reporting(path):
+        size = size_of(path)
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
@@ -69,19 +66,23 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 yield raw, size
                 return
             with gzip.GzipFile(fileobj=raw) as stream:
-                yield cast(BinaryIO, stream), size * _MAX_DEFLATE_RATIO
-                # At the end of the stream gzip compares its checksum. A damaged one may go on after
-                # the last voxel; a sound one seldom does.
-                for _ in range(64):
-                    if not stream.read(1 << 20):
-                        break
+                yield cast(BinaryIO, stream), size * MAX_DEFLATE_RATIO
+                # At the end of the stream gzip compares its checksum.
+                drain(cast(BinaryIO, stream))
+
+
+@contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while reading a file into an InputError that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except PermissionError:
         raise InputError(f"{path}: permission denied; check the rights on the file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise InputError(
-            f"{path}: truncated or damaged gzip file; copy or download it again"
+            f"{path}: truncated or damaged compressed file; copy or download it again"
         ) from None
     except MemoryError:
         raise InputError(f"{path}: not enough memory to read it; crop or resample it") from None
@@ -89,6 +90,57 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); check the path and the disk"
         ) from None
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file.
+
+    Raises:
+        InputError: it is a folder, or empty.
+        OSError: there is none.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the file of one scan")
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"{path}: the file is empty; copy or download it again")
+    return size
+
+
+def drain(stream: BinaryIO) -> None:
+    """Read a compressed stream to its end, where its checksum is compared.
+
+    A damaged one may go on after the last voxel; a sound one seldom does.
+    """
+    for _ in range(64):
+        if not stream.read(1 << 20):
+            break
+
+
+def check_claim(path: Path, layout: Layout, offset: int, limit: int) -> None:
+    """Refuse a header that claims more voxels than its file, or the memory, can hold.
+
+    Args:
+        path: named in the error.
+        layout: what the header claims.
+        offset: bytes before the voxels.
+        limit: the largest number of bytes that the (decompressed) file can hold.
+
+    Raises:
+        InputError: it does.
+    """
+    claim = f"{' x '.join(map(str, layout.shape))} voxels of {layout.dtype.name}"
+    if offset + layout.nbytes > limit:
+        raise InputError(
+            f"{path}: the header claims {claim}, {layout.nbytes:.4g} bytes, but the file can hold "
+            f"at most {limit:.4g}; it is truncated or damaged, copy or download it again"
+        )
+    available = available_bytes()
+    if available is not None and 2 * math.prod(layout.shape) > available:
+        raise InputError(
+            f"{path}: the header claims {claim}, too many for the {available:.4g} bytes of memory "
+            "that are free; crop or resample it"
+        )
 
 
 def available_bytes() -> int | None:
@@ -151,9 +203,12 @@ def label_values(
 ) -> np.ndarray:
     """Labels, (x, y, z) uint8.
 
+    Where `valid` is None any numbering will do: numbers above 255 are wrapped into 1 to 255, which
+    tells foreground from background and, with the steps of 1 or 100 in use, one label from another.
+
     Raises:
-        InputError: the stream ends too early; a value is not a whole number (to 0.01, or half a
-            step of the stored numbers where they are scaled), or not one of `valid` (0 to 255).
+        InputError: the stream ends too early; a value is negative, is not a whole number (to 0.01,
+            or half a step of the stored numbers where they are scaled), or not one of `valid`.
     """
     allowed = range(256) if valid is None else valid
     slack = 0.01
@@ -175,11 +230,13 @@ def label_values(
                     "is this the mask, and was it resampled without interpolation?"
                 )
         low, high = values.min(), values.max()
-        if low < 0 or high > 255:
+        if low < 0 or (high > 255 and valid is not None):
             raise InputError(
                 f"{path}: label {float(low if low < 0 else high):g} is out of range; "
                 f"{_remedy(valid)}"
             )
+        if high > 255:
+            values = np.where(values > 255, (values - 1) % 255 + 1, values)
         slab = values.astype(np.uint8)
         counts += np.bincount(slab.ravel(order="K"), minlength=256)
         out[:, :, start : start + slab.shape[2]] = slab
@@ -250,10 +307,15 @@ def _is_int16(values: np.ndarray) -> bool:
 
 def _remedy(valid: Collection[int] | None) -> str:
     if valid is None:
-        return "labels are 0 to 255"
+        return "labels are not negative"
     if isinstance(valid, range) and valid.step == 1:
-        return f"allowed are {valid.start} to {valid.stop - 1}; renumber the mask"
-    return f"allowed are {', '.join(map(str, sorted(valid)))}; renumber the mask"
+        allowed = f"{valid.start} to {valid.stop - 1}"
+    else:
+        allowed = ", ".join(map(str, sorted(valid)))
+    return (
+        f"allowed are {allowed}; renumber the mask, or train with data.labels=binary, which takes "
+        "any number for vertebra"
+    )
 
 
 def _write_voxels(stream: BinaryIO, header: bytes, array: np.ndarray, layout: Layout) -> None:

@@ -6,7 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from spinejax.data import nifti
+from spinejax.data import scanfile
+from spinejax.data.pairs import match_labels
 from spinejax.errors import InputError
 from spinejax.reports import figures, tables
 from spinejax.reports.run import Run
@@ -80,9 +81,9 @@ def _quicklook(workdir: Path, paths: Any, case: str) -> bytes:
     for name, path in files.items():
         if name != "labels" and not path.is_file():
             raise InputError(f"{path} is gone")
-    volume = nifti.read_volume(files["image"])
+    volume = scanfile.read_volume(files["image"])
     masks = {
-        name: nifti.match_labels(volume, nifti.read_labels(path, valid=None)).array
+        name: match_labels(volume, scanfile.read_labels(path, valid=None)).array
         for name, path in files.items()
         if name != "image" and path.is_file()
     }

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from spinejax.choices import check_choice
+from spinejax.data.scanfile import LABELS
 from spinejax.errors import InputError
 from spinejax.train.parallel import KINDS
 
@@ -162,6 +163,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("train.parallel", flat["train.parallel"], KINDS)
     check_choice("train.compute_dtype", flat["train.compute_dtype"], COMPUTE_DTYPES)
     check_choice("data.source", flat["data.source"], SOURCES)
+    check_choice("data.labels", flat.get("data.labels"), LABELS)
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{key}={value!r} must be a finite number")

@@ -166,7 +166,13 @@ def cached(
     chosen = {case.id: case for name in wanted for case in split[name]}
 
     def prepared() -> list[CachedCase]:
-        return cache.prepare(list(chosen.values()), settings, folder, progress=progress and first)
+        return cache.prepare(
+            list(chosen.values()),
+            settings,
+            folder,
+            labels=config.data.labels,
+            progress=progress and first,
+        )
 
     if first:
         entries = prepared()
