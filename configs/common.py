@@ -70,6 +70,17 @@ def data_block() -> ConfigDict:
     data.size = (256, 256)
     # "hu" | "zscore" | "unit" | "sym" | "minmax_to_hu"
     data.normalise = "hu"
+    # Patches of paper B, sections II.B and II.C; read by the task patch_classification only.
+    data.patches = ConfigDict()
+    data.patches.size = 32  # pixels a side
+    data.patches.stride = 12  # pixels from patch to patch
+    data.patches.label_rule = "majority"  # "majority" of the pixels | the "centre" pixel
+    # "scan": validation has scans of its own | "patch": a share of all patches, as the paper has
+    # it, which leaks.
+    data.patches.split_unit = "scan"
+    # Random under-sampling of background patches: "once" | anew each "epoch" | "none".
+    data.patches.rus = "once"
+    data.patches.rus_ratio = 1.0  # background patches to one of vertebra
     data.spine_free_fraction = 0.1  # share of training slices without any vertebra
     data.threads = 2  # Grain read threads
     data.prefetch = 4  # batches
@@ -126,9 +137,10 @@ def train_block() -> ConfigDict:
         dict(
             epochs=150,
             steps=0,  # > 0: overrides epochs
-            batch_size=8,  # slices over all devices
+            batch_size=8,  # slices, or patches, over all devices
             eval_every_epochs=1,
             checkpoint_every_steps=0,  # 0: with every evaluation only
+            best="dice",  # of validation: the checkpoint of highest "dice" | lowest "loss" is kept
             log_every_steps=10,
             pictures=4,  # overlay pictures written at each evaluation
             compute_dtype="float32",  # "float32" | "bfloat16"
@@ -144,7 +156,9 @@ def predict_block() -> ConfigDict:
         dict(
             batch_size=8,
             overlap=0.25,  # of neighbouring windows, share of `data.size`
+            padding="zero",  # around slices, for patches: "zero" (empty) | "reflect"
             threshold=0.5,
+            opening_mm=0.0,  # radius of the opening within slices; 0: off
             min_component_ml=1.0,  # smaller pieces are dropped
             fill_holes=False,
         )

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from spinejax import models, scoring
+from spinejax import scoring
 from spinejax.data import doctor as inventory
 from spinejax.data import nifti, preprocess, scanfile, verse_names
 from spinejax.errors import InputError
@@ -66,9 +66,8 @@ def doctor(data: str | None) -> int:
 def summarize(config: ConfigDict) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of the config's network."""
     settings.check_config(config)
-    model = models.build_model(config.model, out_channels=1)
-    channels = config.model.get("in_channels", 1)
-    return summary.summarize(model, (*config.data.size, channels))
+    task = build_task(config)
+    return summary.summarize(task.model, task.input_shape)
 
 
 def prepare(config: ConfigDict, workdir: Path) -> int:
@@ -209,54 +208,42 @@ def _load(workdir: Path, which: str) -> tuple[ConfigDict, dict[str, Any]]:
 class Predictor:
     """A trained network, ready for scans."""
 
-    network: scan.Network
+    predict_stack: scan.StackPredictor
     settings: scan.ScanSettings
-    stride: int
+    least_side: int
 
 
 def load_predictor(config: ConfigDict, variables: Any) -> Predictor:
-    """Compile the network of a run over all local devices, each batch divided among them."""
-    import jax
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    task = build_task(config)
-    devices = np.array(jax.local_devices())
-    mesh = Mesh(devices, ("data",))
-    over_devices = NamedSharding(mesh, PartitionSpec("data"))
-    variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-    probability = jax.jit(task.probability)
-
-    def network(image: np.ndarray, stats: np.ndarray) -> np.ndarray:
-        batch = jax.device_put((image, stats), over_devices)
-        return np.asarray(probability(variables, *batch))
-
-    how = config.predict
+    """Compile the network of a run for whole scans."""
+    task, how = build_task(config), config.predict
+    rows, columns, _ = task.input_shape
     settings = scan.ScanSettings(
-        preprocess=setup.preprocessing(config),
-        size=tuple(config.data.size),
+        preprocess=preprocess.from_config(config.data),
+        size=(rows, columns),
         normalise=config.data.normalise,
-        batch_size=-(-how.batch_size // len(devices)) * len(devices),
-        overlap=how.overlap,
         threshold=how.threshold,
+        opening_mm=how.opening_mm,
         min_component_ml=how.min_component_ml,
         fill_holes=how.fill_holes,
     )
-    return Predictor(network, settings, task.stride)
+    return Predictor(task.stack_predictor(variables), settings, task.least_side)
 
 
 def _segment(predictor: Predictor, volume: Volume, path: Path, title: str) -> np.ndarray:
     """Predict one scan with a progress bar, saying first how much memory it takes."""
     grid = preprocess.slice_geometry(volume, predictor.settings.preprocess)
-    if min(grid.shape) < predictor.stride:
+    if min(grid.shape) < predictor.least_side:
         raise InputError(
             f"{path}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, smaller "
-            f"than the network's stride of {predictor.stride}; give a larger scan"
+            f"than the network's stride of {predictor.least_side}; give a larger scan"
         )
     memory = scan.estimate_bytes(volume, predictor.settings) / 2**30
     shape = "x".join(map(str, volume.shape))
     print(f"{title}: {shape} voxels, about {memory:.1f} GiB beside the network", flush=True)
     with tqdm(total=grid.n_slices, desc=title, unit="slice", leave=False) as bar:
-        return scan.predict_scan(predictor.network, volume, predictor.settings, advance=bar.update)
+        return scan.predict_scan(
+            predictor.predict_stack, volume, predictor.settings, advance=bar.update
+        )
 
 
 def _scans(source: Path) -> dict[str, Path]:

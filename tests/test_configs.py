@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import chasppraunet, common, demo, unet
+from configs import chasppraunet, common, demo, opconvnet, unet
 from spinejax import losses
 from spinejax.augment import augment
 from spinejax.data import preprocess
@@ -14,7 +14,12 @@ from spinejax.tasks import build_task
 from spinejax.train.settings import check_config, flatten
 
 PACKAGE = Path(__file__).parents[1] / "spinejax"
-EXPERIMENTS = {"chasppraunet": chasppraunet, "demo": demo, "unet": unet}
+EXPERIMENTS = {
+    "chasppraunet": chasppraunet,
+    "demo": demo,
+    "opconvnet": opconvnet,
+    "unet": unet,
+}
 
 
 def test_every_field_is_read_somewhere():
@@ -44,7 +49,7 @@ def test_augment_and_loss_blocks_have_the_fields_of_their_functions():
 def test_each_experiment_can_be_built(name, argument):
     config = EXPERIMENTS[name].get_config(argument)
     check_config(config)
-    assert build_task(config).stride <= min(config.data.size)
+    assert build_task(config).least_side <= min(config.data.size)
 
 
 def test_paper_a_is_trained_as_it_says():

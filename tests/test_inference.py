@@ -107,14 +107,30 @@ def threshold_network(image, stats):
     return np.clip((image.astype(np.float32) + 200) / 600, 0, 1)
 
 
+def in_windows(network, window=(32, 24)):
+    """A stack predictor of `network(image (3, h, w), stats (3, 4))`."""
+
+    def predict(stack, stats, advance):
+        return sliding_window.predict_stack(
+            lambda batch: network(batch, np.tile(stats, (3, 1))),
+            stack,
+            window=window,
+            overlap=0.25,
+            batch_size=3,
+            fill=-1000,
+            advance=advance,
+        )
+
+    return predict
+
+
 def scan_settings(plane: str, **how) -> scan.ScanSettings:
     return scan.ScanSettings(
         preprocess=SlicePreprocess(plane=plane, **how),
         size=(32, 24),
         normalise="hu",
-        batch_size=3,
-        overlap=0.25,
         threshold=0.5,
+        opening_mm=0.0,
         min_component_ml=0.5,
         fill_holes=False,
     )
@@ -130,7 +146,7 @@ def test_scans_of_every_orientation_come_back_on_their_own_grid(plane, orientati
     del canonical[{"sagittal": 0, "coronal": 1, "axial": 2}[plane]]
     how = scan_settings(plane, mode="resize", size=tuple(canonical), smoothing_sigma_mm=0.0)
     done = []
-    result = scan.predict_scan(threshold_network, volume, how, advance=done.append)
+    result = scan.predict_scan(in_windows(threshold_network), volume, how, advance=done.append)
     assert result.dtype == np.uint8 and result.shape == volume.shape
     np.testing.assert_array_equal(result, truth)
     assert sum(done) == {"sagittal": 44, "coronal": 40, "axial": 36}[plane]
@@ -139,7 +155,7 @@ def test_scans_of_every_orientation_come_back_on_their_own_grid(plane, orientati
 def test_resampled_and_smoothed_scans_keep_the_ball():
     volume, truth = ball_scan("PIR")
     for plane in ("sagittal", "coronal", "axial"):
-        result = scan.predict_scan(threshold_network, volume, scan_settings(plane)) > 0
+        result = scan.predict_scan(in_windows(threshold_network), volume, scan_settings(plane)) > 0
         dice = 2 * (result & truth).sum() / (result.sum() + truth.sum())
         assert dice > 0.97, plane
 
@@ -148,7 +164,7 @@ def test_many_slices_much_smaller_than_the_window_take_bounded_memory():
     volume = Volume(np.zeros((600, 16, 16), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
     how = scan.ScanSettings(**{**scan_settings("sagittal").__dict__, "size": (256, 256)})
     tracemalloc.start()
-    scan.predict_scan(threshold_network, volume, how)
+    scan.predict_scan(in_windows(threshold_network, (256, 256)), volume, how)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.5 * 2**26
@@ -157,7 +173,7 @@ def test_many_slices_much_smaller_than_the_window_take_bounded_memory():
 def test_an_empty_prediction_is_all_background():
     volume, _ = ball_scan("LPS")
     result = scan.predict_scan(
-        lambda image, stats: np.zeros(image.shape, np.float32), volume, scan_settings("axial")
+        lambda stack, *_: np.zeros(stack.shape, np.float32), volume, scan_settings("axial")
     )
     assert result.shape == volume.shape and not result.any()
 
@@ -171,7 +187,8 @@ def test_statistics_of_the_whole_scan_reach_the_network():
         return np.zeros(image.shape, np.float32)
 
     how = scan_settings("axial", smoothing_sigma_mm=0.0, mode="resize", size=(44, 40))
-    scan.predict_scan(network, volume, scan.ScanSettings(**{**how.__dict__, "normalise": "zscore"}))
+    how = scan.ScanSettings(**{**how.__dict__, "normalise": "zscore"})
+    scan.predict_scan(in_windows(network), volume, how)
     values = volume.array.astype(np.float64)
     expected = [values.mean(), values.std(), values.min(), values.max()]
     for stats in seen:

@@ -118,7 +118,7 @@ def assert_same_end(base: Path, name: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
     best = [checkpoint.load_for_inference(base / n)[1] for n in ("whole", name)]
     jax.tree.map(np.testing.assert_array_equal, *best)
-    times = ("seconds", "slices_per_s")
+    times = ("seconds", "samples_per_s")
     lines = [
         [{k: v for k, v in x.items() if k not in times} for x in log.read_metrics(base / n)]
         for n in ("whole", name)

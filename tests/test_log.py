@@ -10,4 +10,4 @@ def test_the_bar_has_a_speed_at_logged_steps_too(tmp_path, capsys):
             writer.advance(step, 1.0, 0.5)
     last = capsys.readouterr().err.splitlines()[-1]
     assert "4/4" in last and " 0.0 slices/s" not in last, last
-    assert all(line["slices_per_s"] > 0 for line in log.read_metrics(tmp_path))
+    assert all(line["samples_per_s"] > 0 for line in log.read_metrics(tmp_path))

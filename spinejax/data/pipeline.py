@@ -6,8 +6,9 @@ reads every n-th sample of one global stream, from the p-th; put side by side th
 are that of a single process, in another order within the batch, and `"position"` says which.
 """
 
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -34,6 +35,95 @@ Batch = dict[str, np.ndarray]
 * `"weight"`: (b,) float32, 0 for filler
 * `"position"`: (b,) int32 place within the batch of all processes
 """
+
+
+class Feed(Protocol):
+    """Where the batches of a run come from.
+
+    train_cases, val_cases: what `"case"` in the batches counts.
+    per_epoch: training batches in which each sample comes once.
+    """
+
+    @property
+    def train_cases(self) -> Sequence[CachedCase]: ...  # noqa: D102
+
+    @property
+    def val_cases(self) -> Sequence[CachedCase]: ...  # noqa: D102
+
+    @property
+    def per_epoch(self) -> int: ...  # noqa: D102
+
+    def train(
+        self, *, start_step: int, process_index: int, process_count: int
+    ) -> Generator[Batch, None, None]:
+        """Return this process's share of the endless training batches from `start_step` on."""
+
+    def val(self, *, process_index: int, process_count: int) -> Generator[Batch, None, None]:
+        """Return this process's share of every validation sample once, in full batches."""
+
+    def counts(self) -> dict[str, Any]:
+        """Return what is worth recording of the samples, as JSON; nothing of slices."""
+
+
+@dataclass(frozen=True, eq=False)
+class SliceFeed:
+    """Batches of slices: see `train_batches` and `eval_batches` for the fields."""
+
+    split: Mapping[str, Sequence[CachedCase]]
+    size: tuple[int, int]
+    batch_size: int
+    seed: int
+    spine_free_fraction: float
+    threads: int
+    prefetch: int
+
+    @property
+    def train_cases(self) -> Sequence[CachedCase]:
+        """Scans of the training split."""
+        return self.split["train"]
+
+    @property
+    def val_cases(self) -> Sequence[CachedCase]:
+        """Scans of the validation split."""
+        return self.split["val"]
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of batches that show as many slices as there are, rounded up."""
+        return steps_per_epoch(self.train_cases, self.batch_size)
+
+    def train(
+        self, *, start_step: int, process_index: int, process_count: int
+    ) -> Generator[Batch, None, None]:
+        """Return `train_batches` of the training split."""
+        return train_batches(
+            self.train_cases,
+            size=self.size,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start_step=start_step,
+            spine_free_fraction=self.spine_free_fraction,
+            process_index=process_index,
+            process_count=process_count,
+            threads=self.threads,
+            prefetch=self.prefetch,
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def val(self, *, process_index: int, process_count: int) -> Generator[Batch, None, None]:
+        """Return `eval_batches` of the validation split."""
+        return eval_batches(
+            self.val_cases,
+            size=self.size,
+            batch_size=self.batch_size,
+            process_index=process_index,
+            process_count=process_count,
+            threads=self.threads,
+            prefetch=self.prefetch,
+        )
 
 
 def train_batches(

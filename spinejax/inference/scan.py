@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from spinejax.data import normalise, preprocess
-from spinejax.inference import postprocess, sliding_window
-from spinejax.volume import Volume
+from spinejax.inference import postprocess
+from spinejax.volume import CANONICAL, PLANES, Volume
 
-Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(image (b, h, w) int16 HU preprocessed, stats (b, 4)) -> (b, h, w) float32 probability."""
+StackPredictor = Callable[[np.ndarray, np.ndarray, Callable[[int], object]], np.ndarray]
+"""(stack (n, h, w) int16 HU preprocessed, stats (4,) of the scan, advance) -> (n, h, w) float32
+foreground probability; `advance` is called with the number of slices done since its last call."""
 
 FOREGROUND = 1
 
@@ -21,11 +22,10 @@ class ScanSettings:
 
     Attributes:
         preprocess: the preprocessing that the network was trained with.
-        size: (rows, columns) of the network's input.
+        size: (rows, columns) to which smaller slices are padded.
         normalise: intensity mode of training; some need the statistics of the whole scan.
-        batch_size: windows in one call of the network.
-        overlap: share of a window that neighbours have in common.
         threshold: probability from which a voxel is foreground.
+        opening_mm: radius of the opening within each slice, before anything else; 0 for none.
         min_component_ml: connected pieces below this volume are dropped; 0 keeps all.
         fill_holes: fill enclosed cavities.
     """
@@ -33,9 +33,8 @@ class ScanSettings:
     preprocess: preprocess.SlicePreprocess
     size: tuple[int, int]
     normalise: str
-    batch_size: int
-    overlap: float
     threshold: float
+    opening_mm: float
     min_component_ml: float
     fill_holes: bool
 
@@ -67,7 +66,7 @@ def _slab_slices(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> int:
 
 
 def predict_scan(
-    network: Network,
+    predict_stack: StackPredictor,
     volume: Volume,
     settings: ScanSettings,
     *,
@@ -80,7 +79,7 @@ def predict_scan(
     leave steps. What is kept is one byte a voxel.
 
     Args:
-        network: probabilities of a batch of windows.
+        predict_stack: probabilities of a stack of slices.
         volume: the scan, any orientation and spacing.
         settings: as in training.
         advance: called with the number of slices done, for a progress bar.
@@ -96,26 +95,25 @@ def predict_scan(
         stats = normalise.scan_stats(
             image for _, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step)
         )
-    batch_stats = np.tile(stats, (settings.batch_size, 1))
     labels = np.zeros(volume.shape, np.uint8)
     slices = preprocess.slice_view(labels, volume.affine, how.plane)
     for start, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step):
-        probability = sliding_window.predict_stack(
-            lambda batch: network(batch, batch_stats),
-            image,
-            window=settings.size,
-            overlap=settings.overlap,
-            batch_size=settings.batch_size,
-            fill=int(how.clamp_hu[0]),
-            advance=advance,
-        )
+        probability = predict_stack(image, stats, advance)
         restored = preprocess.restore_slices(probability, grid)
         slices[start : start + len(image)] = restored >= settings.threshold
         del probability, restored  # before the next slab needs as much
-    mask = labels.view(bool)
-    mask = postprocess.remove_small_components(
-        mask, spacing_mm=volume.spacing_mm, min_ml=settings.min_component_ml
+    mask = postprocess.clean(
+        labels.view(bool),
+        spacing_mm=volume.spacing_mm,
+        opening_mm=settings.opening_mm,
+        min_component_ml=settings.min_component_ml,
+        fill_holes=settings.fill_holes,
+        slice_axis=_slice_axis(volume, how.plane),
     )
-    if settings.fill_holes:
-        mask = postprocess.fill_holes(mask)
     return mask.view(np.uint8) * np.uint8(FOREGROUND)
+
+
+def _slice_axis(volume: Volume, plane: str) -> int:
+    """Axis of `volume.array` along which slices of `plane` are stacked."""
+    letters = {"L": "LR", "P": "PA", "S": "IS"}[CANONICAL[PLANES[plane]]]
+    return next(axis for axis, letter in enumerate(volume.orientation) if letter in letters)

@@ -1,10 +1,14 @@
 """Predicting slices of any size through windows of one static shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spinejax import geometry
+from spinejax.inference.scan import StackPredictor
 
 PredictBatch = Callable[[np.ndarray], np.ndarray]
 """(b, wh, ww) int16 HU, preprocessed -> (b, wh, ww) float32 foreground probability."""
@@ -93,3 +97,51 @@ def predict_stack(
         done = following
     result /= total
     return result[:, padding[0][0] : padding[0][0] + height, padding[1][0] : padding[1][0] + width]
+
+
+def make_stack_predictor(
+    probability: Callable[[Mapping[str, Any], jax.Array, jax.Array], jax.Array],
+    variables: Mapping[str, Any],
+    *,
+    window: tuple[int, int],
+    overlap: float,
+    batch_size: int,
+    fill: int,
+) -> StackPredictor:
+    """Compile a network for windows of slices, each batch divided among all local devices.
+
+    Args:
+        probability: (variables, image (b, wh, ww) preprocessed HU, stats (b, 4)) -> (b, wh, ww).
+        variables: of the network.
+        window: see `predict_stack`, as the rest.
+        overlap: of windows.
+        batch_size: rounded up to a multiple of the number of devices.
+        fill: HU beyond the borders of a slice.
+    """
+    devices = np.array(jax.local_devices())
+    mesh = Mesh(devices, ("data",))
+    over_devices = NamedSharding(mesh, PartitionSpec("data"))
+    held = jax.device_put(dict(variables), NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(probability)
+    rows = -(-batch_size // len(devices)) * len(devices)
+
+    def predict(
+        stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
+    ) -> np.ndarray:
+        batch_stats = np.tile(stats, (rows, 1))
+
+        def network(batch: np.ndarray) -> np.ndarray:
+            image, of_scan = jax.device_put((batch, batch_stats), over_devices)
+            return np.asarray(compiled(held, image, of_scan))
+
+        return predict_stack(
+            network,
+            stack,
+            window=window,
+            overlap=overlap,
+            batch_size=rows,
+            fill=fill,
+            advance=advance,
+        )
+
+    return predict

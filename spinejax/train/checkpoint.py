@@ -1,7 +1,7 @@
 """Saving and restoring a run; the only place that knows Orbax.
 
     <workdir>/checkpoints/latest/<step>/   the two newest states, whole: what a resumed run needs
-    <workdir>/checkpoints/best/<step>/     the network of the best validation Dice, no optimiser
+    <workdir>/checkpoints/best/<step>/     the network of the best validation score, no optimiser
 
 Two folders rather than one with a "keep the best" rule, because a state saved on SIGTERM has not
 been evaluated yet, and must neither displace the best nor be dropped for lack of a score. The two
@@ -38,11 +38,15 @@ _CHECKSUMS = "crc32.json"
 
 
 class Meta(NamedTuple):
-    """What is known of a saved step: `dice` is the validation Dice in [0, 1], None before any."""
+    """What is known of a saved step.
+
+    `score` is what the best checkpoint has most of, None before any evaluation: the validation
+    Dice, or minus the validation loss (`train.best`).
+    """
 
     step: int
     evaluated: bool
-    dice: float | None
+    score: float | None
     devices: int
 
 

@@ -1,4 +1,4 @@
-"""Validation: Dice of each case over all its slices, and pictures of some."""
+"""Validation: Dice of each case over all its samples, and pictures of some slices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,22 +11,27 @@ from spinejax.data import pipeline
 from spinejax.data.cache import CachedCase
 from spinejax.train import parallel
 from spinejax.train.signals import Stop
-from spinejax.train.step import pooled_dice
+from spinejax.train.step import accuracy, pooled_dice
 
 
 class Evaluation(NamedTuple):
     """Result of an evaluation.
 
-    loss: mean over the batches of the loss of each, weighted by the slices in it.
-    dice: mean over cases, each case's Dice pooled over all pixels of all its slices; 1 for a case
-        with neither labels nor predictions.
-    cases: Dice by case id.
-    pictures: (h, w, 3) uint8 by name, of slices with the outlines of prediction and reference.
+    loss: mean over the batches of the loss of each, weighted by the samples in it.
+    dice: mean over cases, each case's Dice pooled over all pixels of all its slices (of patches:
+        over all its patches, which is their F-score); 1 for a case with neither labels nor
+        predictions.
+    accuracy: share of all pixels, or patches, that are right.
+    cases: by case id, (4,) float64 true positives, false positives, false negatives, true
+        negatives.
+    pictures: (h, w, 3) uint8 by name, of slices with the outlines of prediction and reference;
+        none of patches.
     """
 
     loss: float
     dice: float
-    cases: dict[str, float]
+    accuracy: float
+    cases: dict[str, np.ndarray]
     pictures: dict[str, np.ndarray]
 
 
@@ -47,30 +52,23 @@ def evaluate(
     mapped_step: Callable[..., Any],
     mapped: parallel.Parallel,
     variables: dict[str, Any],
-    cached: Sequence[CachedCase],
+    feed: pipeline.Feed,
     *,
-    size: tuple[int, int],
-    batch_size: int,
-    threads: int,
-    prefetch: int,
     pictures: int,
     stop: Stop,
 ) -> Evaluation | None:
-    """Evaluate all slices of `cached`; None where a lone process was asked to stop meanwhile.
+    """Evaluate all of `feed.val`; None where a lone process was asked to stop meanwhile.
 
     Args:
         mapped_step: what `step.make_eval_step` gives, mapped.
         mapped: how it is mapped.
         variables: replicated {"params", "batch_stats"}.
-        cached: at least one case.
-        size: (h, w) of the network's input.
-        batch_size: over all processes.
-        threads: that read.
-        prefetch: batches read ahead.
+        feed: with at least one validation case.
         pictures: how many to make, of slices that this process evaluates itself.
         stop: asked at every batch.
     """
-    sums = np.zeros((len(cached), 3))
+    cached = feed.val_cases
+    sums = np.zeros((len(cached), 4))
     weighted_loss, weights = 0.0, 0.0
     wanted = pick_slices(cached, pictures) if pictures else {}
     found: dict[str, tuple[int, np.ndarray]] = {}
@@ -89,8 +87,9 @@ def evaluate(
             )
             if key in wanted and batch["weight"][i] > 0
         ]
-        if rows:
-            masks = mapped.local_rows(mask)
+        masks = mapped.local_rows(mask) if rows else None
+        if masks is None or masks.ndim < 3:
+            return
         for i, name in rows:
             # A slice may come in several windows: the one with the most foreground is shown.
             amount = int((batch["label"][i] > 0).sum())
@@ -105,14 +104,8 @@ def evaluate(
                     ),
                 )
 
-    batches = pipeline.eval_batches(
-        cached,
-        size=size,
-        batch_size=batch_size,
-        process_index=parallel.process_index(),
-        process_count=parallel.process_count(),
-        threads=threads,
-        prefetch=prefetch,
+    batches = feed.val(
+        process_index=parallel.process_index(), process_count=parallel.process_count()
     )
     waiting = None
     try:
@@ -129,9 +122,13 @@ def evaluate(
     finally:
         batches.close()
     dice = pooled_dice(sums)
-    by_case = {case.id: float(d) for case, d in zip(cached, dice, strict=True)}
-    ordered = {name: found[name][1] for name in wanted.values() if name in found}
-    return Evaluation(weighted_loss / max(weights, 1.0), float(dice.mean()), by_case, ordered)
+    return Evaluation(
+        loss=weighted_loss / max(weights, 1.0),
+        dice=float(dice.mean()),
+        accuracy=float(accuracy(sums.sum(0))),
+        cases={case.id: counts for case, counts in zip(cached, sums, strict=True)},
+        pictures={name: found[name][1] for name in wanted.values() if name in found},
+    )
 
 
 def _picture(

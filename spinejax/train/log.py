@@ -49,7 +49,7 @@ class RunLog:
     """Writes what happens in a run; does nothing in processes other than the first.
 
     Use it as a context manager. "seconds" counts all starts of the run, up to what each logged
-    last; "slices_per_s" is measured between two logged steps.
+    last; "samples_per_s" is measured between two logged steps.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class RunLog:
         start_step: int,
         total_steps: int,
         batch_size: int,
+        unit: str = "slices",
+        overlap: str = "Dice",
         active: bool = True,
         progress: bool = True,
     ) -> None:
@@ -70,6 +72,7 @@ class RunLog:
         self._active = active
         self._workdir = workdir
         self._batch_size = batch_size
+        self._unit, self._overlap = unit, overlap
         self._first = True
         earlier = read_metrics(workdir)
         now = time.monotonic()
@@ -112,15 +115,15 @@ class RunLog:
         """Move the bar to `step`; its text changes with the next refresh."""
         if not self._active:
             return
-        rate = self._slices_per_s(step)
+        rate = self._samples_per_s(step)
         if self._first:
             # The first update was compiled; its duration says nothing of those to come.
             self._first, self._since = False, (step, time.monotonic())
-        text = f"loss {loss:.4f}, Dice {dice:.4f}, {rate:.1f} slices/s"
+        text = f"loss {loss:.4f}, {self._overlap} {dice:.4f}, {rate:.1f} {self._unit}/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
-    def _slices_per_s(self, step: int) -> float:
+    def _samples_per_s(self, step: int) -> float:
         """Speed since the last logged step; that of the steps before where `step` is that one."""
         last, since = self._since
         if step > last:
@@ -130,12 +133,12 @@ class RunLog:
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of the update that led to `step`."""
-        rate = self._slices_per_s(step)
+        rate = self._samples_per_s(step)
         self._since = (step, time.monotonic())
-        self._line(step, "train", {**values, "slices_per_s": rate})
+        self._line(step, "train", {**values, "samples_per_s": rate})
 
     def val(self, step: int, values: Mapping[str, float]) -> None:
-        """Log an evaluation of the state at `step`, and leave its duration out of slices/s."""
+        """Log an evaluation of the state at `step`, and leave its duration out of the speed."""
         self._line(step, "val", values)
         self._since = (step, time.monotonic())
 

@@ -14,7 +14,6 @@ import jax
 from ml_collections import ConfigDict
 
 from spinejax.data import pipeline
-from spinejax.data.cache import CachedCase
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.models.summary import count_parameters
@@ -161,7 +160,6 @@ def train(
     """
     workdir = Path(workdir)
     settings.check_config(config)
-    setup.preprocessing(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps)
     # Everything that can be refused is refused before the folder is touched.
@@ -194,9 +192,12 @@ def _run(
 ) -> Result:
     split = setup.cases(config, workdir)
     cached = setup.cached(config, workdir, split, wanted=("train", "val"), progress=progress)
-    per_epoch = pipeline.steps_per_epoch(cached["train"], config.train.batch_size)
-    lengths = durations(config, per_epoch)
-    program, optimizer = _build(config, task, mapped, lengths, per_epoch)
+    feed = task.feed(cached)
+    lengths = durations(config, feed.per_epoch)
+    program, optimizer = _build(config, task, mapped, lengths, feed.per_epoch)
+    counts = feed.counts()
+    if counts and parallel.process_index() == 0:
+        write_json(workdir / "patches.json", {**dict(config.data.patches), **counts})
     variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
     record = setup.RunRecord(
@@ -206,7 +207,7 @@ def _run(
         devices=mapped.count,
         parameters=count_parameters(state.params),
     )
-    if not cached["val"]:
+    if not feed.val_cases:
         logging.warning("no validation cases: there will be no best checkpoint, only the latest")
 
     with Checkpoints(workdir) as checkpoints:
@@ -236,11 +237,13 @@ def _run(
                 start_step=start,
                 total_steps=lengths.total,
                 batch_size=config.train.batch_size,
+                unit=task.sample,
+                overlap=task.overlap,
                 active=parallel.process_index() == 0,
                 progress=progress,
             ) as writer,
         ):
-            run = _Run(config, program, lengths, cached, checkpoints, writer, record, stop)
+            run = _Run(config, task, program, lengths, feed, checkpoints, writer, record, stop)
             result = run.go(mapped.replicate(state), start, evaluated)
         checkpoints.wait()
     if not result.interrupted and parallel.process_index() == 0:
@@ -254,9 +257,10 @@ class _Run:
     """All that the loop needs besides the state."""
 
     config: ConfigDict
+    task: Task
     program: _Program
     lengths: Durations
-    cached: dict[str, list[CachedCase]]
+    feed: pipeline.Feed
     checkpoints: Checkpoints
     writer: log.RunLog
     record: setup.RunRecord
@@ -267,23 +271,27 @@ class _Run:
         mapped, lengths = self.program.mapped, self.lengths
         names = parameter_names(state.params)
         every = self.config.train.log_every_steps
-        pending = Pending(self.cached["train"], names, self.writer, every)
+        pending = Pending(self.feed.train_cases, names, self.writer, every)
         best = self.checkpoints.best()
-        batches = self._batches(start)
+        batches = self.feed.train(
+            start_step=start,
+            process_index=parallel.process_index(),
+            process_count=parallel.process_count(),
+        )
         at, interrupted = start, False
         try:
             while True:
                 interrupted = self.stop.agreed(at)
-                dice, improved = None, False
-                due = lengths.evaluates(at) and not evaluated and bool(self.cached["val"])
+                score, improved = None, False
+                due = lengths.evaluates(at) and not evaluated and bool(self.feed.val_cases)
                 if due and not interrupted:
                     pending.flush()
-                    dice = self._evaluate(state, at)
-                    interrupted, evaluated = dice is None, dice is not None
-                    improved = dice is not None and (best is None or dice > (best.dice or 0.0))
+                    score = self._evaluate(state, at)
+                    interrupted, evaluated = score is None, score is not None
+                    improved = score is not None and (best is None or score > _score(best))
                 if interrupted or lengths.saves(at):
                     pending.flush()
-                    meta = Meta(at, evaluated, dice, mapped.count)
+                    meta = Meta(at, evaluated, score, mapped.count)
                     # What was restored is on disk already, and the beginning needs no saving.
                     self.checkpoints.save(state, meta, best=improved, latest=at != start)
                     best = meta if improved else best
@@ -296,23 +304,8 @@ class _Run:
         finally:
             batches.close()
 
-    def _batches(self, start: int) -> Any:
-        data = self.config.data
-        return pipeline.train_batches(
-            self.cached["train"],
-            size=tuple(data.size),
-            batch_size=self.config.train.batch_size,
-            seed=self.config.seed,
-            start_step=start,
-            spine_free_fraction=data.spine_free_fraction,
-            process_index=parallel.process_index(),
-            process_count=parallel.process_count(),
-            threads=data.threads,
-            prefetch=data.prefetch,
-        )
-
     def _evaluate(self, state: TrainState, at: int) -> float | None:
-        """Evaluate, log, and return the Dice; None where a signal came meanwhile."""
+        """Evaluate, log, and return the score; None where a signal came meanwhile."""
         variables = inference_variables(
             {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
         )
@@ -320,11 +313,7 @@ class _Run:
             self.program.evaluate,
             self.program.mapped,
             variables,
-            self.cached["val"],
-            size=tuple(self.config.data.size),
-            batch_size=self.config.train.batch_size,
-            threads=self.config.data.threads,
-            prefetch=self.config.data.prefetch,
+            self.feed,
             pictures=self.config.train.pictures,
             stop=self.stop,
         )
@@ -335,7 +324,15 @@ class _Run:
                 f"the validation loss is not finite at step {at} although the training loss is; "
                 "lower optim.learning_rate, or use train.compute_dtype=float32"
             )
-        self.writer.val(at, {"loss": outcome.loss, "dice": outcome.dice})
+        values = {"loss": outcome.loss, "dice": outcome.dice, "accuracy": outcome.accuracy}
+        self.writer.val(at, values)
         self.writer.pictures(at, outcome.pictures)
-        self.writer.note(f"step {at}: validation Dice {outcome.dice:.4f}, loss {outcome.loss:.4f}")
-        return outcome.dice
+        self.writer.note(
+            f"step {at}: validation {self.task.overlap} {outcome.dice:.4f}, "
+            f"loss {outcome.loss:.4f}, accuracy {outcome.accuracy:.4f}"
+        )
+        return -outcome.loss if self.config.train.best == "loss" else outcome.dice
+
+
+def _score(meta: Meta) -> float:
+    return -math.inf if meta.score is None else meta.score

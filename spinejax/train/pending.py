@@ -39,7 +39,7 @@ class Pending:
         leaf_max = values["leaf_max"]
         self._largest = f"{leaf_max.max():.3g} in {self._names[int(leaf_max.argmax())]}"
         if at % self._every == 0:
-            scalars = ("loss", "dice", "learning_rate", "grad_norm")
+            scalars = ("loss", "dice", "accuracy", "learning_rate", "grad_norm")
             self._writer.train(at, {k: float(values[k]) for k in scalars})
         self._writer.advance(at, float(values["loss"]), float(values["dice"]))
 

@@ -15,6 +15,8 @@ from spinejax.train.parallel import KINDS
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SOURCES = ("verse", "phantom")
+BEST = ("dice", "loss")
+PADDINGS = ("zero", "reflect")
 
 FREE_KEYS = frozenset(
     {
@@ -102,6 +104,9 @@ _CHECKS: dict[str, _Check] = {
     "data.phantom.min_extent_mm": _number(0, above=True),
     "data.phantom.max_extent_mm": _number(0, above=True),
     "data.spine_free_fraction": _number(0, 1),
+    "data.patches.size": _integer(1),
+    "data.patches.stride": _integer(1),
+    "data.patches.rus_ratio": _number(0, above=True),
     "data.threads": _integer(0),
     "data.prefetch": _integer(0),
     "augment.enabled": _BOOLEAN,
@@ -132,6 +137,7 @@ _CHECKS: dict[str, _Check] = {
     "predict.batch_size": _integer(1),
     "predict.overlap": _number(0, 0.95),
     "predict.threshold": _number(0, 1),
+    "predict.opening_mm": _number(0),
     "predict.min_component_ml": _number(0),
     "predict.fill_holes": _BOOLEAN,
 }
@@ -164,6 +170,8 @@ def check_config(config: ConfigDict) -> None:
     check_choice("train.compute_dtype", flat["train.compute_dtype"], COMPUTE_DTYPES)
     check_choice("data.source", flat["data.source"], SOURCES)
     check_choice("data.labels", flat.get("data.labels"), LABELS)
+    check_choice("train.best", flat.get("train.best"), BEST)
+    check_choice("predict.padding", flat.get("predict.padding"), PADDINGS)
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{key}={value!r} must be a finite number")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from spinejax.data import cache, splits, verse
 from spinejax.data.cache import CachedCase
-from spinejax.data.preprocess import SlicePreprocess, from_config
+from spinejax.data.preprocess import from_config
 from spinejax.data.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
@@ -27,11 +27,6 @@ SPLITS = ("train", "val", "test")
 
 _log = logging.getLogger("spinejax")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "spinejax")
-
-
-def preprocessing(config: ConfigDict) -> SlicePreprocess:
-    """Return the preprocessing that `config.data` describes."""
-    return from_config(config.data)
 
 
 def dataset_root(config: ConfigDict, workdir: Path) -> Path:
@@ -160,7 +155,7 @@ def cached(
     progress: bool = True,
 ) -> dict[str, list[CachedCase]]:
     """As `prepare`, of a split that is there already."""
-    settings = preprocessing(config)
+    settings = from_config(config.data)
     folder = Path(config.data.cache_dir or workdir / "cache")
     first = parallel.process_index() == 0
     chosen = {case.id: case for name in wanted for case in split[name]}

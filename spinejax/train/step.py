@@ -21,10 +21,16 @@ def named_key(seed: int, name: str) -> jax.Array:
 
 
 def pooled_dice(sums: Any) -> Any:
-    """Dice of pooled counts (..., 3) true positive, false positive, false negative; empty: 1."""
+    """Dice of pooled counts (..., 4) tp, fp, fn, tn (`tasks.LossAux.sums`); empty: 1."""
     tp, fp, fn = sums[..., 0], sums[..., 1], sums[..., 2]
     total = 2 * tp + fp + fn
     return (2 * tp + (total == 0)) / (total + (total == 0))
+
+
+def accuracy(sums: Any) -> Any:
+    """Share of pixels, or patches, that are right, of the same counts; 1 of none."""
+    total = sums.sum(-1)
+    return (sums[..., 0] + sums[..., 3] + (total == 0)) / (total + (total == 0))
 
 
 def _split(batch: Batch, parts: int) -> list[dict[str, jax.Array]]:
@@ -63,10 +69,10 @@ def make_train_step(
     averages are not stuck at the initial values (the rule of TensorFlow's
     ExponentialMovingAverage).
 
-    metrics, equal on all devices: "loss", "dice" (pooled over the global batch), "grad_norm"
-    (before clipping), "learning_rate", "finite" bool (loss, gradients and new parameters),
-    "leaf_max" (number of parameter arrays,) largest absolute gradient of each in the order of
-    `jax.tree.leaves`, "case" and "slice" (global b,).
+    metrics, equal on all devices: "loss", "dice" and "accuracy" (pooled over the global batch),
+    "grad_norm" (before clipping), "learning_rate", "finite" bool (loss, gradients and new
+    parameters), "leaf_max" (number of parameter arrays,) largest absolute gradient of each in the
+    order of `jax.tree.leaves`, "case" and "slice" (global b,).
     """
     keys_of = {name: named_key(seed, name) for name in ("augment", "dropout")}
 
@@ -108,6 +114,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "dice": pooled_dice(counts),
+            "accuracy": accuracy(counts),
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": _all_finite((loss, leaf_max, params, batch_stats)),
@@ -126,8 +133,8 @@ def make_eval_step(
     """Return step(variables, batch) -> (results, mask), to be mapped over `AXIS`.
 
     results, equal on all devices: "loss" () pooled over the global batch, and in the order of its
-    rows "sums" (b, 3), "case" (b,), "slice" (b,), "weight" (b,). `mask` (b, h, w) bool is this
-    device's share of the predictions.
+    rows "sums" (b, 4), "case" (b,), "slice" (b,), "weight" (b,). `mask` bool, (b, h, w) of slices
+    or (b,) of patches, is this device's share of the predictions.
     """
 
     def step(variables: dict[str, Any], batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:

@@ -32,7 +32,7 @@ def main():
     variables = jax.jit(build_task(config).init)(jax.random.key(0))
     predictor = commands.load_predictor(config, variables)
     small = Volume(np.zeros((32, 96, 96), np.int16), np.diag([-2.0, -2.0, 2.0, 1.0]))
-    scan.predict_scan(predictor.network, small, predictor.settings)
+    scan.predict_scan(predictor.predict_stack, small, predictor.settings)
     before = peak_bytes()
     rng = np.random.default_rng(0)
     array = np.empty(options.shape, np.int16)
@@ -41,7 +41,7 @@ def main():
     volume = Volume(array, np.diag([-0.8, -0.8, 1.0, 1.0]))
     estimate = scan.estimate_bytes(volume, predictor.settings)
     start = time.perf_counter()
-    scan.predict_scan(predictor.network, volume, predictor.settings)
+    scan.predict_scan(predictor.predict_stack, volume, predictor.settings)
     seconds = time.perf_counter() - start
     added = peak_bytes() - before
     shape = "x".join(map(str, options.shape))
