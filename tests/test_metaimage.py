@@ -147,6 +147,8 @@ def test_values_are_cleaned_as_those_of_nifti(tmp_path):
         [("NDims = 3", "NDims : 3"), ("DimSize = ", "DimSize : ")],
         [("AnatomicalOrientation = RAI", "AnatomicalOrientation = ASL")],
         [("MET_SHORT", "MET_USHORT")],
+        # What converters pass on: fields of NIfTI and DICOM.
+        [("NDims = 3", "NDims = 3\ndim[0] = 3\n0008|0005 = ISO_IR 100\ndescrip = \nx.y = a:b")],
     ],
     ids=lambda changes: changes[0][1],
 )
@@ -273,12 +275,12 @@ BAD = {
     "empty": (lambda d: _written(d / "a.mha", b""), "empty"),
     "noise": (
         lambda d: _written(d / "a.mha", np.random.default_rng(0).bytes(5000)),
-        "is not a MetaImage",
+        "is not that of a MetaImage",
     ),
-    "text": (lambda d: _written(d / "a.mhd", b"hello\nworld\n"), "is not a MetaImage"),
-    "endless": (lambda d: _written(d / "a.mhd", b"NDims = 3\n" * 20000), "MetaImage|no Element"),
-    "header cut": (lambda d: _written(d / "a.mhd", b"NDims = 3\nDim"), "is not a MetaImage"),
-    "header ends": (lambda d: _written(d / "a.mhd", b"NDims = 3\n"), "no ElementDataFile"),
+    "text": (lambda d: _written(d / "a.mhd", b"hello\nworld\n"), "is not that of a MetaImage"),
+    "endless": (lambda d: _written(d / "a.mhd", b"NDims = 3\n" * 20000), "its header has no end"),
+    "header cut": (lambda d: _written(d / "a.mhd", b"NDims = 3\nDim"), "its header has no end"),
+    "header ends": (lambda d: _written(d / "a.mhd", b"NDims = 3\n"), "its header has no end"),
     "no fields": (
         lambda d: _written(d / "a.mha", b"NDims = 3\nElementDataFile = LOCAL\n"),
         "make no image",

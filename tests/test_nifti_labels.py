@@ -65,6 +65,17 @@ def test_which_labels_are_valid_can_be_said(tmp_path):
         nifti.read_labels(path, {0, 41})
 
 
+def test_numbers_beyond_255_are_read_where_any_will_do(tmp_path):
+    labels = np.zeros((6, 6, 6), np.int32)
+    labels[0].flat[:21] = 100 * np.arange(21)
+    path = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(labels, np.eye(4), dtype="int32"), path)
+    read = nifti.read_labels(path, None).array
+    np.testing.assert_array_equal(read > 0, labels > 0)
+    assert len(np.unique(read)) == 21
+    np.testing.assert_array_equal(read[labels < 256], labels[labels < 256])
+
+
 @pytest.fixture
 def pair(tmp_path):
     """A scan on an oblique grid and a mask with a block in it."""

@@ -180,19 +180,12 @@ def _read_header(path: Path) -> _Header:
     while "ElementDataFile" not in fields:
         line, newline, _ = block[length:].partition(b"\n")
         length += len(line) + 1
-        text = line.decode("latin-1").strip()
-        mark = "=" if "=" in text else ":"
-        key, found, value = (piece.strip() for piece in text.partition(mark))
-        if text and not (found and key.isidentifier()):
-            raise InputError(
-                f"{path}: is not a MetaImage file, whatever its name; convert the scan to .nii.gz"
-            )
-        if text:
-            fields[key] = value
+        text = line.decode("latin-1")
+        key, _, value = text.partition("=" if "=" in text else ":")
+        fields.setdefault(key.strip(), value.strip())
         if not newline and "ElementDataFile" not in fields:
-            raise InputError(
-                f"{path}: its header has no ElementDataFile; copy or download it again"
-            )
+            what = "has no end" if "NDims" in fields else "is not that of a MetaImage file"
+            raise InputError(f"{path}: its header {what}; copy or download it again")
     return _Header(fields, length, _data_file(path, fields["ElementDataFile"]))
 
 
