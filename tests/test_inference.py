@@ -1,4 +1,4 @@
-"""Sliding windows, post-processing, and whole scans back on their own grid."""
+"""Sliding windows, and whole scans back on their own grid."""
 
 import tracemalloc
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spinejax import geometry
 from spinejax.data.preprocess import SlicePreprocess
-from spinejax.inference import postprocess, scan, sliding_window
+from spinejax.inference import scan, sliding_window
 from spinejax.volume import Volume
 
 
@@ -54,41 +54,6 @@ def test_one_window_has_the_context_of_training():
     expected = np.full((6, 5), -1000, np.int16)
     expected[2:4, 1:4] = 7
     np.testing.assert_array_equal(seen[0][0], expected)
-
-
-def test_small_components_go_by_volume_not_by_voxels():
-    mask = np.zeros((20, 20, 20), bool)
-    mask[2:6, 2:6, 2:6] = True  # 64 voxels
-    mask[10:12, 10:12, 10:12] = True  # 8 voxels
-    mask[12, 12, 12] = True  # touches by a corner: the same component, 9 voxels
-    keep = postprocess.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.125)
-    np.testing.assert_array_equal(keep, mask)  # 9 x 0.125 ml
-    keep = postprocess.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.126)
-    assert keep.sum() == 64
-    keep = postprocess.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
-    assert not keep.any()
-
-
-def test_components_of_a_mask_with_voxels_in_every_corner_take_the_stated_memory():
-    mask = np.zeros((160, 160, 160), bool)
-    mask[:12, :12, :12] = mask[-12:, -12:, -12:] = True  # 1.7 ml each
-    mask[80, 80, 80] = True
-    tracemalloc.start()
-    keep = postprocess.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert keep.sum() == 2 * 12**3
-    assert peak < 5.5 * mask.size
-
-
-def test_holes_are_filled_only_where_enclosed():
-    mask = np.zeros((9, 9, 9), bool)
-    mask[2:7, 2:7, 2:7] = True
-    hollow = mask.copy()
-    hollow[4, 4, 4] = False
-    np.testing.assert_array_equal(postprocess.fill_holes(hollow), mask)
-    hollow[4, 4, 5:] = False  # a canal to the outside
-    np.testing.assert_array_equal(postprocess.fill_holes(hollow), hollow)
 
 
 def ball_scan(orientation: str, spacing=(1.0, 1.5, 2.0)) -> tuple[Volume, np.ndarray]:

@@ -125,6 +125,3 @@ def fill_cavities(mask: np.ndarray) -> np.ndarray:
     result = mask.copy()
     result[box] = ndimage.binary_fill_holes(mask[box])
     return result
-
-
-fill_holes = fill_cavities
