@@ -121,7 +121,7 @@ def test_native_keeps_the_grid_of_the_scan(plane, intensity):
 
 
 def test_real_scan_through_the_window_of_paper_b(real_data):
-    """Most vertebral voxels lie inside 100 to 1500 HU; fat, air and most muscle become 0."""
+    """Vertebrae lie inside 100 to 1500 HU almost whole, and less than half of the rest does."""
     from spinejax.data import scanfile
 
     scan, labels = scanfile.read_pair(

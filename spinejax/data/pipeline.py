@@ -202,7 +202,7 @@ def eval_batches(
     """Return every pixel of every slice exactly once, in order, in windows of `size`.
 
     Slices larger than `size` are cut into windows that do not overlap; what sticks out of a slice
-    has the low end of the clamp range and label 0, which counts as true negative and leaves Dice
+    has the preprocessing's `fill_hu` and label 0, which counts as true negative and leaves Dice
     alone. Every process gets the same number of batches, all full; filler has weight 0.
 
     Arguments, result and errors as for `train_batches`.
