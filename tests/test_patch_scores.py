@@ -82,3 +82,14 @@ def test_table_2_of_the_paper_is_consistent_with_a_prevalence():
     for metric, value in {"precision": 0.901, "specificity": 0.994, "accuracy": 0.988}.items():
         assert row[metric] == pytest.approx(value, abs=1.1e-3)
     assert row["f_score"] == pytest.approx(0.901, abs=1e-3)
+
+
+def test_the_table_has_a_line_per_metric():
+    scores = patches.patch_scores(
+        {"a": Counts(tp=30, fp=10, fn=20, tn=40), "b": Counts(tp=1, fp=1, fn=0, tn=8)}, **FIELDS
+    )
+    lines = [line.split() for line in patches.summary_table(scores).splitlines()]
+    assert [line[0] for line in lines] == ["patches", *patches.PATCH_METRICS]
+    assert lines[1] == ["precision", "0.6250", "±", "0.1250", "0.7381", "2"]  # 31 / 42
+    empty = patches.summary_table(patches.patch_scores({}, **FIELDS)).splitlines()
+    assert empty[1].split() == ["precision", "-", "±", "-", "-", "0"]

@@ -80,3 +80,17 @@ def patch_scores(
         "summary": summary,
         "balanced_training": balanced,
     }
+
+
+def summary_table(scores: Mapping[str, Any]) -> str:
+    """A table for the terminal of what `patch_scores` returned: one line per metric.
+
+    Ratios are fractions, not percent; "-" stands for undefined.
+    """
+    lines = [f"{'patches':<22}{'mean ± std':>18}{'pooled':>10}{'n':>6}"]
+    for metric, row in scores["summary"].items():
+        mean, std, pooled = (
+            "-" if row[key] is None else f"{row[key]:.4f}" for key in ("mean", "std", "pooled")
+        )
+        lines.append(f"{metric:<22}{f'{mean} ± {std}':>18}{pooled:>10}{row['n']:>6}")
+    return "\n".join(lines)
