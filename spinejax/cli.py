@@ -8,7 +8,6 @@ are imported by the command that needs them.
 import io
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,13 +16,11 @@ from pathlib import Path
 
 from absl import flags
 from absl.flags import FlagValues
-from ml_collections import config_flags
 
-from spinejax import __version__
+from spinejax import __version__, arguments
 from spinejax.errors import InputError, describe_os_error
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with everything saved; run it again
-DEFAULT_CONFIG = "configs/demo.py"
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,6 @@ class Command:
 
 
 # Flags.
-
-
-def _config_flag(values: FlagValues, argv: list[str]) -> None:
-    config_flags.DEFINE_config_file(
-        "config",
-        DEFAULT_CONFIG,
-        "The experiment, FILE.py or FILE.py:argument,name=value; --config.key=value overrides.",
-        flag_values=values,
-        sys_argv=argv,
-    )
 
 
 def _workdir_flag(values: FlagValues) -> None:
@@ -76,16 +63,16 @@ def _doctor_flags(values: FlagValues, argv: list[str]) -> None:
 
 
 def _prepare_flags(values: FlagValues, argv: list[str]) -> None:
-    _config_flag(values, argv)
+    arguments.config_flag(values, argv)
     _workdir_flag(values)
 
 
 def _summarize_flags(values: FlagValues, argv: list[str]) -> None:
-    _config_flag(values, argv)
+    arguments.config_flag(values, argv)
 
 
 def _train_flags(values: FlagValues, argv: list[str]) -> None:
-    _config_flag(values, argv)
+    arguments.config_flag(values, argv)
     _workdir_flag(values)
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=values
@@ -93,6 +80,18 @@ def _train_flags(values: FlagValues, argv: list[str]) -> None:
     count = flags.DEFINE_integer
     count("num_processes", 1, "Processes of the run.", lower_bound=1, flag_values=values)
     count("process_id", 0, "Which of them this one is.", lower_bound=0, flag_values=values)
+
+
+def _search_flags(values: FlagValues, argv: list[str]) -> None:
+    arguments.config_flag(values, argv)
+    _workdir_flag(values)
+    count = flags.DEFINE_integer
+    count("rounds", 2, "From coarse to fine.", lower_bound=1, flag_values=values)
+    count("units", 8, "Settings in each round.", lower_bound=1, flag_values=values)
+    count("at_once", 8, "Settings trained in one program.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string(
+        "sweep", "random_search", "NAME: what `sweep_NAME` of the config draws.", flag_values=values
+    )
 
 
 def _checkpoint_flag(values: FlagValues) -> None:
@@ -185,6 +184,21 @@ def _train(values: FlagValues) -> int:
     return EXIT_INTERRUPTED if interrupted else 0
 
 
+def _search(values: FlagValues) -> int:
+    from spinejax.train import search
+
+    interrupted = search.run(
+        values.config,
+        arguments.sweep(values),
+        Path(values.workdir),
+        rounds=values.rounds,
+        units=values.units,
+        at_once=values.at_once,
+        command=arguments.config_words(values),
+    )
+    return EXIT_INTERRUPTED if interrupted else 0
+
+
 def _evaluate(values: FlagValues) -> int:
     from spinejax import commands
 
@@ -223,6 +237,7 @@ COMMANDS = {
     "prepare": Command("preprocess and cache a data set", _prepare_flags, _prepare),
     "summarize": Command("layers, parameters and GFLOPs", _summarize_flags, _summarize),
     "train": Command("train, or resume", _train_flags, _train),
+    "search": Command("train many settings at once, coarse to fine", _search_flags, _search),
     "evaluate": Command("predict and score a split", _evaluate_flags, _evaluate),
     "predict": Command("segment a CT or a folder of CTs", _predict_flags, _predict),
     "score": Command("compare label files or folders", _score_flags, _score),
@@ -239,127 +254,16 @@ def _usage() -> str:
     )
 
 
-def parse(command: Command, name: str, arguments: list[str]) -> FlagValues | None:
-    """Parse the flags of a command; None if only help was asked for.
-
-    Raises:
-        InputError: unknown flag or config key (with the nearest name), wrong type, missing flag.
-    """
-    arguments = _config_first(arguments)
-    argv = [f"spinejax {name}", *arguments]
-    values = FlagValues()
-    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
-    try:
-        if "--help" in arguments or "-h" in arguments:
-            command.flags(values, argv[:1])
-            _show_help(command, name, values)
-            return None
-        command.flags(values, argv)
-        if "config" in values:
-            _check_config_file(arguments)
-        rest = values(argv)
-    except InputError:
-        raise
-    except (flags.Error, OSError, AttributeError, LookupError, ValueError, TypeError) as error:
-        raise InputError(_unknown_field(error, arguments) or _one_line(error)) from error
-    except Exception as error:  # whatever a config file's own code may raise
-        where = getattr(error, "filename", None) or next(
-            (text.partition("=")[2] for text in arguments if text.startswith("--config=")),
-            "--config",
-        )
-        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise InputError(
-            f"{where}{line}: the config does not load ({_one_line(error)}); correct the file"
-        ) from error
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    for flag in values:
-        # As from --workdir=$UNSET: an empty path would be the current folder.
-        if flag != "config" and values[flag].default is None and values[flag].value == "":
-            raise InputError(f"--{flag} is empty; write --{flag}=... (see --help)")
-    return values
-
-
-def _config_first(arguments: list[str]) -> list[str]:
-    """Put --config before its overrides, as ml_collections wants it; a person need not."""
-    if "--config" in arguments[:-1]:
-        at = arguments.index("--config")
-        arguments = [f"--config={arguments[at + 1]}", *arguments[:at], *arguments[at + 2 :]]
-    return sorted(arguments, key=lambda text: not text.startswith(("--config=", "-config=")))
-
-
-def _check_config_file(arguments: list[str]) -> None:
-    """Refuse a config file that is not there, in fewer words than ml_collections."""
-    given = [text.partition("=")[2] for text in arguments if re.match("--?config=", text)]
-    name = given[-1] if given else DEFAULT_CONFIG
-    if not Path(name.partition(":")[0]).is_file():
-        raise InputError(
-            f"--config={name}: there is no such file in {Path.cwd()}; give --config=FILE.py, e.g. "
-            "the path of configs/chasppraunet.py"
-        )
-
-
-def _unknown_field(error: BaseException, arguments: list[str]) -> str | None:
-    """Name the override of a field that the config does not have; None for other errors."""
-    text = str(error.args[0] if error.args else "").replace("\\n", "\n")
-    found = re.match(r'\W*(\w+)\W*(?: ?Did you mean "(\w+)".*)?$', text, re.DOTALL)
-    names = [text.partition("=")[0] for text in arguments]
-    name = next((name for name in names if found and found[1] in name.split(".")[1:]), None)
-    if found is None or name is None:
-        return None
-    hint = f"did you mean {found[2]!r}?" if found[2] else "the config file has their names"
-    return f"{name}: the config has no field {found[1]!r}; {hint}"
-
-
-def _show_help(command: Command, name: str, values: FlagValues) -> None:
-    print(f"spinejax {name}: {command.help}\n")
-    for flag in sorted(values):
-        if flag in ("h", "help"):
-            continue
-        default = values[flag].default
-        if flag == "config":
-            default = DEFAULT_CONFIG
-        shown = "required" if default is None else f"default {default!r}"
-        if flag == "data":
-            shown = "optional"
-        print(f"  --{flag:<16} {values[flag].help} ({shown})")
-
-
-_WANTED = {  # what Python's parsers complain of, and what they mean to a person
-    r"invalid literal for int\(\).*": "a whole number",
-    r"could not convert string to float.*": "a number",
-    r"\('Non-boolean argument.*": "true or false",
-}
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the message of an exception on one line, without the quotes that KeyError adds."""
-    text = str(error.args[0]) if error.args else type(error).__name__
-    if isinstance(error, OSError):
-        text = str(error)
-    if "Traceback (most recent call last)" in text:  # ml_collections quotes a config's own error
-        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
-    missing = re.match(r"flag --(\w+)=None: ", text)
-    if missing:
-        text = f"--{missing[1]} is required; add --{missing[1]}=... (see --help)"
-    if re.match(r"(tuple|string) ind|.* is not a valid index", text):
-        text = "a --config value is set whole, as in --config.data.size='(64, 64)'"
-    for pattern, wanted in _WANTED.items():
-        text = re.sub(pattern, f"must be {wanted}", text)
-    text = " ".join(text.replace("\\n", " ").replace("\n", " ").split())
-    return text[1:-1] if text[:1] in ("'", '"') and text[:1] == text[-1:] else text
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
-        return 0 if arguments else 1
-    if arguments[0] == "--version":
+        return 0 if words else 1
+    if words[0] == "--version":
         print(__version__)
         return 0
-    name = arguments.pop(0)
+    name = words.pop(0)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -371,8 +275,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise InputError(f"unknown command {name!r}{_nearest(name)}; see spinejax --help")
-        values = parse(COMMANDS[name], name, arguments)
-        status = 0 if values is None else COMMANDS[name].run(values)
+        command = COMMANDS[name]
+        values = arguments.parse(name, command.help, command.flags, words)
+        status = 0 if values is None else command.run(values)
         sys.stdout.flush()
         return status
     except InputError as error:

@@ -19,7 +19,7 @@ FLOORS = [
     {"tasks"},
     {"train"},
     {"reports"},
-    {"commands"},
+    {"commands", "arguments"},
     {"cli"},
 ]
 # name in the package -> floor
