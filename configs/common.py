@@ -138,7 +138,7 @@ def train_block() -> ConfigDict:
             epochs=150,
             steps=0,  # > 0: overrides epochs
             batch_size=8,  # slices, or patches, over all devices
-            eval_every_epochs=1,
+            eval_every_epochs=1.0,
             checkpoint_every_steps=0,  # 0: with every evaluation only
             best="dice",  # of validation: the checkpoint of highest "dice" | lowest "loss" is kept
             log_every_steps=10,

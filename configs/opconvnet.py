@@ -39,6 +39,7 @@ def model(net: str = "opconvnet") -> dict:
 def recipe(config: ConfigDict) -> None:
     """Set what the paper's sections II and IV say of data and training."""
     config.task = "patch_classification"
+    config.data.labels = "binary"  # the CSI masks do not number their vertebrae as VerSe does
     config.data.plane = "axial"
     config.data.preprocess.intensity = "op_window"
     config.data.preprocess.clamp_hu = (100.0, 1500.0)

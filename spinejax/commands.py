@@ -21,10 +21,11 @@ from spinejax.data import nifti, preprocess, scanfile, verse_names
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
+from spinejax.metrics import patches, slices
 from spinejax.models import summary
 from spinejax.reports import figures
 from spinejax.tasks import build_task
-from spinejax.train import checkpoint, loop, parallel, settings, setup
+from spinejax.train import checkpoint, loop, parallel, patch_level, settings, setup
 from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")
@@ -111,7 +112,7 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     predictor = load_predictor(config, variables)
     folder = workdir / "evaluation" / split
     started = time.time()
-    scored, index = {}, {}
+    scored, index, by_slice = {}, {}, {}
     numbers = scanfile.valid_labels(config.data.labels)
     for number, case in enumerate(cases, 1):
         if case.image is None or case.labels is None:
@@ -122,6 +123,11 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
         path = folder / "predictions" / f"{case.id}_seg.nii.gz"
         nifti.write_labels(path, prediction, volume)
         scored[case.id] = scoring.score_arrays(prediction, reference.array, volume.affine, case.id)
+        views = (
+            preprocess.slice_view(array, volume.affine, config.data.plane)
+            for array in (prediction, reference.array)
+        )
+        by_slice[case.id] = slices.slice_dice(*views, axis=0)
         index[case.id] = {
             "image": _within(workdir, case.image),
             "labels": _within(workdir, case.labels),
@@ -130,7 +136,12 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     scores = scoring.collect(scored)
     write_json(folder / "scores.json", scores)
     write_json(folder / "cases.json", index)
+    chosen = {"plane": config.data.plane, **slices.best_and_worst(by_slice)}
+    write_json(folder / "slices.json", chosen)
     print(scoring.summary_table(scores))
+    if config.task == "patch_classification":
+        scores = patch_level.write_patch_level(config, variables, workdir, split, folder)
+        print(patches.summary_table(scores))
     print(f"{len(cases)} cases in {time.time() - started:.0f} s; scores: {folder / 'scores.json'}")
     return 0
 

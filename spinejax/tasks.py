@@ -19,6 +19,7 @@ from spinejax import augment, losses, models
 from spinejax.choices import check_choice
 from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
+from spinejax.data.patch_pipeline import PatchFeed
 from spinejax.data.pipeline import Feed, SliceFeed
 from spinejax.errors import InputError
 from spinejax.inference import sliding_window
@@ -222,9 +223,6 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
     A patch is labelled by its pixels after augmentation, which may turn or shift the one rule's
     answer. A pixel's patch is the one in whose row and column n // 2 it lies.
     """
-    from spinejax.data.patch_pipeline import PatchFeed
-    from spinejax.inference import patch_scan
-
     n = config.data.patches.size
     model: Any = models.build_model(
         config.model,
@@ -286,6 +284,8 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         )
 
     def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
+        from spinejax.inference import patch_scan
+
         return patch_scan.make_stack_predictor(
             model,
             variables,

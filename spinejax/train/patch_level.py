@@ -1,0 +1,120 @@
+"""What an evaluation of a patch classifier adds to the scores of whole scans.
+
+Confusion matrices on the patches of a split and on the balanced training patches (paper B, Table 2
+and figure 13), and the filters and activations of one patch (figures 9 and 10).
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from spinejax.data import normalise, pipeline
+from spinejax.data.cache import CachedCase
+from spinejax.data.patch_pipeline import PatchFeed
+from spinejax.errors import InputError
+from spinejax.files import atomic_path, write_json
+from spinejax.inference import activations
+from spinejax.metrics.classification import Counts, pooled
+from spinejax.metrics.patches import patch_scores
+from spinejax.tasks import Task, build_task
+from spinejax.train import parallel, setup, step
+from spinejax.train.evaluation import evaluate
+from spinejax.train.signals import Stop
+
+BALANCED_LIMIT = 20_000
+"""Balanced training patches that are classified at most; a random part of them where there are
+more, which the result says."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Balanced:
+    """The balanced training patches in the place of validation."""
+
+    feed: PatchFeed
+
+    @property
+    def val_cases(self) -> Sequence[CachedCase]:
+        return self.feed.train_cases
+
+    def val(self, **_: Any) -> Generator[pipeline.Batch, None, None]:
+        return self.feed.balanced(BALANCED_LIMIT)
+
+
+def write_patch_level(
+    config: ConfigDict, variables: Mapping[str, Any], workdir: Path, split: str, folder: Path
+) -> dict[str, Any]:
+    """Classify the patches of a split; write patches.json and network.npz.
+
+    Args:
+        config: of a run of the task patch_classification.
+        variables: {"params", "batch_stats"} of its network.
+        workdir: of the run.
+        split: "train", "val" or "test".
+        folder: where the files go.
+
+    Returns:
+        What is in patches.json (`metrics.patches.patch_scores`).
+
+    Raises:
+        InputError: scans that cannot be used, as in training.
+    """
+    cached = setup.prepare(config, workdir, wanted=tuple({"train", "val", split}))
+    task = build_task(config, axis_name=parallel.AXIS)
+    trained: Any = task.feed({name: cached[name] for name in ("train", "val")})
+    by_scan = config.copy_and_resolve_references()
+    # Every patch of the split is scored, whatever share of patches training held back.
+    by_scan.data.patches.split_unit = "scan"
+    scored: Any = build_task(by_scan).feed({"train": cached["train"], "val": cached[split]})
+    classify = _classifier(config, task, variables)
+    balanced = pooled(classify(_Balanced(trained)).values())
+    fields = config.data.patches
+    scores = patch_scores(
+        classify(scored),
+        size=fields.size,
+        stride=fields.stride,
+        label_rule=fields.label_rule,
+        balanced_training=(balanced, trained.counts()["balanced_total"]),
+    )
+    write_json(folder / "patches.json", scores)
+    arrays = _network(config, task, variables, cached[split])
+    with atomic_path(folder / "network.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return scores
+
+
+def _classifier(config: ConfigDict, task: Task, variables: Mapping[str, Any]) -> Any:
+    """Return a function from a feed to the counts of each of its validation cases."""
+    mapped = parallel.make_parallel(config.train.parallel)
+    mapped.check_batch(config.train.batch_size)
+    run = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
+    held = mapped.replicate(dict(variables))
+
+    def classify(feed: Any) -> dict[str, Counts]:
+        outcome = evaluate(run, mapped, held, feed, pictures=0, stop=Stop())
+        if outcome is None:
+            raise InputError("the evaluation was stopped; run it again")
+        return {
+            name: Counts(*(int(round(value)) for value in counts))
+            for name, counts in outcome.cases.items()
+        }
+
+    return classify
+
+
+def _network(
+    config: ConfigDict, task: Task, variables: Mapping[str, Any], cases: Sequence[CachedCase]
+) -> dict[str, np.ndarray]:
+    """Arrays of network.npz: of the vertebra patch of the case with most foreground."""
+    case = max(cases, key=lambda c: int(c.foreground_counts.sum()))
+    n = config.data.patches.size
+    position, row, column = activations.choose_patch(case.label, n)
+    image = case.image[position, row : row + n, column : column + n]
+    patch = normalise.network_input(
+        image, config.data.normalise, case.settings.range_hu, case.stats
+    )
+    arrays = activations.network_arrays(task.model, variables, patch)
+    return arrays | {"where": np.array(f"{case.id} {position} {row} {column}")}
