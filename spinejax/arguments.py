@@ -1,4 +1,4 @@
-"""From the words of a command line to the values of a command's flags, or one line that says why not.
+"""From the words of a command line to the values of flags, or one line that says why not.
 
 Flags are absl's, `--config` and its overrides are ml_collections'. What those say of a wrong word
 is put into a person's words here.
@@ -21,6 +21,7 @@ DEFAULT_CONFIG = "configs/demo.py"
 
 
 def config_flag(values: FlagValues, argv: list[str]) -> None:
+    """Define --config, the experiment; `argv` is the command line, for its overrides."""
     config_flags.DEFINE_config_file(
         "config",
         DEFAULT_CONFIG,
