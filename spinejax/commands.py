@@ -78,6 +78,8 @@ def prepare(config: ConfigDict, workdir: Path) -> int:
     for split, cases in cached.items():
         slices = sum(case.image.shape[0] for case in cases)
         print(f"{split:<6}{len(cases):>5} cases {slices:>8} slices")
+    if config.task == "patch_classification":
+        print("\n".join(patch_level.describe(config, cached)))
     return 0
 
 

@@ -10,6 +10,7 @@ from configs import chasppraunet, common, demo, opconvnet, unet
 from spinejax import losses
 from spinejax.augment import augment
 from spinejax.data import preprocess
+from spinejax.data.patch_pipeline import PatchFeed
 from spinejax.tasks import build_task
 from spinejax.train.settings import check_config, flatten
 
@@ -27,19 +28,21 @@ def test_every_field_is_read_somewhere():
     read = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     config = common.base("any", chasppraunet.model())
     # These blocks go to functions as a whole; the name is for the report, which reads JSON.
-    whole = ("augment.", "loss.", "model.", "name")
+    whole = ("augment.", "data.patches.", "loss.", "model.", "name")
     unread = [
         k for k in flatten(config) if not k.startswith(whole) and k.split(".")[-1] not in read
     ]
     assert not unread
 
 
-def test_augment_and_loss_blocks_have_the_fields_of_their_functions():
+def test_blocks_passed_whole_have_the_fields_of_their_functions():
     known = inspect.signature(augment).parameters
     fields = set(common.augment_block()) - {"enabled"}
     assert fields == set(known) - {"keys", "image", "label", "plane", "fill_hu"}
     for field in fields:
         assert common.augment_block()[field] == known[field].default, field
+    patches = set(common.data_block().patches)
+    assert patches <= set(inspect.signature(PatchFeed).parameters)
     loss = common.base("any", {}).loss
     assert set(loss) - {"name"} == {field for names in losses.FIELDS.values() for field in names}
 

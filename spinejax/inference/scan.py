@@ -42,16 +42,19 @@ class ScanSettings:
 def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     """Return about how much memory `predict_scan` holds at most beside the network.
 
-    The scan; one byte a voxel for the labels, twice (components are found on a copy), and four for
-    the numbers of the components, should predicted voxels lie in every corner; the slices of one
-    slab as int16 and float32 on both grids. Classes x volume is never held.
+    The scan; one byte a voxel for the labels, twice (components are found on a copy; once more for
+    an opened copy), and four for the numbers of the components, should predicted voxels lie in
+    every corner; the slices of one slab as int16 and float32 on both grids. Classes x volume is
+    never held.
     """
     grid = preprocess.slice_geometry(volume, settings.preprocess)
     native, padded = _pixels(grid, settings.size)
     slab = _slab_slices(grid, settings.size) * (8 * native + 16 * padded)
     voxels = int(np.prod(volume.shape))
     components = 4 if settings.min_component_ml > 0 or settings.fill_holes else 0
-    return voxels * (volume.array.itemsize + 2 + components) + slab + 6 * 2**26
+    opened = 1 if settings.opening_mm > 0 else 0
+    held = volume.array.itemsize + 2 + opened + components
+    return voxels * held + slab + (6 + opened) * 2**26
 
 
 def _pixels(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> tuple[int, int]:
