@@ -1,4 +1,3 @@
-import json
 import re
 from xml.etree import ElementTree
 
@@ -11,68 +10,91 @@ def parsed(html):
     return ElementTree.fromstring(html)
 
 
-def line(**record):
-    return json.dumps(record)
+def both(**values):
+    """A line of training and one of validation with the same values."""
+    return [{"kind": kind, **values} for kind in ("train", "val")]
 
 
-def test_metrics_of_a_killed_and_resumed_run_are_read(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "\n".join(
-            [
-                line(step=10, kind="train", loss=1.0),
-                line(step=20, kind="train", loss=0.9),
-                line(step=20, kind="val", loss=0.95),
-                "[1, 2]",
-                line(kind="train", loss=5.0),
-                line(step=20, kind="train", loss=0.8),
-                '{"step": 30, "kind": "tr',
-            ]
-        )
-    )
-    found = [(r["step"], r["kind"], r["loss"]) for r in charts.read_metrics(path)]
-    assert found == [(10, "train", 1.0), (20, "train", 0.8), (20, "val", 0.95)]
+def test_no_records_are_three_empty_charts():
+    assert charts.curves([]).count("nothing recorded yet") == 3
 
 
-def test_absent_empty_and_binary_records_are_empty(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert charts.read_metrics(path) == []
-    path.write_text("")
-    assert charts.read_metrics(path) == []
-    path.write_bytes(b"\x00\xff\xfe\n\n")
-    assert charts.read_metrics(path) == []
-    assert charts.curves(path).count("nothing recorded yet") == 3
-
-
-def test_one_line_gives_a_dot_and_not_finite_values_are_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        line(step=1, kind="train", loss=float("nan"), dice=0.5, learning_rate=1e-3) + "\n"
-    )
-    html = charts.curves(path)
+def test_one_line_gives_a_dot_and_not_finite_values_are_left_out():
+    record = dict(step=1, kind="train", loss=float("nan"), dice=0.5, learning_rate=1e-3)
+    html = charts.curves([record])
     assert html.count("nothing recorded yet") == 1
     assert parsed(html).findall(".//circle")
 
 
-def test_curves_are_well_formed_named_and_drawn_for_both_kinds(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        "\n".join(
-            line(step=step, kind=kind, loss=1 / step, dice=1 - 1 / step, learning_rate=1e-5)
-            for step in range(1, 101)
-            for kind in ("train", "val")
-        )
-    )
-    html = charts.curves(path)
-    figures = parsed(html).findall("figure")
-    assert [figure.find("figcaption/b").text for figure in figures] == [
-        "Loss",
-        "Dice",
-        "Learning rate",
+def names(html):
+    return [figure.find("figcaption/b").text for figure in parsed(html).findall("figure")]
+
+
+def test_curves_are_well_formed_named_and_drawn_for_both_kinds():
+    records = [
+        line
+        for step in range(1, 101)
+        for line in both(step=step, loss=1 / step, dice=1 - 1 / step, learning_rate=1e-5)
     ]
-    for figure in figures[:2]:
+    html = charts.curves(records)
+    assert names(html) == ["Loss", "Dice", "Learning rate"]
+    for figure in parsed(html).findall("figure")[:2]:
         classes = [path.get("class") for path in figure.findall(".//path")]
         assert "line train" in classes and "line val" in classes
+
+
+def test_accuracy_is_drawn_where_it_is_recorded_and_overlap_has_its_name():
+    records = both(step=1, loss=0.5, dice=0.5, accuracy=0.9)
+    assert names(charts.curves(records, "F-score")) == [
+        "Loss",
+        "Accuracy",
+        "F-score",
+        "Learning rate",
+    ]
+
+
+def test_the_lowest_validation_loss_is_the_first_of_equal_ones():
+    losses = [0.9, 0.2, 0.5, 0.2, float("nan")]
+    records = [dict(step=10 * i, kind="val", loss=loss) for i, loss in enumerate(losses)]
+    records += [dict(step=5, kind="train", loss=0.01), dict(step=50, kind="val", loss="low")]
+    assert charts.lowest_loss(records) == (10.0, 0.2)
+    assert charts.lowest_loss([]) is None
+    assert charts.lowest_loss(records[-2:]) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "at", "epoch"),
+    [
+        ([70, 140, 210, 250], 1, 140, 2),  # the last evaluation ends the run, within an epoch
+        ([0, 70, 140], 1, 140, 2),  # a start that is evaluated is no epoch
+        ([35, 70, 140], 0.5, 140, 2),
+        ([350, 700], 5, 700, 10),
+        ([140], 1, 140, None),
+        ([], 1, 140, None),
+    ],
+)
+def test_the_epoch_of_an_evaluation(steps, every, at, epoch):
+    records = [dict(step=step, kind="val", loss=1.0) for step in steps]
+    assert charts.epoch_of(records, at, every) == epoch
+
+
+def test_the_best_step_is_marked_in_loss_and_accuracy_with_its_own_value():
+    records = [
+        line
+        for step, loss in ((10, 0.4), (20, 0.1), (30, 0.3))
+        for line in both(step=step, loss=loss, dice=0.5, accuracy=1 - loss)
+    ]
+    html = charts.curves(records, best=(20.0, "lowest <here>"))
+    found = parsed(html).findall("figure")
+    marks = [figure.find(".//path[@class='mark']") for figure in found]
+    assert [mark is not None for mark in marks] == [True, True, False, False]
+    # At the place of the second of three points.
+    dots = found[0].findall(".//circle[@class='val dot']")
+    assert marks[0].get("d").startswith(f"M{dots[1].get('cx')} ")
+    captions = ["".join(figure.find("figcaption").itertext()) for figure in found]
+    assert "lowest <here>" in captions[0] and "0.900 at the lowest loss" in captions[1]
+    without = [{k: v for k, v in r.items() if k != "accuracy"} for r in records[:-1]]
+    assert charts.curves([*without, records[-1]], best=(20.0, "x")).count('class="mark"') == 1
 
 
 def test_a_curve_runs_from_its_first_to_its_last_value():

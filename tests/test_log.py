@@ -11,3 +11,17 @@ def test_the_bar_has_a_speed_at_logged_steps_too(tmp_path, capsys):
     last = capsys.readouterr().err.splitlines()[-1]
     assert "4/4" in last and " 0.0 slices/s" not in last, last
     assert all(line["samples_per_s"] > 0 for line in log.read_metrics(tmp_path))
+
+
+def test_only_records_are_read_from_a_damaged_log(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert log.read_metrics(tmp_path) == []
+    path.write_bytes(b"")
+    assert log.read_metrics(tmp_path) == []
+    whole = b'{"step": 1, "kind": "train", "loss": 0.5}'
+    path.write_bytes(
+        b"\n".join(
+            [b"\x00\xff\xfe", whole, b"[1, 2]", b'{"kind": "val"}', b"3", b'{"step": 2, "ki']
+        )
+    )
+    assert log.read_metrics(tmp_path) == [{"step": 1, "kind": "train", "loss": 0.5}]

@@ -4,42 +4,14 @@ Colours come from the page's style sheet (CSS variables), so that the charts fol
 mode and print; nothing is drawn in a fixed colour, and no script is needed.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 _WIDTH, _HEIGHT = 330, 206
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 36
 _MOST_POINTS = 400
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the training record, forgiving what an interrupted run leaves.
-
-    Args:
-        path: metrics.jsonl of a workdir; may be absent or empty.
-
-    Returns:
-        The records in order of step; of a step that was logged twice (the run was stopped after it
-        and resumed before it) the later one. Lines that are not whole JSON objects with a step are
-        left out: the last line of a killed run is cut anywhere.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    records: dict[tuple[Any, float], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int | float):
-            records[str(record.get("kind", "train")), record["step"]] = record
-    return sorted(records.values(), key=lambda record: record["step"])
 
 
 def _series(
@@ -100,7 +72,10 @@ def _path(points: list[tuple[float, float]]) -> str:
 
 
 def line_chart(
-    title: str, curves: Sequence[tuple[str, str, list[tuple[float, float]]]], floor: float | None
+    title: str,
+    curves: Sequence[tuple[str, str, list[tuple[float, float]]]],
+    floor: float | None,
+    mark: tuple[float, str] | None = None,
 ) -> str:
     """Return one chart over training steps as SVG inside a <figure>.
 
@@ -109,6 +84,7 @@ def line_chart(
         curves: (name, CSS class, points of (step, value)); curves without points are left out. A
             curve of class "train" is drawn faint, with its running mean on top.
         floor: smallest value on the vertical axis, or None for that of the data.
+        mark: (step, words) of a line to draw across, or None.
 
     Returns:
         HTML; says so in words when there is nothing to draw.
@@ -154,6 +130,12 @@ def line_chart(
         "step</text>"
     )
     legend = []
+    if mark is not None:
+        [(at, _)] = place([(min(max(mark[0], x_low), x_high), y_low)])
+        parts.append(
+            f'<path class="mark" d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}">'
+            f"<title>{escape(mark[1])}</title></path>"
+        )
     for name, kind, points in curves:
         drawn = place(_thin(points))
         if len(drawn) == 1:
@@ -173,6 +155,9 @@ def line_chart(
             f'<span class="key {kind}">{escape(name)} <span class="last">{last}</span></span>'
         )
     spoken = "; ".join(f"{name}: last value {points[-1][1]:.3g}" for name, _, points in curves)
+    if mark is not None:
+        legend.append(f'<span class="key mark">{escape(mark[1])}</span>')
+        spoken += f"; {mark[1]}"
     return (
         f'<figure class="chart"><figcaption><b>{escape(title)}</b>{"".join(legend)}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
@@ -180,13 +165,38 @@ def line_chart(
     )
 
 
-def curves(path: str | os.PathLike[str]) -> str:
-    """Return loss, Dice and learning rate of a run over its steps as three inline SVG charts.
+def lowest_loss(records: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Return (step, loss) of the lowest validation loss, the first of equal ones; None if none."""
+    return min(_series(records, "val", "loss"), key=lambda point: point[1], default=None)
+
+
+def epoch_of(
+    records: Sequence[Mapping[str, Any]], step: float, epochs_per_evaluation: float
+) -> float | None:
+    """Return the epoch of an evaluated step; None where the record does not tell.
+
+    The first of several evaluations comes after `epochs_per_evaluation`, and a single one at the
+    end of the run, whenever that is.
+    """
+    steps = sorted({at for at, _ in _series(records, "val", "loss") if at > 0})
+    if len(steps) < 2:
+        return None
+    return round(step / steps[0] * epochs_per_evaluation, 1)
+
+
+def curves(
+    records: Sequence[Mapping[str, Any]],
+    overlap: str = "Dice",
+    best: tuple[float, str] | None = None,
+) -> str:
+    """Return loss, accuracy, overlap and learning rate over the steps of a run as inline SVG.
 
     Args:
-        path: metrics.jsonl; absent, empty and cut files are fine (see `read_metrics`).
+        records: lines of metrics.jsonl in order of step. Accuracy is drawn where any line has it.
+        overlap: what "dice" is called: of patches it is their F-score.
+        best: (step, words) of a line to draw across the loss, or None; the accuracy gets it too,
+            with its own value there.
     """
-    records = read_metrics(path)
 
     def both(name: str) -> list[tuple[str, str, list[tuple[float, float]]]]:
         return [
@@ -195,13 +205,16 @@ def curves(path: str | os.PathLike[str]) -> str:
         ]
 
     rate = [("last", "rate", _series(records, "train", "learning_rate"))]
-    return (
-        '<div class="charts">'
-        + line_chart("Loss", both("loss"), 0.0)
-        + line_chart("Dice", both("dice"), 0.0)
-        + line_chart("Learning rate", rate, 0.0)
-        + "</div>"
-    )
+    charts = [line_chart("Loss", both("loss"), 0.0, best)]
+    if any("accuracy" in record for record in records):
+        right = dict(_series(records, "val", "accuracy"))
+        there = best[0] if best is not None and best[0] in right else None
+        mark = None if there is None else (there, f"{right[there]:.3f} at the lowest loss")
+        charts.append(line_chart("Accuracy", both("accuracy"), None, mark))
+    charts.append(line_chart(overlap, both("dice"), 0.0))
+    charts.append(line_chart("Learning rate", rate, 0.0))
+    four = " four" if len(charts) == 4 else ""
+    return f'<div class="charts{four}">{"".join(charts)}</div>'
 
 
 def dot_chart(values: Sequence[tuple[str, float]], label: str) -> str:

@@ -17,17 +17,22 @@ from spinejax.train import disk
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a last line cut by a kill is left out."""
+    """Return the lines of metrics.jsonl that are records: objects with a "step" and a "kind".
+
+    What is none is left out, such as a last line cut by a kill.
+    """
     try:
-        text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+        text = (workdir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     lines = []
     for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+            lines.append(record)
     return lines
 
 
