@@ -142,7 +142,7 @@ def test_a_run_without_scores_says_the_command(tmp_path):
 def test_only_a_config_is_enough(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     _, _, text = read(write_report(tmp_path))
-    for words in ("no training record", "no run.json", "has no row for this network"):
+    for words in ("no training record", "no run.json", "has a row for this network"):
         assert words in text
 
 
@@ -156,6 +156,23 @@ def test_everything_from_files_is_escaped(tmp_path):
     html, outline, text = read(write_report(run))
     assert "<script" not in html and "script" not in outline.tags
     assert text.count("alert(1)") > 5
+
+
+def test_the_lowest_validation_loss_is_named_with_its_epoch(tmp_path):
+    run = make_run(tmp_path / "run")
+    values = ((100, 0.3, 0.95), (200, 0.106, 0.987), (300, 0.2, 0.98))
+    lines = [
+        json.dumps({"step": s, "kind": "val", "loss": loss, "dice": 0.5, "accuracy": right})
+        for s, loss, right in values
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    _, _, text = read(write_report(run))
+    assert "lowest validation loss 0.106, epoch 2 (step 200) " in text
+    assert "0.987 at the lowest loss" in text
+    config = json.loads((run / "config.json").read_text())
+    config["train"] |= {"best": "loss", "eval_every_epochs": 5}
+    (run / "config.json").write_text(json.dumps(config))
+    assert "epoch 10 (step 200); its network is kept" in read(write_report(run))[2]
 
 
 def test_a_scan_that_is_gone_is_said_in_place_of_its_picture(tmp_path):

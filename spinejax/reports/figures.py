@@ -29,12 +29,13 @@ _GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 84, 40
 _BACKGROUND, _TEXT, _FAINT = "#0c0e11", "#eef1f4", "#9aa4af"
 _DPI = 100
 
-# Panel -> (left, right, top, bottom) of the picture as directions of the patient.
-_EDGES = {
+EDGES = {
     "sagittal": ("A", "P", "S", "I"),
     "coronal": ("R", "L", "S", "I"),
     "axial": ("R", "L", "A", "P"),
 }
+"""Plane -> (left, right, top, bottom) of its picture as directions of the patient."""
+
 _FROM = {"sagittal": "from the right", "coronal": "from the front", "axial": "from below"}
 _NEAR_AXIAL_MM = 15.0
 _SLAB = 32
@@ -73,22 +74,32 @@ def centre(mask: np.ndarray) -> tuple[int, int, int] | None:
     return i, j, k
 
 
-def _display(slice_2d: np.ndarray, plane: str) -> np.ndarray:
-    """Turn a canonical slice into rows and columns of a picture (radiological convention)."""
+def display(slice_2d: np.ndarray, plane: str) -> np.ndarray:
+    """Turn a canonical slice into rows and columns of a picture (radiological convention).
+
+    Args:
+        slice_2d: (h, w), the in-plane axes in canonical order.
+        plane: one of `volume.PLANES`.
+
+    Returns:
+        A view: superior, in axial slices anterior, at the top; the patient's right, in sagittal
+        slices anterior, on the left.
+    """
     # (first axis, second axis) -> (row, column): sagittal (y, z) and coronal (x, z) show superior
     # at the top, so z runs upwards; axial (x, y) shows anterior at the top, where y starts.
     rows = slice_2d.T
     return rows if plane == "axial" else rows[::-1]
 
 
-def _resize(picture: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
+def resize(picture: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
     """Resize (rows, columns) to `size` (rows, columns); labels (smooth=False) stay labels."""
     image = Image.fromarray(np.ascontiguousarray(picture))
     how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     return np.asarray(image.resize((size[1], size[0]), how))
 
 
-def _slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
+def take_slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """Return one slice of a canonical (x, y, z) array as (h, w), without copying."""
     # Not numpy.take: that copies the whole array first when it is a flipped view.
     return np.moveaxis(array, PLANES[plane], 0)[index]
 
@@ -136,21 +147,21 @@ def _panels(
             max(8, round(extent[column_axis] * scale)),
         )
         index = where[axis]
-        grey = overlay.window(_display(_slice(image, plane, index), plane), window_hu)
+        grey = overlay.window(display(take_slice(image, plane, index), plane), window_hu)
         labels = [
             None
             if mask is None
-            else _resize(
-                _display(_slice(mask, plane, index), plane).astype(np.int32), size, smooth=False
+            else resize(
+                display(take_slice(mask, plane, index), plane).astype(np.int32), size, smooth=False
             )
             for mask in masks
         ]
-        rgb = overlay.paint(_resize(grey, size, smooth=True), labels[0], labels[1], width=2)
+        rgb = overlay.paint(resize(grey, size, smooth=True), labels[0], labels[1], width=2)
         panels.append(_Panel(plane, index, image.shape[axis], rgb))
     return panels, scale
 
 
-def _scale_bar_mm(width_mm: float) -> int:
+def scale_bar_mm(width_mm: float) -> int:
     """Return a round length of about a fifth of a panel."""
     lengths = [1, 2, 5, 10, 20, 50, 100]
     return max((mm for mm in lengths if mm <= max(1.0, width_mm / 4)), default=1)
@@ -165,12 +176,12 @@ def _annotate(axes: Axes, panel: _Panel, scale: float) -> None:
         "fontweight": "bold",
         "path_effects": shadow,
     }
-    left, right, top, bottom = _EDGES[panel.plane]
+    left, right, top, bottom = EDGES[panel.plane]
     axes.text(6, rows / 2, left, ha="left", va="center", **style)
     axes.text(columns - 7, rows / 2, right, ha="right", va="center", **style)
     axes.text(columns / 2, 5, top, ha="center", va="top", **style)
     axes.text(columns / 2, rows - 6, bottom, ha="center", va="bottom", **style)
-    length = _scale_bar_mm(columns / scale)
+    length = scale_bar_mm(columns / scale)
     y = rows - 12
     for width, colour in ((4.5, _BACKGROUND), (2.0, _TEXT)):
         axes.plot([12, 12 + length * scale], [y, y], color=colour, lw=width, solid_capstyle="butt")

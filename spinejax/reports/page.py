@@ -5,7 +5,7 @@ from pathlib import Path
 
 from spinejax import files
 from spinejax.errors import InputError
-from spinejax.reports import sections, tables
+from spinejax.reports import sections, tables, tables_b
 from spinejax.reports.run import read_run
 
 
@@ -35,9 +35,13 @@ def write_report(
     try:
         files.write_text(output, html)
         if run.evaluations:
-            markdown = tables.tables_markdown(run.config, run.evaluations, run.parameters)
-            files.write_text(output.with_suffix(".md"), markdown)
-            files.write_text(output.with_suffix(".csv"), tables.tables_csv(run.evaluations))
+            parts = [
+                tables.tables_markdown(run.config, run.evaluations, run.parameters),
+                tables_b.markdown(run.config, run.evaluations, run.patches),
+            ]
+            files.write_text(output.with_suffix(".md"), "\n".join(filter(None, parts)))
+            csv = tables.tables_csv(run.evaluations, run.patches)
+            files.write_text(output.with_suffix(".csv"), csv)
     except OSError as error:
         raise InputError(
             f"{output}: cannot be written ({error.strerror or error}); choose another --output"

@@ -1,16 +1,16 @@
 """The best, the median and the worst scan of a run as pictures inside the page."""
 
-import base64
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from spinejax.data import scanfile
 from spinejax.data.pairs import match_labels
 from spinejax.errors import InputError
-from spinejax.reports import figures, tables
+from spinejax.reports import figures, markup, tables
 from spinejax.reports.run import Run
+from spinejax.volume import Volume
 
 
 def chosen_cases(ranked: list[tuple[str, float]]) -> list[tuple[str, str, float]]:
@@ -57,24 +57,30 @@ def best_median_worst(run: Run) -> str:
 
 
 def _picture(run: Run, case: str) -> str:
-    paths = run.cases.get(run.split or "", {}).get(case)
     try:
-        png = _quicklook(run.workdir, paths, case)
+        volume, masks = read_case(run, case)
     except InputError as error:
         return f'<p class="missing">No picture: {escape(str(error))}</p>'
-    data = base64.b64encode(png).decode("ascii")
+    png = figures.quicklook_png(volume, masks["prediction"], masks.get("labels"), title=case)
     words = f"{case}: sagittal, coronal and axial slice with outlines"
-    return (
-        f'<div class="frame"><img alt="{escape(words)}" src="data:image/png;base64,{data}"></div>'
-    )
+    return f'<div class="frame"><img alt="{escape(words)}" src="{markup.png_uri(png)}"></div>'
 
 
-def _quicklook(workdir: Path, paths: Any, case: str) -> bytes:
+def read_case(run: Run, case: str) -> tuple[Volume, dict[str, np.ndarray]]:
+    """Read a case of the evaluation that the page is about.
+
+    Returns:
+        The scan, and "prediction" and, if its file is there, "labels" on the scan's grid.
+
+    Raises:
+        InputError: cases.json does not name the files, or one is gone or damaged.
+    """
+    paths = run.cases.get(run.split or "", {}).get(case)
     if not isinstance(paths, Mapping) or not {"image", "prediction"} <= set(paths):
-        raise InputError("cases.json does not say where its scan and prediction are")
+        raise InputError(f"cases.json does not say where the scan and prediction of {case} are")
     files = {
         # Paths inside the workdir are relative to it, so that it can be moved.
-        name: workdir / str(paths[name])
+        name: run.workdir / str(paths[name])
         for name in ("image", "prediction", "labels")
         if paths.get(name)
     }
@@ -87,4 +93,4 @@ def _quicklook(workdir: Path, paths: Any, case: str) -> bytes:
         for name, path in files.items()
         if name != "image" and path.is_file()
     }
-    return figures.quicklook_png(volume, masks["prediction"], masks.get("labels"), title=case)
+    return volume, masks

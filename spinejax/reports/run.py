@@ -16,7 +16,8 @@ _SPLITS = ("test", "val", "train")
 class Run:
     """What a workdir says of its run.
 
-    `evaluations`: split -> score file, the test split first. `cases`: split -> case id -> paths
+    `evaluations`: split -> score file, the test split first. `patches`: split -> file of patch
+    scores, where there is one. `cases`: split -> case id -> paths
     ("image", "labels", "prediction"). `finished`: whether training ended.
     """
 
@@ -24,8 +25,19 @@ class Run:
     config: dict[str, Any]
     record: dict[str, Any]
     evaluations: dict[str, dict[str, Any]]
+    patches: dict[str, dict[str, Any]]
     cases: dict[str, dict[str, Any]]
     finished: bool
+
+    @property
+    def is_patches(self) -> bool:
+        """Whether the network classifies patches."""
+        return self.config.get("task") == "patch_classification"
+
+    @property
+    def folder(self) -> Path:
+        """Where the evaluation is that the page is about."""
+        return self.workdir / "evaluation" / (self.split or _SPLITS[0])
 
     @property
     def parameters(self) -> int | None:
@@ -39,23 +51,27 @@ class Run:
         return next(iter(self.evaluations), None)
 
 
-def _read_json(path: Path, *, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    if not path.is_file():
-        if absent is not None:
-            return absent
-        raise InputError(
-            f"{path.parent} is not the workdir of a run: it has no {path.name}; give the --workdir "
-            f"of `spinejax train`"
-        )
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read as JSON ({error}); write it again or remove it"
         ) from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}, not a JSON object; remove it")
     return value
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def read_run(workdir: str | os.PathLike[str]) -> Run:
@@ -67,16 +83,26 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"{workdir}: no such folder; give the --workdir of `spinejax train`")
-    config = _read_json(workdir / "config.json")
-    record = _read_json(workdir / "run.json", absent={})
+    if not (workdir / "config.json").is_file():
+        raise InputError(
+            f"{workdir} is not the workdir of a run: it has no config.json; give the --workdir of "
+            "`spinejax train`"
+        )
+    config = read_json(workdir / "config.json")
+    record = _read_if_there(workdir / "run.json")
     evaluations: dict[str, dict[str, Any]] = {}
+    patches: dict[str, dict[str, Any]] = {}
     cases: dict[str, dict[str, Any]] = {}
     found = {path.parent.name: path for path in sorted(workdir.glob("evaluation/*/scores.json"))}
     for split in [*(name for name in _SPLITS if name in found), *sorted(found)]:
         if split not in evaluations:
-            evaluations[split] = _checked(found[split], _read_json(found[split]))
-            cases[split] = _read_json(found[split].with_name("cases.json"), absent={})
-    return Run(workdir, config, record, evaluations, cases, (workdir / "DONE").exists())
+            evaluations[split] = _checked(found[split], read_json(found[split]))
+            cases[split] = _read_if_there(found[split].with_name("cases.json"))
+            of_patches = found[split].with_name("patches.json")
+            if of_patches.is_file():
+                patches[split] = _checked(of_patches, read_json(of_patches))
+    finished = (workdir / "DONE").exists()
+    return Run(workdir, config, record, evaluations, patches, cases, finished)
 
 
 def _checked(path: Path, scores: dict[str, Any]) -> dict[str, Any]:

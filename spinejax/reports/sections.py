@@ -2,16 +2,25 @@
 
 import json
 import re
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from typing import Any
 
 from spinejax import __version__
-from spinejax.reports import charts, pictures, tables
+from spinejax.reports import (
+    charts,
+    network_figures,
+    patch_sections,
+    pictures,
+    slices,
+    tables,
+    tables_b,
+)
+from spinejax.reports.markup import command, count, table
 from spinejax.reports.run import Run
 from spinejax.reports.style import CSS
+from spinejax.train import log
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _SPLIT_WORDS = {
@@ -31,10 +40,14 @@ def page(run: Run) -> str:
         f'<header><p class="kind">{escape(name)} · {escape(str(run.workdir))}</p>'
         f"<h1>{shown}</h1>{_lead(run)}{_key_figures(run)}{_notes(run)}</header>",
         scores(run),
+        patch_sections.patch_scores(run),
         pictures.best_median_worst(run),
+        slices.best_and_worst_slices(run),
         every_case(run),
+        patch_sections.class_distribution(run),
         training(run),
-        beside_paper(run),
+        network_figures.network_section(run),
+        beside_papers(run),
         what_ran(run),
         f"<footer>Written by spinejax {escape(__version__)}, {datetime.now():%Y-%m-%d %H:%M}. "
         "For research; not a medical device.</footer>",
@@ -59,7 +72,7 @@ def headline(run: Run) -> str:
     if seen:
         kind = f"{run.split}"
     synthetic = " synthetic" if tables.is_phantom(run.config) else ""
-    scans = _count(len(values), f"{kind}{synthetic} scan")
+    scans = count(len(values), f"{kind}{synthetic} scan")
     return f"Mean Dice {_mean(values):.2f} on {scans}" + (
         f", {seen} of them trained on" if seen else ""
     )
@@ -69,17 +82,9 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _command(run: Run, command: str) -> str:
-    return f"<code>{escape(f'spinejax {command} --workdir {shlex.quote(str(run.workdir))}')}</code>"
-
-
 def _lead(run: Run) -> str:
     if run.split is None:
-        return f'<p class="lead">To score it, run {_command(run, "evaluate")}.</p>'
+        return f'<p class="lead">To score it, run {command(run.workdir, "evaluate")}.</p>'
     ranked = tables.ranked(run.evaluations[run.split])
     means = _SPLIT_WORDS.get(run.split, ("", ""))[1]
     words = []
@@ -102,6 +107,11 @@ def _key_figures(run: Run) -> str:
                 value = tables.shown(row.mean, row.metric) + unit
                 spread = tables.shown(row.std, row.metric)
                 items.append((f"{name}, mean", value, f"± {spread}"))
+        patches = run.patches.get(run.split, {})
+        score, right = (tables_b.pooled(patches, key) for key in ("f_score", "accuracy"))
+        if score is not None:
+            more = "" if right is None else f"accuracy {right:.3f}"
+            items.append(("Patches, F-score", f"{score:.3f}", more))
     if run.parameters is not None:
         items.append(("Parameters", f"{run.parameters:,}", ""))
     seconds = run.record.get("seconds")
@@ -174,26 +184,18 @@ def _notes(run: Run) -> str:
     return "".join(f'<p class="note">{note}</p>' for note in notes)
 
 
-def _table(header: Iterable[str], rows: Iterable[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
 def scores(run: Run) -> str:
     """Return the score tables: every metric with its spread over the scans."""
     if run.split is None:
         return (
             '<section><h2>Scores</h2><p class="nothing">No scan has been scored yet. Run '
-            f"{_command(run, 'evaluate')}, then the report again.</p></section>"
+            f"{command(run.workdir, 'evaluate')}, then the report again.</p></section>"
         )
     parts = []
     for split, record in run.evaluations.items():
         number = len(record.get("cases") or {})
         title = "Scores" if split == run.split else f"Scores on the {split} split"
-        parts.append(f"<h2>{escape(title)}, {_count(number, 'scan')}</h2>")
+        parts.append(f"<h2>{escape(title)}, {count(number, 'scan')}</h2>")
         if split == run.split:
             parts.append(charts.dot_chart(tables.ranked(record), "Dice"))
         rows = []
@@ -213,7 +215,7 @@ def scores(run: Run) -> str:
                 + "</tr>"
             )
         parts.append(
-            _table(["", "mean ± std", "median", "lowest to highest", "pooled", "scans"], rows)
+            table(["", "mean ± std", "median", "lowest to highest", "pooled", "scans"], rows)
         )
     parts.append(
         '<p class="nothing">Mean, standard deviation and median over scans; pooled: from the '
@@ -242,36 +244,55 @@ def every_case(run: Run) -> str:
         for case in order
     ]
     header = ["scan", *(m.name + (", mm" if m.unit == "mm" else "") for m in columns)]
-    table = _table(header, rows)
+    shown = table(header, rows)
     if len(rows) > 24:
-        table = f"<details><summary>Show {len(rows)} scans</summary>{table}</details>"
-    return f"<section><h2>Every scan, worst first</h2>{table}</section>"
+        shown = f"<details><summary>Show {len(rows)} scans</summary>{shown}</details>"
+    return f"<section><h2>Every scan, worst first</h2>{shown}</section>"
 
 
 def training(run: Run) -> str:
-    """Return the training curves."""
-    path = run.workdir / "metrics.jsonl"
-    if not charts.read_metrics(path):
+    """Return the training curves, the lowest validation loss marked."""
+    records = log.read_metrics(run.workdir)
+    if not records:
         return (
             '<section><h2>Training</h2><p class="nothing">There is no training record '
             "(metrics.jsonl) in this workdir.</p></section>"
         )
+    lowest, best = charts.lowest_loss(records), None
+    if lowest is not None:
+        step, loss = lowest
+        every = tables.finite(tables.item(run.config, "train", "eval_every_epochs"))
+        epoch = charts.epoch_of(records, step, every) if every else None
+        when = f"step {step:,.0f}" if epoch is None else f"epoch {epoch:g} (step {step:,.0f})"
+        kept = tables.item(run.config, "train", "best") == "loss"
+        best = (
+            step,
+            f"lowest validation loss {loss:.3g}, {when}{'; its network is kept' if kept else ''}",
+        )
+    drawn = charts.curves(records, "F-score" if run.is_patches else "Dice", best)
     return (
-        f"<section><h2>Training</h2>{charts.curves(path)}"
+        f"<section><h2>Training</h2>{drawn}"
         '<p class="nothing">Training values are those of the batches just before each step, '
         "faint, with their running mean; the number beside a name is its last value.</p></section>"
     )
 
 
+def beside_papers(run: Run) -> str:
+    """Return this run beside the rows that the papers have for its network."""
+    found = [*filter(None, (beside_paper(run), patch_sections.beside_paper_b(run)))]
+    return "".join(found) or (
+        '<section><h2>Beside the papers</h2><p class="nothing">Neither paper A (Saeed et al., '
+        "Diagnostics 2023, 13, 2658) nor paper B (Qadri et al., IEEE Access 2021) has a row for "
+        "this network and setting.</p></section>"
+    )
+
+
 def beside_paper(run: Run) -> str:
-    """Return this run beside the published rows of its experiment, and why that proves little."""
+    """Return this run beside the rows of paper A, and why that proves little; "" without rows."""
     split = run.split or "test"
     rows = tables.compare(run.config, run.evaluations.get(split), run.parameters, split)
     if all(row.ours for row in rows):
-        return (
-            '<section><h2>Beside paper A</h2><p class="nothing">Paper A (Saeed et al., Diagnostics '
-            "2023, 13, 2658) has no row for this network and normalisation.</p></section>"
-        )
+        return ""
     html = []
     for row in rows:
         if row.iou_unstated is not None:
@@ -296,12 +317,12 @@ def beside_paper(run: Run) -> str:
     unscored = (
         ""
         if any(row.ours for row in rows)
-        else (f"<p>This run has no row yet: {_command(run, 'evaluate')}</p>")
+        else (f"<p>This run has no row yet: {command(run.workdir, 'evaluate')}</p>")
     )
     return (
         "<section><h2>Beside paper A</h2><p>Saeed et al., Diagnostics 2023, 13, 2658, published "
         "these rows for this network and setting. They are here for orientation; they may not be "
-        f"compared with ours.</p>{unscored}{_table(header, html)}"
+        f"compared with ours.</p>{unscored}{table(header, html)}"
         f"<h3>Why not</h3><ul>{reasons}</ul></section>"
     )
 

@@ -31,6 +31,7 @@ margin:28px 0 0;padding:0;border-top:1px solid var(--line);border-bottom:1px sol
 .key-figures dt{color:var(--soft);font-size:.84rem}
 .key-figures dd{margin:0;font-size:1.45rem;font-weight:620;letter-spacing:-.01em;
 font-variant-numeric:tabular-nums}
+.key-figures dd{line-height:1.35}
 .key-figures small{white-space:nowrap;
 font-size:.84rem;font-weight:400;color:var(--soft);letter-spacing:0}
 .note{max-width:none;margin:20px 0 0;padding:10px 16px;background:var(--note);
@@ -86,6 +87,58 @@ margin-right:6px;vertical-align:3px;background:currentColor}
 .key.train::before,.key.rate::before{background:var(--train)}
 .key.val::before{background:var(--val)}
 .key .last{color:var(--ink);font-variant-numeric:tabular-nums}
+svg .mark{stroke:var(--soft);fill:none;stroke-dasharray:2 3}
+.key.mark{white-space:normal}
+.key.mark::before{height:0;background:none;border-top:2px dashed var(--soft)}
+@media (min-width:900px){.charts.four svg text{font-size:8.6px}}
+.charts.four{grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
+.missing{overflow-wrap:anywhere;color:var(--soft)}
+tr.all th,tr.all td{font-weight:620;background:var(--tint)}
+tr.all th:first-child{padding-left:10px}
+tr.matched th,tr.matched td{font-weight:620}
+.confusions{display:grid;grid-template-columns:repeat(auto-fill,minmax(236px,1fr));gap:26px 28px}
+.confusion figcaption{margin-bottom:8px}
+.confusion figcaption b{display:block;overflow-wrap:anywhere}
+.confusion figcaption span{color:var(--soft);font-size:.86rem}
+.confusion table{table-layout:fixed;font-size:.88rem}
+.confusion th,.confusion td{border:0;padding:6px 4px}
+.confusion thead th{padding:0 0 4px;font-size:.8rem;text-align:center}
+.confusion thead th:first-child{width:36%;text-align:left;padding-left:0}
+.confusion tbody th{font-size:.82rem;font-weight:400;padding-left:0;vertical-align:middle}
+.confusion tbody td{text-align:center;border:2px solid var(--paper);
+print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.confusion td small{display:block;color:var(--soft)}
+.confusion td.right{background:color-mix(in srgb,var(--val) calc(var(--share)*34%),var(--tint))}
+.confusion td.wrong{background:color-mix(in srgb,var(--train) calc(var(--share)*60%),var(--tint))}
+table.bars{max-width:760px}
+.bars th,.bars td{border:0;padding:3px 0 3px 18px;vertical-align:middle}
+.bars tbody th{font-weight:400;padding-left:0}
+.bars tr.stage th{font-weight:560;padding-top:14px}
+.bars tr.stage small{display:inline;margin-left:8px}
+.bars td.bar{width:58%}
+.bars i{display:block;height:15px;min-width:1px;border-radius:2px;background:var(--soft);
+print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.bars td.vertebra i{background:var(--val)}
+.tile-row{display:flex;flex-wrap:wrap;gap:26px 15px;align-items:flex-start}
+.tiles{max-width:100%}
+.tiles figcaption{margin-bottom:8px}
+.tiles figcaption b{display:block;font-size:.95rem}
+.tiles figcaption span{display:block;color:var(--soft);font-size:.84rem}
+img.pixels{display:block;width:100%;height:auto;padding:3px;
+background:#3b5a72;border-radius:3px;image-rendering:pixelated}
+.slices{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,220px),1fr));
+gap:26px 18px;align-items:end}
+.slice figcaption{margin-bottom:8px;font-size:.9rem}
+.slice figcaption b{display:block;overflow-wrap:anywhere}
+.slice figcaption span{color:var(--soft);font-variant-numeric:tabular-nums}
+.slice .panel{position:relative;margin-bottom:4px;background:#0c0e11;border-radius:4px;
+overflow:hidden;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.slice .panel svg{width:100%;height:auto}
+.slice .panel span{position:absolute;left:7px;top:4px;color:#eef1f4;font-size:.75rem;
+text-shadow:0 0 3px #000,0 0 3px #000}
+.slice svg text{fill:#eef1f4;font-size:16px;paint-order:stroke;stroke:#0c0e11;stroke-width:3px}
+.slice svg path{stroke:#eef1f4;stroke-width:3;fill:none}
+.slice .missing{padding:20px 12px;border:1px dashed var(--line);border-radius:4px}
 dl.facts{display:grid;grid-template-columns:minmax(7.5em,max-content) 1fr;gap:6px 22px;margin:0}
 dl.facts dt{color:var(--soft)}
 dl.facts dd{margin:0;overflow-wrap:anywhere}
@@ -95,14 +148,17 @@ footer{margin-top:52px;padding-top:14px;border-top:1px solid var(--line);color:v
 font-size:.86rem}
 @media (max-width:560px){main{padding:24px 16px 40px}.wide{margin:0 -16px;padding:0 16px}
 dl.facts{grid-template-columns:1fr;gap:0}dl.facts dd{margin-bottom:9px}
+.slice svg text{font-size:30px}.slice svg path{stroke-width:5}
 .key-figures{grid-template-columns:1fr 1fr}.key-figures dd{font-size:1.2rem}
 figure.scan .frame{overflow-x:auto;margin:0 -16px}
 figure.scan img{border-radius:0;width:auto;max-width:none;height:min(64vw,300px)}}
 @media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;
 --line:#bbb;--tint:#f2f2f2;
 --train:#b3400c;--val:#035f94;--note:#fff;--note-line:#999}
-body{font-size:10.5pt}main{max-width:none;padding:0}h2{break-after:avoid}
+body{font-size:10.5pt}main{max-width:none;padding:0}h2,h3{break-after:avoid}
 .charts{grid-template-columns:1fr 1fr 1fr}.key-figures dd{font-size:1.15rem}
-tr,figure.chart{break-inside:avoid}.wide{overflow:visible}
+tr,figure.chart,.confusion,.tiles,.slice,.bars{break-inside:avoid}
+.slices{grid-template-columns:repeat(4,1fr)}.charts.four svg text{font-size:11px}
+.confusions{grid-template-columns:repeat(2,1fr)}.wide{overflow:visible}
 figure.scan img{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

@@ -54,6 +54,17 @@ CASE_COLUMNS = (
     "hd95_mm",
     "assd_mm",
 )
+COUNTS = ("tp", "fp", "fn", "tn")
+
+PATCH_METRICS = {
+    "precision": "Precision",
+    "specificity": "Specificity",
+    "accuracy": "Accuracy",
+    "f_score": "F-score",
+    "recall": "Recall",
+}
+"""Key of a metric of patches (`tables_b`) -> its name, in the order of the tables."""
+
 _BY_KEY = {metric.key: metric for metric in METRICS}
 DASH = "–"
 
@@ -92,14 +103,15 @@ class Compared:
     ours: bool = False
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """Return a number as float; None for what is not one (null, NaN, text)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
-def _item(value: Any, *keys: str) -> Any:
+def item(value: Any, *keys: str) -> Any:
+    """Return what nested mappings hold under `keys`; None where there is nothing."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
@@ -108,7 +120,7 @@ def _item(value: Any, *keys: str) -> Any:
 def case_values(scores: Mapping[str, Any], key: str) -> dict[str, float]:
     """Return case id -> value of a metric, for the cases where it is defined."""
     values = {
-        case: _finite(_item(record, "binary", key))
+        case: finite(item(record, "binary", key))
         for case, record in (scores.get("cases") or {}).items()
     }
     return {case: value for case, value in values.items() if value is not None}
@@ -132,7 +144,7 @@ def summarise(scores: Mapping[str, Any]) -> list[Summary]:
         if not values:
             continue
         given = {
-            name: _finite(_item(scores, "summary", "binary", metric.key, name))
+            name: finite(item(scores, "summary", "binary", metric.key, name))
             for name in ("mean", "std", "median", "pooled")
         }
         mean, std, median = given["mean"], given["std"], given["median"]
@@ -166,7 +178,7 @@ def percent(value: float | None) -> str:
 
 def is_phantom(config: Mapping[str, Any]) -> bool:
     """Whether the scans of a run are synthetic."""
-    return _item(config, "data", "source") == "phantom"
+    return item(config, "data", "source") == "phantom"
 
 
 def compare(
@@ -201,7 +213,7 @@ def compare(
                 ours=True,
             )
         )
-    work = published.OTHER_WORKS.get(str(_item(config, "model", "name")))
+    work = published.OTHER_WORKS.get(str(item(config, "model", "name")))
     for row in published.matching_rows(config):
         rows.append(
             Compared(
@@ -235,7 +247,9 @@ def reasons_apart(config: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first are aligned to the right."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
@@ -259,7 +273,7 @@ def tables_markdown(
     for split, scores in evaluations.items():
         parts.append(f"## Scores, {split}: {len(scores.get('cases') or {})} scans\n")
         parts.append(
-            _markdown(
+            markdown_table(
                 ["metric", "mean ± std", "median", "lowest", "highest", "pooled", "scans"],
                 [
                     [
@@ -281,7 +295,7 @@ def tables_markdown(
         parts.append("## Beside paper A (per cent)\n")
         header = ["system", "data", "Dice", "IoU", "IoU with background"]
         parts.append(
-            _markdown(
+            markdown_table(
                 [*header, "IoU, unstated which", "precision", "recall", "parameters", "source"],
                 [
                     [
@@ -306,13 +320,28 @@ def tables_markdown(
     return "\n".join(parts)
 
 
-def tables_csv(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one line per scan with every metric, at full precision; empty where undefined."""
+def tables_csv(
+    evaluations: Mapping[str, Mapping[str, Any]],
+    patches: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """Return one line per scan with every metric, at full precision; empty where undefined.
+
+    Args:
+        evaluations: split -> score file.
+        patches: split -> file of patch scores; counts and scores of patches follow as columns whose
+            names begin with `patch_`.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["split", "case", *(metric.key for metric in METRICS)])
+    of_patches = (*COUNTS, *PATCH_METRICS) if patches else ()
+    names = [*(metric.key for metric in METRICS), *(f"patch_{key}" for key in of_patches)]
+    writer.writerow(["split", "case", *names])
     for split, scores in evaluations.items():
         for case, record in (scores.get("cases") or {}).items():
-            values = [_finite(_item(record, "binary", metric.key)) for metric in METRICS]
-            writer.writerow([split, case, *("" if v is None else repr(v) for v in values)])
+            values = [finite(item(record, "binary", metric.key)) for metric in METRICS]
+            cells = ["" if v is None else repr(v) for v in values]
+            for key in of_patches:
+                value = item(patches, split, "cases", case, key)
+                cells.append("" if finite(value) is None else repr(value))
+            writer.writerow([split, case, *cells])
     return stream.getvalue()
