@@ -12,9 +12,12 @@ Arguments: `net=opconvnet` (default), or the classifiers of Table 2, `vgg`, `res
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, search
 
 NETS = ("opconvnet", "vgg", "resnet", "densenet")
+
+# `spinejax search`: learning rate, momentum, weight decay and batch size (section IV).
+sweep_random_search = search.random_search
 
 
 def model(net: str = "opconvnet") -> dict:

@@ -1,6 +1,10 @@
-"""Learning-rate schedules and optimisers, built from names and numbers."""
+"""Learning-rate schedules and optimisers, built from names and numbers.
 
-from collections.abc import Callable
+Learning rate, momentum and weight decay may be traced scalars instead of numbers, so that one
+compiled step serves many settings (`population`).
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -83,8 +87,13 @@ def _is_kernel(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def _is_zero(value: Any) -> bool:
+    """Whether it is known now to be zero; what is traced may be anything later."""
+    return not isinstance(value, jax.core.Tracer) and value == 0
+
+
 def _decay(weight_decay: float) -> optax.GradientTransformation:
-    if weight_decay == 0:
+    if _is_zero(weight_decay):
         return optax.identity()
     return optax.add_decayed_weights(weight_decay, mask=_is_kernel)
 
@@ -98,7 +107,8 @@ def _adamw(schedule: optax.Schedule, *, weight_decay: float, **_: Any) -> Any:
 
 
 def _sgd(schedule: optax.Schedule, *, weight_decay: float, momentum: float) -> Any:
-    return optax.chain(_decay(weight_decay), optax.sgd(schedule, momentum=momentum or None))
+    kept = None if _is_zero(momentum) else momentum
+    return optax.chain(_decay(weight_decay), optax.sgd(schedule, momentum=kept))
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -129,3 +139,34 @@ def make_optimizer(
     if clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
     return optimizer
+
+
+def build(
+    fields: Mapping[str, Any], *, total_steps: int, steps_per_epoch: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Return schedule and optimiser of a config's `optim` block.
+
+    Args:
+        fields: the block; learning_rate, momentum and weight_decay may be traced.
+        total_steps: of the run.
+        steps_per_epoch: what `decay_every_epochs` counts in.
+
+    Raises:
+        InputError: as `make_schedule` and `make_optimizer`.
+    """
+    schedule = make_schedule(
+        fields["schedule"],
+        learning_rate=fields["learning_rate"],
+        total_steps=total_steps,
+        warmup_steps=fields["warmup_steps"],
+        decay_every_steps=max(1, round(fields["decay_every_epochs"] * steps_per_epoch)),
+        decay_factor=fields["decay_factor"],
+    )
+    optimizer = make_optimizer(
+        fields["name"],
+        schedule,
+        momentum=fields["momentum"],
+        weight_decay=fields["weight_decay"],
+        clip_norm=fields["clip_norm"],
+    )
+    return schedule, optimizer
