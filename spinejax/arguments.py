@@ -85,7 +85,15 @@ def _config_first(arguments: list[str]) -> list[str]:
     if "--config" in arguments[:-1]:
         at = arguments.index("--config")
         arguments = [f"--config={arguments[at + 1]}", *arguments[:at], *arguments[at + 2 :]]
-    return sorted(arguments, key=lambda text: not text.startswith(("--config=", "-config=")))
+    # Of an override given twice the last counts, as of any flag; ml_collections would string
+    # tuples together.
+    last = {text.partition("=")[0]: at for at, text in enumerate(arguments)}
+    kept = [
+        text
+        for at, text in enumerate(arguments)
+        if not text.startswith("--config.") or last[text.partition("=")[0]] == at
+    ]
+    return sorted(kept, key=lambda text: not text.startswith(("--config=", "-config=")))
 
 
 def _check_config_file(arguments: list[str]) -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from cli_runs import ROOT, fails, snapshot
 
 from spinejax.cli import main
 from spinejax.train import lock
 
-ROOT = Path(__file__).resolve().parents[1]
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
 
 TINY = (
@@ -84,23 +84,6 @@ def train_arguments(data: Path, workdir: Path, *more: str) -> list[str]:
 
 def ct_of(data: Path, number: int = 500) -> Path:
     return data / f"rawdata/sub-verse{number}/sub-verse{number}_ct.nii.gz"
-
-
-def snapshot(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for path in folder.rglob("*")} if folder.exists() else set()
-
-
-def fails(capsys, arguments: list[str], *words: str) -> str:
-    """Run, expect the contract of bad input, and return the message."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 1
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if ": error: " in line]
-    assert len(lines) == 1, error
-    assert "Traceback" not in error
-    for word in words:
-        assert word in lines[0], lines[0]
-    return lines[0]
 
 
 # A run from start to end.
