@@ -53,6 +53,17 @@ def test_accuracy_is_drawn_where_it_is_recorded_and_overlap_has_its_name():
     ]
 
 
+@pytest.mark.parametrize(
+    ("right", "lowest"), [(0.964, "0.9"), (1.0, "0.9"), (0.3, "0"), (0.85, "0.8"), (0.0, "0")]
+)
+def test_the_axis_of_accuracy_begins_at_a_round_share_and_ends_at_one(right, lowest):
+    html = charts.curves([dict(step=8, kind="val", loss=0.5, accuracy=right)])
+    figure = parsed(html).findall("figure")[1]
+    labels = [t.text for t in figure.findall(".//text") if t.get("text-anchor") == "end"]
+    shares = [label for label in labels if label != "8"]  # the last step
+    assert shares[0] == lowest and float(shares[-1]) <= 1.0
+
+
 def test_the_lowest_validation_loss_is_the_first_of_equal_ones():
     losses = [0.9, 0.2, 0.5, 0.2, float("nan")]
     records = [dict(step=10 * i, kind="val", loss=loss) for i, loss in enumerate(losses)]

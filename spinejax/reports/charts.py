@@ -210,7 +210,9 @@ def curves(
         right = dict(_series(records, "val", "accuracy"))
         there = best[0] if best is not None and best[0] in right else None
         mark = None if there is None else (there, f"{right[there]:.3f} at the lowest loss")
-        charts.append(line_chart("Accuracy", both("accuracy"), None, mark))
+        shares = [y for _, _, points in both("accuracy") for _, y in points]
+        floor = next((edge for edge in (0.9, 0.8, 0.5) if min(shares, default=0) > edge), 0.0)
+        charts.append(line_chart("Accuracy", both("accuracy"), floor, mark))
     charts.append(line_chart(overlap, both("dice"), 0.0))
     charts.append(line_chart("Learning rate", rate, 0.0))
     four = " four" if len(charts) == 4 else ""

@@ -256,9 +256,11 @@ def _marks(plane: str, rows: int, columns: int, pixels_per_mm: float) -> str:
     left = figures.EDGES[plane][0]
     bar = figures.scale_bar_mm(columns / pixels_per_mm)
     y = rows - 12
+    line = f"M10 {y}h{bar * pixels_per_mm:.1f}"
     return (
         f'<text x="8" y="{rows / 2:.0f}">{left}</text>'
-        f'<path d="M10 {y}h{bar * pixels_per_mm:.1f}"/><text x="10" y="{y - 8}">{bar} mm</text>'
+        f'<path class="under" d="{line}"/><path d="{line}"/>'
+        f'<text x="10" y="{y - 8}">{bar} mm</text>'
     )
 
 

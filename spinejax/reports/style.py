@@ -138,6 +138,7 @@ overflow:hidden;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 text-shadow:0 0 3px #000,0 0 3px #000}
 .slice svg text{fill:#eef1f4;font-size:16px;paint-order:stroke;stroke:#0c0e11;stroke-width:3px}
 .slice svg path{stroke:#eef1f4;stroke-width:3;fill:none}
+.slice svg path.under{stroke:#0c0e11;stroke-width:7}
 .slice .missing{padding:20px 12px;border:1px dashed var(--line);border-radius:4px}
 dl.facts{display:grid;grid-template-columns:minmax(7.5em,max-content) 1fr;gap:6px 22px;margin:0}
 dl.facts dt{color:var(--soft)}
@@ -148,7 +149,7 @@ footer{margin-top:52px;padding-top:14px;border-top:1px solid var(--line);color:v
 font-size:.86rem}
 @media (max-width:560px){main{padding:24px 16px 40px}.wide{margin:0 -16px;padding:0 16px}
 dl.facts{grid-template-columns:1fr;gap:0}dl.facts dd{margin-bottom:9px}
-.slice svg text{font-size:30px}.slice svg path{stroke-width:5}
+.slice svg text{font-size:30px}.slice svg path{stroke-width:5}.slice svg path.under{stroke-width:10}
 .key-figures{grid-template-columns:1fr 1fr}.key-figures dd{font-size:1.2rem}
 figure.scan .frame{overflow-x:auto;margin:0 -16px}
 figure.scan img{border-radius:0;width:auto;max-width:none;height:min(64vw,300px)}}
