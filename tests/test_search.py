@@ -5,7 +5,9 @@ The units of a whole search through the real training are at the end.
 
 import json
 import math
+import os
 import shlex
+import signal
 
 import numpy as np
 import pytest
@@ -224,6 +226,17 @@ def test_a_stop_before_training_is_an_interruption(config, tmp_path, monkeypatch
     stop.request()
     interrupted, trainings = begin(config, tmp_path, monkeypatch, stop=stop)
     assert interrupted and trainings.groups == []
+
+
+def test_a_signal_stops_it_between_steps(config, tmp_path, monkeypatch, capsys):
+    def signalled(config, settings, task, feed, mapped, *, stop, advance):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop and stop.agreed(3)
+
+    monkeypatch.setattr(search.population, "train", signalled)
+    assert search.run(config, small, tmp_path, progress=False)
+    assert "interrupted: 0 of 16 units are finished" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_what_was_searched_otherwise_is_refused(config, scans, tmp_path, monkeypatch):
