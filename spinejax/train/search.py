@@ -15,6 +15,7 @@ Groups that are finished are kept; one that was interrupted is trained again fro
 import json
 import math
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,8 @@ def run(
         workdir: folder of the search; made if missing.
         rounds: how many, at least 1; a search may be given more rounds later.
         units: of each round, at least 1.
-        at_once: most units that are trained together; memory grows with them.
+        at_once: most units that are trained together; memory grows with them. On CPUs `vmap` slows
+            the convolutions of networks other than OP-convNet several times: give those 1.
         command: arguments of `spinejax train` that lead to `config`, for the line that trains the
             best unit.
         progress: show bars.
@@ -113,8 +115,7 @@ def run(
                 todo = [unit for unit in drawn if unit[:2] not in done]
                 for group in groups(todo, at_once):
                     title = f"round {number + 1} of {rounds}, {len(group)} at once"
-                    bar = tqdm(desc=title, unit="step", disable=not progress, dynamic_ncols=True)
-                    with bar:
+                    with _bar(title, progress) as bar:
                         outcomes = _train(config, group, cached, mapped, stop, bar)
                     if outcomes is None:
                         _say_interrupted(workdir, len(done), rounds * units)
@@ -135,6 +136,17 @@ def run(
     print("\nto train the best of them:")
     print(shlex.join(["spinejax", "train", *words, f"--workdir={workdir / 'best'}"]))
     return False
+
+
+def _bar(title: str, progress: bool) -> tqdm:
+    return tqdm(
+        desc=title,
+        unit="step",
+        disable=not progress,
+        dynamic_ncols=True,
+        # A log file gets a line every half minute, a terminal a moving bar.
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+    )
 
 
 def _say_interrupted(workdir: Path, done: int, total: int) -> None:
