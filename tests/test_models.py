@@ -1,6 +1,5 @@
 """Networks: published counts, equality with the plain layers, options, precision, errors."""
 
-import functools
 import itertools
 import math
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import apply, init, normal, quick_jit
 
 from configs import chasppraunet, unet
 from spinejax.errors import InputError
@@ -21,28 +21,6 @@ from spinejax.models.summary import count_parameters
 
 SLICE_NETWORKS = ("chasppraunet", "unet")
 SMALL = dict(name="chasppraunet", widths=(4, 8), attention_key_size=4, dropout=0.0)
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-# Each function here runs once or twice: compiling it well takes longer than running it badly.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
-
-def init(model, x):
-    return quick_jit(model.init)(jax.random.key(0), x)
-
-
-def apply(model, variables, x):
-    return quick_jit(model.apply)(variables, x)
 
 
 def count(fields, channels, out_channels=1):

@@ -11,18 +11,32 @@ from spinejax.choices import check_choice
 from spinejax.errors import InputError
 from spinejax.models.attention import ATTENTIONS
 from spinejax.models.chasppraunet import CHASPPRAUNet
-from spinejax.models.layers import NORMS, Dtype
+from spinejax.models.densenet import DenseNet
+from spinejax.models.layers import NORMS, STEMS, Dtype
 from spinejax.models.opconvnet import PADDINGS, OPConvNet
 from spinejax.models.pyramid import PYRAMIDS
+from spinejax.models.resnet import BLOCKS, SHORTCUTS, ResNet
 from spinejax.models.unet import UNet
+from spinejax.models.vgg import VGG
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "chasppraunet": CHASPPRAUNet,
+    "densenet": DenseNet,
     "opconvnet": OPConvNet,
+    "resnet": ResNet,
     "unet": UNet,
+    "vgg": VGG,
 }
 
-CHOICES = {"attention": ATTENTIONS, "pyramid": PYRAMIDS, "norm": NORMS, "paddings": PADDINGS}
+CHOICES = {
+    "attention": ATTENTIONS,
+    "block": BLOCKS,
+    "norm": NORMS,
+    "paddings": PADDINGS,
+    "pyramid": PYRAMIDS,
+    "shortcut": SHORTCUTS,
+    "stem": STEMS,
+}
 
 # What the builder passes itself, so that a config does not.
 BUILT = frozenset({"out_channels", "dtype", "remat", "axis_name", "parent", "name"})
@@ -58,12 +72,23 @@ def build_model(
     known = set(parameters) - BUILT
     for field, value in values.items():
         check_choice("config field model", field, known)
-        _check_type(field, value, parameters[field].default)
-        if field in CHOICES:
-            for item in value if isinstance(value, list | tuple) else (value,):
-                check_choice(f"model.{field}", item, CHOICES[field])
+        default = parameters[field].default
+        _check_type(field, value, default)
         # ConfigDicts read lists from JSON; a module's fields must be hashable.
         values[field] = tuple(value) if isinstance(value, list) else value
+        if field in CHOICES:
+            for item in values[field] if isinstance(default, tuple) else (value,):
+                check_choice(f"model.{field}", item, CHOICES[field])
+    stages = {
+        field: values.get(field, parameters[field].default)
+        for field in getattr(build, "PER_STAGE", ())
+    }
+    for field, value in stages.items():
+        if len(value) != len(stages["widths"]):
+            raise InputError(
+                f"model.{field} = {value} must have one value for each of the "
+                f"{len(stages['widths'])} stages of model.widths = {stages['widths']}"
+            )
     return build(**values, out_channels=out_channels, dtype=dtype, remat=remat, axis_name=axis_name)
 
 

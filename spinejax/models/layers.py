@@ -14,6 +14,8 @@ from spinejax.choices import check_choice
 from spinejax.errors import InputError
 
 NORMS = ("group", "batch", "none")
+# How classifiers begin: "3x3" keeps the sides, "7x7" is followed by a pool and quarters them.
+STEMS = ("3x3", "7x7")
 
 Dtype = jnp.dtype | type
 HE_NORMAL = nn.initializers.he_normal()
@@ -32,6 +34,15 @@ def check_sides(height: int, width: int, stride: int) -> None:
         raise InputError(
             f"image sides {height} x {width} must be multiples of the network's stride {stride}; "
             f"use for example {up[0]} x {up[1]} (config field data.size)"
+        )
+
+
+def check_patch(height: int, width: int, least: int, network: str) -> None:
+    """Raise InputError unless both sides of a patch have at least `least` pixels."""
+    if min(height, width) < least:
+        raise InputError(
+            f"a patch of {height} x {width} pixels is too small for {network}, which needs "
+            f"{least} x {least}; enlarge config field data.patches.size"
         )
 
 
@@ -57,11 +68,15 @@ def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
 class MaxPool(nn.Module):
     """`max_pool` as a layer, so that a network's table shows it."""
 
-    size: int
-    stride: int
+    size: int = 2
+    stride: int = 2
+    padding: int = 0  # pixels on each side that are never the maximum
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pool `(b, h, w, c)`."""
+        if self.padding:
+            sides = (self.padding, self.padding)
+            x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)), constant_values=-jnp.inf)
         return max_pool(x, self.size, self.stride)
 
 
@@ -122,13 +137,17 @@ class ConvNorm(nn.Module):
     activate: bool = True
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map `(b, h, w, c)` to `(b, h, w, width)`."""
+        """Map `(b, h, w, c)` to `(b, h', w', width)`, h' being h / stride rounded up."""
         x = nn.Conv(
             self.width,
             (self.kernel, self.kernel),
+            self.stride,
+            # That of "SAME" at stride 1; at 2 this is centred on the first pixel, as published.
+            padding=self.rate * (self.kernel // 2),
             kernel_dilation=self.rate,
             use_bias=self.norm == "none",
             kernel_init=HE_NORMAL,

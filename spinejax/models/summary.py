@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from spinejax.models.layers import MaxPool
+
 HEADER = ("layer", "type", "output shape", "parameters")
 
 
@@ -20,19 +22,24 @@ def count_parameters(parameters: Any) -> int:
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, int, int]) -> str:
-    """Return the table of every layer that has parameters, and the totals.
+    """Return the table of every layer that has parameters and of every pool, and the totals.
 
     Args:
         model: A network of MODELS.
-        input_shape: (h, w, channels) of one slice.
+        input_shape: (h, w, channels) of one slice or patch.
 
     Returns:
-        Text whose last lines are `parameters: 1,272,313` and `GFLOPs: 12.34`. GFLOPs are of
-        the forward pass of one slice: convolutions and matrix products, a multiply-add being two
-        operations. Shapes are (h, w, c) of one slice.
+        Text whose last lines are `parameters: 1,272,313` and `GFLOPs: 12.34`, before them
+        `activations: 15-7-5-3-3-2` for a network that knows these sides. GFLOPs are of the
+        forward pass of one slice: convolutions and matrix products, a multiply-add being two
+        operations; two decimals, three digits below 0.1. Shapes are (h, w, c) of one slice.
     """
     variables, layers = _trace(model, input_shape)
-    rows = [(path, kind, str(shape), f"{count:,}") for path, kind, shape, count in layers if count]
+    rows = [
+        (path, kind, str(shape), f"{count:,}")
+        for path, kind, shape, count in layers
+        if count or kind == MaxPool.__name__
+    ]
     widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -42,10 +49,14 @@ def summarize(model: nn.Module, input_shape: tuple[int, int, int]) -> str:
         for row in (HEADER, tuple("-" * width for width in widths), *rows)
     ]
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    operations = flops(lambda v, x: model.apply(v, x)[0], variables, x)
+    giga = flops(lambda v, x: model.apply(v, x)[0], variables, x) / 1e9
+    if hasattr(model, "activation_sizes"):
+        sizes = model.activation_sizes(min(input_shape[:2]))
+        lines.append(f"activations: {'-'.join(map(str, sizes))}")
+    decimals = 2 - math.floor(math.log10(giga)) if 0 < giga < 0.1 else 2
     lines += [
         f"parameters: {count_parameters(variables['params']):,}",
-        f"GFLOPs: {operations / 1e9:.2f}",
+        f"GFLOPs: {giga:.{decimals}f}",
     ]
     return "\n".join(lines)
 
