@@ -8,7 +8,8 @@ import pytest
 from test_floors import FLOORS
 
 from configs import chasppraunet
-from spinejax.cli import COMMANDS, parse
+from spinejax import arguments
+from spinejax.cli import COMMANDS
 from spinejax.train.settings import flatten
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +28,9 @@ def commands(program: str) -> list[list[str]]:
 @pytest.mark.parametrize("words", commands("spinejax"), ids=" ".join)
 def test_commands_have_flags_that_exist(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    name, *arguments = words
-    assert parse(COMMANDS[name], name, arguments) is not None
+    name, *rest = words
+    command = COMMANDS[name]
+    assert arguments.parse(name, command.help, command.flags, rest) is not None
 
 
 def test_every_make_target_exists():
