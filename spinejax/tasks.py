@@ -274,6 +274,8 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         found = logits[:, 1] > logits[:, 0]
         return value, LossAux(batch_stats, _counts(found, truth, weight), found)
 
+    jax.eval_shape(init, jax.random.key(0))  # a patch too small for the layers is refused here
+
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         return PatchFeed(
             split,
