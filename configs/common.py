@@ -122,7 +122,7 @@ def optim_block() -> ConfigDict:
             weight_decay=0.0,
             schedule="cosine",  # "constant" | "cosine" | "step" | "exponential"
             warmup_steps=0,
-            decay_every_epochs=50,  # of "step" and "exponential"
+            decay_every_epochs=50.0,  # of "step" and "exponential"
             decay_factor=0.1,
             clip_norm=1.0,  # 0: off
             accumulate_steps=1,

@@ -64,7 +64,7 @@ def recipe(config: ConfigDict) -> None:
     config.optim.momentum = 0.9
     config.optim.weight_decay = 1e-4
     config.optim.schedule = "step"
-    config.optim.decay_every_epochs = 10
+    config.optim.decay_every_epochs = 10.0
     config.optim.decay_factor = 0.1
     config.optim.clip_norm = 0.0
     config.train.epochs = 30

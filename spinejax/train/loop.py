@@ -81,21 +81,7 @@ def _build(
 ) -> tuple[_Program, Any]:
     """Return the mapped steps and the optimiser."""
     fields = config.optim
-    schedule = optim.make_schedule(
-        fields.schedule,
-        learning_rate=fields.learning_rate,
-        total_steps=lengths.total,
-        warmup_steps=fields.warmup_steps,
-        decay_every_steps=max(1, round(fields.decay_every_epochs * per_epoch)),
-        decay_factor=fields.decay_factor,
-    )
-    optimizer = optim.make_optimizer(
-        fields.name,
-        schedule,
-        momentum=fields.momentum,
-        weight_decay=fields.weight_decay,
-        clip_norm=fields.clip_norm,
-    )
+    schedule, optimizer = optim.build(fields, total_steps=lengths.total, steps_per_epoch=per_epoch)
     update = step.make_train_step(
         task,
         optimizer,
