@@ -25,7 +25,10 @@ EXPERIMENTS = {
 
 def test_every_field_is_read_somewhere():
     trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
-    read = {n.attr for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    nodes = [n for tree in trees for n in ast.walk(tree)]
+    read = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    subscripts = [n.slice for n in nodes if isinstance(n, ast.Subscript)]
+    read |= {n.value for n in subscripts if isinstance(n, ast.Constant)}
     config = common.base("any", chasppraunet.model())
     # These blocks go to functions as a whole; the name is for the report, which reads JSON.
     whole = ("augment.", "data.patches.", "loss.", "model.", "name")
