@@ -171,3 +171,12 @@ def test_a_u_net_has_its_rows_in_both_papers(tmp_path):
     assert "Beside paper A" in text and "Beside paper B" in text
     assert "Pixels (Table 3)" in text and "Patches (Table 2)" not in text
     assert "no patches.json" not in text and "no scores of patches" not in text
+
+
+@pytest.mark.parametrize(("dice", "said"), [(0.846, True), (1.0, False), ("<b>", False)])
+def test_what_the_rule_allows_is_said_where_it_is_a_limit(tmp_path, dice, said):
+    run = scored_run(tmp_path / "run", {"c0": (90, 10, 10, 890)})
+    path = run / "evaluation/test/patches.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rule_dice": dice}))
+    _, _, text = read(write_report(run))
+    assert ("a Dice of 0.846 only" in text) == said and ("smooths the mask" in text) == said

@@ -118,8 +118,19 @@ def patch_scores(run: Run) -> str:
     return (
         f"<section><h2>Patches, {markup.count(len(cases), 'scan')}</h2><p>Each patch is one "
         "sample, right or wrong"
-        f"{f' ({escape(cut)})' if cut else ''}; the scores above are of pixels.</p>"
+        f"{f' ({escape(cut)})' if cut else ''}; the scores above are of pixels.{_ceiling(patches)}</p>"
         f"{_confusions(patches)}<h3>Patches of every scan, worst first</h3>{table}</section>"
+    )
+
+
+def _ceiling(patches: Mapping[str, Any]) -> str:
+    """Say what Dice the label rule allows, where it is a limit."""
+    dice = patches.get("rule_dice")
+    if not isinstance(dice, int | float) or isinstance(dice, bool) or not 0 <= dice < 1:
+        return ""
+    return (
+        " Were every patch called rightly, the pixels would still reach a Dice of "
+        f"{dice:.3f} only: the rule smooths the mask over half a patch."
     )
 
 
