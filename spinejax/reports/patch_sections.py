@@ -118,7 +118,8 @@ def patch_scores(run: Run) -> str:
     return (
         f"<section><h2>Patches, {markup.count(len(cases), 'scan')}</h2><p>Each patch is one "
         "sample, right or wrong"
-        f"{f' ({escape(cut)})' if cut else ''}; the scores above are of pixels.{_ceiling(patches)}</p>"
+        f"{f' ({escape(cut)})' if cut else ''}; the scores above are of pixels."
+        f"{_ceiling(patches)}</p>"
         f"{_confusions(patches)}<h3>Patches of every scan, worst first</h3>{table}</section>"
     )
 
