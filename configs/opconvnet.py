@@ -14,18 +14,10 @@ from ml_collections import ConfigDict
 
 from configs import common, search
 
-NETS = ("opconvnet", "vgg", "resnet", "densenet")
-
-# `spinejax search`: learning rate, momentum, weight decay and batch size (section IV).
-sweep_random_search = search.random_search
-
-
-def model(net: str = "opconvnet") -> dict:
-    """Return the fields of a network (Table 1); those of the classifiers are their defaults."""
-    if net != "opconvnet":
-        return dict(name=net)
-    return dict(
-        name="opconvnet",
+# Network -> its fields. Table 1, then the classifiers of Table 2, whose members the paper does not
+# name: why these, their modules say.
+NETS = {
+    "opconvnet": dict(
         widths=(64, 128, 256),
         kernels=(3, 3, 3),
         strides=(2, 1, 1),
@@ -36,7 +28,45 @@ def model(net: str = "opconvnet") -> dict:
         fc_relu=True,
         dropout=0.5,
         init_std=0.0,  # of the Gaussian; 0: sqrt(2 / fan-in)
-    )
+    ),
+    "vgg": dict(
+        depths=(1, 1, 2, 2, 2),  # convolutions of each stage: VGG-11
+        widths=(64, 128, 256, 512, 512),
+        fc_widths=(512, 512),
+        dropout=0.5,
+        norm="none",  # "group" | "batch" | "none"
+    ),
+    "resnet": dict(
+        depths=(3, 3, 3),  # blocks of each stage: ResNet-20
+        widths=(16, 32, 64),
+        block="basic",  # "basic" | "bottleneck"
+        shortcut="pad",  # "pad" | "projection"
+        stem="3x3",  # "3x3" | "7x7"
+        norm="batch",
+    ),
+    "densenet": dict(
+        depths=(16, 16, 16),  # layers of each block: DenseNet-BC of 100 layers
+        growth=12,
+        stem="3x3",
+        dropout=0.0,
+        norm="batch",
+    ),
+}
+# Smaller ones of each, for `debug`.
+TINY = {
+    "opconvnet": dict(widths=(8, 16, 32), fc_widths=(32, 16)),
+    "vgg": dict(depths=(1, 1), widths=(8, 16), fc_widths=(16,)),
+    "resnet": dict(depths=(1, 1), widths=(8, 16)),
+    "densenet": dict(depths=(2, 2), growth=4),
+}
+
+# `spinejax search`: learning rate, momentum, weight decay and batch size (section IV).
+sweep_random_search = search.random_search
+
+
+def model(net: str = "opconvnet") -> dict:
+    """Return the `model` block of a network."""
+    return dict(name=net, **NETS[net])
 
 
 def recipe(config: ConfigDict) -> None:
@@ -85,7 +115,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.debug:
         config.train.steps = 8
         config.train.batch_size = 32
-        if args.net == "opconvnet":
-            config.model.widths = (8, 16, 32)
-            config.model.fc_widths = (32, 16)
+        config.model.update(TINY[args.net])
     return config

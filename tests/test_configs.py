@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import chasppraunet, common, demo, opconvnet, unet
-from spinejax import losses
+from spinejax import losses, models
 from spinejax.augment import augment
 from spinejax.data import preprocess
 from spinejax.data.patch_pipeline import PatchFeed
@@ -56,6 +56,29 @@ def test_each_experiment_can_be_built(name, argument):
     config = EXPERIMENTS[name].get_config(argument)
     check_config(config)
     assert build_task(config).least_side <= min(config.data.size)
+
+
+@pytest.mark.parametrize("net", opconvnet.NETS)
+def test_each_classifier_of_paper_b_can_be_built_and_has_its_defaults(net):
+    config = opconvnet.get_config(f"net={net}")
+    check_config(config)
+    defaults = inspect.signature(models.MODELS[net]).parameters
+    assert set(config.model) == set(defaults) - models.BUILT | {"name"}
+    for field, value in config.model.items():
+        assert field == "name" or value == defaults[field].default, field
+    assert build_task(opconvnet.get_config(f"net={net},debug")).sample == "patches"
+
+
+def test_paper_b_is_trained_as_it_says():
+    config = opconvnet.get_config()
+    optim, patches = config.optim, config.data.patches
+    assert (optim.name, optim.learning_rate, optim.momentum) == ("sgd", 0.01, 0.9)
+    assert (optim.weight_decay, optim.schedule, optim.decay_every_epochs) == (1e-4, "step", 10)
+    assert (optim.decay_factor, optim.clip_norm) == (0.1, 0)
+    assert (config.train.epochs, config.train.batch_size, config.train.best) == (30, 128, "loss")
+    assert (patches.size, patches.stride, patches.label_rule) == (32, 12, "majority")
+    assert config.data.preprocess.clamp_hu == (100.0, 1500.0)
+    assert config.loss.name == "ce" and config.model.dropout == 0.5
 
 
 def test_paper_a_is_trained_as_it_says():
