@@ -22,7 +22,7 @@ from spinejax.data.cache import CachedCase
 from spinejax.data.patch_pipeline import PatchFeed
 from spinejax.data.pipeline import Feed, SliceFeed
 from spinejax.errors import InputError
-from spinejax.inference import sliding_window
+from spinejax.inference import patch_scan, sliding_window
 from spinejax.inference.scan import StackPredictor
 
 
@@ -286,8 +286,6 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         )
 
     def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
-        from spinejax.inference import patch_scan
-
         return patch_scan.make_stack_predictor(
             model,
             variables,

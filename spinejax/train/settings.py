@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from spinejax.choices import check_choice
 from spinejax.data.scanfile import LABELS
 from spinejax.errors import InputError
+from spinejax.inference.patch_scan import PADDINGS
 from spinejax.train.parallel import KINDS
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SOURCES = ("verse", "phantom")
 BEST = ("dice", "loss")
-PADDINGS = ("zero", "reflect")
 
 FREE_KEYS = frozenset(
     {
