@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+CONFIG ?= configs/demo.py
 RUN ?= runs/demo
 
 .PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   phantoms -> train -> evaluate -> report, about ten minutes on two cores"
+	@echo "make demo   phantoms -> train -> evaluate -> report, about ten minutes on two cores;"
+	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
 	@echo "make test   the whole test suite"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  throughput, memory, and ratios to PyTorch (installs the bench extra)"
@@ -28,7 +30,7 @@ $(BENCH_STAMP): $(STAMP) requirements-bench.lock
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/spinejax train --config=configs/demo.py --workdir=$(RUN)
+	$(BIN)/spinejax train --config=$(CONFIG) --workdir=$(RUN)
 	$(BIN)/spinejax evaluate --workdir=$(RUN)
 	$(BIN)/spinejax report --workdir=$(RUN)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import chasppraunet, common, demo, opconvnet, unet
+from configs import chasppraunet, common, demo, opconvnet, opconvnet_demo, unet
 from spinejax import losses, models
 from spinejax.augment import augment
 from spinejax.data import preprocess
@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "chasppraunet": chasppraunet,
     "demo": demo,
     "opconvnet": opconvnet,
+    "opconvnet_demo": opconvnet_demo,
     "unet": unet,
 }
 
