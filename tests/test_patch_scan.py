@@ -286,21 +286,21 @@ def test_statistics_of_the_scan_reach_the_input():
     def shifted(image_hu, stats):
         return (image_hu - stats[..., 0, None, None]) / stats[..., 1, None, None]
 
-    for without_patches in (True, False):
-        logits = [
-            patch_scan.make_slice_logits(
-                model,
-                variables,
-                patch=32,
-                to_input=function,
-                fill_hu=0,
-                padding="zero",
-                batch_size=64,
-                without_patches=without_patches,
-            )(image, np.array([0, 1500, 0, 0], np.float32))
-            for function in (shifted, to_input)
-        ]
-        np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+    logits = [
+        patch_scan.make_slice_logits(
+            model,
+            variables,
+            patch=32,
+            to_input=function,
+            fill_hu=0,
+            padding="zero",
+            batch_size=64,
+            without_patches=without_patches,
+        )(image, np.array([0, 1500, 0, 0], np.float32))
+        for function, without_patches in ((to_input, True), (shifted, True), (shifted, False))
+    ]
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits[2], logits[0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_stack_gives_probabilities_and_tells_of_its_progress():

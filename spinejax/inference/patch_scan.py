@@ -55,9 +55,11 @@ def make_slice_logits(
 ) -> SliceLogits:
     """Return a function that gives the logits of every pixel of a slice of any size.
 
-    Every shape on the device is fixed, so that each part is compiled once. There, at most two tiles
-    are held at a time, besides the network: for the default network 4 kB a pixel of a tile, 40 MB
-    in all, whatever the slice's size. The first local device is used.
+    Every shape on the device is fixed, so that each part is compiled once. There, whatever the
+    slice's size, at most two tiles are held at a time: 4 kB for each pixel of a tile with the
+    default network, under 100 MB with what is computed on the way. The first local device is used.
+
+    With `batch_size`, more is not faster on CPUs: 64 to 128 patches of 32 x 32 pixels are best.
 
     Args:
         model: classifier of patches (b, n, n, 1), which returns (logits (b, classes), rest).
@@ -173,8 +175,10 @@ def pad_slice(image: np.ndarray, patch: int, fill_hu: int, padding: str) -> np.n
 
 def patches_with_content(padded: np.ndarray, patch: int, fill_hu: int) -> np.ndarray:
     """Return (h, w) bool, which patches of a padded slice have a pixel other than `fill_hu`."""
-    sums = np.zeros((padded.shape[0] + 1, padded.shape[1] + 1), np.int64)
-    sums[1:, 1:] = (padded != fill_hu).cumsum(axis=0).cumsum(axis=1)
+    sums = np.zeros((padded.shape[0] + 1, padded.shape[1] + 1), np.int32)
+    content = sums[1:, 1:]
+    np.cumsum(padded != fill_hu, axis=0, dtype=np.int32, out=content)
+    np.cumsum(content, axis=1, out=content)
     sums = sums[patch:] - sums[:-patch]
     return sums[:, patch:] > sums[:, :-patch]
 
