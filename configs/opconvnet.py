@@ -83,6 +83,8 @@ def recipe(config: ConfigDict) -> None:
     config.data.val_fraction = 0.2
     config.augment.scale = (1.0, 1.0)
     config.augment.rotation_deg = 15.0
+    # Needed, not only useful: the network moves in steps of 4 pixels (strides 2 and 2), and the
+    # patches lie at multiples of 12; a scan at stride 1 asks for the places between.
     config.augment.translation_px = 4.0
     config.augment.flip_probability = 0.0
     config.augment.shift_hu = 0.0

@@ -33,7 +33,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.patches.label_rule = "centre"
     config.data.patches.rus = "epoch"
     config.data.patches.rus_ratio = 2.0
-    config.augment.translation_px = 0.0  # the stride has patches everywhere already
     config.optim.learning_rate = 0.05
     config.optim.schedule = "cosine"
     config.train.eval_every_epochs = 2.0
