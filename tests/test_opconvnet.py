@@ -10,8 +10,8 @@ from scipy import signal, stats
 
 from spinejax.errors import InputError
 from spinejax.models import build_model
-from spinejax.models.layers import MaxPool, max_pool
-from spinejax.models.opconvnet import OPConvNet, ProductConv
+from spinejax.models.layers import MaxPool, ProductConv, max_pool
+from spinejax.models.opconvnet import OPConvNet
 from spinejax.models.summary import count_parameters
 
 SMALL = dict(name="opconvnet", widths=(5, 6, 7), fc_widths=(9, 8))
@@ -152,11 +152,11 @@ def test_forward_pass_equals_scipys(variant):
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "sides"),
-    [(3, 1, "VALID", (7, 8)), (3, 2, "SAME", (8, 9)), (2, 3, "VALID", (11, 9))],
+    [(3, 1, "VALID", (7, 8)), (3, 2, "SAME", (8, 9)), (2, 3, "VALID", (11, 9)), (3, 2, 1, (2, 1))],
 )
 def test_product_and_its_gradients_equal_the_convolution(kernel, stride, padding, sides):
     product = ProductConv(
-        5, kernel, stride, padding.lower(), nn.initializers.he_normal(), jnp.float32
+        5, kernel, stride, padding.lower() if isinstance(padding, str) else padding
     )
     reference = nn.Conv(5, (kernel, kernel), stride, padding=padding)
     variables = {"params": {"kernel": normal(1, kernel, kernel, 4, 5), "bias": normal(2, 5)}}

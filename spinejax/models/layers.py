@@ -124,6 +124,55 @@ class Norm(nn.Module):
         return x
 
 
+class ProductConv(nn.Module):
+    """Convolution written as one matrix product over shifted copies of the image.
+
+    The function and the parameters are those of `nn.Conv`. Alone it costs a third more, but of
+    the convolutions of several networks trained at once `vmap` makes grouped ones, and in a loop
+    or over maps smaller than the kernel XLA has no fast convolution for CPUs. One training step
+    in milliseconds of CPU time (2 cores, jax 0.10.2), for OP-convNet with 128 patches for each
+    network, for VGG-11, whose last maps are 2 x 2, for each patch:
+
+                  OP-convNet: alone   8 under vmap   8 in lax.map   VGG-11
+        nn.Conv                  64            228            780       80
+        this                     86            100             77       12 (where maps are 2 x 2)
+    """
+
+    width: int  # channels out
+    kernel: int  # side in taps
+    stride: int
+    padding: str | int  # "valid", "same", or pixels of zeros on each side
+    kernel_init: nn.initializers.Initializer = HE_NORMAL
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `(b, h, w, c)` to `(b, h', w', width)`."""
+        shape = (self.kernel, self.kernel, x.shape[-1], self.width)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x, weights = x.astype(self.dtype), kernel.astype(self.dtype).reshape(-1, self.width)
+
+        if isinstance(self.padding, int):
+            sides = [(self.padding, self.padding)] * 2
+        else:
+            strides = (self.stride, self.stride)
+            sides = jax.lax.padtype_to_pads(x.shape[1:3], shape[:2], strides, self.padding.upper())
+        x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
+        for axis in (2, 1):  # the taps end up in the order of the kernel: row, column, channel
+            last = (x.shape[axis] - self.kernel) // self.stride * self.stride + 1
+            taps = [
+                jax.lax.slice_in_dim(x, tap, tap + last, self.stride, axis=axis)
+                for tap in range(self.kernel)
+            ]
+            x = jnp.concatenate(taps, axis=-1)
+        x = x @ weights
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+            x = x + bias.astype(self.dtype)
+        return x
+
+
 class ConvNorm(nn.Module):
     """Convolution and norm, then ReLU if `activate`.
 
@@ -142,18 +191,20 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map `(b, h, w, c)` to `(b, h', w', width)`, h' being h / stride rounded up."""
-        x = nn.Conv(
-            self.width,
-            (self.kernel, self.kernel),
-            self.stride,
-            # That of "SAME" at stride 1; at 2 this is centred on the first pixel, as published.
-            padding=self.rate * (self.kernel // 2),
-            kernel_dilation=self.rate,
+        # That of "SAME" at stride 1; at 2 this is centred on the first pixel, as published.
+        padding = self.rate * (self.kernel // 2)
+        common: dict[str, Any] = dict(
+            padding=padding,
             use_bias=self.norm == "none",
             kernel_init=HE_NORMAL,
             dtype=self.dtype,
             name="conv",
-        )(x)
+        )
+        if self.rate == 1 and min(x.shape[1:3]) < self.kernel:
+            x = ProductConv(self.width, self.kernel, self.stride, **common)(x)
+        else:
+            side = (self.kernel, self.kernel)
+            x = nn.Conv(self.width, side, self.stride, kernel_dilation=self.rate, **common)(x)
         x = Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train=train)
         return nn.relu(x) if self.activate else x
 

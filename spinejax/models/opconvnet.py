@@ -14,51 +14,9 @@ import jax.numpy as jnp
 
 from spinejax.choices import check_choice
 from spinejax.errors import InputError
-from spinejax.models.layers import Dtype, MaxPool
+from spinejax.models.layers import Dtype, MaxPool, ProductConv
 
 PADDINGS = ("valid", "same")
-
-
-class ProductConv(nn.Module):
-    """Convolution written as one matrix product over shifted copies of the image.
-
-    The function and the parameters are those of `nn.Conv`. Alone it costs a third more, but of
-    the convolutions of several networks trained at once `vmap` makes grouped ones, and in a loop
-    XLA has no fast convolution for CPUs. One training step of OP-convNet with 128 patches, in
-    milliseconds of CPU time for each network (2 cores, jax 0.10.2):
-
-                     alone   8 under vmap   8 in lax.map
-        nn.Conv         64            228            780
-        this            86            100             77
-    """
-
-    width: int  # channels out
-    kernel: int  # side in taps
-    stride: int
-    padding: str  # one of PADDINGS
-    kernel_init: nn.initializers.Initializer
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(b, h, w, c)` to `(b, h', w', width)`."""
-        shape = (self.kernel, self.kernel, x.shape[-1], self.width)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-
-        sides = jax.lax.padtype_to_pads(
-            x.shape[1:3], shape[:2], (self.stride, self.stride), self.padding.upper()
-        )
-        x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
-        for axis in (2, 1):  # the taps end up in the order of the kernel: row, column, channel
-            last = (x.shape[axis] - self.kernel) // self.stride * self.stride + 1
-            taps = [
-                jax.lax.slice_in_dim(x, tap, tap + last, self.stride, axis=axis)
-                for tap in range(self.kernel)
-            ]
-            x = jnp.concatenate(taps, axis=-1)
-        return x @ kernel.reshape(-1, self.width) + bias
 
 
 class OPConvNet(nn.Module):
