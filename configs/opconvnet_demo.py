@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.phantom.cases = 4
         return config
     config.train.batch_size = 256
-    config.train.steps = 2500
+    config.train.steps = 5000
     if args.net == "opconvnet":
         config.model.widths = (16, 32, 64)
         config.model.fc_widths = (128, 64)
