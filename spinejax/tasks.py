@@ -341,9 +341,10 @@ def _margin(
 ) -> int:
     """Pixels around a patch that turning, shifting and shrinking may bring into it."""
     angle = math.radians(min(rotation_deg, 45.0))
-    reach = n / 2 * (math.cos(angle) + math.sin(angle)) / min(scale)
-    needed = reach - n / 2 + translation_px / min(scale)
-    return math.ceil(needed) + 1 if needed > 0 else 0
+    half = (n - 1) / 2  # to the centre of the outermost pixel
+    # A shift along both axes is turned, too.
+    reach = (half + translation_px) * (math.cos(angle) + math.sin(angle)) / min(scale)
+    return max(0, math.ceil(reach - half + 0.01))  # 0.01: rounding on the device
 
 
 TASKS: dict[str, Callable[[ConfigDict, str | None], Task]] = {
