@@ -180,3 +180,15 @@ def test_what_the_rule_allows_is_said_where_it_is_a_limit(tmp_path, dice, said):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rule_dice": dice}))
     _, _, text = read(write_report(run))
     assert ("a Dice of 0.846 only" in text) == said and ("smooths the mask" in text) == said
+
+
+@pytest.mark.parametrize(("unit", "leaks"), [("patch", True), ("scan", False)])
+def test_validation_scans_whose_patches_also_trained_are_named(tmp_path, unit, leaks):
+    run = patch_run(tmp_path / "run", cases={"train": ["t"], "val": ["a"], "test": []})
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["patches"]["split_unit"] = unit
+    (run / "config.json").write_text(json.dumps(config))
+    add_scores(run, {"a": 0.9}, split="val", scans=False)
+    _, _, text = read(write_report(run))
+    assert ("Not held out: a was also trained on" in text) == leaks
+    assert ("used to choose the best checkpoint" in text) != leaks

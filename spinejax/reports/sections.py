@@ -140,12 +140,13 @@ def _trained_on(run: Run) -> list[str]:
     """Return the scored cases that training saw although their split is not "train"."""
     if run.split in (None, "train"):
         return []
-    recorded = run.record.get("cases")
-    seen = recorded.get("train") if isinstance(recorded, Mapping) else None
-    if not isinstance(seen, list):
-        return []
+    pooled = tables.item(run.config, "data", "patches", "split_unit") == "patch"
+    seen: set[str] = set()
+    for name in ("train", "val") if pooled and run.is_patches else ("train",):
+        recorded = tables.item(run.record, "cases", name)
+        seen |= set(map(str, recorded)) if isinstance(recorded, list) else set()
     scored = run.evaluations[run.split or ""].get("cases") or {}
-    return sorted(set(map(str, seen)) & set(scored))
+    return sorted(seen & set(scored))
 
 
 def _unscored(run: Run) -> str:
