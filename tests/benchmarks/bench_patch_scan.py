@@ -29,7 +29,7 @@ from spinejax.volume import Volume
 SIDE, SPACING_MM, PATCH = 512, 0.7, 32
 BATCHES = (32, 64, 128, 256)
 BAND = 2  # rows of the slice that batches of patches are timed for
-WIDE = 128  # rows that the scan without skipping is timed for
+BLOCK = 128  # side of the square that the scan without skipping is timed for: its tiles are alike
 
 
 class PlainNet(nn.Module):
@@ -85,8 +85,8 @@ def main():
             model, variables, batch_size=batch_size, **common, **options
         )
 
-    wide = image[(SIDE - WIDE) // 2 :][:WIDE]
-    band = wide[(WIDE - BAND) // 2 :][:BAND]
+    block = image[(SIDE - BLOCK) // 2 :, (SIDE - BLOCK) // 2 :][:BLOCK, :BLOCK]
+    band = image[(SIDE - BAND) // 2 :][:BAND]
     runs = {
         f"batches of {size} patches, {name}": (
             scanner(network, size, skip_empty=False, without_patches=False),
@@ -96,7 +96,7 @@ def main():
         for size in BATCHES
     }
     peers = list(runs)
-    runs["without cutting patches"] = scanner(model, skip_empty=False), wide
+    runs["without cutting patches"] = scanner(model, skip_empty=False), block
     runs["and empty patches once"] = scanner(model), image
     stats = np.zeros(4, np.float32)
     ours, theirs = (runs[name][0](band, stats) for name in (peers[0], peers[-1]))
