@@ -103,7 +103,7 @@ def recipe(config: ConfigDict) -> None:
     config.train.batch_size = 128
     config.train.best = "loss"
     config.train.pictures = 0
-    config.predict.batch_size = 512
+    config.predict.batch_size = 128
     config.predict.opening_mm = 0.5
 
 
