@@ -86,3 +86,12 @@ def test_more_devices_than_there_are_is_refused():
         parallel.make_parallel("pmap", 1000)
     with pytest.raises(ValueError, match="must be one of"):
         parallel.Parallel("vmap", ())
+
+
+@pytest.mark.parametrize(("devices", "used"), [(1, 1), (3, 1), (4, 4), (6, 2), (32, 16)])
+def test_an_evaluation_uses_as_many_devices_as_divide_the_batches(monkeypatch, devices, used):
+    few = jax.devices()[:1] * devices
+    monkeypatch.setattr(jax, "devices", lambda: few)
+    mapped = parallel.make_parallel_dividing("pmap", 16)
+    assert mapped.count == used
+    mapped.check_batch(16)

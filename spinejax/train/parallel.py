@@ -5,6 +5,7 @@ device axis. A function to be mapped is written for one device's share, with col
 `AXIS`. `pmap` and `shard_map` run the same program.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,14 @@ def make_parallel(kind: str, devices: int | None = None) -> Parallel:
     if devices > len(available):
         raise InputError(f"{devices} devices were asked for, and jax sees {len(available)}")
     return Parallel(kind, tuple(available[:devices]))
+
+
+def make_parallel_dividing(kind: str, batch_size: int) -> Parallel:
+    """Map over as many devices as divide batches of this size.
+
+    For a single process that evaluates what may have been trained on other devices.
+    """
+    return make_parallel(kind, math.gcd(batch_size, len(jax.devices())))
 
 
 def host_copy(tree: Any) -> Any:

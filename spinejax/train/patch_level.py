@@ -161,8 +161,7 @@ def _that_fit(cases: Sequence[CachedCase], size: int) -> list[CachedCase]:
 
 def _classifier(config: ConfigDict, task: Task, variables: Mapping[str, Any]) -> Any:
     """Return a function from a feed to the counts of each of its validation cases."""
-    mapped = parallel.make_parallel(config.train.parallel)
-    mapped.check_batch(config.train.batch_size)
+    mapped = parallel.make_parallel_dividing(config.train.parallel, config.train.batch_size)
     run = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
     held = mapped.replicate(dict(variables))
 
