@@ -99,6 +99,26 @@ def _common_shares(config: ConfigDict) -> dict[str, Any]:
     )
 
 
+def _network(
+    config: ConfigDict, axis_name: str | None, *, out_channels: int, classifies: bool
+) -> Any:
+    """Return the config's network; refuse one of classes where one of pixels is needed."""
+    model = models.build_model(
+        config.model,
+        out_channels=out_channels,
+        dtype=jnp.dtype(config.train.compute_dtype),
+        remat=config.train.remat,
+        axis_name=axis_name,
+    )
+    fitting = [name for name in models.MODELS if (name in models.CLASSIFIERS) == classifies]
+    if config.model.name not in fitting:
+        raise InputError(
+            f"model.name={config.model.name!r} is no network of task={config.task!r}; choose one "
+            f"of {', '.join(fitting)}, or another task"
+        )
+    return model
+
+
 def _counts(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
     """Counts of `LossAux.sums` of (b, ...) bool arrays."""
     cells = (mask & truth, mask & ~truth, ~mask & truth, ~mask & ~truth)
@@ -109,13 +129,7 @@ def _counts(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
     """Binary segmentation of slices: vertebra or not (paper A)."""
-    model: Any = models.build_model(
-        config.model,
-        out_channels=1,
-        dtype=jnp.dtype(config.train.compute_dtype),
-        remat=config.train.remat,
-        axis_name=axis_name,
-    )
+    model = _network(config, axis_name, out_channels=1, classifies=False)
     size = tuple(config.data.size)
     if any(side % model.stride for side in size):
         raise InputError(
@@ -224,13 +238,7 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
     answer. A pixel's patch is the one in whose row and column n // 2 it lies.
     """
     n = config.data.patches.size
-    model: Any = models.build_model(
-        config.model,
-        out_channels=2,
-        dtype=jnp.dtype(config.train.compute_dtype),
-        remat=config.train.remat,
-        axis_name=axis_name,
-    )
+    model = _network(config, axis_name, out_channels=2, classifies=True)
     how = preprocess.from_config(config.data)
     mode = normalise.check_mode(config.data.normalise)
     loss_fn = losses.make_loss(config.loss)

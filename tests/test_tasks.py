@@ -1,4 +1,4 @@
-"""What a task reads around a patch."""
+"""What a task refuses, and what it reads around a patch."""
 
 import itertools
 import math
@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from configs import opconvnet, unet
 from spinejax import augment, tasks
+from spinejax.errors import InputError
 
 N = 9
 
@@ -40,3 +42,17 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
             a = np.asarray(a)[margin : margin + N, margin : margin + N]
             b = np.asarray(b)[margin + more :, margin + more :][:N, :N]
             np.testing.assert_allclose(a, b, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "task", "instead"),
+    [
+        (unet, "patch_classification", "densenet, opconvnet, resnet, vgg"),
+        (opconvnet, "slice_segmentation", "chasppraunet, unet"),
+    ],
+)
+def test_a_network_of_another_task_is_refused(experiment, task, instead):
+    config = experiment.get_config()
+    config.task = task
+    with pytest.raises(InputError, match=f"{config.model.name}.*{task}.*{instead}"):
+        tasks.build_task(config)

@@ -28,6 +28,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg": VGG,
 }
 
+CLASSIFIERS = ("densenet", "opconvnet", "resnet", "vgg")
+"""Networks that give a whole patch one class; the others give each pixel one."""
+
 CHOICES = {
     "attention": ATTENTIONS,
     "block": BLOCKS,
