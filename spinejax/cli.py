@@ -109,7 +109,7 @@ def _evaluate_flags(values: FlagValues, argv: list[str]) -> None:
 def _predict_flags(values: FlagValues, argv: list[str]) -> None:
     _workdir_flag(values)
     _checkpoint_flag(values)
-    flags.DEFINE_string("input", None, "A CT (.nii, .nii.gz) or a folder.", flag_values=values)
+    flags.DEFINE_string("input", None, "A CT (NIfTI or MetaImage) or a folder.", flag_values=values)
     flags.DEFINE_string("output", None, "Folder for labels and pictures.", flag_values=values)
     flags.DEFINE_string(
         "reference", "", "Label file or folder to draw beside the prediction.", flag_values=values
