@@ -148,6 +148,33 @@ def test_the_same_command_resumes(boxes, run, tmp_path):
     np.testing.assert_array_equal(ours["fc_3"]["kernel"], theirs["fc_3"]["kernel"])
 
 
+def test_a_split_of_patches_and_a_network_with_batch_norm(boxes, tmp_path):
+    """The paper's leaking split, odd patches, and a network whose patches have to be cut."""
+    workdir = tmp_path / "w"
+    words = [word for word in arguments(boxes, workdir, net=":net=resnet") if "model." not in word]
+    more = ("model.depths=(1,)", "model.widths=(4,)", "data.patches.size=13")
+    more += ("data.patches.split_unit=patch", "data.patches.rus=epoch", "train.steps=4")
+    more += ("train.parallel=shard_map", "predict.padding=reflect")
+    assert main([*words, *(f"--config.{field}" for field in more)]) == 0
+    cases = json.loads((workdir / "run.json").read_text())["cases"]
+    counts = json.loads((workdir / "patches.json").read_text())
+    both = [sum(counts[name].values()) for name in ("after", "validation")]
+    assert both[1] == round(0.3 * sum(both))
+    assert sum(counts["before"].values()) == 6 * 8 * 9 * len(cases["train"] + cases["val"])
+    assert main(["evaluate", f"--workdir={workdir}", "--split=val"]) == 0
+    # A validation scan is scored whole, although only some of its patches validated.
+    folder = workdir / "evaluation/val"
+    (name,) = cases["val"]
+    scored = json.loads((folder / "patches.json").read_text())["cases"][name]
+    found = np.asarray(nib.load(folder / "predictions" / f"{name}_seg.nii.gz").dataobj) > 0
+    truth = np.asarray(nib.load(boxes / "labels" / f"{name}.nii.gz").dataobj) > 0
+    at = np.ix_(range(6, 6 + 32, 4), range(6, 6 + 36, 4), range(6))
+    expected = {"tp": found & truth, "fp": found & ~truth, "fn": ~found & truth}
+    assert {k: scored[k] for k in expected} == {k: v[at].sum() for k, v in expected.items()}
+    assert main(["report", f"--workdir={workdir}"]) == 0
+    assert f"{name} was also trained on" in (workdir / "report.html").read_text()
+
+
 @pytest.mark.parametrize("net", ["vgg", "resnet", "densenet"])
 def test_the_classifiers_of_table_2_are_summarized(net, capsys):
     assert main(["summarize", f"--config={ROOT / 'configs/opconvnet.py'}:net={net}"]) == 0
