@@ -135,6 +135,19 @@ def test_nothing_changes_if_empty_patches_are_not_skipped():
     assert_same(scanner(model, variables, 32, skip_empty=False)(image, NO_STATS), skipped)
 
 
+def test_in_bfloat16_it_is_as_near_to_float32_as_patches_are():
+    image = sparse_slice(30, 40)
+    model, variables = member(32)
+    half, _ = member(32, dtype=jnp.bfloat16)
+    exact = scanner(model, variables, 32)(image, NO_STATS)
+    errors = [
+        np.abs(scanner(half, variables, 32, without_patches=way)(image, NO_STATS) - exact)
+        for way in (True, False)
+    ]
+    assert errors[0].max() < 0.05 * np.abs(exact).max()
+    assert errors[0].mean() < 1.2 * errors[1].mean()
+
+
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_any_member_of_the_family(data):
