@@ -104,7 +104,9 @@ def recipe(config: ConfigDict) -> None:
     config.train.best = "loss"
     config.train.pictures = 0
     config.predict.batch_size = 128
+    # Morphology that the paper does not detail: opening, small components, cavities.
     config.predict.opening_mm = 0.5
+    config.predict.fill_holes = True
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

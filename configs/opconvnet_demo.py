@@ -37,7 +37,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.schedule = "cosine"
     config.train.eval_every_epochs = 2.0
     config.predict.min_component_ml = 2.0
-    config.predict.fill_holes = True
     if args.debug:
         config.data.phantom.cases = 4
         return config

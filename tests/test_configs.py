@@ -80,6 +80,7 @@ def test_paper_b_is_trained_as_it_says():
     assert (patches.size, patches.stride, patches.label_rule) == (32, 12, "majority")
     assert config.data.preprocess.clamp_hu == (100.0, 1500.0)
     assert config.loss.name == "ce" and config.model.dropout == 0.5
+    assert config.predict.opening_mm > 0 and config.predict.fill_holes
 
 
 def test_paper_a_is_trained_as_it_says():
