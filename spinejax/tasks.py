@@ -119,6 +119,24 @@ def _network(
     return model
 
 
+def _arrays(
+    config: ConfigDict, how: preprocess.SlicePreprocess
+) -> Callable[[Mapping[str, jax.Array], Keys | None], tuple[jax.Array, jax.Array]]:
+    """Return what makes float32 HU and int32 labels of a batch, augmented where there are keys."""
+    fields = dict(config.augment)
+    enabled = fields.pop("enabled")
+
+    def arrays(batch: Mapping[str, jax.Array], keys: Keys | None) -> tuple[jax.Array, jax.Array]:
+        image, label = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32)
+        if keys is None or not enabled:
+            return image, label
+        return augment.augment(
+            keys.augment, image, label, plane=how.plane, fill_hu=how.fill_hu, **fields
+        )
+
+    return arrays
+
+
 def _counts(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
     """Counts of `LossAux.sums` of (b, ...) bool arrays."""
     cells = (mask & truth, mask & ~truth, ~mask & truth, ~mask & ~truth)
@@ -139,8 +157,7 @@ def _slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
     how = preprocess.from_config(config.data)
     mode = normalise.check_mode(config.data.normalise)
     loss_fn = losses.make_loss(config.loss)
-    fields = dict(config.augment)
-    augmented = fields.pop("enabled")
+    arrays = _arrays(config, how)
 
     def network_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
@@ -157,16 +174,7 @@ def _slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
         *,
         train: bool,
     ) -> tuple[jax.Array, LossAux]:
-        image, label = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32)
-        if train and augmented:
-            image, label = augment.augment(
-                _needed(keys).augment,
-                image,
-                label,
-                plane=how.plane,
-                fill_hu=how.fill_hu,
-                **fields,
-            )
+        image, label = arrays(batch, keys)
         x = network_input(image, batch["stats"])
         logits, batch_stats = _apply(model, params, batch_stats, x, keys, train=train)
         weight = batch["weight"]
@@ -242,10 +250,12 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
     how = preprocess.from_config(config.data)
     mode = normalise.check_mode(config.data.normalise)
     loss_fn = losses.make_loss(config.loss)
-    label_of = PATCH_LABELS[_known("data.patches.label_rule", config, PATCH_LABELS)]
-    fields = dict(config.augment)
-    augmented = fields.pop("enabled")
-    margin = _margin(n, **{k: fields[k] for k in ("scale", "rotation_deg", "translation_px")})
+    rule = config.data.patches.label_rule
+    check_choice("data.patches.label_rule", rule, PATCH_LABELS)
+    label_of = PATCH_LABELS[rule]
+    arrays = _arrays(config, how)
+    moves = {k: config.augment[k] for k in ("scale", "rotation_deg", "translation_px")}
+    margin = _margin(n, **moves) if config.augment.enabled else 0
 
     def to_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)
@@ -262,16 +272,7 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         *,
         train: bool,
     ) -> tuple[jax.Array, LossAux]:
-        image, label = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32)
-        if train and augmented:
-            image, label = augment.augment(
-                _needed(keys).augment,
-                image,
-                label,
-                plane=how.plane,
-                fill_hu=how.fill_hu,
-                **fields,
-            )
+        image, label = arrays(batch, keys)
         border = (image.shape[1] - n) // 2
         inner = slice(border, border + n)
         truth = label_of(label[:, inner, inner] > 0)
@@ -289,7 +290,7 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
             split,
             **config.data.patches,
             val_fraction=config.data.val_fraction,
-            margin=margin if augmented else 0,
+            margin=margin,
             **_common_shares(config),
         )
 
@@ -316,14 +317,6 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         sample="patches",
         overlap="F-score",
     )
-
-
-def _known(field: str, config: ConfigDict, choices: Mapping[str, Any]) -> str:
-    value = config
-    for key in field.split("."):
-        value = value[key]
-    check_choice(field, value, choices)
-    return str(value)
 
 
 def _majority(foreground: jax.Array) -> jax.Array:
