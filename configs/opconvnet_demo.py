@@ -2,9 +2,9 @@
 
     make demo CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo
 
-The code path of `opconvnet.py` on synthetic scans, with fewer channels: most of the paper's training
-time goes to a network that two cores cannot feed. It shows that everything works on this machine;
-it says nothing about patients.
+The code path of `opconvnet.py` on synthetic scans, with fewer channels: most of the paper's
+training time goes to a network that two cores cannot feed. It shows that everything works on this
+machine; it says nothing about patients.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.phantom.cases = 24
     config.data.phantom.min_spacing_mm = 2.0
     config.data.phantom.max_spacing_mm = 2.0
+    # Leaves phantoms as they are, and shows the network real scans at the scale that it knows.
+    config.data.preprocess.mode = "resample"
+    config.data.preprocess.spacing_mm = 2.0
     # Tall scans have few cut vertebrae, which are bone that is not labelled.
     config.data.phantom.min_extent_mm = 300.0
     config.data.phantom.max_extent_mm = 320.0

@@ -4,6 +4,7 @@ import ast
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import chasppraunet, common, demo, opconvnet, opconvnet_demo, unet
@@ -13,6 +14,7 @@ from spinejax.data import preprocess
 from spinejax.data.patch_pipeline import PatchFeed
 from spinejax.tasks import build_task
 from spinejax.train.settings import check_config, flatten
+from spinejax.volume import Volume
 
 PACKAGE = Path(__file__).parents[1] / "spinejax"
 EXPERIMENTS = {
@@ -115,3 +117,13 @@ def test_arguments_are_read_in_the_type_of_their_defaults():
 def test_wrong_arguments_are_named(argument, words):
     with pytest.raises(ValueError, match=words):
         common.parse_arg(argument, debug=False, fold=0)
+
+
+@pytest.mark.parametrize("experiment", [demo, opconvnet_demo])
+@pytest.mark.parametrize("spacing_mm", [0.5, 1.0, 2.0])
+def test_demos_see_any_scan_at_the_scale_of_their_phantoms(experiment, spacing_mm):
+    data = experiment.get_config().data
+    scan = Volume(np.zeros((8, 64, 64), np.int16), np.diag([-3.0, -spacing_mm, spacing_mm, 1.0]))
+    grid = preprocess.slice_geometry(scan, preprocess.from_config(data))
+    assert data.phantom.min_spacing_mm == data.phantom.max_spacing_mm
+    assert grid.spacing_mm == (data.phantom.max_spacing_mm,) * 2
