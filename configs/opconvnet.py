@@ -99,6 +99,7 @@ def recipe(config: ConfigDict) -> None:
     config.optim.decay_every_epochs = 10.0
     config.optim.decay_factor = 0.1
     config.optim.clip_norm = 0.0
+    # So the text; figure 11 shows 120, with the lowest validation loss, 0.106, after 8.
     config.train.epochs = 30
     config.train.batch_size = 128
     config.train.best = "loss"
