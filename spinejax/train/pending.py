@@ -55,5 +55,5 @@ class Pending:
             f"training diverged at step {at}: loss {values['loss']:.6g}, largest gradient "
             f"{leaf_max[worst]:.3g} in {self._names[worst]}{before}, {bad} of {len(leaf_max)} "
             f"gradients not finite; slices of the batch: {where}; look at these slices, or lower "
-            "optim.learning_rate or optim.clip_norm; the last checkpoint is from before, and whole"
+            "optim.learning_rate or optim.clip_norm; what is saved is from before, and whole"
         )
