@@ -250,6 +250,7 @@ def test_one_training_scan_is_enough_for_a_split_of_patches(split):
         ({"size": 500}, "data.patches.size 500.*case0"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"margin": -1}, "margin -1"),
+        ({"margin": 10**9}, "augment.scale"),
         ({"threads": -1}, "threads -1"),
         ({"seed": -1}, "seed -1"),
         ({"split_unit": "patch", "val_fraction": 1.5}, "data.val_fraction 1.5"),

@@ -21,6 +21,9 @@ from spinejax.errors import InputError
 
 SPLIT_UNITS = ("scan", "patch")
 
+MOST_MARGIN = 8
+"""Most pixels that are cut around a patch, in sides of it; memory grows with their square."""
+
 Batch = pipeline.Batch
 """One process's share of a batch: the fields of `pipeline.Batch`, and
 
@@ -88,6 +91,12 @@ class PatchFeed:
         pipeline.check_reading(batch_size, 0, 1, threads, prefetch)
         if margin < 0:
             raise InputError(f"margin {margin} must not be negative")
+        if margin > MOST_MARGIN * size:
+            raise InputError(
+                f"augmentation asks for {margin} pixels around patches of {size}, more than "
+                f"{MOST_MARGIN} times their side; raise augment.scale or lower "
+                "augment.translation_px"
+            )
         train, val = list(split.get("train", ())), list(split.get("val", ()))
         pooled = split_unit == "patch" and bool(train)
         grid: dict[str, Any] = {"size": size, "stride": stride, "label_rule": label_rule}
