@@ -175,6 +175,21 @@ def test_a_split_of_patches_and_a_network_with_batch_norm(boxes, tmp_path):
     assert f"{name} was also trained on" in (workdir / "report.html").read_text()
 
 
+def test_of_pooled_scans_those_that_validate_may_hold_all_vertebra_patches(run, tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "w"
+    cases = json.loads((run / "run.json").read_text())["cases"]
+    small = np.zeros((44, 48, 6), np.uint8)
+    small[10:14, 10:14, :5] = 20
+    for split, names in cases.items():
+        for name in names:
+            write_scan(data, name, small if split == "train" else box())
+    fields = ("label_rule=majority", "size=28", "stride=1", "split_unit=patch")
+    more = [f"--config.data.patches.{field}" for field in fields]
+    assert main(arguments(data, workdir, *more, "--config.train.steps=2")) == 0
+    assert main(["evaluate", f"--workdir={workdir}"]) == 0
+    assert (workdir / "evaluation/test/patches.json").exists()
+
+
 @pytest.mark.parametrize("net", ["vgg", "resnet", "densenet"])
 def test_the_classifiers_of_table_2_are_summarized(net, capsys):
     assert main(["summarize", f"--config={ROOT / 'configs/opconvnet.py'}:net={net}"]) == 0

@@ -120,7 +120,9 @@ def write_patch_level(
     # Every patch of the split is scored, whatever share of patches training held back.
     by_scan.data.patches.split_unit = "scan"
     chosen = _that_fit(cached[split], config.data.patches.size)
-    scored: Any = build_task(by_scan).feed({"train": cached["train"], "val": chosen})
+    # A feed trains on both classes. The scans that trained hold both; where patches were pooled,
+    # those of the training split alone need not.
+    scored: Any = build_task(by_scan).feed({"train": trained.train_cases, "val": chosen})
     classify = _classifier(config, task, variables)
     balanced = pooled(classify(_Balanced(trained)).values())
     fields = config.data.patches
