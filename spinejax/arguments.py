@@ -71,6 +71,8 @@ def parse(
         raise InputError(
             f"{where}{line}: the config does not load ({one_line(error)}); correct the file"
         ) from error
+    if "config" in values:
+        _split_words(values)
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     for flag in values:
@@ -94,6 +96,15 @@ def _config_first(arguments: list[str]) -> list[str]:
         if not text.startswith("--config.") or last[text.partition("=")[0]] == at
     ]
     return sorted(kept, key=lambda text: not text.startswith(("--config=", "-config=")))
+
+
+def _split_words(values: FlagValues) -> None:
+    """Read `same,valid,same` as three words, as `3,3,2` is three numbers."""
+    config = values.config
+    for key, value in config_flags.get_override_values(values["config"]).items():
+        if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str):
+            words = tuple(word.strip() for word in value[0].split(","))
+            config.update_from_flattened_dict({key: words})
 
 
 def _check_config_file(arguments: list[str]) -> None:

@@ -190,6 +190,16 @@ def test_of_pooled_scans_those_that_validate_may_hold_all_vertebra_patches(run, 
     assert (workdir / "evaluation/test/patches.json").exists()
 
 
+def test_words_of_a_field_are_separated_by_commas(capsys):
+    start = ["summarize", f"--config={ROOT / 'configs/opconvnet.py'}"]
+    printed = []
+    for value in ("same,valid, same", "('same', 'valid', 'same')"):
+        assert main([*start, f"--config.model.paddings={value}"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "activations: 16-7-5-3-3-2" in printed[0]
+
+
 @pytest.mark.parametrize("net", ["vgg", "resnet", "densenet"])
 def test_the_classifiers_of_table_2_are_summarized(net, capsys):
     assert main(["summarize", f"--config={ROOT / 'configs/opconvnet.py'}:net={net}"]) == 0
