@@ -200,6 +200,15 @@ def test_words_of_a_field_are_separated_by_commas(capsys):
     assert "activations: 16-7-5-3-3-2" in printed[0]
 
 
+@pytest.mark.parametrize("field", ["rus=always", "split_unit=slice", "label_rule=middle"])
+def test_names_of_patch_fields_are_checked_before_scans_are_prepared(
+    field, boxes, tmp_path, capsys
+):
+    workdir = tmp_path / "w"
+    fails(capsys, arguments(boxes, workdir, f"--config.data.patches.{field}"), *field.split("="))
+    assert not (workdir / "cache").exists()
+
+
 @pytest.mark.parametrize("net", ["vgg", "resnet", "densenet"])
 def test_the_classifiers_of_table_2_are_summarized(net, capsys):
     assert main(["summarize", f"--config={ROOT / 'configs/opconvnet.py'}:net={net}"]) == 0
