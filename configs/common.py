@@ -135,7 +135,7 @@ def train_block() -> ConfigDict:
     """Length, batch, precision, parallelism and housekeeping of a run."""
     return ConfigDict(
         dict(
-            epochs=150,
+            epochs=150.0,
             steps=0,  # > 0: overrides epochs
             batch_size=8,  # slices, or patches, over all devices
             eval_every_epochs=1.0,

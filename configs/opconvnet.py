@@ -6,6 +6,30 @@ Published on 5 of the 15 scans of the MICCAI CSI data (Tables 2 and 3): patch ac
 89.9 %. The recipe is the paper's, on the scans' own axial pixels, which are 0.31 to 0.45 mm there;
 for coarser scans give `--config.data.preprocess.mode=resample` and a spacing.
 
+What the paper leaves open, or says in two ways, and what is done about it here:
+
+* padding: the text has feature maps keep their size, Table 1 does not: as the table
+  (`model.paddings`). Strides of the pools are those its sizes need: 2, 1, 1 (`model.pool_strides`).
+* fc_1 is printed as 256 x 1024 with the learnables of 1024 x 1024; the latter.
+* dropout "on fc4 and fc5": after fc_1 and fc_2, rate 0.5 (`model.dropout`), each after a ReLU,
+  which the table does not list (`model.fc_relu`).
+* "Gaussian" initial weights, without a width: sqrt(2 / fan-in) (`model.init_std`).
+* 30 epochs in the text, 120 in figure 11: 30 (`train.epochs`), and the lowest validation loss is
+  kept (`train.best`). L2 is for weights, not for biases.
+* a patch is labelled by its majority and yet gives one pixel its class: the pixel of row and column
+  n // 2; slices are padded by half a patch (`predict.padding`). `data.patches.label_rule=centre`
+  trains for that very pixel.
+* values outside 100 to 1500 HU become 0, then x / 1500 (`data.preprocess.intensity`; "clamp" with
+  the same bounds clips instead). Gaussian: 3x3 pixels, sigma 0.7.
+* rotation by up to 15 degrees and translation by up to 4 pixels (`augment`).
+* morphology: opening with a radius of 0.5 mm within slices, nothing below 1 ml, cavities filled
+  (`predict`); in mm, so that it means the same on every grid. It opens nothing where pixels are
+  larger than the radius.
+* 80 % of all patches train, 20 % validate: here scans are split (`data.patches.split_unit`).
+* "BF-score" is printed with the formula of F1 from precision and sensitivity: both are reported,
+  the boundary F1 as `bf_score`, the formula as `f1_pre_sen`.
+* Table 2 counts patches, Table 3 pixels: both are evaluated, patches at the stride of training.
+
 Arguments: `net=opconvnet` (default), or the classifiers of Table 2, `vgg`, `resnet`, `densenet`;
 `debug` (minutes on a laptop).
 """
@@ -100,7 +124,7 @@ def recipe(config: ConfigDict) -> None:
     config.optim.decay_factor = 0.1
     config.optim.clip_norm = 0.0
     # So the text; figure 11 shows 120, with the lowest validation loss, 0.106, after 8.
-    config.train.epochs = 30
+    config.train.epochs = 30.0
     config.train.batch_size = 128
     config.train.best = "loss"
     config.train.pictures = 0

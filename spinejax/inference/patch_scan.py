@@ -93,6 +93,8 @@ def make_slice_logits(
     else:
         evaluate = _by_tiles(halves, held["params"], to_input, patch, tile)
 
+    # On GPUs the default is TF32, whose ten bits would tell cut patches from the dense scan.
+    @jax.default_matmul_precision("float32")
     def slice_logits(image: np.ndarray, stats: np.ndarray) -> np.ndarray:
         padded = pad_slice(image, patch, fill_hu, padding)
         wanted = np.ones(image.shape, bool)

@@ -18,9 +18,9 @@ class Evaluation(NamedTuple):
     """Result of an evaluation.
 
     loss: mean over the batches of the loss of each, weighted by the samples in it.
-    dice: mean over cases, each case's Dice pooled over all pixels of all its slices (of patches:
-        over all its patches, which is their F-score); 1 for a case with neither labels nor
-        predictions.
+    dice: mean over the cases that have samples, each case's Dice pooled over all pixels of all its
+        slices (of patches: over all its patches, which is their F-score); 1 for a case with neither
+        labels nor predictions.
     accuracy: share of all pixels, or patches, that are right.
     cases: by case id, (4,) float64 true positives, false positives, false negatives, true
         negatives.
@@ -122,9 +122,11 @@ def evaluate(
     finally:
         batches.close()
     dice = pooled_dice(sums)
+    # Where patches are split, not scans, a scan may have none that validates.
+    sampled = sums.sum(1) > 0
     return Evaluation(
         loss=weighted_loss / max(weights, 1.0),
-        dice=float(dice.mean()),
+        dice=float(dice[sampled].mean()),
         accuracy=float(accuracy(sums.sum(0))),
         cases={case.id: counts for case, counts in zip(cached, sums, strict=True)},
         pictures={name: found[name][1] for name in wanted.values() if name in found},

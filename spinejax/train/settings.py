@@ -16,6 +16,7 @@ from spinejax.errors import InputError
 from spinejax.inference.patch_scan import PADDINGS
 from spinejax.train.parallel import KINDS
 
+MOST_DIFFERENCES = 12  # that are named
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SOURCES = ("verse", "phantom")
 BEST = ("dice", "loss")
@@ -224,7 +225,7 @@ def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     """Refuse to go on in `workdir` with a config that would train something else.
 
     Raises:
-        InputError: names every differing key with its old and new value.
+        InputError: names the differing keys with their old and new values, at most MOST_DIFFERENCES.
     """
     before, after = flatten(plain(old)), flatten(plain(new))
     missing = "(absent)"
@@ -236,7 +237,12 @@ def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
         and not key.startswith("predict.")
     ]
     if differing:
+        # What the run is comes before its details.
+        first = ("name ", "task ", "model.name ")
+        differing.sort(key=lambda text: not text.startswith(first))
+        shown = ", ".join(differing[:MOST_DIFFERENCES])
+        more = len(differing) - MOST_DIFFERENCES
         raise InputError(
-            f"{workdir} holds a run of another config: {', '.join(differing)}; give this one "
-            "another --workdir, or the old values to resume"
+            f"{workdir} holds a run of another config: {shown}{f' and {more} more' * (more > 0)}; "
+            "give this one another --workdir, or the old values to resume"
         )
