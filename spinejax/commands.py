@@ -30,6 +30,9 @@ from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")
 
+OTHER_SCALE = 1.5
+"""Scans whose pixels differ by more than this factor from those of training are warned of."""
+
 PACKAGES = (
     "jax",
     "flax",
@@ -111,7 +114,7 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     cases = setup.cases(config, workdir)[split]
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
-    predictor = load_predictor(config, variables)
+    predictor = load_predictor(config, variables, setup.recorded_pixels_mm(workdir))
     folder = workdir / "evaluation" / split
     started = time.time()
     scored, index, by_slice = {}, {}, {}
@@ -166,7 +169,7 @@ def predict(
     references = {} if reference is None else _references(reference, paths)
     config, variables = _load(workdir, which)
     output.mkdir(parents=True, exist_ok=True)
-    predictor = load_predictor(config, variables)
+    predictor = load_predictor(config, variables, setup.recorded_pixels_mm(workdir))
     failed = 0
     for case_id, path in paths.items():
         try:
@@ -224,10 +227,13 @@ class Predictor:
     predict_stack: scan.StackPredictor
     settings: scan.ScanSettings
     least_side: int
+    pixels_mm: tuple[float, float] | None
 
 
-def load_predictor(config: ConfigDict, variables: Any) -> Predictor:
-    """Compile the network of a run for whole scans."""
+def load_predictor(
+    config: ConfigDict, variables: Any, pixels_mm: tuple[float, float] | None = None
+) -> Predictor:
+    """Compile the network of a run for whole scans; `pixels_mm` are those it was trained on."""
     task, how = build_task(config), config.predict
     rows, columns, _ = task.input_shape
     settings = scan.ScanSettings(
@@ -239,7 +245,7 @@ def load_predictor(config: ConfigDict, variables: Any) -> Predictor:
         min_component_ml=how.min_component_ml,
         fill_holes=how.fill_holes,
     )
-    return Predictor(task.stack_predictor(variables), settings, task.least_side)
+    return Predictor(task.stack_predictor(variables), settings, task.least_side, pixels_mm)
 
 
 def _segment(predictor: Predictor, volume: Volume, path: Path, title: str) -> np.ndarray:
@@ -250,12 +256,32 @@ def _segment(predictor: Predictor, volume: Volume, path: Path, title: str) -> np
             f"{path}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, smaller "
             f"than the network's stride of {predictor.least_side}; give a larger scan"
         )
+    _warn_of_scale(grid.spacing_mm, predictor.pixels_mm, path)
     memory = scan.estimate_bytes(volume, predictor.settings) / 2**30
     shape = "x".join(map(str, volume.shape))
     print(f"{title}: {shape} voxels, about {memory:.1f} GiB beside the network", flush=True)
     with tqdm(total=grid.n_slices, desc=title, unit="slice", leave=False) as bar:
         return scan.predict_scan(
             predictor.predict_stack, volume, predictor.settings, advance=bar.update
+        )
+
+
+def _warn_of_scale(
+    pixels_mm: tuple[float, float], trained_mm: tuple[float, float] | None, path: Path
+) -> None:
+    """Say that the network sees this scan larger or smaller than those it learnt from."""
+    if trained_mm is None:
+        return
+    low, high = trained_mm
+    if min(pixels_mm) * OTHER_SCALE < low or max(pixels_mm) > high * OTHER_SCALE:
+        logger.warning(
+            "%s: the network sees its slices in pixels of %.2f x %.2f mm and was trained on %.2f "
+            "to %.2f mm, so everything looks larger or smaller than it learnt; expect a poor "
+            "result, or train with data.preprocess.mode=resample",
+            path,
+            *pixels_mm,
+            low,
+            high,
         )
 
 

@@ -209,6 +209,18 @@ def test_names_of_patch_fields_are_checked_before_scans_are_prepared(
     assert not (workdir / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("scale", "warned"), [(1.0, False), (1.4, False), (1.6, True), (0.6, True)]
+)
+def test_scans_of_another_scale_are_warned_of(scale, warned, boxes, run, tmp_path, caplog):
+    image = nib.load(boxes / "images/case0.nii.gz")
+    affine = image.affine @ np.diag([scale, 1, 1, 1])
+    nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(tmp_path / "ct.nii.gz")
+    words = ["predict", f"--workdir={run}", f"--input={tmp_path / 'ct.nii.gz'}"]
+    assert main([*words, f"--output={tmp_path / 'out'}"]) == 0
+    assert ("trained on 1.00 to 1.00 mm" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("net", ["vgg", "resnet", "densenet"])
 def test_the_classifiers_of_table_2_are_summarized(net, capsys):
     assert main(["summarize", f"--config={ROOT / 'configs/opconvnet.py'}:net={net}"]) == 0

@@ -192,6 +192,7 @@ def _run(
         resumes=begun(workdir),
         devices=mapped.count,
         parameters=count_parameters(state.params),
+        pixels_mm=setup.pixels_mm(feed.train_cases),
     )
     if not feed.val_cases:
         logging.warning("no validation cases: there will be no best checkpoint, only the latest")

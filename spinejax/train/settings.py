@@ -225,7 +225,8 @@ def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     """Refuse to go on in `workdir` with a config that would train something else.
 
     Raises:
-        InputError: names the differing keys with their old and new values, at most MOST_DIFFERENCES.
+        InputError: names the differing keys with their old and new values, MOST_DIFFERENCES at
+            most.
     """
     before, after = flatten(plain(old)), flatten(plain(new))
     missing = "(absent)"

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -178,6 +179,22 @@ def cached(
     return {name: [by_id[case.id] for case in split[name]] for name in wanted}
 
 
+def pixels_mm(cases: Sequence[CachedCase]) -> tuple[float, float]:
+    """Return the least and the greatest spacing of the pixels of some scans, along either axis."""
+    spacings = [side for case in cases for side in case.spacing_mm]
+    return min(spacings), max(spacings)
+
+
+def recorded_pixels_mm(workdir: Path) -> tuple[float, float] | None:
+    """Return `pixels_mm` of the scans that a run was trained on; None where it is not recorded."""
+    found = _read(workdir / "run.json").get("pixels_mm")
+    if isinstance(found, list) and len(found) == 2:
+        low, high = found
+        if all(isinstance(side, int | float) and side > 0 for side in found):
+            return float(low), float(high)
+    return None
+
+
 def _commit() -> str:
     """Commit of the source tree that runs, "" where it is not one; "+" marks changes to it."""
     here = Path(__file__).parent
@@ -204,6 +221,7 @@ class RunRecord:
         resumes: bool,
         devices: int,
         parameters: int,
+        pixels_mm: tuple[float, float],
     ) -> None:
         """Write this start's record, which goes on with that of earlier ones if it resumes them."""
         self._path = workdir / "run.json"
@@ -226,6 +244,7 @@ class RunRecord:
             "commit": _commit(),
             "parameters": parameters,
             "starts": int(earlier.get("starts", 0)) + 1,
+            "pixels_mm": list(pixels_mm),
             "cases": case_ids(split),
         }
         self._write()
