@@ -121,6 +121,9 @@ def _score_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("prediction", None, "Label file or folder.", flag_values=values)
     flags.DEFINE_string("reference", None, "Label file or folder.", flag_values=values)
     flags.DEFINE_string("output", None, "JSON file to write.", flag_values=values)
+    flags.DEFINE_enum(
+        "labels", "verse", ["verse", "binary"], "Numbers to 255, or any.", flag_values=values
+    )
     flags.mark_flags_as_required(["prediction", "reference", "output"], values)
 
 
@@ -220,7 +223,12 @@ def _predict(values: FlagValues) -> int:
 def _score(values: FlagValues) -> int:
     from spinejax import commands
 
-    return commands.score(Path(values.prediction), Path(values.reference), Path(values.output))
+    return commands.score(
+        Path(values.prediction),
+        Path(values.reference),
+        Path(values.output),
+        labels=values.labels,
+    )
 
 
 def _report(values: FlagValues) -> int:

@@ -170,11 +170,12 @@ def predict(
     config, variables = _load(workdir, which)
     output.mkdir(parents=True, exist_ok=True)
     predictor = load_predictor(config, variables, setup.recorded_pixels_mm(workdir))
+    valid = scoring.comparable_labels(config.data.labels)
     failed = 0
     for case_id, path in paths.items():
         try:
             if case_id in references:
-                volume, truth = scanfile.read_pair(path, references[case_id], valid=None)
+                volume, truth = scanfile.read_pair(path, references[case_id], valid=valid)
             else:
                 volume, truth = scanfile.read_volume(path), None
             labels = _segment(predictor, volume, path, case_id)
@@ -199,11 +200,11 @@ def predict(
     return 0
 
 
-def score(prediction: Path, reference: Path, output: Path) -> int:
+def score(prediction: Path, reference: Path, output: Path, *, labels: str) -> int:
     """Compare label files or folders; write JSON and print the summary."""
     if output.is_dir():
         raise InputError(f"{output}: is a folder; name a JSON file, e.g. {output / 'scores.json'}")
-    scores = scoring.score_paths(prediction, reference, progress=True)
+    scores = scoring.score_paths(prediction, reference, labels=labels, progress=True)
     write_json(output, scores)
     print(scoring.summary_table(scores))
     print(f"scores: {output}")

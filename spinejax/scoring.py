@@ -19,7 +19,7 @@ in the pooled `nsd_1mm` their surface counts as missed. Cases in `missing` are i
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,20 @@ def score_arrays(
     return score
 
 
+def comparable_labels(labels: str) -> Collection[int] | None:
+    """What `scanfile.read_labels` takes as `valid` where only foreground is compared.
+
+    Raises:
+        InputError: `labels` is neither "verse" nor "binary".
+    """
+    return None if scanfile.valid_labels(labels) is None else range(256)
+
+
 def score_files(
     pairs: Mapping[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]],
     *,
     missing: Mapping[str, Iterable[str]] | None = None,
+    labels: str = "verse",
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score pairs of label files, one after the other.
@@ -131,7 +141,8 @@ def score_files(
     Memory holds one pair at a time.
 
     Args:
-        pairs: case id -> (prediction, reference); NIfTI or MetaImage files, labels of any numbers.
+        pairs: case id -> (prediction, reference); NIfTI or MetaImage files.
+        labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0.
         missing: ids that lack their "prediction" or "reference", to be listed in the result.
         progress: whether to show a bar.
 
@@ -142,9 +153,10 @@ def score_files(
         InputError: a file cannot be read, or the two of a pair are on different grids.
     """
     scores = {}
+    valid = comparable_labels(labels)
     bar = tqdm(pairs.items(), desc="scoring", unit="scan", disable=not progress)
     for name, (prediction, reference) in bar:
-        found, true = scanfile.read_labels(prediction, None), scanfile.read_labels(reference, None)
+        found, true = (scanfile.read_labels(path, valid) for path in (prediction, reference))
         array = _on_grid_of(true, found, Path(reference), Path(prediction))
         scores[name] = score_arrays(array, true.array, true.affine, name)
     return collect(scores, missing)
@@ -154,6 +166,7 @@ def score_paths(
     prediction: str | os.PathLike[str],
     reference: str | os.PathLike[str],
     *,
+    labels: str = "verse",
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score a label file against another, or a folder of them against another.
@@ -169,6 +182,7 @@ def score_paths(
     Args:
         prediction: NIfTI or MetaImage label file, or a folder of them.
         reference: the same kind of path.
+        labels: as for `score_files`.
         progress: whether to show a bar.
 
     Returns:
@@ -189,7 +203,7 @@ def score_paths(
         )
     if not prediction.is_dir():
         name = verse_names.parse(reference, ()).id or reference.name
-        return score_files({name: (prediction, reference)}, progress=progress)
+        return score_files({name: (prediction, reference)}, labels=labels, progress=progress)
     found, true = label_files(prediction), label_files(reference)
     names = {key: name for key, (name, _) in {**found, **true}.items()}
     both = [key for key in true if key in found]
@@ -206,7 +220,7 @@ def score_paths(
         if ids:
             _log.warning("%d cases have no %s and are not scored: %s", len(ids), kind, _some(ids))
     pairs = {names[key]: (found[key][1], true[key][1]) for key in both}
-    return score_files(pairs, missing=missing, progress=progress)
+    return score_files(pairs, missing=missing, labels=labels, progress=progress)
 
 
 def label_files(folder: Path) -> dict[str, tuple[str, Path]]:

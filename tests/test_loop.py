@@ -90,13 +90,21 @@ def test_a_finished_run_says_what_it_did(finished):
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
     # 10 + 10 slices in batches of 4: an epoch has 5 steps.
     assert [line["step"] for line in lines if line["kind"] == "val"] == [5, 10, 12]
-    assert set(lines[0]) == {"step", "kind", "loss", "dice", "learning_rate", "grad_norm"}
+    assert set(lines[0]) == {
+        "step",
+        "kind",
+        "loss",
+        "dice",
+        "accuracy",
+        "learning_rate",
+        "grad_norm",
+    }
 
 
 def test_the_best_checkpoint_is_that_of_the_best_validation(finished):
     workdir, result = finished
     scores = {x["step"]: x["dice"] for x in numbers(workdir) if x["kind"] == "val"}
-    assert result.best.dice == max(scores.values()) == scores[result.best.step]
+    assert result.best.score == max(scores.values()) == scores[result.best.step]
     config, variables = checkpoint.load_for_inference(workdir)
     assert config.model.widths == (4, 8)
     if result.best.step == result.step:

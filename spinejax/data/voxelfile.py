@@ -313,8 +313,8 @@ def _remedy(valid: Collection[int] | None) -> str:
     else:
         allowed = ", ".join(map(str, sorted(valid)))
     return (
-        f"allowed are {allowed}; renumber the mask, or train with data.labels=binary, which takes "
-        "any number for vertebra"
+        f"allowed are {allowed}; renumber the mask, or use data.labels=binary (--labels=binary of "
+        "score), which takes any number for vertebra"
     )
 
 
