@@ -220,6 +220,8 @@ def test_masks_of_two_formats_are_scored_alike(tmp_path):
     reference = save(tmp_path / "ref_label.mha", true.astype(np.uint16) * 1900)
     prediction = tmp_path / "pred.nii.gz"
     sitk.WriteImage(image_of(found.astype(np.uint8)), str(prediction))
+    with pytest.raises(InputError, match="1900 is out of range; allowed are 0 to 255.*binary"):
+        scoring.score_paths(prediction, reference)
     scores = scoring.score_paths(prediction, reference, labels="binary")
     dice = 2 * (found & true).sum() / (found.sum() + true.sum())
     assert scores["cases"]["ref"]["binary"]["dice"] == pytest.approx(dice)
