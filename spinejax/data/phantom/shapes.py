@@ -15,6 +15,12 @@ Array = jax.Array
 FAR = 1e3
 
 
+def local(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array]:
+    """Coordinates of points (n, 3) in a frame."""
+    q, r = p - frame["origin"], frame["rotation"]
+    return tuple(q[:, 0] * r[0, i] + q[:, 1] * r[1, i] + q[:, 2] * r[2, i] for i in range(3))
+
+
 def smooth_min(a: Array, b: Array, k: float | Array) -> Array:
     """Minimum that rounds the seam over about `k` mm (polynomial, equal to min beyond)."""
     t = jnp.maximum(k - jnp.abs(a - b), 0.0)

@@ -1,0 +1,62 @@
+"""The column at points: which vertebra is nearest, and where discs and the canal lie.
+
+Points of a block lie close together, so that only the vertebrae between the first and the last one
+that reach the block are evaluated.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from spinejax.data.phantom import shapes
+from spinejax.data.phantom.shapes import FAR, local
+
+Array = jax.Array
+
+
+def reaches(p: Array, spine: dict[str, Any]) -> Array:
+    """Which vertebrae (26) may matter at which points (n): within the ball that bounds them."""
+    centre = spine["origin"] + spine["centre_y"][:, None] * spine["rotation"][:, :, 1]
+    square = (
+        jnp.sum(p * p, -1)[:, None]
+        - 2.0 * jnp.matmul(p, centre.T, precision="highest")
+        + jnp.sum(centre * centre, -1)
+    )
+    return square < (spine["reach"] ** 2) * (spine["id"] > 0)
+
+
+def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
+    """Nearest and second nearest vertebra, discs and canal, at points (n, 3)."""
+    hit = jnp.any(reaches(p, spine), 0)
+    index = jnp.arange(hit.shape[0])
+    first = jnp.min(jnp.where(hit, index, hit.shape[0]))
+    last = jnp.max(jnp.where(hit, index, -1)) + 1
+    far = jnp.full(p.shape[:1], FAR)
+    start = {
+        "nearest": far, "second": far, "drum": far, "disc": far, "canal": far,
+        "slot": jnp.zeros(p.shape[:1], jnp.int32),
+    }  # fmt: skip
+
+    def add(i: Array, best: dict[str, Array]) -> dict[str, Array]:
+        take = jax.tree.map(lambda a: a[i], spine)
+        x, y, z = local(p, take)
+        size = take["size"]
+        d, drum, disc = shapes.vertebra(x, y, z, size, take["parts"], take["has_body"])
+        canal = shapes.ellipsoid(
+            x, y - size["canal_y"], jnp.zeros_like(z), (size["cw"], size["canal_d"], FAR)
+        )
+        canal = jnp.maximum(canal, jnp.abs(z) - 0.5 * size["disc"] - size["h"] - 2.0)
+        d = jnp.where(take["id"] > 0, d, FAR)
+        wins = d < best["nearest"]
+        return {
+            "nearest": jnp.minimum(d, best["nearest"]),
+            "second": jnp.where(wins, best["nearest"], jnp.minimum(d, best["second"])),
+            "drum": jnp.where(wins, drum, best["drum"]),
+            "disc": jnp.minimum(disc, best["disc"]),
+            "canal": jnp.minimum(canal, best["canal"]),
+            "slot": jnp.where(wins, i, best["slot"]),
+        }
+
+    return lax.fori_loop(first, last, add, start)
