@@ -8,8 +8,8 @@ import math
 
 import jax
 
-_NORMALS = 1700
-_UNIFORMS = 400
+_NORMALS = 4000
+_UNIFORMS = 1600
 LIMIT = 2.2  # standard deviations at which normal numbers are cut off
 
 

@@ -13,22 +13,27 @@ from jax import lax
 
 from spinejax.data.phantom import scene, tissues
 from spinejax.data.phantom import spine as spine_at
+from spinejax.data.phantom.warp import warp
 
 Array = jax.Array
 JOINT_MM = 1.0  # width of the gap seen between two vertebrae that touch
 BLOCK = 2048
 
 
-def render_block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array, Array]:
+def render_block(
+    p: Array, parameters: dict[str, Any], edge: Any, distractors: bool = True
+) -> tuple[Array, Array]:
     """HU and label (n,) of points (n, 3) close together: what reaches none of them is skipped."""
     t, spine = parameters["tissue"], parameters["spine"]
+    p = warp(p, parameters)
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     soft = tissues.texture(x, y, z, parameters["soft"])
     fine = tissues.texture(x, y, z, parameters["texture"])
-    hu, rib = scene.soft(p, parameters, edge, soft)
-    other = jnp.minimum(rib, scene.bones(p, parameters))
-    marrow = 140.0 + t["trabeculae"] * fine
-    hu = tissues.bone(hu, other, 1.3, 950.0, marrow, edge)
+    hu, rib = scene.soft(p, parameters, edge, soft, distractors)
+    if distractors:
+        other = jnp.minimum(rib, scene.bones(p, parameters))
+        marrow = 140.0 + t["trabeculae"] * fine
+        hu = tissues.bone(hu, other, 1.3, 950.0, marrow, edge)
 
     v = spine_at.vertebrae(p, spine)
     hu = tissues.over(hu, t["fat"] + 40.0, v["canal"], edge)
@@ -47,7 +52,11 @@ def render_block(p: Array, parameters: dict[str, Any], edge: Any) -> tuple[Array
 
 
 def render(
-    parameters: dict[str, Any], points_mm: Array, *, edge_mm: float | Array = 0.6
+    parameters: dict[str, Any],
+    points_mm: Array,
+    *,
+    edge_mm: float | Array = 0.6,
+    distractors: bool = True,
 ) -> tuple[Array, Array]:
     """Draw a phantom at points.
 
@@ -55,6 +64,8 @@ def render(
         parameters: From `anatomy`; one person (vmap for several).
         points_mm: (..., 3), canonical LPS mm: x to the left, y to posterior, z to superior.
         edge_mm: Standard deviation of the blur at every edge: half a voxel is a good choice.
+        distractors: Draw all that is not spine, too: other bones, organs, vessels, implants, table.
+            Without (static switch), vertebrae, discs and canal lie in skin, fat and muscle alone.
 
     Returns:
         HU (...) float32 without noise, and VerSe labels (...) int32, 0 for background. Every
@@ -70,7 +81,7 @@ def render(
     order = jnp.argsort(-p[:, 2] + jnp.where(far, 1e4, 0.0))
     order = jnp.concatenate([order, jnp.broadcast_to(order[-1:], (pad,))])
     hu, label = lax.map(
-        lambda q: render_block(q, parameters, edge_mm), p[order].reshape(-1, block, 3)
+        lambda q: render_block(q, parameters, edge_mm, distractors), p[order].reshape(-1, block, 3)
     )
     back = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n + pad, dtype=jnp.int32))
     return hu.reshape(-1)[back].reshape(shape), label.reshape(-1)[back].reshape(shape)

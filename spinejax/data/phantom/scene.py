@@ -91,8 +91,13 @@ def bones(p: Array, parameters: dict[str, Any]) -> Array:
     return d
 
 
-def soft(p: Array, parameters: dict[str, Any], edge: Any, noise: Array) -> tuple[Array, Array]:
-    """HU of everything but bone, and distance to the bone of ribs and sternum."""
+def soft(
+    p: Array, parameters: dict[str, Any], edge: Any, noise: Array, distractors: bool = True
+) -> tuple[Array, Array]:
+    """HU of everything but bone, and distance to the bone of ribs and sternum.
+
+    Without distractors there is skin, fat and muscle alone.
+    """
     t = parameters["tissue"]
     x0, y0, z = p[:, 0], p[:, 1], p[:, 2]
     row = _row(z, parameters["profile"])
@@ -103,13 +108,17 @@ def soft(p: Array, parameters: dict[str, Any], edge: Any, noise: Array) -> tuple
     rows = parameters["profile"]["rows"]
     board = jnp.max(rows[:, -1] + rows[:, PROFILE.index("back")]) + 6.0 + t["table"]
     table = jnp.abs(y0 - board - 12.0 + x0 * x0 / 1800.0) - 12.0
-    hu = tissues.over(jnp.full_like(z, tissues.AIR_HU), -860.0, table, edge)
-    hu = tissues.over(hu, 20.0, jnp.abs(table + 1.5) - 1.5, edge)
+    hu = jnp.full_like(z, tissues.AIR_HU)
+    if distractors:
+        hu = tissues.over(hu, -860.0, table, edge)
+        hu = tissues.over(hu, 20.0, jnp.abs(table + 1.5) - 1.5, edge)
     hu = tissues.over(hu, t["fat"] + 6.0 * noise, skin, edge)
     hu = tissues.over(hu, 10.0, jnp.abs(skin + 1.0) - 1.0, edge)  # skin
     streak = jax.nn.sigmoid(5.0 * (noise - 1.7 + t["streaks"]))
     muscle = t["muscle"] + 5.0 * noise - 110.0 * streak
     hu = tissues.over(hu, muscle, skin + row["fat"] + 2.0 * noise, edge)
+    if not distractors:
+        return hu, jnp.full_like(z, FAR)
 
     # The chest: two halves, each an ellipse; ribs lie on its wall, a lung inside.
     ribs = parameters["ribs"]

@@ -20,6 +20,7 @@ KNOTS = 96
 ORGANS = 40
 SOLID_ORGANS = 9  # the first ones; the others are loops of bowel
 WAVES = 8
+METALS = 24
 
 # Outline by height. Anchors are (slot whose centroid gives the height, mm above it). Columns, mm:
 # half width and half depth of the body, distance of the spine's centroid from the back's skin,
@@ -295,6 +296,7 @@ def surroundings(
             "trabeculae": 45.0 + 25.0 * u[4],
             "table": 22.0 * u[5],  # mm between back and table
         },
+        "metal": {"centre": jnp.zeros((METALS, 3)), "strength": jnp.zeros(METALS)},
         "soft": _waves(draws, 9.0, 60.0),
         "texture": _waves(draws, 2.5, 9.0),
     }
