@@ -6,6 +6,7 @@ import pytest
 from scipy import ndimage
 
 from spinejax.data.phantom import acquisition, anatomy, centroids
+from spinejax.data.phantom.anatomy import unwarp, warp
 
 SPACING = 1.8
 SEEDS = (1, 2)
@@ -110,7 +111,7 @@ def test_canal_holds_no_bone(spines):
         for i in range(24):
             # Points in the middle of the canal, at the height of the body's centre.
             centre = np.array([0.0, spine["size"]["canal_y"][i], 0.0])
-            point = spine["origin"][i] + spine["rotation"][i] @ centre
+            point = np.asarray(unwarp(spine["origin"][i] + spine["rotation"][i] @ centre, p))
             x, y, z = np.round((point - affine[:3, 3]) / SPACING).astype(int)
             around = (slice(x - 1, x + 2), slice(y - 1, y + 2), slice(z - 1, z + 2))
             if spine["id"][i] == 1:
@@ -173,3 +174,12 @@ def test_transitional_anatomy_can_be_asked_for(options, present, absent):
     assert (np.diff(heights) < 0).all()  # from top to bottom
     steps = np.linalg.norm(np.diff(np.asarray(origins)[: len(found)], axis=0), axis=1)
     assert 14 < steps.min() and steps.max() < 42
+
+
+def test_warp_and_its_inverse_agree():
+    p = plain(jax.random.key(7))
+    points = np.random.default_rng(0).uniform(-300, 300, (2000, 3)).astype(np.float32)
+    back = unwarp(warp(points, p), p)
+    np.testing.assert_allclose(back, points, atol=0.05)
+    moved = np.linalg.norm(np.asarray(warp(points, p)) - points, axis=1)
+    assert 0.5 < moved.mean() < 8

@@ -15,6 +15,7 @@ from jax import lax
 from scipy import ndimage
 
 from spinejax.data.phantom.render import render_block
+from spinejax.data.phantom.warp import unwarp
 
 Array = jax.Array
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -191,9 +192,8 @@ def support_points(parameters: Any) -> Array:
     body = [jnp.where(spine["has_body"][:, None, None] > 0, p, 0.0) for p in body]
     points = jnp.concatenate([*local, *body], 1)
     points = jnp.concatenate([points * s for s in sides], 1)
-    return spine["origin"][:, None] + jnp.einsum(
-        "vij,vnj->vni", spine["rotation"], points, precision="highest"
-    )
+    turned = jnp.einsum("vij,vnj->vni", spine["rotation"], points, precision="highest")
+    return unwarp(spine["origin"][:, None] + turned, parameters)
 
 
 def whole_vertebrae(

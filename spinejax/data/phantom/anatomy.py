@@ -14,6 +14,10 @@ import numpy as np
 from spinejax.data.phantom import levels, surroundings
 from spinejax.data.phantom.draws import Draws
 from spinejax.data.phantom.levels import COLUMNS, SLOTS
+from spinejax.data.phantom.warp import draw as draw_warp
+from spinejax.data.phantom.warp import unwarp, warp
+
+__all__ = ["anatomy", "centroids", "rotation", "unwarp", "warp"]
 
 Array = jax.Array
 Parameters = dict[str, Any]
@@ -171,7 +175,8 @@ def anatomy(key: Array, *, t13: float = 0.02, l6: float = 0.06, no_t12: float = 
     Returns:
         Pytree of arrays whose shapes do not depend on the key. `["spine"]["id"]` (26,) holds the
         VerSe ids from top to bottom, 0 for places that are not filled (all at the end), and
-        `["spine"]["origin"]` (26, 3) the body centroids.
+        `["spine"]["origin"]` (26, 3) the body centroids before everything is displaced by
+        `["warp"]`: `centroids` tells where they are in a scan.
     """
     draws = Draws(key)
     scale = 1.0 + 0.05 * draws.normal()
@@ -220,9 +225,10 @@ def anatomy(key: Array, *, t13: float = 0.02, l6: float = 0.06, no_t12: float = 
     }
     sacrum = {"origin": curve["origin"][count], "rotation": curve["axes"][count]}
     others = surroundings.surroundings(draws, spine, sacrum, present, curve["origin"], count, scale)
-    return {"spine": spine, **others}
+    return {"spine": spine, "warp": draw_warp(draws), **others}
 
 
 def centroids(parameters: Parameters) -> tuple[Array, Array]:
     """VerSe ids (26,), 0 where there is none, and body centroids (26, 3) in canonical mm."""
-    return parameters["spine"]["id"], parameters["spine"]["origin"]
+    spine = parameters["spine"]
+    return spine["id"], unwarp(spine["origin"], parameters)
