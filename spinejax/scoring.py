@@ -5,8 +5,9 @@ metrics and their rules for empty masks are defined in `spinejax.metrics`; here 
 is None, which JSON writes as null.
 
     {"cases": {id: {"binary": {metric: value or None}, "voxels": {"tp", "fp", "fn", "tn"},
-                    "bf_tolerance_mm": value}},
-     "summary": {"binary": {metric: {"mean", "std", "median", "pooled", "n"}}},
+                    "labelled_range": {"dice", "precision", "recall"}, "bf_tolerance_mm": value}},
+     "summary": {"binary": {metric: {"mean", "std", "median", "pooled", "n"}},
+                 "labelled_range": {"dice", "precision", "recall": as above}},
      "missing": {"prediction": [ids], "reference": [ids]}}
 
 `mean`, `std` (of the population: divided by n, as numpy does) and `median` are over the `n` cases
@@ -14,6 +15,9 @@ where the metric is defined. `pooled` is the metric of all cases taken as one: v
 distances and contour counts are joined first, so that a large scan weighs more than a small one.
 Cases where a mask is empty have no distances and stay out of the pooled `hd95_mm` and `assd_mm`;
 in the pooled `nsd_1mm` their surface counts as missed. Cases in `missing` are in no figure.
+
+`labelled_range` counts the axial slices from the lowest to the highest with a label: masks leave
+vertebrae out that the scan cuts, and beyond this range nobody says which bone is spine.
 """
 
 import logging
@@ -31,7 +35,7 @@ from spinejax import geometry
 from spinejax.data import scanfile, verse_names
 from spinejax.data.pairs import TOLERANCE_MM
 from spinejax.errors import InputError
-from spinejax.metrics import boundary, classification, overlap, surface
+from spinejax.metrics import boundary, classification, overlap, summary, surface
 from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
 from spinejax.metrics.surface import SurfaceDistances
@@ -51,6 +55,9 @@ _OF_COUNTS = {
     "accuracy": classification.accuracy,
     "f1_pre_sen": classification.f1_pre_sen,
 }
+
+RANGE_METRICS = ("dice", "precision", "recall")
+"""Metrics that are also given of the labelled range."""
 
 METRICS: tuple[str, ...] = (
     "dice",
@@ -74,6 +81,7 @@ class PairScore:
     """All that is measured on one pair of masks; small, whatever the size of the masks."""
 
     counts: Counts
+    in_range: Counts
     distances: SurfaceDistances
     contours: BoundaryCounts
     bf_tolerance_mm: float
@@ -107,6 +115,7 @@ def score_arrays(
     axial = next(axis for axis, letter in enumerate(directions) if letter in "IS")
     score = PairScore(
         counts=classification.count(prediction, reference),
+        in_range=_count_in_range(prediction, reference, axial),
         distances=surface.surface_distances(prediction, reference, spacing),
         contours=boundary.count_boundary(prediction, reference, spacing, slice_axis=axial),
         bf_tolerance_mm=boundary.default_tolerance_mm(reference.shape, spacing, axial),
@@ -263,26 +272,24 @@ def collect(
         boundary.pool(score.contours for score in everything),
     )
     cases = {name: score.binary for name, score in scores.items()}
-    summary = {}
-    for metric in METRICS:
-        values = [value for case in cases.values() if (value := case[metric]) is not None]
-        summary[metric] = {
-            "mean": float(np.mean(values)) if values else None,
-            "std": float(np.std(values)) if values else None,
-            "median": float(np.median(values)) if values else None,
-            "pooled": pooled[metric] if everything else None,
-            "n": len(values),
-        }
+    ranges = {name: _of_counts(score.in_range, RANGE_METRICS) for name, score in scores.items()}
+    pooled_range = _of_counts(
+        classification.pooled(score.in_range for score in everything), RANGE_METRICS
+    )
     return {
         "cases": {
             name: {
                 "binary": cases[name],
+                "labelled_range": ranges[name],
                 "voxels": asdict(score.counts),
                 "bf_tolerance_mm": score.bf_tolerance_mm,
             }
             for name, score in scores.items()
         },
-        "summary": {"binary": summary},
+        "summary": {
+            "binary": summary.over_cases(cases, pooled),
+            "labelled_range": summary.over_cases(ranges, pooled_range),
+        },
         "missing": {
             kind: list((missing or {}).get(kind, ())) for kind in ("prediction", "reference")
         },
@@ -294,19 +301,39 @@ def summary_table(scores: Mapping[str, Any]) -> str:
 
     Ratios are fractions, not percent; distances are in mm. "-" stands for undefined.
     """
-    lines = [f"{'metric':<22}{'mean ± std':>18}{'median':>10}{'pooled':>10}{'n':>6}"]
-    for metric, row in scores["summary"]["binary"].items():
+    width = 28
+    lines = [f"{'metric':<{width}}{'mean ± std':>18}{'median':>10}{'pooled':>10}{'n':>6}"]
+    rows = dict(scores["summary"]["binary"])
+    for name, row in scores["summary"]["labelled_range"].items():
+        rows[f"{name} (labelled range)"] = row
+    for metric, row in rows.items():
         mean, std, median, pooled = (
             "-" if row[key] is None else f"{row[key]:.4f}"
             for key in ("mean", "std", "median", "pooled")
         )
         spread = f"{mean} ± {std}" if row["n"] else "-"
-        lines.append(f"{metric:<22}{spread:>18}{median:>10}{pooled:>10}{row['n']:>6}")
+        lines.append(f"{metric:<{width}}{spread:>18}{median:>10}{pooled:>10}{row['n']:>6}")
     lines.append(f"cases: {len(scores['cases'])}")
     for kind, ids in scores["missing"].items():
         if ids:
             lines.append(f"not scored, no {kind}: {_some(ids)}")
     return "\n".join(lines)
+
+
+def _count_in_range(prediction: np.ndarray, reference: np.ndarray, axial: int) -> Counts:
+    """Counts of the slices along axis `axial` from the first to the last labelled one."""
+    others = tuple(axis for axis in range(3) if axis != axial)
+    labelled = np.flatnonzero((reference > 0).any(axis=others))
+    if not labelled.size:
+        return Counts(0, 0, 0, 0)
+    kept = np.s_[labelled[0] : labelled[-1] + 1]
+    return classification.count(*(np.moveaxis(a, axial, 0)[kept] for a in (prediction, reference)))
+
+
+def _of_counts(counts: Counts, names: Iterable[str]) -> dict[str, float | None]:
+    """Metrics of counts by name, None where undefined."""
+    values = {name: _OF_COUNTS[name](counts) for name in names}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _metrics(

@@ -277,3 +277,24 @@ def test_real_masks_agree_with_monai(real_data, tmp_path, name):
     }
     for metric, value in expected.items():
         assert case[metric] == pytest.approx(float(value), rel=1e-6), metric
+
+
+def test_the_labelled_range_leaves_out_what_nobody_labelled():
+    reference = np.zeros((4, 4, 20), np.uint8)
+    reference[1:3, 1:3, 5:10] = 20
+    prediction = np.zeros_like(reference)
+    prediction[1:3, 1:3, 3:14] = 1  # 4 x 6 voxels beyond the range, 4 x 5 in it
+    prediction[0, 0, 6] = 1
+    for axis in range(3):  # whichever axis runs from foot to head
+        order = np.roll([0, 1, 2], axis)
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[:, order]
+        pair = (np.transpose(a, order) for a in (prediction, reference))
+        case = scoring.collect({"a": scoring.score_arrays(*pair, affine)})
+        assert case["cases"]["a"]["labelled_range"] == {
+            "dice": pytest.approx(40 / 41),
+            "precision": pytest.approx(20 / 21),
+            "recall": 1.0,
+        }
+        assert case["cases"]["a"]["binary"]["precision"] == pytest.approx(20 / 45)
+        assert case["summary"]["labelled_range"]["recall"]["mean"] == 1.0
