@@ -81,6 +81,44 @@ def write_dataset(
         InputError: unusable numbers, a folder that cannot be written, or one that holds phantoms
             of another seed or other limits.
     """
+    limits = check_limits(
+        cases,
+        seed,
+        min_spacing_mm=min_spacing_mm,
+        max_spacing_mm=max_spacing_mm,
+        min_extent_mm=min_extent_mm,
+        max_extent_mm=max_extent_mm,
+        max_voxels=max_voxels,
+    )
+    root = Path(out)
+    try:
+        _describe(root, limits)
+        for index in tqdm(range(cases), "phantoms", unit="scan", disable=not progress):
+            if not all(path.is_file() for path in case_paths(root, index)):
+                _write_case(root, index, limits)
+    except OSError as error:
+        raise InputError(
+            f"{root}: cannot write phantoms there ({error.strerror or error}); choose a folder "
+            "with write permission and free space"
+        ) from error
+    return [case_name(index).removeprefix("sub-") for index in range(cases)]
+
+
+def check_limits(
+    cases: int,
+    seed: int,
+    *,
+    min_spacing_mm: float,
+    max_spacing_mm: float,
+    min_extent_mm: float,
+    max_extent_mm: float,
+    max_voxels: int,
+) -> dict[str, Any]:
+    """Return the settings of phantoms as `draw_case` takes them; see `write_dataset`.
+
+    Raises:
+        InputError: a number is unusable.
+    """
     if cases < 1:
         raise InputError(f"cases={cases}: at least one phantom is needed; give a number from 1 up")
     if not 0 <= seed < 2**31:
@@ -96,8 +134,7 @@ def write_dataset(
         raise InputError(f"min_extent_mm={min_extent_mm}: give a height in mm above 0, to 2000")
     if max_voxels < 1000:
         raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
-    root = Path(out)
-    limits = {
+    return {
         "seed": seed,
         "min_spacing_mm": min_spacing_mm,
         "max_spacing_mm": max_spacing_mm,
@@ -105,17 +142,6 @@ def write_dataset(
         "max_extent_mm": max_extent_mm,
         "max_voxels": max_voxels,
     }
-    try:
-        _describe(root, limits)
-        for index in tqdm(range(cases), "phantoms", unit="scan", disable=not progress):
-            if not all(path.is_file() for path in case_paths(root, index)):
-                _write_case(root, index, limits)
-    except OSError as error:
-        raise InputError(
-            f"{root}: cannot write phantoms there ({error.strerror or error}); choose a folder "
-            "with write permission and free space"
-        ) from error
-    return [case_name(index).removeprefix("sub-") for index in range(cases)]
 
 
 def _describe(root: Path, limits: dict[str, Any]) -> None:
