@@ -28,7 +28,10 @@ def reaches(p: Array, spine: dict[str, Any]) -> Array:
 
 
 def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
-    """Nearest and second nearest vertebra, discs and canal, at points (n, 3)."""
+    """Nearest and second nearest vertebra, discs and canal, at points (n, 3).
+
+    Under x, y and z: coordinates in the frame of the nearest vertebra.
+    """
     hit = jnp.any(reaches(p, spine), 0)
     index = jnp.arange(hit.shape[0])
     first = jnp.min(jnp.where(hit, index, hit.shape[0]))
@@ -36,6 +39,7 @@ def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
     far = jnp.full(p.shape[:1], FAR)
     start = {
         "nearest": far, "second": far, "drum": far, "disc": far, "canal": far,
+        "x": far, "y": far, "z": far,
         "slot": jnp.zeros(p.shape[:1], jnp.int32),
     }  # fmt: skip
 
@@ -57,6 +61,9 @@ def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
             "disc": jnp.minimum(disc, best["disc"]),
             "canal": jnp.minimum(canal, best["canal"]),
             "slot": jnp.where(wins, i, best["slot"]),
+            "x": jnp.where(wins, x, best["x"]),
+            "y": jnp.where(wins, y, best["y"]),
+            "z": jnp.where(wins, z, best["z"]),
         }
 
     return lax.fori_loop(first, last, add, start)
