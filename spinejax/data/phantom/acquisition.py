@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from scipy import ndimage
 
+from spinejax.data.phantom import scanner
 from spinejax.data.phantom.render import render_block
 from spinejax.data.phantom.warp import unwarp
 
@@ -197,7 +198,12 @@ def support_points(parameters: Any) -> Array:
 
 
 def whole_vertebrae(
-    parameters: Any, lower_mm: Array, upper_mm: Array, *, share: float = 0.8
+    parameters: Any,
+    lower_mm: Array,
+    upper_mm: Array,
+    *,
+    protocol: scanner.Protocol | None = None,
+    share: float = 0.8,
 ) -> Array:
     """Which vertebrae a field of view shows whole: VerSe annotates no others.
 
@@ -205,6 +211,7 @@ def whole_vertebrae(
         parameters: From `anatomy`.
         lower_mm: (3,) corner of the field of view, canonical LPS mm.
         upper_mm: (3,) opposite corner.
+        protocol: From `scanner.protocol`, if points were displaced by `scanner.where`.
         share: A vertebra counts as whole if nothing of it is cut above or below, and at most
             1 - share of its outermost points is cut at the sides (narrow sagittal scans, whose
             transverse processes are cut, are annotated in VerSe).
@@ -213,6 +220,8 @@ def whole_vertebrae(
         (26,) bool, in the order of `parameters["spine"]["id"]`.
     """
     points = support_points(parameters)
+    if protocol is not None:
+        points = scanner.shown_at(points, protocol)
     within = (points >= lower_mm) & (points <= upper_mm)
     whole = jnp.all(within[..., 2], -1) & (jnp.mean(jnp.all(within, -1), -1) >= share)
     return whole & (parameters["spine"]["id"] > 0)

@@ -1,0 +1,124 @@
+"""Noise as scanners make it: correlated as by the kernel, and streaky between wide shoulders.
+
+White noise is a hash of a voxel's index, so that blocks of a volume fit together and neither the
+number of blocks nor of processes changes a bit; filters are short sums, which fuse on any device.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+RADIUS = 5  # pixels at which the filters of the noise are cut off
+DETAIL_RADIUS = 3  # and those of the overshoot
+_REACH = (1, 2, 4, 8)  # distances, pixels, of the neighbours that streaks are averaged over
+_STEPS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+
+
+def _mixed(h: Array) -> Array:
+    """Bits mixed so that neighbours have nothing in common (the usual multiply and shift)."""
+    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
+    return h ^ (h >> 16)
+
+
+def white(seed: Array, shape: tuple[int, ...], first: tuple[Any, ...]) -> Array:
+    """White noise, standard deviation 1, of voxels whose first has index `first`.
+
+    The sum of four bytes stands for a normal number: it is cut off at 3.5 standard deviations.
+    """
+    h = seed
+    for axis, n in enumerate(shape):
+        index = (jnp.arange(n) + first[axis]).astype(jnp.uint32) * jnp.uint32(_STEPS[axis])
+        h = _mixed(h[..., None] ^ index)
+    total = (h & 255) + ((h >> 8) & 255) + ((h >> 16) & 255) + (h >> 24)
+    return (total.astype(jnp.float32) - 510.0) / 147.8
+
+
+def _filtered(x: Array, axis: int, taps: Array) -> Array:
+    """Weighted sum of neighbours along an axis, which gets shorter by len(taps) - 1."""
+    n = x.shape[axis] - taps.shape[0] + 1
+    cut = [jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i in range(taps.shape[0])]
+    return sum((taps[i] * cut[i] for i in range(1, len(cut))), taps[0] * cut[0])
+
+
+def _gaussian(sigma: Array, radius: int) -> Array:
+    k = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
+    weight = jnp.exp(-0.5 * (k / jnp.maximum(sigma, 0.05)) ** 2)
+    return weight / jnp.sum(weight)
+
+
+def detail(hu: Array, sigma_px: Array) -> Array:
+    """`hu` less its blurred self, (ndim,) standard deviations in pixels: what sharp kernels add."""
+    pad = [(DETAIL_RADIUS, DETAIL_RADIUS)] * hu.ndim
+    blurred = jnp.pad(hu, pad, mode="edge")
+    for axis in range(hu.ndim):
+        blurred = _filtered(blurred, axis, _gaussian(sigma_px[axis], DETAIL_RADIUS))
+    return hu - blurred
+
+
+def energy(protocol: dict[str, Array], smoothing_mm: Any) -> Array:
+    """Variance (3,) that the noise's filter leaves along x, y, z, in arbitrary units."""
+    a = protocol["grain"] ** 2 + smoothing_mm**2
+    b = protocol["wide_grain"] ** 2 + smoothing_mm**2
+    r = protocol["highpass"]
+    return 0.5 * (a**-0.5 + r * r * b**-0.5) - r * jnp.sqrt(2.0) * (a + b) ** -0.5
+
+
+def _taps(protocol: dict[str, Array], smoothing_mm: Any, axis: dict[str, Array]) -> Array:
+    """Taps along an array axis: a Gaussian less a wider one, of unit energy."""
+    share = axis["direction"] ** 2
+    narrow = jnp.sum(share * jnp.sqrt(protocol["grain"] ** 2 + smoothing_mm**2)) / axis["step"]
+    wide = jnp.sum(share * jnp.sqrt(protocol["wide_grain"] ** 2 + smoothing_mm**2)) / axis["step"]
+    r = jnp.sum(share * protocol["highpass"])
+    taps = _gaussian(narrow, RADIUS) - r * _gaussian(wide, RADIUS)
+    return taps / jnp.sqrt(jnp.sum(taps**2))
+
+
+def _streaked(x: Array, axis: int, share: Array) -> Array:
+    """Average over neighbours near and far along an axis, which gets shorter by 2 sum(_REACH)."""
+    c = 0.25 * share
+    for d in _REACH:
+        n = x.shape[axis] - 2 * d
+        low, middle, high = (jax.lax.slice_in_dim(x, i, i + n, axis=axis) for i in (0, d, 2 * d))
+        x = (1.0 - 2.0 * c) * middle + c * (low + high)
+    return x
+
+
+def noise(
+    seed: Array,
+    shape: tuple[int, ...],
+    first: tuple[Any, ...],
+    frame: dict[str, Array],
+    protocol: dict[str, Array],
+    smoothing_mm: Any,
+) -> Array:
+    """Noise of standard deviation 1, correlated as by the kernel and the smoothing since."""
+    taps = [
+        _taps(protocol, smoothing_mm, jax.tree.map(lambda a, i=axis: a[i], frame))
+        for axis in range(len(shape))
+    ]
+    x = white(seed, tuple(n + 2 * RADIUS for n in shape), tuple(f - RADIUS for f in first))
+    for axis, weights in enumerate(taps):
+        x = _filtered(x, axis, weights)
+    return x
+
+
+def streaks(
+    seed: Array,
+    shape: tuple[int, ...],
+    first: tuple[Any, ...],
+    frame: dict[str, Array],
+) -> Array:
+    """Noise of standard deviation 1 that is drawn out along x (the lateral direction)."""
+    reach = sum(_REACH)
+    x = white(seed, tuple(n + 2 * reach for n in shape), tuple(f - reach for f in first))
+    impulse = jnp.zeros(4 * reach + 1).at[2 * reach].set(1.0)
+    scale = jnp.ones(())
+    for axis in range(len(shape)):
+        share = frame["direction"][axis, 0] ** 2
+        x = _streaked(x, axis, share)
+        scale = scale * jnp.sum(_streaked(impulse, 0, share) ** 2)
+    return x / jnp.sqrt(scale)
