@@ -94,31 +94,34 @@ def noise(
     frame: dict[str, Array],
     protocol: dict[str, Array],
     smoothing_mm: Any,
+    *,
+    streaks: bool = False,
 ) -> Array:
-    """Noise of standard deviation 1, correlated as by the kernel and the smoothing since."""
-    taps = [
-        _taps(protocol, smoothing_mm, jax.tree.map(lambda a, i=axis: a[i], frame))
-        for axis in range(len(shape))
-    ]
-    x = white(seed, tuple(n + 2 * RADIUS for n in shape), tuple(f - RADIUS for f in first))
-    for axis, weights in enumerate(taps):
-        x = _filtered(x, axis, weights)
-    return x
+    """Noise of standard deviation 1, correlated as by the kernel and the smoothing since.
 
-
-def streaks(
-    seed: Array,
-    shape: tuple[int, ...],
-    first: tuple[Any, ...],
-    frame: dict[str, Array],
-) -> Array:
-    """Noise of standard deviation 1 that is drawn out along x (the lateral direction)."""
-    reach = sum(_REACH)
+    Args:
+        seed: Integer.
+        shape: Of the result.
+        first: Index of its first pixel: equal indices have equal noise.
+        frame: From `artefacts.frame`.
+        protocol: From `scanner.protocol`.
+        smoothing_mm: Standard deviation of the smoothing.
+        streaks: Draw it out along x, the lateral direction, as where photons are few.
+    """
+    reach = RADIUS + streaks * sum(_REACH)
     x = white(seed, tuple(n + 2 * reach for n in shape), tuple(f - reach for f in first))
-    impulse = jnp.zeros(4 * reach + 1).at[2 * reach].set(1.0)
     scale = jnp.ones(())
+    if streaks:
+        impulse = jnp.zeros(4 * sum(_REACH) + 1).at[2 * sum(_REACH)].set(1.0)
+        for axis in range(len(shape)):
+            share = frame["direction"][axis, 0] ** 2
+            x = _streaked(x, axis, share)
+            scale = scale * jnp.sum(_streaked(impulse, 0, share) ** 2)
     for axis in range(len(shape)):
-        share = frame["direction"][axis, 0] ** 2
-        x = _streaked(x, axis, share)
-        scale = scale * jnp.sum(_streaked(impulse, 0, share) ** 2)
+        here = jax.tree.map(lambda a, i=axis: a[i], frame)
+        # What is drawn out along x has lost its detail there: no further filter.
+        along = here["direction"][0] ** 2 if streaks else 0.0
+        taps = _taps(protocol, smoothing_mm, here)
+        taps = taps * (1.0 - along) + along * (jnp.arange(2 * RADIUS + 1) == RADIUS)
+        x = _filtered(x, axis, taps)
     return x / jnp.sqrt(scale)

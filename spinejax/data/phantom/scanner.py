@@ -125,7 +125,7 @@ def protocol(
         "highpass": jnp.array([1.0, 1.0, 0.0]) * jnp.where(u[21] < 0.2, 0.0, 0.72 * sharp**0.5),
         "noise": jnp.clip(jnp.exp(jnp.log(9.0) + 0.55 * n[3] + 0.7 * sharp), 3.0, 45.0),
         "modulation": u[22],
-        "starvation": 1.6 * u[23],
+        "starvation": 1.1 * u[23],
         "sharpness": jnp.where(u[24] < 0.3, 0.0, 1.4 * sharp),
         "sharp_mm": _between(u[25], 0.7, 1.4),
         "voltage": jnp.exp(0.10 * n[4]),  # of the tube: bone and iodine brighter or darker
@@ -239,13 +239,18 @@ def signal(
     hu = hu + body["shade"] + protocol["offset"]
     hu = hu + protocol["metal_gain"] * artefacts.metal(points, parameters, protocol)
     seeds = jax.random.bits(key, (2,))
-    noise = body["noise"] * grain.noise(seeds[0], hu.shape, first, frame, protocol, smoothing_mm)
+
+    def noise(seed: Array, streaks: bool) -> Array:
+        return grain.noise(seed, hu.shape, first, frame, protocol, smoothing_mm, streaks=streaks)
+
     streaks = artefacts.when(
         jnp.any(body["streaks"] > 0.02),
-        lambda: body["streaks"] * grain.streaks(seeds[1], hu.shape, first, frame),
+        lambda: body["streaks"] * noise(seeds[1], True),
         jnp.zeros_like(hu),
     )
-    hu = hu + noise_level(protocol, smoothing_mm) * (noise + streaks)
+    hu = hu + noise_level(protocol, smoothing_mm) * (
+        body["noise"] * noise(seeds[0], False) + streaks
+    )
     hu = jnp.clip(hu, -1024.0, protocol["clip"])
     middle = 0.5 * (protocol["lower"] + protocol["upper"])
     off = jnp.hypot(points[..., 0] - middle[0], points[..., 1] - middle[1])
