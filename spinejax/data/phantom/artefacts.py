@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.data.phantom.surroundings import PROFILE
+from spinejax.data.phantom.tissues import sine
 
 Array = jax.Array
 
@@ -75,7 +76,7 @@ def attenuation(
     bowl = 1.0 / (1.0 + q * q)
     wave = protocol["shading_wave"]
     cloud = sum(
-        jnp.sin(points[..., 0] * w[0] + points[..., 1] * w[1] + points[..., 2] * w[2] + w[3])
+        sine(points[..., 0] * w[0] + points[..., 1] * w[1] + points[..., 2] * w[2] + w[3])
         for w in wave
     )
     shade = protocol["cupping"] * (0.5 - bowl) - 14.0 * starved * bowl

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from spinejax.data.phantom.draws import Draws
+from spinejax.data.phantom.tissues import sine
 
 Array = jax.Array
 
@@ -49,7 +50,7 @@ def draw(draws: Draws) -> dict[str, Array]:
 def displacement(p: Array, waves: dict[str, Array]) -> Array:
     """What `warp` adds to points (..., 3), mm."""
     angle = jnp.matmul(p, waves["wave"].T, precision="highest") + waves["phase"]
-    return jnp.matmul(jnp.sin(angle), waves["push"], precision="highest")
+    return jnp.matmul(sine(angle), waves["push"], precision="highest")
 
 
 def warp(p: Array, parameters: dict[str, Any]) -> Array:
