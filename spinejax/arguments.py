@@ -139,7 +139,7 @@ def _show_help(name: str, summary: str, values: FlagValues) -> None:
         if flag == "config":
             default = DEFAULT_CONFIG
         shown = "required" if default is None else f"default {default!r}"
-        if flag == "data":
+        if flag in ("data", "compare"):
             shown = "optional"
         print(f"  --{flag:<16} {values[flag].help} ({shown})")
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from absl.flags import FlagValues
@@ -43,8 +44,14 @@ def _workdir_flag(values: FlagValues) -> None:
 
 
 def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
-    flags.DEFINE_string("out", None, "Folder of the data set to write.", flag_values=values)
-    flags.DEFINE_integer("cases", 4, "Number of scans.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder to write into.", flag_values=values)
+    flags.DEFINE_string(
+        "compare",
+        None,
+        "Write no data set; measure phantoms beside the real scans of this folder.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("cases", 4, "Number of scans; 16 to compare.", flag_values=values)
     flags.DEFINE_integer(
         "seed", 0, "Seed; a case depends on it and its number only.", flag_values=values
     )
@@ -138,18 +145,31 @@ def _report_flags(values: FlagValues, argv: list[str]) -> None:
 
 
 def _phantom(values: FlagValues) -> int:
+    limits: dict[str, Any] = {
+        name: values[name].value
+        for name in (
+            "min_spacing_mm",
+            "max_spacing_mm",
+            "min_extent_mm",
+            "max_extent_mm",
+            "max_voxels",
+        )
+    }
+    if values.compare is not None:
+        from spinejax.reports import realism
+
+        # Four would hardly have a 5th and a 95th percentile.
+        count = values.cases if values["cases"].present else 16
+        out = Path(values.out)
+        record = realism.compare(
+            Path(values.compare), out, cases=count, seed=values.seed, limits=limits
+        )
+        print(realism.table(record))
+        print(f"{out / realism.FIGURE_NAME}, {out / realism.JSON_NAME}")
+        return 0
     from spinejax.data.phantom.dataset import write_dataset
 
-    cases = write_dataset(
-        values.out,
-        values.cases,
-        values.seed,
-        min_spacing_mm=values.min_spacing_mm,
-        max_spacing_mm=values.max_spacing_mm,
-        min_extent_mm=values.min_extent_mm,
-        max_extent_mm=values.max_extent_mm,
-        max_voxels=values.max_voxels,
-    )
+    cases = write_dataset(values.out, values.cases, values.seed, **limits)
     print(f"{len(cases)} phantoms in {values.out}")
     return 0
 
@@ -240,7 +260,7 @@ def _report(values: FlagValues) -> int:
 
 
 COMMANDS = {
-    "phantom": Command("write a VerSe-like data set of synthetic CT", _phantom_flags, _phantom),
+    "phantom": Command("write synthetic CT, or compare it with real CT", _phantom_flags, _phantom),
     "doctor": Command("versions, devices; take stock of a data set", _doctor_flags, _doctor),
     "prepare": Command("preprocess and cache a data set", _prepare_flags, _prepare),
     "summarize": Command("layers, parameters and GFLOPs", _summarize_flags, _summarize),

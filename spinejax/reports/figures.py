@@ -202,7 +202,7 @@ def _colour(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
-def _printable(words: str, length: int) -> str:
+def printable(words: str, length: int) -> str:
     """Return `words` in at most `length` characters that the font has (a name may hold any)."""
     glyphs = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     shown = "".join(letter if ord(letter) in glyphs else "?" for letter in words)
@@ -232,7 +232,7 @@ def _figure(
     text(
         _MARGIN,
         38,
-        _printable(title, (width - 460) // 12),
+        printable(title, (width - 460) // 12),
         color=_TEXT,
         fontsize=15,
         fontweight="bold",
