@@ -41,7 +41,7 @@ def data_block() -> ConfigDict:
     """Where scans come from, how they are split, preprocessed and cut into slices."""
     data = ConfigDict()
     # "verse": any layout of VerSe, or folders images/ and labels/; "phantom": synthetic scans are
-    # rendered into the workdir first.
+    # rendered into the workdir first; "phantom_stream": training draws its own without end.
     data.source = "verse"
     data.root = ""
     data.labels = "verse"  # masks hold VerSe ids | "binary": any number above 0 is vertebra
@@ -91,6 +91,11 @@ def data_block() -> ConfigDict:
     data.phantom.max_spacing_mm = 3.0
     data.phantom.min_extent_mm = 116.0  # of the height
     data.phantom.max_extent_mm = 400.0
+    # source=phantom_stream: training draws every sample anew on the device; the `cases` above are
+    # written to validate and test only (0: neither).
+    data.phantom.epoch_batches = 100  # that are called an epoch
+    data.phantom.distractors = True  # other bones, organs, vessels, implants
+    data.phantom.acquisition = True  # noise, blur, streaks, offsets of a scanner
     return data
 
 

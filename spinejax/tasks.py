@@ -8,6 +8,7 @@ axis, where there is one, when the task is built.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from spinejax import augment, losses, models
+from spinejax import augment, losses, models, streams
 from spinejax.choices import check_choice
 from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
@@ -70,6 +71,7 @@ class Task:
     input_shape: (h, w, channels) of what it is trained on.
     init: key -> variables {"params": ..., "batch_stats": ...} of the network.
     loss: see `Loss`.
+    stream: what draws the training samples on the device; None where batches bring them.
     feed: cached scans of "train" and "val" -> where batches come from.
     stack_predictor: variables -> what gives every pixel of a stack of slices its probability.
     least_side: pixels that a slice must have at least to be predicted.
@@ -82,6 +84,7 @@ class Task:
     input_shape: tuple[int, int, int]
     init: Callable[[jax.Array], dict[str, Any]]
     loss: Loss
+    stream: streams.Stream | None
     feed: Callable[[Mapping[str, Sequence[CachedCase]]], Feed]
     stack_predictor: Callable[[Mapping[str, Any]], StackPredictor]
     least_side: int
@@ -190,7 +193,8 @@ def _slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         free = config.data.spine_free_fraction
-        return SliceFeed(split, size=size, spine_free_fraction=free, **_common_shares(config))
+        make = partial(SliceFeed, size=size, spine_free_fraction=free, **_common_shares(config))
+        return streams.feed(config, split, make)
 
     def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
         return sliding_window.make_stack_predictor(
@@ -208,6 +212,7 @@ def _slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
         input_shape=(size[0], size[1], config.model.get("in_channels", 1)),
         init=init,
         loss=loss,
+        stream=streams.of_slices(config),
         feed=feed,
         stack_predictor=stack_predictor,
         least_side=model.stride,
@@ -286,13 +291,14 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
     jax.eval_shape(init, jax.random.key(0))  # a patch too small for the layers is refused here
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
-        return PatchFeed(
-            split,
+        make = partial(
+            PatchFeed,
             **config.data.patches,
             val_fraction=config.data.val_fraction,
             margin=margin,
             **_common_shares(config),
         )
+        return streams.feed(config, split, make)
 
     def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
         return patch_scan.make_stack_predictor(
@@ -311,6 +317,7 @@ def _patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         input_shape=(n, n, 1),
         init=init,
         loss=loss,
+        stream=streams.of_patches(config, n, margin),
         feed=feed,
         stack_predictor=stack_predictor,
         least_side=1,

@@ -37,6 +37,16 @@ Batch = dict[str, np.ndarray]
 """
 
 
+class TrainingSource(Protocol):
+    """What is said of something that training reads from: its name and the pixels' mm."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+
+    @property
+    def spacing_mm(self) -> tuple[float, float]: ...  # noqa: D102
+
+
 class Feed(Protocol):
     """Where the batches of a run come from.
 
@@ -45,7 +55,7 @@ class Feed(Protocol):
     """
 
     @property
-    def train_cases(self) -> Sequence[CachedCase]: ...  # noqa: D102
+    def train_cases(self) -> Sequence[TrainingSource]: ...  # noqa: D102
 
     @property
     def val_cases(self) -> Sequence[CachedCase]: ...  # noqa: D102

@@ -178,7 +178,7 @@ def percent(value: float | None) -> str:
 
 def is_phantom(config: Mapping[str, Any]) -> bool:
     """Whether the scans of a run are synthetic."""
-    return item(config, "data", "source") == "phantom"
+    return item(config, "data", "source") in ("phantom", "phantom_stream")
 
 
 def compare(

@@ -147,9 +147,10 @@ def train(
     workdir = Path(workdir)
     settings.check_config(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
-    mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps)
     # Everything that can be refused is refused before the folder is touched.
     task = build_task(config, axis_name=parallel.AXIS)
+    group = task.stream.group if task.stream else 1
+    mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
     with lock.alone(workdir):
         _open(config, workdir)
         if (workdir / "DONE").exists():

@@ -81,19 +81,25 @@ class Parallel:
     def _sharding(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), spec)
 
-    def check_batch(self, batch_size: int, accumulate_steps: int = 1) -> None:
+    def check_batch(self, batch_size: int, accumulate_steps: int = 1, group: int = 1) -> None:
         """Refuse a global batch that does not divide over devices and microbatches.
+
+        Args:
+            batch_size: samples over all devices.
+            accumulate_steps: microbatches of each device.
+            group: samples that a device draws together (`streams.Stream.group`).
 
         Raises:
             InputError: with the numbers and the nearest batch sizes that work.
         """
-        unit = self.count * accumulate_steps
+        unit = self.count * math.lcm(accumulate_steps, group)
         if batch_size % unit:
             below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
             nearest = f"{below} or {above}" if below else str(above)
+            drawn = f" and groups of {group} drawn together" if group > 1 else ""
             raise InputError(
                 f"train.batch_size={batch_size} does not divide by {self.count} devices x "
-                f"{accumulate_steps} accumulated microbatches (optim.accumulate_steps); use "
+                f"{accumulate_steps} accumulated microbatches (optim.accumulate_steps){drawn}; use "
                 f"{nearest}"
             )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from spinejax.data.cache import CachedCase
+from spinejax.data.pipeline import TrainingSource
 from spinejax.errors import InputError
 from spinejax.train.log import RunLog
 
@@ -14,7 +14,7 @@ class Pending:
     """Metrics of the last update, fetched one step late so that the device is never waited for."""
 
     def __init__(
-        self, cases: Sequence[CachedCase], names: Sequence[str], writer: RunLog, every: int
+        self, cases: Sequence[TrainingSource], names: Sequence[str], writer: RunLog, every: int
     ) -> None:
         self._cases, self._names, self._writer, self._every = cases, names, writer, every
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from spinejax import streams
 from spinejax.choices import check_choice
 from spinejax.data.patch_pipeline import SPLIT_UNITS
 from spinejax.data.patches import LABEL_RULES, RUS_KINDS
@@ -18,7 +19,7 @@ from spinejax.train.parallel import KINDS
 
 MOST_DIFFERENCES = 12  # that are named
 COMPUTE_DTYPES = ("float32", "bfloat16")
-SOURCES = ("verse", "phantom")
+SOURCES = ("verse", "phantom", streams.SOURCE)
 BEST = ("dice", "loss")
 
 FREE_KEYS = frozenset(
@@ -100,8 +101,11 @@ _CHECKS: dict[str, _Check] = {
     "data.preprocess.smoothing_sigma_px": _number(0),
     "data.preprocess.smoothing_kernel_px": _integer(1),
     "data.preprocess.spacing_mm": _number(0, above=True),
-    "data.phantom.cases": _integer(1),
+    "data.phantom.cases": _integer(0),
     "data.phantom.seed": _integer(0),
+    "data.phantom.epoch_batches": _integer(1),
+    "data.phantom.distractors": _BOOLEAN,
+    "data.phantom.acquisition": _BOOLEAN,
     "data.phantom.min_spacing_mm": _number(0, above=True),
     "data.phantom.max_spacing_mm": _number(0, above=True),
     "data.phantom.min_extent_mm": _number(0, above=True),

@@ -15,8 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from spinejax import streams
 from spinejax.data import cache, splits, verse
 from spinejax.data.cache import CachedCase
+from spinejax.data.pipeline import TrainingSource
 from spinejax.data.preprocess import from_config
 from spinejax.data.verse import Case
 from spinejax.errors import InputError
@@ -36,7 +38,7 @@ def dataset_root(config: ConfigDict, workdir: Path) -> Path:
     Raises:
         InputError: no folder was given, or it is none.
     """
-    if config.data.source == "phantom":
+    if config.data.source != "verse":
         return _phantoms(config, workdir)
     if not config.data.root:
         raise InputError(
@@ -81,10 +83,12 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
         InputError: no folder, no usable case, a split that cannot be made, or other splits than
             those that the run in `workdir` was trained on.
     """
+    if config.data.source == streams.SOURCE and config.data.phantom.cases == 0:
+        return {name: [] for name in SPLITS}
     root = dataset_root(config, workdir)
     index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
     usable = verse.usable(index)
-    if config.data.source == "phantom":
+    if config.data.source != "verse":
         # A start that saved nothing may have rendered more of them.
         wanted = _phantom_names(config.data.phantom.cases)
         usable = [case for case in usable if case.id in wanted]
@@ -112,6 +116,9 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
         folds=config.data.folds,
         fold=config.data.fold,
     )
+    if config.data.source == streams.SOURCE:
+        # Training draws its own phantoms; those that were written validate and test.
+        split = {"train": [], "val": split["train"] + split["val"], "test": split["test"]}
     if begun(workdir):
         path = workdir / "run.json"
         _check_cases(_read(path).get("cases", {}), case_ids(split), path)
@@ -179,7 +186,7 @@ def cached(
     return {name: [by_id[case.id] for case in split[name]] for name in wanted}
 
 
-def pixels_mm(cases: Sequence[CachedCase]) -> tuple[float, float]:
+def pixels_mm(cases: Sequence[TrainingSource]) -> tuple[float, float]:
     """Return the least and the greatest spacing of the pixels of some scans, along either axis."""
     spacings = [side for case in cases for side in case.spacing_mm]
     return min(spacings), max(spacings)

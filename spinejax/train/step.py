@@ -62,7 +62,8 @@ def make_train_step(
     `batch` is one device's share: leaves (b, ...), among them "position" (b,) int, the sample's
     place in the batch of all devices. With `accumulate_steps` A the share is worked in A parts, one
     after the other, and the gradients averaged: the loss is then pooled over the devices' parts
-    rather than over the whole batch. Augmentation of a sample depends on seed, step and position
+    rather than over the whole batch. Augmentation of a sample, and the sample
+    itself where the task draws it (`Task.stream`), depend on seed, step and position
     only, hence neither on the number of devices nor on A; dropout depends on them.
 
     With `ema_decay` d the average moves by 1 - min(d, (1 + t) / (10 + t)) at step t, so that early
@@ -74,12 +75,15 @@ def make_train_step(
     parameters), "leaf_max" (number of parameter arrays,) largest absolute gradient of each in the
     order of `jax.tree.leaves`, "case" and "slice" (global b,).
     """
-    keys_of = {name: named_key(seed, name) for name in ("augment", "dropout")}
+    keys_of = {name: named_key(seed, name) for name in ("augment", "dropout", "stream")}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_key = jax.random.fold_in(keys_of["augment"], state.step)
         dropout_key = jax.random.fold_in(keys_of["dropout"], state.step)
         dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
+        if task.stream is not None:
+            key = jax.random.fold_in(keys_of["stream"], state.step)
+            batch = dict(batch) | task.stream.draw(key, batch["position"])
         batch_stats = state.batch_stats
         losses, sums, gradients = [], [], []
         # A Python loop: convolution gradients inside lax.scan are some 30 times slower on CPU.

@@ -1,0 +1,88 @@
+"""From a config to the phantoms that a training step draws for itself."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from spinejax.data import preprocess
+from spinejax.data.cache import CachedCase
+from spinejax.data.phantom import stream
+from spinejax.data.phantom.feed import StreamFeed
+from spinejax.data.pipeline import Feed
+
+SOURCE = "phantom_stream"
+
+
+class Stream(NamedTuple):
+    """Training samples drawn on the device.
+
+    draw: (key of the batch, positions (b,)) -> the fields "image", "label" and "stats" of
+        `pipeline.Batch`.
+    group: positions are taken in whole groups of so many neighbours.
+    """
+
+    draw: Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+    group: int
+
+
+def sampling(config: ConfigDict, size: tuple[int, int]) -> stream.Sampling:
+    """Return how slices are drawn so that they look like preprocessed ones of `size` pixels."""
+    how = preprocess.from_config(config.data)
+    return stream.Sampling(
+        plane=how.plane,
+        size=size,
+        mode=how.mode,
+        spacing_mm=how.spacing_mm,
+        smoothing_mm=how.smoothing_sigma_mm if how.intensity == "clamp" else 0.0,
+        clamp_hu=how.clamp_hu,
+        window=how.intensity == "op_window",
+        fill_hu=how.fill_hu,
+        spine_free_fraction=config.data.spine_free_fraction,
+        distractors=config.data.phantom.distractors,
+        acquisition=config.data.phantom.acquisition,
+    )
+
+
+def of_slices(config: ConfigDict) -> Stream | None:
+    """Return the stream of slices of `data.size`; None where training reads scans."""
+    if config.data.source != SOURCE:
+        return None
+    one = partial(stream.slice_sample, how=sampling(config, tuple(config.data.size)))
+    return Stream(partial(stream.batch_of, one), 1)
+
+
+def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
+    """Return the stream of patches; None where training reads scans."""
+    if config.data.source != SOURCE:
+        return None
+    group = stream.PATCHES_PER_SLICE
+    one = partial(
+        stream.patch_samples,
+        count=group,
+        side=side,
+        margin=margin,
+        how=sampling(config, tuple(config.data.size)),
+    )
+    return Stream(partial(stream.batch_of, one, group=group), group)
+
+
+def feed(
+    config: ConfigDict,
+    split: Mapping[str, Sequence[CachedCase]],
+    make: Callable[[Mapping[str, Sequence[CachedCase]]], Feed],
+) -> Feed:
+    """Return the feed that `make` makes of scans; of a stream, one whose scans only validate."""
+    if config.data.source != SOURCE:
+        return make(split)
+    val = split["val"]
+    spacing = config.data.preprocess.spacing_mm
+    return StreamFeed(
+        # A feed of scans wants some to train on; nothing is read of them.
+        make({"train": val, "val": val}) if val else None,
+        batch_size=config.train.batch_size,
+        per_epoch=config.data.phantom.epoch_batches,
+        spacing_mm=(spacing, spacing),
+    )
