@@ -8,8 +8,8 @@ import math
 
 import jax
 
-_NORMALS = 4000
-_UNIFORMS = 1600
+_NORMALS = 10000
+_UNIFORMS = 5000
 LIMIT = 2.2  # standard deviations at which normal numbers are cut off
 
 

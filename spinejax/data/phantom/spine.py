@@ -47,18 +47,15 @@ def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
         take = jax.tree.map(lambda a: a[i], spine)
         x, y, z = local(p, take)
         size = take["size"]
-        d, drum, disc = shapes.vertebra(x, y, z, size, take["parts"], take["has_body"])
-        canal = shapes.ellipsoid(
-            x, y - size["canal_y"], jnp.zeros_like(z), (size["cw"], size["canal_d"], FAR)
-        )
-        canal = jnp.maximum(canal, jnp.abs(z) - 0.5 * size["disc"] - size["h"] - 2.0)
-        d = jnp.where(take["id"] > 0, d, FAR)
+        at = shapes.vertebra(x, y, z, size, take["parts"], take["has_body"])
+        canal = jnp.maximum(at["canal"], jnp.abs(z) - 0.5 * size["disc"] - size["h"] - 2.0)
+        d = jnp.where(take["id"] > 0, at["vertebra"], FAR)
         wins = d < best["nearest"]
         return {
             "nearest": jnp.minimum(d, best["nearest"]),
             "second": jnp.where(wins, best["nearest"], jnp.minimum(d, best["second"])),
-            "drum": jnp.where(wins, drum, best["drum"]),
-            "disc": jnp.minimum(disc, best["disc"]),
+            "drum": jnp.where(wins, at["drum"], best["drum"]),
+            "disc": jnp.minimum(at["disc"], best["disc"]),
             "canal": jnp.minimum(canal, best["canal"]),
             "slot": jnp.where(wins, i, best["slot"]),
             "x": jnp.where(wins, x, best["x"]),
