@@ -63,7 +63,7 @@ def compare(
         raise InputError(f"{real}: none of its scans can be measured; spinejax doctor names why")
     phantoms = []
     for index in _progress(range(cases), "phantoms"):
-        volume, mask, points = dataset.draw_case(seed, index, settings)
+        volume, mask, points, *_ = dataset.draw_case(seed, index, settings)
         phantoms.append(measure(dataset.case_name(index), volume, mask, points))
     record = collect(scans, phantoms)
     record = {"phantoms": {"cases": cases, **settings}, "real_data": str(real), **record}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from matplotlib.patches import Patch
 
 from spinejax import files, labels, overlay
 from spinejax.data.phantom import statistics
-from spinejax.reports import figures
+from spinejax.reports import figures, realism_scans
 from spinejax.reports.realism_scans import PIXELS_PER_MM, WINDOW_MM, Measured
 
 _PAPER, _FRAME, _TEXT, _FAINT = "#0c0e11", "#2c333a", "#eef1f4", "#9aa4af"
@@ -55,6 +56,8 @@ _SCANS = (
     ),
 )
 _COLUMNS = 4
+_BAR_MM = 50
+_SHADOW = [patheffects.withStroke(linewidth=3, foreground=_PAPER)]
 
 
 def draw(real: Sequence[Measured], phantoms: Sequence[Measured], rows: Mapping[str, Any]) -> Figure:
@@ -77,7 +80,7 @@ def draw(real: Sequence[Measured], phantoms: Sequence[Measured], rows: Mapping[s
     block = sum(sizes) + 2 * _GAP
     width = 2 * _MARGIN + _BLOCKS * block + (_BLOCKS - 1) * _BLOCK_GAP
     lines = sum(-(-len(scans) // _BLOCKS) for *_, scans in groups)
-    height = _HEADER + lines * (tall + _BLOCK_GAP) + 3 * (_CHART + _CHART_GAP)
+    height = _HEADER + lines * (tall + _BLOCK_GAP) + 3 * (_CHART + _CHART_GAP) + 12
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_PAPER)
     FigureCanvasAgg(figure)
 
@@ -94,13 +97,16 @@ def draw(real: Sequence[Measured], phantoms: Sequence[Measured], rows: Mapping[s
                 left = _MARGIN + column * (block + _BLOCK_GAP)
                 for panel, wide in zip(scan.panels, sizes, strict=True):
                     high = panel.grey.shape[0]
-                    _slice(place(left, top, wide, high), panel.grey, panel.mask, title)
+                    picture = place(left, top, wide, high)
+                    _slice(picture, panel.grey, panel.mask, title)
+                    if panel is scan.panels[0]:
+                        _bar(picture, high)
                     if panel.plane == "axial":
                         _caption(figure, (left / width, 1 - (top + high + 14) / height), scan,
                                  colour)  # fmt: skip
                     left += wide + _GAP
             top += tall + _BLOCK_GAP
-    top += _CHART_GAP - _BLOCK_GAP - 30
+    top += _CHART_GAP - _BLOCK_GAP - 18
     chart = (width - 2 * _MARGIN - (_COLUMNS - 1) * _CHART_APART) / _COLUMNS
     cells = [
         place(
@@ -143,9 +149,10 @@ def _heading(
                 fontsize=20, fontweight="bold", **style)  # fmt: skip
     figure.text(
         _MARGIN / width, 1 - 72 / height,
-        f"{len(real)} real scans and {len(phantoms)} phantoms. Slices: through the middle, 15 mm "
-        f"to the left of it, axial; {low} to {high} HU; all at one scale. Charts: bands are the "
-        "phantoms from the 5th to the 95th percentile.",
+        f"{realism_scans.tally(real)}; {len(phantoms)} phantoms. Slices: through the middle, "
+        f"15 mm to the left of it, axial; {low} to {high} HU; all at one scale; anterior, in axial "
+        "ones the patient's right, is on the left. Bands: phantoms from the 5th to the 95th "
+        "percentile.",
         color=_FAINT, fontsize=12, **style,
     )  # fmt: skip
     handles: list[Any] = [
@@ -165,6 +172,14 @@ def _slice(axes: Axes, grey: np.ndarray, mask: np.ndarray, kind: str) -> None:
     rgb = overlay.paint(grey, ours, given)
     axes.imshow(rgb, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
+
+
+def _bar(axes: Axes, rows: int) -> None:
+    """A bar of `_BAR_MM` in the corner of a slice."""
+    y = rows - 12
+    style: dict[str, Any] = {"color": _TEXT, "path_effects": _SHADOW}
+    axes.plot([10, 10 + _BAR_MM * PIXELS_PER_MM], [y, y], lw=2.5, solid_capstyle="butt", **style)
+    axes.text(10, y - 7, f"{_BAR_MM // 10} cm", fontsize=11, va="bottom", **style)
 
 
 def _caption(figure: Figure, at: tuple[float, float], scan: Measured, colour: str) -> None:

@@ -119,6 +119,18 @@ def _is_mask(path: Path) -> bool:
     return True
 
 
+def tally(scans: Sequence[Measured]) -> str:
+    """How many real scans there are of each kind, e.g. "3 CTs with masks, 2 masks, 1 CT"."""
+    pairs = sum(bool(scan.histograms) for scan in scans)
+    masks = sum("scan/cut_share" in scan.values for scan in scans) - pairs
+    counted = {"CT{} with mask{}": pairs, "mask{}": masks, "CT{}": len(scans) - pairs - masks}
+    return ", ".join(
+        f"{count} {words.replace('{}', 's' if count > 1 else '')}"
+        for words, count in counted.items()
+        if count
+    )
+
+
 def measure_files(files: Files) -> Measured | None:
     """Read and measure a real scan; None, with a warning, for one that cannot be read."""
     try:
