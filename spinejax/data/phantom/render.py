@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from spinejax.data.phantom import scene, tissues
+from spinejax.data.phantom import bones, marrow, scene, shapes, tissues
 from spinejax.data.phantom import spine as spine_at
 from spinejax.data.phantom.warp import warp
 
@@ -29,26 +29,53 @@ def render_block(
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     soft = tissues.texture(x, y, z, parameters["soft"])
     fine = tissues.texture(x, y, z, parameters["texture"])
-    hu, rib = scene.soft(p, parameters, edge, soft, distractors)
-    if distractors:
-        other = jnp.minimum(rib, scene.bones(p, parameters))
-        marrow = 140.0 + t["trabeculae"] * fine
-        hu = tissues.bone(hu, other, 1.3, 950.0, marrow, edge)
-
+    hu, rib = scene.soft(p, parameters, edge, soft, fine, distractors)
     v = spine_at.vertebrae(p, spine)
-    hu = tissues.over(hu, t["fat"] + 40.0, v["canal"], edge)
-    hu = tissues.over(hu, t["cord"], v["canal"] + 2.2, edge)
-    hu = tissues.over(hu, t["disc"] + 5.0 * soft, v["disc"], edge)
     d = v["nearest"]
-    # Where two vertebrae meet, a joint: half its width is taken from each.
-    d = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
-    posterior = jax.nn.sigmoid(1.5 * (v["drum"] - v["nearest"] - 1.5))
-    shell = 0.6 + 0.55 * posterior
-    marrow = spine["cancellous"][v["slot"]] + t["trabeculae"] * fine
-    marrow = marrow + 70.0 * posterior
-    hu = tissues.bone(hu, d, shell, spine["cortical"][v["slot"]], marrow, edge)
-    label = jnp.where(v["nearest"] < 0.0, spine["id"][v["slot"]], 0)
+    if distractors:
+        others, holes = bones.bones(p, parameters)
+        hu = tissues.over(hu, t["epidural"], holes, edge)
+        bone = parameters["marrow"]
+        # A joint's gap lies between the column and what articulates with it.
+        other = jnp.maximum(jnp.minimum(rib, others), JOINT_MM - d)
+        inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft
+        hu = tissues.bone(hu, other, bone["shell"], bone["cortical"], inner, edge)
+
+    def column() -> tuple[Array, Array]:
+        drawn = _canal(hu, v, parameters, edge, soft)
+        filled = marrow.disc(v, parameters, fine, soft)
+        drawn = tissues.over(drawn, filled, v["disc"], edge)
+        # Where two vertebrae meet, a joint: half its width is taken from each.
+        apart = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
+        shell, cortical, inner = marrow.vertebra(v, parameters, fine, soft)
+        drawn = tissues.bone(drawn, apart, shell, cortical, inner, edge)
+        return drawn, jnp.where(d < 0.0, spine["id"][v["slot"]], 0)
+
+    hu, label = bones.when(jnp.any(d < 60.0), column, (hu, jnp.zeros(hu.shape, jnp.int32)))
+    if distractors:
+        none = jnp.full_like(hu, -shapes.FAR)
+        hu = scene.things(p, hu, parameters["implants"], none, edge, soft, fine)
     return hu, label
+
+
+def _canal(
+    hu: Array, v: dict[str, Array], parameters: dict[str, Any], edge: Any, soft: Array
+) -> Array:
+    """The canal with its fat and sac, and fat with a nerve root in the foramina beside it."""
+    t, size = parameters["tissue"], parameters["spine"]["size"]
+    slot = v["slot"]
+    side = jnp.abs(v["x"])
+    y = v["y"] - size["canal_y"][slot]
+    out = side - size["cw"][slot]
+    beside = jnp.maximum(jnp.maximum(-out - 2.0, out - 9.0), jnp.abs(y + 1.0) - 8.0)
+    beside = jnp.maximum(beside, v["canal"] - 11.0)
+    hu = tissues.over(hu, t["fat"] + 25.0 + 8.0 * soft, beside, edge)
+    z = v["z"] + size["h"][slot] - 2.0 + 0.5 * out
+    root = jnp.sqrt((y + 2.0) ** 2 + z * z + 1e-6) - 2.6
+    root = jnp.maximum(root, jnp.maximum(-out - 4.0, out - 30.0))
+    hu = tissues.over(hu, t["muscle"] - 10.0, root, edge)
+    hu = tissues.over(hu, t["epidural"] + 8.0 * soft, v["canal"], edge)
+    return tissues.over(hu, t["cord"] + 3.0 * soft, v["canal"] + 1.6 + 0.8 * soft, edge)
 
 
 def render(

@@ -1,23 +1,19 @@
-"""Everything but the column at points: outline, soft tissue, organs, vessels and other bones."""
+"""Everything but the column at points: outline, soft tissue, organs, vessels; see also bones.py."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from spinejax.data.phantom import shapes, tissues
+from spinejax.data.phantom import bones, shapes, tissues
+from spinejax.data.phantom.bones import near, when
 from spinejax.data.phantom.shapes import FAR, local
-from spinejax.data.phantom.surroundings import PROFILE, SOLID_ORGANS
+from spinejax.data.phantom.surroundings import PROFILE
+from spinejax.data.phantom.tissues import inside
 
 Array = jax.Array
 AIRWAY_HU = -950.0
-
-
-def _when(needed: Array, value: Callable[[], Any], otherwise: Any) -> Any:
-    """`value()` if needed; truly skipped otherwise, under vmap too if no member needs it."""
-    return lax.fori_loop(0, needed.astype(jnp.int32), lambda _, __: value(), otherwise)
 
 
 def _row(z: Array, profile: dict[str, Any]) -> dict[str, Array]:
@@ -40,59 +36,108 @@ def _round_box(u: Array, v: Array, a: Array, b: Array) -> Array:
     return (r - 1.0) / jnp.maximum(slope, 0.5 / (a + b))
 
 
-def bones(p: Array, parameters: dict[str, Any]) -> Array:
-    """Distance to bones beyond the spine and ribs: sacrum, pelvis, skull, shoulders."""
-    far = jnp.full(p.shape[:1], FAR)
+def things(
+    p: Array, hu: Array, items: dict[str, Array], inner: Array, edge: Any, soft: Array, fine: Array
+) -> Array:
+    """Lay a list of capsules over `hu`, those that reach the points, in their order.
 
-    def near(frame: dict[str, Any], low: float, high: float) -> Array:
-        z = p[:, 2] - frame["origin"][2]
-        return jnp.any((z > low) & (z < high))
+    Args:
+        p: Points (n, 3).
+        hu: (n,).
+        items: As from `contents.contents`.
+        inner: Distance (n,) to the space that items which are not free must not leave.
+        edge: Blur, mm.
+        soft: Coarse texture (n,).
+        fine: Fine texture (n,).
+    """
+    order, count = near(p, items["low"], items["high"])
+    x, y, z = p[:, 0], p[:, 1], p[:, 2]
 
-    def sacrum() -> Array:
-        x, y, z = local(p, parameters["sacrum"])
-        d = shapes.capsules(x, y, z, parameters["sacrum"]["parts"], 5.0)
-        top = z - 11.0  # the plate that carries L5
-        canal = shapes.ellipsoid(x, y - 21.0 - 0.08 * z, 0.0 * z, (13.0, 6.0, FAR))
-        return shapes.smooth_max(
-            shapes.smooth_max(d, jnp.where(y < 16, top, -FAR), 2.0), -canal, 2.0
-        )
+    def draw(i: Array, below: Array) -> Array:
+        k = order[i]
+        d = shapes.capsule(x, y, z, items["shape"][k]) + items["wobble"][k] * soft
+        d = jnp.where(items["free"][k] > 0, d, jnp.maximum(d, inner))
+        wall, core = inside(d, edge), inside(d + items["wall_mm"][k], edge)
+        dots = items["spots"][k] * jax.nn.sigmoid(6.0 * (fine + soft - 1.0)) * 700.0
+        held = items["core"][k] + 6.0 * soft - dots
+        return below * (1.0 - wall) + items["wall"][k] * (wall - core) + held * core
 
-    def pelvis() -> Array:
-        frame = parameters["pelvis"]
-        x, y, z = local(p, frame)
-        d = shapes.capsules(x, y, z, frame["parts"][1:], 6.0)
-        d = shapes.smooth_min(d, shapes.plate(x, y, z, frame["wing"]), 8.0)
-        head = shapes.capsule(jnp.abs(x), y, z, frame["parts"][0])
-        # The head of the femur sits in its socket behind a narrow gap.
-        return jnp.minimum(shapes.smooth_max(d, 2.5 - head, 2.0), head)
+    return lax.fori_loop(0, count, draw, hu)
 
-    def head() -> Array:
-        frame = parameters["head"]
-        x, y, z = local(p, frame)
-        d = shapes.capsules(x, y, z, frame["parts"], 4.0)
-        c = frame["centre"]
-        vault = shapes.ellipsoid(x - c[0], y - c[1], z - c[2], frame["skull"])
-        d = shapes.smooth_min(d, jnp.abs(vault + 3.5) - 3.5, 3.0)
-        hole = jnp.maximum(jnp.sqrt(x * x + (y - 7.0) ** 2) - 15.0, z - c[2])
-        return shapes.smooth_max(d, -hole, 2.0)
 
-    def shoulder() -> Array:
-        frame = parameters["shoulder"]
-        x, y, z = local(p, frame)
-        return shapes.capsules(x, y, z, frame["parts"], 4.0)
+def _back(x: Array, y: Array, thickness: Array) -> Array:
+    """Distance to the planes of fat between the muscles of the back."""
+    side = jnp.abs(x)
+    inner = jnp.sqrt((side / 22.0) ** 2 + ((y - 40.0) / 20.0) ** 2 + 1e-6)
+    outer = jnp.sqrt(((side - 38.0) / 19.0) ** 2 + ((y - 38.0) / 20.0) ** 2 + 1e-6)
+    seam = jnp.minimum(jnp.abs(inner - 1.0) * 20.0, jnp.abs(outer - 1.0) * 19.0)
+    return jnp.maximum(seam - thickness, 22.0 - y)
 
-    d = _when(near(parameters["sacrum"], -150.0, 60.0), sacrum, far)
-    for name, draw, low, high in (
-        ("pelvis", pelvis, -400.0, 75.0),
-        ("head", head, -90.0, 400.0),
-        ("shoulder", shoulder, -160.0, 80.0),
-    ):
-        d = jnp.minimum(d, _when(near(parameters[name], low, high), draw, far))
-    return d
+
+def _trunk(
+    p: Array, row: dict[str, Array], parameters: dict[str, Any], edge: Any, noise: Array, hu: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Skin, fat, muscle over `hu`; and distances that other tissue refers to."""
+    t = parameters["tissue"]
+    x0, y0, z = p[:, 0], p[:, 1], p[:, 2]
+    x, y = x0 - row["sx"], y0 - row["sy"]
+    side = jnp.abs(x)
+    skin = _round_box(
+        x0 - 0.4 * row["sx"], y - row["back"] + row["depth"], row["width"], row["depth"]
+    )
+    fat = t["fat"] + 6.0 * noise
+    hu = tissues.over(hu, fat, skin, edge)
+    hu = tissues.over(hu, 10.0, jnp.abs(skin + 1.0) - 1.0, edge)  # skin
+    strands = when(
+        jnp.any(skin < 0.0),
+        lambda: tissues.texture(p[:, 0], p[:, 1], z, parameters["fibres"]),
+        jnp.zeros_like(z),
+    )
+    # Fat lies in strands along the muscles, and in planes between them.
+    streak = jax.nn.sigmoid(5.0 * (strands + 0.5 * noise - 2.6 + 1.4 * t["streaks"]))
+    seam = inside(_back(x, y, t["fascia"] + 0.3 * strands), edge)
+    muscle = t["muscle"] + 5.0 * noise + 3.0 * strands
+    muscle = muscle + (t["fat"] - muscle) * jnp.maximum(0.75 * streak, 0.8 * seam)
+    hu = tissues.over(hu, muscle, skin + row["fat"] + 2.0 * noise, edge)
+
+    # Belly: fat between wall and organs, sparing the muscles beside the spine.
+    ribs = parameters["ribs"]
+    u, v = (side - row["cx"]) / row["ca"], (y + row["cy"]) / row["cb"]
+    k = jnp.sqrt(u * u + v * v + 1e-9)
+    floor = ribs["floor"] + 45.0 * jnp.clip(1.0 - 0.8 * k * k, 0.0, 1.0) - 18.0 * v
+    grown = jnp.clip((ribs["waist"] - z) / 70.0, 0.3, 1.0)
+    psoas = jnp.sqrt((side - 22.0 - 14.0 * grown) ** 2 + (y - 4.0) ** 2) - 20.0 * grown
+    below = jnp.clip(parameters["sacrum"]["origin"][2] - z, 0.0, 70.0)
+    cavity = jnp.maximum(skin + row["fat"] + 18.0, y - 32.0 + 0.1 * side - 0.45 * below)
+    cavity = jnp.maximum(cavity, 25.0 - jnp.sqrt(x * x + (y - 18.0 - 0.5 * below) ** 2))
+    cavity = jnp.maximum(jnp.maximum(cavity, -psoas + 0.1 * below), z - ribs["floor"] - 40.0)
+    hu = tissues.over(hu, fat + 8.0 * noise, cavity, edge)
+    return hu, {"x": x, "y": y, "skin": skin, "u": u, "v": v, "k": k, "floor": floor}
+
+
+def _around(x0: Array, y0: Array, z: Array, parameters: dict[str, Any], edge: Any) -> Array:
+    """Air with the table in it."""
+    t, profile = parameters["tissue"], parameters["profile"]
+    board = jnp.max(profile["rows"][:, -1] + profile["rows"][:, PROFILE.index("back")])
+    curved = jnp.where(t["board"] == 2, 0.0, x0 * x0 / 1800.0)
+    away = jnp.where(t["board"] > 0, board + 18.0 + t["table"], 1e4)
+    table = jnp.abs(y0 - away + curved) - 12.0
+    table = jnp.maximum(table, jnp.abs(x0) - 230.0)
+    hu = jnp.full_like(z, tissues.AIR_HU)
+    # A pad between the board and the back.
+    pad = jnp.maximum(jnp.abs(y0 - away + 17.0 + curved) - 5.0, jnp.abs(x0) - 215.0)
+    hu = tissues.over(hu, jnp.where(t["board"] == 3, -930.0, tissues.AIR_HU), pad, edge)
+    hu = tissues.over(hu, -880.0, table, edge)
+    return tissues.over(hu, -50.0, jnp.abs(table + 1.0) - 1.0, edge)
 
 
 def soft(
-    p: Array, parameters: dict[str, Any], edge: Any, noise: Array, distractors: bool = True
+    p: Array,
+    parameters: dict[str, Any],
+    edge: Any,
+    noise: Array,
+    fine: Array,
+    distractors: bool = True,
 ) -> tuple[Array, Array]:
     """HU of everything but bone, and distance to the bone of ribs and sternum.
 
@@ -101,80 +146,67 @@ def soft(
     t = parameters["tissue"]
     x0, y0, z = p[:, 0], p[:, 1], p[:, 2]
     row = _row(z, parameters["profile"])
-    x, y = x0 - row["sx"], y0 - row["sy"]
-    skin = _round_box(
-        x0 - 0.4 * row["sx"], y - row["back"] + row["depth"], row["width"], row["depth"]
-    )
-    rows = parameters["profile"]["rows"]
-    board = jnp.max(rows[:, -1] + rows[:, PROFILE.index("back")]) + 6.0 + t["table"]
-    table = jnp.abs(y0 - board - 12.0 + x0 * x0 / 1800.0) - 12.0
-    hu = jnp.full_like(z, tissues.AIR_HU)
-    if distractors:
-        hu = tissues.over(hu, -860.0, table, edge)
-        hu = tissues.over(hu, 20.0, jnp.abs(table + 1.5) - 1.5, edge)
-    hu = tissues.over(hu, t["fat"] + 6.0 * noise, skin, edge)
-    hu = tissues.over(hu, 10.0, jnp.abs(skin + 1.0) - 1.0, edge)  # skin
-    streak = jax.nn.sigmoid(5.0 * (noise - 1.7 + t["streaks"]))
-    muscle = t["muscle"] + 5.0 * noise - 110.0 * streak
-    hu = tissues.over(hu, muscle, skin + row["fat"] + 2.0 * noise, edge)
     if not distractors:
+        hu = jnp.full_like(z, tissues.AIR_HU)
+        hu, _ = _trunk(p, row, parameters, edge, noise, hu)
         return hu, jnp.full_like(z, FAR)
+    hu = _around(x0, y0, z, parameters, edge)
+    hu, at = _trunk(p, row, parameters, edge, noise, hu)
+    x, y, skin = at["x"], at["y"], at["skin"]
+    cloth = jnp.abs(skin - 7.0 - 3.0 * noise) - 0.5 * t["blanket"]
+    hu = hu + 160.0 * inside(cloth, edge) * inside(-skin, edge) * (t["blanket"] > 0.0)
 
     # The chest: two halves, each an ellipse; ribs lie on its wall, a lung inside.
     ribs = parameters["ribs"]
     side = jnp.abs(x)
-    u, v = (side - row["cx"]) / row["ca"], (y + row["cy"]) / row["cb"]
-    k = jnp.sqrt(u * u + v * v + 1e-9)
+    u, v, k = at["u"], at["v"], at["k"]
     k1 = jnp.sqrt((u / row["ca"]) ** 2 + (v / row["cb"]) ** 2 + 1e-9)
     wall = k * (k - 1.0) / k1
-    psi = jnp.arctan2(u, v)
-    psi = jnp.where(psi < -1.7, psi + 2.0 * jnp.pi, psi)
     far = jnp.full_like(z, FAR)
-    chest = (z < ribs["z"][0] + 40.0) & (z > ribs["z"][11] - 110.0)
-    rib, cartilage = _when(jnp.any(chest), lambda: shapes.ribs(wall, psi, z, ribs), (far, far))
     front = y + row["cy"] + 0.93 * row["cb"]
-    sternum = jnp.maximum(jnp.abs(x) - 17.0, jnp.abs(front) - 5.5)
-    sternum = jnp.maximum(sternum, jnp.maximum(z - ribs["z"][1] + 30.0, ribs["z"][8] - 15.0 - z))
-    rib = jnp.minimum(rib, sternum)
 
-    # Belly: fat between wall and organs, sparing the muscles beside the spine.
-    floor = ribs["z"][9] - 8.0 + 45.0 * jnp.clip(1.0 - 0.8 * k * k, 0.0, 1.0) - 18.0 * v
-    psoas = jnp.sqrt((side - 36.0) ** 2 + (y - 2.0) ** 2) - 21.0
-    cavity = jnp.maximum(skin + row["fat"] + 18.0, y - 34.0 + 0.1 * side)
-    cavity = jnp.maximum(cavity, 30.0 - jnp.sqrt(x * x + (y - 16.0) ** 2))
-    cavity = jnp.maximum(jnp.maximum(cavity, -psoas), z - ribs["z"][8])
-    hu = tissues.over(hu, t["fat"] + 10.0 * noise, cavity, edge)
-    lung = jnp.maximum(wall + 8.0, floor - z)
-    spare = jnp.maximum(26.0 - side, 0.0) + jnp.maximum(wall + 8.0, -4.0)
-    lung = jnp.maximum(lung, jnp.minimum(spare, 24.0 - side))
-    hu = tissues.over(hu, t["lung"] + 260.0 * jax.nn.relu(noise - 1.1), lung, edge)
+    def chest() -> tuple[Array, Array, Array]:
+        psi = jnp.arctan2(u, v)
+        psi = jnp.where(psi < -1.7, psi + 2.0 * jnp.pi, psi)
+        rib, cartilage = bones.ribs(p, psi, wall, ribs)
+        sternum = shapes.smooth_max(side - 17.0, jnp.abs(front) - 5.5, 4.0)
+        sternum = jnp.maximum(sternum, jnp.maximum(z - ribs["breast"][0], ribs["breast"][1] - z))
+        # Fat between the lungs, then lungs.
+        between = jnp.maximum(jnp.maximum(side - 34.0, y + 13.0), 12.0 - front)
+        between = jnp.maximum(between, jnp.maximum(at["floor"] - z, z - ribs["top"]))
+        filled = tissues.over(hu, t["fat"] + 25.0 + 20.0 * noise, between, edge)
+        lung = jnp.maximum(wall + 8.0, at["floor"] - z)
+        spare = jnp.maximum(26.0 - side, 0.0) + jnp.maximum(wall + 8.0, -4.0)
+        lung = jnp.maximum(lung, jnp.minimum(spare, 24.0 - side))
+        dense = t["lung"] + 200.0 * jax.nn.relu(noise + 0.4 * fine - 1.3)
+        return tissues.over(filled, dense, lung, edge), jnp.minimum(rib, sternum), cartilage
 
-    organs = parameters["organs"]
+    needed = jnp.any((z < ribs["top"]) & (z > ribs["floor"] - 110.0))
+    hu, rib, cartilage = when(needed, chest, (hu, far, far))
 
-    def draw_organ(i: Array, below: Array) -> Array:
-        c, r = organs["centre"][i], organs["radii"][i]
-        q = jnp.sqrt(
-            ((x0 - c[0]) / r[0]) ** 2 + ((y0 - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2
-        )
-        d = (q - 1.0 + 0.06 * noise) * jnp.minimum(jnp.minimum(r[0], r[1]), r[2])
-        d = jnp.maximum(d, skin + row["fat"] + 4.0)
-        # Loops of bowel have a wall.
-        below = tissues.over(below, 45.0, d - jnp.where(i >= SOLID_ORGANS, 2.0, 0.0), edge)
-        return tissues.over(below, organs["hu"][i] + 5.0 * noise, d, edge)
+    hu = things(p, hu, parameters["contents"], skin + row["fat"] + 3.0, edge, noise, fine)
 
-    count = organs["hu"].shape[0] * jnp.any((z < ribs["z"][4]) & (skin < -10.0))
-    hu = lax.fori_loop(0, count, draw_organ, hu)
-    aorta = jnp.sqrt((x - row["ax"]) ** 2 + (y + row["ay"]) ** 2) - row["ar"]
-    vein = jnp.sqrt((x + row["vx"]) ** 2 + (y + row["vy"]) ** 2) - row["vr"]
-    hu = tissues.over(hu, t["vein"], vein, edge)
-    hu = tissues.over(hu, t["blood"], aorta, edge)
-    plaque = jnp.maximum(jnp.abs(aorta + 0.5) - 1.3, 4.0 * (2.4 - 2.0 * t["calcified"] - noise))
-    hu = tissues.over(hu, 750.0, plaque, edge)
-    pipe = jnp.sqrt(x * x + (y + 30.0 + 0.08 * row["ar"] ** 2) ** 2) - row["windpipe"]
-    hu = tissues.over(hu, AIRWAY_HU, pipe, edge)
-    hu = tissues.over(hu, 95.0, cartilage, edge)
+    def vessels() -> Array:
+        aorta = jnp.sqrt((x - row["ax"]) ** 2 + (y + row["ay"]) ** 2) - row["ar"]
+        vein = jnp.sqrt((x + row["vx"]) ** 2 + (y + row["vy"]) ** 2) - row["vr"]
+        out = tissues.over(hu, t["vein"], vein, edge)
+        out = tissues.over(out, 45.0, aorta, edge)
+        out = tissues.over(out, t["blood"] + 4.0 * noise, aorta + 1.2, edge)
+        patch = 4.0 * (2.7 - 2.6 * t["calcified"] - noise)
+        plaque = jnp.maximum(jnp.abs(aorta + 0.6) - 0.6 - 1.0 * t["calcified"], patch)
+        out = tissues.over(out, t["plaque"], plaque, edge)
+        pipe = jnp.sqrt(x * x + (y + 30.0 + 0.08 * row["ar"] ** 2) ** 2) - row["windpipe"]
+        out = tissues.over(out, 60.0, pipe - 1.2, edge + jnp.where(row["windpipe"] > 2.0, 0.0, 9.0))
+        return tissues.over(out, AIRWAY_HU, pipe, edge)
+
+    hu = when(jnp.any((jnp.abs(x) < 60.0) & (y < 0.0)), vessels, hu)
+    hu = tissues.over(hu, t["cartilage"] + t["chalk"] * jax.nn.relu(noise + fine), cartilage, edge)
     head = parameters["head"]
-    qx, qy, qz = local(p, head)
-    c = head["centre"]
-    brain = shapes.ellipsoid(qx - c[0], qy - c[1], qz - c[2], head["skull"]) + 7.0
-    return tissues.over(hu, 34.0, brain, edge), rib
+
+    def brain() -> Array:
+        qx, qy, qz = local(p, head)
+        c = head["centre"]
+        inner = shapes.ellipsoid(qx - c[0], qy - c[1], qz - c[2], head["skull"]) + 7.0
+        return tissues.over(hu, 34.0, inner, edge)
+
+    return when(jnp.any(z > head["origin"][2]), brain, hu), rib

@@ -1,0 +1,153 @@
+"""What bone is made of: shell, trabeculae, endplates, lesions; and the state of each disc.
+
+Compact shells of vertebral bodies are 0.2 to 0.7 mm thin, so that a scan shows half of their HU or
+less; those of arches are thicker. Marrow ranges from fat (osteoporosis) to sclerosis.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spinejax.data.phantom import levels
+from spinejax.data.phantom.draws import Draws
+from spinejax.data.phantom.levels import SLOTS
+
+Array = jax.Array
+
+COLUMNS = (
+    "cancellous", "cortical", "shell", "arch_shell", "arch", "upper", "lower", "depth", "plate",
+    "grain", "blotch", "lx", "ly", "lz", "radius", "lesion", "struts",
+    "a", "b", "h", "bz", "wedge", "conc", "cw", "canal_y",
+)  # fmt: skip
+"""What is known of each vertebra, see `marrow`."""
+
+
+def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
+    """Draw the bone of a person.
+
+    Args:
+        draws: Random numbers.
+        spine: As in `anatomy`; its sizes are taken over.
+
+    Returns:
+        Mapping: "vertebra" (26, len(COLUMNS)); "disc" (26, 3): HU of the disc below each, half
+        height (mm) and HU of a cleft in it; "cortical", "shell", "cancellous" and "grain" of other
+        bones; "voltage", by how much bone is brighter than usual.
+    """
+    u, n = draws.uniform(12), draws.normal(8)
+    own, v = draws.normal(6, SLOTS), draws.uniform(12, SLOTS)
+    one = jnp.ones(SLOTS)
+    # Tube voltage and calibration scale all bone.
+    voltage = 0.8 + 0.5 * u[0]
+    region = jnp.where(spine["id"] < 8, 1.45, jnp.where(spine["id"] < 20, 1.12, 1.0))
+    base = jnp.clip(105.0 * jnp.exp(0.50 * n[0]), 12.0, 300.0)
+    cancellous = voltage * base * region * jnp.exp(0.07 * own[0])
+    cortical = voltage * (900.0 + 130.0 * n[1]) * (1.0 + 0.05 * own[1])
+    # Degeneration makes bone under endplates dense.
+    worn = u[1] ** 2
+    upper, lower = (
+        voltage * jnp.where(v[i] < 0.15 + 0.5 * worn, 60.0 + 420.0 * v[i + 1] ** 2, 40.0 * v[i + 1])
+        for i in (0, 2)
+    )
+
+    # Lesions: of bone islands and haemangiomas each vertebra has its chance, of metastases persons.
+    ill = u[2] < 0.05
+    kind = jnp.where(ill & (v[4] < 0.4), jnp.where(v[5] < 0.5, 1, 2), 0)  # lytic, blastic
+    kind = jnp.where(v[6] < 0.025, 3, kind)  # haemangioma
+    kind = jnp.where(v[6] > 0.975, 4, kind)  # island
+    choose = [0.0 * one, 30.0 + 40.0 * v[7], 450.0 + 500.0 * v[7], 20.0 + 40.0 * v[7], 950.0 * one]
+    radii = [0.0 * one, 4.0 + 10.0 * v[8], 4.0 + 12.0 * v[8], 7.0 + 8.0 * v[8], 1.5 + 2.5 * v[8]]
+    lesion = sum(jnp.where(kind == i, value, 0.0) for i, value in enumerate(choose))
+    radius = sum(jnp.where(kind == i, value, 0.0) for i, value in enumerate(radii))
+    size = spine["size"]
+    columns = {
+        "cancellous": cancellous,
+        "cortical": cortical,
+        "shell": jnp.clip(0.42 + 0.14 * n[2] + 0.04 * own[2], 0.15, 0.9),
+        "arch_shell": jnp.clip(1.2 + 0.35 * n[3] + 0.08 * own[3], 0.5, 2.2),
+        "arch": voltage * jnp.clip(90.0 + 60.0 * n[4] + 15.0 * own[4], 0.0, 400.0),
+        "upper": upper,
+        "lower": lower,
+        "depth": 1.5 + 5.0 * v[9],
+        "plate": (0.25 + 0.5 * u[3]) * (0.8 + 0.4 * v[10]),
+        "grain": cancellous * (0.08 + 0.27 * u[4]) + voltage * (8.0 + 14.0 * u[5]),
+        "blotch": cancellous * (0.05 + 0.22 * u[6]) + 6.0,
+        "lx": 0.6 * size["a"] * jnp.sin(6.3 * v[11]),
+        "ly": 0.7 * size["b"] * jnp.cos(9.0 * v[11]),
+        "lz": 0.5 * size["h"] * jnp.sin(29.0 * v[11]),
+        "radius": radius,
+        "lesion": lesion * voltage,
+        "struts": jnp.where(kind == 3, 260.0 * voltage, 0.0),
+    }
+    columns |= {name: size[name] for name in COLUMNS[-8:]}
+
+    # Discs: from fresh to worn out, with gas or chalk.
+    w = draws.uniform(5, SLOTS)
+    disc = 92.0 + 16.0 * n[5] + 9.0 * own[5] - 25.0 * worn * w[0]
+    lumbar = jnp.where(spine["id"] >= levels.SLOT_IDS[levels.T11], 1.0, 0.4)
+    gas = w[1] < 0.25 * worn * lumbar + 0.01
+    chalk = w[1] > 1.0 - 0.12 * worn
+    cleft = jnp.where(gas, 0.4 + 1.3 * w[2], jnp.where(chalk, 0.4 + 1.4 * w[2], 0.0))
+    inner = jnp.where(gas, -350.0 - 500.0 * w[3], 250.0 + 500.0 * w[3])
+    return {
+        "vertebra": jnp.stack([columns[name] * one for name in COLUMNS], 1),
+        "disc": jnp.stack([disc, cleft, inner], 1),
+        "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
+        "shell": 0.5 + 1.4 * u[8],
+        "cancellous": jnp.mean(cancellous) * (0.5 + 0.8 * u[9]),
+        "grain": voltage * (12.0 + 45.0 * u[10]),
+        "voltage": voltage,
+    }
+
+
+def vertebra(
+    v: dict[str, Array], parameters: dict[str, Any], fine: Array, soft: Array
+) -> tuple[Array, Array, Array]:
+    """Shell thickness (mm), HU of the shell and HU of what it holds, at points.
+
+    Args:
+        v: From `spine.vertebrae`.
+        parameters: From `anatomy`.
+        fine: Texture of trabeculae, standard deviation 1.
+        soft: Coarser texture.
+    """
+    row = dict(zip(COLUMNS, parameters["marrow"]["vertebra"][v["slot"]].T, strict=True))
+    x, y, z = v["x"], v["y"], v["z"] - row["bz"]
+    arch = jax.nn.sigmoid(1.5 * (v["drum"] - v["nearest"] - 1.5))
+    body = 1.0 - arch
+    s, t = x / row["a"], y / row["b"]
+    hollow = row["conc"] * jnp.maximum(1.0 - s * s - t * t, 0.0)
+    plate = jnp.maximum(row["h"] - row["wedge"] * t - hollow - jnp.abs(z), 0.0)
+    hu = row["cancellous"] + row["arch"] * arch + row["grain"] * fine + row["blotch"] * soft
+    sclerosis = jnp.where(z > 0.0, row["upper"], row["lower"]) * (1.0 + 0.35 * soft)
+    hu = hu + body * jnp.maximum(sclerosis, 0.0) * jnp.exp(-plate / row["depth"])
+    shell = row["shell"] + (row["arch_shell"] - row["shell"]) * arch
+    shell = shell + body * row["plate"] * jnp.exp(-((plate / 2.0) ** 2))
+    # Where the veins leave the back of the body there is neither shell nor bone.
+    vein = jnp.exp(-((x / 5.0) ** 2) - ((y - row["b"]) / 8.0) ** 2 - (z / 2.4) ** 2) * body
+    shell = shell * (1.0 - 0.9 * vein)
+    hu = hu + vein * (20.0 - hu)
+    off = jnp.sqrt((x - row["lx"]) ** 2 + (y - row["ly"]) ** 2 + (z - row["lz"]) ** 2 + 1e-6)
+    share = jax.nn.sigmoid(-1.6 * (off - row["radius"] + 1.2 * soft)) * (row["radius"] > 0.0)
+    struts = row["struts"] * jax.nn.relu(jnp.sin(1.9 * x) * jnp.sin(1.9 * y) - 0.1)
+    hu = hu + share * (row["lesion"] + struts + 20.0 * fine - hu)
+    # Lytic lesions eat the shell, too.
+    shell = shell * (1.0 - 0.9 * share * (row["lesion"] < 150.0) * (row["struts"] == 0.0))
+    return shell, row["cortical"], hu
+
+
+def disc(v: dict[str, Array], parameters: dict[str, Any], fine: Array, soft: Array) -> Array:
+    """HU of the disc at points that lie in one; see `vertebra`."""
+    spine = parameters["spine"]
+    below = v["z"] < 0.0
+    index = jnp.clip(v["slot"] - jnp.where(below, 0, 1), 0, SLOTS - 1)
+    state = parameters["marrow"]["disc"][index].T
+    half = spine["size"]["h"][v["slot"]]
+    gap = spine["size"]["disc"][index] - spine["size"]["h"][index]
+    middle = jnp.abs(jnp.abs(v["z"] - spine["size"]["bz"][v["slot"]]) - half - 0.5 * gap)
+    rim = jnp.sqrt((v["x"] / 20.0) ** 2 + ((v["y"]) / 15.0) ** 2)
+    cleft = state[1] - 1.4 * rim * state[1] + 0.5 * soft - middle
+    share = jax.nn.sigmoid(3.0 * cleft) * (state[1] > 0.0)
+    hu = state[0] + 7.0 * soft + 3.0 * fine
+    return hu + share * (state[2] - hu)
