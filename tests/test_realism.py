@@ -237,6 +237,25 @@ def test_collected_ranges_are_extremes_of_real_scans_and_percentiles_of_phantoms
     assert found["real"] == {"r0": {"scan/noise_hu": 3.0}, "r1": {"scan/noise_hu": 1.0}}
 
 
+def test_the_table_shows_ranges_and_marks_what_is_off():
+    real = [
+        Measured("r", {"volume_ml/L1": 38.0, "scan/noise_hu": 82.0, "body_distance_mm/C1-C2": 17.5})
+    ]
+    ours = [
+        Measured(f"p{i}", {"volume_ml/L1": 30.0 + i, "scan/noise_hu": 90.0, "deep_hu/50": 70.0})
+        for i in range(5)
+    ]
+    record = realism.collect(real, ours)
+    lines = realism.table({"real_data": "DIR", "phantoms": {"seed": 4}, **record}).splitlines()
+    found = {line.split("  ")[0]: line.split() for line in lines if line}
+    assert lines[0] == "1 real scans of DIR | 5 phantoms of seed 4, 5 to 95 %"
+    assert found["L1"][:5] == ["L1", "38.0", "|", "30.2..33.8", "<"]
+    assert found["C1-C2"][:4] == ["C1-C2", "17.5", "|", "-"]
+    assert found["noise hu"] == ["noise", "hu", "82", "90", ">", "90"]
+    assert found["HU deep 50 %"] == ["HU", "deep", "50", "%", "-", "70", "70"]
+    assert lines[-1] == "2 of 2 statistics are off"
+
+
 # Real scans.
 
 

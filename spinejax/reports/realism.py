@@ -6,6 +6,7 @@ not overlap: a network could tell the one from the other by it. Fewer than `LEAS
 have a statistic are no range, and nothing is said of them.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ LEAST = 5
 JSON_NAME, FIGURE_NAME = "realism.json", "realism.png"
 
 _SIZES = ("volume_ml", *statistics.EXTENTS)
+_CELL = 23  # width of a column
 _MARKS = {None: " ", "low": "<", "high": ">"}
 _DISTANCES = ("body_distance_mm", "mask_distance_mm")
 
@@ -61,6 +63,9 @@ def compare(
     ]
     if not any(scan.values for scan in scans):
         raise InputError(f"{real}: none of its scans can be measured; spinejax doctor names why")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):  # better now than minutes later
+        raise InputError(f"{out}: permission denied; choose a folder that you may write")
     phantoms = []
     for index in _progress(range(cases), "phantoms"):
         volume, mask, points, *_ = dataset.draw_case(seed, index, settings)
@@ -147,11 +152,11 @@ def table(record: Mapping[str, Any]) -> str:
         )
         if not items:
             continue
-        heads = "".join(f"{group.replace('_', ' '):>26}" for group in groups)
-        lines += ["", f"{title:<16}{heads}"]
+        heads = "".join(f"{group.replace('_', ' '):>{_CELL}}" for group in groups)
+        lines += ["", title, f"{'':<9}{heads}"]
         for item in items:
-            cells = "".join(f"{_cell(rows.get(f'{group}/{item}')):>26}" for group in groups)
-            lines.append(f"{item:<16}{cells}")
+            cells = "".join(f"{_cell(rows.get(f'{group}/{item}')):>{_CELL}}" for group in groups)
+            lines.append(f"{item:<9}{cells}")
     lines += ["", f"{'':<28}{'real':>16}{'phantoms':>16}{'median':>9}"]
     for name, row in rows.items():
         group, _, item = name.partition("/")
@@ -160,7 +165,7 @@ def table(record: Mapping[str, Any]) -> str:
         words = {"scan": item.replace("_", " "), "depth_hu": f"HU {item} mm off the surface"}.get(
             group, f"HU {group.removesuffix('_hu')} {item} %"
         )
-        middle = _number(row["phantom"]["p50"]) if row["phantom"] else "-"
+        middle = f"{row['phantom']['p50']:.{_digits(row)}f}" if row["phantom"] else "-"
         real, phantom = _cell(row).split(" | ")
         lines.append(f"{words:<28}{real:>16}{phantom:>16}{middle:>9}")
     compared = [row for row in rows.values() if row["real"] and row["phantom"]]
@@ -172,18 +177,20 @@ def table(record: Mapping[str, Any]) -> str:
 def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "- | -  "
-    real, phantom = row["real"], row["phantom"]
-    left = _range(real["low"], real["high"]) if real else "-"
-    right = _range(phantom["p5"], phantom["p95"]) if phantom else "-"
+    real, phantom, digits = row["real"], row["phantom"], _digits(row)
+    left = _range(real["low"], real["high"], digits) if real else "-"
+    right = _range(phantom["p5"], phantom["p95"], digits) if phantom else "-"
     return f"{left} | {right} {_MARKS[row['off']]}"
 
 
-def _range(low: float, high: float) -> str:
-    low_words, high_words = _number(low), _number(high)
-    return low_words if low_words == high_words else f"{low_words}..{high_words}"
+def _range(low: float, high: float, digits: int) -> str:
+    words = [f"{value:.{digits}f}" for value in (low, high)]
+    return words[0] if words[0] == words[1] else "..".join(words)
 
 
-def _number(value: float) -> str:
-    if abs(value) < 2:
-        return f"{value:.2f}"
-    return f"{value:.0f}" if abs(value) >= 40 else f"{value:.1f}"
+def _digits(row: Mapping[str, Any]) -> int:
+    """Decimals that all numbers of a statistic are shown with."""
+    found = [row[kind][key] for kind in ("real", "phantom") if row[kind] for key in row[kind]
+             if key != "n"]  # fmt: skip
+    largest = max(map(abs, found))
+    return 2 if largest < 2 else 1 if largest < 40 else 0
