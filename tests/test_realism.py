@@ -394,6 +394,7 @@ def test_a_loose_mask_is_found_and_a_damaged_scan_is_left_out(tmp_path, caplog):
         "a_vertebrae": mask,
         "a_other": mask * 10,
         "b_seg": mask,
+        "b_old": mask,  # not a CT of its own
     }.items():
         nib.save(nib.Nifti1Image(array, LPS), tmp_path / f"{name}.nii.gz")
     (tmp_path / "b.nii.gz").write_bytes(b"no image")

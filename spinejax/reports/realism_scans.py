@@ -70,8 +70,9 @@ def real_scans(root: Path) -> list[Files]:
     """Find CTs and masks under a folder, whichever of the two a scan has.
 
     Besides all that `verse.index_dataset` pairs: of files that it takes for CTs, one whose name
-    begins with that of another of the same folder ("example_vertebrae", "example") is tried as the
-    other's mask, one that says "verse" first; it is, if all of its numbers are VerSe's.
+    begins with that of another of the same folder ("example_vertebrae", "example") is taken for a
+    mask of that. Where a CT has no other, the first of them that holds VerSe's numbers alone is its
+    mask, those that say "verse" coming first.
 
     Raises:
         InputError: `root` is no folder or holds no scan.
@@ -79,12 +80,13 @@ def real_scans(root: Path) -> list[Files]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; --compare is a folder of real CTs and masks")
     cases = [case for case in verse.index_dataset(root) if case.duplicate_of is None]
-    loose = [case for case in cases if case.image is not None and case.labels is None]
     masks: dict[str, list[verse.Case]] = {}
-    for case in loose:
+    for case in cases:
+        if case.image is None or case.labels is not None:
+            continue
         owners = [
             other
-            for other in loose
+            for other in cases
             if other is not case
             and _folder(other) == _folder(case)
             and case.id.lower().startswith((other.id.lower() + "_", other.id.lower() + "-"))
