@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from spinejax.data.phantom import levels
 from spinejax.data.phantom.draws import Draws
@@ -341,8 +342,9 @@ def contents(
         _arms(draws, at, scale, width, tissue["down"]),
     ]
     items = {name: jnp.concatenate([one[name] for one in lists]) for name in lists[0]}
-    palette = _palette(draws, tissue)
+    items, palette = lax.optimization_barrier((items, _palette(draws, tissue)))
     shape = jnp.concatenate([items["ends"], items["brush"], items["taper"][:, None]], 1)
+    shape = lax.optimization_barrier(shape)
     own = 1.0 + 0.08 * draws.normal(shape.shape[0])
     return boxed(
         {

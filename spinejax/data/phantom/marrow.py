@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from spinejax.data.phantom import levels
 from spinejax.data.phantom.draws import Draws
 from spinejax.data.phantom.levels import SLOTS
 
@@ -40,16 +40,12 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    region = jnp.where(spine["id"] < 8, 1.45, jnp.where(spine["id"] < 20, 1.12, 1.0))
-    base = jnp.clip(105.0 * jnp.exp(0.50 * n[0]), 12.0, 300.0)
-    cancellous = voltage * base * region * jnp.exp(0.07 * own[0])
-    cortical = voltage * (900.0 + 130.0 * n[1]) * (1.0 + 0.05 * own[1])
+    cancellous = voltage * spine["cancellous"] * jnp.exp(0.20 * n[0] + 0.04 * own[0])
+    cortical = voltage * spine["cortical"] * (1.1 + 0.08 * n[1])
     # Degeneration makes bone under endplates dense.
-    worn = u[1] ** 2
-    upper, lower = (
-        voltage * jnp.where(v[i] < 0.15 + 0.5 * worn, 60.0 + 420.0 * v[i + 1] ** 2, 40.0 * v[i + 1])
-        for i in (0, 2)
-    )
+    worn = spine["wear"]
+    dense = voltage * (spine["sclerosis"] * (0.6 + 0.8 * v[0]) + 40.0 * v[1])
+    upper, lower = jnp.append(dense[:1] * 0.0, dense[:-1]), dense
 
     # Lesions: of bone islands and haemangiomas each vertebra has its chance, of metastases persons.
     ill = u[2] < 0.05
@@ -85,13 +81,14 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     # Discs: from fresh to worn out, with gas or chalk.
     w = draws.uniform(5, SLOTS)
     disc = 92.0 + 16.0 * n[5] + 9.0 * own[5] - 25.0 * worn * w[0]
-    lumbar = jnp.where(spine["id"] >= levels.SLOT_IDS[levels.T11], 1.0, 0.4)
-    gas = w[1] < 0.25 * worn * lumbar + 0.01
+    gas = spine["gas"] > 0.0
     chalk = w[1] > 1.0 - 0.12 * worn
     cleft = jnp.where(gas, 0.4 + 1.3 * w[2], jnp.where(chalk, 0.4 + 1.4 * w[2], 0.0))
     inner = jnp.where(gas, -350.0 - 500.0 * w[3], 250.0 + 500.0 * w[3])
     return {
-        "vertebra": jnp.stack([columns[name] * one for name in COLUMNS], 1),
+        "vertebra": lax.optimization_barrier(
+            jnp.stack([columns[name] * one for name in COLUMNS], 1)
+        ),
         "disc": jnp.stack([disc, cleft, inner], 1),
         "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
         "shell": 0.5 + 1.4 * u[8],
