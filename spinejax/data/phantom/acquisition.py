@@ -1,20 +1,21 @@
-"""What a scanner makes of a phantom: field of view, voxels, blur, noise, orientation.
+"""Volumes as a scanner stores them: voxels, thick slices, the signal, the type on disk.
 
-Blur is part of rendering (`edge_mm`); here is chosen how much of it, where the voxels lie, which
-vertebrae the field of view keeps whole, and what is added afterwards.
+What a scan looks like is decided in `scanner`, for slices of the training stream and for volumes
+alike; here points become grids, and blocks of them a whole volume.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import ndimage
 
-from spinejax.data.phantom import scanner
+from spinejax.data.phantom import grain, scanner
 from spinejax.data.phantom.render import render_block
 from spinejax.data.phantom.warp import unwarp
 
@@ -24,6 +25,36 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _TILE = (16, 16, 8)  # voxels of one block
 _TILES = 64  # blocks of one compiled call
+_CORE = 48  # voxels along each side of a block that gets its signal
+_MARGIN_MM = 14.0  # around a vertebra's outermost points: canal, discs and the blur of its edges
+_SUB_SLICE_MM = 1.0
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a volume lies on disk.
+
+    Attributes:
+        dtype: Of the stored values.
+        slope: Stored value * slope + inter is HU.
+        inter: See `slope`.
+        compressed: .nii.gz rather than .nii.
+    """
+
+    dtype: str = "int16"
+    slope: float = 1.0
+    inter: float = 0.0
+    compressed: bool = True
+
+
+_STORAGES = (
+    Storage(),
+    Storage("uint16", 1.0, -8192.0),
+    Storage("int16", 0.5, 1024.0),
+    Storage("int32"),
+    Storage("float32"),
+)
+_STORAGE_ODDS = (0.66, 0.12, 0.06, 0.08, 0.08)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,111 +65,113 @@ class Scan:
         shape: Voxels along the canonical (L, P, S) axes.
         affine: (4, 4), index -> canonical LPS mm.
         orientation: Axes on disk, e.g. "PIR".
-        edge_mm: Blur, standard deviation.
-        noise_hu: Standard deviation of the noise.
-        grain_voxels: Standard deviation of the noise's correlation, voxels; 0 is white noise.
-        circle: Whether the reconstruction circle is seen in the axial plane.
-        outside_hu: Value outside of it.
+        protocol: From `scanner.protocol`; its corners are the outermost voxels' centres.
+        storage: Type on disk.
     """
 
     shape: tuple[int, int, int]
     affine: np.ndarray
     orientation: str
-    edge_mm: float
-    noise_hu: float
-    grain_voxels: float
-    circle: bool
-    outside_hu: int
+    protocol: scanner.Protocol
+    storage: Storage
+
+
+@partial(jax.jit, static_argnames="max_voxels")
+def _protocol(
+    key: Array, parameters: Any, limits: dict[str, float], max_voxels: int
+) -> scanner.Protocol:
+    return scanner.protocol(key, parameters, max_voxels=max_voxels, **limits)
 
 
 def plan_scan(
+    key: Array,
     rng: np.random.Generator,
-    ids: np.ndarray,
-    origins_mm: np.ndarray,
+    parameters: Any,
     orientations: tuple[str, ...],
-    *,
-    min_spacing_mm: float,
-    max_spacing_mm: float,
-    min_extent_mm: float,
-    max_extent_mm: float,
-    max_voxels: int,
+    limits: Mapping[str, Any],
 ) -> Scan:
-    """Choose a field of view around a random vertebra, and the rest of a scan's settings.
+    """Choose a scan of a person.
 
     Args:
-        rng: Source of every choice.
-        ids: (26,) VerSe ids, 0 where there is none.
-        origins_mm: (26, 3) body centroids, canonical LPS mm.
+        key: Of the scanner's choices.
+        rng: Source of what only files have: orientation and type on disk.
+        parameters: From `anatomy`.
         orientations: Codes to choose the axes on disk from.
-        min_spacing_mm: Finest voxel size in the plane.
-        max_spacing_mm: Coarsest voxel size along any axis.
-        min_extent_mm: Least height (S-I) of the field of view. The taller it is, the fewer of its
-            vertebrae are cut.
-        max_extent_mm: Longest side of the field of view.
-        max_voxels: Number of voxels that the field of view is made to fit: the extent gives way
-            first, then the spacing.
+        limits: min_spacing_mm, max_spacing_mm, min_extent_mm, max_extent_mm and max_voxels; see
+            `scanner.protocol`.
     """
-    fine = float(np.exp(rng.uniform(np.log(min_spacing_mm), np.log(max_spacing_mm))))
-    thick = float(rng.uniform(fine, max_spacing_mm))
-    axis = rng.choice(4, p=[0.35, 0.1, 0.25, 0.3])  # thick slices: sagittal, coronal, axial, none
-    spacing = np.full(3, max(fine, min(0.75, max_spacing_mm)) if axis == 3 else fine)
-    if axis < 3:
-        spacing[axis] = thick
-    low = np.minimum([96.0, 106.0, min_extent_mm], max_extent_mm)
-    high = np.maximum(low, np.minimum([300.0, 260.0, 520.0], max_extent_mm))
-    extent = low + (high - low) * rng.uniform(size=3) ** np.array([1.6, 1.3, 0.8])
-    for _ in range(40):
-        if np.prod(extent / spacing) <= max_voxels:
-            break
-        if axis < 3:
-            spacing[axis] = max_spacing_mm
-        if np.all(extent <= low * 1.01):
-            spacing = np.minimum(spacing * 1.08, max_spacing_mm)
-        extent = np.maximum(extent * 0.93, low)
-    shape = np.maximum(np.round(extent / spacing), 8).astype(int)
-    present = np.flatnonzero(ids)
-    # Lumbar and thoracic scans are more common than cervical ones.
-    weight = np.where(ids[present] < 8, 0.6, np.where(ids[present] < 20, 0.8, 1.6))
-    middle = origins_mm[rng.choice(present, p=weight / weight.sum())].copy()
-    middle[2] += rng.uniform(-10, 10)
-    inside = np.abs(origins_mm[present][:, 2] - middle[2]) < 0.5 * extent[2]
-    middle[:2] = origins_mm[present][inside][:, :2].mean(0)
-    room = np.maximum(extent[:2] - low[:2], 0.0)
-    middle[0] += rng.uniform(-0.25, 0.25) * min(room[0], 80.0)
-    middle[1] += 14.0 - rng.uniform(0.0, 0.5) * room[1]  # wide fields show more of the front
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = middle - spacing * (shape - 1) / 2
-    sharp = rng.uniform(0.8, 1.5)
-    return Scan(
-        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
-        affine=affine,
-        orientation=str(rng.choice(np.array(orientations))),
-        edge_mm=float(max(0.3, 0.42 * np.prod(spacing) ** (1 / 3) * sharp)),
-        # Sharp kernels and fine voxels are noisy (10 to 90 HU).
-        noise_hu=float(np.clip(rng.gamma(2.2, 14.0) / sharp + 6.0, 8.0, 90.0)),
-        grain_voxels=float(rng.choice([0.0, 0.6, 0.9])),
-        circle=bool(rng.random() < 0.15),
-        outside_hu=int(rng.choice([-1024, -2048])),
+    numbers = {k: float(v) for k, v in limits.items() if k.endswith("_mm")}
+    protocol = dict(_protocol(key, parameters, numbers, int(limits["max_voxels"])))
+    lower, upper, spacing = (
+        np.asarray(protocol[name], np.float64) for name in ("lower", "upper", "spacing")
     )
+    spacing = np.round(spacing, 4)
+    x, y, z = (int(n) for n in np.maximum(np.round((upper - lower) / spacing), 8))
+    affine = np.diag([*spacing, 1.0])
+    half = 0.5 * spacing * (np.array([x, y, z]) - 1)
+    affine[:3, 3] = 0.5 * (lower + upper) - half
+    protocol["lower"] = jnp.asarray(affine[:3, 3], jnp.float32)
+    protocol["upper"] = jnp.asarray(affine[:3, 3] + 2.0 * half, jnp.float32)
+    storage = _STORAGES[int(rng.choice(len(_STORAGES), p=_STORAGE_ODDS))]
+    if rng.random() < 0.1:
+        storage = Storage(storage.dtype, storage.slope, storage.inter, compressed=False)
+    orientation = str(rng.choice(np.array(orientations)))
+    return Scan((x, y, z), affine, orientation, protocol, storage)
+
+
+def _points(index: Array, affine: Array) -> Array:
+    """Millimetres (..., 3) from voxel indices.
+
+    By plain arithmetic: products of matrices may round on accelerators.
+    """
+    index = index.astype(jnp.float32)
+    return affine[:3, 3] + sum(index[..., i : i + 1] * affine[:3, i] for i in range(3))
 
 
 @jax.jit
-def _tiles(parameters: Any, starts: Array, affine: Array, edge_mm: Array) -> tuple[Array, Array]:
+def _tiles(
+    parameters: Any,
+    protocol: scanner.Protocol,
+    boxes: tuple[Array, Array],
+    starts: Array,
+    affine: Array,
+    edge_mm: Array,
+    sub: dict[str, Array],
+) -> tuple[Array, Array]:
     """HU and labels of blocks of voxels that begin at `starts` (n, 3)."""
     offset = jnp.stack(jnp.meshgrid(*map(jnp.arange, _TILE), indexing="ij"), -1).reshape(-1, 3)
+    spine = parameters["spine"]
 
     def one(start: Array) -> tuple[Array, Array]:
-        index = (start + offset).astype(jnp.float32)
-        # Millimetres from index by plain arithmetic: a matrix product may round on accelerators.
-        points = affine[:3, 3] + sum(index[:, i : i + 1] * affine[:3, i] for i in range(3))
-        hu, label = render_block(points, parameters, edge_mm)
-        return hu, label.astype(jnp.uint8)
+        points = _points(start + offset, affine)
+
+        def slice_of(k: Array, sofar: tuple[Array, Array]) -> tuple[Array, Array]:
+            shift = (k - 0.5 * (sub["count"] - 1)) * sub["step"]
+            p = scanner.where(points + shift, protocol)
+            # Vertebrae out of reach count as absent: most of a block's time is theirs.
+            low, high = jnp.min(p, 0), jnp.max(p, 0)
+            near = jnp.all((high >= boxes[0]) & (low <= boxes[1]), -1)
+            ids = jnp.where(near, spine["id"], 0)
+            hu, label = render_block(p, {**parameters, "spine": {**spine, "id": ids}}, edge_mm)
+            middle = k == sub["count"] // 2
+            return sofar[0] + hu, jnp.where(middle, label, sofar[1])
+
+        zero = jnp.zeros(len(offset))
+        hu, label = lax.fori_loop(0, sub["count"], slice_of, (zero, zero.astype(jnp.int32)))
+        return hu / sub["count"], label.astype(jnp.uint8)
 
     return lax.map(one, starts)
 
 
 def render_volume(
-    parameters: Any, shape: tuple[int, int, int], affine: np.ndarray, edge_mm: float
+    parameters: Any,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+    edge_mm: float,
+    *,
+    protocol: scanner.Protocol | None = None,
+    slice_axis: int = 2,
+    slice_mm: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a phantom on a grid.
 
@@ -147,6 +180,9 @@ def render_volume(
         shape: Voxels along each axis.
         affine: (4, 4), index -> canonical LPS mm.
         edge_mm: See `render`.
+        protocol: Of a scan whose motion and tilt displace points.
+        slice_axis: Array axis across slices.
+        slice_mm: Thickness of slices: each is the mean of thinner ones, about a millimetre apart.
 
     Returns:
         HU (x, y, z) float32 and VerSe labels (x, y, z) uint8, all vertebrae, without noise.
@@ -156,9 +192,20 @@ def render_volume(
     starts = starts * np.array(_TILE)
     padded = np.concatenate([starts, np.repeat(starts[-1:], -len(starts) % _TILES, 0)])
     matrix, edge = jnp.asarray(affine, jnp.float32), jnp.float32(edge_mm)
+    # An odd number, so that labels are those of the middle.
+    count = 2 * int(np.ceil(0.5 * (slice_mm / _SUB_SLICE_MM - 1.0))) + 1 if slice_mm > 0 else 1
+    count = max(count, 1)
+    direction = affine[:3, slice_axis] / np.linalg.norm(affine[:3, slice_axis])
+    sub = {
+        "count": jnp.int32(count),
+        "step": jnp.asarray(direction * slice_mm / count, jnp.float32),
+    }
+    still = scanner.at_rest() if protocol is None else protocol
+    boxes = _boxes(parameters)
 
     def draw(first: int) -> tuple[np.ndarray, np.ndarray]:
-        hu, label = _tiles(parameters, jnp.asarray(padded[first : first + _TILES]), matrix, edge)
+        part = jnp.asarray(padded[first : first + _TILES])
+        hu, label = _tiles(parameters, still, boxes, part, matrix, edge, sub)
         return np.asarray(hu), np.asarray(label)
 
     # Each call runs on one core (its blocks are small): two at a time.
@@ -173,6 +220,13 @@ def render_volume(
     return assemble(np.concatenate([p[0] for p in parts])), assemble(
         np.concatenate([p[1] for p in parts])
     )
+
+
+@jax.jit
+def _boxes(parameters: Any) -> tuple[Array, Array]:
+    """Corners (26, 3) of boxes beyond which nothing is seen of each vertebra."""
+    points = support_points(parameters)
+    return jnp.min(points, 1) - _MARGIN_MM, jnp.max(points, 1) + _MARGIN_MM
 
 
 def support_points(parameters: Any) -> Array:
@@ -233,15 +287,75 @@ def keep_labels(labels: Array, ids: Array, kept: Array) -> Array:
     return table.at[0].set(0)[labels]
 
 
-def acquire(rng: np.random.Generator, hu: np.ndarray, scan: Scan) -> np.ndarray:
-    """Noise, the reconstruction circle and rounding: (x, y, z) int16 on the canonical grid."""
-    noise = rng.standard_normal(hu.shape, np.float32)
-    if scan.grain_voxels > 0:
-        noise = ndimage.gaussian_filter(noise, scan.grain_voxels)
-        noise /= noise.std() + 1e-6
-    out = np.clip(hu + scan.noise_hu * noise, -1024, 3071)
-    if scan.circle:
-        x, y = (np.linspace(-1, 1, n) for n in hu.shape[:2])
-        # Fields of view are cut from the circle, so that only corners lie outside.
-        out[x[:, None] ** 2 + y[None] ** 2 > 1.6] = scan.outside_hu
-    return np.round(out).astype(np.int16)
+@jax.jit
+def _signal(
+    key: Array,
+    hu: Array,
+    start: Array,
+    affine: Array,
+    parameters: Any,
+    protocol: scanner.Protocol,
+) -> Array:
+    """Stored HU of the core of a block that begins at voxel `start` and has a rim."""
+    rim = grain.DETAIL_RADIUS
+    first = start - rim
+    index = jnp.stack(jnp.meshgrid(*map(jnp.arange, hu.shape), indexing="ij"), -1)
+    points = _points(index + first, affine)
+    stored = scanner.signal(
+        key, hu, points, parameters, protocol, 1.0, smoothing_mm=0.0,
+        first=(first[0], first[1], first[2]),
+    )  # fmt: skip
+    return stored[rim:-rim, rim:-rim, rim:-rim]
+
+
+def scanned(
+    key: Array,
+    hu: np.ndarray,
+    affine: np.ndarray,
+    parameters: Any,
+    protocol: scanner.Protocol,
+) -> np.ndarray:
+    """What the scanner stores of a clean volume (x, y, z): `scanner.signal`, block by block.
+
+    Args:
+        key: Random key of the noise.
+        hu: From `render_volume`.
+        affine: (4, 4), index -> canonical LPS mm.
+        parameters: From `anatomy`.
+        protocol: From `scanner.protocol`.
+
+    Returns:
+        (x, y, z) float32.
+    """
+    rim = grain.DETAIL_RADIUS
+    out = np.empty(hu.shape, np.float32)
+    pad = [(rim, rim + -n % _CORE) for n in hu.shape]
+    padded = np.pad(hu, pad, mode="edge")
+    matrix = jnp.asarray(affine, jnp.float32)
+
+    def fill(start: tuple[int, ...]) -> None:
+        block = padded[tuple(slice(i, i + _CORE + 2 * rim) for i in start)]
+        values = _signal(key, jnp.asarray(block), jnp.asarray(start), matrix, parameters, protocol)
+        part = out[tuple(slice(i, i + _CORE) for i in start)]
+        part[...] = np.asarray(values)[tuple(slice(0, n) for n in part.shape)]
+
+    with ThreadPoolExecutor(2) as pool:
+        grid = np.ndindex(*(-(-n // _CORE) for n in hu.shape))
+        list(pool.map(fill, [tuple(_CORE * i for i in at) for at in grid]))
+    return out
+
+
+def acquire(key: Array, parameters: Any, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """One scan: HU (x, y, z), int16 or what its storage holds, and labels (x, y, z) uint8."""
+    protocol = scan.protocol
+    axis, thickness = int(protocol["slice_axis"]), float(protocol["slice_mm"])
+    fine = float(np.min(np.diag(scan.affine)[:3]))
+    edge = float(np.hypot(float(protocol["plane_blur"]), 0.29 * fine))
+    hu, labels = render_volume(
+        parameters, scan.shape, scan.affine, edge,
+        protocol=protocol, slice_axis=axis, slice_mm=thickness,
+    )  # fmt: skip
+    stored = scanned(key, hu, scan.affine, parameters, protocol)
+    if scan.storage.dtype == "float32":
+        return stored, labels
+    return np.round(stored).astype(np.int16), labels

@@ -69,7 +69,7 @@ def attenuation(
     """
     lateral, frontal = 2.0 * body["width"], 2.0 * body["depth"]
     base = jnp.exp(0.006 * protocol["modulation"] * (0.5 * (lateral + frontal) - 270.0))
-    starved = jnp.maximum(jnp.exp(0.010 * (lateral - frontal - 100.0)) - 1.0, 0.0)
+    starved = jnp.maximum(jnp.exp(0.013 * (lateral - frontal - 100.0)) - 1.0, 0.0)
     starved = protocol["starvation"] * starved
     x, y = points[..., 0] - body["x"], points[..., 1] - body["y"]
     q = (x / body["width"]) ** 2 + (y / body["depth"]) ** 2
@@ -96,37 +96,36 @@ def metal(points: Array, parameters: dict[str, Any], protocol: dict[str, Array])
     centre, strength = parameters["metal"]["centre"], parameters["metal"]["strength"]
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     height = 2.0 + 0.5 * protocol["axial_mm"]
+    # Pieces that are there and whose plane the points touch come first.
+    far = jnp.maximum(jnp.min(z) - centre[:, 2], centre[:, 2] - jnp.max(z))
+    reach = (strength > 0) & (far < 4.0 * height)
+    order = jnp.argsort(~reach)
 
-    def add(i: Array, total: Array) -> Array:
+    def add(k: Array, total: Array) -> Array:
+        i = order[k]
         c = centre[i]
-        beside = (z - c[2]) / height
+        dx, dy, beside = x - c[0], y - c[1], (z - c[2]) / height
+        r = jnp.sqrt(dx * dx + dy * dy + 1.0)
+        fall = strength[i] * METAL_HU / (1.0 + r / 14.0) / (1.0 + beside**2) ** 3
+        fall = fall * jnp.minimum(r / 6.0, 1.0) ** 2  # not on the metal itself
 
-        def bands() -> Array:
-            dx, dy = x - c[0], y - c[1]
-            r = jnp.sqrt(dx * dx + dy * dy + 1.0)
-            fall = strength[i] * METAL_HU / (1.0 + r / 14.0) / (1.0 + beside**2) ** 3
-            fall = fall * jnp.minimum(r / 6.0, 1.0) ** 2  # not on the metal itself
+        def band(u: Array, width: float) -> Array:
+            across = (dx * u[1] - dy * u[0]) / (width + 0.03 * r)
+            return 1.0 / (1.0 + across**2) ** 2
 
-            def band(u: Array, width: Any) -> Array:
-                across = (dx * u[1] - dy * u[0]) / (width + 0.03 * r)
-                return 1.0 / (1.0 + across**2) ** 2
+        turn = protocol["metal_angle"] + 2.4 * i + 0.62832 * jnp.arange(BANDS)
+        turn = turn + 0.5 * jnp.sin(7.0 * turn + i)
+        sign = jnp.cos(9.0 * turn + i)
+        value = sum(
+            sign[j] * band(jnp.stack([jnp.cos(turn[j]), jnp.sin(turn[j])]), 1.6)
+            for j in range(BANDS)
+        )
+        away = centre - c
+        flat = jnp.hypot(away[:, 0], away[:, 1])
+        mate = strength * jnp.exp(-((away[:, 2] / 8.0) ** 2)) / (1.0 + flat / 60.0)
+        mate = jnp.where((flat > 8.0) & (flat < 250.0), mate, 0.0)
+        other = jnp.argmax(mate)
+        towards = away[other, :2] / jnp.maximum(flat[other], 1e-3)
+        return total + fall * (value - 1.6 * mate[other] * band(towards, 3.5))
 
-            turn = protocol["metal_angle"] + 2.4 * i + 0.62832 * jnp.arange(BANDS)
-            turn = turn + 0.5 * jnp.sin(7.0 * turn + i)
-            sign = jnp.cos(9.0 * turn + i)
-            value = sum(
-                sign[j] * band(jnp.stack([jnp.cos(turn[j]), jnp.sin(turn[j])]), 1.6)
-                for j in range(BANDS)
-            )
-            away = centre - c
-            flat = jnp.hypot(away[:, 0], away[:, 1])
-            mate = strength * jnp.exp(-((away[:, 2] / 8.0) ** 2)) / (1.0 + flat / 60.0)
-            mate = jnp.where((flat > 8.0) & (flat < 250.0), mate, 0.0)
-            k = jnp.argmax(mate)
-            value = value - 1.6 * mate[k] * band(away[k, :2] / jnp.maximum(flat[k], 1e-3), 3.5)
-            return total + fall * value
-
-        reach = (strength[i] > 0) & jnp.any(jnp.abs(beside) < 4.0)
-        return when(reach, bands, total)
-
-    return lax.fori_loop(0, centre.shape[0], add, jnp.zeros_like(x))
+    return lax.fori_loop(0, jnp.sum(reach), add, jnp.zeros_like(x))

@@ -1,12 +1,14 @@
 """Phantoms written as a VerSe-like data set: CT, masks, body centroids, in VerSe's layout."""
 
 import json
+import multiprocessing
 import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -14,7 +16,7 @@ import spinejax
 from spinejax import geometry
 from spinejax.data import centroids as centroid_files
 from spinejax.data import nifti
-from spinejax.data.phantom import acquisition
+from spinejax.data.phantom import acquisition, scanner
 from spinejax.data.phantom.anatomy import anatomy, centroids
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
@@ -24,7 +26,7 @@ DESCRIPTION = "dataset_description.json"
 _README = """Synthetic spine CT written by spinejax {version} (`spinejax phantom --seed={seed}`).
 
 No patient is shown here. The layout is that of VerSe (subject-based):
-rawdata/sub-*/sub-*_ct.nii.gz                            CT, HU, int16
+rawdata/sub-*/sub-*_ct.nii[.gz]                          CT, HU, of several types
 derivatives/sub-*/sub-*_seg-vert_msk.nii.gz              VerSe ids; vertebrae cut by the field of
                                                          view are bone but not labelled
 derivatives/sub-*/sub-*_seg-subreg_ctd.json              body centroids, voxels of the image
@@ -37,11 +39,12 @@ def case_name(index: int) -> str:
 
 
 def case_paths(out: Path, index: int) -> tuple[Path, Path, Path]:
-    """CT, mask and centroids of a case."""
+    """CT (.nii where it was written uncompressed, else .nii.gz), mask and centroids of a case."""
     name = case_name(index)
     derived = out / "derivatives" / name
+    image = out / "rawdata" / name / f"{name}_ct.nii.gz"
     return (
-        out / "rawdata" / name / f"{name}_ct.nii.gz",
+        image.with_suffix("") if image.with_suffix("").is_file() else image,
         derived / f"{name}_seg-vert_msk.nii.gz",
         derived / f"{name}_seg-subreg_ctd.json",
     )
@@ -57,11 +60,13 @@ def write_dataset(
     max_extent_mm: float = 400.0,
     min_spacing_mm: float = 0.3,
     max_voxels: int = 2_000_000,
+    workers: int = 1,
     progress: bool = True,
 ) -> list[str]:
     """Render phantoms and write them; cases that are already there are kept.
 
-    A case depends on `seed`, its number and the limits alone, not on how many cases are written.
+    A case depends on `seed`, its number and the limits alone, to the bit: not on how many cases are
+    written, nor by how many processes.
 
     Args:
         out: Folder; made if needed.
@@ -72,6 +77,7 @@ def write_dataset(
         max_extent_mm: Longest side of a scan, at least 80 mm.
         min_spacing_mm: Finest voxel size (in the plane of thick slices).
         max_voxels: Fields of view are made to fit this many voxels.
+        workers: Processes that write, each with a core or more to itself.
         progress: Show a progress bar.
 
     Returns:
@@ -93,9 +99,17 @@ def write_dataset(
     root = Path(out)
     try:
         _describe(root, limits)
-        for index in tqdm(range(cases), "phantoms", unit="scan", disable=not progress):
-            if not all(path.is_file() for path in case_paths(root, index)):
-                _write_case(root, index, limits)
+        missing = [
+            index
+            for index in range(cases)
+            if not all(path.is_file() for path in case_paths(root, index))
+        ]
+        done = cases - len(missing)
+        with tqdm(
+            total=cases, desc="phantoms", unit="scan", initial=done, disable=not progress
+        ) as bar:
+            for _ in _written(root, missing, limits, workers):
+                bar.update()
     except OSError as error:
         raise InputError(
             f"{root}: cannot write phantoms there ({error.strerror or error}); choose a folder "
@@ -144,6 +158,24 @@ def check_limits(
     }
 
 
+def _written(
+    root: Path, missing: list[int], limits: dict[str, Any], workers: int
+) -> Iterator[None]:
+    """Write cases, here or in other processes, and yield after each."""
+    if workers == 1 or len(missing) < 2:
+        for index in missing:
+            _write_case(root, index, limits)
+            yield
+        return
+    # Not forked: JAX has threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+        futures = [pool.submit(_write_case, root, index, limits) for index in missing]
+        for future in as_completed(futures):
+            future.result()
+            yield
+
+
 def _describe(root: Path, limits: dict[str, Any]) -> None:
     """Write what the folder holds, or refuse one that holds something else."""
     path = root / DESCRIPTION
@@ -181,51 +213,53 @@ def _describe(root: Path, limits: dict[str, Any]) -> None:
 
 
 @jax.jit
-def _draw(seed: jax.Array, index: jax.Array) -> Any:
-    return anatomy(jax.random.fold_in(jax.random.key(seed), index))
+def _draw(seed: jax.Array, index: jax.Array) -> tuple[Any, jax.Array]:
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    return anatomy(key), jax.random.split(jax.random.fold_in(key, 1))
 
 
 def draw_case(
     seed: int, index: int, limits: dict[str, Any]
-) -> tuple[Volume, np.ndarray, dict[int, np.ndarray]]:
-    """One case: CT (int16, axes as on disk), mask (uint8), centroids by id (voxels of the CT)."""
-    parameters = _draw(seed, index)
-    rng = np.random.default_rng([seed, index])
-    ids, origins = (np.asarray(value) for value in centroids(parameters))
+) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], acquisition.Storage]:
+    """One case: CT (HU, axes as on disk), mask (uint8), centroids by id (voxels of the CT)."""
+    parameters, keys = _draw(seed, index)
     scan = acquisition.plan_scan(
-        rng,
-        ids,
-        origins.astype(float),
-        geometry.ALL_ORIENTATIONS,
-        **{k: v for k, v in limits.items() if k != "seed"},
+        keys[0], np.random.default_rng([seed, index]), parameters, geometry.ALL_ORIENTATIONS, limits
     )
-    hu, labels = acquisition.render_volume(parameters, scan.shape, scan.affine, scan.edge_mm)
-    lower = scan.affine[:3, 3]
-    upper = lower + np.diag(scan.affine)[:3] * (np.array(scan.shape) - 1)
-    whole = np.asarray(
-        acquisition.whole_vertebrae(parameters, jnp.asarray(lower), jnp.asarray(upper))
-    )
+    image, labels = acquisition.acquire(keys[1], parameters, scan)
+    whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
+    ids = np.asarray(parameters["spine"]["id"])
     # The outermost points are a handful; voxels on the first or last slice settle the matter.
     cut = np.union1d(labels[:, :, 0], labels[:, :, -1])
     kept = {int(i) for i in ids[whole] if i not in cut}
     lookup = np.array([i if i in kept else 0 for i in range(256)], np.uint8)
     affine = acquisition.LPS_TO_RAS @ scan.affine
-    image = acquisition.acquire(rng, hu, scan)
     image, affine_disk = geometry.reorient(image, affine, scan.orientation)
     mask, _ = geometry.reorient(lookup[labels], affine, scan.orientation)
     volume = Volume(np.ascontiguousarray(image), affine_disk)
-    points = {
-        int(i): geometry.world_to_voxel(affine_disk, acquisition.LPS_TO_RAS[:3, :3] @ origin)
-        for i, origin in zip(ids, origins.astype(float), strict=True)
+    centres = {
+        int(i): geometry.world_to_voxel(affine_disk, acquisition.LPS_TO_RAS[:3, :3] @ point)
+        for i, point in zip(ids, points.astype(float), strict=True)
         if int(i) in kept
     }
-    return volume, np.ascontiguousarray(mask), points
+    return volume, np.ascontiguousarray(mask), centres, scan.storage
+
+
+@jax.jit
+def _landmarks(parameters: Any, protocol: scanner.Protocol) -> tuple[jax.Array, jax.Array]:
+    """Which vertebrae a scan shows whole, and where it shows the centroids of all."""
+    whole = acquisition.whole_vertebrae(
+        parameters, protocol["lower"], protocol["upper"], protocol=protocol
+    )
+    return whole, scanner.shown_at(centroids(parameters)[1], protocol)
 
 
 def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:
-    volume, mask, points = draw_case(limits["seed"], index, limits)
+    volume, mask, points, storage = draw_case(limits["seed"], index, limits)
     image_path, mask_path, centroid_path = case_paths(root, index)
-    nifti.write_volume(image_path, volume)
+    if not storage.compressed:
+        image_path = image_path.with_suffix("")
+    nifti.write_volume(image_path, volume, storage.dtype, slope=storage.slope, inter=storage.inter)
     nifti.write_labels(mask_path, mask, volume)
     # Last, so that a case that has it is complete.
     centroid_files.write_centroids(centroid_path, points, volume)

@@ -50,6 +50,7 @@ def protocol(
     max_spacing_mm: float = 5.0,
     min_extent_mm: float = 0.0,
     max_extent_mm: float = 700.0,
+    max_voxels: int | None = None,
 ) -> Protocol:
     """Choose how a person is scanned.
 
@@ -60,6 +61,8 @@ def protocol(
         max_spacing_mm: Coarsest voxel size.
         min_extent_mm: Least height of the field of view.
         max_extent_mm: Longest side of the field of view.
+        max_voxels: Number of voxels that the field of view is made to fit: its extent gives way
+            first, then the spacing.
 
     Returns:
         Arrays, lengths in mm: `lower` and `upper` (3,) corners of the field of view in canonical
@@ -78,18 +81,20 @@ def protocol(
     fine = row[2] * (row[3] / row[2]) ** u[1]
     thick = jnp.maximum(row[4] * (row[5] / row[4]) ** u[2], fine)
     axis = row[1].astype(jnp.int32)
-    spacing = jnp.where(jnp.arange(3) == axis, thick, fine)
-    spacing = jnp.clip(spacing, min_spacing_mm, max_spacing_mm)
-    axis = jnp.where(axis > 2, 2, axis)
-    # Slices are as thick as their spacing, thicker (overlap), or thinner (gaps).
-    thickness = jnp.where(u[3] < 0.5, 1.0, jnp.where(u[3] < 0.8, _between(u[4], 1.0, 2.0), 0.6))
-    slice_mm = spacing[axis] * thickness
-
     extent = _between(u[5:8], row[6:12:2], row[7:12:2])
     square = (row[1] == 2) & (u[8] < 0.6)
     extent = extent.at[1].set(jnp.where(square, extent[0], extent[1]))
     extent = extent.at[2].set(jnp.maximum(extent[2], min_extent_mm))
     extent = jnp.minimum(extent, max_extent_mm)
+    spacing = jnp.where(jnp.arange(3) == axis, thick, fine)
+    spacing = jnp.clip(spacing, min_spacing_mm, max_spacing_mm)
+    if max_voxels is not None:
+        least = jnp.stack([jnp.asarray(96.0), jnp.asarray(106.0), jnp.asarray(min_extent_mm)])
+        extent, spacing = _fitted(extent, spacing, least, max_spacing_mm, max_voxels)
+    axis = jnp.where(axis > 2, 2, axis)
+    # Slices are as thick as their spacing, thicker (overlap), or thinner (gaps).
+    thickness = jnp.where(u[3] < 0.5, 1.0, jnp.where(u[3] < 0.8, _between(u[4], 1.0, 2.0), 0.6))
+    slice_mm = spacing[axis] * thickness
     middle, half = _middle(parameters, u[9:16], extent, jnp.asarray(_TRUNK)[kind]), 0.5 * extent
 
     # Kernels from soft to sharp; a sharp one's noise is high-pass, and edges overshoot.
@@ -145,6 +150,26 @@ def protocol(
         "tilt": jnp.where(tilted, jnp.tan(jnp.deg2rad(9.0 * n[8])), 0.0),
         "turn": turn,
     }
+
+
+def _fitted(
+    extent: Array, spacing: Array, least: Array, max_spacing_mm: Any, max_voxels: int
+) -> tuple[Array, Array]:
+    """Extent and spacing of at most that many voxels, where the limits allow it."""
+    least = jnp.minimum(extent, least)
+    for _ in range(5):  # what one axis cannot give, the others must
+        excess = jnp.maximum(jnp.prod(extent / spacing) / max_voxels, 1.0)
+        extent = jnp.maximum(extent * excess ** (-1.0 / 3.0), least)
+    for _ in range(3):
+        excess = jnp.maximum(jnp.prod(extent / spacing) / max_voxels, 1.0)
+        spacing = jnp.minimum(spacing * excess ** (1.0 / 3.0), max_spacing_mm)
+    return extent, spacing
+
+
+def at_rest() -> Protocol:
+    """As much of a protocol as `where` needs, of a scan without any displacement."""
+    still = {name: jnp.zeros(()) for name in ("motion_mm", "motion_wave", "motion_phase", "tilt")}
+    return {**still, **{name: jnp.zeros(3) for name in ("lower", "upper", "turn")}}
 
 
 def _middle(parameters: dict[str, Any], u: Array, extent: Array, trunk: Array) -> Array:
