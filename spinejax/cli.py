@@ -62,6 +62,9 @@ def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer(
         "max_voxels", 2_000_000, "Fields of view are made to fit this many.", flag_values=values
     )
+    flags.DEFINE_integer(
+        "workers", 1, "Processes; the data set is the same with any number.", flag_values=values
+    )
     flags.mark_flag_as_required("out", values)
 
 
@@ -169,7 +172,7 @@ def _phantom(values: FlagValues) -> int:
         return 0
     from spinejax.data.phantom.dataset import write_dataset
 
-    cases = write_dataset(values.out, values.cases, values.seed, **limits)
+    cases = write_dataset(values.out, values.cases, values.seed, workers=values.workers, **limits)
     print(f"{len(cases)} phantoms in {values.out}")
     return 0
 

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
 from spinejax.data import normalise, preprocess
 from spinejax.data.phantom import acquisition, anatomy, centroids
@@ -56,10 +57,10 @@ def chest_slice(how):
     shape = (SIDE, SIDE, 1)
     affine = np.diag([SPACING_MM, SPACING_MM, 1.0, 1.0])
     affine[:3, 3] = origins[list(ids).index(14)] - [SIDE * SPACING_MM / 2, 240, 0]
-    scan = acquisition.Scan(shape, affine, "LPS", 0.5, 25.0, 0.6, False, -1024)
-    hu, _ = acquisition.render_volume(parameters, shape, affine, scan.edge_mm)
-    image = acquisition.acquire(np.random.default_rng(0), hu, scan)
-    volume = Volume(image, acquisition.LPS_TO_RAS @ affine)
+    hu, _ = acquisition.render_volume(parameters, shape, affine, 0.5)
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(hu.shape[:2]), 0.6)
+    image = np.clip(hu + 25.0 * (noise / noise.std())[..., None], -1024, 3071)
+    volume = Volume(np.round(image).astype(np.int16), acquisition.LPS_TO_RAS @ affine)
     return next(preprocess.preprocess_slabs(volume, how))[1][0]
 
 

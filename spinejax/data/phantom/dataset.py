@@ -22,6 +22,7 @@ from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.volume import Volume
 
+_ATTEMPTS = 20  # at a field of view that shows a whole vertebra
 DESCRIPTION = "dataset_description.json"
 _README = """Synthetic spine CT written by spinejax {version} (`spinejax phantom --seed={seed}`).
 
@@ -223,11 +224,15 @@ def draw_case(
 ) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], acquisition.Storage]:
     """One case: CT (HU, axes as on disk), mask (uint8), centroids by id (voxels of the CT)."""
     parameters, keys = _draw(seed, index)
-    scan = acquisition.plan_scan(
-        keys[0], np.random.default_rng([seed, index]), parameters, geometry.ALL_ORIENTATIONS, limits
-    )
+    rng = np.random.default_rng([seed, index])
+    for attempt in range(_ATTEMPTS):
+        scan = acquisition.plan_scan(
+            jax.random.fold_in(keys[0], attempt), rng, parameters, geometry.ALL_ORIENTATIONS, limits
+        )
+        whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
+        if whole.any():
+            break
     image, labels = acquisition.acquire(keys[1], parameters, scan)
-    whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
     ids = np.asarray(parameters["spine"]["id"])
     # The outermost points are a handful; voxels on the first or last slice settle the matter.
     cut = np.union1d(labels[:, :, 0], labels[:, :, -1])

@@ -31,7 +31,7 @@ _KINDS = np.array([
     (0.26, 0, 0.3, 1.1, 1.5, 3.5, 60, 110, 130, 230, 170, 520),  # reformatted for the spine
     (0.20, 2, 0.25, 0.7, 0.6, 3.0, 110, 240, 110, 240, 100, 420),  # small fields, axial
     (0.20, 2, 0.6, 1.0, 0.8, 5.0, 300, 450, 260, 420, 180, 560),  # chest or abdomen
-    (0.10, 3, 0.8, 1.5, 0.8, 1.5, 70, 130, 90, 140, 70, 140),  # one vertebra cut out
+    (0.10, 3, 0.8, 1.5, 0.8, 1.5, 80, 130, 100, 140, 76, 140),  # one vertebra cut out
     (0.24, 3, 1.0, 3.0, 1.0, 3.0, 200, 420, 180, 360, 180, 700),  # trunk, resampled
 ], np.float32)
 # fmt: on
@@ -183,7 +183,7 @@ def _middle(parameters: dict[str, Any], u: Array, extent: Array, trunk: Array) -
     inside = (jnp.abs(origins[:, 2] - z) < 0.5 * extent[2]) & (ids > 0)
     count = jnp.maximum(jnp.sum(inside), 1)
     spot = jnp.sum(jnp.where(inside[:, None], origins[:, :2], 0.0), 0) / count
-    room = jnp.maximum(extent - 90.0, 0.0)
+    room = jnp.maximum(extent - jnp.array([90.0, 112.0, 0.0]), 0.0)
     x = spot[0] + 0.4 * (u[2] - 0.5) * jnp.minimum(room[0], 80.0)
     # Wide fields show more of the front; those of the trunk are centred on the body.
     y = spot[1] + 14.0 - 0.5 * u[3] * room[1]
