@@ -40,8 +40,8 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    cancellous = voltage * spine["cancellous"] * jnp.exp(0.20 * n[0] + 0.04 * own[0])
-    cortical = voltage * spine["cortical"] * (1.1 + 0.08 * n[1])
+    cancellous = voltage * spine["cancellous"] * jnp.exp(0.30 * n[0] + 0.04 * own[0] - 0.36)
+    cortical = voltage * spine["cortical"] * (1.0 + 0.10 * n[1])
     # Degeneration makes bone under endplates dense.
     worn = spine["wear"]
     dense = voltage * (spine["sclerosis"] * (0.6 + 0.8 * v[0]) + 40.0 * v[1])
@@ -61,14 +61,14 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "cancellous": cancellous,
         "cortical": cortical,
         "shell": jnp.clip(0.42 + 0.14 * n[2] + 0.04 * own[2], 0.15, 0.9),
-        "arch_shell": jnp.clip(1.2 + 0.35 * n[3] + 0.08 * own[3], 0.5, 2.2),
-        "arch": voltage * jnp.clip(90.0 + 60.0 * n[4] + 15.0 * own[4], 0.0, 400.0),
+        "arch_shell": jnp.clip(1.1 + 0.30 * n[3] + 0.08 * own[3], 0.5, 2.2),
+        "arch": voltage * jnp.clip(60.0 + 50.0 * n[4] + 15.0 * own[4], 0.0, 400.0),
         "upper": upper,
         "lower": lower,
         "depth": 1.5 + 5.0 * v[9],
         "plate": (0.25 + 0.5 * u[3]) * (0.8 + 0.4 * v[10]),
-        "grain": cancellous * (0.08 + 0.27 * u[4]) + voltage * (8.0 + 14.0 * u[5]),
-        "blotch": cancellous * (0.05 + 0.22 * u[6]) + 6.0,
+        "grain": cancellous * (0.03 + 0.12 * u[4]) + voltage * (5.0 + 8.0 * u[5]),
+        "blotch": cancellous * (0.05 + 0.20 * u[6]) + 8.0,
         "lx": 0.6 * size["a"] * jnp.sin(6.3 * v[11]),
         "ly": 0.7 * size["b"] * jnp.cos(9.0 * v[11]),
         "lz": 0.5 * size["h"] * jnp.sin(29.0 * v[11]),
@@ -93,7 +93,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
         "shell": 0.5 + 1.4 * u[8],
         "cancellous": jnp.mean(cancellous) * (0.5 + 0.8 * u[9]),
-        "grain": voltage * (12.0 + 45.0 * u[10]),
+        "grain": voltage * (8.0 + 22.0 * u[10]),
         "voltage": voltage,
     }
 

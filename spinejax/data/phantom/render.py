@@ -54,7 +54,9 @@ def render_block(
     hu, label = bones.when(jnp.any(d < 60.0), column, (hu, jnp.zeros(hu.shape, jnp.int32)))
     if distractors:
         none = jnp.full_like(hu, -shapes.FAR)
-        hu = scene.things(p, hu, parameters["implants"], none, edge, soft, fine)
+        hu = scene.things(
+            p, hu, parameters["implants"], none, edge, soft, fine, parameters["fibres"]
+        )
     return hu, label
 
 

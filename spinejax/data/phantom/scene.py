@@ -37,7 +37,14 @@ def _round_box(u: Array, v: Array, a: Array, b: Array) -> Array:
 
 
 def things(
-    p: Array, hu: Array, items: dict[str, Array], inner: Array, edge: Any, soft: Array, fine: Array
+    p: Array,
+    hu: Array,
+    items: dict[str, Array],
+    inner: Array,
+    edge: Any,
+    soft: Array,
+    fine: Array,
+    waves: dict[str, Array],
 ) -> Array:
     """Lay a list of capsules over `hu`, those that reach the points, in their order.
 
@@ -49,16 +56,26 @@ def things(
         edge: Blur, mm.
         soft: Coarse texture (n,).
         fine: Fine texture (n,).
+        waves: Those of another texture, for bubbles.
     """
     order, count = near(p, items["low"], items["high"])
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
+
+    def mixed() -> Array:
+        # Bubbles of several sizes: two textures of other directions.
+        turned = tissues.texture(0.8 * z + 0.6 * x, 0.8 * y, 0.8 * x - 0.6 * z, waves)
+        return 0.6 * fine + 0.7 * turned
 
     def draw(i: Array, below: Array) -> Array:
         k = order[i]
         d = shapes.capsule(x, y, z, items["shape"][k]) + items["wobble"][k] * soft
         d = jnp.where(items["free"][k] > 0, d, jnp.maximum(d, inner))
         wall, core = inside(d, edge), inside(d + items["wall_mm"][k], edge)
-        dots = items["spots"][k] * jax.nn.sigmoid(6.0 * (fine + soft - 1.0)) * 700.0
+        dots = when(
+            items["spots"][k] > 0.0,
+            lambda: 700.0 * items["spots"][k] * jax.nn.sigmoid(6.0 * (mixed() + soft - 1.1)),
+            jnp.zeros_like(soft),
+        )
         held = items["core"][k] + 6.0 * soft - dots
         return below * (1.0 - wall) + items["wall"][k] * (wall - core) + held * core
 
@@ -184,7 +201,16 @@ def soft(
     needed = jnp.any((z < ribs["top"]) & (z > ribs["floor"] - 110.0))
     hu, rib, cartilage = when(needed, chest, (hu, far, far))
 
-    hu = things(p, hu, parameters["contents"], skin + row["fat"] + 3.0, edge, noise, fine)
+    hu = things(
+        p,
+        hu,
+        parameters["contents"],
+        skin + row["fat"] + 3.0,
+        edge,
+        noise,
+        fine,
+        parameters["fibres"],
+    )
 
     def vessels() -> Array:
         aorta = jnp.sqrt((x - row["ax"]) ** 2 + (y + row["ay"]) ** 2) - row["ar"]

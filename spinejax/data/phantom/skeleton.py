@@ -199,9 +199,7 @@ def frames(
             "depth": 16.0 * scale * (1.0 + 0.06 * n[5]),
             "top": 11.5 * scale,
             # Remnants of discs: half height, mm; the lower ones are mostly fused.
-            "gaps": jnp.stack(
-                [0.6 + 2.2 * u[0], 2.2 * u[1] - 0.7, 2.0 * u[2] - 1.0, 1.8 * u[3] - 1.0]
-            ),
+            "gaps": jnp.stack([0.3 + 1.4 * u[0], 1.5 * u[1] - 0.5, 1.3 * u[2] - 0.8, u[3] - 0.7]),
             "inset": 0.55 + 0.5 * u[4],
             "crest": 5.0 + 6.0 * u[5],
             "scale": scale,
