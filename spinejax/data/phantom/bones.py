@@ -43,7 +43,8 @@ def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array]:
         gap = jnp.minimum(gap, jnp.maximum(plate, (radial - 1.2 * frame["inset"]) * depth))
     flare = 1.0 + 0.07 * jnp.exp(-((off / 5.0) ** 2))
     d = (radial / flare - 1.0) * depth
-    d = shapes.smooth_max(d, -z - 116.0 * m, 4.0)
+    top = z - frame["top"] + 1.2 * jnp.maximum(1.0 - radial, 0.0)  # the plate that carries L5
+    d = shapes.smooth_max(shapes.smooth_max(d, -z - 116.0 * m, 4.0), top, 2.0)
     # Side masses, back wall and crest.
     side = jnp.abs(x)
     back = middle + depth + (11.0 - 0.05 * down) * m
@@ -67,11 +68,10 @@ def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array]:
         0.0 * z,
         (jnp.maximum(13.0 - 0.08 * down, 4.0) * m, jnp.maximum(6.0 - 0.03 * down, 2.5) * m, FAR),
     )
-    canal = jnp.maximum(canal, -z - 100.0 * m)
+    canal = jnp.maximum(canal, jnp.maximum(-z - 100.0 * m, z - 14.0 * m))
     pipe = jnp.sqrt((side - 0.88 * width) ** 2 + off * off) - (5.4 - 0.025 * down) * m
     pipe = jnp.maximum(pipe, jnp.abs(y - hole) - depth - 10.0 * m)
     holes = jnp.minimum(canal, pipe)
-    top = z - frame["top"] + 1.2 * jnp.maximum(1.0 - radial, 0.0)  # the plate that carries L5
     d = shapes.smooth_max(d, jnp.where(y < 0.8 * depth, top, -FAR), 2.0)
     d = shapes.smooth_max(d, -gap, 1.0)
     return shapes.smooth_max(d, -holes, 1.5), holes

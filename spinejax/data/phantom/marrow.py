@@ -40,8 +40,8 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    cancellous = voltage * spine["cancellous"] * jnp.exp(0.30 * n[0] + 0.04 * own[0] - 0.36)
-    cortical = voltage * spine["cortical"] * (1.0 + 0.10 * n[1])
+    cancellous = voltage * spine["cancellous"] * jnp.exp(0.30 * n[0] + 0.04 * own[0] - 0.45)
+    cortical = voltage * spine["cortical"] * (0.88 + 0.10 * n[1])
     # Degeneration makes bone under endplates dense.
     worn = spine["wear"]
     dense = voltage * (spine["sclerosis"] * (0.6 + 0.8 * v[0]) + 40.0 * v[1])
@@ -66,7 +66,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "upper": upper,
         "lower": lower,
         "depth": 1.5 + 5.0 * v[9],
-        "plate": (0.25 + 0.5 * u[3]) * (0.8 + 0.4 * v[10]),
+        "plate": (0.15 + 0.45 * u[3]) * (0.8 + 0.4 * v[10]),
         "grain": cancellous * (0.03 + 0.12 * u[4]) + voltage * (5.0 + 8.0 * u[5]),
         "blotch": cancellous * (0.05 + 0.20 * u[6]) + 8.0,
         "lx": 0.6 * size["a"] * jnp.sin(6.3 * v[11]),
@@ -91,7 +91,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         ),
         "disc": jnp.stack([disc, cleft, inner], 1),
         "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
-        "shell": 0.5 + 1.4 * u[8],
+        "shell": 0.35 + 1.0 * u[8],
         "cancellous": jnp.mean(cancellous) * (0.5 + 0.8 * u[9]),
         "grain": voltage * (8.0 + 22.0 * u[10]),
         "voltage": voltage,

@@ -42,7 +42,10 @@ def render_block(
         hu = tissues.bone(hu, other, bone["shell"], bone["cortical"], inner, edge)
 
     def column() -> tuple[Array, Array]:
-        drawn = _canal(hu, v, parameters, edge, soft)
+        # Muscles leave a rim of fat, and tendons in it, on the bone that they cover.
+        rim = t["rim"] * jax.nn.sigmoid(1.6 * (2.6 + 1.6 * soft - d))
+        drawn = hu + rim * (jnp.minimum(hu, t["fat"] + 20.0) - hu)
+        drawn = _canal(drawn, v, parameters, edge, soft)
         filled = marrow.disc(v, parameters, fine, soft)
         drawn = tissues.over(drawn, filled, v["disc"], edge)
         # Where two vertebrae meet, a joint: half its width is taken from each.

@@ -114,7 +114,7 @@ def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
         draws: Random numbers.
         bone: How much brighter than usual bone and contrast are (tube voltage).
     """
-    u, n = draws.uniform(16), draws.normal(12)
+    u, n = draws.uniform(17), draws.normal(12)
     # Half of the scans are without contrast; phase: 0 arterial ... 1 late.
     contrast = jnp.where(u[0] < 0.5, 0.0, 0.25 + 0.75 * u[1]) * bone
     phase = u[2]
@@ -140,6 +140,7 @@ def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
         "table": 22.0 * u[12] - 4.0,  # mm between back and table
         "board": jnp.floor(4.0 * u[13]),  # 0 none in view, 1 curved, 2 flat, 3 curved and padded
         "blanket": jnp.where(u[14] < 0.6, 0.0, 3.0 + 14.0 * u[15]),  # mm
+        "rim": 0.95 * u[16],  # share of fat between the column and the muscles
         "fascia": 0.5 + 0.35 * n[8],  # half thickness of fat between muscles, mm
     }
 
