@@ -42,11 +42,15 @@ DISTANCE_MM = {
 VOLUME_TOLERANCE, EXTENT_TOLERANCE, DISTANCE_TOLERANCE = 0.25, 0.20, 0.15
 
 # Probabilities are traced, so that all tests share one compilation.
-DRAW = jax.jit(lambda key, t13, l6, no_t12: anatomy(key, t13=t13, l6=l6, no_t12=no_t12))
+NOTHING = dict.fromkeys(("t13", "l6", "no_t12", "no_l5", "sacralised", "fractures", "scoliosis"), 0)
+_DRAW = jax.jit(lambda key, rates: anatomy(key, **rates))
 
 
-def plain(key):
-    return DRAW(key, 0.0, 0.0, 0.0)
+def draw(key, **rates):
+    return _DRAW(key, {k: float(v) for k, v in {**NOTHING, **rates}.items()})
+
+
+plain = draw  # without variants, fractures and scoliosis
 
 
 def off(value, span):
@@ -76,8 +80,11 @@ def test_volumes_and_extents_agree_with_real_vertebrae(spines):
     problems = []
     for vertebra in VOLUME_ML:
         masks = [label == vertebra for _, _, label, _ in spines]
-        volume = np.mean([m.sum() * SPACING**3 / 1000 for m in masks])
-        extent = np.mean([np.ptp(np.argwhere(m), axis=0) + 1 for m in masks], 0) * SPACING
+        # Of a middle-sized adult: persons differ in size, and two are few.
+        size = [SPACING / float(p["person"]["scale"]) for p, _, _, _ in spines]
+        volume = np.mean([m.sum() * s**3 / 1000 for m, s in zip(masks, size, strict=True)])
+        extent = [(np.ptp(np.argwhere(m), 0) + 1) * s for m, s in zip(masks, size, strict=True)]
+        extent = np.mean(extent, 0)
         if off(volume, VOLUME_ML[vertebra]) > VOLUME_TOLERANCE:
             problems.append(f"{vertebra}: {volume:.1f} ml")
         for axis in range(3):
@@ -138,9 +145,11 @@ def test_cancellous_and_cortical_bone_have_the_hu_of_real_scans(spines):
             core = ndimage.binary_erosion(mask, iterations=2)
             inner.append(np.median(hu[core]))
             shell.append(np.median(hu[mask & ~ndimage.binary_erosion(mask)]))
-        # Measured: medians of 68 to 201 inside, 246 to 405 in a shell of one voxel.
-        assert 50 < np.mean(inner) < 250
-        assert 220 < np.mean(shell) < 480
+        # Measured on three scans: medians of 68 to 201 inside, 246 to 405 in a shell of one voxel.
+        # Persons range more widely, from osteoporotic to sclerotic.
+        assert 20 < np.mean(inner) < 350
+        assert 180 < np.mean(shell) < 600
+        assert np.mean(shell) > np.mean(inner) + 40
 
 
 def test_no_single_threshold_segments_the_vertebrae():
@@ -160,20 +169,21 @@ def test_no_single_threshold_segments_the_vertebrae():
 @pytest.mark.parametrize(
     ("options", "present", "absent"),
     [
-        ((1.0, 0.0, 0.0), {19, 28, 20}, {25}),
-        ((0.0, 1.0, 0.0), {24, 25}, {28}),
-        ((1.0, 0.0, 1.0), {18, 20}, {19, 28, 25}),
+        ({"t13": 1}, {19, 28, 20}, {25}),
+        ({"l6": 1}, {24, 25}, {28}),
+        ({"t13": 1, "no_t12": 1}, {18, 20}, {19, 28, 25}),
+        ({"l6": 1, "no_l5": 1}, {23, 20}, {24, 25}),
     ],
-    ids=["t13", "l6", "no_t12"],
+    ids=["t13", "l6", "no_t12", "no_l5"],
 )
 def test_transitional_anatomy_can_be_asked_for(options, present, absent):
-    ids, origins = centroids(DRAW(jax.random.key(0), *options))
+    ids, origins = centroids(draw(jax.random.key(0), **options))
     found = [int(i) for i in ids if i > 0]
     assert present <= set(found) and not absent & set(found)
     heights = np.asarray(origins)[: len(found), 2]
     assert (np.diff(heights) < 0).all()  # from top to bottom
     steps = np.linalg.norm(np.diff(np.asarray(origins)[: len(found)], axis=0), axis=1)
-    assert 14 < steps.min() and steps.max() < 42
+    assert 12 < steps.min() and steps.max() < 46
 
 
 def test_warp_and_its_inverse_agree():

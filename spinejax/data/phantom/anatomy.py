@@ -40,7 +40,7 @@ def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
     along = jnp.linspace(-1.0, 1.0, SLOTS)[:, None] * 0.04 * draws.normal()
     lengths = jnp.asarray(np.array([0.0 if c == "lean" else 1.0 for c in COLUMNS]))
     size = jnp.where(lengths > 0, scale * (1.0 + along), 1.0)
-    values = jnp.asarray(_TABLE) * shared * own * size
+    values = lax.optimization_barrier(jnp.asarray(_TABLE) * shared * own * size)
     return {name: values[:, i] for i, name in enumerate(COLUMNS)}
 
 
@@ -85,6 +85,16 @@ def _deformed(
     return {**size, "skew": skew}, {"dense": jnp.where(broken, 70.0 * draws.uniform(SLOTS), 0.0)}
 
 
+def _ordered(values: dict[str, Array], order: Array) -> dict[str, Array]:
+    """Arrays by slot (26, ...) put in order, all at once: one gather compiles faster than fifty."""
+    columns = [v.reshape(SLOTS, -1) for v in values.values()]
+    widths = [c.shape[1] for c in columns]
+    joined = lax.optimization_barrier(jnp.concatenate(columns, 1)[order])
+    parts = jnp.split(joined, np.cumsum(widths)[:-1], 1)
+    shapes = [v.shape for v in values.values()]
+    return {n: p.reshape(s) for n, p, s in zip(values, parts, shapes, strict=True)}
+
+
 def _filled(draws: Draws, t13: float, l6: float, no_t12: float, no_l5: float) -> Array:
     """Which slots exist, (26,) bool: T13 excludes a missing T12, and L6 a missing L5."""
     u = draws.uniform(4)
@@ -112,8 +122,8 @@ def anatomy(
     key: Array,
     *,
     t13: float = 0.025,
-    l6: float = 0.15,
-    no_t12: float = 0.035,
+    l6: float = 0.19,
+    no_t12: float = 0.036,
     no_l5: float = 0.025,
     cervical_ribs: float = 0.01,
     sacralised: float = 0.08,
@@ -122,8 +132,9 @@ def anatomy(
 ) -> Parameters:
     """Draw a person.
 
-    The defaults of `t13`, `l6` and `no_t12` are near the shares of scans of VerSe'20's training set
-    that show T12 or L5 and have such a variant (2 of 82, 16 of 99, 3 of 85).
+    The defaults of `t13`, `l6` and `no_t12` are the shares in VerSe'20's training set (2 of the 80
+    scans that show T12, 16 of 83 that show L5, 3 of 83 that would show T12), where variants were
+    collected: they are rarer in the population.
 
     Args:
         key: Random key.
@@ -178,38 +189,44 @@ def anatomy(
         size[name] = jnp.where(atlas, value * scale, size[name])
     for name in ("top", "bottom", "band", "schmorl_top", "schmorl_bottom"):
         size[name] = ill[name]
-    size = {name: value[order] for name, value in size.items()}
+    size = _ordered(size, order)
     size["disc"] = line["disc"]
 
     cancellous, cortical = pathology.marrow(draws, who)
     centre_y = 0.4 * (size["b"] + size["sy"])
+    by_slot = {
+        "parts": parts,
+        "has_body": jnp.where(atlas, 0.0, 1.0),
+        "cancellous": jnp.clip(cancellous + scars["dense"], 30.0, 350.0),
+        "cortical": cortical,
+        # State of the disc below each vertebra, and what it does to the bone around it.
+        "wear": ill["wear"],
+        "gas": ill["gas"],
+        "sclerosis": ill["sclerosis"],
+        # Width of the gap seen between two vertebrae that touch: worn joints are narrow.
+        "joint": 0.3 + 0.9 * (1.0 - ill["wear"]) + 0.3 * draws.uniform(SLOTS),
+        "grade": ill["fracture"]["grade"].astype(jnp.float32),
+        "slip": ill["slip"],
+    }
     spine = {
         "id": jnp.where(real, jnp.asarray(levels.SLOT_IDS)[order], 0),
         "origin": jnp.where(real[:, None], line["origin"][:-1], 1e5),
         "rotation": line["axes"][:-1],
         "size": size,
-        "parts": parts[order],
-        "has_body": jnp.where(atlas, 0.0, 1.0)[order],
-        # Everything of a vertebra lies in this ball about a point behind its body.
+        **_ordered(by_slot, order),
         "centre_y": centre_y,
-        "reach": _reach(parts[order], size, centre_y),
-        "cancellous": jnp.clip(cancellous + scars["dense"], 30.0, 350.0)[order],
-        "cortical": cortical[order],
-        # State of the disc below each vertebra, and what it does to the bone around it.
-        "wear": ill["wear"][order],
-        "gas": ill["gas"][order],
-        "sclerosis": ill["sclerosis"][order],
-        # Width of the gap seen between two vertebrae that touch: worn joints are narrow.
-        "joint": (0.3 + 0.9 * (1.0 - ill["wear"]) + 0.3 * draws.uniform(SLOTS))[order],
-        "grade": ill["fracture"]["grade"][order],
-        "slip": ill["slip"][order],
     }
+    # Everything of a vertebra lies in this ball about a point behind its body.
+    spine["reach"] = _reach(spine["parts"], size, centre_y)
     spine = lax.optimization_barrier(spine)
     sacrum = {"origin": line["origin"][count], "rotation": line["axes"][count]}
     others = surroundings.surroundings(draws, spine, sacrum, present, line["origin"], count, scale)
     about = {name: who[name] for name in ("age", "scale", "worn", "brittle")}
     about.update(cervical_ribs=ribs, sacralised=broad)
-    return {"spine": spine, "warp": draw_warp(draws), "person": about, **others}
+    person = {"spine": spine, "warp": draw_warp(draws), "person": about, **others}
+    # Where metal is in the scan, that is after displacement.
+    metal = {**person["metal"], "centre": unwarp(person["metal"]["centre"], person)}
+    return {**person, "metal": metal}
 
 
 def centroids(parameters: Parameters) -> tuple[Array, Array]:

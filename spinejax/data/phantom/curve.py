@@ -43,7 +43,7 @@ def _bend(draws: Draws, who: dict[str, Array]) -> Array:
     u = draws.uniform(4)
     flat = jnp.array([0.14, 0.05, 0.10 + 0.15 * who["worn"]])
     bend = jnp.where(u[:3] < flat, 0.25 * bend, bend)  # straightened
-    old = 0.95 + 0.30 * who["brittle"] + jnp.where(u[3] < 0.06, 0.6, 0.0)  # hyperkyphosis
+    old = 0.90 + 0.25 * who["brittle"] + jnp.where(u[3] < 0.06, 0.6, 0.0)  # hyperkyphosis
     bend = bend.at[1].multiply(old)
     # Neck and loin make up for the chest.
     return bend + jnp.array([0.4, 0.0, 0.5]) * jnp.maximum(bend[1] - 1.0, 0.0)
@@ -100,11 +100,13 @@ def curve(
     broken = ill["fracture"]
     height = size["h"] / jnp.maximum(1.0 - 0.5 * (broken["front"] + broken["behind"]), 0.3)
     wedge = 2.0 * height * (broken["front"] - broken["behind"]) / (2.0 * size["b"])
-    wedge = 0.6 * jnp.rad2deg(wedge)
+    wedge = 0.5 * jnp.rad2deg(wedge)
     steps = steps - 0.5 * (wedge + jnp.roll(wedge, -1).at[-1].set(0.0))
     tilt = jnp.concatenate([jnp.zeros(1), jnp.cumsum(steps)])
-    # Patients lie on their back: however bent, the column as a whole is nearly level.
-    tilt = tilt - jnp.mean(tilt) + 4.0 + 3.0 * draws.normal()
+    # Patients lie on their back: however bent, the column as a whole is nearly level,
+    # with the middle of the loin level.
+    level = 0.5 * (jnp.mean(tilt) - 4.0) + 0.5 * tilt[levels.L1 + 2]
+    tilt = tilt - level + 2.5 * draws.normal()
     lean = jnp.append(tilt[:-1][order], 0.0).at[count].set(tilt[-1])
     side, turn = _scoliosis(draws, scoliosis)
     # No vertebra stands exactly on the curve.

@@ -42,7 +42,7 @@ def person(draws: Draws) -> dict[str, Array]:
     age = YOUNGEST + (OLDEST - YOUNGEST) * draws.uniform() ** 0.65
     male = draws.uniform() < 0.5
     child = jnp.clip((18.0 - age) / 6.0, 0.0, 1.0)
-    scale = jnp.where(male, 1.045, 0.965) * (1.0 + 0.035 * draws.normal()) * (1.0 - 0.17 * child)
+    scale = jnp.where(male, 1.07, 0.985) * (1.0 + 0.035 * draws.normal()) * (1.0 - 0.17 * child)
     worn = jnp.clip((age - 28.0) / 60.0 + 0.22 * draws.normal(), 0.0, 1.0)
     brittle = jnp.clip((age - 45.0) / 50.0 + 0.28 * draws.normal(), 0.0, 1.0)
     return {"age": age, "scale": scale, "worn": worn, "brittle": brittle, "child": child}
@@ -61,7 +61,7 @@ def marrow(draws: Draws, who: dict[str, Array]) -> tuple[Array, Array]:
 
 def _fractures(draws: Draws, who: dict[str, Array], rate: float) -> dict[str, Array]:
     """Lost share of the height in front, in the middle and behind, and the Genant grade."""
-    chance = rate * jnp.asarray(_BREAKS) * (0.15 + 3.0 * who["brittle"] ** 2)
+    chance = 0.03 * rate * jnp.asarray(_BREAKS) * (0.15 + 3.0 * who["brittle"] ** 2)
     broken = draws.uniform(SLOTS) < chance
     u = draws.uniform(SLOTS)
     grade = 1 + (u > 0.5).astype(jnp.int32) + (u > 0.82)
@@ -109,8 +109,8 @@ def pathology(
         draws: Random numbers.
         who: From `person`.
         present: (26,) which slots are filled.
-        fractures: How frequent compression fractures are: 1 gives about one in ten old persons'
-            most exposed vertebrae.
+        fractures: How frequent compression fractures are: with 1, the most exposed vertebrae (T12,
+            L1) of the most brittle spines are broken in one of seven.
 
     Returns:
         Arrays by slot: `wear` of the disc below (0-1), `narrow` (share of its height that is lost),
