@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from spinejax.data.phantom import curve, levels, pathology, posterior, surroundings
 from spinejax.data.phantom.curve import rotation
@@ -40,7 +39,7 @@ def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
     along = jnp.linspace(-1.0, 1.0, SLOTS)[:, None] * 0.04 * draws.normal()
     lengths = jnp.asarray(np.array([0.0 if c == "lean" else 1.0 for c in COLUMNS]))
     size = jnp.where(lengths > 0, scale * (1.0 + along), 1.0)
-    values = lax.optimization_barrier(jnp.asarray(_TABLE) * shared * own * size)
+    values = jnp.asarray(_TABLE) * shared * own * size
     return {name: values[:, i] for i, name in enumerate(COLUMNS)}
 
 
@@ -86,10 +85,10 @@ def _deformed(
 
 
 def _ordered(values: dict[str, Array], order: Array) -> dict[str, Array]:
-    """Arrays by slot (26, ...) put in order, all at once: one gather compiles faster than fifty."""
+    """Arrays by slot (26, ...) put in order, all at once."""
     columns = [v.reshape(SLOTS, -1) for v in values.values()]
     widths = [c.shape[1] for c in columns]
-    joined = lax.optimization_barrier(jnp.concatenate(columns, 1)[order])
+    joined = jnp.concatenate(columns, 1)[order]
     parts = jnp.split(joined, np.cumsum(widths)[:-1], 1)
     shapes = [v.shape for v in values.values()]
     return {n: p.reshape(s) for n, p, s in zip(values, parts, shapes, strict=True)}
@@ -156,9 +155,7 @@ def anatomy(
         scale, worn, brittle, cervical_ribs, sacralised.
     """
     draws = Draws(key)
-    # Barriers keep XLA from computing everything anew for each of hundreds of outputs: without
-    # them compiling takes several times as long.
-    who = lax.optimization_barrier(pathology.person(draws))
+    who = pathology.person(draws)
     scale = who["scale"]
     present = _filled(draws, t13, l6, no_t12, no_l5)
     count = jnp.sum(present)
@@ -175,13 +172,10 @@ def anatomy(
     for name, factor in {"trz": 1.6, "trx": 1.5, "tx": 1.08}.items():
         size[name] = jnp.where(last, factor * size[name], size[name])
     size["tz"] = jnp.where(last, size["tz"] - 7.0, size["tz"])
-    size = lax.optimization_barrier(size)
-    ill = lax.optimization_barrier(pathology.pathology(draws, who, present, fractures))
-    parts = lax.optimization_barrier(posterior.parts(size, scale, ill["facet"], draws))
+    ill = pathology.pathology(draws, who, present, fractures)
+    parts = posterior.parts(size, scale, ill["facet"], draws)
     size, scars = _deformed({**size, **_forms(draws, size, who)}, ill, draws)
-    size = lax.optimization_barrier(size)
     line = curve.curve(draws, who, order, count, size, ill, scoliosis)
-    line = lax.optimization_barrier(line)
 
     size["canal_d"] = 0.5 * size["cd"] + 0.6
     size["canal_y"] = size["b"] + 0.5 * size["cd"]
@@ -218,7 +212,6 @@ def anatomy(
     }
     # Everything of a vertebra lies in this ball about a point behind its body.
     spine["reach"] = _reach(spine["parts"], size, centre_y)
-    spine = lax.optimization_barrier(spine)
     sacrum = {"origin": line["origin"][count], "rotation": line["axes"][count]}
     others = surroundings.surroundings(draws, spine, sacrum, present, line["origin"], count, scale)
     about = {name: who[name] for name in ("age", "scale", "worn", "brittle")}

@@ -7,7 +7,6 @@ take a quarter of a minute to compile.
 import math
 
 import jax
-from jax import lax
 
 _NORMALS = 10000
 _UNIFORMS = 5000
@@ -19,13 +18,8 @@ class Draws:
 
     def __init__(self, key: jax.Array) -> None:
         normal, uniform = jax.random.split(key)
-        # Behind a barrier, lest XLA draw the numbers anew in each of hundreds of fused loops.
-        self._normals, self._uniforms = lax.optimization_barrier(
-            (
-                jax.random.truncated_normal(normal, -LIMIT, LIMIT, (_NORMALS,)),
-                jax.random.uniform(uniform, (_UNIFORMS,)),
-            )
-        )
+        self._normals = jax.random.truncated_normal(normal, -LIMIT, LIMIT, (_NORMALS,))
+        self._uniforms = jax.random.uniform(uniform, (_UNIFORMS,))
         self._used = {"normal": 0, "uniform": 0}
 
     def _take(self, name: str, pool: jax.Array, shape: tuple[int, ...]) -> jax.Array:
