@@ -202,7 +202,7 @@ def anatomy(
         "grade": ill["fracture"]["grade"].astype(jnp.float32),
         "slip": ill["slip"],
     }
-    spine = {
+    spine: dict[str, Any] = {
         "id": jnp.where(real, jnp.asarray(levels.SLOT_IDS)[order], 0),
         "origin": jnp.where(real[:, None], line["origin"][:-1], 1e5),
         "rotation": line["axes"][:-1],
