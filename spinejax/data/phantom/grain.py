@@ -87,6 +87,15 @@ def _streaked(x: Array, axis: int, share: Array) -> Array:
     return x
 
 
+def _spread(x: Array, axis: int, taps: Array) -> Array:
+    """As `_filtered`, for many taps: by a product with a banded matrix."""
+    n = x.shape[axis] - taps.shape[0] + 1
+    shift = jnp.arange(x.shape[axis]) - jnp.arange(n)[:, None]
+    inside = (shift >= 0) & (shift < taps.shape[0])
+    band = jnp.where(inside, taps[jnp.clip(shift, 0, taps.shape[0] - 1)], 0.0)
+    return jnp.moveaxis(jnp.tensordot(band, x, (1, axis), precision="highest"), 0, axis)
+
+
 def noise(
     seed: Array,
     shape: tuple[int, ...],
@@ -112,11 +121,12 @@ def noise(
     x = white(seed, tuple(n + 2 * reach for n in shape), tuple(f - reach for f in first))
     scale = jnp.ones(())
     if streaks:
-        impulse = jnp.zeros(4 * sum(_REACH) + 1).at[2 * sum(_REACH)].set(1.0)
+        middle = 2 * sum(_REACH)
+        impulse = jnp.zeros(2 * middle + 1).at[middle].set(1.0)
         for axis in range(len(shape)):
-            share = frame["direction"][axis, 0] ** 2
-            x = _streaked(x, axis, share)
-            scale = scale * jnp.sum(_streaked(impulse, 0, share) ** 2)
+            taps = _streaked(impulse, 0, frame["direction"][axis, 0] ** 2)
+            x = _spread(x, axis, taps)
+            scale = scale * jnp.sum(taps**2)
     for axis in range(len(shape)):
         here = jax.tree.map(lambda a, i=axis: a[i], frame)
         # What is drawn out along x has lost its detail there: no further filter.
