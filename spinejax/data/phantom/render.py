@@ -16,7 +16,7 @@ from spinejax.data.phantom import spine as spine_at
 from spinejax.data.phantom.warp import warp
 
 Array = jax.Array
-RIM_MM = 0.5
+RIM_MM = 0.3
 """How far labels reach beyond the bone's surface. Annotators take the blurred rim in: on real CT
 the median is about 380 HU just inside of masks and 80 just outside (`spinejax phantom --compare`).
 """
