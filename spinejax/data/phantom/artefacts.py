@@ -79,7 +79,7 @@ def attenuation(
         sine(points[..., 0] * w[0] + points[..., 1] * w[1] + points[..., 2] * w[2] + w[3])
         for w in wave
     )
-    shade = protocol["cupping"] * (0.5 - bowl) - 14.0 * starved * bowl
+    shade = protocol["cupping"] * (0.5 - bowl) - 10.0 * starved * bowl
     return {
         "noise": base * (0.45 + 0.6 * bowl),
         "streaks": starved * bowl,

@@ -130,7 +130,7 @@ def protocol(
         "highpass": jnp.array([1.0, 1.0, 0.0]) * jnp.where(u[21] < 0.2, 0.0, 0.72 * sharp**0.5),
         "noise": jnp.clip(jnp.exp(jnp.log(9.0) + 0.55 * n[3] + 0.7 * sharp), 3.0, 45.0),
         "modulation": u[22],
-        "starvation": 1.1 * u[23],
+        "starvation": 0.8 * u[23],
         "sharpness": jnp.where(u[24] < 0.3, 0.0, 1.4 * sharp),
         "sharp_mm": _between(u[25], 0.7, 1.4),
         "voltage": jnp.exp(0.10 * n[4]),  # of the tube: bone and iodine brighter or darker
