@@ -114,6 +114,9 @@ def _evaluate_flags(values: FlagValues, argv: list[str]) -> None:
     _workdir_flag(values)
     _checkpoint_flag(values)
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Which cases.", flag_values=values)
+    flags.DEFINE_string(
+        "data", "", "Folder of other CTs with masks to score instead.", flag_values=values
+    )
 
 
 def _predict_flags(values: FlagValues, argv: list[str]) -> None:
@@ -228,7 +231,12 @@ def _search(values: FlagValues) -> int:
 def _evaluate(values: FlagValues) -> int:
     from spinejax import commands
 
-    return commands.evaluate(Path(values.workdir), split=values.split, which=values.checkpoint)
+    return commands.evaluate(
+        Path(values.workdir),
+        split=values.split,
+        which=values.checkpoint,
+        data=Path(values.data) if values.data else None,
+    )
 
 
 def _predict(values: FlagValues) -> int:

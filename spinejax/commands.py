@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from spinejax import scoring
 from spinejax.data import doctor as inventory
-from spinejax.data import nifti, preprocess, scanfile, verse_names
+from spinejax.data import found_scans, nifti, preprocess, scanfile, verse_names
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
 from spinejax.metrics import patches, slices
+from spinejax.metrics import summary as summarised
 from spinejax.models import summary
 from spinejax.reports import figures
 from spinejax.tasks import build_task
@@ -108,10 +109,18 @@ def train(
     return bool(result.interrupted)
 
 
-def evaluate(workdir: Path, *, split: str, which: str) -> int:
-    """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`."""
+def evaluate(workdir: Path, *, split: str, which: str, data: Path | None = None) -> int:
+    """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`.
+
+    With `data`, every CT with a mask in that folder instead, whatever the run was trained on; the
+    results' folder has its name.
+    """
     config, variables = _load(workdir, which)
-    cases = setup.cases(config, workdir)[split]
+    if data is None:
+        cases = [(case.id, case.image, case.labels) for case in setup.cases(config, workdir)[split]]
+    else:
+        cases = [(found.id, found.image, found.labels) for found in found_scans.with_masks(data)]
+        split = data.resolve().name
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
     predictor = load_predictor(config, variables, setup.recorded_pixels_mm(workdir))
@@ -119,23 +128,22 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     started = time.time()
     scored, index, by_slice = {}, {}, {}
     numbers = scanfile.valid_labels(config.data.labels)
-    for number, case in enumerate(cases, 1):
-        if case.image is None or case.labels is None:
-            raise ValueError(f"case {case.id} is not usable")  # setup.cases returns usable ones
-        volume, reference = scanfile.read_pair(case.image, case.labels, valid=numbers)
-        title = f"{number}/{len(cases)} {case.id}"
-        prediction = _segment(predictor, volume, case.image, title)
-        path = folder / "predictions" / f"{case.id}_seg.nii.gz"
+    for number, (case, image, labels) in enumerate(cases, 1):
+        if image is None or labels is None:
+            raise ValueError(f"case {case} is not usable")  # both ways return usable ones
+        volume, reference = scanfile.read_pair(image, labels, valid=numbers)
+        prediction = _segment(predictor, volume, image, f"{number}/{len(cases)} {case}")
+        path = folder / "predictions" / f"{case}_seg.nii.gz"
         nifti.write_labels(path, prediction, volume)
-        scored[case.id] = scoring.score_arrays(prediction, reference.array, volume.affine, case.id)
+        scored[case] = scoring.score_arrays(prediction, reference.array, volume.affine, case)
         views = (
             preprocess.slice_view(array, volume.affine, config.data.plane)
             for array in (prediction, reference.array)
         )
-        by_slice[case.id] = slices.slice_dice(*views, axis=0)
-        index[case.id] = {
-            "image": _within(workdir, case.image),
-            "labels": _within(workdir, case.labels),
+        by_slice[case] = slices.slice_dice(*views, axis=0)
+        index[case] = {
+            "image": _within(workdir, image),
+            "labels": _within(workdir, labels),
             "prediction": _within(workdir, path),
         }
     scores = scoring.collect(scored)
@@ -143,8 +151,9 @@ def evaluate(workdir: Path, *, split: str, which: str) -> int:
     write_json(folder / "cases.json", index)
     chosen = {"plane": config.data.plane, **slices.best_and_worst(by_slice)}
     write_json(folder / "slices.json", chosen)
-    print(scoring.summary_table(scores))
-    if config.task == "patch_classification":
+    print(summarised.case_table(scores))
+    print(summarised.summary_table(scores))
+    if config.task == "patch_classification" and data is None:
         scores = patch_level.write_patch_level(config, variables, workdir, split, folder)
         print(patches.summary_table(scores))
     print(f"{len(cases)} cases in {time.time() - started:.0f} s; scores: {folder / 'scores.json'}")
@@ -206,7 +215,7 @@ def score(prediction: Path, reference: Path, output: Path, *, labels: str) -> in
         raise InputError(f"{output}: is a folder; name a JSON file, e.g. {output / 'scores.json'}")
     scores = scoring.score_paths(prediction, reference, labels=labels, progress=True)
     write_json(output, scores)
-    print(scoring.summary_table(scores))
+    print(summarised.summary_table(scores))
     print(f"scores: {output}")
     return 0
 

@@ -218,8 +218,9 @@ def score_paths(
     both = [key for key in true if key in found]
     if not both:
         raise InputError(
-            f"no case is in both folders: {prediction} has {_some(n for n, _ in found.values())}, "
-            f"{reference} has {_some(n for n, _ in true.values())}; name the files alike"
+            f"no case is in both folders: {prediction} has "
+            f"{summary.some(name for name, _ in found.values())}, {reference} has "
+            f"{summary.some(name for name, _ in true.values())}; name the files alike"
         )
     missing = {
         "prediction": [names[key] for key in true if key not in found],
@@ -227,7 +228,9 @@ def score_paths(
     }
     for kind, ids in missing.items():
         if ids:
-            _log.warning("%d cases have no %s and are not scored: %s", len(ids), kind, _some(ids))
+            _log.warning(
+                "%d cases have no %s and are not scored: %s", len(ids), kind, summary.some(ids)
+            )
     pairs = {names[key]: (found[key][1], true[key][1]) for key in both}
     return score_files(pairs, missing=missing, labels=labels, progress=progress)
 
@@ -296,30 +299,6 @@ def collect(
     }
 
 
-def summary_table(scores: Mapping[str, Any]) -> str:
-    """A table for the terminal of what `score_paths` returned: one line per metric.
-
-    Ratios are fractions, not percent; distances are in mm. "-" stands for undefined.
-    """
-    width = 28
-    lines = [f"{'metric':<{width}}{'mean ± std':>18}{'median':>10}{'pooled':>10}{'n':>6}"]
-    rows = dict(scores["summary"]["binary"])
-    for name, row in scores["summary"]["labelled_range"].items():
-        rows[f"{name} (labelled range)"] = row
-    for metric, row in rows.items():
-        mean, std, median, pooled = (
-            "-" if row[key] is None else f"{row[key]:.4f}"
-            for key in ("mean", "std", "median", "pooled")
-        )
-        spread = f"{mean} ± {std}" if row["n"] else "-"
-        lines.append(f"{metric:<{width}}{spread:>18}{median:>10}{pooled:>10}{row['n']:>6}")
-    lines.append(f"cases: {len(scores['cases'])}")
-    for kind, ids in scores["missing"].items():
-        if ids:
-            lines.append(f"not scored, no {kind}: {_some(ids)}")
-    return "\n".join(lines)
-
-
 def _count_in_range(prediction: np.ndarray, reference: np.ndarray, axial: int) -> Counts:
     """Counts of the slices along axis `axial` from the first to the last labelled one."""
     others = tuple(axis for axis in range(3) if axis != axial)
@@ -379,9 +358,3 @@ def _on_grid_of(
 
 def _grid(volume: LabelVolume) -> str:
     return f"{'x'.join(map(str, volume.shape))} {volume.orientation}"
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

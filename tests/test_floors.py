@@ -15,7 +15,7 @@ FLOORS = [
     {"geometry", "labels", "choices"},
     {"volume"},
     {"data", "augment", "models", "losses", "metrics", "overlay"},
-    {"inference", "scoring"},
+    {"inference", "scoring", "streams"},
     {"tasks"},
     {"train"},
     {"reports"},

@@ -11,9 +11,10 @@ from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.cli import main
+from spinejax.data.found_scans import real_scans
 from spinejax.data.phantom import dataset, statistics
 from spinejax.reports import realism
-from spinejax.reports.realism_scans import Measured, measure_files, real_scans
+from spinejax.reports.realism_scans import Measured, measure_files
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SMALL = {
@@ -341,7 +342,7 @@ def test_bright_voxels_of_real_scans_are_mostly_something_else(real):
 
 
 def test_of_two_masks_the_one_in_verse_numbers_is_taken(real_data):
-    found = {files.case: files for files in real_scans(real_data)}
+    found = {files.id: files for files in real_scans(real_data)}
     assert found["example"].labels.name == "example_vertebrae_verse-ids.nii.gz"
     assert len([case for case in found if case.startswith("example")]) == 1
     assert found["sub-verse004"].image is None
@@ -398,7 +399,7 @@ def test_a_loose_mask_is_found_and_a_damaged_scan_is_left_out(tmp_path, caplog):
     }.items():
         nib.save(nib.Nifti1Image(array, LPS), tmp_path / f"{name}.nii.gz")
     (tmp_path / "b.nii.gz").write_bytes(b"no image")
-    found = {files.case: files for files in real_scans(tmp_path)}
+    found = {files.id: files for files in real_scans(tmp_path)}
     assert found.keys() == {"a", "b"}
     assert found["a"].labels.name == "a_vertebrae.nii.gz"
     assert measure_files(found["a"]).values["volume_ml/L1"] == pytest.approx(0.12)

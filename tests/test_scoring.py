@@ -12,6 +12,7 @@ from scipy import ndimage
 from spinejax import scoring
 from spinejax.errors import InputError
 from spinejax.files import write_json
+from spinejax.metrics.summary import summary_table
 
 AFFINE = np.diag([-0.8, -0.8, 2.0, 1.0])  # LPS
 
@@ -104,7 +105,7 @@ def test_folders_are_matched_and_summarised(tmp_path, caplog):
     assert list(scores["cases"]) == ["sub-a", "sub-b", "sub-c"]
     assert scores["missing"] == {"prediction": ["sub-d"], "reference": ["sub-e"]}
     assert len(caplog.records) == 2 and "sub-d" in caplog.text and "sub-e" in caplog.text
-    table = scoring.summary_table(scores)
+    table = summary_table(scores)
     assert "not scored, no prediction: sub-d" in table
 
     each = [by_scipy(*pair, (0.8, 0.8, 2.0), 2) for pair in masks.values()]
@@ -188,7 +189,7 @@ def test_undefined_values_are_null_and_the_json_is_valid(tmp_path, caplog):
     assert scores["summary"]["binary"]["hd95_mm"] == {
         "mean": None, "std": None, "median": None, "pooled": None, "n": 0
     }  # fmt: skip
-    assert "hd95_mm" in scoring.summary_table(scores)
+    assert "hd95_mm" in summary_table(scores)
 
 
 def bad_inputs(root: Path) -> dict[str, tuple[Path, Path, str]]:

@@ -1,6 +1,6 @@
-"""Statistics of metrics over cases."""
+"""Statistics of metrics over cases, and tables of them for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,3 +30,52 @@ def over_cases(
             "n": len(values),
         }
     return summary
+
+
+def case_table(scores: Mapping[str, Any]) -> str:
+    """A table for the terminal: metrics of each case, of all of it and of its labelled range."""
+    width = max([4, *map(len, scores["cases"])])
+    metrics = list(scores["summary"]["labelled_range"])
+    names = ("  " + "".join(f"{name:>10}" for name in metrics)) * 2
+    lines = [
+        f"{'':<{width}}  {'whole scan':>30}  {'labelled range':>30}",
+        f"{'case':<{width}}{names}",
+    ]
+    for name, case in scores["cases"].items():
+        line = f"{name:<{width}}"
+        for part in ("binary", "labelled_range"):
+            values = (case[part][metric] for metric in metrics)
+            line += "  " + "".join(f"{'-' if v is None else f'{v:.4f}':>10}" for v in values)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def summary_table(scores: Mapping[str, Any]) -> str:
+    """A table for the terminal of what `scoring.score_paths` returned: one line per metric.
+
+    Ratios are fractions, not percent; distances are in mm. "-" stands for undefined.
+    """
+    width = 28
+    lines = [f"{'metric':<{width}}{'mean ± std':>18}{'median':>10}{'pooled':>10}{'n':>6}"]
+    rows = dict(scores["summary"]["binary"])
+    for name, row in scores["summary"]["labelled_range"].items():
+        rows[f"{name} (labelled range)"] = row
+    for metric, row in rows.items():
+        mean, std, median, pooled = (
+            "-" if row[key] is None else f"{row[key]:.4f}"
+            for key in ("mean", "std", "median", "pooled")
+        )
+        spread = f"{mean} ± {std}" if row["n"] else "-"
+        lines.append(f"{metric:<{width}}{spread:>18}{median:>10}{pooled:>10}{row['n']:>6}")
+    lines.append(f"cases: {len(scores['cases'])}")
+    for kind, ids in scores["missing"].items():
+        if ids:
+            lines.append(f"not scored, no {kind}: {some(ids)}")
+    return "\n".join(lines)
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -15,11 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from spinejax import labels
+from spinejax.data.found_scans import real_scans
 from spinejax.data.phantom import dataset, statistics
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.reports import realism_figure
-from spinejax.reports.realism_scans import Measured, measure, measure_files, real_scans
+from spinejax.reports.realism_scans import Measured, measure, measure_files
 
 RANGE = (5, 50, 95)
 """Percentiles of the phantoms over scans."""

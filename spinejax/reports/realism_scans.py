@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry, labels, overlay
 from spinejax.data import centroids as centroid_files
-from spinejax.data import scanfile, verse
+from spinejax.data import scanfile
+from spinejax.data.found_scans import Files
 from spinejax.data.pairs import match_labels
 from spinejax.data.phantom import statistics
 from spinejax.errors import InputError
@@ -55,72 +55,6 @@ class Measured:
     words: str = ""
 
 
-@dataclass(frozen=True)
-class Files:
-    """A real scan: its CT, its mask or both."""
-
-    case: str
-    image: Path | None
-    labels: Path | None
-    centroids: Path | None = None
-    edition: str | None = None
-
-
-def real_scans(root: Path) -> list[Files]:
-    """Find CTs and masks under a folder, whichever of the two a scan has.
-
-    Besides all that `verse.index_dataset` pairs: of files that it takes for CTs, one whose name
-    begins with that of another of the same folder ("example_vertebrae", "example") is taken for a
-    mask of that. Where a CT has no other, the first of them that holds VerSe's numbers alone is its
-    mask, those that say "verse" coming first.
-
-    Raises:
-        InputError: `root` is no folder or holds no scan.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; --compare is a folder of real CTs and masks")
-    cases = [case for case in verse.index_dataset(root) if case.duplicate_of is None]
-    masks: dict[str, list[verse.Case]] = {}
-    for case in cases:
-        if case.image is None or case.labels is not None:
-            continue
-        owners = [
-            other
-            for other in cases
-            if other is not case
-            and _folder(other) == _folder(case)
-            and case.id.lower().startswith((other.id.lower() + "_", other.id.lower() + "-"))
-        ]
-        if owners:  # the shortest name is the CT's
-            masks.setdefault(min(owners, key=lambda other: len(other.id)).id, []).append(case)
-    spare = {case.id for group in masks.values() for case in group}
-    found = []
-    for case in cases:
-        if case.id in spare:
-            continue
-        mask = case.labels
-        for candidate in sorted(
-            masks.get(case.id, ()), key=lambda one: ("verse" not in one.id.lower(), one.id)
-        ):
-            if mask is None and candidate.image is not None and _is_mask(candidate.image):
-                mask = candidate.image
-        if case.image is not None or mask is not None:
-            found.append(Files(case.id, case.image, mask, case.centroids, case.edition))
-    return found
-
-
-def _folder(case: verse.Case) -> Path | None:
-    return case.image.parent if case.image is not None else None
-
-
-def _is_mask(path: Path) -> bool:
-    try:
-        scanfile.read_labels(path)
-    except InputError:
-        return False
-    return True
-
-
 def tally(scans: Sequence[Measured]) -> str:
     """How many real scans there are of each kind, e.g. "3 CTs with masks, 2 masks, 1 CT"."""
     pairs = sum(bool(scan.histograms) for scan in scans)
@@ -146,17 +80,17 @@ def measure_files(files: Files) -> Measured | None:
             if mask is None:
                 return None
             found = statistics.measure_labels(mask.array, mask.affine, points)
-            return Measured(files.case, _flat(found))
+            return Measured(files.id, _flat(found))
         if mask is None:
             volume = scanfile.read_volume(files.image)
             nothing = np.zeros(volume.shape, np.uint8)
             return Measured(
-                files.case, _flat(statistics.measure_hu(volume.array, nothing, volume.affine)[0])
+                files.id, _flat(statistics.measure_hu(volume.array, nothing, volume.affine)[0])
             )
         volume = scanfile.read_volume(files.image)
-        return measure(files.case, volume, match_labels(volume, mask).array, points, mask)
+        return measure(files.id, volume, match_labels(volume, mask).array, points, mask)
     except InputError as error:
-        logger.warning("%s: left out: %s", files.case, error)
+        logger.warning("%s: left out: %s", files.id, error)
         return None
 
 
