@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from spinejax.data.phantom.draws import Draws
 from spinejax.data.phantom.levels import SLOTS
@@ -40,7 +39,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    cancellous = voltage * spine["cancellous"] * jnp.exp(0.30 * n[0] + 0.04 * own[0] - 0.45)
+    cancellous = voltage * spine["cancellous"] * jnp.exp(0.42 * n[0] + 0.05 * own[0] - 0.5)
     cortical = voltage * spine["cortical"] * (0.88 + 0.10 * n[1])
     # Degeneration makes bone under endplates dense.
     worn = spine["wear"]
@@ -67,7 +66,9 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "lower": lower,
         "depth": 1.5 + 5.0 * v[9],
         "plate": (0.15 + 0.45 * u[3]) * (0.8 + 0.4 * v[10]),
-        "grain": cancellous * (0.03 + 0.12 * u[4]) + voltage * (5.0 + 8.0 * u[5]),
+        # At a millimetre and above, single trabeculae are gone: a regular pattern would be what
+        # a network learns to look for.
+        "grain": cancellous * 0.10 * u[4] ** 2 + voltage * 7.0 * u[5],
         "blotch": cancellous * (0.05 + 0.20 * u[6]) + 8.0,
         "lx": 0.6 * size["a"] * jnp.sin(6.3 * v[11]),
         "ly": 0.7 * size["b"] * jnp.cos(9.0 * v[11]),
@@ -86,14 +87,14 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     cleft = jnp.where(gas, 0.4 + 1.3 * w[2], jnp.where(chalk, 0.4 + 1.4 * w[2], 0.0))
     inner = jnp.where(gas, -350.0 - 500.0 * w[3], 250.0 + 500.0 * w[3])
     return {
-        "vertebra": lax.optimization_barrier(
+        "vertebra": draws.settled(
             jnp.stack([columns[name] * one for name in COLUMNS], 1)
         ),
         "disc": jnp.stack([disc, cleft, inner], 1),
         "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
         "shell": 0.35 + 1.0 * u[8],
         "cancellous": jnp.mean(cancellous) * (0.5 + 0.8 * u[9]),
-        "grain": voltage * (8.0 + 22.0 * u[10]),
+        "grain": voltage * 14.0 * u[10],
         "voltage": voltage,
     }
 

@@ -108,7 +108,7 @@ def protocol(
     blur = jnp.sqrt(jnp.mean(kernel**2 + spacing**2 / 12.0))
     grain_mm = jnp.maximum(jnp.stack([0.8, 0.8, 1.0]) * kernel, WHITE * spacing)
     # Motion: seldom, and of a few millimetres.
-    moves = u[17] < 0.15
+    moves = u[17] < 0.06
     tilted = u[18] < 0.10
     turn = jnp.deg2rad(jnp.array([2.5, 1.5, 2.5]) * n[0:3])
     wide = jnp.maximum(extent[0], extent[1])
@@ -128,7 +128,7 @@ def protocol(
         "grain": grain_mm,
         "wide_grain": jnp.hypot(grain_mm, jnp.maximum(1.05, 0.7 * spacing)),
         "highpass": jnp.array([1.0, 1.0, 0.0]) * jnp.where(u[21] < 0.2, 0.0, 0.72 * sharp**0.5),
-        "noise": jnp.clip(jnp.exp(jnp.log(9.0) + 0.55 * n[3] + 0.7 * sharp), 3.0, 45.0),
+        "noise": jnp.clip(jnp.exp(jnp.log(10.0) + 0.6 * n[3] + 0.9 * sharp), 3.0, 70.0),
         "modulation": u[22],
         "starvation": 0.8 * u[23],
         "sharpness": jnp.where(u[24] < 0.3, 0.0, 1.4 * sharp),
@@ -144,7 +144,7 @@ def protocol(
         "circle_mm": jnp.where(circle, _between(u[29], 0.5, 0.56) * wide, 1e5)
         - jnp.where(far_off, 1e5 - 0.68 * wide, 0.0),
         "outside": jnp.where(u[30] < 0.85, -1024.0, jnp.where(u[30] < 0.95, -2048.0, 0.0)),
-        "motion_mm": jnp.where(moves, 1.8 * jnp.abs(n[7]), 0.0),
+        "motion_mm": jnp.where(moves, 1.0 * jnp.abs(n[7]), 0.0),
         "motion_wave": 2 * jnp.pi / _between(u[31], 25.0, 90.0),
         "motion_phase": 2 * jnp.pi * u[32],
         "tilt": jnp.where(tilted, jnp.tan(jnp.deg2rad(9.0 * n[8])), 0.0),
