@@ -43,6 +43,7 @@ def sampling(config: ConfigDict, size: tuple[int, int]) -> stream.Sampling:
         spine_free_fraction=config.data.spine_free_fraction,
         distractors=config.data.phantom.distractors,
         acquisition=config.data.phantom.acquisition,
+        label_cut=config.data.phantom.label_cut,
     )
 
 

@@ -106,6 +106,7 @@ _CHECKS: dict[str, _Check] = {
     "data.phantom.epoch_batches": _integer(1),
     "data.phantom.distractors": _BOOLEAN,
     "data.phantom.acquisition": _BOOLEAN,
+    "data.phantom.label_cut": _BOOLEAN,
     "data.phantom.min_spacing_mm": _number(0, above=True),
     "data.phantom.max_spacing_mm": _number(0, above=True),
     "data.phantom.min_extent_mm": _number(0, above=True),

@@ -47,6 +47,8 @@ class Sampling:
         spine_free_fraction: share of slices that lie anywhere in the field of view.
         distractors: draw what is not spine (`render`).
         acquisition: what a scanner adds (`scanner.signal`); without, only its field of view.
+        label_cut: vertebrae that the field of view cuts are labelled, as in crops of annotated
+            scans and by TotalSegmentator; VerSe leaves them out.
     """
 
     plane: str
@@ -60,6 +62,7 @@ class Sampling:
     spine_free_fraction: float
     distractors: bool = True
     acquisition: bool = True
+    label_cut: bool = False
 
 
 def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
@@ -67,7 +70,7 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
 
     Returns:
         "image" (h, w) float32 HU, preprocessed but not normalised; "label" (h, w) int32 VerSe ids,
-        of vertebrae that the field of view shows whole; "stats" (4,) float32 mean, standard
+        of vertebrae that count (`Sampling.label_cut`); "stats" (4,) float32 mean, standard
         deviation, minimum and maximum, which stand for the scan's and are the slice's own.
     """
     keys = jax.random.split(key, 4)
@@ -113,6 +116,8 @@ def _drawn(
     else:
         edge = 0.5 * jnp.mean(pixel_mm)
         hu, label = render(person, points, edge_mm=edge, distractors=how.distractors)
+    if how.label_cut:
+        return hu, label
     whole = acquisition.whole_vertebrae(
         person,
         protocol["lower"],

@@ -1,0 +1,119 @@
+"""Phantoms drawn on the device, beside the training steps that they feed.
+
+    python tests/benchmarks/bench_stream.py
+
+Slices feed CHASPPRAU-Net of configs/phantom_to_real.py, patches OP-convNet. Each is drawn alone,
+and the step is run on a batch that lies ready; all take turns in one run, so that other load meets
+them alike. Ratio: drawing to the step without drawing. Cubes of 64 and 96 voxels at 1.5 mm are
+drawn for the sake of their rate; the labelling network that they will feed is not there yet.
+"""
+
+import argparse
+import os
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import opconvnet, phantom_to_real
+from spinejax import streams
+from spinejax.data.phantom import stream
+from spinejax.tasks import build_task
+from spinejax.train import optim, parallel, step
+from spinejax.train.state import create_state
+
+
+def drawer(config):
+    """Return a function that draws one batch and waits for it."""
+    task = build_task(config, axis_name=parallel.AXIS)
+    draw, positions = jax.jit(task.stream.draw), jnp.arange(config.train.batch_size)
+    counter = iter(range(10**6))
+    return lambda: jax.block_until_ready(draw(jax.random.key(next(counter)), positions))
+
+
+def stepper(config, drawn):
+    """Return a function that runs one update on a batch that lies ready."""
+    config.data.source = "verse"
+    mapped = parallel.make_parallel("pmap", 1)
+    task = build_task(config, axis_name=parallel.AXIS)
+    schedule = optim.make_schedule("constant", learning_rate=1e-3, total_steps=100)
+    optimizer = optim.make_optimizer("adam", schedule, clip_norm=1.0)
+    update = mapped.map(
+        step.make_train_step(task, optimizer, schedule, seed=0), sharded=(False, False), donate=True
+    )
+    state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer, ema=False)
+    holder = [mapped.replicate(state)]
+    rows = config.train.batch_size
+    batch = jax.device_get(drawn) | {
+        "case": np.zeros(rows, np.int32),
+        "slice": np.arange(rows, dtype=np.int32),
+        "position": np.arange(rows, dtype=np.int32),
+        "weight": np.ones(rows, np.float32),
+    }
+
+    def run():
+        holder[0], metrics = update(holder[0], mapped.put(batch))
+        return float(metrics["loss"])
+
+    return run
+
+
+def cubes(side):
+    """Return a function that draws one cube and waits for it."""
+    how = streams.sampling(phantom_to_real.get_config(), (8, 8))
+    one = jax.jit(partial(stream.cube_sample, size=(side,) * 3, spacing_mm=1.5, how=how))
+    counter = iter(range(10**6))
+    return lambda: jax.block_until_ready(one(jax.random.key(next(counter))))
+
+
+def patches():
+    """OP-convNet of configs/opconvnet.py on a stream of sagittal slices at 1 mm."""
+    config = opconvnet.get_config()
+    config.data.source = "phantom_stream"
+    config.data.plane = "sagittal"
+    config.data.preprocess.mode = "resample"
+    config.data.size = (160, 160)
+    return config
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
+    runs, kinds = {}, {"slices": phantom_to_real.get_config(), "patches": patches()}
+    for name, config in kinds.items():
+        draw = drawer(config)
+        runs[f"{name} drawn"], runs[f"{name} step"] = draw, stepper(config, draw())
+    for side in (64, 96):
+        runs[f"cubes of {side}"] = cubes(side)
+    for run in runs.values():
+        run()
+    seconds = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: float(np.median(values)) for name, values in seconds.items()}
+    kind = f"{jax.local_devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    for name, config in kinds.items():
+        drawn, update = median[f"{name} drawn"], median[f"{name} step"]
+        rows, shape = config.train.batch_size, tuple(config.data.size)
+        of = f"of {shape}" if name == "slices" else f"from slices of {shape}"
+        print(
+            f"{name} {of} drawn: {drawn * 1000:.0f} ms for {rows}, {rows / drawn:,.0f} {name}/s "
+            f"on {kind}; the step they feed: {update * 1000:.0f} ms ({drawn / update:.2f} x the "
+            "step)"
+        )
+    for side in (64, 96):
+        drawn = median[f"cubes of {side}"]
+        print(
+            f"cubes of {side} voxels at 1.5 mm: {drawn * 1000:.0f} ms, {1 / drawn:.2f} cubes/s, "
+            f"{side**3 / drawn / 1e6:.2f} million voxels/s on {kind}"
+        )
+
+
+if __name__ == "__main__":
+    main()
