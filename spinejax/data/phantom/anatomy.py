@@ -156,10 +156,11 @@ def anatomy(
     """
     draws = Draws(key)
     who = pathology.person(draws)
-    scale = who["scale"]
     present = _filled(draws, t13, l6, no_t12, no_l5)
     count = jnp.sum(present)
     order = jnp.argsort(~present, stable=True)
+    who, present, count, order = draws.settled((who, present, count, order))
+    scale = who["scale"]
     real = jnp.arange(SLOTS) < count
     slot = jnp.arange(SLOTS)
     atlas = slot == levels.C1
@@ -173,9 +174,11 @@ def anatomy(
         size[name] = jnp.where(last, factor * size[name], size[name])
     size["tz"] = jnp.where(last, size["tz"] - 7.0, size["tz"])
     ill = pathology.pathology(draws, who, present, fractures)
+    size, ill = draws.settled((size, ill))
     parts = posterior.parts(size, scale, ill["facet"], draws)
     size, scars = _deformed({**size, **_forms(draws, size, who)}, ill, draws)
-    line = curve.curve(draws, who, order, count, size, ill, scoliosis)
+    size, parts, scars = draws.settled((size, parts, scars))
+    line = draws.settled(curve.curve(draws, who, order, count, size, ill, scoliosis))
 
     size["canal_d"] = 0.5 * size["cd"] + 0.6
     size["canal_y"] = size["b"] + 0.5 * size["cd"]
@@ -183,7 +186,7 @@ def anatomy(
         size[name] = jnp.where(atlas, value * scale, size[name])
     for name in ("top", "bottom", "band", "schmorl_top", "schmorl_bottom"):
         size[name] = ill[name]
-    size = _ordered(size, order)
+    size = draws.settled(_ordered(size, order))
     size["disc"] = line["disc"]
 
     cancellous, cortical = pathology.marrow(draws, who)
@@ -210,6 +213,7 @@ def anatomy(
         **_ordered(by_slot, order),
         "centre_y": centre_y,
     }
+    spine = draws.settled(spine)
     # Everything of a vertebra lies in this ball about a point behind its body.
     spine["reach"] = _reach(spine["parts"], size, centre_y)
     sacrum = {"origin": line["origin"][count], "rotation": line["axes"][count]}

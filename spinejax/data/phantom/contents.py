@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from spinejax.data.phantom import levels
 from spinejax.data.phantom.draws import Draws
@@ -342,9 +341,9 @@ def contents(
         _arms(draws, at, scale, width, tissue["down"]),
     ]
     items = {name: jnp.concatenate([one[name] for one in lists]) for name in lists[0]}
-    items, palette = lax.optimization_barrier((items, _palette(draws, tissue)))
+    items, palette = draws.settled((items, _palette(draws, tissue)))
     shape = jnp.concatenate([items["ends"], items["brush"], items["taper"][:, None]], 1)
-    shape = lax.optimization_barrier(shape)
+    shape = draws.settled(shape)
     own = 1.0 + 0.08 * draws.normal(shape.shape[0])
     return boxed(
         {

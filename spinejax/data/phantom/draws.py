@@ -5,8 +5,13 @@ take a quarter of a minute to compile.
 """
 
 import math
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax import lax
+
+T = TypeVar("T")
 
 _NORMALS = 10000
 _UNIFORMS = 5000
@@ -21,6 +26,9 @@ class Draws:
         self._normals = jax.random.truncated_normal(normal, -LIMIT, LIMIT, (_NORMALS,))
         self._uniforms = jax.random.uniform(uniform, (_UNIFORMS,))
         self._used = {"normal": 0, "uniform": 0}
+        # Always 1, which no compiler can know.
+        self._once = (self._uniforms[0] < 2.0).astype(jnp.int32)
+        self._normals, self._uniforms = self.settled((self._normals, self._uniforms))
 
     def _take(self, name: str, pool: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         first = self._used[name]
@@ -36,3 +44,13 @@ class Draws:
     def uniform(self, *shape: int) -> jax.Array:
         """Numbers in [0, 1)."""
         return self._take("uniform", self._uniforms, shape)
+
+    def settled(self, values: T) -> T:
+        """`values` unchanged, kept by the compiler: what follows reads them.
+
+        Otherwise it repeats the arithmetic that leads to a number in all that uses the number, and
+        most of the time to compile `anatomy` goes there. Barriers of XLA are dropped on CPUs before
+        operations are fused; the result of a loop is not.
+        """
+        empty = jax.tree.map(jnp.zeros_like, values)
+        return lax.fori_loop(0, self._once, lambda _, __: values, empty)

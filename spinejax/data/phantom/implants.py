@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from spinejax.data.phantom import levels
 from spinejax.data.phantom.contents import boxed
@@ -68,7 +67,7 @@ def _screws(
     mirror = jnp.stack([side, jnp.ones(2), jnp.ones(2)], 1)
     both = jnp.concatenate([points * mirror[0], points * mirror[1]], 1)
     world = _placed(spine, index, both).reshape(LEVELS, 2, 3, 3)
-    world = lax.optimization_barrier(world.at[:, :, 1].add(1.2 * n[:, :3].reshape(LEVELS, 2, 3)))
+    world = draws.settled(world.at[:, :, 1].add(1.2 * n[:, :3].reshape(LEVELS, 2, 3)))
     start, end, head = (world[:, :, i].reshape(-1, 3) for i in range(3))
     on = jnp.repeat(fitted, 2)
     thick = 2.6 + 0.8 * u[2]
@@ -199,7 +198,7 @@ def implants(
         (can, titanium), (fillings, steel), (clips, titanium), (wires, steel), (plate, titanium),
         (leads, titanium),
     ]  # fmt: skip
-    shape = lax.optimization_barrier(jnp.concatenate([rows for rows, _ in groups]))
+    shape = draws.settled(jnp.concatenate([rows for rows, _ in groups]))
     hu = jnp.concatenate([jnp.full(rows.shape[0], 1.0) * value for rows, value in groups])
     soft_edge = np.concatenate(
         [np.full(rows.shape[0], 1.6 if i == 1 else 0.0) for i, (rows, _) in enumerate(groups)]

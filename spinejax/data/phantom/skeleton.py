@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from spinejax.data.phantom import levels
 from spinejax.data.phantom.draws import Draws
@@ -103,7 +102,7 @@ def ribs(
         "rij,rspj->rspi", spine["rotation"][index], local, precision="highest"
     )
     world = world.at[:, :, 1].add(0.8 * n[:, :, :3])
-    world = lax.optimization_barrier(world)
+    world = draws.settled(world)
     middle = world[:, :, 1, 2].mean(1)
     corner = jnp.stack(
         [
@@ -128,7 +127,7 @@ def ribs(
     shape = (
         jnp.stack([necks, angles], 2).at[..., 6:9].multiply(jnp.where(there, 1.0, 0.0)[..., None])
     )
-    shape = lax.optimization_barrier(shape.reshape(-1, 10))
+    shape = draws.settled(shape.reshape(-1, 10))
     ends, reach = shape[:, :6].reshape(-1, 2, 3), 1.2 * shape[:, 6:9] + 3.0
     real = jnp.all(shape[:, 6:9] > 0, 1, keepdims=True)
 

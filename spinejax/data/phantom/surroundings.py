@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from spinejax.data.phantom import contents, implants, levels, marrow, skeleton
 from spinejax.data.phantom.draws import Draws
@@ -171,10 +170,9 @@ def surroundings(
     """
     # Place in `origin` of each slot; an empty slot takes that of the next filled one below.
     place = jnp.append(jnp.cumsum(present) - present, count)
-    # Barriers keep the compiler from copying what leads here into all that follows.
-    at, scale = lax.optimization_barrier((origin[place], scale))
+    at = draws.settled(origin[place])
     profile = _profile(draws, at[:, 2], origin, count, scale)
-    profile = lax.optimization_barrier(profile)
+    profile = draws.settled(profile)
     rows = profile["rows"]
     step = jnp.clip((at[levels.T1 : levels.T13 + 1, 2] - profile["low"]) / profile["step"], 0.0)
     near = rows[jnp.round(step).astype(jnp.int32)].T
@@ -183,9 +181,9 @@ def surroundings(
     inner = marrow.marrow(draws, spine)
     tissue = _tissue(draws, inner["voltage"])
     down = (draws.uniform() < 0.4).astype(jnp.float32)
-    bones = lax.optimization_barrier(skeleton.frames(draws, spine, sacrum, at, scale, down))
+    bones = draws.settled(skeleton.frames(draws, spine, sacrum, at, scale, down))
     sternum = jnp.stack([0.0 * scale, -outline["cy"][5] - 0.93 * outline["cb"][5], 0.0 * scale])
-    inner, tissue, outline = lax.optimization_barrier((inner, tissue, outline))
+    inner, tissue, outline = draws.settled((inner, tissue, outline))
     implanted, metal = implants.implants(draws, spine, {**bones, "sternum": sternum}, at, count)
     shade = {**tissue, "cortical": inner["cortical"].mean(), "down": down}
     width = jnp.max(rows[:, 0])
