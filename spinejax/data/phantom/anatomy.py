@@ -13,7 +13,7 @@ import numpy as np
 
 from spinejax.data.phantom import curve, levels, pathology, posterior, surroundings
 from spinejax.data.phantom.curve import rotation
-from spinejax.data.phantom.draws import Draws
+from spinejax.data.phantom.draws import Draws, stacked
 from spinejax.data.phantom.levels import COLUMNS, SLOTS
 from spinejax.data.phantom.warp import draw as draw_warp
 from spinejax.data.phantom.warp import unwarp, warp
@@ -39,7 +39,7 @@ def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
     along = jnp.linspace(-1.0, 1.0, SLOTS)[:, None] * 0.04 * draws.normal()
     lengths = jnp.asarray(np.array([0.0 if c == "lean" else 1.0 for c in COLUMNS]))
     size = jnp.where(lengths > 0, scale * (1.0 + along), 1.0)
-    values = jnp.asarray(_TABLE) * shared * own * size
+    values = draws.settled(jnp.asarray(_TABLE) * shared * own * size)
     return {name: values[:, i] for i, name in enumerate(COLUMNS)}
 
 
@@ -84,14 +84,16 @@ def _deformed(
     return {**size, "skew": skew}, {"dense": jnp.where(broken, 70.0 * draws.uniform(SLOTS), 0.0)}
 
 
-def _ordered(values: dict[str, Array], order: Array) -> dict[str, Array]:
+def _ordered(draws: Draws, values: dict[str, Array], order: Array) -> dict[str, Array]:
     """Arrays by slot (26, ...) put in order, all at once."""
-    columns = [v.reshape(SLOTS, -1) for v in values.values()]
-    widths = [c.shape[1] for c in columns]
-    joined = jnp.concatenate(columns, 1)[order]
-    parts = jnp.split(joined, np.cumsum(widths)[:-1], 1)
-    shapes = [v.shape for v in values.values()]
-    return {n: p.reshape(s) for n, p, s in zip(values, parts, shapes, strict=True)}
+    columns = [c for v in values.values() for c in v.reshape(SLOTS, -1).T]
+    joined = draws.settled(stacked(columns, 1)[order])
+    ends = np.cumsum([v.size // SLOTS for v in values.values()])
+    parts = np.split(np.arange(len(columns)), ends[:-1])
+    return {
+        n: joined[:, i[0] : i[-1] + 1].reshape(v.shape)
+        for (n, v), i in zip(values.items(), parts, strict=True)
+    }
 
 
 def _filled(draws: Draws, t13: float, l6: float, no_t12: float, no_l5: float) -> Array:
@@ -174,10 +176,9 @@ def anatomy(
         size[name] = jnp.where(last, factor * size[name], size[name])
     size["tz"] = jnp.where(last, size["tz"] - 7.0, size["tz"])
     ill = pathology.pathology(draws, who, present, fractures)
-    size, ill = draws.settled((size, ill))
     parts = posterior.parts(size, scale, ill["facet"], draws)
     size, scars = _deformed({**size, **_forms(draws, size, who)}, ill, draws)
-    size, parts, scars = draws.settled((size, parts, scars))
+    parts = draws.settled(parts)
     line = draws.settled(curve.curve(draws, who, order, count, size, ill, scoliosis))
 
     size["canal_d"] = 0.5 * size["cd"] + 0.6
@@ -186,13 +187,12 @@ def anatomy(
         size[name] = jnp.where(atlas, value * scale, size[name])
     for name in ("top", "bottom", "band", "schmorl_top", "schmorl_bottom"):
         size[name] = ill[name]
-    size = draws.settled(_ordered(size, order))
+    size = _ordered(draws, size, order)
     size["disc"] = line["disc"]
 
     cancellous, cortical = pathology.marrow(draws, who)
     centre_y = 0.4 * (size["b"] + size["sy"])
     by_slot = {
-        "parts": parts,
         "has_body": jnp.where(atlas, 0.0, 1.0),
         "cancellous": jnp.clip(cancellous + scars["dense"], 30.0, 350.0),
         "cortical": cortical,
@@ -210,10 +210,10 @@ def anatomy(
         "origin": jnp.where(real[:, None], line["origin"][:-1], 1e5),
         "rotation": line["axes"][:-1],
         "size": size,
-        **_ordered(by_slot, order),
+        **_ordered(draws, by_slot, order),
+        "parts": parts[order],
         "centre_y": centre_y,
     }
-    spine = draws.settled(spine)
     # Everything of a vertebra lies in this ball about a point behind its body.
     spine["reach"] = _reach(spine["parts"], size, centre_y)
     sacrum = {"origin": line["origin"][count], "rotation": line["axes"][count]}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.data.phantom import levels
-from spinejax.data.phantom.draws import Draws
+from spinejax.data.phantom.draws import Draws, stacked
 
 Array = jax.Array
 
@@ -133,7 +133,7 @@ def _palette(draws: Draws, tissue: dict[str, Array]) -> Array:
     urine = 8.0 + 1400.0 * contrast * late * u[1]
     oral = jnp.where(u[2] < 0.22, 90.0 + 500.0 * u[3], 20.0)
     organ = 1.0 - 0.6 * jnp.abs(phase - 0.55)
-    return jnp.stack(
+    return stacked(
         [
             tissue["blood"],
             tissue["vein"],
@@ -341,7 +341,7 @@ def contents(
         _arms(draws, at, scale, width, tissue["down"]),
     ]
     items = {name: jnp.concatenate([one[name] for one in lists]) for name in lists[0]}
-    items, palette = draws.settled((items, _palette(draws, tissue)))
+    palette = draws.settled(_palette(draws, tissue))
     shape = jnp.concatenate([items["ends"], items["brush"], items["taper"][:, None]], 1)
     shape = draws.settled(shape)
     own = 1.0 + 0.08 * draws.normal(shape.shape[0])

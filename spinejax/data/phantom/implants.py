@@ -67,7 +67,7 @@ def _screws(
     mirror = jnp.stack([side, jnp.ones(2), jnp.ones(2)], 1)
     both = jnp.concatenate([points * mirror[0], points * mirror[1]], 1)
     world = _placed(spine, index, both).reshape(LEVELS, 2, 3, 3)
-    world = draws.settled(world.at[:, :, 1].add(1.2 * n[:, :3].reshape(LEVELS, 2, 3)))
+    world = world.at[:, :, 1].add(1.2 * n[:, :3].reshape(LEVELS, 2, 3))
     start, end, head = (world[:, :, i].reshape(-1, 3) for i in range(3))
     on = jnp.repeat(fitted, 2)
     thick = 2.6 + 0.8 * u[2]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spinejax.data.phantom.draws import Draws
+from spinejax.data.phantom.draws import Draws, stacked
 from spinejax.data.phantom.levels import SLOTS
 
 Array = jax.Array
@@ -87,7 +87,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     cleft = jnp.where(gas, 0.4 + 1.3 * w[2], jnp.where(chalk, 0.4 + 1.4 * w[2], 0.0))
     inner = jnp.where(gas, -350.0 - 500.0 * w[3], 250.0 + 500.0 * w[3])
     return {
-        "vertebra": draws.settled(jnp.stack([columns[name] * one for name in COLUMNS], 1)),
+        "vertebra": draws.settled(stacked([columns[name] * one for name in COLUMNS], 1)),
         "disc": jnp.stack([disc, cleft, inner], 1),
         "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
         "shell": 0.35 + 1.0 * u[8],

@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spinejax.data.phantom import levels
-from spinejax.data.phantom.draws import Draws
+from spinejax.data.phantom.draws import Draws, stacked
 from spinejax.data.phantom.levels import SLOTS
 
 Array = jax.Array
@@ -27,10 +28,8 @@ def parts(s: dict[str, Array], scale: Array, facet: Array, draws: Draws) -> Arra
     pillar_y = wall + 0.62 * s["uy"] + 1.0
     cervical = jnp.arange(SLOTS) < levels.T1
 
-    def cap(*numbers: Any) -> Array:
-        return jnp.stack(
-            [jnp.broadcast_to(jnp.asarray(n, jnp.float32), (SLOTS,)) for n in numbers], 1
-        )
+    def cap(*numbers: Any) -> list[Array]:
+        return [jnp.broadcast_to(jnp.asarray(n, jnp.float32), (SLOTS,)) for n in numbers]
 
     fr = s["fr"] * facet
     flat = jnp.where(cervical, 0.7, 1.0) * fr  # cervical facets lie like tiles
@@ -82,16 +81,16 @@ def parts(s: dict[str, Array], scale: Array, facet: Array, draws: Draws) -> Arra
         jnp.where(cervical, 2.2, 3.8), jnp.where(cervical, 3.0, 3.8), jnp.where(cervical, 2.6, 6.0),
         1.0, 0.0,
     )  # fmt: skip
-    all_parts = jnp.stack(
-        [pedicle, superior, inferior, lamina, transverse, spinous, root, uncinate], 1
-    )
+    columns = [*pedicle, *superior, *inferior, *lamina, *transverse, *spinous, *root, *uncinate]
+    plain = stacked(columns, 1).reshape(SLOTS, 8, 11)
     lengths = jnp.where(jnp.arange(11) < 9, scale, 1.0)
-    all_parts = all_parts.at[levels.C1].set(levels.ATLAS * lengths)
-    all_parts = all_parts.at[levels.C2].set(levels.AXIS * lengths)
-    ends = 0.7 * draws.normal(SLOTS, 8, 6)
+    slot = np.arange(SLOTS)[:, None, None]
+    plain = jnp.where(slot == levels.C1, levels.ATLAS * lengths, plain)
+    plain = jnp.where(slot == levels.C2, levels.AXIS * lengths, plain)
     # The two brushes that cross the midline must not leave it.
-    ends = ends.at[:, 5, 0].set(0.0).at[:, 5, 3].set(0.0)
-    brush = 1.0 + 0.08 * draws.normal(SLOTS, 8, 3)
-    noise = jnp.concatenate([ends * scale, jnp.zeros((SLOTS, 8, 5))], 2)
-    factor = jnp.concatenate([jnp.ones((SLOTS, 8, 6)), brush, jnp.ones((SLOTS, 8, 2))], 2)
-    return all_parts * factor + noise
+    free = np.full((8, 6), 0.7, np.float32)
+    free[5, [0, 3]] = 0.0
+    ends = free * scale * draws.normal(SLOTS, 8, 6)
+    brush = 0.08 * draws.normal(SLOTS, 8, 3)
+    brush = jnp.pad(brush, ((0, 0), (0, 0), (6, 2)))
+    return plain * (1.0 + brush) + jnp.pad(ends, ((0, 0), (0, 0), (0, 5)))

@@ -64,17 +64,18 @@ def _profile(
     draws: Draws, heights: Array, spine: Array, count: Array, scale: Array
 ) -> dict[str, Any]:
     """Rows by height on a regular grid, for linear interpolation."""
-    z = jnp.stack([heights[slot] + up * scale for slot, up, *_ in _ANCHORS])
+    above = np.array([row[1] for row in _ANCHORS], np.float32)
+    z = heights[np.array([row[0] for row in _ANCHORS])] + above * scale
     values = jnp.asarray(np.array([row[2:] for row in _ANCHORS], np.float32)) * scale
     girth = 1.0 + 0.10 * draws.normal(2)
-    trunk = jnp.asarray(np.array([float(row[0] >= _T1) for row in _ANCHORS], np.float32))
-    factor = jnp.ones_like(values)
-    for column in (0, 1):
-        factor = factor.at[:, column].set(1.0 + trunk * (girth[column] - 1.0))
+    trunk = np.array([row[0] >= _T1 for row in _ANCHORS])[:, None]
+    column = np.arange(values.shape[1])
     fat = jnp.exp(0.45 * draws.normal())
-    factor = factor.at[:, 3].set(12.0 * fat / scale)
     vessel = 1.0 + 0.12 * draws.normal(values.shape[1])
-    factor = factor.at[:, 8:14].multiply(vessel[8:14])
+    factor = jnp.where((column >= 8) & (column < 14), vessel, 1.0)
+    factor = jnp.where(column == 3, 12.0 * fat / scale, factor)
+    factor = jnp.where(trunk & (column == 0), girth[0], factor)
+    factor = jnp.where(trunk & (column == 1), girth[1], factor)
     values = values * factor
     low, high = z[-1], z[0]
     knots = jnp.linspace(low, high, KNOTS)
@@ -172,8 +173,7 @@ def surroundings(
     place = jnp.append(jnp.cumsum(present) - present, count)
     at = draws.settled(origin[place])
     profile = _profile(draws, at[:, 2], origin, count, scale)
-    profile = draws.settled(profile)
-    rows = profile["rows"]
+    rows = profile["rows"] = draws.settled(profile["rows"])
     step = jnp.clip((at[levels.T1 : levels.T13 + 1, 2] - profile["low"]) / profile["step"], 0.0)
     near = rows[jnp.round(step).astype(jnp.int32)].T
     outline = dict(zip((*PROFILE, "sx", "sy"), near, strict=True))
@@ -181,9 +181,8 @@ def surroundings(
     inner = marrow.marrow(draws, spine)
     tissue = _tissue(draws, inner["voltage"])
     down = (draws.uniform() < 0.4).astype(jnp.float32)
-    bones = draws.settled(skeleton.frames(draws, spine, sacrum, at, scale, down))
+    bones = skeleton.frames(draws, spine, sacrum, at, scale, down)
     sternum = jnp.stack([0.0 * scale, -outline["cy"][5] - 0.93 * outline["cb"][5], 0.0 * scale])
-    inner, tissue, outline = draws.settled((inner, tissue, outline))
     implanted, metal = implants.implants(draws, spine, {**bones, "sternum": sternum}, at, count)
     shade = {**tissue, "cortical": inner["cortical"].mean(), "down": down}
     width = jnp.max(rows[:, 0])
