@@ -107,7 +107,7 @@ def _trunk(
     hu = tissues.over(hu, 10.0, jnp.abs(skin + 1.0) - 1.0, edge)  # skin
     strands = when(
         jnp.any(skin < 0.0),
-        lambda: tissues.texture(p[:, 0], p[:, 1], z, parameters["fibres"]),
+        lambda: tissues.texture(p[:, 0], p[:, 1], z, parameters["fibres"], edge),
         jnp.zeros_like(z),
     )
     # Fat lies in strands along the muscles, and in planes between them.

@@ -49,11 +49,16 @@ def sine(x: Array) -> Array:
     return t * odd
 
 
-def texture(x: Array, y: Array, z: Array, waves: dict[str, Array]) -> Array:
-    """Smooth random pattern, standard deviation about 1, from plane waves."""
+def texture(x: Array, y: Array, z: Array, waves: dict[str, Array], edge_mm: Any = 0.0) -> Array:
+    """Smooth random pattern from plane waves, standard deviation about 1 before it is blurred.
+
+    A Gaussian of standard deviation `edge_mm` weakens each wave by exp(-(k edge_mm)^2 / 2), k being
+    its wave number: fine patterns are gone from coarse scans, as edges are blurred there.
+    """
+    weight = jnp.exp(-0.5 * jnp.sum(waves["wave"] ** 2, -1) * edge_mm**2)
     total = jnp.zeros_like(x)
     count = waves["phase"].shape[0]
     for i in range(count):
         w = waves["wave"][i]
-        total += sine(x * w[0] + y * w[1] + z * w[2] + waves["phase"][i])
+        total += weight[i] * sine(x * w[0] + y * w[1] + z * w[2] + waves["phase"][i])
     return total * (2.0 / count) ** 0.5
