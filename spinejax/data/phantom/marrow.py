@@ -93,8 +93,9 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "vertebra": draws.settled(stacked([columns[name] * one for name in COLUMNS], 1)),
         "disc": jnp.stack([disc, cleft, inner], 1),
         "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
-        "shell": 0.35 + 1.0 * u[8],
-        "cancellous": jnp.mean(cancellous) * (0.5 + 0.8 * u[9]),
+        "shell": 0.4 + 1.4 * u[8],
+        # Fatty marrow is common in the pelvis: a dark core within a bright shell.
+        "cancellous": jnp.mean(cancellous) * (0.05 + 0.95 * u[9]),
         "grain": voltage * 14.0 * u[10],
         "voltage": voltage,
     }

@@ -47,10 +47,11 @@ _PELVIS = [  # upright at S1: x left, y back, z up
     (78, -44, -72, 12, -72, -112, 8, 8, 9, 0.9),  # upper ramus of the pubis
     (12, -72, -112, 56, 12, -150, 6, 6, 8, 1.0),
     (100, -28, -58, 90, -14, -50, 9, 20, 12, 1.0),  # roof of the socket
+    (57, 38, -4, 60, 32, -44, 7, 14, 13, 1.0),  # behind the sacroiliac joint
 ]
 _SACRUM = [  # in the frame of S1: what is added to bodies, side masses and back wall
-    (20, 3, 0, 44, 16, -10, 9, 13, 14, 1.0),  # ala
-    (42, 16, -14, 26, 12, -52, 9, 9, 12, 0.7),
+    (20, 3, 0, 48, 18, -14, 9, 16, 17, 1.0),  # ala
+    (46, 20, -20, 26, 12, -52, 9, 12, 13, 0.7),
     (20, 22, 6, 20, 26, -8, 6, 6, 8, 1.0),  # articular process
 ]
 
