@@ -19,6 +19,16 @@ def when(needed: Array, value: Callable[[], Any], otherwise: Any) -> Any:
     return lax.fori_loop(0, needed.astype(jnp.int32), lambda _, __: value(), otherwise)
 
 
+def kept(p: Array, values: Any) -> Any:
+    """`values` unchanged, computed once: XLA would repeat cheap arithmetic in each of its uses.
+
+    Args:
+        p: Points (n, 3). That they are finite is what the compiler cannot know.
+        values: Pytree of arrays.
+    """
+    return when(p[0, 0] < jnp.inf, lambda: values, jax.tree.map(jnp.zeros_like, values))
+
+
 def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
     """Which of many boxes (m, 3) the points (n, 3) may meet: their indices first, and how many."""
     hit = jnp.all((p.min(0) < high) & (p.max(0) > low), 1)

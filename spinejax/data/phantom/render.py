@@ -30,10 +30,11 @@ def render_block(
 ) -> tuple[Array, Array]:
     """HU and label (n,) of points (n, 3) close together: what reaches none of them is skipped."""
     t, spine = parameters["tissue"], parameters["spine"]
-    p = warp(p, parameters)
+    points, p = p, warp(p, parameters)
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     soft = tissues.texture(x, y, z, parameters["soft"])
-    fine = tissues.texture(x, y, z, parameters["texture"])
+    fine = tissues.texture(x, y, z, parameters["texture"], edge)
+    p, soft, fine = bones.kept(points, (p, soft, fine))
     hu, rib = scene.soft(p, parameters, edge, soft, fine, distractors)
     v = spine_at.vertebrae(p, spine)
     d = v["nearest"]

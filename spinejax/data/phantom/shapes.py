@@ -212,29 +212,3 @@ def plate(x: Array, y: Array, z: Array, p: Any) -> Array:
     # The rim (the iliac crest) is thicker than the middle.
     thickness = p["thickness"] * (0.6 + 0.9 * jnp.clip(radial, 0.0, 1.0) ** 3)
     return smooth_max(jnp.abs(q) - thickness, edge, 4.0)
-
-
-def ribs(e: Array, psi: Array, z: Array, rows: Any) -> tuple[Array, Array]:
-    """Ribs of one side as bands on the wall of the chest.
-
-    Args:
-        e: Distance from the chest wall's middle surface, mm, outside positive.
-        psi: Angle about the axis of that half of the chest, radians: 0 is the back, pi the front,
-            negative values lead to the spine.
-        z: Height, mm.
-        rows: Mapping of (13,) arrays: z (height at the spine), slope (mm per radian, downwards),
-            first and last angle of bone, and last angle of cartilage; `radius` (mm per radian).
-
-    Returns:
-        Distance to bone, distance to cartilage.
-    """
-    psi, e, z = psi[..., None], e[..., None], z[..., None]
-    turn = psi - rows["first"]
-    # Ribs climb a little to the tubercle and then fall, most steeply at the side.
-    height = rows["z"] - rows["slope"] * (turn - 0.35 * jnp.sin(1.6 * turn))
-    w = (z - height) * 0.9
-    band = (jnp.sqrt((e / 3.4) ** 2 + (w / 6.2) ** 2 + 1e-6) - 1.0) * 3.4
-    after = (psi - rows["last"]) * rows["radius"]
-    bone = jnp.maximum(jnp.maximum(band, after), -turn * rows["radius"])
-    soft = jnp.maximum(jnp.maximum(band, -after), (psi - rows["end"]) * rows["radius"])
-    return jnp.min(bone, -1), jnp.min(soft, -1)
