@@ -10,6 +10,7 @@ from spinejax.data.phantom.anatomy import unwarp, warp
 
 SPACING = 1.8
 SEEDS = (1, 2)
+MORE_SEEDS = (3, 4, 5)
 
 # Measured on the masks of real scans (a few persons): ml; mm R-L, A-P, S-I, lowest and highest.
 VOLUME_ML = {
@@ -59,11 +60,10 @@ def off(value, span):
     return max(low / value - 1, 0) + max(value / high - 1, 0)
 
 
-@pytest.fixture(scope="module")
-def spines():
-    """Two whole spines: parameters, HU, labels, affine."""
+def render_spines(seeds):
+    """Whole spines: parameters, HU, labels, affine."""
     drawn = []
-    for seed in SEEDS:
+    for seed in seeds:
         p = plain(jax.random.key(seed))
         points = np.asarray(acquisition.support_points(p)).reshape(26, -1, 3)
         points = points[np.asarray(p["spine"]["id"]) > 0].reshape(-1, 3)
@@ -76,11 +76,17 @@ def spines():
     return drawn
 
 
+@pytest.fixture(scope="module")
+def spines():
+    return render_spines(SEEDS)
+
+
 def test_volumes_and_extents_agree_with_real_vertebrae(spines):
     problems = []
+    spines = spines + render_spines(MORE_SEEDS)
     for vertebra in VOLUME_ML:
         masks = [label == vertebra for _, _, label, _ in spines]
-        # Of a middle-sized adult: persons differ in size, and two are few.
+        # Of a middle-sized adult: persons differ in size, and five are few.
         size = [SPACING / float(p["person"]["scale"]) for p, _, _, _ in spines]
         volume = np.mean([m.sum() * s**3 / 1000 for m, s in zip(masks, size, strict=True)])
         extent = [(np.ptp(np.argwhere(m), 0) + 1) * s for m, s in zip(masks, size, strict=True)]
