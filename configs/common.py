@@ -91,6 +91,20 @@ def data_block() -> ConfigDict:
     data.phantom.max_spacing_mm = 3.0
     data.phantom.min_extent_mm = 116.0  # of the height
     data.phantom.max_extent_mm = 400.0
+    # Probabilities of variants, as in VerSe'20 (`spinejax.data.phantom.anatomy`); fractures are
+    # relative to the usual number.
+    data.phantom.rates = ConfigDict(
+        dict(
+            t13=0.025,
+            l6=0.19,
+            no_t12=0.036,
+            no_l5=0.025,
+            cervical_ribs=0.01,
+            sacralised=0.08,
+            fractures=1.0,
+            scoliosis=0.12,
+        )
+    )
     # source=phantom_stream: training draws every sample anew on the device; the `cases` above are
     # written to validate and test only (0: neither).
     data.phantom.epoch_batches = 100  # that are called an epoch

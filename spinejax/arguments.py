@@ -6,7 +6,7 @@ is put into a person's words here.
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +199,21 @@ def config_words(values: FlagValues) -> list[str]:
         f"--config={config_flags.get_config_filename(flag)}",
         *(f"--config.{key}={value}" for key, value in overrides.items()),
     ]
+
+
+def rates(words: Sequence[str]) -> dict[str, float]:
+    """Read `name=number` words.
+
+    Raises:
+        InputError: a word is no such pair.
+    """
+    found = {}
+    for word in words:
+        name, equals, number = word.partition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise InputError(f"--rates={word}: give name=number, e.g. --rates=t13=0.5,l6=0")
+    return found

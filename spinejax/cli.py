@@ -62,6 +62,9 @@ def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer(
         "max_voxels", 2_000_000, "Fields of view are made to fit this many.", flag_values=values
     )
+    flags.DEFINE_list(
+        "rates", [], "Frequencies, e.g. t13=0.5,l6=0,scoliosis=1.", flag_values=values
+    )
     flags.DEFINE_integer(
         "workers", 1, "Processes; the data set is the same with any number.", flag_values=values
     )
@@ -161,6 +164,8 @@ def _phantom(values: FlagValues) -> int:
             "max_voxels",
         )
     }
+    if values.rates:
+        limits["rates"] = arguments.rates(values.rates)
     if values.compare is not None:
         from spinejax.reports import realism
 

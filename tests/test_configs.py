@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import chasppraunet, common, demo, opconvnet, opconvnet_demo, unet
+from configs import chasppraunet, common, demo, opconvnet, opconvnet_demo, phantom_to_real, unet
 from spinejax import losses, models
 from spinejax.augment import augment
 from spinejax.data import preprocess
@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "demo": demo,
     "opconvnet": opconvnet,
     "opconvnet_demo": opconvnet_demo,
+    "phantom_to_real": phantom_to_real,
     "unet": unet,
 }
 
@@ -34,7 +35,7 @@ def test_every_field_is_read_somewhere():
     read |= {n.value for n in subscripts if isinstance(n, ast.Constant)}
     config = common.base("any", chasppraunet.model())
     # These blocks go to functions as a whole; the name is for the report, which reads JSON.
-    whole = ("augment.", "data.patches.", "loss.", "model.", "name")
+    whole = ("augment.", "data.patches.", "data.phantom.rates.", "loss.", "model.", "name")
     unread = [
         k for k in flatten(config) if not k.startswith(whole) and k.split(".")[-1] not in read
     ]

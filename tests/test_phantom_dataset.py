@@ -208,3 +208,29 @@ def test_vertebrae_left_out_of_a_block_are_not_missed(monkeypatch):
     all_hu, all_label = acquisition.render_volume(person, (60, 70, 60), affine, 0.9)
     np.testing.assert_array_equal(label, all_label)
     np.testing.assert_allclose(hu, all_hu, atol=2.0)
+
+
+def test_variants_come_at_the_rate_asked_for(tmp_path):
+    limits = dataset.check_limits(
+        1, 0, min_spacing_mm=3.0, max_spacing_mm=3.0, min_extent_mm=200.0, max_extent_mm=300.0,
+        max_voxels=100_000, rates={"no_t12": 1.0, "l6": 1},
+    )  # fmt: skip
+    assert limits["rates"] == {"no_t12": 1.0, "l6": 1.0}
+    for index in range(3):
+        person, _ = dataset._draw(0, index, limits["rates"])
+        ids = np.asarray(person["spine"]["id"])
+        assert 25 in ids and 19 not in ids and 28 not in ids
+    for rates, words in (({"t14": 1}, "t14"), ({"t13": 2}, "give a probability from 0 to 1")):
+        with pytest.raises(InputError, match=words):
+            dataset.write_dataset(tmp_path / "x", 1, 0, rates=rates)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_ct_stored_uncompressed_is_not_drawn_again(tmp_path):
+    image, mask, points = dataset.case_paths(tmp_path, 0)
+    for path in (image.with_suffix(""), mask, points):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert dataset._complete(tmp_path, 0)
+    image.with_suffix("").unlink()
+    assert not dataset._complete(tmp_path, 0)

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from spinejax.data.phantom import anatomy, bones, contents, implants, render, scene, warp
 
-PEOPLE = 6
+PEOPLE = 16
 
 
 @pytest.fixture(scope="module")

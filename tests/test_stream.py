@@ -1,5 +1,6 @@
 """Phantoms drawn inside the training step."""
 
+import inspect
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +13,7 @@ from tiny_run import tiny_config
 from configs import phantom_to_real
 from spinejax import streams
 from spinejax.data.phantom import anatomy, scanner, stream
+from spinejax.data.phantom.anatomy import RATES
 from spinejax.data.phantom.feed import StreamFeed
 from spinejax.data.phantom.levels import SLOT_IDS
 from spinejax.errors import InputError
@@ -253,3 +255,17 @@ def test_each_step_of_the_ablation_adds_one_thing():
         phantom_to_real.get_config("step=all")
     paper = phantom_to_real.get_config("paper_size")
     assert paper.model.widths == (24, 48, 96, 192) and paper.data.preprocess.spacing_mm == 1.0
+
+
+def test_rates_reach_the_persons_that_are_drawn(monkeypatch):
+    config = phantom_to_real.get_config()
+    config.data.phantom.rates.t13 = 1.0
+    settings.check_config(config)
+    asked = dict(streams.sampling(config, (8, 8)).rates)
+    assert asked["t13"] == 1.0 and set(asked) == set(RATES)
+    defaults = inspect.signature(anatomy).parameters
+    shared = phantom_to_real.get_config().data.phantom.rates
+    assert {name: defaults[name].default for name in RATES} == dict(shared)
+    config.data.phantom.rates.l6 = 1.5
+    with pytest.raises(InputError, match="data.phantom.rates.l6"):
+        settings.check_config(config)

@@ -12,6 +12,7 @@ from spinejax import streams
 from spinejax.choices import check_choice
 from spinejax.data.patch_pipeline import SPLIT_UNITS
 from spinejax.data.patches import LABEL_RULES, RUS_KINDS
+from spinejax.data.phantom.anatomy import RATES
 from spinejax.data.scanfile import LABELS
 from spinejax.errors import InputError
 from spinejax.inference.patch_scan import PADDINGS
@@ -104,6 +105,8 @@ _CHECKS: dict[str, _Check] = {
     "data.phantom.cases": _integer(0),
     "data.phantom.seed": _integer(0),
     "data.phantom.epoch_batches": _integer(1),
+    **{f"data.phantom.rates.{name}": _number(0, 1) for name in RATES if name != "fractures"},
+    "data.phantom.rates.fractures": _number(0, 1000),
     "data.phantom.distractors": _BOOLEAN,
     "data.phantom.acquisition": _BOOLEAN,
     "data.phantom.label_cut": _BOOLEAN,

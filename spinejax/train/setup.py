@@ -60,7 +60,7 @@ def _phantoms(config: ConfigDict, workdir: Path) -> Path:
 
     root, fields = workdir / "phantoms", config.data.phantom
     # Written last: a folder without it is one whose writing was interrupted.
-    done, wanted = root / "phantoms.json", dict(fields)
+    done, wanted = root / "phantoms.json", fields.to_dict()
     if parallel.process_index() == 0 and _read(done) != wanted:
         dataset.write_dataset(
             root,
@@ -70,6 +70,7 @@ def _phantoms(config: ConfigDict, workdir: Path) -> Path:
             max_spacing_mm=fields.max_spacing_mm,
             min_extent_mm=fields.min_extent_mm,
             max_extent_mm=fields.max_extent_mm,
+            rates=fields.rates,
         )
         write_json(done, wanted)
     parallel.barrier("phantoms")

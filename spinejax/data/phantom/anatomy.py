@@ -119,6 +119,12 @@ def _reach(parts: Array, size: dict[str, Array], centre_y: Array) -> Array:
     return jnp.maximum(arch, body) + 5.0
 
 
+RATES = (
+    "t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised", "fractures", "scoliosis"
+)  # fmt: skip
+"""Names of what `anatomy` takes a frequency of."""
+
+
 def anatomy(
     key: Array,
     *,

@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 import spinejax
 from spinejax import geometry
+from spinejax.choices import check_choice
 from spinejax.data import centroids as centroid_files
 from spinejax.data import nifti
 from spinejax.data.phantom import acquisition, scanner
-from spinejax.data.phantom.anatomy import anatomy, centroids
+from spinejax.data.phantom.anatomy import RATES, anatomy, centroids
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.volume import Volume
@@ -61,6 +62,7 @@ def write_dataset(
     max_extent_mm: float = 400.0,
     min_spacing_mm: float = 0.3,
     max_voxels: int = 2_000_000,
+    rates: Mapping[str, float] | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> list[str]:
@@ -78,6 +80,8 @@ def write_dataset(
         max_extent_mm: Longest side of a scan, at least 80 mm.
         min_spacing_mm: Finest voxel size (in the plane of thick slices).
         max_voxels: Fields of view are made to fit this many voxels.
+        rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`; what is
+            not named has its default.
         workers: Processes that write, each with a core or more to itself.
         progress: Show a progress bar.
 
@@ -96,15 +100,12 @@ def write_dataset(
         min_extent_mm=min_extent_mm,
         max_extent_mm=max_extent_mm,
         max_voxels=max_voxels,
+        rates=rates,
     )
     root = Path(out)
     try:
         _describe(root, limits)
-        missing = [
-            index
-            for index in range(cases)
-            if not all(path.is_file() for path in case_paths(root, index))
-        ]
+        missing = [index for index in range(cases) if not _complete(root, index)]
         done = cases - len(missing)
         with tqdm(
             total=cases, desc="phantoms", unit="scan", initial=done, disable=not progress
@@ -128,6 +129,7 @@ def check_limits(
     min_extent_mm: float,
     max_extent_mm: float,
     max_voxels: int,
+    rates: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return the settings of phantoms as `draw_case` takes them; see `write_dataset`.
 
@@ -149,6 +151,12 @@ def check_limits(
         raise InputError(f"min_extent_mm={min_extent_mm}: give a height in mm above 0, to 2000")
     if max_voxels < 1000:
         raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
+    chosen = {name: float(rate) for name, rate in (rates or {}).items()}
+    for name, rate in chosen.items():
+        check_choice("rate", name, RATES)
+        # Fractures are counted relative to the usual number.
+        if not 0.0 <= rate <= (1000.0 if name == "fractures" else 1.0):
+            raise InputError(f"rate {name}={rate}: give a probability from 0 to 1")
     return {
         "seed": seed,
         "min_spacing_mm": min_spacing_mm,
@@ -156,7 +164,15 @@ def check_limits(
         "min_extent_mm": min_extent_mm,
         "max_extent_mm": max_extent_mm,
         "max_voxels": max_voxels,
+        **({"rates": chosen} if chosen else {}),
     }
+
+
+def _complete(root: Path, index: int) -> bool:
+    """Whether all files of a case are there; the CT may be stored uncompressed."""
+    image, *others = case_paths(root, index)
+    found = image.is_file() or image.with_suffix("").is_file()
+    return found and all(path.is_file() for path in others)
 
 
 def _written(
@@ -214,16 +230,16 @@ def _describe(root: Path, limits: dict[str, Any]) -> None:
 
 
 @jax.jit
-def _draw(seed: jax.Array, index: jax.Array) -> tuple[Any, jax.Array]:
+def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any, jax.Array]:
     key = jax.random.fold_in(jax.random.key(seed), index)
-    return anatomy(key), jax.random.split(jax.random.fold_in(key, 1))
+    return anatomy(key, **rates), jax.random.split(jax.random.fold_in(key, 1))
 
 
 def draw_case(
     seed: int, index: int, limits: dict[str, Any]
 ) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], acquisition.Storage]:
     """One case: CT (HU, axes as on disk), mask (uint8), centroids by id (voxels of the CT)."""
-    parameters, keys = _draw(seed, index)
+    parameters, keys = _draw(seed, index, limits.get("rates", {}))
     rng = np.random.default_rng([seed, index])
     for attempt in range(_ATTEMPTS):
         scan = acquisition.plan_scan(

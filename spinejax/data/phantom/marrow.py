@@ -40,7 +40,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
     cancellous = voltage * spine["cancellous"] * jnp.exp(0.42 * n[0] + 0.05 * own[0] - 0.5)
-    cortical = voltage * spine["cortical"] * (1.15 + 0.15 * n[1])
+    cortical = voltage * spine["cortical"] * (1.10 + 0.15 * n[1])
     # Degeneration makes bone under endplates dense.
     worn = spine["wear"]
     dense = voltage * (spine["sclerosis"] * (0.6 + 0.8 * v[0]) + 40.0 * v[1])
@@ -62,9 +62,9 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "shell": jnp.clip(0.50 + 0.16 * n[2] + 0.05 * own[2], 0.2, 1.1),
         # Of joints and laminae, wear makes solid compact bone.
         "arch_shell": jnp.clip(
-            1.1 + 0.30 * n[3] + 0.15 * own[3] + 1.8 * u[11] * (0.4 + worn), 0.5, 4.0
+            1.0 + 0.30 * n[3] + 0.15 * own[3] + 2.4 * u[11] ** 3 * (0.3 + worn), 0.5, 4.0
         ),
-        "arch": voltage * jnp.clip(90.0 + 80.0 * n[4] + 25.0 * own[4], 0.0, 500.0),
+        "arch": voltage * jnp.clip(50.0 + 60.0 * n[4] + 25.0 * own[4], 0.0, 500.0),
         "upper": upper,
         "lower": lower,
         "depth": 1.5 + 5.0 * v[9],

@@ -49,6 +49,7 @@ class Sampling:
         acquisition: what a scanner adds (`scanner.signal`); without, only its field of view.
         label_cut: vertebrae that the field of view cuts are labelled, as in crops of annotated
             scans and by TotalSegmentator; VerSe leaves them out.
+        rates: frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
     """
 
     plane: str
@@ -63,6 +64,7 @@ class Sampling:
     distractors: bool = True
     acquisition: bool = True
     label_cut: bool = False
+    rates: tuple[tuple[str, float], ...] = ()
 
 
 def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
@@ -74,7 +76,7 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
         deviation, minimum and maximum, which stand for the scan's and are the slice's own.
     """
     keys = jax.random.split(key, 4)
-    person = anatomy(keys[0])
+    person = anatomy(keys[0], **dict(how.rates))
     protocol = scanner.protocol(keys[1], person)
     points, within, pixel_mm = _grid(keys[2], person, protocol, how)
     hu, label = _drawn(keys[3], person, protocol, points, pixel_mm, how)
@@ -229,7 +231,7 @@ def cube_sample(
         Fields of `slice_sample`, image and label (x, y, z).
     """
     keys = jax.random.split(key, 4)
-    person = anatomy(keys[0])
+    person = anatomy(keys[0], **dict(how.rates))
     protocol = scanner.protocol(keys[1], person)
     spine, lower, upper = person["spine"], protocol["lower"], protocol["upper"]
     pick, place = jax.random.split(keys[2])
