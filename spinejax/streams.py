@@ -15,6 +15,9 @@ from spinejax.data.pipeline import Feed
 
 SOURCE = "phantom_stream"
 
+SPACINGS_MM = (0.25, 5.0)
+"""Of pixels that are not resampled: the limits of `scanner.protocol`."""
+
 
 class Stream(NamedTuple):
     """Training samples drawn on the device.
@@ -80,11 +83,12 @@ def feed(
     if config.data.source != SOURCE:
         return make(split)
     val = split["val"]
-    spacing = config.data.preprocess.spacing_mm
+    how = config.data.preprocess
+    resampled = (how.spacing_mm, how.spacing_mm)
     return StreamFeed(
         # A feed of scans wants some to train on; nothing is read of them.
         make({"train": val, "val": val}) if val else None,
         batch_size=config.train.batch_size,
         per_epoch=config.data.phantom.epoch_batches,
-        spacing_mm=(spacing, spacing),
+        spacing_mm=resampled if how.mode == "resample" else SPACINGS_MM,
     )

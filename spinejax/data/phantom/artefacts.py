@@ -1,6 +1,5 @@
 """Shading, streaks and attenuation that a scan shows beside the body."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,11 +14,6 @@ Array = jax.Array
 _COLUMNS = (PROFILE.index("width"), PROFILE.index("depth"), PROFILE.index("back"))
 BANDS = 5  # streaks of one piece of metal
 METAL_HU = 420.0  # of a strong piece's streak, beside it
-
-
-def when(needed: Array, value: Callable[[], Array], otherwise: Array) -> Array:
-    """`value()` if needed; truly skipped otherwise, under vmap too if no member needs it."""
-    return lax.fori_loop(0, needed.astype(jnp.int32), lambda _, __: value(), otherwise)
 
 
 def frame(points: Array, pixel_mm: Any) -> dict[str, Array]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.data.phantom import artefacts, grain
+from spinejax.data.phantom.bones import when
 
 Array = jax.Array
 Protocol = dict[str, Array]
@@ -268,7 +269,7 @@ def signal(
     def noise(seed: Array, streaks: bool) -> Array:
         return grain.noise(seed, hu.shape, first, frame, protocol, smoothing_mm, streaks=streaks)
 
-    streaks = artefacts.when(
+    streaks = when(
         jnp.any(body["streaks"] > 0.02),
         lambda: body["streaks"] * noise(seeds[1], True),
         jnp.zeros_like(hu),

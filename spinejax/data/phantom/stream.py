@@ -129,6 +129,16 @@ def _drawn(
     return hu, acquisition.keep_labels(label, person["spine"]["id"], whole)
 
 
+def _any_centre(key: Array, person: Any, protocol: dict[str, Array]) -> Array:
+    """Centroid (3,) of a random vertebra at a height that the field of view covers."""
+    spine = person["spine"]
+    z = spine["origin"][:, 2]
+    seen = (spine["id"] > 0) & (z > protocol["lower"][2]) & (z < protocol["upper"][2])
+    # A field of view between two vertebrae shows both of them cut: any will do.
+    seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
+    return spine["origin"][jax.random.categorical(key, jnp.where(seen, 0.0, -jnp.inf))]
+
+
 def _grid(
     key: Array, person: Any, protocol: dict[str, Array], how: Sampling
 ) -> tuple[Array, Array, Array]:
@@ -145,12 +155,7 @@ def _grid(
     else:
         pixel = extent / size
     kind, across, aim, place, pick = jax.random.split(key, 5)
-    spine = person["spine"]
-    z = spine["origin"][:, 2]
-    seen = (spine["id"] > 0) & (z > lower[2]) & (z < upper[2])
-    # A field of view between two vertebrae shows both of them cut: any will do.
-    seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
-    chosen = spine["origin"][jax.random.categorical(pick, jnp.where(seen, 0.0, -jnp.inf))]
+    chosen = _any_centre(pick, person, protocol)
     free = jax.random.uniform(kind) < how.spine_free_fraction
 
     low, high = lower[axis], upper[axis]
@@ -233,12 +238,9 @@ def cube_sample(
     keys = jax.random.split(key, 4)
     person = anatomy(keys[0], **dict(how.rates))
     protocol = scanner.protocol(keys[1], person)
-    spine, lower, upper = person["spine"], protocol["lower"], protocol["upper"]
+    lower, upper = protocol["lower"], protocol["upper"]
     pick, place = jax.random.split(keys[2])
-    z = spine["origin"][:, 2]
-    seen = (spine["id"] > 0) & (z > lower[2]) & (z < upper[2])
-    seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
-    chosen = spine["origin"][jax.random.categorical(pick, jnp.where(seen, 0.0, -jnp.inf))]
+    chosen = _any_centre(pick, person, protocol)
     extent = jnp.asarray(size, jnp.float32) * spacing_mm
     shift = (jax.random.uniform(place, (3,)) - 0.5) * jnp.maximum(extent - 50.0, 0.0)
     axes = [
