@@ -24,7 +24,7 @@ from spinejax.inference import scan
 from spinejax.metrics import patches, slices
 from spinejax.metrics import summary as summarised
 from spinejax.models import summary
-from spinejax.reports import figures
+from spinejax.reports import figures, tables
 from spinejax.tasks import build_task
 from spinejax.train import checkpoint, loop, parallel, patch_level, settings, setup
 from spinejax.volume import Volume
@@ -120,7 +120,9 @@ def evaluate(workdir: Path, *, split: str, which: str, data: Path | None = None)
         cases = [(case.id, case.image, case.labels) for case in setup.cases(config, workdir)[split]]
     else:
         cases = [(found.id, found.image, found.labels) for found in found_scans.with_masks(data)]
-        split = data.resolve().name
+        split = data.resolve().name or "scans"
+        if split in tables.OWN_SPLITS:  # a folder of that name is not that part of the run's data
+            split = f"folder_{split}"
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
     predictor = load_predictor(config, variables, setup.recorded_pixels_mm(workdir))

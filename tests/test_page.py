@@ -211,6 +211,15 @@ def test_phantoms_and_scans_that_were_trained_on_are_named(tmp_path):
     assert "ours on synthetic phantoms" in text
 
 
+def test_a_run_on_phantoms_that_was_scored_on_other_scans_says_so(tmp_path):
+    run = make_run(tmp_path / "run", source="phantom_stream")
+    add_scores(run, {"a": 0.9, "b": 0.5}, split="hospital", scans=False)
+    _, _, text = read(write_report(run))
+    assert "Mean Dice 0.70 on 2 scans of “hospital”" in text
+    assert "Trained on phantoms alone" in text and "nothing about patients" not in text
+    assert "ours on synthetic phantoms" not in text
+
+
 def test_the_test_split_comes_first_and_others_are_shown_too(tmp_path):
     run = make_run(tmp_path / "run")
     add_scores(run, {"v": 0.7}, split="val", scans=False)

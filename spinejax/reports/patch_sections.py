@@ -202,7 +202,7 @@ def beside_paper_b(run: Run) -> str:
     if pixels:
         header = ["per cent", *tables_b.TABLE_3_COLUMNS]
         parts.append("<h3>Pixels (Table 3)</h3>" + markup.table(header, _compared(pixels)))
-    phantom = tables.is_phantom(run.config)
+    phantom = tables.is_phantom(run.config, split)
     reasons = "".join(
         f"<li>{escape(reason)}</li>" for reason in published_b.why_not_comparable(phantom)
     )

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spinejax.errors import InputError
-
-_SPLITS = ("test", "val", "train")
+from spinejax.reports.tables import OWN_SPLITS
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the evaluation is that the page is about."""
-        return self.workdir / "evaluation" / (self.split or _SPLITS[0])
+        return self.workdir / "evaluation" / (self.split or OWN_SPLITS[0])
 
     @property
     def parameters(self) -> int | None:
@@ -94,7 +93,7 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     patches: dict[str, dict[str, Any]] = {}
     cases: dict[str, dict[str, Any]] = {}
     found = {path.parent.name: path for path in sorted(workdir.glob("evaluation/*/scores.json"))}
-    for split in [*(name for name in _SPLITS if name in found), *sorted(found)]:
+    for split in [*(name for name in OWN_SPLITS if name in found), *sorted(found)]:
         if split not in evaluations:
             evaluations[split] = _checked(found[split], read_json(found[split]))
             cases[split] = _read_if_there(found[split].with_name("cases.json"))

@@ -71,8 +71,11 @@ def headline(run: Run) -> str:
     seen = len(_trained_on(run))
     if seen:
         kind = f"{run.split}"
-    synthetic = " synthetic" if tables.is_phantom(run.config) else ""
-    scans = count(len(values), f"{kind}{synthetic} scan")
+    synthetic = "synthetic " if tables.is_phantom(run.config, run.split) else ""
+    if run.split in tables.OWN_SPLITS:
+        scans = count(len(values), f"{kind} {synthetic}scan")
+    else:
+        scans = f"{count(len(values), 'scan')} of “{run.split}”"
     return f"Mean Dice {_mean(values):.2f} on {scans}" + (
         f", {seen} of them trained on" if seen else ""
     )
@@ -172,7 +175,12 @@ def _notes(run: Run) -> str:
             f"{'was' if len(both) == 1 else 'were'} also trained on. These scores say how well "
             "the run remembers, not how well it generalises."
         )
-    if tables.is_phantom(run.config):
+    if run.split not in (None, *tables.OWN_SPLITS) and tables.is_phantom(run.config):
+        notes.append(
+            f"<b>Trained on phantoms alone:</b> the scans of {escape(str(run.split))} are others, "
+            "and training saw none of them."
+        )
+    elif tables.is_phantom(run.config):
         notes.append(
             "<b>Synthetic scans:</b> these are phantoms. The scores show that the program works; "
             "they say nothing about patients."
@@ -314,7 +322,9 @@ def beside_paper(run: Run) -> str:
             f"<td>{parameters}</td></tr>"
         )
     header = ["per cent", "Dice", "IoU", "IoU with background", "precision", "recall", "parameters"]
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in tables.reasons_apart(run.config))
+    reasons = "".join(
+        f"<li>{escape(reason)}</li>" for reason in tables.reasons_apart(run.config, split)
+    )
     unscored = (
         ""
         if any(row.ours for row in rows)

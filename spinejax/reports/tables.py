@@ -16,6 +16,9 @@ from typing import Any
 
 from spinejax.reports import published
 
+OWN_SPLITS = ("test", "val", "train")
+"""Parts of a run's own data; an evaluation of any other name is of a folder of scans."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -176,9 +179,10 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{value:.2f}"
 
 
-def is_phantom(config: Mapping[str, Any]) -> bool:
-    """Whether the scans of a run are synthetic."""
-    return item(config, "data", "source") in ("phantom", "phantom_stream")
+def is_phantom(config: Mapping[str, Any], split: str = "test") -> bool:
+    """Whether a run draws its own scans, and `split` is of these rather than a folder of others."""
+    own = split in OWN_SPLITS
+    return own and item(config, "data", "source") in ("phantom", "phantom_stream")
 
 
 def compare(
@@ -199,7 +203,7 @@ def compare(
     means = {row.metric.key: 100 * row.mean for row in summarise(scores or {})}
     if "dice" in means:
         count = len(case_values(scores or {}, "dice"))
-        kind = "synthetic scan" if is_phantom(config) else "scan"
+        kind = "synthetic scan" if is_phantom(config, split) else "scan"
         rows.append(
             Compared(
                 who="This run",
@@ -240,10 +244,10 @@ def compare(
     return rows
 
 
-def reasons_apart(config: Mapping[str, Any]) -> list[str]:
+def reasons_apart(config: Mapping[str, Any], split: str = "test") -> list[str]:
     """Return why the rows of `compare` may not be set against each other."""
     return published.why_not_comparable(
-        phantom=is_phantom(config), quoted=not published.matching_rows(config)
+        phantom=is_phantom(config, split), quoted=not published.matching_rows(config)
     )
 
 
@@ -315,7 +319,7 @@ def tables_markdown(
             )
         )
         parts.append("Not comparable, because:\n")
-        reasons = reasons_apart(config)
+        reasons = reasons_apart(config, first)
         parts.append("".join(f"- {reason}\n" for reason in reasons))
     return "\n".join(parts)
 

@@ -107,7 +107,7 @@ def compare_patches(
     values = tuple(_per_cent(pooled(patches or {}, key)) for key in _TABLE_2_KEYS)
     if patches is not None and any(value is not None for value in values):
         number = len(patch_cases(patches))
-        kind = "synthetic scan" if tables.is_phantom(config) else "scan"
+        kind = "synthetic scan" if tables.is_phantom(config, split) else "scan"
         scans = f"{number} {kind}{'' if number == 1 else 's'} ({split}), pooled"
         rows.append(ComparedB("This run", ", ".join([scans, how_cut(patches)]), values, ours=True))
     for row in sorted(published_b.TABLE_2, key=lambda row: row != match):
@@ -136,7 +136,7 @@ def compare_pixels(
     means = {row.metric.key: 100 * row.mean for row in tables.summarise(scores or {})}
     if "dice" in means:
         number = len(tables.case_values(scores or {}, "dice"))
-        kind = "synthetic scan" if tables.is_phantom(config) else "scan"
+        kind = "synthetic scan" if tables.is_phantom(config, split) else "scan"
         data = f"{number} {kind}{'' if number == 1 else 's'} ({split}), mean over scans"
         values = tuple(means.get(key) for key in _TABLE_3_KEYS)
         rows.append(ComparedB("This run", data, values, ours=True))
@@ -221,7 +221,7 @@ def markdown(
         parts.append("## Beside paper B, Table 3: pixels (per cent)\n")
         parts.append(_compared((*TABLE_3_COLUMNS, "BF-score as printed"), compared))
         parts.append(f"Published: {published_b.PAPER_B}. Not comparable, because:\n")
-        reasons = published_b.why_not_comparable(tables.is_phantom(config))
+        reasons = published_b.why_not_comparable(tables.is_phantom(config, split))
         parts.append("".join(f"- {reason}\n" for reason in reasons))
     return "\n".join(parts)
 
