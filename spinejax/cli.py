@@ -148,6 +148,9 @@ def _report_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "output", "", "HTML file to write; default <workdir>/report.html.", flag_values=values
     )
+    flags.DEFINE_string(
+        "before", "", "Folder of an earlier run to compare the errors with.", flag_values=values
+    )
 
 
 # Commands.
@@ -270,7 +273,11 @@ def _score(values: FlagValues) -> int:
 def _report(values: FlagValues) -> int:
     from spinejax.reports.page import write_report
 
-    path = write_report(Path(values.workdir), Path(values.output) if values.output else None)
+    path = write_report(
+        Path(values.workdir),
+        Path(values.output) if values.output else None,
+        Path(values.before) if values.before else None,
+    )
     print(f"report: {path}")
     return 0
 

@@ -2,6 +2,7 @@
 
 `classification` counts agreement, `overlap` and `classification` form ratios of the counts,
 `surface` measures distances in mm, `boundary` matches contours, `slices` compares slice by slice,
-`patches` sums up a classifier. All are plain numpy on arrays with `spacing_mm`; which files are
-compared, and how cases are summarised, is up to `spinejax.scoring`.
+`patches` sums up a classifier, `errors` says which vertebra is missed and what is found instead.
+All are plain numpy on arrays with `spacing_mm`; which files are compared, and how cases are
+summarised, is up to `spinejax.scoring`.
 """

@@ -47,6 +47,11 @@ def png_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
+def jpeg_uri(jpeg: bytes) -> str:
+    """Return the bytes of a JPEG as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
 def picture_uri(pixels: np.ndarray) -> str:
     """Return pixels as the data URI of a PNG.
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from spinejax import files
 from spinejax.errors import InputError
-from spinejax.reports import sections, tables, tables_b
-from spinejax.reports.run import read_run
+from spinejax.reports import errors, sections, tables, tables_b
+from spinejax.reports.run import Run, read_run
 
 
 def write_report(
-    workdir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+    workdir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    before: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the page of a run, and its tables as Markdown and CSV beside it.
 
@@ -19,19 +21,20 @@ def write_report(
             page.
         output: the HTML file; by default `<workdir>/report.html`. The tables get its name with .md
             and .csv.
+        before: workdir of an earlier run to compare errors with.
 
     Returns:
         The HTML file.
 
     Raises:
-        InputError: `workdir` is missing, is not a run or holds damaged files; `output` cannot be
-            written.
+        InputError: `workdir` or `before` is missing, is not a run or holds damaged files; the two
+            share no evaluation; `output` cannot be written.
     """
     run = read_run(workdir)
     output = Path(output) if output is not None else run.workdir / "report.html"
     if output.is_dir():
         raise InputError(f"{output}: is a folder; give the name of an HTML file")
-    html = sections.page(run)
+    html = sections.page(run, None if before is None else _earlier(run, before))
     try:
         files.write_text(output, html)
         if run.evaluations:
@@ -47,3 +50,12 @@ def write_report(
             f"{output}: cannot be written ({error.strerror or error}); choose another --output"
         ) from None
     return output
+
+
+def _earlier(run: Run, before: str | os.PathLike[str]) -> Run:
+    try:
+        earlier = read_run(before)
+    except InputError as error:
+        raise InputError(f"--before: {error}") from None
+    errors.check_before(run, earlier)
+    return earlier

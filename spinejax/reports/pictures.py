@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -66,8 +67,27 @@ def _picture(run: Run, case: str) -> str:
     return f'<div class="frame"><img alt="{escape(words)}" src="{markup.png_uri(png)}"></div>'
 
 
-def read_case(run: Run, case: str) -> tuple[Volume, dict[str, np.ndarray]]:
-    """Read a case of the evaluation that the page is about.
+def case_files(run: Run, case: str, split: str | None = None) -> dict[str, Path]:
+    """Return the paths of a case: "image", "prediction" and, if it was recorded, "labels".
+
+    Raises:
+        InputError: cases.json does not name the files.
+    """
+    paths = run.cases.get(split or run.split or "", {}).get(case)
+    if not isinstance(paths, Mapping) or not {"image", "prediction"} <= set(paths):
+        raise InputError(f"cases.json does not say where the scan and prediction of {case} are")
+    return {
+        # Paths inside the workdir are relative to it, so that it can be moved.
+        name: run.workdir / str(paths[name])
+        for name in ("image", "prediction", "labels")
+        if paths.get(name)
+    }
+
+
+def read_case(
+    run: Run, case: str, split: str | None = None
+) -> tuple[Volume, dict[str, np.ndarray]]:
+    """Read a case of an evaluation; by default the one that the page is about.
 
     Returns:
         The scan, and "prediction" and, if its file is there, "labels" on the scan's grid.
@@ -75,15 +95,7 @@ def read_case(run: Run, case: str) -> tuple[Volume, dict[str, np.ndarray]]:
     Raises:
         InputError: cases.json does not name the files, or one is gone or damaged.
     """
-    paths = run.cases.get(run.split or "", {}).get(case)
-    if not isinstance(paths, Mapping) or not {"image", "prediction"} <= set(paths):
-        raise InputError(f"cases.json does not say where the scan and prediction of {case} are")
-    files = {
-        # Paths inside the workdir are relative to it, so that it can be moved.
-        name: run.workdir / str(paths[name])
-        for name in ("image", "prediction", "labels")
-        if paths.get(name)
-    }
+    files = case_files(run, case, split)
     for name, path in files.items():
         if name != "labels" and not path.is_file():
             raise InputError(f"{path} is gone")

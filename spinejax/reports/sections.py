@@ -10,6 +10,7 @@ from typing import Any
 from spinejax import __version__
 from spinejax.reports import (
     charts,
+    errors,
     network_figures,
     patch_sections,
     pictures,
@@ -30,8 +31,13 @@ _SPLIT_WORDS = {
 }
 
 
-def page(run: Run) -> str:
-    """Return the whole page of a run as one HTML document that loads nothing."""
+def page(run: Run, before: Run | None = None) -> str:
+    """Return the whole page of a run as one HTML document that loads nothing.
+
+    Args:
+        run: the run.
+        before: an earlier run that `errors.check_before` accepts, to compare errors with.
+    """
     name = str(run.config.get("name") or run.workdir.resolve().name)
     title = headline(run)
     # A line must not break inside the hyphenated word.
@@ -42,6 +48,7 @@ def page(run: Run) -> str:
         scores(run),
         patch_sections.patch_scores(run),
         pictures.best_median_worst(run),
+        errors.where_it_errs(run, before),
         slices.best_and_worst_slices(run),
         every_case(run),
         patch_sections.class_distribution(run),

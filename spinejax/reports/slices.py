@@ -223,8 +223,8 @@ def _figure(
     words = f"{pick.case}, slice {pick.index + 1} of {found.count}"
     size = f'width="{columns}" height="{rows}"'
     scan = f'<image id="{name}" {size} href="{markup.picture_uri(grey)}"/>'
-    marks = _marks(plane, rows, columns, pixels_per_mm)
-    panels = [_panel("Scan", words, scan + marks, rows, columns)]
+    drawn = marks(plane, rows, columns, pixels_per_mm)
+    panels = [_panel("Scan", words, scan + drawn, rows, columns)]
     under = f'<use href="#{name}" opacity="0.7"/>'
 
     def over(mask: np.ndarray, rgb: tuple[int, int, int], fill: int) -> str:
@@ -251,7 +251,7 @@ def _layer(mask: np.ndarray, rgb: tuple[int, int, int], fill: int) -> np.ndarray
     return layer
 
 
-def _marks(plane: str, rows: int, columns: int, pixels_per_mm: float) -> str:
+def marks(plane: str, rows: int, columns: int, pixels_per_mm: float) -> str:
     """Return the direction on the left and a bar of a round length, as SVG."""
     left = figures.EDGES[plane][0]
     bar = figures.scale_bar_mm(columns / pixels_per_mm)

@@ -140,6 +140,36 @@ text-shadow:0 0 3px #000,0 0 3px #000}
 .slice svg path{stroke:#eef1f4;stroke-width:3;fill:none}
 .slice svg path.under{stroke:#0c0e11;stroke-width:7}
 .slice .missing{padding:20px 12px;border:1px dashed var(--line);border-radius:4px}
+.errs .nothing{margin:0 0 .5em}
+.swatches{display:flex;flex-wrap:wrap;gap:4px 22px;align-items:center;max-width:none}
+.swatch i{display:inline-block;width:14px;height:14px;border-radius:3px;margin-right:7px;
+vertical-align:-2px;border:1px solid var(--soft);
+print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.swatches label{color:var(--soft);cursor:pointer}
+.rows p.row{margin:12px 0 4px;font-weight:560;font-size:.92rem}
+.montage{display:grid;gap:0 4px;min-width:900px;align-items:start;margin-bottom:10px}
+.tile svg{width:100%;height:auto;background:#0c0e11;border-radius:3px;overflow:hidden;
+print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.tile svg text{fill:#eef1f4;font-size:24px;paint-order:stroke;stroke:#0c0e11;stroke-width:4px}
+.tile svg path{stroke:#eef1f4;stroke-width:4;fill:none}
+.tile svg path.under{stroke:#0c0e11;stroke-width:8}
+.tile figcaption{color:var(--soft);font-size:.78rem;font-variant-numeric:tabular-nums}
+svg.names{width:100%;height:auto}
+svg.names text{font-size:23px;text-anchor:end;dominant-baseline:middle}
+body:has(.bare:checked) .layer,
+.tile:hover .layer{visibility:hidden}
+.beside{display:flex;flex-wrap:wrap;gap:26px 56px;align-items:start;margin-bottom:44px}
+.beside>div{max-width:100%}
+.beside table{width:auto}
+.beside th,.beside td{padding-top:4px;padding-bottom:4px}
+.places tbody th{font-weight:400;white-space:normal;min-width:11em}
+@media screen and (min-width:1130px){.rows{width:min(1440px,100vw - 48px);
+margin-inline:calc((100% - min(1440px,100vw - 48px))/2);padding:0}}
+.vertebrae td.share{background:color-mix(in srgb,#406eff calc(var(--missed)*55%),transparent);
+background-clip:padding-box;border-left:6px solid transparent;
+print-color-adjust:exact;-webkit-print-color-adjust:exact}
+.vertebrae td.worse{font-weight:680;color:var(--train)}
+.vertebrae td.better{font-weight:680;color:var(--val)}
 dl.facts{display:grid;grid-template-columns:minmax(7.5em,max-content) 1fr;gap:6px 22px;margin:0}
 dl.facts dt{color:var(--soft)}
 dl.facts dd{margin:0;overflow-wrap:anywhere}

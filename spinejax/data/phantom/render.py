@@ -48,8 +48,10 @@ def render_block(
         hu = tissues.bone(hu, other, bone["shell"], bone["cortical"], inner, edge)
 
     def column() -> tuple[Array, Array]:
-        # Muscles leave a rim of fat, and tendons in it, on the bone that they cover.
-        rim = t["rim"] * jax.nn.sigmoid(1.6 * (2.6 + 1.6 * soft - d))
+        # Muscles leave a rim of fat, and tendons in it, on the bone that they cover; in front of
+        # the bodies lie a ligament and the crura instead.
+        front = jax.nn.sigmoid(-0.5 * (v["y"] + 6.0))
+        rim = t["rim"] * (1.0 - 0.75 * front) * jax.nn.sigmoid(1.6 * (2.6 + 1.6 * soft - d))
         drawn = hu + rim * (jnp.minimum(hu, t["fat"] + 20.0) - hu)
         drawn = _canal(drawn, v, parameters, edge, soft)
         filled = marrow.disc(v, parameters, fine, soft)
