@@ -126,7 +126,9 @@ def _trunk(
     psoas = jnp.sqrt((side - 22.0 - 14.0 * grown) ** 2 + (y - 4.0) ** 2) - 20.0 * grown
     below = jnp.clip(parameters["sacrum"]["origin"][2] - z, 0.0, 70.0)
     cavity = jnp.maximum(skin + row["fat"] + 18.0, y - 32.0 + 0.1 * side - 0.45 * below)
-    cavity = jnp.maximum(cavity, 25.0 - jnp.sqrt(x * x + (y - 18.0 - 0.5 * below) ** 2))
+    cavity = jnp.maximum(
+        cavity, 38.0 + 4.0 * noise - jnp.sqrt(x * x + (y - 18.0 - 0.5 * below) ** 2)
+    )
     cavity = jnp.maximum(jnp.maximum(cavity, -psoas + 0.1 * below), z - ribs["floor"] - 40.0)
     hu = tissues.over(hu, fat + 8.0 * noise, cavity, edge)
     return hu, {"x": x, "y": y, "skin": skin, "u": u, "v": v, "k": k, "floor": floor}
@@ -189,7 +191,7 @@ def soft(
         sternum = shapes.smooth_max(side - 17.0, jnp.abs(front) - 5.5, 4.0)
         sternum = jnp.maximum(sternum, jnp.maximum(z - ribs["breast"][0], ribs["breast"][1] - z))
         # Fat between the lungs, then lungs.
-        between = jnp.maximum(jnp.maximum(side - 34.0, y + 13.0), 12.0 - front)
+        between = jnp.maximum(jnp.maximum(side - 34.0, y + 18.0 + 3.0 * noise), 12.0 - front)
         between = jnp.maximum(between, jnp.maximum(at["floor"] - z, z - ribs["top"]))
         filled = tissues.over(hu, t["fat"] + 25.0 + 20.0 * noise, between, edge)
         lung = jnp.maximum(wall + 8.0, at["floor"] - z)
