@@ -116,7 +116,8 @@ def test_the_page_of_a_scored_run_is_whole_and_self_contained(tmp_path):
     assert "From 0.60 (d) to 0.95 (a)" in text
     assert "script" not in outline.tags and "link" not in outline.tags
     assert outline.loads and all(
-        load.startswith("data:image/png;base64,") for load in outline.loads
+        load.startswith(("data:image/png;base64,", "data:image/jpeg;base64,"))
+        for load in outline.loads
     )
     assert not re.search(r"https?:|url\(|@import", html)
     for words in ("Best scan: a", "Median scan: c", "Worst scan: d"):

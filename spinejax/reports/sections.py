@@ -34,9 +34,7 @@ _SPLIT_WORDS = {
 def page(run: Run, before: Run | None = None) -> str:
     """Return the whole page of a run as one HTML document that loads nothing.
 
-    Args:
-        run: the run.
-        before: an earlier run that `errors.check_before` accepts, to compare errors with.
+    Its errors are compared with those of `before`, which `errors.check_before` accepts.
     """
     name = str(run.config.get("name") or run.workdir.resolve().name)
     title = headline(run)

@@ -189,6 +189,7 @@ figure.scan img{border-radius:0;width:auto;max-width:none;height:min(64vw,300px)
 body{font-size:10.5pt}main{max-width:none;padding:0}h2,h3{break-after:avoid}
 .charts{grid-template-columns:1fr 1fr 1fr}.key-figures dd{font-size:1.15rem}
 tr,figure.chart,.confusion,.tiles,.slice,.bars{break-inside:avoid}
+.montage{min-width:0}.tile,.rows,.beside>div{break-inside:avoid}.swatches label{display:none}
 .slices{grid-template-columns:repeat(4,1fr)}.charts.four svg text{font-size:11px}
 .confusions{grid-template-columns:repeat(2,1fr)}.wide{overflow:visible}
 figure.scan img{print-color-adjust:exact;-webkit-print-color-adjust:exact}}

@@ -1,0 +1,185 @@
+"""Where a prediction errs: which vertebrae it misses, and where it finds what is none.
+
+A binary prediction says nothing of levels, the reference does: each vertebra gets the share of its
+voxels that was found. False positives have no vertebra; they are told by place. Above and below the
+labelled range (`spinejax.scoring`) nobody says which bone is spine: masks leave vertebrae out that
+the scan cuts. Within it, what lies close to the reference is a border that was drawn too wide, and
+what lies farther away is another structure.
+
+The HU say whether errors go with density: a dim vertebra, a bright rib.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from spinejax.geometry import bounding_box
+from spinejax.metrics.classification import same_shape
+from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, spacing_of, surface_voxels
+
+NEAR_MM = 3.0
+"""False positives up to this far from the reference are a border that is too wide."""
+
+PLACES = ("above", "near", "far", "below")
+"""Where a false positive can be; `near` and `far` are within the labelled range."""
+
+
+def analyse(
+    image_hu: np.ndarray,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    axial: int,
+    superior_last: bool = True,
+) -> dict[str, Any]:
+    """Measure the errors of one prediction.
+
+    Args:
+        image_hu: (x, y, z) the scan, HU.
+        reference: the same shape, uint8 labels; 0 is background.
+        prediction: the same shape, bool or number; foreground is everything above 0.
+        spacing_mm: voxel size along each axis.
+        axial: the axis that runs between foot and head.
+        superior_last: whether its index grows to the head.
+
+    Returns:
+        {"vertebrae": [as `vertebrae` returns], "false_positives": as `false_positives` returns}.
+
+    Raises:
+        ValueError: shapes differ or are empty, or `spacing_mm` does not fit.
+    """
+    same_shape(image_hu, reference)
+    same_shape(prediction, reference)
+    return {
+        "vertebrae": vertebrae(image_hu, reference, prediction, spacing_mm, axial=axial),
+        "false_positives": false_positives(
+            image_hu, reference, prediction, spacing_mm, axial=axial, superior_last=superior_last
+        ),
+    }
+
+
+def vertebrae(
+    image_hu: np.ndarray,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    axial: int,
+) -> list[dict[str, Any]]:
+    """Measure how much of each label was found.
+
+    Args:
+        image_hu: (x, y, z) the scan, HU.
+        reference: the same shape, uint8 labels; 0 is background.
+        prediction: the same shape; foreground is everything above 0.
+        spacing_mm: voxel size along each axis.
+        axial: the axis that runs between foot and head.
+
+    Returns:
+        One dict per label that occurs, by number: "label", "ml", "recall" in [0, 1], the median HU
+        of what was found and of what was missed ("found_hu", "missed_hu", None where there is
+        none), and whether it touches the border of the scan: any side ("at_border"), its head or
+        foot end ("at_end"; a narrow field of view cuts processes at the sides of every vertebra).
+    """
+    voxel_ml = _voxel_ml(spacing_mm, reference.ndim)
+    rows = []
+    for label, box in enumerate(ndimage.find_objects(reference), 1):
+        if box is None:
+            continue
+        inside = reference[box] == label
+        found = inside & (prediction[box] > 0)
+        total, hits = int(np.count_nonzero(inside)), int(np.count_nonzero(found))
+        hu = image_hu[box]
+        touches = [
+            side.start == 0 or side.stop == length
+            for side, length in zip(box, reference.shape, strict=True)
+        ]
+        rows.append(
+            {
+                "label": label,
+                "ml": total * voxel_ml,
+                "recall": hits / total,
+                "found_hu": _median(hu[found]),
+                "missed_hu": _median(hu[inside & ~found]),
+                "at_border": any(touches),
+                "at_end": touches[axial],
+            }
+        )
+    return rows
+
+
+def false_positives(
+    image_hu: np.ndarray,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    axial: int,
+    superior_last: bool = True,
+) -> dict[str, dict[str, float | None]]:
+    """Measure what was predicted where the reference has no label, by place.
+
+    Distances run from voxel centre to voxel centre of the reference's surface. Without any
+    reference there is no range, and every place is None.
+
+    Args:
+        image_hu: (x, y, z) the scan, HU.
+        reference: the same shape; everything above 0 is labelled.
+        prediction: the same shape; foreground is everything above 0.
+        spacing_mm: voxel size along each axis.
+        axial: the axis that runs between foot and head.
+        superior_last: whether its index grows to the head.
+
+    Returns:
+        Place -> {"ml", "hu": their median HU, None where there are none}. The places are "total",
+        those of `PLACES`, and "within", which is "near" and "far" together.
+    """
+    spacing = spacing_of(spacing_mm, reference.ndim)
+    voxel_ml = _voxel_ml(spacing_mm, reference.ndim)
+    voxels = _false_voxels(reference, prediction)
+    hu = image_hu[tuple(voxels.T)]
+
+    def measured(chosen: np.ndarray) -> dict[str, float | None]:
+        return {"ml": int(np.count_nonzero(chosen)) * voxel_ml, "hu": _median(hu[chosen])}
+
+    result = {"total": measured(np.ones(len(voxels), bool))}
+    # The labelled range of `scoring`: the slices from the first to the last with a label.
+    box = bounding_box(reference)
+    if box is None:
+        unknown: dict[str, float | None] = {"ml": None, "hu": None}
+        return result | {place: dict(unknown) for place in (*PLACES, "within")}
+    height, labelled = voxels[:, axial], box[axial]
+    first, last = height < labelled.start, height >= labelled.stop
+    within = ~(first | last)
+    near = np.zeros(len(voxels), bool)
+    near[within] = (
+        nearest_mm(
+            voxels[within] * spacing,
+            surface_voxels(reference) * spacing,
+            NEAR_MM + 2 * ROUNDING_MM,  # the limit itself counts as out of reach
+        )
+        <= NEAR_MM + ROUNDING_MM
+    )
+    above, below = (last, first) if superior_last else (first, last)
+    chosen = {"above": above, "near": near, "far": within & ~near, "below": below, "within": within}
+    return result | {place: measured(which) for place, which in chosen.items()}
+
+
+def _false_voxels(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Indices (n, 3) of what is predicted and not labelled."""
+    box = bounding_box(prediction)
+    if box is None:
+        return np.zeros((0, prediction.ndim), np.int64)
+    false = (prediction[box] > 0) & (reference[box] == 0)
+    return np.argwhere(false) + [side.start for side in box]
+
+
+def _voxel_ml(spacing_mm: Sequence[float], ndim: int) -> float:
+    return float(np.prod(spacing_of(spacing_mm, ndim))) / 1000
+
+
+def _median(values: np.ndarray) -> float | None:
+    return float(np.median(values)) if values.size else None
