@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,6 +187,14 @@ def test_names_keep_apart():
     assert heights[2] == pytest.approx(37.5 / 58 * view.size[0], abs=1)
     axial = montage.view(reference, [reference], (3.0, 3.0, 3.0), "axial")
     assert "svg" not in montage.sides(reference, axial)
+    reference[4, 4, 50] = 20  # two vertebrae in one slice
+    shown = replace(axial, indices=(2, 10, 50))
+    assert montage.captions(reference, shown) == ["slice 3", "slice 11: L1", "slice 51: T11, L1"]
+    assert (
+        montage.captions(None, shown)[1]
+        == "slice 11"
+        == montage.captions(reference, replace(view, indices=(5, 10)))[1]
+    )
 
 
 # The section.

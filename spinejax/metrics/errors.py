@@ -4,7 +4,7 @@ A binary prediction says nothing of levels, the reference does: each vertebra ge
 voxels that was found. False positives have no vertebra; they are told by place. Above and below the
 labelled range (`spinejax.scoring`) nobody says which bone is spine: masks leave vertebrae out that
 the scan cuts. Within it, what lies close to the reference is a border that was drawn too wide, and
-what lies farther away is another structure.
+what lies farther away is another structure, or at its ends the part of a neighbour without a label.
 
 The HU say whether errors go with density: a dim vertebra, a bright rib.
 """

@@ -220,12 +220,15 @@ def _montages(case: _Case, plane: str, key: str) -> str:
     shown = montage.view(case.reference, [mask for _, mask in masks], case.volume.spacing_mm, plane)
     count = case.volume.shape[PLANES[plane]]
     scans = montage.jpegs(case.volume.array, shown)
-    sides = montage.sides(case.reference if case.found.numbered else None, shown)
+    numbered = case.reference if case.found.numbered else None
+    sides, below = montage.sides(numbered, shown), montage.captions(numbered, shown)
     rows = []
     for number, (title, mask) in enumerate(masks):
         layers = [montage.layer(case.reference, mask, shown, i) for i in shown.indices]
         words = f"{case.id} {title.lower()}".strip()
         head = f'<p class="row">{title}</p>' if title else ""
-        drawn = montage.row(shown, scans if number == 0 else None, layers, sides, key, words, count)
+        drawn = montage.row(
+            shown, scans if number == 0 else None, layers, sides, below, key, words, count
+        )
         rows.append(head + drawn)
     return f'<div class="wide rows">{"".join(rows)}</div>'

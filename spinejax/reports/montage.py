@@ -106,7 +106,10 @@ def view(
         count: most slices.
     """
     true = np.array(reference > 0)
-    false = np.any(predictions, axis=0) & ~true
+    false = np.zeros_like(true)
+    for prediction in predictions:
+        false |= prediction > 0
+    false &= ~true
     fixed = PLANES[plane]
     least = _STRAY * float((_counts(true, fixed) + _counts(false, fixed)).max())
     weights = _weights(true, fixed, least) + 0.5 * _weights(false, fixed, least)
@@ -214,11 +217,28 @@ def sides(reference: np.ndarray | None, shown: View) -> str:
     return f'<svg class="names" viewBox="0 0 {_SIDE} {high}">{"".join(found)}</svg>'
 
 
+def captions(reference: np.ndarray | None, shown: View) -> list[str]:
+    """Return what stands below each slice: its number, in axial ones with the vertebrae in it."""
+    lines = [f"slice {index + 1}" for index in shown.indices]
+    if reference is None or shown.plane != "axial":
+        return lines
+    return [
+        ": ".join(filter(None, (line, ", ".join(_names_in(shown.cut(reference, index))))))
+        for line, index in zip(lines, shown.indices, strict=True)
+    ]
+
+
+def _names_in(labelled: np.ndarray) -> list[str]:
+    found = [label for label in np.unique(labelled).tolist() if label in labels.NAMES]
+    return [labels.name(label) for label in sorted(found, key=labels.order)]
+
+
 def row(
     shown: View,
     scans: Sequence[bytes] | None,
     layers: Sequence[bytes],
     side: str,
+    below: Sequence[str],
     key: str,
     words: str,
     count: int,
@@ -230,6 +250,7 @@ def row(
         scans: JPEG of each; None: those of an earlier row with the same `key`.
         layers: PNG over each.
         side: HTML of the column on the left.
+        below: plain text below each.
         key: what the names of the pictures begin with; unique in the page.
         words: what to call the row when it is read aloud.
         count: slices of the whole scan.
@@ -248,7 +269,7 @@ def row(
             f'<figure class="tile"><svg viewBox="0 0 {wide} {high}" role="img" '
             f'aria-label="{spoken}">{scan}<image class="layer" {size} '
             f'href="{markup.png_uri(over)}"/>{marks}</svg>'
-            f"<figcaption>slice {index + 1}</figcaption></figure>"
+            f"<figcaption>{escape(below[number])}</figcaption></figure>"
         )
     columns = f"{_SIDE}fr repeat({len(tiles)},{wide}fr)"
     if "<svg" not in side:
