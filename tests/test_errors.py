@@ -183,7 +183,7 @@ def test_names_keep_apart():
     drawn = re.findall(r'y="(\d+)">(\w+)<', montage.sides(reference, view))
     assert [name for _, name in drawn] == ["T11", "T12", "L1"]
     heights = [int(y) for y, _ in drawn]
-    assert np.diff(heights).min() == 22  # one slice would be 12
+    assert np.diff(heights).min() == 22  # one slice would be 15
     assert heights[2] == pytest.approx(37.5 / 58 * view.size[0], abs=1)
     axial = montage.view(reference, [reference], (3.0, 3.0, 3.0), "axial")
     assert "svg" not in montage.sides(reference, axial)

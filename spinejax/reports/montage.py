@@ -35,9 +35,10 @@ _PALETTE = {  # number -> colour and opacity of 255
 }
 _MARGIN_MM = 8.0
 _SIDE = 56  # width of the column of names, in the pixels of a slice
+_HIGHEST = 720  # CSS pixels of a slice on the page
 _LINE = 22  # least distance between two names
 _STRAY = 0.005  # share of what is marked that may lie outside the pictures at either end
-_PIXELS = (300, 680)  # largest width and height of a stored slice
+_PIXELS = (300, 900)  # largest width and height of a stored slice
 _MAX_PIXELS_PER_MM = 5.0
 _BYTES = 330_000  # of all JPEGs of a row
 _QUALITIES = (88, 78, 65, 50, 35, 20)
@@ -271,9 +272,11 @@ def row(
             f'href="{markup.png_uri(over)}"/>{marks}</svg>'
             f"<figcaption>{escape(below[number])}</figcaption></figure>"
         )
-    columns = f"{_SIDE}fr repeat({len(tiles)},{wide}fr)"
-    if "<svg" not in side:
-        columns = f"0 repeat({len(tiles)},{wide}fr)"
+    names = _SIDE if "<svg" in side else 0
+    columns = f"{names}fr repeat({len(tiles)},{wide}fr)"
+    # A whole spine is high and narrow; it shall not fill the width.
+    widest = round((names + len(tiles) * wide) * _HIGHEST / high)
     return (
-        f'<div class="montage" style="grid-template-columns:{columns}">{side}{"".join(tiles)}</div>'
+        f'<div class="montage" style="--widest:{widest}px;grid-template-columns:{columns}">'
+        f"{side}{''.join(tiles)}</div>"
     )

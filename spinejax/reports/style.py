@@ -147,7 +147,8 @@ vertical-align:-2px;border:1px solid var(--soft);
 print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .swatches label{color:var(--soft);cursor:pointer}
 .rows p.row{margin:12px 0 4px;font-weight:560;font-size:.92rem}
-.montage{display:grid;gap:0 4px;min-width:900px;align-items:start;margin-bottom:10px}
+.montage{display:grid;gap:0 4px;max-width:var(--widest);
+min-width:min(900px,var(--widest));align-items:start;margin-bottom:10px}
 .tile svg{width:100%;height:auto;background:#0c0e11;border-radius:3px;overflow:hidden;
 print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .tile svg text{fill:#eef1f4;font-size:24px;paint-order:stroke;stroke:#0c0e11;stroke-width:4px}
@@ -160,6 +161,7 @@ body:has(.bare:checked) .layer,
 .tile:hover .layer{visibility:hidden}
 .beside{display:flex;flex-wrap:wrap;gap:26px 56px;align-items:start;margin-bottom:44px}
 .beside>div{max-width:100%}
+.beside>.places{flex:1 1 340px;max-width:540px}
 .beside table{width:auto}
 .beside th,.beside td{padding-top:4px;padding-bottom:4px}
 .places tbody th{font-weight:400;white-space:normal;min-width:11em}
