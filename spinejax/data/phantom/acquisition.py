@@ -350,7 +350,7 @@ def acquire(key: Array, parameters: Any, scan: Scan) -> tuple[np.ndarray, np.nda
     protocol = scan.protocol
     axis, thickness = int(protocol["slice_axis"]), float(protocol["slice_mm"])
     fine = float(np.min(np.diag(scan.affine)[:3]))
-    edge = float(np.hypot(float(protocol["plane_blur"]), 0.29 * fine))
+    edge = float(np.hypot(np.hypot(protocol["plane_blur"], protocol["gradual"]), 0.29 * fine))
     hu, labels = render_volume(
         parameters, scan.shape, scan.affine, edge,
         protocol=protocol, slice_axis=axis, slice_mm=thickness,

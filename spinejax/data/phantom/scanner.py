@@ -69,8 +69,8 @@ def protocol(
         Arrays, lengths in mm: `lower` and `upper` (3,) corners of the field of view in canonical
         LPS; `spacing` (3,) of voxels; `slice_axis` () 0 to 2; `slice_mm` () thickness of slices,
         more or less than their spacing (overlap, gaps); `plane_blur` () standard deviation of the
-        kernel's blur; `blur` () that of edges in voxels of a scan, for `render`, without that of
-        preprocessing; `noise` () standard deviation of the noise, HU, after `SMOOTHING_MM`, in the
+        kernel's blur; `gradual` () that of bone's own edges; `blur` () that of edges in voxels of
+        a scan, for `render`, without that of preprocessing; `noise` () standard deviation of the noise, HU, after `SMOOTHING_MM`, in the
         middle of a trunk; and what `where` and `signal` need.
     """
     keys = jax.random.split(key)
@@ -106,7 +106,10 @@ def protocol(
     kernel = jnp.stack([plane, plane, 0.29 * axial_mm])
     kernel = jnp.where(jnp.arange(3) == axis, jnp.hypot(kernel, 0.29 * slice_mm), kernel)
     # Resampling to the grid of the network blurs by a triangle of the voxel's size.
-    blur = jnp.sqrt(jnp.mean(kernel**2 + spacing**2 / 12.0))
+    # Bone ends gradually, and most scans were reformatted before: on real CT edges are softer than
+    # a kernel makes them, while noise is not (`reports/realism.py`, "detail").
+    gradual = 2.0 * u[35]
+    blur = jnp.sqrt(jnp.mean(kernel**2 + spacing**2 / 12.0) + gradual**2)
     grain_mm = jnp.maximum(jnp.stack([0.8, 0.8, 1.0]) * kernel, WHITE * spacing)
     # Motion: seldom, and of a few millimetres.
     moves = u[17] < 0.06
@@ -126,6 +129,7 @@ def protocol(
         "plane_blur": plane,
         "axial_mm": axial_mm,
         "blur": blur,
+        "gradual": gradual,
         "grain": grain_mm,
         "wide_grain": jnp.hypot(grain_mm, jnp.maximum(1.05, 0.7 * spacing)),
         "highpass": jnp.array([1.0, 1.0, 0.0]) * jnp.where(u[21] < 0.2, 0.0, 0.72 * sharp**0.5),
