@@ -436,3 +436,17 @@ def test_bad_input_is_one_line(problem, tmp_path, capsys):
 
 def test_an_empty_name_of_the_folder_is_refused(tmp_path, capsys):
     fails(capsys, ["phantom", "--compare=", f"--out={tmp_path / 'o'}"], "--compare is empty")
+
+
+def test_detail_is_the_share_of_structure_finer_than_two_millimetres():
+    x, y, z = np.meshgrid(*(np.arange(48.0),) * 3, indexing="ij")
+    near = np.ones(x.shape, bool)
+
+    def of(wave_mm):
+        return statistics.detail(200 * np.sin(2 * np.pi * y / wave_mm), near, (1.0, 1.0, 1.0))
+
+    # A Gaussian of s mm leaves exp(-(2 pi s / wave)^2 / 2) of a wave; ends of the array disturb it.
+    for wave in (8.0, 16.0):
+        left = np.exp(-((2 * np.pi * 2.0 / wave) ** 2) / 2)
+        assert of(wave) == pytest.approx(1 - left, abs=0.04)
+    assert of(6.0) > of(12.0) > of(24.0)

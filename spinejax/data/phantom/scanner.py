@@ -70,8 +70,9 @@ def protocol(
         LPS; `spacing` (3,) of voxels; `slice_axis` () 0 to 2; `slice_mm` () thickness of slices,
         more or less than their spacing (overlap, gaps); `plane_blur` () standard deviation of the
         kernel's blur; `gradual` () that of bone's own edges; `blur` () that of edges in voxels of
-        a scan, for `render`, without that of preprocessing; `noise` () standard deviation of the noise, HU, after `SMOOTHING_MM`, in the
-        middle of a trunk; and what `where` and `signal` need.
+        a scan, for `render`, without that of preprocessing; `noise` () standard deviation of the
+        noise, HU, after `SMOOTHING_MM`, in the middle of a trunk; and what `where` and `signal`
+        need.
     """
     keys = jax.random.split(key)
     u = jax.random.uniform(keys[0], (64,))

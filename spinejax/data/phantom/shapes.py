@@ -181,8 +181,8 @@ def vertebra(
     canal = ellipse(x, y - size["canal_y"], size["cw"], size["canal_d"])
     d = smooth_max(d, -canal, 1.2)
     low = z - size["bz"]
-    # Under the next body's upper endplate, which is hollow, too, the disc goes on: bone is laid over
-    # it. A slit between the two would be filled with what surrounds the spine.
+    # The next body's endplate is hollow, too: the disc goes on under it, and bone is laid over it.
+    # A slit between the two would be filled with what surrounds the spine.
     deeper = jnp.clip(-0.4 * wall, 0.0, 8.0)
     disc = jnp.maximum(wall - 0.5, plates - size["disc"] - deeper)
     disc = jnp.where(has_body > 0, jnp.maximum(disc, low), FAR)

@@ -42,6 +42,8 @@ BRIGHT_HU = 150
 PREPARED_MM = 0.75
 """Standard deviation of the smoothing that scans undergo before a network sees them."""
 
+_DETAIL_MM, _DETAIL_HU = 2.0, (-200.0, 600.0)
+
 BINS_HU = np.arange(-300, 1525, 25)
 """Edges of the histograms of HU."""
 
@@ -166,8 +168,9 @@ def measure_hu(
 
     Returns:
         `<layer>_hu` by percentile for each of `LAYERS`; `depth_hu` by depth in mm; in `scan`
-        `noise_hu`, `noise_prepared_hu` (see `noise`) and `bright_elsewhere`, the share of all
-        voxels above `BRIGHT_HU` that are not labelled as vertebra. And for each layer its histogram
+        `noise_hu`, `noise_prepared_hu` (see `noise`), `detail_share` (see `detail`) and
+        `bright_elsewhere`, the share of all voxels above `BRIGHT_HU` that are not labelled as
+        vertebra. And for each layer its histogram
         over `BINS_HU`, as shares.
     """
     hu, turned = geometry.reorient(hu, affine, CANONICAL)
@@ -192,10 +195,31 @@ def measure_hu(
                 counts = np.histogram(np.clip(values, BINS_HU[0], BINS_HU[-1] - 1), BINS_HU)[0]
                 histograms[name] = counts / values.size
         found["depth_hu"] = _by_depth(hu[box], depth)
+        near = parts["inside"] | parts["around"]
+        found["scan"]["detail_share"] = detail(hu[box], near, spacing)
         avoid[box] |= parts["around"]
     for name, value in noise(hu, avoid, spacing).items():
         found["scan"][name] = value
     return {group: values for group, values in found.items() if values}, histograms
+
+
+def detail(hu: np.ndarray, near: np.ndarray, spacing_mm: np.ndarray) -> float:
+    """How sharp bone looks to a network, whatever its voxels: the share of fine structure.
+
+    The scan is smoothed as before training (`PREPARED_MM`) and clipped to soft tissue and bone;
+    what a Gaussian of 2 mm takes from that is detail. The result is the standard deviation of the
+    detail over that of the scan, in and around vertebrae.
+
+    Args:
+        hu: (x, y, z) HU.
+        near: (x, y, z) bool, where to look.
+        spacing_mm: (3,).
+    """
+    spacing = np.asarray(spacing_mm, float)
+    image = ndimage.gaussian_filter(hu.astype(np.float32), PREPARED_MM / spacing)
+    image = np.clip(image, *_DETAIL_HU)
+    rest = image - ndimage.gaussian_filter(image, _DETAIL_MM / spacing)
+    return float(rest[near].std() / max(float(image[near].std()), 1e-6))
 
 
 def _by_depth(hu: np.ndarray, depth_mm: np.ndarray) -> dict[str, float]:
