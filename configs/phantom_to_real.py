@@ -38,6 +38,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.phantom.acquisition = reached >= 2
     # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
     config.data.phantom.label_cut = True
+    # A bone window: marrow is often within 50 HU of discs and muscle.
+    config.data.preprocess.clamp_hu = (-200.0, 600.0)
+    config.data.normalise = "sym"
     config.data.preprocess.spacing_mm = 1.0 if args.paper_size else 2.0
     config.data.size = (192, 256) if args.paper_size else (80, 128)
     # Every sample is another person in another pose: only intensities are left to change.
@@ -48,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.augment.shift_hu = 60.0
     config.augment.gain = 0.2
     config.augment.noise_hu = 30.0
-    config.train.steps = 100_000 if args.paper_size else 1200
+    config.train.steps = 100_000 if args.paper_size else 4000
     config.train.batch_size = 32 if args.paper_size else 8
     config.train.checkpoint_every_steps = 200
     config.optim.learning_rate = 3e-3

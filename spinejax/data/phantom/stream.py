@@ -23,6 +23,9 @@ Array = jax.Array
 NEAR_SPINE_MM = {"sagittal": (-46.0, 46.0), "coronal": (-26.0, 62.0), "axial": (-30.0, 30.0)}
 """Where slices with vertebrae lie, from a body's centroid along the axis across the slices."""
 
+THROUGH_BODY_MM = {"sagittal": (-20.0, 20.0), "coronal": (-15.0, 15.0), "axial": (-12.0, 12.0)}
+"""Where half of these lie: they pass through the body, which is most of a vertebra's volume."""
+
 AIMED_SHARE = 0.85
 """Share of the windows of these slices that hold the chosen vertebra, at a random place."""
 
@@ -154,12 +157,14 @@ def _grid(
         pixel = protocol["spacing"][jnp.array(inner)]
     else:
         pixel = extent / size
-    kind, across, aim, place, pick = jax.random.split(key, 5)
+    kind, across, aim, place, pick, body = jax.random.split(key, 6)
     chosen = _any_centre(pick, person, protocol)
     free = jax.random.uniform(kind) < how.spine_free_fraction
 
     low, high = lower[axis], upper[axis]
-    near = jnp.clip(chosen[axis] + jnp.asarray(NEAR_SPINE_MM[how.plane]), low, high)
+    ranges = jnp.asarray([NEAR_SPINE_MM[how.plane], THROUGH_BODY_MM[how.plane]])
+    offsets = ranges[jax.random.bernoulli(body).astype(jnp.int32)]
+    near = jnp.clip(chosen[axis] + offsets, low, high)
     low, high = jnp.where(free, low, near[0]), jnp.where(free, high, near[1])
     level = low + (high - low) * jax.random.uniform(across)
 
