@@ -1,0 +1,269 @@
+"""VerSe's scoring: is every vertebra found, under its own number, and how well is it outlined.
+
+Masks hold VerSe ids (`spinejax.labels`); other numbers are no vertebrae and are passed over. What
+is asked of each vertebra of the reference is answered by the voxels of the *same label* in the
+prediction.
+
+*Identified*: among the labels that both prediction and reference have, the reference's centroid
+that is nearest to the predicted centroid has the same label, and it is at most 20 mm away. So says
+the challenge's own code (https://github.com/anjany/verse, `utils/eval_utilities.py`, `get_hits`);
+its pages (https://verse2019.grand-challenge.org/Tasks) ask for less than 20 mm. A tie counts as
+nearest here, while the code takes the lowest label. Results: Sekuboyina et al. 2021, Medical Image
+Analysis 73:102166. `spinejax.metrics.vertebra_scores` forms the means.
+
+With all labels off by one, the vertebra at the end may still count as identified where neighbours
+are less than 20 mm apart, as in the neck: the label of its true neighbour is not in both.
+
+The challenge resampled masks to 1 mm before Dice and Hausdorff distance; here they are compared on
+the reference's own grid, as in all of `spinejax.metrics`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from spinejax import geometry, labels
+from spinejax.metrics import overlap, surface
+from spinejax.metrics.classification import Counts, same_shape
+
+REACH_MM = 20.0
+"""A centroid farther than this from its reference does not identify the vertebra."""
+
+NSD_TOLERANCE_MM = 1.0
+
+BINARY = "the masks are binary"
+BINARY_PREDICTION = "the prediction is binary"
+BINARY_REFERENCE = "the reference is binary"
+NO_VERTEBRA = "no label is that of a vertebra (1 to 25, or 28)"
+"""Why a pair has no scores per vertebra."""
+
+_SLAB_VOXELS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Vertebra:
+    """One vertebra of the reference, and what the prediction has under its label.
+
+    Distances are in mm, and None where the vertebra was missed. `centroid_distance_mm` and
+    `identified` are also None where the reference's centroid is unknown.
+    """
+
+    label: int
+    missed: bool
+    identified: bool | None
+    dice: float
+    hd_mm: float | None
+    hd95_mm: float | None
+    assd_mm: float | None
+    nsd_1mm: float
+    centroid_distance_mm: float | None
+
+
+@dataclass(frozen=True)
+class ScanScore:
+    """The vertebrae of one scan from top to bottom, and the labels of the prediction only.
+
+    `centroids` says where those of the reference come from: "masks" or "files".
+    """
+
+    vertebrae: tuple[Vertebra, ...]
+    extra: tuple[int, ...]
+    centroids: str
+
+    @property
+    def n_predicted(self) -> int:
+        """How many vertebrae the prediction has."""
+        return sum(not one.missed for one in self.vertebrae) + len(self.extra)
+
+    @property
+    def all_correct(self) -> bool:
+        """Whether every vertebra is identified and none is missed or extra."""
+        right = all(one.identified is not False and not one.missed for one in self.vertebrae)
+        return right and not self.extra
+
+
+def find_labels(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """The box around each label above 0 that occurs; array (x, y, z) bool or whole numbers."""
+    array = array.view(np.uint8) if array.dtype == bool else array
+    order = _by_stride(array)
+    boxes = ndimage.find_objects(array.transpose(order))
+    back = np.argsort(order)
+    return {
+        label: tuple(box[axis] for axis in back)
+        for label, box in enumerate(boxes, 1)
+        if box is not None
+    }
+
+
+def not_comparable(found: Iterable[int], true: Iterable[int]) -> str | None:
+    """Why two masks cannot be compared vertebra by vertebra; None if they can.
+
+    A mask whose only label is 1 is taken to be binary, not a scan of C1 alone. An empty mask goes
+    with either kind.
+
+    Args:
+        found: labels of the prediction, without 0.
+        true: labels of the reference, without 0.
+    """
+    found, true = set(found), set(true)
+    if found <= {1} and true <= {1}:
+        return BINARY
+    if found == {1}:
+        return BINARY_PREDICTION
+    if true == {1}:
+        return BINARY_REFERENCE
+    return None if (found | true) & labels.NAMES.keys() else NO_VERTEBRA
+
+
+def identify(
+    predicted_mm: Mapping[int, np.ndarray], reference_mm: Mapping[int, np.ndarray]
+) -> dict[int, tuple[float | None, bool]]:
+    """Which vertebrae of the reference are identified; the rule is in the module's docstring.
+
+    Args:
+        predicted_mm: label -> (3,) centroid in mm, in any frame.
+        reference_mm: label -> (3,) centroid in mm, in the same frame.
+
+    Returns:
+        Label of the reference -> (distance in mm of the predicted centroid of that label, or None
+        if there is none; whether the vertebra is identified).
+    """
+    both = [label for label in reference_mm if label in predicted_mm]
+    result: dict[int, tuple[float | None, bool]] = dict.fromkeys(reference_mm, (None, False))
+    for label in both:
+        apart = [float(np.linalg.norm(predicted_mm[label] - reference_mm[one])) for one in both]
+        own = apart[both.index(label)]
+        # The slack is for rounding: the same scan stored in another axis order must score alike.
+        nearest = own <= min(apart) + surface.ROUNDING_MM
+        result[label] = (own, nearest and own <= REACH_MM + surface.ROUNDING_MM)
+    return result
+
+
+def score_scan(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    affine: np.ndarray,
+    centroids: Mapping[int, np.ndarray] | None = None,
+) -> ScanScore:
+    """Measure each vertebra of a scan.
+
+    Time and memory go with the number of labelled voxels, wherever they are: a vertebra that is
+    scattered over the scan costs no more than one in a piece.
+
+    Args:
+        prediction: (x, y, z) VerSe ids, uint8.
+        reference: the same shape, on the same grid.
+        affine: (4, 4) of that grid.
+        centroids: VerSe id -> (3,) voxel index of the reference's centroid; labels that the mask
+            does not have are passed over. None takes the centres of mass of the mask, as always
+            for the prediction.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        ValueError: the shapes differ or are empty.
+    """
+    same_shape(prediction, reference)
+    found, true = _measure(prediction, reference), _measure(reference, prediction)
+    points = (
+        {label: one.centroid for label, one in true.items()} if centroids is None else centroids
+    )
+    apart = identify(
+        {label: geometry.voxel_to_world(affine, one.centroid) for label, one in found.items()},
+        {k: geometry.voxel_to_world(affine, point) for k, point in points.items() if k in true},
+    )
+    spacing = np.asarray(geometry.spacing_mm(affine))
+    vertebrae = []
+    for label in sorted(true, key=labels.order):
+        distance, identified = apart.get(label, (None, None))
+        vertebrae.append(
+            Vertebra(
+                label=label,
+                missed=label not in found,
+                identified=identified,
+                **_outline(found.get(label, _NOTHING), true[label], spacing),
+                centroid_distance_mm=distance,
+            )
+        )
+    extra = tuple(sorted(found.keys() - true.keys(), key=labels.order))
+    return ScanScore(tuple(vertebrae), extra, "masks" if centroids is None else "files")
+
+
+@dataclass(frozen=True, eq=False)
+class _Voxels:
+    """One label of a mask: voxels, those that the other mask labels alike, and where they are.
+
+    `centroid` (3,) and `surface` (n, 3), the voxels that `surface.surface` marks, are indices.
+    """
+
+    count: int
+    shared: int
+    centroid: np.ndarray
+    surface: np.ndarray
+
+
+_NOTHING = _Voxels(0, 0, np.full(3, np.nan), np.zeros((0, 3), np.int32))
+
+
+def _measure(array: np.ndarray, other: np.ndarray) -> dict[int, _Voxels]:
+    """The voxels of each vertebra's label in `array`, and how many of them `other` labels alike."""
+    order = _by_stride(array)
+    array, other = array.transpose(order), other.transpose(order)
+    counts, shared = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    sums = np.zeros((3, 256))
+    shells = []
+    step = max(1, _SLAB_VOXELS // max(1, array[0].size))
+    for start in range(0, len(array), step):
+        index = np.nonzero(array[start : start + step])
+        index[0][:] += start
+        label = array[index]
+        counts += np.bincount(label, minlength=256)
+        shared += np.bincount(label[other[index] == label], minlength=256)
+        edge = np.zeros(len(label), bool)
+        for axis, along in enumerate(index):
+            sums[axis] += np.bincount(label, weights=along, minlength=256)
+            for neighbour in (along - 1, along + 1):
+                beside = (*index[:axis], neighbour % array.shape[axis], *index[axis + 1 :])
+                edge |= (array[beside] != label) | (neighbour < 0)
+                edge |= neighbour == array.shape[axis]
+        shells.append(np.stack([label, *index], axis=1)[edge].astype(np.int32))
+    shell = np.concatenate(shells)
+    shell = shell[np.argsort(shell[:, 0], kind="stable")]
+    ends = np.cumsum(np.bincount(shell[:, 0], minlength=256))
+    back = np.argsort(order)
+    return {
+        label: _Voxels(
+            count=int(counts[label]),
+            shared=int(shared[label]),
+            centroid=(sums[:, label] / counts[label])[back],
+            surface=shell[ends[label - 1] : ends[label], 1:][:, back],
+        )
+        for label in labels.VERSE_IDS
+        if counts[label]
+    }
+
+
+def _outline(found: _Voxels, true: _Voxels, spacing_mm: np.ndarray) -> dict[str, Any]:
+    """Overlap and surface distances of one vertebra; None is undefined."""
+    counts = Counts(true.shared, found.count - true.shared, true.count - true.shared, 0)
+    there, back = found.surface * spacing_mm, true.surface * spacing_mm
+    apart = surface.SurfaceDistances(
+        from_prediction=surface.Distances.of(surface.nearest_mm(there, back)),
+        from_reference=surface.Distances.of(surface.nearest_mm(back, there)),
+    )
+    return {
+        "dice": overlap.dice(counts),
+        "hd_mm": surface.hausdorff_mm(apart) if apart.defined else None,
+        "hd95_mm": surface.hd95_mm(apart) if apart.defined else None,
+        "assd_mm": surface.assd_mm(apart) if apart.defined else None,
+        "nsd_1mm": surface.nsd(apart, NSD_TOLERANCE_MM),
+    }
+
+
+def _by_stride(array: np.ndarray) -> list[int]:
+    """The axes, that along which neighbours are closest in memory last: the fastest order."""
+    return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
