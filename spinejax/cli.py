@@ -140,6 +140,12 @@ def _score_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_enum(
         "labels", "verse", ["verse", "binary"], "Numbers to 255, or any.", flag_values=values
     )
+    flags.DEFINE_string(
+        "reference_centroids",
+        "",
+        "JSON or folder of the reference's centroids; default: the masks' centres of mass.",
+        flag_values=values,
+    )
     flags.mark_flags_as_required(["prediction", "reference", "output"], values)
 
 
@@ -267,6 +273,7 @@ def _score(values: FlagValues) -> int:
         Path(values.reference),
         Path(values.output),
         labels=values.labels,
+        reference_centroids=values.reference_centroids or None,
     )
 
 

@@ -211,11 +211,24 @@ def predict(
     return 0
 
 
-def score(prediction: Path, reference: Path, output: Path, *, labels: str) -> int:
+def score(
+    prediction: Path,
+    reference: Path,
+    output: Path,
+    *,
+    labels: str,
+    reference_centroids: str | None = None,
+) -> int:
     """Compare label files or folders; write JSON and print the summary."""
     if output.is_dir():
         raise InputError(f"{output}: is a folder; name a JSON file, e.g. {output / 'scores.json'}")
-    scores = scoring.score_paths(prediction, reference, labels=labels, progress=True)
+    scores = scoring.score_paths(
+        prediction,
+        reference,
+        labels=labels,
+        reference_centroids=reference_centroids,
+        progress=True,
+    )
     write_json(output, scores)
     print(summarised.summary_table(scores))
     print(f"scores: {output}")

@@ -1,14 +1,21 @@
 """Comparing label files: which files belong together, all metrics of each pair, and the summary.
 
-What is scored is *binary*: foreground is every voxel with a label above 0, whichever vertebra. The
-metrics and their rules for empty masks are defined in `spinejax.metrics`; here an undefined value
-is None, which JSON writes as null.
+Every pair is scored as *binary*: foreground is every voxel with a label above 0, whichever
+vertebra. Where both masks number their vertebrae, each vertebra is scored too. The metrics and
+their rules for empty masks are defined in `spinejax.metrics`; here an undefined value is None,
+which JSON writes as null.
 
     {"cases": {id: {"binary": {metric: value or None}, "voxels": {"tp", "fp", "fn", "tn"},
-                    "labelled_range": {"dice", "precision", "recall"}, "bf_tolerance_mm": value}},
+                    "labelled_range": {"dice", "precision", "recall"}, "bf_tolerance_mm": value,
+                    "vertebrae": see `vertebra_scores.case_block`}},
      "summary": {"binary": {metric: {"mean", "std", "median", "pooled", "n"}},
-                 "labelled_range": {"dice", "precision", "recall": as above}},
-     "missing": {"prediction": [ids], "reference": [ids]}}
+                 "labelled_range": {"dice", "precision", "recall": as above},
+                 "vertebrae": see `vertebra_scores.summarise`},
+     "missing": {"prediction": [ids], "reference": [ids]},
+     "without_vertebrae": {id: why its "vertebrae" are left out}}
+
+"vertebrae" are left out of cases that have none, and of the summary if none has them; so is
+"without_vertebrae" where nothing is left out or vertebrae were not asked for.
 
 `mean`, `std` (of the population: divided by n, as numpy does) and `median` are over the `n` cases
 where the metric is defined. `pooled` is the metric of all cases taken as one: voxel counts, surface
@@ -33,17 +40,26 @@ from tqdm import tqdm
 
 from spinejax import geometry
 from spinejax.data import scanfile, verse_names
-from spinejax.data.pairs import TOLERANCE_MM
+from spinejax.data.case_files import centroid_files, label_files, read_reference_centroids
+from spinejax.data.centroids import Points
+from spinejax.data.pairs import on_grid_of
 from spinejax.errors import InputError
-from spinejax.metrics import boundary, classification, overlap, summary, surface
+from spinejax.metrics import (
+    boundary,
+    classification,
+    identification,
+    overlap,
+    summary,
+    surface,
+    vertebra_scores,
+)
 from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
+from spinejax.metrics.identification import NSD_TOLERANCE_MM, ScanScore
 from spinejax.metrics.surface import SurfaceDistances
 from spinejax.volume import LabelVolume
 
 _log = logging.getLogger("spinejax")
-
-NSD_TOLERANCE_MM = 1.0
 
 _OF_COUNTS = {
     "dice": overlap.dice,
@@ -78,13 +94,17 @@ METRICS: tuple[str, ...] = (
 
 @dataclass(frozen=True, eq=False)
 class PairScore:
-    """All that is measured on one pair of masks; small, whatever the size of the masks."""
+    """All that is measured on one pair of masks; small, whatever the size of the masks.
+
+    `vertebrae` is None where it was not asked for, and a reason in words where it cannot be had.
+    """
 
     counts: Counts
     in_range: Counts
     distances: SurfaceDistances
     contours: BoundaryCounts
     bf_tolerance_mm: float
+    vertebrae: ScanScore | str | None = None
 
     @property
     def binary(self) -> dict[str, float | None]:
@@ -93,7 +113,13 @@ class PairScore:
 
 
 def score_arrays(
-    prediction: np.ndarray, reference: np.ndarray, affine: np.ndarray, name: str = ""
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    affine: np.ndarray,
+    name: str = "",
+    *,
+    vertebrae: bool = False,
+    centroids: Mapping[int, np.ndarray] | None = None,
 ) -> PairScore:
     """Measure one prediction against its reference.
 
@@ -103,6 +129,9 @@ def score_arrays(
         affine: (4, 4) of that grid. Gives the spacing in mm, and which axis runs from foot to head:
             `bf_score` compares axial slices.
         name: what to call the case in warnings.
+        vertebrae: whether to score each vertebra too, where both arrays hold VerSe ids.
+        centroids: VerSe id -> (3,) voxel index of the reference's centroids, where vertebrae are
+            scored; None takes those of its mask.
 
     Returns:
         The measurements. An empty reference is warned of on the logger "spinejax".
@@ -119,6 +148,7 @@ def score_arrays(
         distances=surface.surface_distances(prediction, reference, spacing),
         contours=boundary.count_boundary(prediction, reference, spacing, slice_axis=axial),
         bf_tolerance_mm=boundary.default_tolerance_mm(reference.shape, spacing, axial),
+        vertebrae=_vertebrae(prediction, reference, affine, centroids) if vertebrae else None,
     )
     if score.counts.tp + score.counts.fn == 0:
         _log.warning(
@@ -143,6 +173,7 @@ def score_files(
     *,
     missing: Mapping[str, Iterable[str]] | None = None,
     labels: str = "verse",
+    reference_centroids: Mapping[str, Path] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score pairs of label files, one after the other.
@@ -151,7 +182,10 @@ def score_files(
 
     Args:
         pairs: case id -> (prediction, reference); NIfTI or MetaImage files.
-        labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0.
+        labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0, of which only
+            the foreground is scored.
+        reference_centroids: case id -> JSON of the reference's centroids, in any of the conventions
+            of `data.centroids`; None takes those of the masks.
         missing: ids that lack their "prediction" or "reference", to be listed in the result.
         progress: whether to show a bar.
 
@@ -159,15 +193,24 @@ def score_files(
         What the module's docstring shows.
 
     Raises:
-        InputError: a file cannot be read, or the two of a pair are on different grids.
+        InputError: a file cannot be read, the two of a pair are on different grids, or centroids do
+            not belong to their reference.
     """
     scores = {}
     valid = comparable_labels(labels)
     bar = tqdm(pairs.items(), desc="scoring", unit="scan", disable=not progress)
     for name, (prediction, reference) in bar:
         found, true = (scanfile.read_labels(path, valid) for path in (prediction, reference))
-        array = _on_grid_of(true, found, Path(reference), Path(prediction))
-        scores[name] = score_arrays(array, true.array, true.affine, name)
+        array = on_grid_of(true, found, Path(reference), Path(prediction))
+        file = (reference_centroids or {}).get(name)
+        scores[name] = score_arrays(
+            array,
+            true.array,
+            true.affine,
+            name,
+            vertebrae=labels == "verse",
+            centroids=None if file is None else _read_centroids(file, true),
+        )
     return collect(scores, missing)
 
 
@@ -176,6 +219,7 @@ def score_paths(
     reference: str | os.PathLike[str],
     *,
     labels: str = "verse",
+    reference_centroids: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score a label file against another, or a folder of them against another.
@@ -192,6 +236,8 @@ def score_paths(
         prediction: NIfTI or MetaImage label file, or a folder of them.
         reference: the same kind of path.
         labels: as for `score_files`.
+        reference_centroids: JSON file of the reference's centroids, or a folder of them, see
+            `data.case_files.centroid_files`; None takes those of the masks.
         progress: whether to show a bar.
 
     Returns:
@@ -199,9 +245,14 @@ def score_paths(
 
     Raises:
         InputError: a path does not exist, one is a file and the other a folder, a folder has no
-            label file or two for one case, no case is in both, or as for `score_files`.
+            label file or two for one case, no case is in both, a case has no centroids, or as for
+            `score_files`.
     """
     prediction, reference = Path(prediction), Path(reference)
+    if reference_centroids is not None and labels != "verse":
+        raise InputError(
+            "centroids are of numbered vertebrae; leave out --reference_centroids or --labels"
+        )
     for path in (prediction, reference):
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; check the path")
@@ -210,9 +261,15 @@ def score_paths(
         raise InputError(
             f"{folder} is a folder and {file} is a file; give two label files or two folders"
         )
+    points = None if reference_centroids is None else Path(reference_centroids)
     if not prediction.is_dir():
         name = verse_names.parse(reference, ()).id or reference.name
-        return score_files({name: (prediction, reference)}, labels=labels, progress=progress)
+        return score_files(
+            {name: (prediction, reference)},
+            labels=labels,
+            reference_centroids=None if points is None else centroid_files(points, [name]),
+            progress=progress,
+        )
     found, true = label_files(prediction), label_files(reference)
     names = {key: name for key, (name, _) in {**found, **true}.items()}
     both = [key for key in true if key in found]
@@ -232,34 +289,13 @@ def score_paths(
                 "%d cases have no %s and are not scored: %s", len(ids), kind, summary.some(ids)
             )
     pairs = {names[key]: (found[key][1], true[key][1]) for key in both}
-    return score_files(pairs, missing=missing, labels=labels, progress=progress)
-
-
-def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
-    """The label files under a folder: lower-case id -> (id, path), sorted.
-
-    Raises:
-        InputError: there is none, or there are two of one case.
-    """
-    roles: dict[str, list[tuple[str, Path]]] = {"labels": [], "image": []}
-    for path in sorted(folder.rglob("*")):
-        if scanfile.is_scan(path) and path.is_file():
-            name = verse_names.parse(path, path.relative_to(folder).parts[:-1])
-            if name.role in roles:
-                roles[name.role].append((name.id, path))
-    # Names that do not say "mask" are taken for labels where nothing else is.
-    chosen = roles["labels"] or roles["image"]
-    if not chosen:
-        raise InputError(f"{folder}: holds no label file ({scanfile.ENDINGS}); check the path")
-    files: dict[str, tuple[str, Path]] = {}
-    for case, path in chosen:
-        other = files.setdefault(case.lower(), (case, path))[1]
-        if other is not path:
-            raise InputError(
-                f"{folder}: {other.relative_to(folder)} and {path.relative_to(folder)} are both of "
-                f"case {case!r}; keep one label file per case"
-            )
-    return files
+    return score_files(
+        pairs,
+        missing=missing,
+        labels=labels,
+        reference_centroids=None if points is None else centroid_files(points, pairs),
+        progress=progress,
+    )
 
 
 def collect(
@@ -279,7 +315,10 @@ def collect(
     pooled_range = _of_counts(
         classification.pooled(score.in_range for score in everything), RANGE_METRICS
     )
-    return {
+    vertebrae, without = vertebra_scores.split(
+        {name: score.vertebrae for name, score in scores.items() if score.vertebrae is not None}
+    )
+    result: dict[str, Any] = {
         "cases": {
             name: {
                 "binary": cases[name],
@@ -297,6 +336,34 @@ def collect(
             kind: list((missing or {}).get(kind, ())) for kind in ("prediction", "reference")
         },
     }
+    for name, scan in vertebrae.items():
+        result["cases"][name]["vertebrae"] = vertebra_scores.case_block(scan)
+    if vertebrae:
+        result["summary"]["vertebrae"] = vertebra_scores.summarise(vertebrae)
+    if without:
+        result["without_vertebrae"] = without
+    return result
+
+
+def _vertebrae(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    affine: np.ndarray,
+    centroids: Mapping[int, np.ndarray] | None,
+) -> ScanScore | str:
+    """Scores per vertebra, or why there are none."""
+    why = identification.not_comparable(
+        identification.find_labels(prediction), identification.find_labels(reference)
+    )
+    if why is not None:
+        return why
+    return identification.score_scan(prediction, reference, affine, centroids)
+
+
+def _read_centroids(path: Path, reference: LabelVolume) -> Points | None:
+    """Centroids of a reference; None where it has no numbers that they could belong to."""
+    boxes = identification.find_labels(reference.array)
+    return read_reference_centroids(path, reference, boxes) if max(boxes, default=0) > 1 else None
 
 
 def _count_in_range(prediction: np.ndarray, reference: np.ndarray, axial: int) -> Counts:
@@ -327,34 +394,3 @@ def _metrics(
     values["assd_mm"] = surface.assd_mm(distances)
     values["nsd_1mm"] = surface.nsd(distances_with_missed, NSD_TOLERANCE_MM)
     return {name: None if math.isnan(values[name]) else values[name] for name in METRICS}
-
-
-def _on_grid_of(
-    reference: LabelVolume, prediction: LabelVolume, reference_path: Path, prediction_path: Path
-) -> np.ndarray:
-    """The prediction's array on the reference's grid, by flips and transposes only.
-
-    Resampling would change the prediction that is to be judged, so it is not done.
-    """
-    distance = math.inf
-    candidates = [(prediction.array, prediction.affine)]
-    candidates.append(geometry.reorient(*candidates[0], reference.orientation))
-    for array, affine in candidates:
-        if array.shape == reference.shape:
-            apart = geometry.max_corner_distance_mm(affine, reference.affine, reference.shape)
-            if apart <= TOLERANCE_MM:
-                return array
-            distance = min(distance, apart)
-    why = (
-        f"shapes {_grid(prediction)} and {_grid(reference)}"
-        if math.isinf(distance)
-        else f"corners up to {distance:.3g} mm apart"
-    )
-    raise InputError(
-        f"{prediction_path} and {reference_path} are not on one grid ({why}); resample the "
-        "prediction onto the reference's grid, or score against the reference it was made for"
-    )
-
-
-def _grid(volume: LabelVolume) -> str:
-    return f"{'x'.join(map(str, volume.shape))} {volume.orientation}"

@@ -1,6 +1,8 @@
-"""Bringing a label map onto the grid of its scan."""
+"""Bringing a label map onto the grid of its scan, or of another label map."""
 
 import logging
+import math
+from pathlib import Path
 
 import numpy as np
 
@@ -66,6 +68,40 @@ def match_labels(
             "the two belong together"
         )
     return LabelVolume(array, image.affine, labels.disk)
+
+
+def on_grid_of(
+    reference: LabelVolume, prediction: LabelVolume, reference_path: Path, prediction_path: Path
+) -> np.ndarray:
+    """The prediction's array on the reference's grid, by flips and transposes only.
+
+    Resampling would change the prediction that is to be judged, so it is not done.
+
+    Raises:
+        InputError: the grids differ; the paths name the files.
+    """
+    distance = math.inf
+    candidates = [(prediction.array, prediction.affine)]
+    candidates.append(geometry.reorient(*candidates[0], reference.orientation))
+    for array, affine in candidates:
+        if array.shape == reference.shape:
+            apart = geometry.max_corner_distance_mm(affine, reference.affine, reference.shape)
+            if apart <= TOLERANCE_MM:
+                return array
+            distance = min(distance, apart)
+    why = (
+        f"shapes {_grid(prediction)} and {_grid(reference)}"
+        if math.isinf(distance)
+        else f"corners up to {distance:.3g} mm apart"
+    )
+    raise InputError(
+        f"{prediction_path} and {reference_path} are not on one grid ({why}); resample the "
+        "prediction onto the reference's grid, or score against the reference it was made for"
+    )
+
+
+def _grid(volume: LabelVolume) -> str:
+    return f"{'x'.join(map(str, volume.shape))} {volume.orientation}"
 
 
 def _same_grid_by_header(image: Volume, labels: LabelVolume, tolerance_mm: float) -> bool:

@@ -68,10 +68,48 @@ def summary_table(scores: Mapping[str, Any]) -> str:
         spread = f"{mean} ± {std}" if row["n"] else "-"
         lines.append(f"{metric:<{width}}{spread:>18}{median:>10}{pooled:>10}{row['n']:>6}")
     lines.append(f"cases: {len(scores['cases'])}")
+    if "vertebrae" in scores["summary"]:
+        lines.append(vertebra_table(scores["summary"]["vertebrae"]))
+    for why, ids in _by_reason(scores.get("without_vertebrae", {})).items():
+        lines.append(f"no scores per vertebra, {why}: {some(ids)}")
     for kind, ids in scores["missing"].items():
         if ids:
             lines.append(f"not scored, no {kind}: {some(ids)}")
     return "\n".join(lines)
+
+
+def vertebra_table(scores: Mapping[str, Any]) -> str:
+    """A table for the terminal of what `vertebra_scores.summarise` returned.
+
+    One line for all vertebrae, and one for each region of the spine that occurs.
+    """
+    source = {"masks": "the masks", "files": "the given files"}.get(
+        scores["reference_centroids"], scores["reference_centroids"]
+    )
+    lines = [
+        f"vertebrae; the reference's centroids are those of {source}, the prediction's of its mask",
+        f"{'':<8}{'id.rate':>9}{'d_mean mm':>11}{'Dice':>9}{'number':>8}{'missed':>8}{'extra':>7}",
+    ]
+    rows = {"all": scores, **scores["per_region"]}
+    for name, row in rows.items():
+        if row["n_reference"] or row["n_extra"]:
+            means = (row["id_rate"], row["d_mean_mm"], row["dice_mean"])
+            rate, distance, dice = ("-" if value is None else f"{value:.4f}" for value in means)
+            lines.append(
+                f"{name:<8}{rate:>9}{distance:>11}{dice:>9}{row['n_reference']:>8}"
+                f"{row['n_missed']:>8}{row['n_extra']:>7}"
+            )
+    right = round(scores["all_correct"] * scores["n_scans"])
+    lines.append(f"scans with every vertebra right: {right} of {scores['n_scans']}")
+    return "\n".join(lines)
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> the cases that have it."""
+    cases: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        cases.setdefault(reason, []).append(name)
+    return cases
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
