@@ -1,0 +1,277 @@
+"""The most probable legal sequence: against brute force over all of them."""
+
+import functools
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nifti_files import one_line
+
+from spinejax import labels
+from spinejax.errors import InputError
+from spinejax.inference import sequence
+from spinejax.inference.pieces import STEP_MM
+from spinejax.inference.sequence import ANOMALIES, Costs, class_scores, decode_sequence
+
+PLACE = {verse_id: place for place, verse_id in enumerate(labels.VERSE_IDS)}
+T11, T12, T13, L1, L4, L5, L6 = (labels.id_of(n) for n in "T11 T12 T13 L1 L4 L5 L6".split())
+
+
+@functools.cache
+def spines(anomalies):
+    """Every whole spine, C1 to its last vertebra, written down by hand."""
+    cervical_to_t11 = [*range(1, 19)]
+    ends = [[20, 21, 22, 23, 24]]
+    ends += [[20, 21, 22, 23, 24, 25]] if "L6" in anomalies else []
+    middles = [[19]]
+    middles += [[]] if "no T12" in anomalies else []
+    middles += [[19, 28]] if "T13" in anomalies else []
+    return [cervical_to_t11 + middle + end for middle in middles for end in ends]
+
+
+@functools.cache
+def step_by_hand(upper, lower, distance, cut, anomalies, costs):
+    """Least cost of a step: over all whole spines that have both."""
+    if upper == lower:
+        far = 0.0 if math.isnan(distance) else max(0, distance / STEP_MM[PLACE[upper]] - 0.3)
+        return costs.repeat + 0.5 * (far / 0.15) ** 2
+    best = math.inf
+    for spine in spines(anomalies):
+        if upper not in spine or lower not in spine or spine.index(upper) >= spine.index(lower):
+            continue
+        way = spine[spine.index(upper) : spine.index(lower) + 1]
+        cost = costs.gap * (len(way) - 2) if len(way) > 2 else 0.0
+        cost += costs.t13 if T13 in way[1:-1] else 0.0
+        cost += costs.no_t12 if (T11, L1) in itertools.pairwise(way) else 0.0
+        if not math.isnan(distance):
+            ratio = math.log(distance / sum(STEP_MM[PLACE[i]] for i in way[:-1]))
+            misfit = 0.5 * (ratio / 0.15) ** 2
+            if ratio < 0:
+                misfit = 0 if cut else min(8.0, misfit)
+            cost += misfit
+        best = min(best, cost)
+    return best
+
+
+def cost_by_hand(ids, scores, distances, cut, room, anomalies, costs):
+    total = 0.0
+    for score, i in zip(scores, ids, strict=True):
+        if not any(i in spine for spine in spines(anomalies)):
+            return math.inf
+        total += -score[PLACE[i]] + costs.t13 * (i == T13) + costs.l6 * (i == L6)
+    for k, (upper, lower) in enumerate(itertools.pairwise(ids)):
+        total += step_by_hand(upper, lower, distances[k], cut[k] or cut[k + 1], anomalies, costs)
+    if ids[0] != 1 and room[0] > 1.5 * STEP_MM[PLACE[ids[0]]]:
+        total += costs.gap
+    if ids[-1] not in (L5, L6) and room[1] > 1.5 * STEP_MM[PLACE[ids[-1]]]:
+        sacrum = ids[-1] == L4 and "no L5" in anomalies
+        total += min(costs.gap, costs.no_l5) if sacrum else costs.gap
+    return total
+
+
+def drawn(seed, n, candidates):
+    """Log probabilities of a few classes around the thoracolumbar junction; others impossible."""
+    rng = np.random.default_rng(seed)
+    scores = np.full((n, 26), -np.inf)
+    start = rng.choice([0, 9, 15, 16, 18, 20])
+    near = [labels.VERSE_IDS.index(i) for i in (18, 19, 28, 20)]
+    pool = np.unique([*range(start, min(26, start + candidates - 2)), *near[:2], 25, near[2]])
+    for row in scores:
+        row[rng.choice(pool, min(candidates, len(pool)), replace=False)] = rng.normal(
+            0, 4, min(candidates, len(pool))
+        )
+    return scores
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 4),
+    anomalies=st.sets(st.sampled_from(ANOMALIES)),
+    known=st.booleans(),
+    room=st.tuples(st.sampled_from([0.0, 40.0, 100.0]), st.sampled_from([0.0, 40.0, 100.0])),
+    forbidden=st.sampled_from([{}, {"repeat": math.inf}, {"gap": math.inf}, {"gap": 0.0}]),
+)
+def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
+    rng = np.random.default_rng(seed + 1)
+    scores = drawn(seed, n, 6)
+    distances = rng.uniform(3, 80, n - 1) if known else np.full(n - 1, np.nan)
+    cut = rng.random(n) < 0.3
+    costs = replace(Costs(*rng.exponential(3, 6)), **forbidden)
+    how = (scores, distances, cut, room, frozenset(anomalies), costs)
+    finite = [[i for i in labels.VERSE_IDS if row[PLACE[i]] > -np.inf] for row in scores]
+    all_costs = {ids: cost_by_hand(ids, *how) for ids in itertools.product(*finite)}
+    ranked = sorted(all_costs.items(), key=lambda item: item[1])
+    arguments = dict(
+        distances_mm=distances, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
+    )
+    if ranked[0][1] == math.inf:
+        with pytest.raises(InputError, match="no legal sequence"):
+            decode_sequence(scores, **arguments)
+        return
+    found = decode_sequence(scores, **arguments)
+    assert found.cost == pytest.approx(ranked[0][1], abs=1e-6)
+    assert found.labels == ranked[0][0] or found.margin == pytest.approx(0, abs=1e-6)
+    second = ranked[1][1] if len(ranked) > 1 else math.inf
+    assert found.margin == pytest.approx(second - ranked[0][1], abs=1e-6)
+    assert found.margin == min(found.margins)
+    for k, (label, margin) in enumerate(zip(found.labels, found.margins, strict=True)):
+        others = [cost for ids, cost in ranked if ids[k] != label]
+        assert margin == pytest.approx(min(others, default=math.inf) - found.cost, abs=1e-6)
+    assert set(found.anomalies) <= anomalies
+
+
+def seen(*ids, belief=0.95):
+    """Scores of instances that look like these VerSe ids."""
+    return class_scores(np.eye(26)[[PLACE[i] for i in ids]], smoothing=1 - belief)
+
+
+def names(found):
+    return " ".join(labels.name(i) for i in found.labels)
+
+
+def test_one_wrong_vertebra_is_overruled_by_its_neighbours():
+    usual = [17, 18, 19, 20, 21, 22]
+    right = decode_sequence(seen(*usual))
+    assert right.labels == tuple(usual) and right.anomalies == () and right.skipped == ()
+    assert right.cost == pytest.approx(-6 * math.log(0.95 + 0.05 / 26))
+    for k, wrong in itertools.product(range(6), (1, 17, 20, 24, 28)):
+        ids = [*usual[:k], wrong, *usual[k + 1 :]]
+        assert decode_sequence(seen(*ids)).labels == tuple(usual)
+
+
+def test_two_of_one_label_are_parted_by_the_rest():
+    assert names(decode_sequence(seen(18, 19, 20, 20, 22, 23))) == "T11 T12 L1 L2 L3 L4"
+    # Two alone could be either way: the margin says so.
+    assert decode_sequence(seen(20, 20), costs=Costs(repeat=math.inf)).margin == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    "ids, anomaly",
+    [
+        ((18, 19, 28, 20, 21), "T13"),
+        ((22, 23, 24, 25), "L6"),
+        ((17, 18, 20, 21, 22), "no T12"),
+    ],
+)
+def test_variants_are_found_where_allowed(ids, anomaly):
+    usual = [STEP_MM[PLACE[i]] for i in ids[:-1]]
+    found = decode_sequence(seen(*ids), distances_mm=np.array(usual))
+    assert found.labels == ids and found.anomalies == (anomaly,)
+    rest = set(ANOMALIES) - {anomaly}
+    other = decode_sequence(seen(*ids), distances_mm=np.array(usual), anomalies=rest)
+    assert other.anomalies == () and other.labels != ids or other.skipped
+    assert other.cost > found.cost
+
+
+def test_l5_is_missed_where_the_scan_goes_on_below_l4():
+    scores = seen(21, 22, 23)
+    assert decode_sequence(scores, room_mm=(0, 20)).anomalies == ()
+    found = decode_sequence(scores, room_mm=(0, 120))
+    assert found.labels == (21, 22, 23) and found.anomalies == ("no L5",)
+    without = decode_sequence(scores, room_mm=(0, 120), anomalies=("T13", "L6"))
+    assert without.labels == (21, 22, 23) and without.anomalies == ()
+    assert without.cost == pytest.approx(found.cost + Costs().gap - Costs().no_l5)
+    # What is uncertain ends where a spine ends.
+    vague = np.log(np.full((3, 26), 1 / 26))
+    assert decode_sequence(vague, room_mm=(0, 120)).labels[-1] in (24, 25)
+
+
+def test_distances_tell_a_gap_from_a_wrong_label():
+    near, far = np.array([27.0, 29, 30, 31]), np.array([27.0, 60, 30, 31])
+    ids = (17, 18, 20, 21, 22)  # T12 is not there
+    with_gap = decode_sequence(seen(*ids), distances_mm=far)
+    assert with_gap.labels == ids and with_gap.skipped == (19,) and with_gap.anomalies == ()
+    without = decode_sequence(seen(*ids), distances_mm=near)
+    assert without.labels == ids and without.skipped == () and without.anomalies == ("no T12",)
+    # A distance of one step, and labels two apart: no vertebra fits between.
+    ids = (20, 21, 23)
+    assert len(set(decode_sequence(seen(*ids), distances_mm=np.array([30.0, 31])).skipped)) == 0
+    assert decode_sequence(seen(*ids), distances_mm=np.array([30.0, 62])).skipped == (22,)
+    # A row of screws hides four.
+    ids = (15, 16, 21, 22)
+    many = decode_sequence(seen(*ids), distances_mm=np.array([25.0, 140, 31]))
+    assert many.labels == ids and many.skipped == (17, 18, 19, 20)
+
+
+def test_a_vertebra_in_two_parts_does_not_shift_the_others():
+    ids = (16, 17, 18, 18, 19, 20)
+    found = decode_sequence(seen(*ids), distances_mm=np.array([25.0, 27, 8, 28, 30]))
+    assert found.labels == ids
+    strict = Costs(repeat=math.inf)
+    assert len(set(decode_sequence(seen(*ids), costs=strict).labels)) == 6
+
+
+def test_no_instance_and_no_knowledge():
+    none = decode_sequence(np.zeros((0, 26)))
+    assert none.labels == () and none.cost == 0 and none.margin == math.inf
+    vague = decode_sequence(class_scores(np.zeros((3, 26))))
+    assert vague.margin == 0 and len(vague.labels) == 3
+
+
+def test_thirty_instances_are_labelled_and_refused_without_repeats():
+    scores = class_scores(np.random.default_rng(0).random((30, 26)))
+    found = decode_sequence(scores)
+    ranks = [labels.order(i) for i in found.labels]
+    assert ranks == sorted(ranks)
+    with pytest.raises(InputError, match="no legal sequence of 30"):
+        decode_sequence(scores, costs=Costs(repeat=math.inf))
+    whole = decode_sequence(scores[:26], costs=Costs(repeat=math.inf))
+    assert whole.labels == tuple(sorted(labels.VERSE_IDS, key=labels.order))
+
+
+def test_scores_are_smoothed_shares():
+    counts = np.zeros((2, 26))
+    counts[0, 19], counts[0, 20] = 3000, 1000
+    scores = class_scores(counts, smoothing=0.1)
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1)
+    assert np.exp(scores[0, 19]) == pytest.approx(0.9 * 0.75 + 0.1 / 26)
+    np.testing.assert_allclose(np.exp(scores[1]), 1 / 26)
+    np.testing.assert_allclose(class_scores(counts * 50, smoothing=0.1), scores)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (dict(anomalies=["T14"]), "T13"),
+        (dict(costs=Costs(gap=-1)), "gap"),
+        (dict(costs=Costs(l6=math.nan)), "l6"),
+        (dict(distances_mm=np.ones(3)), "2 distances"),
+        (dict(cut=np.ones(2, bool)), "cut"),
+        (dict(scores=np.zeros((3, 25))), "26"),
+        (dict(scores=np.full((3, 26), np.nan)), "NaN"),
+        (dict(scores=np.full((3, 26), -np.inf)), "no legal sequence"),
+    ],
+)
+def test_bad_arguments_of_the_decoder_are_named(change, text):
+    fields = {"scores": np.zeros((3, 26)), **change}
+    with pytest.raises(InputError, match=text) as error:
+        decode_sequence(fields.pop("scores"), **fields)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "sums, smoothing, text",
+    [
+        (np.zeros(26), 0.1, "26"),
+        (-np.ones((1, 26)), 0.1, "negative"),
+        (np.full((1, 26), np.nan), 0.1, "finite"),
+        (np.ones((1, 26)), 0.0, "smoothing"),
+    ],
+)
+def test_bad_class_sums_are_named(sums, smoothing, text):
+    with pytest.raises(InputError, match=text) as error:
+        class_scores(sums, smoothing)
+    one_line(error)
+
+
+def test_default_costs_are_the_counts_of_verse():
+    costs = Costs()
+    assert math.exp(-costs.t13) == pytest.approx(0.025)
+    assert math.exp(-costs.l6) == pytest.approx(16 / 83)
+    assert math.exp(-costs.no_t12) == pytest.approx(3 / 83)
+    assert sequence.NUM_LABELS == labels.NUM_CLASSES - 1 == len(STEP_MM)
