@@ -1,0 +1,399 @@
+"""From a network's label map to instances: one for each vertebra, ordered from head to foot.
+
+A network gives one vertebra two labels, two touching vertebrae one label, and leaves specks and
+holes. Connected pieces of one class are parted where they hold two bodies (`pieces`), fragments
+are joined to the vertebra they belong to, what is left over goes to the instance around it or goes.
+
+Order: instances are sorted by where they lie along a smooth curve through the spine, which a
+tilted stretch (kyphosis, lordosis, scoliosis) does not confuse as heights would, and then two
+successive ones are exchanged as long as that shortens the path through all centroids. The curve is
+a function of height: a spine that turns back on itself is beyond it.
+
+Memory: beside input and result, about nine bytes for each voxel of the box around the foreground.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from spinejax import labels
+from spinejax.errors import InputError
+from spinejax.geometry import bounding_box
+from spinejax.inference import pieces as pieces_
+from spinejax.inference.pieces import STEP_MM, VOLUME_ML, Axis, Piece
+from spinejax.inference.postprocess import remove_small_components
+
+NUM_LABELS = labels.NUM_CLASSES - 1
+
+MAX_INSTANCES = 255
+
+# Joining: a vertebra may be this much larger than usual; two this large are two.
+_TOO_LARGE, _LARGE, _FRAGMENT = 1.6, 0.6, 0.2
+_WIDE_MM = 65.0
+_ABSORB_MM = 6.0
+
+
+class Instance(NamedTuple):
+    """One vertebra of a scan, not yet named."""
+
+    centroid_mm: np.ndarray
+    """(3,) centre of mass, voxel index x spacing."""
+    volume_ml: float
+    counts: np.ndarray
+    """(26,) voxels of each class in it, by contiguous class - 1."""
+    cut_head: bool
+    """Whether the scan ends in it, at the head or at the foot end."""
+    cut_foot: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """Instances from head to foot."""
+
+    array: np.ndarray
+    """(x, y, z) uint8: 0, or 1 + the instance's place in `items`."""
+    items: tuple[Instance, ...]
+    spacing_mm: tuple[float, float, float]
+    room_mm: tuple[float, float]
+    """What the scan shows above the first instance, and below the last one, in mm."""
+
+
+def find_instances(
+    classes: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    *,
+    spine: np.ndarray | None = None,
+    beyond_mm: tuple[float, float] = (0.0, 0.0),
+    speck_ml: float = 0.3,
+    min_ml: float = 3.0,
+) -> Instances:
+    """Find the vertebrae of a label map.
+
+    A face of the scan cuts a vertebra that has voxels in the first or last slice along z.
+
+    Args:
+        classes: (x, y, z) integer contiguous classes, 0 to 26, in the canonical orientation
+            (volume.py): z grows towards the head.
+        spacing_mm: voxel size along each axis.
+        spine: (x, y, z) bool, what stage 1 takes for vertebrae. Classes outside it are dropped;
+            what it has beyond the classes, at most 6 mm from an instance, is given to that.
+        beyond_mm: what the scan shows above and below the map, where that is a part of it only:
+            nothing is cut at a face with more beyond.
+        speck_ml: smaller connected components are specks.
+        min_ml: an instance that is not cut and smaller than this, or than a fifth of what is usual
+            for its class, is no vertebra and is removed.
+
+    Raises:
+        InputError: shapes, classes or spacings that cannot be.
+    """
+    spacing = _checked(classes, spacing_mm, spine)
+    array = np.zeros(classes.shape, np.uint8)
+    empty = Instances(array, (), spacing_mm, (0.0, 0.0))
+    clean, box = _cleaned(classes, spine, spacing_mm, speck_ml)
+    if clean is None:
+        return empty
+    numbers, found = pieces_.find_pieces(clean, spacing, speck_ml)
+    if not found:
+        return empty
+    steps = pieces_.coarse_steps(spacing)
+    axis = Axis(numbers[:: steps[0], :: steps[1], :: steps[2]] > 0, spacing * steps)
+    found = pieces_.split_pieces(numbers, found, spacing, axis)
+    heights = (box[2].start, classes.shape[2] - box[2].stop)
+    ends = (heights[1] == 0 and beyond_mm[0] <= 0, heights[0] == 0 and beyond_mm[1] <= 0)
+    groups = _join(_groups(numbers, found, spacing, axis, ends), _contacts(numbers, steps, spacing))
+    groups = [g for g in groups if g.cut or g.volume >= max(min_ml, _FRAGMENT * g.usual_ml)]
+    groups = sorted(groups, key=lambda g: -g.volume)[:MAX_INSTANCES]
+    if not groups:
+        return empty
+    order = _ordered(np.stack([g.centroid for g in groups]), axis)
+    to = np.zeros(len(found) + 1, np.uint8)
+    for place, index in enumerate(order, start=1):
+        to[[member + 1 for member in groups[index].members]] = place
+    inner = array[box]
+    inner[...] = to[numbers]
+    del numbers
+    _absorb(inner, clean if spine is None else (clean > 0) | (spine[box] > 0), spacing)
+    _fill(inner, len(order))
+    items, lowest, highest = _measured(inner, clean, spacing, len(order), box, ends)
+    room = (
+        (classes.shape[2] - 1 - highest) * spacing[2] + beyond_mm[0],
+        lowest * spacing[2] + beyond_mm[1],
+    )
+    return Instances(array, items, spacing_mm, room)
+
+
+def _checked(classes: np.ndarray, spacing_mm: object, spine: np.ndarray | None) -> np.ndarray:
+    """Return the spacing as an array; InputError where the arguments cannot be."""
+    if classes.ndim != 3 or classes.dtype.kind not in "ui" or 0 in classes.shape:
+        raise InputError(
+            f"a label map is (x, y, z) integers, not {classes.dtype} of shape {classes.shape}; "
+            "give the contiguous classes of one scan"
+        )
+    lowest, highest = int(classes.min()), int(classes.max())
+    if lowest < 0 or highest > NUM_LABELS:
+        raise InputError(
+            f"the label map holds {lowest} to {highest}; contiguous classes are 0 to {NUM_LABELS}, "
+            "labels.to_contiguous makes them from VerSe ids"
+        )
+    spacing = np.asarray(spacing_mm, np.float64)
+    if spacing.shape != (3,) or not np.isfinite(spacing).all() or spacing.min() <= 0:
+        raise InputError(f"spacing_mm = {spacing_mm} must be three positive numbers, in mm")
+    if spine is not None and spine.shape != classes.shape:
+        raise InputError(
+            f"the spine mask has shape {spine.shape}, the label map {classes.shape}; both must be "
+            "on the same grid"
+        )
+    return spacing
+
+
+def _cleaned(
+    classes: np.ndarray,
+    spine: np.ndarray | None,
+    spacing_mm: tuple[float, float, float],
+    speck_ml: float,
+) -> tuple[np.ndarray | None, tuple[slice, ...]]:
+    """Return the box of what is not a speck, as uint8, and where it lies; None if empty."""
+    box = bounding_box(classes)
+    if box is None:
+        return None, ()
+    mask = classes[box] > 0
+    if spine is not None:
+        mask &= spine[box] > 0
+    # Specks far away would make every later box as large as the scan.
+    mask = remove_small_components(mask, spacing_mm=spacing_mm, min_ml=speck_ml)
+    inner = bounding_box(mask)
+    if inner is None:
+        return None, ()
+    outer = tuple(
+        slice(b.start + i.start, b.start + i.stop) for b, i in zip(box, inner, strict=True)
+    )
+    clean = classes[outer].astype(np.uint8)
+    clean *= mask[inner]
+    return clean, outer
+
+
+@dataclass
+class _Group:
+    """Pieces of one vertebra: numbers of the pieces, and sums over them."""
+
+    members: list[int]
+    origins: set[int]
+    volume: float
+    centroid: np.ndarray
+    along: float
+    counts: np.ndarray  # (26,) ml
+    cut: bool
+
+    @property
+    def label(self) -> int:
+        """Class - 1 of the most voxels."""
+        return int(np.argmax(self.counts))
+
+    @property
+    def usual_ml(self) -> float:
+        """Usual volume of its class."""
+        return float(VOLUME_ML[self.label])
+
+
+def _groups(
+    numbers: np.ndarray,
+    found: list[Piece],
+    spacing: np.ndarray,
+    axis: Axis,
+    ends: tuple[bool, bool],
+) -> list[_Group]:
+    voxel_ml = float(np.prod(spacing)) / 1000.0
+    groups = []
+    for index, piece in enumerate(found):
+        own = numbers[piece.box] == index + 1
+        centroid, size = _middle(own, piece.box, spacing)
+        counts = np.zeros(NUM_LABELS)
+        counts[piece.label - 1] = size * voxel_ml
+        z = piece.box[2]
+        cut = (ends[0] and z.stop == numbers.shape[2]) or (ends[1] and z.start == 0)
+        along = float(axis.along(centroid))
+        groups.append(
+            _Group([index], {piece.origin}, size * voxel_ml, centroid, along, counts, cut)
+        )
+    return groups
+
+
+def _middle(
+    mask: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Centre of mass in mm of a mask that lies in `box`, and its number of voxels."""
+    sums = [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    size = int(sums[0].sum())
+    middle = [(s * np.arange(len(s))).sum() / max(1, size) for s in sums]
+    return (np.array(middle) + [s.start for s in box]) * spacing, size
+
+
+def _contacts(
+    numbers: np.ndarray, steps: tuple[int, ...], spacing: np.ndarray
+) -> dict[tuple[int, int], float]:
+    """Area in cm2 at which two pieces touch, by their indices, the smaller one first."""
+    coarse = numbers[:: steps[0], :: steps[1], :: steps[2]]
+    sides = spacing * steps
+    areas: dict[tuple[int, int], float] = {}
+    for axis in range(3):
+        view = np.moveaxis(coarse, axis, 0)
+        one, other = view[:-1], view[1:]
+        touch = (one != other) & (one > 0) & (other > 0)
+        ends = np.sort(np.stack([one[touch], other[touch]], axis=1).astype(np.int64) - 1, axis=1)
+        pairs, count = np.unique(ends, axis=0, return_counts=True)
+        for (i, j), n in zip(pairs.tolist(), count.tolist(), strict=True):
+            areas[i, j] = areas.get((i, j), 0.0) + n * np.prod(sides) / sides[axis] / 100.0
+    return areas
+
+
+def _join(groups: list[_Group], areas: dict[tuple[int, int], float]) -> list[_Group]:
+    """Join what belongs to one vertebra, the smallest first, with what it touches most."""
+    touching: list[dict[int, float]] = [{} for _ in groups]
+    for (i, j), area in areas.items():
+        touching[i][j] = touching[j][i] = area
+    alive = set(range(len(groups)))
+    waiting = sorted(alive, key=lambda i: groups[i].volume)
+    while waiting:
+        small = waiting.pop(0)
+        if small not in alive:
+            continue
+        near = {i for i in alive if groups[i].label == groups[small].label} | set(touching[small])
+        bonds = {
+            other: _bond(groups[small], groups[other], touching[small].get(other, 0.0))
+            for other in sorted(near & alive - {small})
+            if groups[other].volume >= groups[small].volume
+        }
+        best = max(bonds, key=lambda i: bonds[i], default=None)
+        if best is None or bonds[best] <= 0:
+            continue
+        groups[best] = _united(groups[small], groups[best])
+        alive.remove(small)
+        for other, area in touching[small].items():
+            if other in alive and other != best:
+                total = touching[best].get(other, 0.0) + area
+                touching[best][other] = touching[other][best] = total
+        waiting = sorted(set(waiting) | {best}, key=lambda i: groups[i].volume)
+    return [groups[i] for i in sorted(alive)]
+
+
+def _bond(small: _Group, large: _Group, area: float) -> float:
+    """How strongly `small` seems to be a part of the vertebra of `large`; 0 for not at all.
+
+    Neighbours touch at their facets; halves of one vertebra at a whole cross-section of it, and
+    their middles are less apart along the spine than those of neighbours.
+    """
+    usual, step = large.usual_ml, STEP_MM[large.label]
+    both = small.volume + large.volume
+    if both > _TOO_LARGE * usual or small.volume > _LARGE * usual:
+        return 0.0
+    along = abs(small.along - large.along) / step
+    contact = area / small.volume ** (2 / 3)
+    if small.origins & large.origins:  # parted before: was that one cut too many?
+        return contact if contact >= 0.5 and along < 0.45 else 0.0
+    if small.cut and along >= 0.35:
+        return 0.0
+    if small.label == large.label:
+        # Tips of thoracic spinous processes lie a whole vertebra lower.
+        reach = 1.3 if small.volume < _FRAGMENT * usual else 0.75
+        apart = np.linalg.norm(small.centroid - large.centroid)
+        return 1.0 + contact - along if along < reach and apart < _WIDE_MM else 0.0
+    if contact >= 0.5 and along < 0.6:
+        return contact
+    if both < 1.25 * usual and contact >= 0.8 and along < 0.75:
+        return contact
+    # Halves of C1 meet at thin arches only; but no neighbour lies at the same height.
+    if both < 1.25 * usual and not small.cut and contact > 0.05 and along < 0.25:
+        return contact
+    if small.volume < _FRAGMENT * usual and not small.cut and contact >= 0.3 and along < 1.0:
+        return contact
+    return 0.0
+
+
+def _united(one: _Group, other: _Group) -> _Group:
+    volume = one.volume + other.volume
+    weight = one.volume / volume
+    return _Group(
+        one.members + other.members,
+        one.origins | other.origins,
+        volume,
+        weight * one.centroid + (1 - weight) * other.centroid,
+        weight * one.along + (1 - weight) * other.along,
+        one.counts + other.counts,
+        one.cut or other.cut,
+    )
+
+
+def _ordered(centroids: np.ndarray, axis: Axis) -> list[int]:
+    """Return indices of the rows of `centroids` (n, 3) in mm from head to foot."""
+    order = np.argsort(-axis.along(centroids), kind="stable").tolist()
+
+    def length(path: list[int]) -> float:
+        return float(np.linalg.norm(np.diff(centroids[path], axis=0), axis=1).sum())
+
+    for _ in order:
+        before = list(order)
+        for i in range(len(order) - 1):
+            swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
+            # Of two alone, and of two ends, neither order is shorter by more than rounding.
+            if length(swapped) < length(order) - 1.0:
+                order = swapped
+        if order == before:
+            break
+    return order
+
+
+def _absorb(array: np.ndarray, wanted: np.ndarray, spacing: np.ndarray) -> None:
+    """Give voxels of `wanted` without an instance that of a neighbour, 6 mm far at most."""
+    left = [i.astype(np.int32) for i in np.nonzero(wanted & (array == 0))]
+    finest = spacing.min()
+    for turn in range(1, int(_ABSORB_MM / finest) + 1):
+        value = np.zeros(len(left[0]), np.uint8)
+        for axis in range(3):
+            # A step along a coarser axis, only as often as it is as far as those along the finest.
+            far = finest / spacing[axis]
+            if int(turn * far + 1e-6) == int((turn - 1) * far + 1e-6):
+                continue
+            for way in (-1, 1):
+                beside = list(left)
+                beside[axis] = np.clip(left[axis] + way, 0, array.shape[axis] - 1)
+                value = np.where(value > 0, value, array[tuple(beside)])
+        array[tuple(left)] = value
+        left = [i[value == 0] for i in left]
+        if not left[0].size:
+            break
+
+
+def _fill(array: np.ndarray, count: int) -> None:
+    """Fill the cavities of each of the instances 1 to `count`."""
+    for number, box in enumerate(ndimage.find_objects(array, count), start=1):
+        if box is not None:
+            own = array[box] == number
+            array[box][ndimage.binary_fill_holes(own) & (array[box] == 0)] = number
+
+
+def _measured(
+    array: np.ndarray,
+    clean: np.ndarray,
+    spacing: np.ndarray,
+    count: int,
+    box: tuple[slice, ...],
+    ends: tuple[bool, bool],
+) -> tuple[tuple[Instance, ...], int, int]:
+    """Return the instances of `array`, and the scan's first and last slice that shows one."""
+    voxel_ml = float(np.prod(spacing)) / 1000.0
+    corner = np.array([s.start for s in box]) * spacing
+    items = []
+    low, high = array.shape[2], 0
+    for number, place in enumerate(ndimage.find_objects(array, count), start=1):
+        if place is None:  # never: absorbing and filling take no voxel away
+            continue
+        own = array[place] == number
+        centroid, size = _middle(own, place, spacing)
+        counts = pieces_.count_values(clean[place][own], NUM_LABELS + 1)[1:]
+        z = place[2]
+        head, foot = ends[0] and z.stop == array.shape[2], ends[1] and z.start == 0
+        items.append(Instance(centroid + corner, size * voxel_ml, counts, head, foot))
+        low, high = min(low, z.start), max(high, z.stop - 1)
+    return tuple(items), low + box[2].start, high + box[2].start

@@ -1,0 +1,171 @@
+"""The sequence decoder: which vertebra is which, from the label map of a network.
+
+A network that names every voxel by itself names whole vertebrae wrongly, most often by one, and
+then all below it: an error that hurts a patient more than a ragged outline. Here the vertebrae of a
+label map are first found (`instances`), and then named all together, by the most probable legal
+sequence (`sequence`).
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from spinejax.errors import InputError
+from spinejax.inference.instances import Instances, find_instances
+from spinejax.inference.sequence import (
+    ANOMALIES,
+    NUM_LABELS,
+    Costs,
+    Sequence,
+    class_scores,
+    decode_sequence,
+)
+
+UNCERTAIN_MARGIN = math.log(10)
+"""Below this margin another sequence is more than a tenth as probable: say so to the reader."""
+
+REVERSED_BY = math.log(1000)
+"""How much cheaper the sequence must be from foot to head for the scan to be called reversed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What there is to say about the labels of a scan."""
+
+    labels: tuple[int, ...]
+    """VerSe ids from head to foot, those dropped included, each once."""
+    cost: float
+    """Minus the log of the sequence's probability, up to a constant."""
+    margin: float
+    """How much more the best sequence with another label costs; inf if there is none."""
+    margins: tuple[float, ...]
+    """For each label, how much more the best sequence costs that names the vertebra differently."""
+    anomalies: tuple[str, ...]
+    """Those of `ANOMALIES` that the spine shows."""
+    skipped: tuple[int, ...]
+    """VerSe ids of vertebrae between the labelled ones that were not found."""
+    dropped: tuple[int, ...]
+    """VerSe ids of vertebrae that an end of the scan cuts, where these were to be dropped."""
+    reversed: bool
+    """Whether the sequence would be far more probable from foot to head (see `label_instances`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelling:
+    """Labelled vertebrae of a scan."""
+
+    array: np.ndarray
+    """(x, y, z) uint8 VerSe ids."""
+    centroids_mm: dict[int, np.ndarray]
+    """VerSe id -> (3,) voxel index x spacing, from head to foot."""
+    record: Record
+
+
+def label_vertebrae(
+    classes: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    *,
+    spine: np.ndarray | None = None,
+    beyond_mm: tuple[float, float] = (0.0, 0.0),
+    anomalies: Collection[str] = ANOMALIES,
+    costs: Costs = Costs(),  # noqa: B008 - frozen
+    drop_cut: bool = False,
+) -> Labelling:
+    """Return the vertebrae of a network's label map, each with a legal name.
+
+    Args:
+        classes: (x, y, z) integer contiguous classes, z towards the head; see `find_instances`
+            for this, `spacing_mm`, `spine` and `beyond_mm`, and for the memory it takes.
+        spacing_mm: voxel size along each axis.
+        spine: (x, y, z) bool, what stage 1 takes for vertebrae.
+        beyond_mm: what the scan shows above and below the map.
+        anomalies: see `decode_sequence`, as for `costs`.
+        costs: of deviations.
+        drop_cut: see `label_instances`.
+
+    Raises:
+        InputError: arguments that cannot be.
+    """
+    instances = find_instances(classes, spacing_mm, spine=spine, beyond_mm=beyond_mm)
+    return label_instances(instances, anomalies=anomalies, costs=costs, drop_cut=drop_cut)
+
+
+def label_instances(
+    instances: Instances,
+    *,
+    class_sums: np.ndarray | None = None,
+    anomalies: Collection[str] = ANOMALIES,
+    costs: Costs = Costs(),  # noqa: B008 - frozen
+    drop_cut: bool = False,
+) -> Labelling:
+    """Name instances.
+
+    The record's `reversed` is set where the instances in the opposite order, foot to head, have a
+    legal sequence that is more than 1000 times as probable: then head and foot may be exchanged in
+    the file's header. The labels follow the header all the same. Two vertebrae can hardly show it.
+
+    Args:
+        instances: from head to foot.
+        class_sums: (n, 26) probabilities of a network summed over the voxels of each instance, in
+            place of the numbers of voxels of each class.
+        anomalies: see `decode_sequence`, as for `costs`.
+        costs: of deviations.
+        drop_cut: whether vertebrae cut by an end of the scan, which have a name and say what their
+            neighbours are, are left out of the result, as in VerSe's annotation.
+
+    Raises:
+        InputError: as `class_scores` and `decode_sequence`.
+    """
+    items = instances.items
+    if class_sums is None:
+        class_sums = np.array([item.counts for item in items]).reshape(-1, NUM_LABELS)
+    elif np.shape(class_sums) != (len(items), NUM_LABELS):
+        raise InputError(
+            f"class_sums has shape {np.shape(class_sums)}; give ({len(items)}, {NUM_LABELS}), a "
+            "row for each instance and a column for each vertebra class"
+        )
+    scores = class_scores(class_sums)
+    centroids = np.array([item.centroid_mm for item in items]).reshape(-1, 3)
+    distances = np.linalg.norm(np.diff(centroids, axis=0), axis=1)
+    cut = np.array([item.cut_head or item.cut_foot for item in items], bool)
+    room = instances.room_mm
+
+    def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
+        return decode_sequence(
+            scores[::way],
+            distances_mm=distances[::way],
+            cut=cut[::way],
+            room_mm=room_mm,
+            anomalies=anomalies,
+            costs=costs,
+        )
+
+    best = decode(1, room)
+    upside_down = decode(-1, (room[1], room[0]))
+    to = np.zeros(256, np.uint8)
+    points, dropped = {}, []
+    for label in dict.fromkeys(best.labels):
+        own = np.flatnonzero(np.array(best.labels) == label)
+        if drop_cut and cut[own].any():
+            dropped.append(label)
+            continue
+        to[own + 1] = label
+        points[label] = np.average(
+            centroids[own], axis=0, weights=[items[i].volume_ml for i in own]
+        )
+    record = Record(
+        labels=tuple(dict.fromkeys(best.labels)),
+        cost=best.cost,
+        margin=best.margin,
+        margins=tuple(
+            min(m for m, other in zip(best.margins, best.labels, strict=True) if other == label)
+            for label in dict.fromkeys(best.labels)
+        ),
+        anomalies=best.anomalies,
+        skipped=best.skipped,
+        dropped=tuple(dropped),
+        reversed=best.cost - upside_down.cost > REVERSED_BY,
+    )
+    return Labelling(to[instances.array], points, record)
