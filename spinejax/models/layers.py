@@ -1,6 +1,8 @@
 """Building blocks of the networks: convolution, normalisation, pooling, upsampling, dropout.
 
-Arrays are `(b, h, w, c)`. Parameters are float32; computations run in a module's `dtype`.
+Arrays are `(b, h, w, c)`; pooling, norms, upsampling and dropout take cubes `(b, x, y, z, c)` too,
+convolutions stacks of slices `(b, n, h, w, c)`. Parameters are float32; computations run in a
+module's `dtype`.
 """
 
 import math
@@ -47,16 +49,17 @@ def check_patch(height: int, width: int, least: int, network: str) -> None:
 
 
 def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
-    """Return the maxima of `size` x `size` windows, `stride` pixels apart, of `(b, h, w, c)`.
+    """Return the maxima of windows of `size` pixels a side, `stride` pixels apart.
 
-    Windows lie wholly inside the image: a side of n pixels becomes (n - size) // stride + 1.
+    Of `(b, h, w, c)`, or of cubes `(b, x, y, z, c)`. Windows lie wholly inside: a side of n pixels
+    becomes (n - size) // stride + 1.
 
     Values and gradients are those of `nn.max_pool`, whose gradient (select-and-scatter) is slow.
     The maxima are selections, not `jnp.max`: its gradient asks which inputs *equal* the maximum,
     and where XLA computes an input again inside another fusion, rounded otherwise, none does or
     the wrong one. Of equal maxima the first in reading order is taken, hence columns before rows.
     """
-    for axis in (2, 1):
+    for axis in range(x.ndim - 2, 0, -1):
         last = (x.shape[axis] - size) // stride * stride + 1
         taps = [jax.lax.slice_in_dim(x, tap, tap + last, stride, axis=axis) for tap in range(size)]
         x = taps[0]
@@ -108,7 +111,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise `(b, h, w, c)`."""
+        """Normalise `(b, ..., c)`; "group" takes its statistics over all axes between."""
         if self.kind == "group":
             groups = math.gcd(8, x.shape[-1])
             return nn.GroupNorm(num_groups=groups, dtype=self.dtype, name="group")(x)
@@ -148,7 +151,7 @@ class ProductConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(b, h, w, c)` to `(b, h', w', width)`."""
+        """Map `(..., h, w, c)` to `(..., h', w', width)`."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.width)
         kernel = self.param("kernel", self.kernel_init, shape)
         x, weights = x.astype(self.dtype), kernel.astype(self.dtype).reshape(-1, self.width)
@@ -157,9 +160,11 @@ class ProductConv(nn.Module):
             sides = [(self.padding, self.padding)] * 2
         else:
             strides = (self.stride, self.stride)
-            sides = jax.lax.padtype_to_pads(x.shape[1:3], shape[:2], strides, self.padding.upper())
-        x = jnp.pad(x, ((0, 0), *sides, (0, 0)))
-        for axis in (2, 1):  # the taps end up in the order of the kernel: row, column, channel
+            sides = jax.lax.padtype_to_pads(
+                x.shape[-3:-1], shape[:2], strides, self.padding.upper()
+            )
+        x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), *sides, (0, 0)))
+        for axis in (-2, -3):  # the taps end up in the order of the kernel: row, column, channel
             last = (x.shape[axis] - self.kernel) // self.stride * self.stride + 1
             taps = [
                 jax.lax.slice_in_dim(x, tap, tap + last, self.stride, axis=axis)
@@ -190,7 +195,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map `(b, h, w, c)` to `(b, h', w', width)`, h' being h / stride rounded up."""
+        """Map `(..., h, w, c)` to `(..., h', w', width)`, h' being h / stride rounded up."""
         # That of "SAME" at stride 1; at 2 this is centred on the first pixel, as published.
         padding = self.rate * (self.kernel // 2)
         common: dict[str, Any] = dict(
@@ -200,7 +205,7 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        if self.rate == 1 and min(x.shape[1:3]) < self.kernel:
+        if self.rate == 1 and min(x.shape[-3:-1]) < self.kernel:
             x = ProductConv(self.width, self.kernel, self.stride, **common)(x)
         else:
             side = (self.kernel, self.kernel)
@@ -224,7 +229,7 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map `(b, h, w, c)` to `(b, h, w, width)`."""
+        """Map `(..., h, w, c)` to `(..., h, w, width)`."""
         common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
         y = ConvNorm(self.width, **common, name="conv1")(x, train=train)
         y = ConvNorm(self.width, **common, activate=False, name="conv2")(y, train=train)
@@ -238,43 +243,52 @@ class ConvBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """2 x 2 transposed convolution with stride 2, written as a dense layer and a reshape.
+    """Transposed convolution of 2 pixels a side with stride 2, as a dense layer and a reshape.
 
     With stride equal to the kernel's side no two inputs meet in one output, so a dense layer to
-    4 * width channels, laid out as 2 x 2 blocks, is the same function with the same number of
-    parameters, and faster (a transposed convolution is a dilated one to XLA).
+    4 * width channels (8 for cubes), laid out as 2 x 2 blocks, is the same function with the same
+    number of parameters, and faster (a transposed convolution is a dilated one to XLA).
     """
 
     width: int
     dtype: Dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(b, h, w, c)` to `(b, 2h, 2w, width)`."""
-        b, h, w, c = x.shape
-        # (row in the block, column in the block, in, out)
+        """Map `(b, h, w, c)` to `(b, 2h, 2w, width)`, or a cube likewise."""
+        b, *sides, c = x.shape
+        n = len(sides)
+        # (place in the block along each axis, in, out)
         kernel = self.param(
             "kernel",
-            nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=2, batch_axis=(0, 1)),
-            (2, 2, c, self.width),
+            nn.initializers.variance_scaling(
+                2.0, "fan_in", "normal", in_axis=n, batch_axis=tuple(range(n))
+            ),
+            (*[2] * n, c, self.width),
         )
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        y = x.reshape(-1, c) @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.width)
-        y = y.reshape(b, h, w, 2, 2, self.width) + bias
-        # (b, h, w, row, column, width) -> (b, h, row, w, column, width)
-        return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.width)
+        x, weights = (a.astype(self.dtype) for a in (x, kernel))
+        weights = weights.reshape(2**n, c, self.width).swapaxes(0, 1).reshape(c, -1)
+        y = (x.reshape(-1, c) @ weights).reshape(b, *sides, *[2] * n, self.width)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+            y = y + bias.astype(self.dtype)
+        # The place in the block along each axis goes behind that axis: (b, h, 2, w, 2, width).
+        order = [axis for side in range(1, n + 1) for axis in (side, side + n)]
+        y = y.transpose(0, *order, 2 * n + 1)
+        return y.reshape(b, *(2 * side for side in sides), self.width)
 
 
 class SpatialDropout(nn.Module):
-    """Dropout of whole channels of `(b, h, w, c)`: neighbouring pixels carry the same news."""
+    """Dropout of whole channels of `(b, ..., c)`: neighbouring pixels carry the same news."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Drop channels with probability `rate` while training; needs the "dropout" key."""
-        return nn.Dropout(self.rate, broadcast_dims=(1, 2), deterministic=not train)(x)
+        between = tuple(range(1, x.ndim - 1))
+        return nn.Dropout(self.rate, broadcast_dims=between, deterministic=not train)(x)
 
 
 def _prior_bias(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
@@ -294,7 +308,7 @@ class Logits(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(b, h, w, c)` to float32 `(b, h, w, out_channels)`."""
+        """Map `(b, ..., c)` to float32 `(b, ..., out_channels)`."""
         return nn.Conv(
             self.out_channels, (1, 1), dtype=jnp.float32, bias_init=_prior_bias, name="conv"
         )(x)
