@@ -113,7 +113,11 @@ def _network(
         remat=config.train.remat,
         axis_name=axis_name,
     )
-    fitting = [name for name in models.MODELS if (name in models.CLASSIFIERS) == classifies]
+    fitting = [
+        name
+        for name in models.MODELS
+        if (name in models.CLASSIFIERS) == classifies and name not in models.VOLUMETRIC
+    ]
     if config.model.name not in fitting:
         raise InputError(
             f"model.name={config.model.name!r} is no network of task={config.task!r}; choose one "

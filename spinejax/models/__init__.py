@@ -1,6 +1,7 @@
 """Networks: one file each, and one dict of them by name."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,23 +14,37 @@ from spinejax.models.attention import ATTENTIONS
 from spinejax.models.chasppraunet import CHASPPRAUNet
 from spinejax.models.densenet import DenseNet
 from spinejax.models.layers import NORMS, STEMS, Dtype
+from spinejax.models.mobilenet import MobileNetV2
+from spinejax.models.mrunet import MRUNet
 from spinejax.models.opconvnet import PADDINGS, OPConvNet
 from spinejax.models.pyramid import PYRAMIDS
 from spinejax.models.resnet import BLOCKS, SHORTCUTS, ResNet
 from spinejax.models.unet import UNet
+from spinejax.models.unet3d import UNet3D
 from spinejax.models.vgg import VGG
+from spinejax.models.vnet import VNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "chasppraunet": CHASPPRAUNet,
     "densenet": DenseNet,
+    "mobilenet": MobileNetV2,
+    "mrunet": MRUNet,
     "opconvnet": OPConvNet,
     "resnet": ResNet,
     "unet": UNet,
+    "unet3d": UNet3D,
     "vgg": VGG,
+    "vnet": VNet,
 }
 
-CLASSIFIERS = ("densenet", "opconvnet", "resnet", "vgg")
+CLASSIFIERS = ("densenet", "mobilenet", "opconvnet", "resnet", "vgg")
 """Networks that give a whole patch one class; the others give each pixel one."""
+
+VOLUMETRIC = ("mrunet", "unet3d", "vnet")
+"""Networks of cubes (b, x, y, z, c), which give each voxel a class; the others see slices."""
+
+MULTIPLIERS = frozenset({"width_multiplier"})
+"""Fields that are any number above 0; other fractions are rates of dropout."""
 
 CHOICES = {
     "attention": ATTENTIONS,
@@ -105,6 +120,9 @@ def _check_type(field: str, value: Any, default: Any) -> None:
         good, wanted = isinstance(value, bool), "True or False"
     elif isinstance(default, int):
         good, wanted = whole(value), "a whole number above 0"
+    elif field in MULTIPLIERS:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        good, wanted = number and 0 < value < math.inf, "a number above 0"
     elif isinstance(default, float):  # dropout
         good = isinstance(value, int | float) and 0 <= value < 1
         wanted = "a number in [0, 1)"

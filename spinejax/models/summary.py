@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from spinejax.models.layers import MaxPool
+from spinejax.models.mobilenet import DEPTHWISE
 
 HEADER = ("layer", "type", "output shape", "parameters")
 
@@ -21,18 +22,18 @@ def count_parameters(parameters: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
 
 
-def summarize(model: nn.Module, input_shape: tuple[int, int, int]) -> str:
+def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """Return the table of every layer that has parameters and of every pool, and the totals.
 
     Args:
         model: A network of MODELS.
-        input_shape: (h, w, channels) of one slice or patch.
+        input_shape: (h, w, channels) of one slice or patch, (x, y, z, channels) of one cube.
 
     Returns:
         Text whose last lines are `parameters: 1,272,313` and `GFLOPs: 12.34`, before them
         `activations: 15-7-5-3-3-2` for a network that knows these sides. GFLOPs are of the
-        forward pass of one slice: convolutions and matrix products, a multiply-add being two
-        operations; two decimals, three digits below 0.1. Shapes are (h, w, c) of one slice.
+        forward pass of one sample: convolutions and matrix products, a multiply-add being two
+        operations; two decimals, three digits below 0.1. Shapes are of one sample.
     """
     variables, layers = _trace(model, input_shape)
     rows = [
@@ -115,6 +116,8 @@ def _equation_flops(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * per_output
+    if params.get("name") == DEPTHWISE:  # a convolution that is not written as one
+        return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[1].aval.shape[:2])
     inner = [_jaxpr_flops(jaxpr) for jaxpr in _jaxprs_in(params)]
     if name == "cond":
         return max(inner, default=0)
