@@ -16,14 +16,16 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from spinejax import scoring
+from spinejax.choices import check_choice
 from spinejax.data import doctor as inventory
 from spinejax.data import found_scans, nifti, preprocess, scanfile, verse_names
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
+from spinejax.labels import NUM_CLASSES
 from spinejax.metrics import patches, slices
 from spinejax.metrics import summary as summarised
-from spinejax.models import summary
+from spinejax.models import VOLUMETRIC, build_model, summary
 from spinejax.reports import figures, tables
 from spinejax.tasks import build_task
 from spinejax.train import checkpoint, loop, parallel, patch_level, settings, setup
@@ -71,6 +73,10 @@ def doctor(data: str | None) -> int:
 def summarize(config: ConfigDict) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of the config's network."""
     settings.check_config(config)
+    if config.task == "vertebra_recognition":
+        check_choice("model.name", config.model.get("name"), VOLUMETRIC)
+        model = build_model(config.model, out_channels=NUM_CLASSES, remat=config.train.remat)
+        return summary.summarize(model, (*config.data.cube.size, 1))
     task = build_task(config)
     return summary.summarize(task.model, task.input_shape)
 

@@ -1,0 +1,74 @@
+"""3D MRU-Net of paper A (Saeed et al., Diagnostics 2023, 13, 2658): every vertebra by its name.
+
+    spinejax summarize --config=configs/mrunet.py
+
+1,227,307 parameters. Published on VerSe'20 and '19 (Table 8): Dice 93.89 and 95.19 %, over what it
+is averaged is not said; Table 11 prints 1,245,155 parameters without saying of which network.
+
+Arguments: `table=8` (default) or 4, 6, 7, what the paper had added by then: 4 normalisation only, 6
+augmentation, 7 residual blocks, 8 dropout. The rows of each are `--config.data.normalise=hu`,
+`zscore`, `unit` and `sym`. `debug` (minutes on a laptop).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+# Table -> what is on.
+TABLES = {
+    4: dict(augment=False, residual=False, dropout=0.0),
+    6: dict(augment=True, residual=False, dropout=0.0),
+    7: dict(augment=True, residual=True, dropout=0.0),
+    8: dict(augment=True, residual=True, dropout=0.3),
+}
+
+
+def model(residual: bool = True, dropout: float = 0.3) -> dict:
+    """Return the network's fields; what the paper leaves open has a field and a default."""
+    return dict(
+        name="mrunet",
+        # MobileNetV2 up to the end of its stage of 96 channels, 0.35 times as wide.
+        width_multiplier=0.35,
+        stem_width=32,
+        widths=(16, 24, 32, 64, 96),  # of each stage, before the multiplier
+        depths=(1, 2, 3, 4, 3),  # inverted residuals
+        expansions=(1, 6, 6, 6, 6),
+        strides=(1, 2, 2, 2, 1),
+        decoder_widths=(88, 48, 24, 16),
+        share_views=False,  # True: one encoder for all three views
+        residual=residual,
+        norm="group",  # "group" | "batch" | "none"
+        dropout=dropout,
+    )
+
+
+def recipe(config: ConfigDict) -> None:
+    """Set what every network of cubes shares."""
+    config.task = "vertebra_recognition"
+    config.data.cube = ConfigDict(dict(size=(96, 96, 96), spacing_mm=2.0))
+    config.train.batch_size = 2
+
+
+def debug(config: ConfigDict) -> None:
+    """Make the data small."""
+    config.data.cube.size = (32, 32, 32)
+    config.train.steps = 8
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the paper's experiment."""
+    args = common.parse_arg(arg, table=8, debug=False)
+    if args.table not in TABLES:
+        raise ValueError(
+            f"table={args.table} is unknown; choose from {', '.join(map(str, TABLES))}"
+        )
+    fields = dict(TABLES[args.table])
+    augment = fields.pop("augment")
+    config = common.base("mrunet", model(**fields))
+    recipe(config)
+    config.augment.enabled = augment
+    if args.debug:
+        debug(config)
+        config.model.depths = (1, 1, 1, 1, 1)
+        config.model.decoder_widths = (16, 16, 8, 8)
+    return config

@@ -1,0 +1,32 @@
+"""The 3D U-Net that paper A compares with in Table 11 (Cicek et al., 2016), in MRU-Net's place.
+
+    spinejax summarize --config=configs/unet3d.py
+
+19,072,123 parameters for one channel, 27 classes and group norms; the published 19,069,955 are for
+three channels and three classes. Arguments: `debug` (minutes on a laptop).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, mrunet
+
+
+def model(widths: tuple[int, ...] = (64, 128, 256, 512)) -> dict:
+    """Return the network's fields."""
+    return dict(
+        name="unet3d",
+        widths=widths,  # out of each level
+        norm="group",  # "group" | "batch" | "none"
+        dropout=0.0,
+    )
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the experiment: MRU-Net's data and training with this network."""
+    args = common.parse_arg(arg, debug=False)
+    config = common.base("unet3d", model())
+    mrunet.recipe(config)
+    if args.debug:
+        mrunet.debug(config)
+        config.model.widths = (8, 16, 32)
+    return config

@@ -1,0 +1,35 @@
+"""V-Net (Milletari et al., 2016), the network of [44] in paper A's Table 11, in MRU-Net's place.
+
+    spinejax summarize --config=configs/vnet.py
+
+65,176,139 parameters for one channel and 27 classes. Arguments: `debug` (minutes on a laptop).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, mrunet
+
+
+def model(
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256), depths: tuple[int, ...] = (1, 2, 3, 3, 3)
+) -> dict:
+    """Return the network's fields."""
+    return dict(
+        name="vnet",
+        widths=widths,  # of each stage
+        depths=depths,  # convolutions of each stage
+        norm="none",  # "group" | "batch" | "none"
+        dropout=0.0,
+    )
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the experiment: MRU-Net's data and training with this network."""
+    args = common.parse_arg(arg, debug=False)
+    config = common.base("vnet", model())
+    mrunet.recipe(config)
+    if args.debug:
+        mrunet.debug(config)
+        config.model.widths = (8, 16, 32)
+        config.model.depths = (1, 1, 1)
+    return config
