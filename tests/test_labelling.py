@@ -141,7 +141,7 @@ def test_one_vertebra_with_its_neighbours_label_is_corrected(real, name, shift):
 def test_half_a_vertebra_with_another_label_is_joined(real, name):
     array, spacing = real(name)
     wrong = ids_of(array)[4]
-    for axis, label in itertools.product((0, 2), (wrong - 1, wrong + 1)):
+    for axis, label in itertools.product((0, 1, 2), (wrong - 1, wrong + 1)):
         broken = array.copy()
         places = np.nonzero(array == wrong)
         half = places[axis] > np.median(places[axis])

@@ -18,20 +18,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.geometry import bounding_box
+from spinejax.inference import joining
 from spinejax.inference import pieces as pieces_
-from spinejax.inference.pieces import STEP_MM, VOLUME_ML, Axis, Piece
+from spinejax.inference.pieces import NUM_LABELS, Axis
 from spinejax.inference.postprocess import remove_small_components
-
-NUM_LABELS = labels.NUM_CLASSES - 1
 
 MAX_INSTANCES = 255
 
-# Joining: a vertebra may be this much larger than usual; two this large are two.
-_TOO_LARGE, _LARGE, _FRAGMENT = 1.6, 0.6, 0.2
-_WIDE_MM = 65.0
 _ABSORB_MM = 6.0
 
 
@@ -102,8 +97,8 @@ def find_instances(
     found = pieces_.split_pieces(numbers, found, spacing, axis)
     heights = (box[2].start, classes.shape[2] - box[2].stop)
     ends = (heights[1] == 0 and beyond_mm[0] <= 0, heights[0] == 0 and beyond_mm[1] <= 0)
-    groups = _join(_groups(numbers, found, spacing, axis, ends), _contacts(numbers, steps, spacing))
-    groups = [g for g in groups if g.cut or g.volume >= max(min_ml, _FRAGMENT * g.usual_ml)]
+    groups = joining.join_pieces(numbers, found, spacing, axis, ends)
+    groups = [g for g in groups if g.cut or g.volume >= max(min_ml, joining.FRAGMENT * g.usual_ml)]
     groups = sorted(groups, key=lambda g: -g.volume)[:MAX_INSTANCES]
     if not groups:
         return empty
@@ -174,157 +169,6 @@ def _cleaned(
     return clean, outer
 
 
-@dataclass
-class _Group:
-    """Pieces of one vertebra: numbers of the pieces, and sums over them."""
-
-    members: list[int]
-    origins: set[int]
-    volume: float
-    centroid: np.ndarray
-    along: float
-    counts: np.ndarray  # (26,) ml
-    cut: bool
-
-    @property
-    def label(self) -> int:
-        """Class - 1 of the most voxels."""
-        return int(np.argmax(self.counts))
-
-    @property
-    def usual_ml(self) -> float:
-        """Usual volume of its class."""
-        return float(VOLUME_ML[self.label])
-
-
-def _groups(
-    numbers: np.ndarray,
-    found: list[Piece],
-    spacing: np.ndarray,
-    axis: Axis,
-    ends: tuple[bool, bool],
-) -> list[_Group]:
-    voxel_ml = float(np.prod(spacing)) / 1000.0
-    groups = []
-    for index, piece in enumerate(found):
-        own = numbers[piece.box] == index + 1
-        centroid, size = _middle(own, piece.box, spacing)
-        counts = np.zeros(NUM_LABELS)
-        counts[piece.label - 1] = size * voxel_ml
-        z = piece.box[2]
-        cut = (ends[0] and z.stop == numbers.shape[2]) or (ends[1] and z.start == 0)
-        along = float(axis.along(centroid))
-        groups.append(
-            _Group([index], {piece.origin}, size * voxel_ml, centroid, along, counts, cut)
-        )
-    return groups
-
-
-def _middle(
-    mask: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Centre of mass in mm of a mask that lies in `box`, and its number of voxels."""
-    sums = [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    size = int(sums[0].sum())
-    middle = [(s * np.arange(len(s))).sum() / max(1, size) for s in sums]
-    return (np.array(middle) + [s.start for s in box]) * spacing, size
-
-
-def _contacts(
-    numbers: np.ndarray, steps: tuple[int, ...], spacing: np.ndarray
-) -> dict[tuple[int, int], float]:
-    """Area in cm2 at which two pieces touch, by their indices, the smaller one first."""
-    coarse = numbers[:: steps[0], :: steps[1], :: steps[2]]
-    sides = spacing * steps
-    areas: dict[tuple[int, int], float] = {}
-    for axis in range(3):
-        view = np.moveaxis(coarse, axis, 0)
-        one, other = view[:-1], view[1:]
-        touch = (one != other) & (one > 0) & (other > 0)
-        ends = np.sort(np.stack([one[touch], other[touch]], axis=1).astype(np.int64) - 1, axis=1)
-        pairs, count = np.unique(ends, axis=0, return_counts=True)
-        for (i, j), n in zip(pairs.tolist(), count.tolist(), strict=True):
-            areas[i, j] = areas.get((i, j), 0.0) + n * np.prod(sides) / sides[axis] / 100.0
-    return areas
-
-
-def _join(groups: list[_Group], areas: dict[tuple[int, int], float]) -> list[_Group]:
-    """Join what belongs to one vertebra, the smallest first, with what it touches most."""
-    touching: list[dict[int, float]] = [{} for _ in groups]
-    for (i, j), area in areas.items():
-        touching[i][j] = touching[j][i] = area
-    alive = set(range(len(groups)))
-    waiting = sorted(alive, key=lambda i: groups[i].volume)
-    while waiting:
-        small = waiting.pop(0)
-        if small not in alive:
-            continue
-        near = {i for i in alive if groups[i].label == groups[small].label} | set(touching[small])
-        bonds = {
-            other: _bond(groups[small], groups[other], touching[small].get(other, 0.0))
-            for other in sorted(near & alive - {small})
-            if groups[other].volume >= groups[small].volume
-        }
-        best = max(bonds, key=lambda i: bonds[i], default=None)
-        if best is None or bonds[best] <= 0:
-            continue
-        groups[best] = _united(groups[small], groups[best])
-        alive.remove(small)
-        for other, area in touching[small].items():
-            if other in alive and other != best:
-                total = touching[best].get(other, 0.0) + area
-                touching[best][other] = touching[other][best] = total
-        waiting = sorted(set(waiting) | {best}, key=lambda i: groups[i].volume)
-    return [groups[i] for i in sorted(alive)]
-
-
-def _bond(small: _Group, large: _Group, area: float) -> float:
-    """How strongly `small` seems to be a part of the vertebra of `large`; 0 for not at all.
-
-    Neighbours touch at their facets; halves of one vertebra at a whole cross-section of it, and
-    their middles are less apart along the spine than those of neighbours.
-    """
-    usual, step = large.usual_ml, STEP_MM[large.label]
-    both = small.volume + large.volume
-    if both > _TOO_LARGE * usual or small.volume > _LARGE * usual:
-        return 0.0
-    along = abs(small.along - large.along) / step
-    contact = area / small.volume ** (2 / 3)
-    if small.origins & large.origins:  # parted before: was that one cut too many?
-        return contact if contact >= 0.5 and along < 0.45 else 0.0
-    if small.cut and along >= 0.35:
-        return 0.0
-    if small.label == large.label:
-        # Tips of thoracic spinous processes lie a whole vertebra lower.
-        reach = 1.3 if small.volume < _FRAGMENT * usual else 0.75
-        apart = np.linalg.norm(small.centroid - large.centroid)
-        return 1.0 + contact - along if along < reach and apart < _WIDE_MM else 0.0
-    if contact >= 0.5 and along < 0.6:
-        return contact
-    if both < 1.25 * usual and contact >= 0.8 and along < 0.75:
-        return contact
-    # Halves of C1 meet at thin arches only; but no neighbour lies at the same height.
-    if both < 1.25 * usual and not small.cut and contact > 0.05 and along < 0.25:
-        return contact
-    if small.volume < _FRAGMENT * usual and not small.cut and contact >= 0.3 and along < 1.0:
-        return contact
-    return 0.0
-
-
-def _united(one: _Group, other: _Group) -> _Group:
-    volume = one.volume + other.volume
-    weight = one.volume / volume
-    return _Group(
-        one.members + other.members,
-        one.origins | other.origins,
-        volume,
-        weight * one.centroid + (1 - weight) * other.centroid,
-        weight * one.along + (1 - weight) * other.along,
-        one.counts + other.counts,
-        one.cut or other.cut,
-    )
-
-
 def _ordered(centroids: np.ndarray, axis: Axis) -> list[int]:
     """Return indices of the rows of `centroids` (n, 3) in mm from head to foot."""
     order = np.argsort(-axis.along(centroids), kind="stable").tolist()
@@ -390,7 +234,7 @@ def _measured(
         if place is None:  # never: absorbing and filling take no voxel away
             continue
         own = array[place] == number
-        centroid, size = _middle(own, place, spacing)
+        centroid, size = joining.centre(own, place, spacing)
         counts = pieces_.count_values(clean[place][own], NUM_LABELS + 1)[1:]
         z = place[2]
         head, foot = ends[0] and z.stop == array.shape[2], ends[1] and z.start == 0

@@ -14,9 +14,9 @@ import numpy as np
 
 from spinejax.errors import InputError
 from spinejax.inference.instances import Instances, find_instances
+from spinejax.inference.pieces import NUM_LABELS
 from spinejax.inference.sequence import (
     ANOMALIES,
-    NUM_LABELS,
     Costs,
     Sequence,
     class_scores,

@@ -12,6 +12,11 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from spinejax import labels
+
+NUM_LABELS = len(labels.VERSE_IDS)
+"""Vertebra classes, 26; in arrays of that length, contiguous class c has place c - 1."""
+
 # fmt: off
 STEP_MM = np.array(
     [18, 20, 17.5, 17, 17, 17, 19.5, 23, 25, 25, 25, 25, 24, 24, 24, 25, 27, 29, 29]
@@ -240,8 +245,11 @@ def _cores(
         middles = np.stack([np.argwhere(components == i).mean(axis=0) for i in cores])
         along = axis.along(origin_mm + middles * spacing_mm)
         order = np.argsort(along)
-        # Cores side by side, such as the lateral masses of C1, are of one vertebra.
-        group = np.concatenate([[0], np.cumsum(np.diff(along[order]) >= apart_mm)])
+        up = np.diff(along[order])
+        # Cores side by side, such as the lateral masses of C1, are of one vertebra, also where it
+        # is tilted more than the curve.
+        apart = np.linalg.norm(np.diff(middles[order] * spacing_mm, axis=0), axis=1)
+        group = np.concatenate([[0], np.cumsum((up >= apart_mm) & (up >= 0.6 * apart))])
         if group[-1] == 0:
             continue
         to = np.zeros(count + 1, np.int32)
@@ -282,22 +290,22 @@ def _flood(
     (`ndimage.watershed_ift` weighs the steps between neighbours, not the level, and would cross
     thin bridges.)
     """
-    labels = seeds.copy()
+    owner = seeds.copy()
     for level in [*np.linspace(0.9, 0.1, 7) * depth.max(), -1.0]:
-        region = (labels > 0) | (depth > level if level >= 0 else mask)
+        region = (owner > 0) | (depth > level if level >= 0 else mask)
         components, count = ndimage.label(region, _ALL)
-        seeded = labels > 0
+        seeded = owner > 0
         highest = np.zeros(count + 1, np.int32)
         lowest = np.full(count + 1, np.iinfo(np.int32).max, np.int32)
-        np.maximum.at(highest, components[seeded], labels[seeded])
-        np.minimum.at(lowest, components[seeded], labels[seeded])
+        np.maximum.at(highest, components[seeded], owner[seeded])
+        np.minimum.at(lowest, components[seeded], owner[seeded])
         reached = highest > 0
         reached[0] = False
-        fill = reached[components] & (labels == 0)
+        fill = reached[components] & (owner == 0)
         near = ndimage.distance_transform_edt(
-            labels == 0, sampling=spacing_mm, return_distances=False, return_indices=True
+            owner == 0, sampling=spacing_mm, return_distances=False, return_indices=True
         )
         # Where one seed alone is connected to a place, it is not the straight line that counts.
-        value = np.where((highest == lowest)[components], highest[components], labels[tuple(near)])
-        labels[fill] = value[fill]
-    return np.where(mask, labels, 0)
+        value = np.where((highest == lowest)[components], highest[components], owner[tuple(near)])
+        owner[fill] = value[fill]
+    return np.where(mask, owner, 0)

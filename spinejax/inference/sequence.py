@@ -32,13 +32,10 @@ import numpy as np
 from spinejax import labels
 from spinejax.choices import check_choice
 from spinejax.errors import InputError
-from spinejax.inference.pieces import STEP_MM
+from spinejax.inference.pieces import NUM_LABELS, STEP_MM
 
 ANOMALIES = ("T13", "L6", "no T12", "no L5")
 """Variants of the spine that can be allowed, as results name them."""
-
-NUM_LABELS = len(labels.VERSE_IDS)
-"""Vertebra classes, 26; in arrays of that length, contiguous class c has place c - 1."""
 
 _SPREAD = 0.15
 _SHORT_COST = 8.0
