@@ -64,7 +64,8 @@ def data_block() -> ConfigDict:
     data.preprocess.smoothing_kernel_px = 3  # by 3 pixels
     data.preprocess.clamp_hu = (-1000.0, 800.0)
     # "resample": to spacing_mm in the plane, then crops of `size`; "resize": each whole slice
-    # to `size`, as paper A words it; "native": the scan's own pixels, then crops.
+    # to `size`, as paper A words it; "native": the scan's own pixels, then crops; "isotropic": to
+    # spacing_mm along all three axes, of cubes.
     data.preprocess.mode = "resample"
     data.preprocess.spacing_mm = 1.0
     data.size = (256, 256)
@@ -81,6 +82,10 @@ def data_block() -> ConfigDict:
     # Random under-sampling of background patches: "once" | anew each "epoch" | "none".
     data.patches.rus = "once"
     data.patches.rus_ratio = 1.0  # background patches to one of vertebra
+    # Voxels of a cube; read by the task vertebra_recognition only, whose scans are resampled to
+    # preprocess.spacing_mm along all axes (preprocess.mode = "isotropic").
+    data.cube = ConfigDict()
+    data.cube.size = (96, 96, 96)
     data.spine_free_fraction = 0.1  # share of training slices without any vertebra
     data.threads = 2  # Grain read threads
     data.prefetch = 4  # batches

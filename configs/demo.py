@@ -24,15 +24,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.spine_free_fraction = 0.25
     config.data.phantom.min_spacing_mm = 2.0
     config.data.phantom.max_spacing_mm = 2.0
-    # Tall scans have few cut vertebrae, the hardest thing to learn: bone that is not labelled.
+    # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
+    config.data.phantom.label_cut = True
     config.data.phantom.min_extent_mm = 300.0
     config.data.phantom.max_extent_mm = 320.0
+    # A bone window: marrow is often within 50 HU of discs and muscle.
+    config.data.preprocess.clamp_hu = (-200.0, 600.0)
+    config.data.normalise = "sym"
     config.data.preprocess.spacing_mm = 2.0
-    config.data.size = (80, 160)
+    config.data.size = (80, 128)
     # Every slice is another person: nothing is left to augment.
     config.augment.enabled = False
-    config.train.steps = 750
-    config.train.eval_every_epochs = 2.5
+    config.train.steps = 900
+    config.train.eval_every_epochs = 4.0
     config.optim.learning_rate = 4e-3
     config.predict.fill_holes = True
     if args.debug:

@@ -45,7 +45,8 @@ def model(residual: bool = True, dropout: float = 0.3) -> dict:
 def recipe(config: ConfigDict) -> None:
     """Set what every network of cubes shares."""
     config.task = "vertebra_recognition"
-    config.data.cube = ConfigDict(dict(size=(96, 96, 96), spacing_mm=2.0))
+    config.data.preprocess.mode = "isotropic"
+    config.data.preprocess.spacing_mm = 2.0
     config.train.batch_size = 2
 
 

@@ -1,13 +1,15 @@
-"""Random changes of training slices, on the device: pure functions of keys and a batch.
+"""Random changes of training slices and cubes, on the device: pure functions of keys and a batch.
 
 Paper A, section 4.3.1 names scaling, rotation and flips, and paper B, section II.A rotation and
 translation, both without ranges; the default ranges are this project's. The changes of intensity
 follow Payer et al. (2020), whom paper A follows in preprocessing.
 
-Only left and right are mirrored: axis 0 of coronal (x, z) and axial (x, y)
-slices. A sagittal slice (y, z) has no such axis, and neither front and back nor up and down are
-mirrored in any plane: no patient looks like that.
+Only left and right are mirrored: axis 0 of coronal (x, z) and axial (x, y) slices, and of cubes,
+whose vertebrae keep their names. A sagittal slice (y, z) has no such axis, and neither front and
+back nor up and down are mirrored in any plane: no patient looks like that.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,27 +76,44 @@ def augment(
                 image,
                 label,
                 scale=jax.random.uniform(key_scale, minval=scale[0], maxval=scale[1]),
-                angle_rad=jnp.deg2rad(_either_way(key_angle, rotation_deg)),
-                shift_px=_either_way(key_move, translation_px, (2,)),
+                angle_rad=jnp.deg2rad(either_way(key_angle, rotation_deg)),
+                shift_px=either_way(key_move, translation_px, (2,)),
                 fill_hu=fill_hu,
             )
         for axis in flip_axes:
             flip = jax.random.bernoulli(jax.random.fold_in(key_flip, axis), flip_probability)
             image = jnp.where(flip, jnp.flip(image, axis), image)
             label = jnp.where(flip, jnp.flip(label, axis), label)
-        if gain:
-            image = image * (1 + _either_way(key_gain, gain))
-        if shift_hu:
-            image = image + _either_way(key_shift, shift_hu)
-        if noise_hu:
-            level = jax.random.uniform(key_level, maxval=noise_hu)
-            image = image + level * jax.random.normal(key_noise, image.shape)
+        image = _intensities(
+            (key_shift, key_gain, key_level, key_noise), image, shift_hu, gain, noise_hu
+        )
         return image, label
 
     return jax.vmap(one)(keys, image, label)
 
 
-def _either_way(key: jax.Array, limit: float, shape: tuple[int, ...] = ()) -> jax.Array:
+def intensities(
+    key: jax.Array, image: jax.Array, shift_hu: float, gain: float, noise_hu: float
+) -> jax.Array:
+    """Change the HU of one float32 image of any shape, by as much as `augment` says."""
+    return _intensities(jax.random.split(key, 4), image, shift_hu, gain, noise_hu)
+
+
+def _intensities(
+    keys: Any, image: jax.Array, shift_hu: float, gain: float, noise_hu: float
+) -> jax.Array:
+    key_shift, key_gain, key_level, key_noise = keys
+    if gain:
+        image = image * (1 + either_way(key_gain, gain))
+    if shift_hu:
+        image = image + either_way(key_shift, shift_hu)
+    if noise_hu:
+        level = jax.random.uniform(key_level, maxval=noise_hu)
+        image = image + level * jax.random.normal(key_noise, image.shape)
+    return image
+
+
+def either_way(key: jax.Array, limit: float, shape: tuple[int, ...] = ()) -> jax.Array:
     """Uniform in [-limit, limit]."""
     return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
@@ -120,6 +139,97 @@ def resample(
     columns = (jnp.arange(w) - centre[1] - shift_px[1])[None, :]
     cos, sin = jnp.cos(angle_rad) / scale, jnp.sin(angle_rad) / scale
     source = [cos * rows + sin * columns + centre[0], cos * columns - sin * rows + centre[1]]
+    return (
+        map_coordinates(image, source, order=1, mode="constant", cval=fill_hu),
+        map_coordinates(label, source, order=0, mode="constant", cval=0),
+    )
+
+
+def augment_cubes(
+    keys: jax.Array,
+    image: jax.Array,
+    label: jax.Array,
+    *,
+    scale: tuple[float, float] = (0.85, 1.15),
+    rotation_deg: float = 15.0,
+    translation_px: float = 0.0,
+    flip_probability: float = 0.5,
+    shift_hu: float = 30.0,
+    gain: float = 0.1,
+    noise_hu: float = 20.0,
+    fill_hu: float = -1000.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Change each cube at random: one affine resampling, then intensities.
+
+    Every cube is changed by its own key alone. The options are Python numbers, fixed when jitted;
+    with all ranges zero the result is the input, bit for bit.
+
+    Args:
+        keys: (b,) PRNG keys, one per cube.
+        image: (b, x, y, z) float HU, canonical axes (x to the left).
+        label: (b, x, y, z) integers; resampled to the nearest voxel.
+        scale: Range of the magnification about the centre.
+        rotation_deg: Rotation about each of the three axes by up to this many degrees either way.
+        translation_px: Move along each axis by up to this many voxels either way.
+        flip_probability: Of mirroring left and right.
+        shift_hu: HU added to all voxels, up to this either way.
+        gain: HU are multiplied by 1 plus up to this either way.
+        noise_hu: Standard deviation of Gaussian noise is uniform between 0 and this.
+        fill_hu: What lies outside the cube; its label is 0.
+
+    Returns:
+        Image float32 and label of the input's dtype, both (b, x, y, z).
+    """
+
+    def one(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = jax.random.split(key, 5)
+        image = image.astype(jnp.float32)
+        if rotation_deg or translation_px or tuple(scale) != (1.0, 1.0):
+            angles = jnp.deg2rad(either_way(keys[0], rotation_deg, (3,)))
+            image, label = resample_cube(
+                image,
+                label,
+                matrix=rotation(angles)
+                * jax.random.uniform(keys[1], minval=scale[0], maxval=scale[1]),
+                shift=either_way(keys[2], translation_px, (3,)),
+                fill_hu=fill_hu,
+            )
+        if flip_probability:
+            flip = jax.random.bernoulli(keys[3], flip_probability)
+            image = jnp.where(flip, jnp.flip(image, 0), image)
+            label = jnp.where(flip, jnp.flip(label, 0), label)
+        image = intensities(keys[4], image, shift_hu, gain, noise_hu)
+        return image, label
+
+    return jax.vmap(one)(keys, image, label)
+
+
+def rotation(angles_rad: jax.Array) -> jax.Array:
+    """Rotation matrix (3, 3): about x, then y, then z by `angles_rad` (3,)."""
+    (a, b, c), (i, o) = angles_rad, (1.0, 0.0)
+    ca, sa, cb, sb, cc, sc = (f(t) for t in (a, b, c) for f in (jnp.cos, jnp.sin))
+    about_x = jnp.array([[i, o, o], [o, ca, -sa], [o, sa, ca]])
+    about_y = jnp.array([[cb, o, sb], [o, i, o], [-sb, o, cb]])
+    about_z = jnp.array([[cc, -sc, o], [sc, cc, o], [o, o, i]])
+    return about_z @ about_y @ about_x
+
+
+def resample_cube(
+    image: jax.Array, label: jax.Array, *, matrix: jax.Array, shift: jax.Array, fill_hu: float
+) -> tuple[jax.Array, jax.Array]:
+    """Move what lies at offset p from the centre to `matrix` p + `shift`, both (3,) in voxels.
+
+    Linear for `image` (x, y, z), to the nearest voxel for `label` (x, y, z).
+    """
+    centre = (jnp.asarray(image.shape) - 1) / 2
+    grid = jnp.meshgrid(*(jnp.arange(n) - c for n, c in zip(image.shape, centre, strict=True)),
+                        indexing="ij")  # fmt: skip
+    back = jnp.linalg.inv(matrix)
+    moved = [g - s for g, s in zip(grid, shift, strict=True)]
+    source = [
+        back[row, 0] * moved[0] + back[row, 1] * moved[1] + back[row, 2] * moved[2] + centre[row]
+        for row in range(3)
+    ]
     return (
         map_coordinates(image, source, order=1, mode="constant", cval=fill_hu),
         map_coordinates(label, source, order=0, mode="constant", cval=0),

@@ -65,6 +65,12 @@ def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "rates", [], "Frequencies, e.g. t13=0.5,l6=0,scoliosis=1.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "label_cut",
+        False,
+        "Label vertebrae that the field of view cuts, too; VerSe leaves them out.",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "workers", 1, "Processes; the data set is the same with any number.", flag_values=values
     )
@@ -171,6 +177,7 @@ def _phantom(values: FlagValues) -> int:
             "min_extent_mm",
             "max_extent_mm",
             "max_voxels",
+            "label_cut",
         )
     }
     if values.rates:

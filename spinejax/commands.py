@@ -16,16 +16,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from spinejax import scoring
-from spinejax.choices import check_choice
 from spinejax.data import doctor as inventory
 from spinejax.data import found_scans, nifti, preprocess, scanfile, verse_names
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.inference import scan
-from spinejax.labels import NUM_CLASSES
 from spinejax.metrics import patches, slices
 from spinejax.metrics import summary as summarised
-from spinejax.models import VOLUMETRIC, build_model, summary
+from spinejax.models import summary
 from spinejax.reports import figures, tables
 from spinejax.tasks import build_task
 from spinejax.train import checkpoint, loop, parallel, patch_level, settings, setup
@@ -73,10 +71,6 @@ def doctor(data: str | None) -> int:
 def summarize(config: ConfigDict) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of the config's network."""
     settings.check_config(config)
-    if config.task == "vertebra_recognition":
-        check_choice("model.name", config.model.get("name"), VOLUMETRIC)
-        model = build_model(config.model, out_channels=NUM_CLASSES, remat=config.train.remat)
-        return summary.summarize(model, (*config.data.cube.size, 1))
     task = build_task(config)
     return summary.summarize(task.model, task.input_shape)
 
@@ -266,6 +260,10 @@ def load_predictor(
 ) -> Predictor:
     """Compile the network of a run for whole scans; `pixels_mm` are those it was trained on."""
     task, how = build_task(config), config.predict
+    if task.stack_predictor is None:
+        raise InputError(
+            f"task={config.task} labels cubes, which cannot segment a scan slice by slice"
+        )
     rows, columns, _ = task.input_shape
     settings = scan.ScanSettings(
         preprocess=preprocess.from_config(config.data),

@@ -74,6 +74,19 @@ def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
     return Stream(partial(stream.batch_of, one, group=group), group)
 
 
+def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
+    """Return the stream of cubes of `size` voxels; None where training reads scans."""
+    if config.data.source != SOURCE:
+        return None
+    one = partial(
+        stream.cube_sample,
+        size=size,
+        spacing_mm=config.data.preprocess.spacing_mm,
+        how=sampling(config, (size[0], size[1])),
+    )
+    return Stream(partial(stream.batch_of, one), 1)
+
+
 def feed(
     config: ConfigDict,
     split: Mapping[str, Sequence[CachedCase]],
@@ -90,5 +103,5 @@ def feed(
         make({"train": val, "val": val}) if val else None,
         batch_size=config.train.batch_size,
         per_epoch=config.data.phantom.epoch_batches,
-        spacing_mm=resampled if how.mode == "resample" else SPACINGS_MM,
+        spacing_mm=resampled if how.mode in ("resample", "isotropic") else SPACINGS_MM,
     )

@@ -7,7 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import chasppraunet, common, demo, opconvnet, opconvnet_demo, phantom_to_real, unet
+from configs import (
+    chasppraunet,
+    common,
+    demo,
+    mrunet,
+    opconvnet,
+    opconvnet_demo,
+    phantom_to_real,
+    unet,
+    unet3d,
+    vnet,
+)
 from spinejax import losses, models
 from spinejax.augment import augment
 from spinejax.data import preprocess
@@ -20,10 +31,13 @@ PACKAGE = Path(__file__).parents[1] / "spinejax"
 EXPERIMENTS = {
     "chasppraunet": chasppraunet,
     "demo": demo,
+    "mrunet": mrunet,
     "opconvnet": opconvnet,
     "opconvnet_demo": opconvnet_demo,
     "phantom_to_real": phantom_to_real,
     "unet": unet,
+    "unet3d": unet3d,
+    "vnet": vnet,
 }
 
 

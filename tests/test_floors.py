@@ -29,7 +29,7 @@ ONLY = {
     "nibabel": {"data/nifti.py"},
     "SimpleITK": {"data/metaimage.py"},
     "orbax": {"train/checkpoint.py"},
-    "grain": {"data/sources.py", "data/pipeline.py", "data/patch_pipeline.py"},
+    "grain": {"data/cubes.py", "data/sources.py", "data/pipeline.py", "data/patch_pipeline.py"},
     "tensorboardX": {"train/log.py"},
 }
 

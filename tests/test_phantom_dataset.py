@@ -68,6 +68,26 @@ def test_vertebrae_cut_by_the_field_are_bone_without_a_label(written):
         assert (volume.array[~beyond] > 250).sum() > 100
 
 
+def test_cut_vertebrae_are_labelled_where_that_is_asked_for(written, tmp_path):
+    """The same scans: labels come on top, at their ends; centroids that lie outside do not."""
+    dataset.write_dataset(tmp_path, 3, 7, **SMALL, label_cut=True)
+    more = 0
+    for without, case in zip(
+        verse.index_dataset(written), verse.index_dataset(tmp_path), strict=True
+    ):
+        volume, labels = scanfile.read_pair(case.image, case.labels)
+        plain, few = scanfile.read_pair(without.image, without.labels)
+        np.testing.assert_array_equal(volume.array, plain.array)
+        assert (labels.array[few.array > 0] == few.array[few.array > 0]).all()
+        added = set(np.unique(labels.array)) - set(np.unique(few.array))
+        more += len(added)
+        points = centroids.read_centroids(case.centroids, volume)
+        assert set(np.unique(few.array)) - {0} <= set(points) <= set(np.unique(labels.array))
+    assert more >= 3
+    with pytest.raises(InputError, match="other settings"):
+        dataset.write_dataset(tmp_path, 3, 7, **SMALL)
+
+
 def test_a_case_does_not_depend_on_how_many_are_written_and_is_reproducible(written, tmp_path):
     dataset.write_dataset(tmp_path, 1, 7, **SMALL)
     for path, other in zip(

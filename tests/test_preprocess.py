@@ -61,17 +61,19 @@ def put_back(slices, volume, plane):
     return output
 
 
+@pytest.mark.parametrize("mode", ["resample", "isotropic"])
 @pytest.mark.parametrize("plane", PLANES)
-def test_agrees_with_scipy_on_the_whole_volume(plane):
+def test_agrees_with_scipy_on_the_whole_volume(plane, mode):
     spacing = (0.7, 1.4, 2.3)
     scan = noise((31, 24, 19))
-    how = SlicePreprocess(plane=plane, spacing_mm=1.0)
+    how = SlicePreprocess(plane=plane, spacing_mm=1.0, mode=mode)
     smooth = ndimage.gaussian_filter(
         scan.astype(float), [0.75 / s for s in spacing], mode="nearest", truncate=4.0
     )
     clamped = np.clip(smooth, -1000, 800)
     wanted = [round(n * s) for n, s in zip(scan.shape, spacing, strict=True)]
-    wanted[PLANES[plane]] = scan.shape[PLANES[plane]]
+    if mode == "resample":
+        wanted[PLANES[plane]] = scan.shape[PLANES[plane]]
     zoom = [m / n for m, n in zip(wanted, scan.shape, strict=True)]
     expected = ndimage.zoom(clamped, zoom, order=1, mode="nearest", grid_mode=True)
     expected = np.moveaxis(expected, PLANES[plane], 0)
@@ -150,6 +152,23 @@ def test_extent_is_kept_and_spacing_is_close_to_the_wanted_one():
         assert n * s == pytest.approx(m * t)
         assert t == pytest.approx(1.0, rel=0.5 / m)
     assert grid.zooms == pytest.approx((grid.shape[0] / 101, grid.shape[1] / 53))
+
+
+def test_isotropic_slices_keep_the_extent_and_take_the_nearest_label():
+    scan = noise((9, 20, 30))
+    marks = np.random.default_rng(1).integers(0, 25, scan.shape).astype(np.uint8)
+    volume = volume_of(scan, (4.0, 1.5, 0.5))
+    how = SlicePreprocess(mode="isotropic", spacing_mm=2.0)
+    grid = slice_geometry(volume, how)
+    assert (grid.n_slices, *grid.shape) == (18, 15, 8)
+    assert (grid.native_slices, grid.slice_spacing_mm) == (9, 2.0)
+    _, _, got = next(preprocess_slabs(volume, how, LabelVolume(marks, volume.affine)))
+    # Voxels of 4 mm are two of 2 mm each; along z the middle of each fourth pair is an edge.
+    np.testing.assert_array_equal(got[::2], got[1::2])
+    for axis in range(3):
+        middles = (np.arange(got.shape[axis]) + 0.5) * (marks.shape[axis] / got.shape[axis])
+        marks = np.take(marks, np.floor(middles).astype(int), axis)
+    np.testing.assert_array_equal(got, marks)
 
 
 @pytest.mark.parametrize("plane", PLANES)

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from configs import opconvnet, unet
+from configs import mrunet, opconvnet, unet
 from spinejax import augment, tasks
 from spinejax.errors import InputError
+from spinejax.tasks import patches
 
 N = 9
 
@@ -26,7 +27,7 @@ N = 9
 )
 def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
     """The extremes of all ranges read nothing from beyond, where other pixels are."""
-    margin, more = tasks._margin(N, **ranges), 6
+    margin, more = patches._margin(N, **ranges), 6
     side = N + 2 * (margin + more)
     wide = np.random.default_rng(0).uniform(-500, 500, (side, side)).astype(np.float32)
     label = np.arange(side * side).reshape(side, side)
@@ -47,8 +48,10 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
 @pytest.mark.parametrize(
     ("experiment", "task", "instead"),
     [
-        (unet, "patch_classification", "densenet, opconvnet, resnet, vgg"),
+        (unet, "patch_classification", "densenet, mobilenet, opconvnet, resnet, vgg"),
         (opconvnet, "slice_segmentation", "chasppraunet, unet"),
+        (unet, "vertebra_recognition", "mrunet, unet3d, vnet"),
+        (mrunet, "slice_segmentation", "chasppraunet, unet"),
     ],
 )
 def test_a_network_of_another_task_is_refused(experiment, task, instead):

@@ -187,12 +187,12 @@ def train_batches(
     for name, (rows, weight) in kinds.items():
         other_is_empty = len(rows) == len(table)
         if len(rows) and (weight > 0 or other_is_empty):
-            source = EndlessShuffle(SliceSource(cached, rows), _seed(seed, name))
+            source = EndlessShuffle(SliceSource(cached, rows), seed_of(seed, name))
             streams.append(grain.MapDataset.source(source))
             # Whole numbers: Grain rounds weights to a hundredth of the smallest.
             weights.append(max(1, round(weight * 10_000)))
     stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=weights)
-    (window_seed,) = np.random.SeedSequence(_seed(seed, "window")).generate_state(1)
+    (window_seed,) = np.random.SeedSequence(seed_of(seed, "window")).generate_state(1)
     stream = stream.random_map(RandomWindow(cached, size), seed=int(window_seed))
     # The share is taken last, so that the global stream does not hang on the number of processes.
     share = stream[process_index::process_count].batch(batch_size // process_count)
@@ -285,6 +285,6 @@ def check_reading(
         )
 
 
-def _seed(seed: int, purpose: str) -> tuple[int, ...]:
+def seed_of(seed: int, purpose: str) -> tuple[int, ...]:
     """Return a seed of NumPy for one purpose; neighbouring seeds and purposes share nothing."""
     return (seed, *purpose.encode())

@@ -17,7 +17,7 @@ and the kernel to some six sigma.
 Grids are aligned by pixel edges: the slice keeps its extent, and the centre of output pixel `i`
 lies at `(i + 0.5) * step - 0.5` in input pixels, `step` being input pixels per output pixel. Where
 input and output have the same number of pixels nothing is interpolated. The slice axis keeps its
-spacing.
+spacing, except for cubes (`"isotropic"`), whose slices are interpolated alike.
 
 Scans are processed in slabs of slices with enough neighbours on both sides for the smoothing; only
 a slab is ever held in floating point, and the numbers do not depend on the slab's size.
@@ -32,11 +32,12 @@ from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.choices import check_choice
+from spinejax.data import interpolate
 from spinejax.errors import InputError
 from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
 
 INTENSITIES = ("clamp", "op_window")
-SAMPLING_MODES = ("resample", "resize", "native")
+SAMPLING_MODES = ("resample", "resize", "native", "isotropic")
 
 _TRUNCATE = 4.0  # the Gaussian is cut at this many sigma
 _LEAST_SIGMA_VOXELS = 0.1  # a sigma below it puts under 1e-20 on the neighbours
@@ -48,6 +49,7 @@ _UNUSED = {
     "resample": ("size",),
     "resize": ("spacing_mm",),
     "native": ("size", "spacing_mm"),
+    "isotropic": ("size",),
 }
 """Intensity or mode -> the fields that it does not read, or that go without saying."""
 
@@ -62,8 +64,9 @@ class SlicePreprocess:
             axis; 0 for none. An axis on which it is below a tenth of a voxel is left alone.
         clamp_hu: (low, high), whole numbers, since slices are int16.
         mode: `"resample"` to `spacing_mm` along both in-plane axes, `"resize"` each slice to
-            `size`, or keep the scan's `"native"` in-plane grid.
-        spacing_mm: in-plane spacing of `"resample"`.
+            `size`, or keep the scan's `"native"` in-plane grid; `"isotropic"`: to `spacing_mm`
+            along all three axes, as cubes need it.
+        spacing_mm: of `"resample"` and `"isotropic"`.
         size: (rows, columns) of `"resize"`.
         intensity: `"clamp"` smooths and then clamps to `clamp_hu`; `"op_window"` sets what lies
             outside `clamp_hu` (both bounds are inside) to 0 and then smooths within the slice.
@@ -146,6 +149,8 @@ class SliceGeometry:
 
     plane: str
     canonical_shape: tuple[int, int, int]
+    native_slices: int
+    native_slice_spacing_mm: float
     n_slices: int
     slice_spacing_mm: float
     native_shape: tuple[int, int]
@@ -189,6 +194,9 @@ def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
     rows, columns = (i for i in range(3) if i != axis)
     native_shape = (canonical.shape[rows], canonical.shape[columns])
     native_spacing = (spacing[rows], spacing[columns])
+    slices = canonical.shape[axis]
+    if settings.mode == "isotropic":
+        slices = _resampled_length(slices, spacing[axis], settings.spacing_mm)
     if settings.mode == "resize":
         shape = settings.size
     elif settings.mode == "native":
@@ -201,8 +209,10 @@ def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
     return SliceGeometry(
         plane=settings.plane,
         canonical_shape=(canonical.shape[0], canonical.shape[1], canonical.shape[2]),
-        n_slices=canonical.shape[axis],
-        slice_spacing_mm=float(spacing[axis]),
+        native_slices=canonical.shape[axis],
+        native_slice_spacing_mm=float(spacing[axis]),
+        n_slices=slices,
+        slice_spacing_mm=float(spacing[axis] * canonical.shape[axis] / slices),
         native_shape=native_shape,
         native_spacing_mm=(float(native_spacing[0]), float(native_spacing[1])),
         shape=shape,
@@ -250,19 +260,23 @@ def preprocess_slabs(
     if slab_slices is None:
         slice_bytes = 4 * grid.native_shape[0] * grid.native_shape[1]
         # Never so thin that most of the work is the halo's.
-        slab_slices = max(1, halo, _SLAB_BYTES // max(1, slice_bytes) - 2 * halo)
+        held = max(1, halo, _SLAB_BYTES // max(1, slice_bytes) - 2 * halo)
+        slab_slices = max(1, held * grid.n_slices // grid.native_slices)
     if slab_slices < 1:
         raise ValueError(f"`slab_slices` (={slab_slices}) must be positive")
-    nearest = [_nearest(n, m) for n, m in zip(grid.native_shape, grid.shape, strict=True)]
+    nearest = [
+        interpolate.nearest(n, m) for n, m in zip(grid.native_shape, grid.shape, strict=True)
+    ]
+    slices = interpolate.nearest(grid.native_slices, grid.n_slices)
     for start in range(0, grid.n_slices, slab_slices):
         stop = min(start + slab_slices, grid.n_slices)
-        slab = _filtered(scan, start, stop, settings, kernels)
-        slab = _linear(_linear(slab, 1, grid.shape[0]), 2, grid.shape[1])
+        slab = _between(scan, start, stop, settings, grid, kernels)
+        slab = interpolate.linear(interpolate.linear(slab, 1, grid.shape[0]), 2, grid.shape[1])
         image = np.rint(slab, out=slab).astype(np.int16)
         label = None
         if marks is not None:
             # Indices rather than strides, so that the result is a copy in its own memory.
-            label = marks[start:stop][:, nearest[0][:, None], nearest[1]].astype(np.uint8)
+            label = marks[slices[start:stop]][:, nearest[0][:, None], nearest[1]].astype(np.uint8)
         yield start, image, label
 
 
@@ -282,7 +296,9 @@ def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
     if tuple(foreground.shape[1:]) != grid.shape:
         raise ValueError(f"`foreground` (shape={foreground.shape}) must be (n, *{grid.shape})")
     values = np.asarray(foreground, np.float32)
-    return _linear(_linear(values, 1, grid.native_shape[0]), 2, grid.native_shape[1])
+    return interpolate.linear(
+        interpolate.linear(values, 1, grid.native_shape[0]), 2, grid.native_shape[1]
+    )
 
 
 def from_config(data: Any) -> SlicePreprocess:
@@ -320,9 +336,26 @@ def _kernels(grid: SliceGeometry, settings: SlicePreprocess) -> list[tuple[float
         sigma = settings.smoothing_sigma_px
         radius = settings.smoothing_kernel_px // 2 if sigma >= _LEAST_SIGMA_VOXELS else 0
         return [(0.0, 0), (sigma, radius), (sigma, radius)]
-    spacings = (grid.slice_spacing_mm, *grid.native_spacing_mm)
+    spacings = (grid.native_slice_spacing_mm, *grid.native_spacing_mm)
     sigmas = [settings.smoothing_sigma_mm / spacing for spacing in spacings]
     return [(sigma, _radius(sigma)) for sigma in sigmas]
+
+
+def _between(
+    scan: np.ndarray,
+    start: int,
+    stop: int,
+    settings: SlicePreprocess,
+    grid: SliceGeometry,
+    kernels: list[tuple[float, int]],
+) -> np.ndarray:
+    """Slices [start, stop) of the preprocessed grid, in the plane still on the scan's, float32."""
+    if grid.n_slices == grid.native_slices:
+        return _filtered(scan, start, stop, settings, kernels)
+    centres = interpolate.centres_of(grid.native_slices, grid.n_slices)[start:stop]
+    centres = np.clip(centres, 0, grid.native_slices - 1)
+    first, last = int(centres[0]), min(int(centres[-1]) + 2, grid.native_slices)
+    return interpolate.at(_filtered(scan, first, last, settings, kernels), 0, centres - first)
 
 
 def _filtered(
@@ -348,32 +381,3 @@ def _filtered(
     if settings.intensity == "clamp":
         np.clip(slab, low, high, out=slab)
     return slab
-
-
-def _centres(native: int, wanted: int) -> np.ndarray:
-    """Input coordinates of output pixel centres, aligned by the outer edges."""
-    return (np.arange(wanted) + 0.5) * (native / wanted) - 0.5
-
-
-def _nearest(native: int, wanted: int) -> np.ndarray:
-    """Index of the input pixel that holds each output pixel's centre."""
-    return np.clip(np.floor(_centres(native, wanted) + 0.5), 0, native - 1).astype(np.intp)
-
-
-def _linear(values: np.ndarray, axis: int, wanted: int) -> np.ndarray:
-    """Linear interpolation of float32 `values` along `axis` to `wanted` pixels."""
-    native = values.shape[axis]
-    if native == wanted:
-        return values
-    centres = np.clip(_centres(native, wanted), 0, native - 1)
-    below = np.minimum(np.floor(centres).astype(np.intp), max(native - 2, 0))
-    above = np.minimum(below + 1, native - 1)
-    shape = [1] * values.ndim
-    shape[axis] = wanted
-    weight = (centres - below).astype(np.float32).reshape(shape)
-    result = np.take(values, below, axis)
-    result *= 1 - weight
-    upper = np.take(values, above, axis)
-    upper *= weight
-    result += upper
-    return result

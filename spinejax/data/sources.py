@@ -76,8 +76,8 @@ class EndlessShuffle:
     per element of 100); here the orders of the passes being read are kept.
     """
 
-    def __init__(self, source: SliceSource, seed: Sequence[int]) -> None:
-        """Set up over `source`; `seed` is any sequence of non-negative integers."""
+    def __init__(self, source: Any, seed: Sequence[int]) -> None:
+        """Set up over `source` (`len()` and `[]`); `seed` is any sequence of numbers from 0 on."""
         self._source = source
         self._seed = tuple(seed)
         self._orders: dict[int, np.ndarray] = {}
@@ -85,7 +85,7 @@ class EndlessShuffle:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Any:
         """Return the element of `source` at place `index` of the endless order."""
         number, place = divmod(index, len(self._source))
         return self._source[int(self._order(number)[place])]
@@ -164,8 +164,8 @@ def window_table(cached: Sequence[CachedCase], size: tuple[int, int]) -> np.ndar
     starts = [
         [
             (row, column)
-            for row in _starts(case.shape[1], size[0])
-            for column in _starts(case.shape[2], size[1])
+            for row in tile_starts(case.shape[1], size[0])
+            for column in tile_starts(case.shape[2], size[1])
         ]
         for case in cached
     ]
@@ -173,16 +173,15 @@ def window_table(cached: Sequence[CachedCase], size: tuple[int, int]) -> np.ndar
     return np.array(rows, np.int32)
 
 
-def _starts(length: int, window_length: int) -> list[int]:
+def tile_starts(length: int, window_length: int) -> list[int]:
+    """First indices of the windows side by side that cover `length`, centred; may be negative."""
     windows = -(-length // window_length)
     first = -((windows * window_length - length) // 2)
     return [first + k * window_length for k in range(windows)]
 
 
-def window(
-    array: np.ndarray, start: tuple[int, int], size: tuple[int, int], fill: int
-) -> np.ndarray:
-    """Return a copy of `array[start : start + size]` (h, w), `fill` where that lies outside."""
+def window(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: int) -> np.ndarray:
+    """Return a copy of `array[start : start + size]`, one number an axis; `fill` outside."""
     result = np.full(size, fill, array.dtype)
     source, target = [], []
     for first, length, available in zip(start, size, array.shape, strict=True):
@@ -222,7 +221,7 @@ class RandomWindow(grain.transforms.RandomMap):
                 chosen = foreground[int(pick * foreground.size)]
                 anchor = divmod(int(chosen), label.shape[1])
         start = tuple(
-            _random_start(
+            random_start(
                 label.shape[axis],
                 self.size[axis],
                 None if anchor is None else anchor[axis],
@@ -240,7 +239,7 @@ class RandomWindow(grain.transforms.RandomMap):
         return shape[0] > self.size[0] or shape[1] > self.size[1]
 
 
-def _random_start(length: int, window_length: int, anchor: int | None, place: float) -> int:
+def random_start(length: int, window_length: int, anchor: int | None, place: float) -> int:
     """First index of a window; `place` in [0, 1) chooses among the legal ones."""
     # Legal starts keep the window inside the slice, or the slice inside the window.
     low, high = min(0, length - window_length), max(0, length - window_length)

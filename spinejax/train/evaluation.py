@@ -25,7 +25,7 @@ class Evaluation(NamedTuple):
     cases: by case id, (4,) float64 true positives, false positives, false negatives, true
         negatives.
     pictures: (h, w, 3) uint8 by name, of slices with the outlines of prediction and reference;
-        none of patches.
+        none of patches and cubes.
     """
 
     loss: float
@@ -88,7 +88,7 @@ def evaluate(
             if key in wanted and batch["weight"][i] > 0
         ]
         masks = mapped.local_rows(mask) if rows else None
-        if masks is None or masks.ndim < 3:
+        if masks is None or masks.ndim != 3:
             return
         for i, name in rows:
             # A slice may come in several windows: the one with the most foreground is shown.

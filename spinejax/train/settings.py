@@ -70,6 +70,11 @@ _SIZE: _Check = (
     "two whole numbers of at least 1",
 )
 
+_CUBE: _Check = (
+    lambda v: isinstance(v, list | tuple) and len(v) == 3 and all(_integer(1)[0](s) for s in v),
+    "three whole numbers of at least 1",
+)
+
 _SCALE: _Check = (
     lambda v: (
         isinstance(v, list | tuple)
@@ -93,6 +98,7 @@ _CHECKS: dict[str, _Check] = {
     "seed": _integer(0),
     "data.exclude_gl": _BOOLEAN,
     "data.size": _SIZE,
+    "data.cube.size": _CUBE,
     "data.test_fraction": _number(0, 1),
     "data.val_fraction": _number(0, 1),
     "data.folds": _integer(2),

@@ -71,6 +71,7 @@ def _phantoms(config: ConfigDict, workdir: Path) -> Path:
             min_extent_mm=fields.min_extent_mm,
             max_extent_mm=fields.max_extent_mm,
             rates=fields.rates,
+            label_cut=fields.label_cut,
         )
         write_json(done, wanted)
     parallel.barrier("phantoms")

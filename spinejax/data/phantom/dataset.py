@@ -63,6 +63,7 @@ def write_dataset(
     min_spacing_mm: float = 0.3,
     max_voxels: int = 2_000_000,
     rates: Mapping[str, float] | None = None,
+    label_cut: bool = False,
     workers: int = 1,
     progress: bool = True,
 ) -> list[str]:
@@ -82,6 +83,7 @@ def write_dataset(
         max_voxels: Fields of view are made to fit this many voxels.
         rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`; what is
             not named has its default.
+        label_cut: Label vertebrae that the field of view cuts, too; VerSe leaves them out.
         workers: Processes that write, each with a core or more to itself.
         progress: Show a progress bar.
 
@@ -101,6 +103,7 @@ def write_dataset(
         max_extent_mm=max_extent_mm,
         max_voxels=max_voxels,
         rates=rates,
+        label_cut=label_cut,
     )
     root = Path(out)
     try:
@@ -130,6 +133,7 @@ def check_limits(
     max_extent_mm: float,
     max_voxels: int,
     rates: Mapping[str, float] | None = None,
+    label_cut: bool = False,
 ) -> dict[str, Any]:
     """Return the settings of phantoms as `draw_case` takes them; see `write_dataset`.
 
@@ -165,6 +169,7 @@ def check_limits(
         "max_extent_mm": max_extent_mm,
         "max_voxels": max_voxels,
         **({"rates": chosen} if chosen else {}),
+        **({"label_cut": True} if label_cut else {}),
     }
 
 
@@ -250,9 +255,12 @@ def draw_case(
             break
     image, labels = acquisition.acquire(keys[1], parameters, scan)
     ids = np.asarray(parameters["spine"]["id"])
-    # The outermost points are a handful; voxels on the first or last slice settle the matter.
-    cut = np.union1d(labels[:, :, 0], labels[:, :, -1])
-    kept = {int(i) for i in ids[whole] if i not in cut}
+    if limits.get("label_cut"):
+        kept = {int(i) for i in np.unique(labels) if i}
+    else:
+        # The outermost points are a handful; voxels on the first or last slice settle the matter.
+        cut = np.union1d(labels[:, :, 0], labels[:, :, -1])
+        kept = {int(i) for i in ids[whole] if i not in cut}
     lookup = np.array([i if i in kept else 0 for i in range(256)], np.uint8)
     affine = acquisition.LPS_TO_RAS @ scan.affine
     image, affine_disk = geometry.reorient(image, affine, scan.orientation)
@@ -263,6 +271,9 @@ def draw_case(
         for i, point in zip(ids, points.astype(float), strict=True)
         if int(i) in kept
     }
+    # The body of a cut vertebra may lie beyond the scan.
+    most = np.array(volume.shape) - 0.5
+    centres = {i: at for i, at in centres.items() if (at >= -0.5).all() and (at <= most).all()}
     return volume, np.ascontiguousarray(mask), centres, scan.storage
 
 

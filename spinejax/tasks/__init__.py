@@ -1,0 +1,34 @@
+"""Kinds of work, one file each: `build_task` makes the record that the training loop knows."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from spinejax.choices import check_choice
+from spinejax.tasks.cubes import vertebra_recognition
+from spinejax.tasks.patches import patch_classification
+from spinejax.tasks.record import Keys, Loss, LossAux, Task
+from spinejax.tasks.slices import slice_segmentation
+
+__all__ = ["TASKS", "Keys", "Loss", "LossAux", "Task", "build_task"]
+
+TASKS: dict[str, Callable[[ConfigDict, str | None], Task]] = {
+    "slice_segmentation": slice_segmentation,
+    "patch_classification": patch_classification,
+    "vertebra_recognition": vertebra_recognition,
+}
+
+
+def build_task(config: ConfigDict, *, axis_name: str | None = None) -> Task:
+    """Build the task that `config.task` names.
+
+    Args:
+        config: the experiment.
+        axis_name: device axis over which losses and BatchNorm are pooled; None outside a mapped
+            function, that is for inference.
+
+    Raises:
+        InputError: unknown task, model, loss or normalisation, or sizes that do not fit.
+    """
+    check_choice("task", config.task, TASKS)
+    return TASKS[config.task](config, axis_name)

@@ -1,0 +1,108 @@
+"""Recognition of vertebrae in cubes: every voxel by the name of its vertebra (paper A)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from spinejax import augment, labels, losses, streams
+from spinejax.data import normalise, preprocess
+from spinejax.data.cache import CachedCase
+from spinejax.data.cubes import CubeFeed
+from spinejax.data.pipeline import Feed
+from spinejax.errors import InputError
+from spinejax.tasks import record
+from spinejax.tasks.record import Keys, LossAux, Task
+
+
+def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
+    """Segmentation of cubes into background, C1 to L6 and T13 (paper A, sections 3.8 and 4.3.2).
+
+    What counts as right: a voxel of a vertebra that is given that vertebra's name. One that is
+    given another's counts as a false positive and as a false negative.
+    """
+    model = record.network(config, axis_name, out_channels=labels.NUM_CLASSES, of="cubes")
+    x, y, z = config.data.cube.size
+    size = (x, y, z)
+    if any(side % model.stride for side in size):
+        raise InputError(
+            f"data.cube.size={size} must be multiples of {model.stride}, the stride of model "
+            f"{config.model.name!r}"
+        )
+    how = preprocess.from_config(config.data)
+    if (how.mode, how.plane, how.intensity) != ("isotropic", "sagittal", "clamp"):
+        raise InputError(
+            f"task={config.task} needs data.preprocess.mode=isotropic, data.plane=sagittal and "
+            f"data.preprocess.intensity=clamp, not {how.mode}, {how.plane} and {how.intensity}"
+        )
+    if config.data.labels != "verse":
+        raise InputError(
+            f"task={config.task} needs masks that number vertebrae as VerSe does; data.labels="
+            f"{config.data.labels} has no names to learn"
+        )
+    mode = normalise.check_mode(config.data.normalise)
+    loss_fn = losses.make_loss(config.loss)
+    arrays = record.arrays_of(config, partial(augment.augment_cubes, fill_hu=how.fill_hu))
+    class_of = np.zeros(labels.MAX_ID + 1, np.int32)
+    class_of[list(labels.VERSE_IDS)] = labels.to_contiguous(np.array(labels.VERSE_IDS))
+
+    def network_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
+        return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        x = jnp.zeros((1, *size, 1), jnp.float32)
+        return dict(model.init({"params": key, "dropout": key}, x, train=False))
+
+    def loss(
+        params: Any,
+        batch_stats: Any,
+        batch: Mapping[str, jax.Array],
+        keys: Keys | None,
+        *,
+        train: bool,
+    ) -> tuple[jax.Array, LossAux]:
+        image, label = arrays(batch, keys)
+        truth = jnp.asarray(class_of)[label]
+        x = network_input(image, batch["stats"])
+        logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
+        weight = batch["weight"]
+        value = loss_fn(logits, truth, weight=weight, axis_name=axis_name)
+        found = jnp.argmax(logits, -1)
+        return value, LossAux(batch_stats, _counts(found, truth, weight), found > 0)
+
+    def class_probability(
+        variables: Mapping[str, Any], image_hu: jax.Array, stats: jax.Array
+    ) -> jax.Array:
+        logits, _ = model.apply(dict(variables), network_input(image_hu, stats), train=False)
+        return jax.nn.softmax(logits.astype(jnp.float32))
+
+    def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
+        make = partial(CubeFeed, size=size, **record.common_shares(config))
+        return streams.feed(config, split, make)
+
+    return Task(
+        "vertebra_recognition",
+        model=model,
+        input_shape=(*size, 1),
+        init=init,
+        loss=loss,
+        stream=streams.of_cubes(config, size),
+        feed=feed,
+        stack_predictor=None,
+        least_side=1,
+        sample="cubes",
+        overlap="Dice",
+        class_probability=class_probability,
+    )
+
+
+def _counts(found: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
+    """Counts of `LossAux.sums` of (b, x, y, z) classes."""
+    right = found == truth
+    cells = (right & (truth > 0), ~right & (found > 0), ~right & (truth > 0), right & (truth == 0))
+    sums = jnp.stack([jnp.sum(c, axis=(1, 2, 3), dtype=jnp.float32) for c in cells], axis=-1)
+    return sums * weight[:, None]
