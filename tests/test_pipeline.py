@@ -238,9 +238,9 @@ def test_evaluation_gives_every_process_as_many_batches(cached, processes):
 
 
 def test_evaluation_windows_are_centred():
-    assert sources._starts(10, 10) == [0]
-    assert sources._starts(6, 10) == [-2]
-    assert sources._starts(21, 10) == [-4, 6, 16]
+    assert sources.tile_starts(10, 10) == [0]
+    assert sources.tile_starts(6, 10) == [-2]
+    assert sources.tile_starts(21, 10) == [-4, 6, 16]
 
 
 def test_outside_a_slice_is_what_the_preprocessing_fills_with(tmp_path):

@@ -187,4 +187,4 @@ def test_summarize_refuses_a_network_of_slices_for_cubes(capsys):
     words = ["summarize", f"--config={unet3d.__file__}", "--config.model.name=unet"]
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert "model.name = 'unet'" in error and "'unet3d'" in error
+    assert "model.name='unet'" in error and "unet3d" in error
