@@ -108,7 +108,7 @@ def protocol(
     kernel = jnp.where(jnp.arange(3) == axis, jnp.hypot(kernel, 0.29 * slice_mm), kernel)
     # Resampling to the grid of the network blurs by a triangle of the voxel's size.
     # Bone ends gradually, and most scans were reformatted before: on real CT edges are softer than
-    # a kernel makes them, while noise is not (`reports/realism.py`, "detail").
+    # a kernel makes them, while noise is not (`detail` in statistics.py).
     gradual = 2.0 * u[35]
     blur = jnp.sqrt(jnp.mean(kernel**2 + spacing**2 / 12.0) + gradual**2)
     grain_mm = jnp.maximum(jnp.stack([0.8, 0.8, 1.0]) * kernel, WHITE * spacing)
