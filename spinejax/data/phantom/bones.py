@@ -87,11 +87,13 @@ def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array]:
     return shapes.smooth_max(d, -holes, 1.5), holes
 
 
-def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array]:
+def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array]:
     """Distance to bones beyond the spine and ribs: sacrum, pelvis, skull, shoulders.
 
     Returns:
-        That distance, and the distance to the canal and the foramina of the sacrum.
+        That distance; the distance to the canal and the foramina of the sacrum; and how dense the
+        bone's inside is, from 0 to 1 in the head of a femur and in the socket's roof, which bear
+        the weight of the body.
     """
     far = jnp.full(p.shape[:1], FAR)
 
@@ -99,14 +101,16 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array]:
         z = p[:, 2] - frame["origin"][2]
         return jnp.any((z > low) & (z < high))
 
-    def pelvis() -> Array:
+    def pelvis() -> tuple[Array, Array]:
         frame = parameters["pelvis"]
         x, y, z = local(p, frame)
         d = shapes.capsules(x, y, z, frame["parts"][1:], 6.0)
         d = shapes.smooth_min(d, shapes.plate(x, y, z, frame["wing"]), 8.0)
         head = shapes.capsule(jnp.abs(x), y, z, frame["parts"][0])
         # The head of the femur sits in its socket behind a narrow gap.
-        return jnp.minimum(shapes.smooth_max(d, 2.5 - head, 2.0), head)
+        roof = jnp.exp(-jnp.abs(head) / 6.0) * (z > frame["parts"][0, 2])
+        dense = jnp.where(head < 0.0, -head / frame["parts"][0, 6], roof)
+        return jnp.minimum(shapes.smooth_max(d, 2.5 - head, 2.0), head), dense
 
     def head() -> Array:
         frame = parameters["head"]
@@ -125,13 +129,14 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array]:
 
     sacrum = parameters["sacrum"]
     d, holes = when(close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum), (far, far))
+    hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, jnp.zeros_like(far)))
+    d = jnp.minimum(d, hip)
     for name, draw, low, high in (
-        ("pelvis", pelvis, -400.0, 75.0),
         ("head", head, -90.0, 400.0),
         ("shoulder", shoulder, -160.0, 180.0),
     ):
         d = jnp.minimum(d, when(close(parameters[name], low, high), draw, far))
-    return d, holes
+    return d, holes, dense
 
 
 def _rib(

@@ -31,8 +31,9 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
 
     Returns:
         Mapping: "vertebra" (26, len(COLUMNS)); "disc" (26, 3): HU of the disc below each, half
-        height (mm) and HU of a cleft in it; "cortical", "shell", "cancellous" and "grain" of other
-        bones; "voltage", by how much bone is brighter than usual.
+        height (mm) and HU of a cleft in it; "cortical", "shell", "cancellous", "grain" and
+        "dense" (HU more where they bear most weight) of other bones; "voltage", by how much bone
+        is brighter than usual.
     """
     u, n = draws.uniform(12), draws.normal(8)
     own, v = draws.normal(6, SLOTS), draws.uniform(12, SLOTS)
@@ -97,6 +98,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         # Fatty marrow is common in the pelvis: a dark core within a bright shell.
         "cancellous": jnp.mean(cancellous) * (0.05 + 0.95 * u[9]),
         "grain": voltage * 14.0 * u[10],
+        "dense": voltage * 320.0 * u[1],
         "voltage": voltage,
     }
 

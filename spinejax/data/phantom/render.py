@@ -39,12 +39,12 @@ def render_block(
     v = spine_at.vertebrae(p, spine)
     d = v["nearest"]
     if distractors:
-        others, holes = bones.bones(p, parameters)
+        others, holes, dense = bones.bones(p, parameters)
         hu = tissues.over(hu, t["epidural"], holes, edge)
         bone = parameters["marrow"]
         # A joint's gap lies between the column and what articulates with it.
         other = jnp.maximum(jnp.minimum(rib, others), JOINT_MM - d)
-        inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft
+        inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft + bone["dense"] * dense
         hu = tissues.bone(hu, other, bone["shell"], bone["cortical"], inner, edge)
 
     def column() -> tuple[Array, Array]:

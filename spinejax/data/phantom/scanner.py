@@ -37,6 +37,7 @@ _KINDS = np.array([
 ], np.float32)
 # fmt: on
 _TRUNK = np.array([False, False, True, False, True])
+_WITH_PELVIS = 0.4  # share of the scans of the trunk that end below the hips, not about a vertebra
 
 
 def _between(u: Array, low: Any, high: Any) -> Array:
@@ -179,7 +180,10 @@ def at_rest() -> Protocol:
 
 
 def _middle(parameters: dict[str, Any], u: Array, extent: Array, trunk: Array) -> Array:
-    """Middle of the field of view: a random vertebra's height, and the spine or body there."""
+    """Middle of the field of view: a random vertebra's height, and the spine or body there.
+
+    A share of the scans of the trunk reaches to the hips instead.
+    """
     spine = parameters["spine"]
     ids, origins = spine["id"], spine["origin"]
     # Lumbar and thoracic scans are more common than cervical ones.
@@ -193,6 +197,9 @@ def _middle(parameters: dict[str, Any], u: Array, extent: Array, trunk: Array) -
     x = spot[0] + 0.4 * (u[2] - 0.5) * jnp.minimum(room[0], 80.0)
     # Wide fields show more of the front; those of the trunk are centred on the body.
     y = spot[1] + 14.0 - 0.5 * u[3] * room[1]
+    sacrum = parameters["sacrum"]["origin"][2]
+    below = jnp.minimum(_between(u[5], 40.0, 170.0), extent[2] - 60.0)  # L5 stays in view
+    z = jnp.where(trunk & (u[6] < _WITH_PELVIS), sacrum - below + 0.5 * extent[2], z)
     row = artefacts.outline(z[None], parameters["profile"])
     body = row["y"][0] + 40.0 * (u[4] - 0.5)
     return jnp.stack([x, jnp.where(trunk, body, y), z])

@@ -26,8 +26,16 @@ NEAR_SPINE_MM = {"sagittal": (-46.0, 46.0), "coronal": (-26.0, 62.0), "axial": (
 THROUGH_BODY_MM = {"sagittal": (-20.0, 20.0), "coronal": (-15.0, 15.0), "axial": (-12.0, 12.0)}
 """Where half of these lie: they pass through the body, which is most of a vertebra's volume."""
 
+BODY_MM = {"sagittal": (-150.0, 150.0), "coronal": (-170.0, 90.0), "axial": (-1e4, 1e4)}
+"""Where the other slices lie, from the top of the sacrum: wide fields of view hold much air."""
+
 AIMED_SHARE = 0.85
 """Share of the windows of these slices that hold the chosen vertebra, at a random place."""
+
+PELVIS_MM = 130.0
+PELVIS_SHARE = 0.7
+"""Share of the other slices whose window lies at a height down to that far below the top of the
+sacrum, where the field of view reaches there: hips and pelvis look most like vertebrae."""
 
 PATCHES_PER_SLICE = 16
 """Neighbouring patches of a batch that are cut from one slice."""
@@ -157,7 +165,7 @@ def _grid(
         pixel = protocol["spacing"][jnp.array(inner)]
     else:
         pixel = extent / size
-    kind, across, aim, place, pick, body = jax.random.split(key, 6)
+    kind, across, aim, place, pick, body, pelvis, depth = jax.random.split(key, 8)
     chosen = _any_centre(pick, person, protocol)
     free = jax.random.uniform(kind) < how.spine_free_fraction
 
@@ -165,7 +173,12 @@ def _grid(
     ranges = jnp.asarray([NEAR_SPINE_MM[how.plane], THROUGH_BODY_MM[how.plane]])
     offsets = ranges[jax.random.bernoulli(body).astype(jnp.int32)]
     near = jnp.clip(chosen[axis] + offsets, low, high)
-    low, high = jnp.where(free, low, near[0]), jnp.where(free, high, near[1])
+    sacrum = person["sacrum"]["origin"]
+    body_mm = jnp.clip(sacrum[axis] + jnp.asarray(BODY_MM[how.plane]), low, high)
+    low, high = jnp.where(free, body_mm, near)
+    below = jnp.clip(sacrum[2] - lower[2], 0.0, PELVIS_MM)
+    pelvic = free & (below > 30.0) & (jax.random.uniform(pelvis) < PELVIS_SHARE)
+    height = sacrum[2] - below * jax.random.uniform(depth)
     level = low + (high - low) * jax.random.uniform(across)
 
     # The window lies anywhere on the slice; or, mostly, so that it holds the chosen vertebra.
@@ -174,6 +187,12 @@ def _grid(
     anywhere = lower[jnp.array(inner)] + u * room
     target = chosen[jnp.array(inner)]
     reach = jnp.maximum(0.5 * size * pixel - 25.0, 0.0)
+    if axis == 2:
+        level = jnp.where(pelvic, height, level)
+    else:
+        anywhere = anywhere.at[1].set(
+            jnp.where(pelvic, height - 0.5 * size[1] * pixel[1], anywhere[1])
+        )
     aimed = target + (2.0 * u - 1.0) * reach - 0.5 * size * pixel
     least = lower[jnp.array(inner)] + jnp.minimum(room, 0.0)
     aimed = jnp.clip(aimed, least, least + jnp.abs(room))
