@@ -86,6 +86,9 @@ def data_block() -> ConfigDict:
     # preprocess.spacing_mm along all axes (preprocess.mode = "isotropic").
     data.cube = ConfigDict()
     data.cube.size = (96, 96, 96)
+    # What the network takes of an earlier one's mask of the spine: "none" | its box, "crop" | its
+    # box and the mask as a second "channel".
+    data.cube.spine_prior = "crop"
     data.spine_free_fraction = 0.1  # share of training slices without any vertebra
     data.threads = 2  # Grain read threads
     data.prefetch = 4  # batches
@@ -183,6 +186,11 @@ def predict_block() -> ConfigDict:
             overlap=0.25,  # of neighbouring windows, share of `data.size`
             padding="zero",  # around slices, for patches: "zero" (empty) | "reflect"
             threshold=0.5,
+            # Of the task vertebra_recognition: around the box of the mask; variants of the spine
+            # that the decoder allows; leave vertebrae out that the scan cuts, as VerSe does.
+            margin_mm=20.0,
+            anomalies=("T13", "L6", "no T12", "no L5"),
+            drop_cut=False,
             opening_mm=0.0,  # radius of the opening within slices; 0: off
             min_component_ml=1.0,  # smaller pieces are dropped
             fill_holes=False,

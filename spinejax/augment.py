@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
 from spinejax.choices import check_choice
@@ -234,3 +235,38 @@ def resample_cube(
         map_coordinates(image, source, order=1, mode="constant", cval=fill_hu),
         map_coordinates(label, source, order=0, mode="constant", cval=0),
     )
+
+
+def worn_masks(keys: jax.Array, mask: jax.Array, image: jax.Array) -> jax.Array:
+    """Make true masks look like those that an earlier network predicts.
+
+    Outlines are moved in and out by about a voxel, patches are missing, and patches of what is
+    brighter than 150 HU and no vertebra are added. A fifth of the masks stays true.
+
+    Args:
+        keys: (b,) PRNG keys, one per cube.
+        mask: (b, x, y, z) bool.
+        image: (b, x, y, z) HU.
+
+    Returns:
+        (b, x, y, z) bool.
+    """
+
+    def one(key: jax.Array, mask: jax.Array, image: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, 7)
+
+        def blobs(key: jax.Array, voxels: int) -> jax.Array:
+            coarse = [-(-n // voxels) + 1 for n in mask.shape]
+            return jax.image.resize(jax.random.normal(key, coarse), mask.shape, "linear")
+
+        ones = mask.astype(jnp.float32)
+        soft = lax.reduce_window(ones, 0.0, lax.add, (3, 3, 3), (1, 1, 1), "SAME") / 27.0
+        outline = 0.5 + either_way(keys[0], 0.2, ()) + 0.25 * blobs(keys[1], 4)
+        missing = blobs(keys[2], 8) > jax.random.uniform(keys[3], minval=1.2, maxval=3.0)
+        added = (blobs(keys[4], 8) > jax.random.uniform(keys[5], minval=1.0, maxval=2.5)) & (
+            image > 150.0
+        )
+        worn = ((soft > outline) & ~missing) | added
+        return jnp.where(jax.random.bernoulli(keys[6], 0.2), mask, worn)
+
+    return jax.vmap(one)(keys, mask, image)

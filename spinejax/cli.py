@@ -119,9 +119,19 @@ def _checkpoint_flag(values: FlagValues) -> None:
     )
 
 
+def _second_flag(values: FlagValues) -> None:
+    flags.DEFINE_string(
+        "vertebrae",
+        "",
+        "Folder of a run that names vertebrae, to follow --workdir's; default: its own, if any.",
+        flag_values=values,
+    )
+
+
 def _evaluate_flags(values: FlagValues, argv: list[str]) -> None:
     _workdir_flag(values)
     _checkpoint_flag(values)
+    _second_flag(values)
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Which cases.", flag_values=values)
     flags.DEFINE_string(
         "data", "", "Folder of other CTs with masks to score instead.", flag_values=values
@@ -131,6 +141,7 @@ def _evaluate_flags(values: FlagValues, argv: list[str]) -> None:
 def _predict_flags(values: FlagValues, argv: list[str]) -> None:
     _workdir_flag(values)
     _checkpoint_flag(values)
+    _second_flag(values)
     flags.DEFINE_string("input", None, "A CT (NIfTI or MetaImage) or a folder.", flag_values=values)
     flags.DEFINE_string("output", None, "Folder for labels and pictures.", flag_values=values)
     flags.DEFINE_string(
@@ -257,6 +268,7 @@ def _evaluate(values: FlagValues) -> int:
         split=values.split,
         which=values.checkpoint,
         data=Path(values.data) if values.data else None,
+        second=Path(values.vertebrae) if values.vertebrae else None,
     )
 
 
@@ -269,6 +281,7 @@ def _predict(values: FlagValues) -> int:
         Path(values.output),
         reference=Path(values.reference) if values.reference else None,
         which=values.checkpoint,
+        second=Path(values.vertebrae) if values.vertebrae else None,
     )
 
 

@@ -6,33 +6,24 @@ import platform
 import re
 import sys
 import time
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from spinejax import scoring
+from spinejax import prediction, results, scoring
+from spinejax.data import centroids, found_scans, nifti, preprocess, scanfile, verse_names
 from spinejax.data import doctor as inventory
-from spinejax.data import found_scans, nifti, preprocess, scanfile, verse_names
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.inference import scan
 from spinejax.metrics import patches, slices
 from spinejax.metrics import summary as summarised
 from spinejax.models import summary
 from spinejax.reports import figures, tables
 from spinejax.tasks import build_task
-from spinejax.train import checkpoint, loop, parallel, patch_level, settings, setup
-from spinejax.volume import Volume
+from spinejax.train import loop, parallel, patch_level, settings, setup
 
 logger = logging.getLogger("spinejax")
-
-OTHER_SCALE = 1.5
-"""Scans whose pixels differ by more than this factor from those of training are warned of."""
 
 PACKAGES = (
     "jax",
@@ -70,9 +61,26 @@ def doctor(data: str | None) -> int:
 
 def summarize(config: ConfigDict) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of the config's network."""
-    settings.check_config(config)
-    task = build_task(config)
-    return summary.summarize(task.model, task.input_shape)
+    tables_ = []
+    for stage in _stages(config):
+        task = build_task(stage)
+        tables_.append(summary.summarize(task.model, task.input_shape))
+    return "\n\n".join(tables_)
+
+
+def _stages(config: ConfigDict) -> list[ConfigDict]:
+    """Return the config of a run, and that of its second network in a pipeline; both checked."""
+    stages = [config]
+    if prediction.SECOND in config:
+        stages.append(config[prediction.SECOND])
+    for stage in stages:
+        settings.check_config(stage)
+    if len(stages) > 1 and (config.task == prediction.CUBES or stages[1].task != prediction.CUBES):
+        raise InputError(
+            f"task={config.task} with {prediction.SECOND}.task={stages[1].task}: a pipeline "
+            f"segments the spine first; its second task is {prediction.CUBES}"
+        )
+    return stages
 
 
 def prepare(config: ConfigDict, workdir: Path) -> int:
@@ -103,19 +111,32 @@ def train(
             num_processes=num_processes if num_processes > 1 else None,
             process_id=process_id if num_processes > 1 else None,
         )
-    result = loop.train(config, workdir)
-    if result.interrupted:
-        print(f"interrupted at step {result.step}, saved; the same command resumes")
-    return bool(result.interrupted)
+    stages = _stages(config)
+    if len(stages) > 1:
+        build_task(stages[1])  # what it refuses is refused before the first has run
+    for stage, folder in zip(stages, (workdir, workdir / prediction.SECOND), strict=False):
+        result = loop.train(stage, folder)
+        if result.interrupted:
+            print(f"interrupted at step {result.step}, saved; the same command resumes")
+            return True
+    return False
 
 
-def evaluate(workdir: Path, *, split: str, which: str, data: Path | None = None) -> int:
+def evaluate(
+    workdir: Path,
+    *,
+    split: str,
+    which: str,
+    data: Path | None = None,
+    second: Path | None = None,
+) -> int:
     """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`.
 
     With `data`, every CT with a mask in that folder instead, whatever the run was trained on; the
-    results' folder has its name.
+    results' folder has its name. `second`: see `prediction.load`.
     """
-    config, variables = _load(workdir, which)
+    scanner = prediction.load(workdir, which, second)
+    config = scanner.config
     if data is None:
         cases = [(case.id, case.image, case.labels) for case in setup.cases(config, workdir)[split]]
     else:
@@ -125,22 +146,25 @@ def evaluate(workdir: Path, *, split: str, which: str, data: Path | None = None)
             split = f"folder_{split}"
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
-    predictor = load_predictor(config, variables, setup.recorded_pixels_mm(workdir))
     folder = workdir / "evaluation" / split
     started = time.time()
     scored, index, by_slice = {}, {}, {}
     numbers = scanfile.valid_labels(config.data.labels)
+    numbered = config.data.labels == "verse"
     for number, (case, image, labels) in enumerate(cases, 1):
         if image is None or labels is None:
             raise ValueError(f"case {case} is not usable")  # both ways return usable ones
         volume, reference = scanfile.read_pair(image, labels, valid=numbers)
-        prediction = _segment(predictor, volume, image, f"{number}/{len(cases)} {case}")
+        found = scanner.segment(volume, image, f"{number}/{len(cases)} {case}")
+        array = found.labels
         path = folder / "predictions" / f"{case}_seg.nii.gz"
-        nifti.write_labels(path, prediction, volume)
-        scored[case] = scoring.score_arrays(prediction, reference.array, volume.affine, case)
+        nifti.write_labels(path, array, volume)
+        scored[case] = scoring.score_arrays(
+            array, reference.array, volume.affine, case, vertebrae=found.named and numbered
+        )
         views = (
             preprocess.slice_view(array, volume.affine, config.data.plane)
-            for array in (prediction, reference.array)
+            for array in (array, reference.array)
         )
         by_slice[case] = slices.slice_dice(*views, axis=0)
         index[case] = {
@@ -156,6 +180,7 @@ def evaluate(workdir: Path, *, split: str, which: str, data: Path | None = None)
     print(summarised.case_table(scores))
     print(summarised.summary_table(scores))
     if config.task == "patch_classification" and data is None:
+        variables = prediction.load_run(workdir, which)[1]
         scores = patch_level.write_patch_level(config, variables, workdir, split, folder)
         print(patches.summary_table(scores))
     print(f"{len(cases)} cases in {time.time() - started:.0f} s; scores: {folder / 'scores.json'}")
@@ -169,19 +194,27 @@ def _within(workdir: Path, path: Path) -> str:
 
 
 def predict(
-    workdir: Path, source: Path, output: Path, *, reference: Path | None, which: str
+    workdir: Path,
+    source: Path,
+    output: Path,
+    *,
+    reference: Path | None,
+    which: str,
+    second: Path | None = None,
 ) -> int:
-    """Segment a CT or every CT of a folder; a file that fails is named and the rest go on."""
+    """Segment a CT or every CT of a folder; a file that fails is named and the rest go on.
+
+    `second`: see `prediction.load`. Named vertebrae come with their centroids.
+    """
     if scanfile.is_scan(output) and not output.is_dir():
         raise InputError(
             f"{output}: --output is a folder, files in it get the names of their scans"
         )
     paths = _scans(source)
     references = {} if reference is None else _references(reference, paths)
-    config, variables = _load(workdir, which)
+    scanner = prediction.load(workdir, which, second)
     output.mkdir(parents=True, exist_ok=True)
-    predictor = load_predictor(config, variables, setup.recorded_pixels_mm(workdir))
-    valid = scoring.comparable_labels(config.data.labels)
+    valid = scoring.comparable_labels(scanner.config.data.labels)
     failed = 0
     for case_id, path in paths.items():
         try:
@@ -189,23 +222,30 @@ def predict(
                 volume, truth = scanfile.read_pair(path, references[case_id], valid=valid)
             else:
                 volume, truth = scanfile.read_volume(path), None
-            labels = _segment(predictor, volume, path, case_id)
+            started = time.monotonic()
+            found = scanner.segment(volume, path, case_id)
         except InputError as error:
             if len(paths) == 1:
                 raise
             print(f"spinejax predict: error: {error}", file=sys.stderr)
             failed += 1
             continue
-        nifti.write_labels(output / f"{case_id}_seg.nii.gz", labels, volume)
+        taken = time.monotonic() - started
+        nifti.write_labels(output / f"{case_id}_seg.nii.gz", found.labels, volume)
+        if found.named:
+            points = found.centroids
+            centroids.write_centroids(output / f"{case_id}_ctd.json", points, volume)
+            centroids.write_markups(output / f"{case_id}_ctd.mrk.json", points, volume)
         figures.quicklook(
             volume,
-            labels,
+            found.labels,
             None if truth is None else truth.array,
             output / f"{case_id}_quicklook.png",
             title=case_id,
+            centroids=found.centroids,
         )
-        volume_ml = labels.sum(dtype=np.int64) * float(np.prod(volume.spacing_mm)) / 1000
-        print(f"{output / f'{case_id}_seg.nii.gz'}: {volume_ml:.0f} ml of spine")
+        words = results.describe(found, volume, taken)
+        print(f"{output / f'{case_id}_seg.nii.gz'}: {words}")
     if failed:
         raise InputError(f"{failed} of {len(paths)} scans failed (named above); the rest are done")
     return 0
@@ -233,85 +273,6 @@ def score(
     print(summarised.summary_table(scores))
     print(f"scores: {output}")
     return 0
-
-
-def _load(workdir: Path, which: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """Return the config and variables of a run; an incomplete or edited config is refused."""
-    config, variables = checkpoint.load_for_inference(workdir, which)
-    try:
-        settings.check_config(config)
-    except InputError as error:
-        raise InputError(f"{workdir / 'config.json'}: {error}") from error
-    return config, variables
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A trained network, ready for scans."""
-
-    predict_stack: scan.StackPredictor
-    settings: scan.ScanSettings
-    least_side: int
-    pixels_mm: tuple[float, float] | None
-
-
-def load_predictor(
-    config: ConfigDict, variables: Any, pixels_mm: tuple[float, float] | None = None
-) -> Predictor:
-    """Compile the network of a run for whole scans; `pixels_mm` are those it was trained on."""
-    task, how = build_task(config), config.predict
-    if task.stack_predictor is None:
-        raise InputError(
-            f"task={config.task} labels cubes, which cannot segment a scan slice by slice"
-        )
-    rows, columns, _ = task.input_shape
-    settings = scan.ScanSettings(
-        preprocess=preprocess.from_config(config.data),
-        size=(rows, columns),
-        normalise=config.data.normalise,
-        threshold=how.threshold,
-        opening_mm=how.opening_mm,
-        min_component_ml=how.min_component_ml,
-        fill_holes=how.fill_holes,
-    )
-    return Predictor(task.stack_predictor(variables), settings, task.least_side, pixels_mm)
-
-
-def _segment(predictor: Predictor, volume: Volume, path: Path, title: str) -> np.ndarray:
-    """Predict one scan with a progress bar, saying first how much memory it takes."""
-    grid = preprocess.slice_geometry(volume, predictor.settings.preprocess)
-    if min(grid.shape) < predictor.least_side:
-        raise InputError(
-            f"{path}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, smaller "
-            f"than the network's stride of {predictor.least_side}; give a larger scan"
-        )
-    _warn_of_scale(grid.spacing_mm, predictor.pixels_mm, path)
-    memory = scan.estimate_bytes(volume, predictor.settings) / 2**30
-    shape = "x".join(map(str, volume.shape))
-    print(f"{title}: {shape} voxels, about {memory:.1f} GiB beside the network", flush=True)
-    with tqdm(total=grid.n_slices, desc=title, unit="slice", leave=False) as bar:
-        return scan.predict_scan(
-            predictor.predict_stack, volume, predictor.settings, advance=bar.update
-        )
-
-
-def _warn_of_scale(
-    pixels_mm: tuple[float, float], trained_mm: tuple[float, float] | None, path: Path
-) -> None:
-    """Say that the network sees this scan larger or smaller than those it learnt from."""
-    if trained_mm is None:
-        return
-    low, high = trained_mm
-    if min(pixels_mm) * OTHER_SCALE < low or max(pixels_mm) > high * OTHER_SCALE:
-        logger.warning(
-            "%s: the network sees its slices in pixels of %.2f x %.2f mm and was trained on %.2f "
-            "to %.2f mm, so everything looks larger or smaller than it learnt; expect a poor "
-            "result, or train with data.preprocess.mode=resample",
-            path,
-            *pixels_mm,
-            low,
-            high,
-        )
 
 
 def _scans(source: Path) -> dict[str, Path]:

@@ -18,7 +18,8 @@ FLOORS = [
     {"inference", "scoring", "streams"},
     {"tasks"},
     {"train"},
-    {"reports"},
+    {"reports", "prediction"},
+    {"results"},
     {"commands", "arguments"},
     {"cli"},
 ]

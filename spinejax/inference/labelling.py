@@ -46,8 +46,10 @@ class Record:
     """Those of `ANOMALIES` that the spine shows."""
     skipped: tuple[int, ...]
     """VerSe ids of vertebrae between the labelled ones that were not found."""
+    cut: tuple[int, ...]
+    """VerSe ids of vertebrae that an end of the scan cuts."""
     dropped: tuple[int, ...]
-    """VerSe ids of vertebrae that an end of the scan cuts, where these were to be dropped."""
+    """Those of them that were dropped."""
     reversed: bool
     """Whether the sequence would be far more probable from foot to head (see `label_instances`)."""
 
@@ -145,12 +147,14 @@ def label_instances(
     best = decode(1, room)
     upside_down = decode(-1, (room[1], room[0]))
     to = np.zeros(256, np.uint8)
-    points, dropped = {}, []
+    points, cut_labels, dropped = {}, [], []
     for label in dict.fromkeys(best.labels):
         own = np.flatnonzero(np.array(best.labels) == label)
-        if drop_cut and cut[own].any():
-            dropped.append(label)
-            continue
+        if cut[own].any():
+            cut_labels.append(label)
+            if drop_cut:
+                dropped.append(label)
+                continue
         to[own + 1] = label
         points[label] = np.average(
             centroids[own], axis=0, weights=[items[i].volume_ml for i in own]
@@ -165,6 +169,7 @@ def label_instances(
         ),
         anomalies=best.anomalies,
         skipped=best.skipped,
+        cut=tuple(cut_labels),
         dropped=tuple(dropped),
         reversed=best.cost - upside_down.cost > REVERSED_BY,
     )

@@ -6,6 +6,8 @@ for a scan of 512 x 512 x 1000 voxels as for a small one.
 
 import io
 import os
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from spinejax import files, geometry, overlay
+from spinejax import files, geometry, labels, overlay
 from spinejax.volume import CANONICAL, PLANES, Volume
 
 _PIXELS = (1560, 980)
@@ -209,12 +211,39 @@ def printable(words: str, length: int) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
+def _name_vertebrae(
+    axes: Axes, panel: _Panel, centroids: Mapping[int, np.ndarray], volume: Volume
+) -> None:
+    """Write names of vertebrae where their bodies are, in planes that show several."""
+    if panel.plane == "axial":
+        return
+    array, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
+    to_canonical = np.linalg.inv(affine) @ volume.affine
+    rows, columns = panel.rgb.shape[:2]
+    across = 1 if panel.plane == "sagittal" else 0
+    shadow = [patheffects.withStroke(linewidth=2.5, foreground=_BACKGROUND)]
+    for label, point in centroids.items():
+        place = (geometry.voxel_to_world(to_canonical, point) + 0.5) / array.shape
+        axes.text(
+            place[across] * columns - 0.5,
+            (1 - place[2]) * rows - 0.5,
+            labels.name(label),
+            ha="center",
+            va="center",
+            color=_TEXT,
+            fontsize=9 if len(centroids) > 12 else 11,
+            fontweight="bold",
+            path_effects=shadow,
+        )
+
+
 def _figure(
     volume: Volume,
     prediction: np.ndarray,
     reference: np.ndarray | None,
     title: str,
     window_hu: tuple[float, float],
+    centroids: Mapping[int, np.ndarray],
 ) -> Figure:
     panels, scale = _panels(volume, prediction, reference, window_hu)
     total = sum(panel.rgb.shape[1] for panel in panels) + 2 * _GAP
@@ -268,6 +297,7 @@ def _figure(
         axes.imshow(panel.rgb, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
         _annotate(axes, panel, scale)
+        _name_vertebrae(axes, panel, centroids, volume)
         axes.set_xlim(-0.5, columns - 0.5)
         axes.set_ylim(rows - 0.5, -0.5)
         caption = f"{panel.plane.capitalize()}, slice {panel.index + 1} of {panel.count}"
@@ -284,6 +314,7 @@ def quicklook_png(
     *,
     title: str = "",
     window_hu: tuple[float, float] = overlay.BONE_WINDOW_HU,
+    centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
 ) -> bytes:
     """Return the quick-look picture as the bytes of a PNG; see `quicklook`."""
     for name, mask in (("prediction", prediction), ("reference", reference)):
@@ -291,7 +322,7 @@ def quicklook_png(
             raise ValueError(
                 f"`{name}` of shape {mask.shape} is not on the volume's grid {volume.array.shape}"
             )
-    figure = _figure(volume, prediction, reference, title, window_hu)
+    figure = _figure(volume, prediction, reference, title, window_hu, centroids)
     stream = io.BytesIO()
     # No `Software` tag: the same picture gives the same bytes whatever made it.
     figure.savefig(stream, format="png", metadata={"Software": None})
@@ -306,6 +337,7 @@ def quicklook(
     *,
     title: str = "",
     window_hu: tuple[float, float] = overlay.BONE_WINDOW_HU,
+    centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
 ) -> Path:
     """Write a picture of three planes through the spine with outlines of label maps.
 
@@ -321,6 +353,7 @@ def quicklook(
         path: the PNG to write; appears whole or not at all.
         title: printed on the picture; by default the file's name without `.png`.
         window_hu: (black, white) HU.
+        centroids: VerSe id -> (3,) voxel index; names are written there.
 
     Returns:
         `path`.
@@ -330,7 +363,12 @@ def quicklook(
     """
     path = Path(path)
     png = quicklook_png(
-        volume, prediction, reference, title=title or path.stem, window_hu=window_hu
+        volume,
+        prediction,
+        reference,
+        title=title or path.stem,
+        window_hu=window_hu,
+        centroids=centroids,
     )
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(png)

@@ -10,13 +10,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from spinejax import augment, labels, losses, streams
+from spinejax.choices import check_choice
 from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.cubes import CubeFeed
 from spinejax.data.pipeline import Feed
 from spinejax.errors import InputError
+from spinejax.inference.cascade import PRIORS
 from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, Task
+
+_WORN = 7  # sets the keys of masks apart from those of augmentation
 
 
 def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
@@ -24,6 +28,9 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
 
     What counts as right: a voxel of a vertebra that is given that vertebra's name. One that is
     given another's counts as a false positive and as a false negative.
+
+    With `data.cube.spine_prior="channel"` the network sees the mask of the spine besides the image:
+    in training the true one with the faults of a predicted one, in validation the true one.
     """
     model = record.network(config, axis_name, out_channels=labels.NUM_CLASSES, of="cubes")
     x, y, z = config.data.cube.size
@@ -44,17 +51,21 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
             f"task={config.task} needs masks that number vertebrae as VerSe does; data.labels="
             f"{config.data.labels} has no names to learn"
         )
+    prior = config.data.cube.spine_prior
+    check_choice("data.cube.spine_prior", prior, PRIORS)
+    seen = prior == "channel"
     mode = normalise.check_mode(config.data.normalise)
     loss_fn = losses.make_loss(config.loss)
     arrays = record.arrays_of(config, partial(augment.augment_cubes, fill_hu=how.fill_hu))
     class_of = np.zeros(labels.MAX_ID + 1, np.int32)
     class_of[list(labels.VERSE_IDS)] = labels.to_contiguous(np.array(labels.VERSE_IDS))
 
-    def network_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
-        return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
+    def network_input(image_hu: jax.Array, stats: jax.Array, spine: jax.Array) -> jax.Array:
+        x = normalise.network_input(image_hu, mode, how.range_hu, stats[:, None])
+        return jnp.stack([x, spine.astype(x.dtype)], -1) if seen else x[..., None]
 
     def init(key: jax.Array) -> dict[str, Any]:
-        x = jnp.zeros((1, *size, 1), jnp.float32)
+        x = jnp.zeros((1, *size, 1 + seen), jnp.float32)
         return dict(model.init({"params": key, "dropout": key}, x, train=False))
 
     def loss(
@@ -67,7 +78,11 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
     ) -> tuple[jax.Array, LossAux]:
         image, label = arrays(batch, keys)
         truth = jnp.asarray(class_of)[label]
-        x = network_input(image, batch["stats"])
+        spine = truth > 0
+        if seen and keys is not None:
+            own = jax.vmap(lambda key: jax.random.fold_in(key, _WORN))(keys.augment)
+            spine = augment.worn_masks(own, spine, image)
+        x = network_input(image, batch["stats"], spine)
         logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
         weight = batch["weight"]
         value = loss_fn(logits, truth, weight=weight, axis_name=axis_name)
@@ -75,9 +90,10 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         return value, LossAux(batch_stats, _counts(found, truth, weight), found > 0)
 
     def class_probability(
-        variables: Mapping[str, Any], image_hu: jax.Array, stats: jax.Array
+        variables: Mapping[str, Any], image_hu: jax.Array, spine: jax.Array, stats: jax.Array
     ) -> jax.Array:
-        logits, _ = model.apply(dict(variables), network_input(image_hu, stats), train=False)
+        x = network_input(image_hu.astype(jnp.float32), stats, spine)
+        logits, _ = model.apply(dict(variables), x, train=False)
         return jax.nn.softmax(logits.astype(jnp.float32))
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
@@ -87,7 +103,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
     return Task(
         "vertebra_recognition",
         model=model,
-        input_shape=(*size, 1),
+        input_shape=(*size, 1 + seen),
         init=init,
         loss=loss,
         stream=streams.of_cubes(config, size),

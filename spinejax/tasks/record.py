@@ -57,7 +57,7 @@ class Loss(Protocol):
         """Return the loss of a batch, equal on all devices of the axis, and the rest."""
 
 
-ClassProbability = Callable[[Mapping[str, Any], jax.Array, jax.Array], jax.Array]
+ClassProbability = Callable[[Mapping[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Task:
     feed: cached scans of "train" and "val" -> where batches come from.
     stack_predictor: variables -> what gives every pixel of a stack of slices its probability; None
         of cubes.
-    class_probability: (variables, image (b, x, y, z) HU, stats (b, 4)) -> (b, x, y, z, classes)
-        float32; None of slices and patches.
+    class_probability: (variables, image (b, x, y, z) HU, spine (b, x, y, z) 0 or 1, stats (b, 4))
+        -> (b, x, y, z, classes) float32; None of slices and patches.
     least_side: pixels that a slice must have at least to be predicted.
     sample: what a sample is called, in the plural.
     overlap: what the Dice of its counts is called.

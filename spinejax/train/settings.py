@@ -15,7 +15,9 @@ from spinejax.data.patches import LABEL_RULES, RUS_KINDS
 from spinejax.data.phantom.anatomy import RATES
 from spinejax.data.scanfile import LABELS
 from spinejax.errors import InputError
+from spinejax.inference.cascade import PRIORS
 from spinejax.inference.patch_scan import PADDINGS
+from spinejax.inference.sequence import ANOMALIES
 from spinejax.train.parallel import KINDS
 
 MOST_DIFFERENCES = 12  # that are named
@@ -154,6 +156,8 @@ _CHECKS: dict[str, _Check] = {
     "predict.batch_size": _integer(1),
     "predict.overlap": _number(0, 0.95),
     "predict.threshold": _number(0, 1),
+    "predict.margin_mm": _number(0),
+    "predict.drop_cut": _BOOLEAN,
     "predict.opening_mm": _number(0),
     "predict.min_component_ml": _number(0),
     "predict.fill_holes": _BOOLEAN,
@@ -192,6 +196,9 @@ def check_config(config: ConfigDict) -> None:
     check_choice("data.patches.rus", flat.get("data.patches.rus"), RUS_KINDS)
     check_choice("train.best", flat.get("train.best"), BEST)
     check_choice("predict.padding", flat.get("predict.padding"), PADDINGS)
+    check_choice("data.cube.spine_prior", flat.get("data.cube.spine_prior"), PRIORS)
+    for name in flat.get("predict.anomalies", ()):
+        check_choice("predict.anomalies", name, ANOMALIES)
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{key}={value!r} must be a finite number")

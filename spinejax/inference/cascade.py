@@ -1,0 +1,274 @@
+"""Naming the vertebrae of a whole scan: windows of a network of cubes, decoder, the scan's grid.
+
+The second step of paper A (Saeed et al. 2023, sections 3.1 and 3.8). Its first step, the mask of
+the spine, may narrow the scan to a box ("crop") and be what the network sees besides the image
+("channel"); it then also draws the outlines, and the second step gives them names.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from spinejax import geometry
+from spinejax.data import interpolate, normalise, preprocess
+from spinejax.inference.labelling import Record, label_vertebrae
+from spinejax.inference.volumes import CubePredictor, Size, layers, predict_classes
+from spinejax.metrics.bodies import body_centres
+from spinejax.volume import CANONICAL, LabelVolume, Volume
+
+PRIORS = ("none", "crop", "channel")
+"""What the second step takes of the first one's mask of the spine."""
+
+_CHUNK = 16  # slices
+
+
+@dataclass(frozen=True)
+class CubeSettings:
+    """How a scan's vertebrae are named.
+
+    Attributes:
+        preprocess: the preprocessing that the network was trained with, "isotropic".
+        normalise: its intensity mode; some need the statistics of the whole scan.
+        window: (x, y, z) voxels of its cubes.
+        overlap: least share of a window that its neighbour covers again.
+        batch_size: windows in one call.
+        prior: one of `PRIORS`.
+        margin_mm: around the box of the mask.
+        anomalies: those that the decoder allows, of `sequence.ANOMALIES`.
+        drop_cut: leave vertebrae out that an end of the scan cuts, as VerSe's annotation does.
+    """
+
+    preprocess: preprocess.SlicePreprocess
+    normalise: str
+    window: Size
+    overlap: float
+    batch_size: int
+    prior: str
+    margin_mm: float
+    anomalies: Collection[str]
+    drop_cut: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Vertebrae:
+    """Named vertebrae of a scan.
+
+    Attributes:
+        labels: (x, y, z) uint8 VerSe ids on the scan's own grid.
+        centroids: VerSe id -> (3,) voxel index of the body's centre in the scan's array.
+        record: what the decoder says.
+    """
+
+    labels: np.ndarray
+    centroids: dict[int, np.ndarray]
+    record: Record | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The part of a scan that is looked at: a canonical view, where it begins, its grids."""
+
+    volume: Volume
+    start: tuple[int, int, int]
+    whole: tuple[int, int, int]
+    grid: preprocess.SliceGeometry
+
+    @property
+    def shape(self) -> Size:
+        """Voxels of the network's grid."""
+        return (self.grid.n_slices, *self.grid.shape)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Of the network's grid."""
+        return (self.grid.slice_spacing_mm, *self.grid.spacing_mm)
+
+
+def _part(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> _Part | None:
+    """Return the box of the spine with a margin, or all; None if there is no spine."""
+    array, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
+    x, y, z = array.shape
+    box: tuple[slice, ...] = (slice(0, x), slice(0, y), slice(0, z))
+    if spine is not None:
+        tight = geometry.bounding_box(spine)
+        if tight is None:
+            return None
+        margins = [math.ceil(settings.margin_mm / mm) for mm in geometry.spacing_mm(affine)]
+        box = tuple(
+            slice(max(0, side.start - margin), min(n, side.stop + margin))
+            for side, margin, n in zip(tight, margins, array.shape, strict=True)
+        )
+    corner = np.array([side.start for side in box])
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ corner
+    inner = Volume(array[box], moved)
+    a, b, c = (int(side.start) for side in box)
+    grid = preprocess.slice_geometry(inner, settings.preprocess)
+    return _Part(inner, (a, b, c), (x, y, z), grid)
+
+
+def _canonical(mask: np.ndarray, volume: Volume) -> np.ndarray:
+    return geometry.reorient(mask, volume.affine, CANONICAL)[0]
+
+
+def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> int:
+    """Return about how many windows `label_scan` classifies, for a progress bar."""
+    used = None if spine is None or settings.prior == "none" else _canonical(spine, volume)
+    part = _part(volume, used, settings)
+    if part is None:
+        return 0
+    x, y, z = (max(n, side) for n, side in zip(part.shape, settings.window, strict=True))
+    return sum(len(c) for _, c in layers((x, y, z), settings.window, settings.overlap, None))
+
+
+def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
+    """Return about how much memory `label_scan` holds at most beside scan, mask and network.
+
+    One byte a voxel of the scan for the labels and one for the outline; on the network's grid, for
+    the whole scan, two bytes for HU, a few for classes, instances and their finding, twelve for the
+    nearest label; all classes of one layer of windows.
+    """
+    canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
+    grid = preprocess.slice_geometry(Volume(canonical, affine), settings.preprocess)
+    x, y, z = (
+        max(n, side) for n, side in zip((grid.n_slices, *grid.shape), settings.window, strict=True)
+    )
+    return (
+        2 * int(np.prod(volume.shape)) + 28 * x * y * z + 4 * classes * x * y * settings.window[2]
+    )
+
+
+def label_scan(
+    predict: CubePredictor,
+    volume: Volume,
+    spine: np.ndarray | None,
+    settings: CubeSettings,
+    *,
+    advance: Callable[[int], object] = lambda windows: None,
+) -> Vertebrae:
+    """Name the vertebrae of a scan.
+
+    Args:
+        predict: the network.
+        volume: the scan, any orientation and spacing.
+        spine: (x, y, z) mask of the first step on the scan's grid, or None without one.
+        settings: how.
+        advance: called with the number of windows done, for a progress bar.
+
+    Returns:
+        Labels and centroids on the scan's own grid; none of them and no record without a spine.
+    """
+    used = None if spine is None or settings.prior == "none" else _canonical(spine, volume)
+    labels = np.zeros(volume.shape, np.uint8)
+    part = _part(volume, used, settings)
+    if part is None:
+        return Vertebrae(labels, {}, None)
+    stats = np.zeros(4, np.float32)
+    if settings.normalise in normalise.NEED_STATS:
+        slabs = preprocess.preprocess_slabs(volume, settings.preprocess)
+        stats = normalise.scan_stats(image for _, image, _ in slabs)
+    image, mask = _stack(part, used, settings)
+    classes = predict_classes(
+        predict,
+        image,
+        mask,
+        stats,
+        window=settings.window,
+        overlap=settings.overlap,
+        batch_size=settings.batch_size,
+        fill=settings.preprocess.fill_hu,
+        advance=advance,
+    )
+    del image
+    height_mm = part.volume.spacing_mm[2]
+    top = part.whole[2] - part.start[2] - part.volume.shape[2]
+    named = label_vertebrae(
+        classes,
+        part.spacing_mm,
+        spine=None if mask is None else mask > 0,
+        beyond_mm=(top * height_mm, part.start[2] * height_mm),
+        anomalies=settings.anomalies,
+        drop_cut=settings.drop_cut,
+    )
+    if not named.record.labels:
+        return Vertebrae(labels, {}, None)
+    inner = _inner(_canonical(labels, volume), part)
+    _restore(named.array, part, None if used is None else _inner(used, part), inner)
+    found = body_centres(inner, part.volume.spacing_mm)
+    canonical = geometry.reorient(volume.array, volume.affine, CANONICAL)[1]
+    to_array = np.linalg.inv(volume.affine) @ canonical
+    centroids = {
+        label: geometry.voxel_to_world(to_array, found[label] + part.start)
+        for label in named.record.labels
+        if label in found
+    }
+    return Vertebrae(labels, centroids, named.record)
+
+
+def _inner(canonical: np.ndarray, part: _Part) -> np.ndarray:
+    """View of the part of a canonical array of the scan."""
+    box = (slice(s, s + n) for s, n in zip(part.start, part.volume.shape, strict=True))
+    return canonical[tuple(box)]
+
+
+def _stack(
+    part: _Part, spine: np.ndarray | None, settings: CubeSettings
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image int16 and mask uint8 of the part on the network's grid."""
+    image = np.empty(part.shape, np.int16)
+    mask = None if spine is None else np.empty(part.shape, np.uint8)
+    marks = None
+    if spine is not None:
+        marks = LabelVolume(_inner(spine, part).view(np.uint8), part.volume.affine)
+    how = replace(settings.preprocess, plane="sagittal")
+    for start, hu, label in preprocess.preprocess_slabs(part.volume, how, marks):
+        image[start : start + len(hu)] = hu
+        if mask is not None and label is not None:
+            mask[start : start + len(hu)] = label > 0
+    return image, mask
+
+
+def _restore(named: np.ndarray, part: _Part, spine: np.ndarray | None, out: np.ndarray) -> None:
+    """Write labels of the network's grid into `out` on the scan's.
+
+    Outlines are those of `spine`; without, where the interpolated foreground exceeds one half. A
+    voxel within takes the nearest label, if there is one within two voxels of the network's grid.
+    """
+    box = geometry.bounding_box(named)
+    if box is None:
+        return
+    wide = tuple(
+        slice(max(0, s.start - 3), min(n, s.stop + 3))
+        for s, n in zip(box, named.shape, strict=True)
+    )
+    inner = named[wide]
+    distance, nearest = ndimage.distance_transform_edt(
+        inner == 0, sampling=part.spacing_mm, return_indices=True
+    )
+    filled = named.copy()
+    filled[wide] = np.where(distance <= 2.0 * max(part.spacing_mm), inner[tuple(nearest)], 0)
+    del distance, nearest
+    index = [
+        interpolate.nearest(net, native) for native, net in zip(out.shape, part.shape, strict=True)
+    ]
+    outline = (
+        _outline(named, part, out.shape[1:]) if spine is None else lambda rows: spine[rows] > 0
+    )
+    for start in range(0, out.shape[0], _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        out[rows] = filled[index[0][rows]][:, index[1][:, None], index[2]] * outline(rows)
+
+
+def _outline(
+    named: np.ndarray, part: _Part, shape: tuple[int, ...]
+) -> Callable[[slice], np.ndarray]:
+    """Rows of the scan's grid -> where the interpolated foreground exceeds one half."""
+    inside = (named > 0).astype(np.float32)
+    for axis, length in enumerate(shape, start=1):
+        inside = interpolate.linear(inside, axis, length)
+    rows = part.volume.shape[0]
+    centres = np.clip(interpolate.centres_of(part.shape[0], rows), 0, part.shape[0] - 1)
+    return lambda wanted: interpolate.at(inside, 0, centres[wanted]) > 0.5

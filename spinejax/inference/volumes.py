@@ -1,0 +1,168 @@
+"""Every voxel of a scan by the name of its vertebra: a network of cubes in overlapping windows.
+
+Windows are weighted by a Gaussian, as nnU-Net does (Isensee et al., Nature Methods 2021): a voxel
+near a window's border has little context. Probabilities of all classes are held for one layer of
+windows only; layers are visited from foot to head, and what no later layer reaches is decided.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spinejax.geometry import window_starts
+
+Size = tuple[int, int, int]
+
+CubePredictor = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(image (b, x, y, z) int16 HU preprocessed, spine (b, x, y, z) uint8 0 or 1, stats (4,) of the
+scan) -> (b, x, y, z, c) float32 probabilities of the classes."""
+
+_SIGMA = 1 / 8  # of the window
+_LEAST_WEIGHT = 1e-3
+
+
+def gaussian_weights(window: Size) -> np.ndarray:
+    """Weight of each voxel of a window, (x, y, z) float32: 1 at the centre, never 0."""
+    weights = np.ones(window, np.float32)
+    for axis, length in enumerate(window):
+        offset = (np.arange(length) - (length - 1) / 2) / (length * _SIGMA)
+        shape = [1, 1, 1]
+        shape[axis] = length
+        weights *= np.exp(-0.5 * offset**2, dtype=np.float32).reshape(shape)
+    return np.maximum(weights, _LEAST_WEIGHT)
+
+
+def layers(
+    shape: Size, window: Size, overlap: float, spine: np.ndarray | None
+) -> Iterator[tuple[int, list[Size]]]:
+    """Yield the first slice of each layer of windows along z, and the corners of its windows.
+
+    Args:
+        shape: voxels of the scan, at least those of the window.
+        window: voxels of a window.
+        overlap: least share of a window that its neighbour covers again.
+        spine: windows without any voxel of this mask are left out; None keeps all.
+    """
+    starts = [window_starts(n, side, overlap) for n, side in zip(shape, window, strict=True)]
+    for z in starts[2]:
+        corners = [(x, y, z) for x in starts[0] for y in starts[1]]
+        yield z, [c for c in corners if spine is None or spine[_box(c, window)].any()]
+
+
+def _box(corner: Size, window: Size) -> tuple[slice, ...]:
+    return tuple(slice(c, c + side) for c, side in zip(corner, window, strict=True))
+
+
+def predict_classes(
+    predict: CubePredictor,
+    image: np.ndarray,
+    spine: np.ndarray | None,
+    stats: np.ndarray,
+    *,
+    window: Size,
+    overlap: float,
+    batch_size: int,
+    fill: int,
+    advance: Callable[[int], object] = lambda windows: None,
+) -> np.ndarray:
+    """Return the most probable class of every voxel.
+
+    Every call of `predict` has the same shape, so that it is compiled once. Scans smaller than
+    the window are padded around their centre.
+
+    Args:
+        predict: the network.
+        image: (x, y, z) int16 HU, preprocessed.
+        spine: (x, y, z) uint8, 1 where an earlier network saw vertebrae; None where there is none.
+            Windows without any of it are background.
+        stats: (4,) of the scan, where the normalisation needs them.
+        window: (x, y, z) voxels, the size that the network was trained with.
+        overlap: least share of a window that its neighbour covers again, in [0, 1).
+        batch_size: windows in one call.
+        fill: HU beyond the borders of the scan.
+        advance: called with the number of windows done since its last call.
+
+    Returns:
+        (x, y, z) uint8 classes.
+    """
+    before = [max(0, side - n) // 2 for n, side in zip(image.shape, window, strict=True)]
+    padding = [
+        (b, max(0, side - n) - b) for b, n, side in zip(before, image.shape, window, strict=True)
+    ]
+    image = np.pad(image, padding, constant_values=fill)
+    mask = None if spine is None else np.pad(spine, padding)
+    weights = gaussian_weights(window)[..., None]
+    x, y, z = image.shape
+    classes = np.zeros((x, y, z), np.uint8)
+    sums: np.ndarray | None = None
+    base = 0
+
+    def settle(slices: int) -> None:
+        """Decide the lowest slices of `sums`, and move the others down."""
+        nonlocal base
+        if sums is not None:
+            classes[:, :, base : base + slices] = sums[:, :, :slices].argmax(-1)
+            for row in sums:  # row by row, for the copy that an overlapping move takes
+                row[:, : window[2] - slices] = row[:, slices:].copy()
+                row[:, window[2] - slices :] = 0
+        base += slices
+
+    for start, corners in layers((x, y, z), window, overlap, mask):
+        settle(start - base)
+        for first in range(0, len(corners), batch_size):
+            chunk = corners[first : first + batch_size]
+            # A short last batch is filled up with its first window again.
+            full = chunk + chunk[:1] * (batch_size - len(chunk))
+            cubes = np.stack([image[_box(c, window)] for c in full])
+            masks = (
+                np.zeros(cubes.shape, np.uint8)
+                if mask is None
+                else np.stack([mask[_box(c, window)] for c in full])
+            )
+            found = predict(cubes, masks, stats)
+            if sums is None:
+                sums = np.zeros((x, y, window[2], found.shape[-1]), np.float32)
+            for corner, probability in zip(chunk, found, strict=False):
+                sums[_box(corner, window)[:2]] += weights * probability
+            advance(len(chunk))
+    settle(z - base)
+    inner = tuple(slice(b, b + n) for b, n in zip(before, _unpadded(image, padding), strict=True))
+    return np.ascontiguousarray(classes[inner])
+
+
+def _unpadded(image: np.ndarray, padding: list[tuple[int, int]]) -> list[int]:
+    return [n - sum(pad) for n, pad in zip(image.shape, padding, strict=True)]
+
+
+def make_cube_predictor(
+    probability: Callable[[Mapping[str, Any], jax.Array, jax.Array, jax.Array], jax.Array],
+    variables: Mapping[str, Any],
+    *,
+    batch_size: int,
+) -> tuple[CubePredictor, int]:
+    """Compile a network for windows of cubes, each batch divided among all local devices.
+
+    Args:
+        probability: (variables, image (b, x, y, z) HU, spine (b, x, y, z), stats (b, 4)) ->
+            (b, x, y, z, c).
+        variables: of the network.
+        batch_size: windows in a call, rounded up to a multiple of the number of devices.
+
+    Returns:
+        The predictor, and the number of windows that it takes.
+    """
+    devices = np.array(jax.local_devices())
+    mesh = Mesh(devices, ("data",))
+    over_devices = NamedSharding(mesh, PartitionSpec("data"))
+    held = jax.device_put(dict(variables), NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(probability)
+    rows = -(-batch_size // len(devices)) * len(devices)
+
+    def predict(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
+        batch = (image, spine, np.tile(stats, (rows, 1)))
+        return np.asarray(compiled(held, *jax.device_put(batch, over_devices)))
+
+    return predict, rows
