@@ -131,7 +131,8 @@ def score_arrays(
         name: what to call the case in warnings.
         vertebrae: whether to score each vertebra too, where both arrays hold VerSe ids.
         centroids: VerSe id -> (3,) voxel index of the reference's centroids, where vertebrae are
-            scored; None takes those of its mask.
+            scored: of bodies, and compared with the centres of the prediction's bodies
+            (`metrics.bodies`). None takes the centres of mass of both masks.
 
     Returns:
         The measurements. An empty reference is warned of on the logger "spinejax".
@@ -148,7 +149,9 @@ def score_arrays(
         distances=surface.surface_distances(prediction, reference, spacing),
         contours=boundary.count_boundary(prediction, reference, spacing, slice_axis=axial),
         bf_tolerance_mm=boundary.default_tolerance_mm(reference.shape, spacing, axial),
-        vertebrae=_vertebrae(prediction, reference, affine, centroids) if vertebrae else None,
+        vertebrae=(
+            vertebra_scores.of_scan(prediction, reference, affine, centroids) if vertebrae else None
+        ),
     )
     if score.counts.tp + score.counts.fn == 0:
         _log.warning(
@@ -343,21 +346,6 @@ def collect(
     if without:
         result["without_vertebrae"] = without
     return result
-
-
-def _vertebrae(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    affine: np.ndarray,
-    centroids: Mapping[int, np.ndarray] | None,
-) -> ScanScore | str:
-    """Scores per vertebra, or why there are none."""
-    why = identification.not_comparable(
-        identification.find_labels(prediction), identification.find_labels(reference)
-    )
-    if why is not None:
-        return why
-    return identification.score_scan(prediction, reference, affine, centroids)
 
 
 def _read_centroids(path: Path, reference: LabelVolume) -> Points | None:

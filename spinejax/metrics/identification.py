@@ -147,6 +147,7 @@ def score_scan(
     reference: np.ndarray,
     affine: np.ndarray,
     centroids: Mapping[int, np.ndarray] | None = None,
+    predicted: Mapping[int, np.ndarray] | None = None,
 ) -> ScanScore:
     """Measure each vertebra of a scan.
 
@@ -158,8 +159,8 @@ def score_scan(
         reference: the same shape, on the same grid.
         affine: (4, 4) of that grid.
         centroids: VerSe id -> (3,) voxel index of the reference's centroid; labels that the mask
-            does not have are passed over. None takes the centres of mass of the mask, as always
-            for the prediction.
+            does not have are passed over. None takes the centres of mass of the mask.
+        predicted: likewise of the prediction.
 
     Returns:
         The measurements.
@@ -172,8 +173,9 @@ def score_scan(
     points = (
         {label: one.centroid for label, one in true.items()} if centroids is None else centroids
     )
+    own = {label: one.centroid for label, one in found.items()} if predicted is None else predicted
     apart = identify(
-        {label: geometry.voxel_to_world(affine, one.centroid) for label, one in found.items()},
+        {k: geometry.voxel_to_world(affine, point) for k, point in own.items() if k in found},
         {k: geometry.voxel_to_world(affine, point) for k, point in points.items() if k in true},
     )
     spacing = np.asarray(geometry.spacing_mm(affine))

@@ -83,11 +83,12 @@ def vertebra_table(scores: Mapping[str, Any]) -> str:
 
     One line for all vertebrae, and one for each region of the spine that occurs.
     """
-    source = {"masks": "the masks", "files": "the given files"}.get(
-        scores["reference_centroids"], scores["reference_centroids"]
-    )
+    source = {
+        "masks": "centroids are the masks' centres of mass",
+        "files": "centroids are the given ones, and the centres of the prediction's bodies",
+    }.get(scores["reference_centroids"], scores["reference_centroids"])
     lines = [
-        f"vertebrae; the reference's centroids are those of {source}, the prediction's of its mask",
+        f"vertebrae; {source}",
         f"{'':<8}{'id.rate':>9}{'d_mean mm':>11}{'Dice':>9}{'number':>8}{'missed':>8}{'extra':>7}",
     ]
     rows = {"all": scores, **scores["per_region"]}

@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from spinejax import labels
-from spinejax.metrics import summary
+from spinejax import geometry, labels
+from spinejax.metrics import identification, summary
+from spinejax.metrics.bodies import body_centres
 from spinejax.metrics.identification import BINARY_PREDICTION, ScanScore, Vertebra
 
 EMPTY_AMONG_BINARY = "the prediction is empty, and the others are binary"
@@ -43,6 +44,32 @@ OF_SCAN = (
     "n_extra",
 )
 """What is written of each scan, beside `all_correct`."""
+
+
+def of_scan(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    affine: np.ndarray,
+    centroids: Mapping[int, np.ndarray] | None,
+) -> ScanScore | str:
+    """Scores per vertebra of one scan, or why there are none.
+
+    Args:
+        prediction: (x, y, z) VerSe ids.
+        reference: the same shape, on the same grid.
+        affine: (4, 4) of that grid.
+        centroids: VerSe id -> (3,) voxel index of the bodies of the reference, compared with those
+            of the prediction's mask; None compares the centres of mass of both masks.
+    """
+    why = identification.not_comparable(
+        identification.find_labels(prediction), identification.find_labels(reference)
+    )
+    if why is not None:
+        return why
+    predicted = None
+    if centroids is not None:
+        predicted = body_centres(prediction, geometry.spacing_mm(affine))
+    return identification.score_scan(prediction, reference, affine, centroids, predicted)
 
 
 def split(

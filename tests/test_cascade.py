@@ -1,0 +1,203 @@
+"""Naming a scan's vertebrae: box, grids, outlines, centroids, and what can go wrong."""
+
+import numpy as np
+import pytest
+
+from spinejax import geometry, labels
+from spinejax.data import scanfile
+from spinejax.data.preprocess import SlicePreprocess
+from spinejax.inference import cascade
+from spinejax.inference.sequence import ANOMALIES
+from spinejax.volume import Volume
+
+CLASS_OF = np.zeros(labels.MAX_ID + 1, int)
+CLASS_OF[list(labels.VERSE_IDS)] = labels.to_contiguous(np.array(labels.VERSE_IDS))
+STEP = 20  # HU between labels
+
+
+def settings(prior="crop", spacing_mm=2.0, **fields):
+    how = SlicePreprocess(
+        plane="sagittal",
+        smoothing_sigma_mm=0.0,
+        clamp_hu=(0.0, 1000.0),
+        mode="isotropic",
+        spacing_mm=spacing_mm,
+        size=(8, 8),
+        intensity="clamp",
+        smoothing_sigma_px=0.7,
+        smoothing_kernel_px=3,
+    )
+    values = dict(
+        preprocess=how,
+        normalise="sym",
+        window=(24, 24, 32),
+        overlap=0.5,
+        batch_size=2,
+        prior=prior,
+        margin_mm=10.0,
+        anomalies=ANOMALIES,
+        drop_cut=False,
+    )
+    return cascade.CubeSettings(**{**values, **fields})
+
+
+def look_up(cubes, masks, stats):
+    """A network that reads the label off the HU."""
+    ids = np.rint(cubes / STEP).astype(int).clip(0, labels.MAX_ID)
+    return np.eye(labels.NUM_CLASSES, dtype=np.float32)[CLASS_OF[ids]]
+
+
+def blocks(ids=(19, 20, 21, 22), spacing=(1.0, 1.0, 1.0), shape=(70, 80, 150)):
+    """Canonical labels of blocks one above the other, the first id at the head."""
+    array = np.zeros(shape, np.uint8)
+    x, y = (n // 2 for n in shape[:2])
+    for place, label in enumerate(ids):
+        top = shape[2] - 12 - 32 * place
+        array[x - 18 : x + 18, y - 16 : y + 16, top - 26 : top] = label
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    affine[:3, 3] = (40, 30, -900)
+    return array, affine
+
+
+def as_scan(array, affine, code="LPS"):
+    """Scan whose HU tell the labels, in any orientation, and the labels likewise."""
+    turned, moved = geometry.reorient(array, affine, code)
+    turned = np.ascontiguousarray(turned)
+    return Volume(turned.astype(np.int16) * STEP, moved), turned
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "ASL"])
+@pytest.mark.parametrize("prior", ["none", "crop", "channel"])
+def test_labels_and_centroids_are_on_the_scans_own_grid(code, prior):
+    volume, true = as_scan(*blocks(), code)
+    found = cascade.label_scan(look_up, volume, true > 0, settings(prior))
+    assert found.record.labels == (19, 20, 21, 22)
+    assert found.labels.shape == volume.shape and found.labels.dtype == np.uint8
+    assert (found.labels == true).mean() > 0.99
+    if prior != "none":  # the mask draws the outlines
+        np.testing.assert_array_equal(found.labels > 0, true > 0)
+    for label, point in found.centroids.items():
+        apart = (point - np.argwhere(true == label).mean(0)) * volume.spacing_mm
+        assert np.linalg.norm(apart) < 2.0
+
+
+def test_anisotropic_scan():
+    array, affine = blocks(spacing=(3.0, 0.5, 1.0), shape=(30, 160, 150))
+    array[:] = 0
+    for place, label in enumerate((19, 20, 21, 22)):
+        array[9:21, 50:110, 112 - 32 * place : 138 - 32 * place] = label
+    volume, true = as_scan(array, affine, "PIR")
+    found = cascade.label_scan(look_up, volume, true > 0, settings())
+    assert (found.labels == true).mean() > 0.99
+    assert found.record.labels == (19, 20, 21, 22)
+
+
+def test_no_spine_gives_empty_labels():
+    volume, true = as_scan(*blocks())
+    nothing = np.zeros_like(true)
+    found = cascade.label_scan(look_up, volume, nothing, settings())
+    assert not found.labels.any() and found.record is None and found.centroids == {}
+    empty = Volume(np.zeros_like(volume.array), volume.affine)
+    for spine in (true > 0, None):
+        found = cascade.label_scan(
+            look_up, empty, spine, settings("none" if spine is None else "crop")
+        )
+        assert not found.labels.any() and found.record is None
+
+
+def test_vertebrae_that_an_end_cuts_are_told_and_dropped_on_request():
+    array, affine = blocks()
+    volume, true = as_scan(array[:, :, 30:], affine)
+    kept = cascade.label_scan(look_up, volume, true > 0, settings())
+    assert kept.record.cut == (22,) and kept.record.dropped == ()
+    assert (kept.labels == 22).any()
+    dropped = cascade.label_scan(look_up, volume, true > 0, settings(drop_cut=True))
+    assert dropped.record.dropped == (22,) and not (dropped.labels == 22).any()
+    assert 22 not in dropped.centroids and dropped.record.labels == (19, 20, 21, 22)
+
+
+def test_a_face_of_the_box_is_no_end_of_the_scan():
+    """With a margin smaller than nothing the box ends at the vertebrae, the scan goes on."""
+    volume, true = as_scan(*blocks())
+    found = cascade.label_scan(look_up, volume, true > 0, settings(margin_mm=0.0))
+    assert found.record.cut == ()
+
+
+def test_one_slice_and_tiny_scans_do_not_fail():
+    array, affine = blocks()
+    for box in (np.s_[30:31], np.s_[:, 40:41], np.s_[:, :, 120:121], np.s_[34:36, 40:42, 120:123]):
+        volume, true = as_scan(array[box], affine)
+        found = cascade.label_scan(look_up, volume, true > 0, settings())
+        assert found.labels.shape == volume.shape
+
+
+def test_a_scan_upside_down_is_said():
+    array, affine = blocks(ids=(18, 19, 20, 21, 22), shape=(70, 80, 190))
+    volume, true = as_scan(array[:, :, ::-1].copy(), affine)
+    found = cascade.label_scan(look_up, volume, true > 0, settings())
+    assert found.record.reversed
+    assert not cascade.label_scan(
+        look_up, *as_scan(array, affine)[:1], array > 0, settings()
+    ).record.reversed
+
+
+def test_the_part_that_is_held_is_small(monkeypatch):
+    """Classes x scan is never held: one layer of windows is."""
+    volume, true = as_scan(*blocks())
+    sizes = []
+    zeros = np.zeros
+
+    def counting(shape, *args, **kwargs):
+        out = zeros(shape, *args, **kwargs)
+        sizes.append(out.nbytes)
+        return out
+
+    monkeypatch.setattr(np, "zeros", counting)
+    cascade.label_scan(look_up, volume, None, settings("none"))
+    grid = np.prod([n // 2 for n in volume.shape])
+    assert max(sizes) < 0.6 * grid * labels.NUM_CLASSES * 4
+    assert max(sizes) < cascade.estimate_bytes(volume, settings("none"), labels.NUM_CLASSES)
+
+
+def test_windows_are_counted_for_the_bar():
+    volume, true = as_scan(*blocks())
+    done = []
+    cascade.label_scan(look_up, volume, true > 0, settings(), advance=done.append)
+    assert sum(done) <= cascade.count_windows(volume, true > 0, settings())
+    assert cascade.count_windows(volume, np.zeros_like(true), settings()) == 0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        (
+            "verse/rawdata/sub-verse014/sub-verse014_ct.nii.gz",
+            "verse/derivatives/sub-verse014/sub-verse014_seg-vert_msk.nii.gz",
+        ),
+        (
+            "totalsegmentator/example_ct.nii.gz",
+            "totalsegmentator/example_vertebrae_verse-ids.nii.gz",
+        ),
+    ],
+)
+def test_true_classes_of_real_scans_come_back(real_data, files):
+    """A network that is right at 2 mm, on real masks: what grids and decoder lose."""
+    scan, mask = (real_data / file for file in files)
+    volume, reference = scanfile.read_pair(scan, mask, valid=None)
+    true = reference.array
+    answers = cascade._part(
+        volume, cascade._canonical((true > 0).view(np.uint8), volume), settings()
+    )
+    marks = cascade._inner(cascade._canonical(true, volume), answers)
+    net = marks[np.ix_(*(cascade.interpolate.nearest(a, b) for a, b in
+                         zip(marks.shape, answers.shape, strict=True)))]  # fmt: skip
+    calls = iter(())
+
+    def network(cubes, masks, stats):
+        return np.eye(labels.NUM_CLASSES, dtype=np.float32)[CLASS_OF[next(calls)]]
+
+    how = settings(window=tuple(net.shape), batch_size=1)
+    calls = iter([net[None]])
+    found = cascade.label_scan(network, volume, true > 0, how)
+    assert set(found.record.labels) == set(np.unique(true)) - {0}
+    assert (found.labels == true)[true > 0].mean() > 0.97

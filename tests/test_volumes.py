@@ -1,0 +1,92 @@
+"""Windows of cubes over a scan: what they cover, how they are joined, in how much memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinejax.inference import volumes
+
+NO_STATS = np.zeros(4, np.float32)
+
+
+def look_up(cubes, masks, stats):
+    """A network that gives each voxel the class that its HU say."""
+    return np.eye(5, dtype=np.float32)[cubes.astype(int)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 23)] * 3),
+    window=st.tuples(*[st.integers(2, 9)] * 3),
+    overlap=st.floats(0, 0.8),
+    batch_size=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_every_voxel_is_classified(shape, window, overlap, batch_size, seed):
+    image = np.random.default_rng(seed).integers(0, 5, shape).astype(np.int16)
+    done = []
+    found = volumes.predict_classes(
+        look_up,
+        image,
+        None,
+        NO_STATS,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        fill=0,
+        advance=done.append,
+    )
+    np.testing.assert_array_equal(found, image)
+    assert found.dtype == np.uint8
+    padded = tuple(max(n, side) for n, side in zip(shape, window, strict=True))
+    assert sum(done) == sum(len(c) for _, c in volumes.layers(padded, window, overlap, None))
+
+
+def test_joined_windows_are_the_weighted_mean_of_all():
+    rng = np.random.default_rng(3)
+    shape, window = (11, 9, 30), (6, 5, 8)
+    noise = rng.random((*shape, 3)).astype(np.float32)
+    image = np.arange(np.prod(shape)).reshape(shape).astype(np.int16)
+
+    def network(cubes, masks, stats):
+        place = np.unravel_index(cubes.astype(int), shape)
+        corner = cubes[:, :1, :1, :1].astype(int)  # windows differ in what they say of a voxel
+        return noise[place] + 0.3 * np.sin(corner[..., None] + np.arange(3))
+
+    whole, weight = np.zeros((*shape, 3)), volumes.gaussian_weights(window)[..., None]
+    for _, corners in volumes.layers(shape, window, 0.5, None):
+        for c in corners:
+            box = tuple(slice(a, a + n) for a, n in zip(c, window, strict=True))
+            whole[box] += weight * network(image[box][None], None, None)[0]
+    found = volumes.predict_classes(
+        network, image, None, NO_STATS, window=window, overlap=0.5, batch_size=3, fill=0
+    )
+    assert (found == whole.argmax(-1)).mean() > 0.999  # float32 against float64
+
+
+def test_windows_without_spine_are_left_out():
+    image = np.full((8, 8, 40), 2, np.int16)
+    spine = np.zeros(image.shape, np.uint8)
+    spine[3, 3, 20] = 1
+    seen = []
+
+    def network(cubes, masks, stats):
+        seen.append(int(masks.any((1, 2, 3)).sum()))
+        return look_up(cubes, masks, stats)
+
+    found = volumes.predict_classes(
+        network, image, spine, NO_STATS, window=(8, 8, 8), overlap=0.0, batch_size=1, fill=0
+    )
+    assert seen == [1]
+    assert np.flatnonzero(found.any((0, 1))).tolist() == list(range(16, 24))
+
+
+def test_gaussian_weights_peak_in_the_middle_and_never_vanish():
+    weights = volumes.gaussian_weights((16, 8, 32))
+    assert weights.min() == pytest.approx(1e-3)
+    assert weights.max() == weights[8, 4, 16]
+    np.testing.assert_allclose(weights, weights[::-1, ::-1, ::-1], rtol=1e-5)
+    # One standard deviation is an eighth of the window.
+    ratio = weights[8, 4, 15 + 4] / weights[8, 4, 15]
+    assert ratio == pytest.approx(np.exp(-0.5 * ((3.5 / 4) ** 2 - (0.5 / 4) ** 2)), rel=1e-4)
