@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spinejax import geometry, labels
-from spinejax.data import scanfile
+from spinejax.data import interpolate, scanfile
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference import cascade
 from spinejax.inference.sequence import ANOMALIES
@@ -185,19 +185,16 @@ def test_true_classes_of_real_scans_come_back(real_data, files):
     scan, mask = (real_data / file for file in files)
     volume, reference = scanfile.read_pair(scan, mask, valid=None)
     true = reference.array
-    answers = cascade._part(
-        volume, cascade._canonical((true > 0).view(np.uint8), volume), settings()
-    )
-    marks = cascade._inner(cascade._canonical(true, volume), answers)
-    net = marks[np.ix_(*(cascade.interpolate.nearest(a, b) for a, b in
-                         zip(marks.shape, answers.shape, strict=True)))]  # fmt: skip
-    calls = iter(())
+    spine = cascade._canonical((true > 0).view(np.uint8), volume)
+    part = cascade._part(volume, spine, settings())
+    marks = cascade._inner(cascade._canonical(true, volume), part)
+    sides = zip(marks.shape, part.shape, strict=True)
+    net = marks[np.ix_(*(interpolate.nearest(native, side) for native, side in sides))]
 
     def network(cubes, masks, stats):
-        return np.eye(labels.NUM_CLASSES, dtype=np.float32)[CLASS_OF[next(calls)]]
+        return np.eye(labels.NUM_CLASSES, dtype=np.float32)[CLASS_OF[net[None]]]
 
     how = settings(window=tuple(net.shape), batch_size=1)
-    calls = iter([net[None]])
     found = cascade.label_scan(network, volume, true > 0, how)
     assert set(found.record.labels) == set(np.unique(true)) - {0}
     assert (found.labels == true)[true > 0].mean() > 0.97

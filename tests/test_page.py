@@ -8,7 +8,7 @@ import pytest
 from configs import chasppraunet
 from spinejax.data import nifti
 from spinejax.errors import InputError
-from spinejax.reports import sections
+from spinejax.reports import facts
 from spinejax.reports.page import write_report
 from spinejax.reports.pictures import chosen_cases
 from spinejax.volume import Volume
@@ -277,4 +277,4 @@ def test_bad_workdirs_get_one_line_each(tmp_path):
 )
 def test_durations_in_words(seconds, words):
     expected = "1 h 40 min" if words == "100 min" else words
-    assert sections.duration(seconds) == expected
+    assert facts.duration(seconds) == expected

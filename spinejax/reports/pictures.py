@@ -9,6 +9,7 @@ import numpy as np
 from spinejax.data import scanfile
 from spinejax.data.pairs import match_labels
 from spinejax.errors import InputError
+from spinejax.metrics.bodies import body_centres
 from spinejax.reports import figures, markup, tables
 from spinejax.reports.run import Run
 from spinejax.volume import Volume
@@ -62,7 +63,14 @@ def _picture(run: Run, case: str) -> str:
         volume, masks = read_case(run, case)
     except InputError as error:
         return f'<p class="missing">No picture: {escape(str(error))}</p>'
-    png = figures.quicklook_png(volume, masks["prediction"], masks.get("labels"), title=case)
+    named = tables.item(run.evaluations[run.split or ""], "cases", case, "vertebrae")
+    png = figures.quicklook_png(
+        volume,
+        masks["prediction"],
+        masks.get("labels"),
+        title=case,
+        centroids=body_centres(masks["prediction"], volume.spacing_mm) if named else {},
+    )
     words = f"{case}: sagittal, coronal and axial slice with outlines"
     return f'<div class="frame"><img alt="{escape(words)}" src="{markup.png_uri(png)}"></div>'
 

@@ -1,29 +1,27 @@
 """The sections of a run's page, each a function from the run to HTML. All text is escaped."""
 
-import json
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from html import escape
-from typing import Any
 
 from spinejax import __version__
 from spinejax.reports import (
     charts,
     errors,
+    facts,
     network_figures,
     patch_sections,
     pictures,
     slices,
     tables,
     tables_b,
+    vertebra_sections,
 )
 from spinejax.reports.markup import command, count, table
 from spinejax.reports.run import Run
 from spinejax.reports.style import CSS
 from spinejax.train import log
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _SPLIT_WORDS = {
     "test": ("held-out", "never seen in training"),
     "val": ("validation", "used to choose the best checkpoint"),
@@ -44,6 +42,7 @@ def page(run: Run, before: Run | None = None) -> str:
         f'<header><p class="kind">{escape(name)} · {escape(str(run.workdir))}</p>'
         f"<h1>{shown}</h1>{_lead(run)}{_key_figures(run)}{_notes(run)}</header>",
         scores(run),
+        vertebra_sections.vertebrae(run),
         patch_sections.patch_scores(run),
         pictures.best_median_worst(run),
         errors.where_it_errs(run, before),
@@ -53,7 +52,7 @@ def page(run: Run, before: Run | None = None) -> str:
         training(run),
         network_figures.network_section(run),
         beside_papers(run),
-        what_ran(run),
+        facts.what_ran(run),
         f"<footer>Written by spinejax {escape(__version__)}, {datetime.now():%Y-%m-%d %H:%M}. "
         "For research; not a medical device.</footer>",
     ]
@@ -120,11 +119,16 @@ def _key_figures(run: Run) -> str:
         if score is not None:
             more = "" if right is None else f"accuracy {right:.3f}"
             items.append(("Patches, F-score", f"{score:.3f}", more))
+    named = vertebra_sections.scores_of(run) or {}
+    if isinstance(named.get("id_rate"), float):
+        dice = tables.finite(named.get("dice_mean"))
+        more = "" if dice is None else f"Dice of a vertebra {dice:.3f}"
+        items.append(("Vertebrae named right", f"{100 * named['id_rate']:.0f} %", more))
     if run.parameters is not None:
         items.append(("Parameters", f"{run.parameters:,}", ""))
     seconds = run.record.get("seconds")
     if isinstance(seconds, int | float):
-        items.append(("Training took", duration(seconds), ""))
+        items.append(("Training took", facts.duration(seconds), ""))
     if not items:
         return ""
     cells = "".join(
@@ -132,16 +136,6 @@ def _key_figures(run: Run) -> str:
         for name, value, more in items
     )
     return f'<dl class="key-figures">{cells}</dl>'
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in words: "48 s", "12 min", "3 h 20 min"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _trained_on(run: Run) -> list[str]:
@@ -340,60 +334,4 @@ def beside_paper(run: Run) -> str:
         "these rows for this network and setting. They are here for orientation; they may not be "
         f"compared with ours.</p>{unscored}{table(header, html)}"
         f"<h3>Why not</h3><ul>{reasons}</ul></section>"
-    )
-
-
-def _plain(value: Any) -> str:
-    """Return any recorded value in words."""
-    if isinstance(value, str) and _TIME.fullmatch(value):
-        return f"{value[:10]} {value[11:16]} UTC"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
-
-
-def what_ran(run: Run) -> str:
-    """Return config, cases, hardware, versions, commit and times, as far as recorded."""
-    record = run.record
-    facts: list[tuple[str, str]] = []
-    model = run.config.get("model")
-    if isinstance(model, Mapping):
-        facts.append(("Network", str(model.get("name", ""))))
-    facts += [
-        (name, _plain(record[key]))
-        for name, key in (
-            ("Parameters", "parameters"),
-            ("Hardware", "hardware"),
-            ("Devices", "devices"),
-            ("Processes", "processes"),
-            ("Started", "started"),
-            ("Finished", "finished"),
-            ("Times started", "starts"),
-            ("Commit", "commit"),
-            ("Versions", "versions"),
-        )
-        if record.get(key) not in (None, "", {}, [])
-    ]
-    seconds = record.get("seconds")
-    if isinstance(seconds, int | float):
-        facts.append(("Time", duration(seconds)))
-    cases = record.get("cases")
-    if isinstance(cases, Mapping):
-        counts = [f"{len(ids)} {split}" for split, ids in cases.items() if isinstance(ids, list)]
-        facts.append(("Scans", ", ".join(counts)))
-    facts.append(("Seed", _plain(run.config.get("seed", tables.DASH))))
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
-    missing = (
-        ""
-        if record
-        else '<p class="nothing">There is no run.json: hardware and times were not recorded.</p>'
-    )
-    config = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
-    return (
-        f'<section><h2>What ran</h2>{missing}<dl class="facts">{items}</dl>'
-        f"<details><summary>The whole config</summary><pre>{config}</pre></details></section>"
     )
