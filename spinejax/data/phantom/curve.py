@@ -96,6 +96,7 @@ def curve(
     step = np.diff(levels.TILT_DEG) * 1.0
     bend = _bend(draws, who)
     steps = jnp.asarray(step) * bend[jnp.asarray(_REGION)]
+    steps = steps + jnp.asarray(levels.STEP_SD_DEG) * draws.normal(SLOTS)
     # A wedge leans everything above it forwards; discs make up for a part of it.
     broken = ill["fracture"]
     height = size["h"] / jnp.maximum(1.0 - 0.5 * (broken["front"] + broken["behind"]), 0.3)

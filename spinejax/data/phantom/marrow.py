@@ -40,7 +40,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    cancellous = voltage * spine["cancellous"] * jnp.exp(0.42 * n[0] + 0.05 * own[0] - 0.5)
+    cancellous = voltage * spine["cancellous"] * jnp.exp(0.42 * n[0] + 0.12 * own[0] - 0.5)
     cortical = voltage * spine["cortical"] * (1.10 + 0.15 * n[1])
     # Degeneration makes bone under endplates dense.
     worn = spine["wear"]
