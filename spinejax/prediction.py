@@ -21,7 +21,7 @@ from spinejax.errors import InputError
 from spinejax.inference import cascade, scan
 from spinejax.inference.labelling import Record
 from spinejax.inference.volumes import make_cube_predictor
-from spinejax.tasks import build_task
+from spinejax.tasks import Task, build_task
 from spinejax.train import checkpoint, settings, setup
 from spinejax.volume import Volume
 
@@ -119,16 +119,11 @@ def load(workdir: Path, which: str, second: Path | None = None) -> Scanner:
     return Scanner(config, both)
 
 
-def _masker(
-    config: ConfigDict, variables: Any, pixels_mm: tuple[float, float] | None
-) -> Callable[[Volume, Path, str], np.ndarray]:
-    """Return what segments the spine; `pixels_mm` are those that the run was trained on."""
-    task, how = build_task(config), config.predict
-    if task.stack_predictor is None:
-        raise ValueError(f"task={config.task} segments no slices")
-    predict = task.stack_predictor(variables)
+def scan_settings(config: ConfigDict, task: Task) -> scan.ScanSettings:
+    """Return how a run of slices or patches predicts a scan."""
+    how = config.predict
     rows, columns, _ = task.input_shape
-    scans = scan.ScanSettings(
+    return scan.ScanSettings(
         preprocess=preprocess.from_config(config.data),
         size=(rows, columns),
         normalise=config.data.normalise,
@@ -137,6 +132,34 @@ def _masker(
         min_component_ml=how.min_component_ml,
         fill_holes=how.fill_holes,
     )
+
+
+def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.CubeSettings:
+    """Return how a run of cubes names the vertebrae of a scan, `batch_size` windows in a call."""
+    how = config.predict
+    x, y, z, _ = task.input_shape
+    return cascade.CubeSettings(
+        preprocess=preprocess.from_config(config.data),
+        normalise=config.data.normalise,
+        window=(x, y, z),
+        overlap=how.overlap,
+        batch_size=batch_size,
+        prior=config.data.cube.spine_prior,
+        margin_mm=how.margin_mm,
+        anomalies=how.anomalies,
+        drop_cut=how.drop_cut,
+    )
+
+
+def _masker(
+    config: ConfigDict, variables: Any, pixels_mm: tuple[float, float] | None
+) -> Callable[[Volume, Path, str], np.ndarray]:
+    """Return what segments the spine; `pixels_mm` are those that the run was trained on."""
+    task = build_task(config)
+    if task.stack_predictor is None:
+        raise ValueError(f"task={config.task} segments no slices")
+    predict = task.stack_predictor(variables)
+    scans = scan_settings(config, task)
 
     def find(volume: Volume, path: Path, title: str) -> np.ndarray:
         grid = preprocess.slice_geometry(volume, scans.preprocess)
@@ -155,24 +178,13 @@ def _masker(
 
 def _namer(config: ConfigDict, variables: Any) -> Callable[..., Result]:
     """Return what names vertebrae: as `Segment`, with the mask of the spine if there is one."""
-    task, how = build_task(config), config.predict
+    task = build_task(config)
     if task.class_probability is None:
         raise ValueError(f"task={config.task} names no vertebrae")
     predict, rows = make_cube_predictor(
-        task.class_probability, variables, batch_size=how.batch_size
+        task.class_probability, variables, batch_size=config.predict.batch_size
     )
-    x, y, z, _ = task.input_shape
-    cubes = cascade.CubeSettings(
-        preprocess=preprocess.from_config(config.data),
-        normalise=config.data.normalise,
-        window=(x, y, z),
-        overlap=how.overlap,
-        batch_size=rows,
-        prior=config.data.cube.spine_prior,
-        margin_mm=how.margin_mm,
-        anomalies=how.anomalies,
-        drop_cut=how.drop_cut,
-    )
+    cubes = cube_settings(config, task, rows)
 
     def name(volume: Volume, path: Path, title: str, spine: np.ndarray | None = None) -> Result:
         used = cubes if spine is not None else replace(cubes, prior="none")

@@ -1,0 +1,246 @@
+"""Two runs as one pipeline, from the command line: what it writes, and which runs do not fit."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from configs import cascade, unet3d
+from spinejax import prediction
+from spinejax.cli import main
+from spinejax.data.centroids import read_centroids
+from spinejax.data.scanfile import read_volume
+from spinejax.errors import InputError
+from spinejax.train.loop import train
+from tests.cli_runs import fails
+from tests.tiny_run import tiny_config
+
+IDS = (19, 20, 21)
+AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
+
+
+def write_scans(root, cases=5):
+    """Write scans of three blocks whose HU tell their names."""
+    for number in range(cases):
+        rng = np.random.default_rng(number)
+        mask = np.zeros((24, 32, 48), np.uint8)
+        y = int(rng.integers(6, 12))
+        for place, label in enumerate(IDS):
+            mask[4:20, y : y + 14, 33 - 15 * place : 45 - 15 * place] = label
+        image = np.where(mask > 0, 300 + 150 * (mask - 19.0), -50) + rng.normal(0, 8, mask.shape)
+        for folder, array in (("images", image.astype(np.int16)), ("labels", mask)):
+            path = root / folder / f"case{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, AFFINE), path)
+    return root
+
+
+def second_config(root, prior):
+    config = unet3d.get_config("debug")
+    config.model.widths = (8, 16)
+    config.model.norm = "none"  # names are told by HU, which a norm of few voxels takes away
+    config.data.preprocess.clamp_hu = (-200.0, 800.0)
+    config.data.root = str(root)
+    config.data.split = "ratio"
+    config.data.cube.size = (16, 16, 32)
+    config.data.cube.spine_prior = prior
+    config.data.normalise = "sym"
+    config.augment.enabled = False
+    config.train.steps = 120
+    config.train.batch_size = 2
+    config.train.eval_every_epochs = 1000.0
+    config.train.pictures = 0
+    config.optim.learning_rate = 1e-2
+    config.predict.min_component_ml = 0.0
+    return config
+
+
+def pipeline_config(root, prior="channel"):
+    first = tiny_config(root, **{"data.preprocess.spacing_mm": 2.0, "train.steps": 60})
+    first.data.preprocess.clamp_hu = (-200.0, 800.0)
+    first.data.normalise = "sym"
+    first.model.norm = "none"
+    first.model.dropout = 0.0
+    first.augment.enabled = False
+    first.optim.learning_rate = 0.01
+    first.optim.ema_decay = 0.0
+    first.train.eval_every_epochs = 1000.0
+    return cascade.join(first, second_config(root, prior))
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return write_scans(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="module")
+def run(scans, tmp_path_factory):
+    """A pipeline trained as `spinejax train` does, in one folder."""
+    from spinejax import commands
+
+    workdir = tmp_path_factory.mktemp("pipeline")
+    interrupted = commands.train(
+        pipeline_config(scans), workdir, coordinator="", num_processes=1, process_id=0,
+        under_slurm=False,
+    )  # fmt: skip
+    assert not interrupted
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def alone(scans, tmp_path_factory):
+    """A run that names vertebrae without any mask."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train(second_config(scans, "crop"), workdir, progress=False)
+    return workdir
+
+
+def case_of(run):
+    return json.loads((run / "run.json").read_text())["cases"]["test"][0]
+
+
+def test_predict_writes_labels_centroids_and_a_picture(scans, run, tmp_path, capsys):
+    case = case_of(run)
+    ct = scans / "images" / f"{case}.nii.gz"
+    truth = np.asarray(nib.load(scans / "labels" / f"{case}.nii.gz").dataobj)
+    assert main(["predict", f"--workdir={run}", f"--input={ct}", f"--output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "T12-L2, 3 vertebrae" in printed and " s, " in printed and " GB" in printed
+    image = nib.load(tmp_path / f"{case}_seg.nii.gz")
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(image.affine, AFFINE)
+    labels = np.asarray(image.dataobj)
+    assert (labels == truth)[truth > 0].mean() > 0.9
+    points = read_centroids(tmp_path / f"{case}_ctd.json", read_volume(ct))
+    assert tuple(points) == IDS
+    for label, point in points.items():
+        assert np.linalg.norm((point - np.argwhere(truth == label).mean(0)) * 2.0) < 4.0
+    markups = json.loads((tmp_path / f"{case}_ctd.mrk.json").read_text())["markups"][0]
+    assert [p["label"] for p in markups["controlPoints"]] == ["T12", "L1", "L2"]
+    assert (tmp_path / f"{case}_quicklook.png").stat().st_size > 10_000
+
+
+def test_evaluate_and_report_say_who_is_named_right(run, capsys):
+    assert main(["evaluate", f"--workdir={run}", "--checkpoint=latest"]) == 0
+    assert "id.rate" in capsys.readouterr().out
+    scores = json.loads((run / "evaluation" / "test" / "scores.json").read_text())
+    assert scores["summary"]["vertebrae"]["id_rate"] == 1.0
+    assert scores["summary"]["vertebrae"]["dice_mean"] > 0.9
+    assert main(["report", f"--workdir={run}"]) == 0
+    html = (run / "report.html").read_text()
+    assert "Names of the vertebrae" in html and "Vertebrae named right" in html
+    assert "Second network" in html
+
+
+def test_two_runs_that_were_trained_apart_are_joined(scans, run, alone, tmp_path, capsys):
+    """The second is that of --vertebrae, not the folder's own."""
+    first = tmp_path / "first"
+    shutil.copytree(run, first, ignore=shutil.ignore_patterns("vertebrae", "evaluation"))
+    ct = scans / "images" / "case0.nii.gz"
+    arguments = ["predict", f"--workdir={first}", f"--input={ct}", f"--output={tmp_path / 'out'}"]
+    assert main(arguments) == 0
+    assert "ml of spine" in capsys.readouterr().out
+    assert main([*arguments, f"--vertebrae={alone}"]) == 0
+    assert "T12-L2, 3 vertebrae" in capsys.readouterr().out
+
+
+def test_a_run_of_cubes_works_alone(scans, alone, tmp_path, capsys):
+    ct = scans / "images" / "case0.nii.gz"
+    arguments = ["predict", f"--workdir={alone}", f"--input={ct}", f"--output={tmp_path}"]
+    assert main(arguments) == 0
+    assert "T12-L2, 3 vertebrae" in capsys.readouterr().out
+
+
+def test_a_scan_without_spine_gives_empty_labels_and_a_clear_line(run, tmp_path, capsys):
+    path = tmp_path / "air_ct.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((20, 30, 40), -1000, np.int16), AFFINE), path)
+    out = tmp_path / "out"
+    assert main(["predict", f"--workdir={run}", f"--input={path}", f"--output={out}"]) == 0
+    assert "no vertebra found, labels are empty" in capsys.readouterr().out
+    (labels,) = out.glob("*_seg.nii.gz")
+    assert not np.asarray(nib.load(labels).dataobj).any()
+    (points,) = out.glob("*_ctd.json")
+    assert json.loads(points.read_text()) == [{"direction": ["L", "P", "S"]}]
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 48), (24, 1, 48), (24, 40, 1)])
+def test_scans_one_slice_thick(shape, run, tmp_path, capsys):
+    path = tmp_path / "thin_ct.nii.gz"
+    rng = np.random.default_rng(0)
+    array = rng.integers(-100, 600, shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, AFFINE), path)
+    status = main(["predict", f"--workdir={run}", f"--input={path}", f"--output={tmp_path / 'o'}"])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    if status:  # smaller than the network's stride: said in one line
+        assert "give a larger scan" in printed.err
+    else:
+        (labels,) = (tmp_path / "o").glob("*_seg.nii.gz")
+        assert nib.load(labels).shape == shape
+
+
+def test_mirrored_and_upside_down_headers_are_followed(scans, run, tmp_path):
+    """The same body, stored with other axes, gives the same labels of the same places."""
+    case = case_of(run)
+    ct = nib.load(scans / "images" / f"{case}.nii.gz")
+    array = np.asarray(ct.dataobj)
+    flipped = AFFINE.copy()
+    flipped[2, 2] *= -1
+    flipped[2, 3] = AFFINE[2, 2] * (array.shape[2] - 1)
+    nib.save(nib.Nifti1Image(array[:, :, ::-1], flipped), tmp_path / "turned_ct.nii.gz")
+    scanner = prediction.load(run, "latest")
+    plain = read_volume(scans / "images" / f"{case}.nii.gz")
+    turned = read_volume(tmp_path / "turned_ct.nii.gz")
+    one = scanner.segment(plain, tmp_path, "a").labels
+    other = scanner.segment(turned, tmp_path, "b").labels
+    assert (one == other[:, :, ::-1]).mean() > 0.999
+
+
+def test_exchanged_and_unfit_runs_are_refused(scans, run, alone, tmp_path, capsys):
+    out = tmp_path / "out"
+    ct = scans / "images" / "case0.nii.gz"
+    rest = [f"--input={ct}", f"--output={out}"]
+    words = ("exchange", "--vertebrae")
+    fails(capsys, ["predict", f"--workdir={alone}", f"--vertebrae={run}", *rest], *words)
+    words = ("slice_segmentation", "names no vertebrae")
+    fails(capsys, ["predict", f"--workdir={run}", f"--vertebrae={run}", *rest], *words)
+    second = run / "vertebrae"
+    words = ("needs the mask of an earlier one", f"--vertebrae={second}")
+    fails(capsys, ["predict", f"--workdir={second}", *rest], *words)
+    fails(capsys, ["evaluate", f"--workdir={run}", f"--vertebrae={tmp_path / 'no'}"], "no")
+    assert not out.exists()
+
+
+def test_a_pipeline_that_cannot_work_is_refused_before_it_trains(scans, tmp_path):
+    from spinejax import commands
+
+    def refused(config, word):
+        with pytest.raises(InputError, match=word):
+            commands.train(
+                config, tmp_path / "run", coordinator="", num_processes=1, process_id=0,
+                under_slurm=False,
+            )  # fmt: skip
+        assert not (tmp_path / "run").exists()
+
+    swapped = second_config(scans, "crop")
+    swapped.vertebrae = tiny_config(scans)
+    refused(swapped, "segments the spine first")
+    odd = pipeline_config(scans)
+    odd.vertebrae.data.cube.size = (16, 16, 15)
+    refused(odd, "multiples of")
+    wrong = pipeline_config(scans)
+    wrong.vertebrae.predict.anomalies = ("L7",)
+    refused(wrong, "L7")
+
+
+def test_both_networks_read_the_same_scans():
+    config = cascade.get_config()
+    config.data.root = "somewhere"
+    config.data.fold = 3
+    config.seed = 5
+    second = config.vertebrae
+    assert (second.data.root, second.data.fold, second.seed) == ("somewhere", 3, 5)
+    assert second.data.cube.spine_prior == "channel"
+    assert cascade.get_config("phantom").vertebrae.data.source == "phantom_stream"
