@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import (
+    cascade,
     chasppraunet,
     common,
     demo,
@@ -29,6 +30,7 @@ from spinejax.volume import Volume
 
 PACKAGE = Path(__file__).parents[1] / "spinejax"
 EXPERIMENTS = {
+    "cascade": cascade,
     "chasppraunet": chasppraunet,
     "demo": demo,
     "mrunet": mrunet,
@@ -74,6 +76,9 @@ def test_each_experiment_can_be_built(name, argument):
     config = EXPERIMENTS[name].get_config(argument)
     check_config(config)
     assert build_task(config).least_side <= min(config.data.size)
+    if "vertebrae" in config:
+        check_config(config.vertebrae)
+        assert build_task(config.vertebrae).name == "vertebra_recognition"
 
 
 @pytest.mark.parametrize("net", opconvnet.NETS)

@@ -40,7 +40,13 @@ def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
     lengths = jnp.asarray(np.array([0.0 if c == "lean" else 1.0 for c in COLUMNS]))
     size = jnp.where(lengths > 0, scale * (1.0 + along), 1.0)
     values = draws.settled(jnp.asarray(_TABLE) * shared * own * size)
-    return {name: values[:, i] for i, name in enumerate(COLUMNS)}
+    sizes = {name: values[:, i] for i, name in enumerate(COLUMNS)}
+    # The last spinous process is often small, and no more than a ridge on some.
+    u = draws.uniform(2)
+    low = jnp.arange(SLOTS) >= levels.L5
+    sizes["sy"] = sizes["sy"] * jnp.where(low, 1.0 - 0.35 * u[0] ** 2, 1.0)
+    sizes["sh"] = sizes["sh"] * jnp.where(low, 1.0 - 0.6 * u[1] ** 2, 1.0)
+    return sizes
 
 
 def _forms(draws: Draws, size: dict[str, Array], who: dict[str, Array]) -> dict[str, Array]:

@@ -104,12 +104,12 @@ DISTANCES_MM = np.array(
 TILT_DEG = np.array(
     [-5, -10, -7, -2, 4, 9, 15]
     + [21, 22, 21, 18, 14, 9, 4, 0, -4, -8, -11, -13, -14]
-    + [-15, -11, -2, 9, 25, 30, 46],
+    + [-15, -11, -2, 10, 26, 31, 49],
     np.float32,
 )
 """How far each axis leans forward, from C1 to the sacrum: lordosis, kyphosis, lordosis."""
 
-STEP_SD_DEG = np.array([1.0] * 21 + [1.5, 2.5, 4.0, 2.0, 6.0], np.float32)
+STEP_SD_DEG = np.array([1.0] * 21 + [2.0, 3.0, 4.0, 2.0, 8.0], np.float32)
 """How much people differ in the lean from each slot to the next, most where loin meets sacrum."""
 
 # Capsules of the two vertebrae that are unlike the rest, as (x0 y0 z0, x1 y1 z1, brush x y z,

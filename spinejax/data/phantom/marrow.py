@@ -96,7 +96,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "cortical": jnp.mean(cortical) * (0.8 + 0.35 * u[7]),
         "shell": 0.4 + 1.4 * u[8],
         # Fatty marrow is common in the pelvis: a dark core within a bright shell.
-        "cancellous": jnp.mean(cancellous) * (0.05 + 0.95 * u[9]),
+        "cancellous": jnp.mean(cancellous) * (0.05 + 1.15 * u[9]),
         "grain": voltage * 14.0 * u[10],
         "dense": voltage * 320.0 * u[1],
         "voltage": voltage,

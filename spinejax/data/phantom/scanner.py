@@ -116,7 +116,10 @@ def protocol(
     # Motion: seldom, and of a few millimetres.
     moves = u[17] < 0.06
     tilted = u[18] < 0.10
-    turn = jnp.deg2rad(jnp.array([2.5, 1.5, 2.5]) * n[0:3])
+    # Pillows and reformatting along the column turn the body most in the sagittal plane, and more
+    # in short scans, which follow a part of the column, than in long ones.
+    nod = 8.0 * jnp.minimum(1.0, 200.0 / extent[2])
+    turn = jnp.deg2rad(jnp.stack([nod, jnp.asarray(1.5), jnp.asarray(2.5)]) * n[0:3])
     wide = jnp.maximum(extent[0], extent[1])
     waves = n[10:18].reshape(2, 4) * jnp.array([0.03, 0.03, 0.02, 3.0])
     circle = (u[19] < 0.3) & jnp.asarray(_TRUNK)[kind]
