@@ -159,17 +159,19 @@ def test_cancellous_and_cortical_bone_have_the_hu_of_real_scans(spines):
 
 
 def test_no_single_threshold_segments_the_vertebrae():
-    p = plain(jax.random.key(3))
-    affine = np.diag([3.0, 3.0, 3.0, 1.0])
-    lumbar = np.asarray(p["spine"]["origin"])[21]
-    affine[:3, 3] = lumbar - np.array([150.0, 150.0, 120.0])
-    hu, label = acquisition.render_volume(p, (100, 80, 80), affine, 1.2)
-    truth = label > 0
-    best = 0.0
-    for threshold in range(50, 1000, 25):
-        found = hu > threshold
-        best = max(best, 2 * (found & truth).sum() / (found.sum() + truth.sum()))
-    assert best < 0.6
+    """On three real scans the best threshold of each has a Dice of 0.35 to 0.63."""
+    thresholds, dice = range(50, 1000, 25), []
+    for seed in range(6):
+        p = plain(jax.random.key(seed))
+        affine = np.diag([3.0, 3.0, 3.0, 1.0])
+        lumbar = np.asarray(p["spine"]["origin"])[21]
+        affine[:3, 3] = lumbar - np.array([150.0, 150.0, 120.0])
+        hu, label = acquisition.render_volume(p, (100, 80, 80), affine, 1.2)
+        truth = label > 0
+        found = [hu > threshold for threshold in thresholds]
+        dice.append([2 * (f & truth).sum() / (f.sum() + truth.sum()) for f in found])
+    assert np.mean(dice, 0).max() < 0.6  # one for all
+    assert np.max(dice, 1).mean() < 0.65  # the best for each person
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def _bend(draws: Draws, who: dict[str, Array]) -> Array:
     u = draws.uniform(4)
     flat = jnp.array([0.14, 0.05, 0.10 + 0.15 * who["worn"]])
     bend = jnp.where(u[:3] < flat, 0.25 * bend, bend)  # straightened
-    old = 0.90 + 0.25 * who["brittle"] + jnp.where(u[3] < 0.06, 0.6, 0.0)  # hyperkyphosis
+    old = 0.85 + 0.35 * who["brittle"] + jnp.where(u[3] < 0.06, 0.6, 0.0)  # hyperkyphosis
     bend = bend.at[1].multiply(old)
     # Neck and loin make up for the chest.
     return bend + jnp.array([0.4, 0.0, 0.5]) * jnp.maximum(bend[1] - 1.0, 0.0)
