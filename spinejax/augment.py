@@ -262,6 +262,7 @@ def worn_masks(keys: jax.Array, mask: jax.Array, image: jax.Array) -> jax.Array:
         ones = mask.astype(jnp.float32)
         soft = lax.reduce_window(ones, 0.0, lax.add, (3, 3, 3), (1, 1, 1), "SAME") / 27.0
         outline = 0.5 + either_way(keys[0], 0.2, ()) + 0.25 * blobs(keys[1], 4)
+        outline = jnp.clip(outline, 0.05, 0.95)
         missing = blobs(keys[2], 8) > jax.random.uniform(keys[3], minval=1.2, maxval=3.0)
         added = (blobs(keys[4], 8) > jax.random.uniform(keys[5], minval=1.0, maxval=2.5)) & (
             image > 150.0

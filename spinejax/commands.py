@@ -83,15 +83,20 @@ def _stages(config: ConfigDict) -> list[ConfigDict]:
     return stages
 
 
+def _in_folders(config: ConfigDict, workdir: Path) -> list[tuple[ConfigDict, Path]]:
+    """Return the configs of `_stages`, each with the folder of its run."""
+    return list(zip(_stages(config), (workdir, workdir / prediction.SECOND), strict=False))
+
+
 def prepare(config: ConfigDict, workdir: Path) -> int:
     """Preprocess and cache every case that the config would train on, evaluate and test."""
-    settings.check_config(config)
-    cached = setup.prepare(config, workdir)
-    for split, cases in cached.items():
-        slices = sum(case.image.shape[0] for case in cases)
-        print(f"{split:<6}{len(cases):>5} cases {slices:>8} slices")
-    if config.task == "patch_classification":
-        print("\n".join(patch_level.describe(config, cached)))
+    for stage, folder in _in_folders(config, workdir):
+        cached = setup.prepare(stage, folder)
+        for split, cases in cached.items():
+            slices = sum(case.image.shape[0] for case in cases)
+            print(f"{split:<6}{len(cases):>5} cases {slices:>8} slices")
+        if stage.task == "patch_classification":
+            print("\n".join(patch_level.describe(stage, cached)))
     return 0
 
 
@@ -111,10 +116,10 @@ def train(
             num_processes=num_processes if num_processes > 1 else None,
             process_id=process_id if num_processes > 1 else None,
         )
-    stages = _stages(config)
-    if len(stages) > 1:
-        build_task(stages[1])  # what it refuses is refused before the first has run
-    for stage, folder in zip(stages, (workdir, workdir / prediction.SECOND), strict=False):
+    stages = _in_folders(config, workdir)
+    for stage, _ in stages[1:]:
+        build_task(stage)  # what it refuses is refused before the first has run
+    for stage, folder in stages:
         result = loop.train(stage, folder)
         if result.interrupted:
             print(f"interrupted at step {result.step}, saved; the same command resumes")

@@ -131,7 +131,35 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
     assert main(["report", f"--workdir={run}"]) == 0
     html = (run / "report.html").read_text()
     assert "Names of the vertebrae" in html and "Vertebrae named right" in html
-    assert "Second network" in html
+    assert "Second network" in html and "Training of the second network" in html
+
+
+def test_a_pipeline_goes_on_with_moved_data_and_other_ways_to_predict(scans, run, tmp_path, capsys):
+    from spinejax import commands
+
+    moved = shutil.copytree(scans, tmp_path / "moved")
+    again = shutil.copytree(run, tmp_path / "run")
+    config = pipeline_config(moved)
+    config.vertebrae.predict.overlap = 0.25
+
+    def train_again():
+        return commands.train(
+            config, again, coordinator="", num_processes=1, process_id=0, under_slurm=False
+        )
+
+    assert not train_again()
+    assert capsys.readouterr().out.count("nothing to do") == 2
+    config.vertebrae.optim.learning_rate = 0.5
+    with pytest.raises(InputError, match="vertebrae.optim.learning_rate"):
+        train_again()
+
+
+def test_both_data_sets_of_a_pipeline_are_prepared(scans, tmp_path, capsys):
+    from spinejax import commands
+
+    commands.prepare(pipeline_config(scans), tmp_path / "run")
+    assert capsys.readouterr().out.count("train ") == 2
+    assert (tmp_path / "run" / "vertebrae" / "cache").is_dir()
 
 
 def test_two_runs_that_were_trained_apart_are_joined(scans, run, alone, tmp_path, capsys):

@@ -278,6 +278,9 @@ def training(run: Run) -> str:
             f"lowest validation loss {loss:.3g}, {when}{'; its network is kept' if kept else ''}",
         )
     drawn = charts.curves(records, "F-score" if run.is_patches else "Dice", best)
+    second = log.read_metrics(run.workdir / "vertebrae")
+    if second:
+        drawn += f"<h3>Training of the second network</h3>{charts.curves(second)}"
     return (
         f"<section><h2>Training</h2>{drawn}"
         '<p class="nothing">Training values are those of the batches just before each step, '

@@ -242,6 +242,12 @@ def _tuples(value: Any) -> Any:
     return value
 
 
+def _is_free(key: str) -> bool:
+    """Whether no parameter depends on a key: one of `FREE_KEYS` or of `predict`, of either run."""
+    key = key.removeprefix("vertebrae.")
+    return key in FREE_KEYS or key.startswith("predict.")
+
+
 def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     """Refuse to go on in `workdir` with a config that would train something else.
 
@@ -254,9 +260,7 @@ def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     differing = [
         f"{key} (there {before.get(key, missing)!r}, now {after.get(key, missing)!r})"
         for key in sorted(before | after)
-        if before.get(key, missing) != after.get(key, missing)
-        and key not in FREE_KEYS
-        and not key.startswith("predict.")
+        if before.get(key, missing) != after.get(key, missing) and not _is_free(key)
     ]
     if differing:
         # What the run is comes before its details.

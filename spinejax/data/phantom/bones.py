@@ -35,8 +35,8 @@ def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
     return jnp.argsort(~hit, stable=True), jnp.sum(hit)
 
 
-def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array]:
-    """Distance to the sacrum, and to its canal and foramina."""
+def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array]:
+    """Distance to the sacrum, and to its canal and foramina; how dense it is (`bones`)."""
     x, y, z = local(p, frame)
     m = frame["scale"]
     down = jnp.maximum(-z, 0.0)
@@ -84,7 +84,8 @@ def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array]:
     holes = jnp.minimum(canal, pipe)
     d = shapes.smooth_max(d, jnp.where(y < 0.8 * depth, top, -FAR), 2.0)
     d = shapes.smooth_max(d, -gap, 1.0)
-    return shapes.smooth_max(d, -holes, 1.5), holes
+    plate = frame["dense"] * jnp.exp(-jnp.maximum(-top, 0.0) / 4.0) * (radial < 1.1)
+    return shapes.smooth_max(d, -holes, 1.5), holes, plate
 
 
 def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array]:
@@ -93,7 +94,7 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array]:
     Returns:
         That distance; the distance to the canal and the foramina of the sacrum; and how dense the
         bone's inside is, from 0 to 1 in the head of a femur and in the socket's roof, which bear
-        the weight of the body.
+        the weight of the body, and under a worn disc.
     """
     far = jnp.full(p.shape[:1], FAR)
 
@@ -128,9 +129,12 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array]:
         return shapes.capsules(x, y, z, frame["parts"], 4.0)
 
     sacrum = parameters["sacrum"]
-    d, holes = when(close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum), (far, far))
-    hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, jnp.zeros_like(far)))
-    d = jnp.minimum(d, hip)
+    none = jnp.zeros_like(far)
+    d, holes, plate = when(
+        close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum), (far, far, none)
+    )
+    hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, none))
+    d, dense = jnp.minimum(d, hip), jnp.maximum(dense, plate)
     for name, draw, low, high in (
         ("head", head, -90.0, 400.0),
         ("shoulder", shoulder, -160.0, 180.0),

@@ -126,6 +126,11 @@ def pathology(
     u = draws.uniform(5, SLOTS)
     gas = jnp.where((wear > 0.55) & (u[0] < 0.45) & ~_CERVICAL, 0.4 + 1.2 * u[1], -9.0)
     sclerosis = 260.0 * jnp.maximum(wear - 0.35, 0.0) * u[2]
+    # The last discs collapse: bone nearly meets bone, and is dense on both sides.
+    last = jnp.asarray(_SLOT >= levels.L1 + 3)
+    collapsed = last & (draws.uniform(SLOTS) < 0.6 * wear**2)
+    narrow = jnp.where(collapsed, 0.65 + 0.3 * draws.uniform(SLOTS), narrow)
+    sclerosis = jnp.where(collapsed, 120.0 + 350.0 * draws.uniform(SLOTS), sclerosis)
     # Flowing ossification in front of at least four thoracic vertebrae, of the old: DISH.
     dish = (draws.uniform() < 0.22 * worn) & (who["age"] > 45)
     first = 11 + (4 * draws.uniform()).astype(jnp.int32)

@@ -159,7 +159,7 @@ def surroundings(
     Args:
         draws: Random numbers.
         spine: As in `anatomy`, filled places first.
-        sacrum: Origin (3,) and rotation (3, 3) of its first segment.
+        sacrum: As for `skeleton.frames`.
         present: (26,) which slots are filled.
         origin: (27, 3) centroids, filled places first, the sacrum at index `count`.
         count: How many places are filled.
