@@ -1,17 +1,16 @@
-"""The demo: phantoms, a small pipeline of two networks, two CPU cores, minutes.
+"""The demo: phantoms, a small CHASPPRAU-Net, two CPU cores, minutes.
 
     make demo
 
-A CHASPPRAU-Net finds the spine in slices and an MRU-Net names the vertebrae in coarse cubes. The
-training steps draw them, each of another person, and a few scans of yet other ones are written to
-validate and test on. The code path is the real one, only the sizes are small. It shows that
-everything works on this machine; what such networks make of patients is measured with
-`cascade.py:phantom`.
+The training step draws synthetic slices, each of another person, and a few scans of yet other ones
+are written to validate and test on. The code path is the real one, only the sizes are small. It
+shows that everything works on this machine; what such a network makes of patients is measured with
+`phantom_to_real.py`.
 """
 
 from ml_collections import ConfigDict
 
-from configs import cascade, chasppraunet, common
+from configs import chasppraunet, common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -41,17 +40,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
-    second = cascade.phantom_vertebrae()
-    second.data.cube.size = (32, 32, 80)
-    second.train.steps = 600
-    second.train.batch_size = 1
-    second.optim.ema_decay = 0.98
     if args.debug:
         config.model.widths = (4, 8)
         config.data.phantom.cases = 2
         config.data.size = (32, 32)
         config.train.steps = 4
         config.train.batch_size = 2
-        second.data.cube.size = (16, 16, 16)
-        second.train.steps = 2
-    return cascade.join(config, second)
+    return config
