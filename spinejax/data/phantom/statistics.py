@@ -25,6 +25,7 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry, labels
+from spinejax.data.phantom import tissues
 from spinejax.volume import CANONICAL
 
 Statistics = dict[str, dict[str, float]]
@@ -186,7 +187,8 @@ def measure_hu(
             found["scan"]["bright_elsewhere"] = int(np.count_nonzero(bright & ~avoid)) / total
         box, parts, depth = layers(mask, spacing)
         for name, part in parts.items():
-            values = hu[box][part].astype(np.float32)
+            # What a file stores below air lies outside the scan circle, and is as low as its type.
+            values = np.maximum(hu[box][part].astype(np.float32), tissues.AIR_HU)
             if values.size:
                 levels = np.percentile(values, PERCENTILES)
                 found[f"{name}_hu"] = {
