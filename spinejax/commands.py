@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spinejax import prediction, results, scoring
+from spinejax import prediction, scoring
 from spinejax.data import centroids, found_scans, nifti, preprocess, scanfile, verse_names
 from spinejax.data import doctor as inventory
 from spinejax.errors import InputError
@@ -249,7 +249,7 @@ def predict(
             title=case_id,
             centroids=found.centroids,
         )
-        words = results.describe(found, volume, taken)
+        words = prediction.describe(found, volume, taken)
         print(f"{output / f'{case_id}_seg.nii.gz'}: {words}")
     if failed:
         raise InputError(f"{failed} of {len(paths)} scans failed (named above); the rest are done")

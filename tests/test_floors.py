@@ -19,7 +19,6 @@ FLOORS = [
     {"tasks"},
     {"train"},
     {"reports", "prediction"},
-    {"results"},
     {"commands", "arguments"},
     {"cli"},
 ]

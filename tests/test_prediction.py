@@ -48,11 +48,11 @@ def second_config(root, prior):
     config.data.cube.spine_prior = prior
     config.data.normalise = "sym"
     config.augment.enabled = False
-    config.train.steps = 120
+    config.train.steps = 240
     config.train.batch_size = 2
     config.train.eval_every_epochs = 1000.0
     config.train.pictures = 0
-    config.optim.learning_rate = 1e-2
+    config.optim.learning_rate = 5e-3
     config.predict.min_component_ml = 0.0
     return config
 

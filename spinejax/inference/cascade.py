@@ -7,7 +7,7 @@ the spine, may narrow the scan to a box ("crop") and be what the network sees be
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -223,8 +223,7 @@ def _stack(
     marks = None
     if spine is not None:
         marks = LabelVolume(_inner(spine, part).view(np.uint8), part.volume.affine)
-    how = replace(settings.preprocess, plane="sagittal")
-    for start, hu, label in preprocess.preprocess_slabs(part.volume, how, marks):
+    for start, hu, label in preprocess.preprocess_slabs(part.volume, settings.preprocess, marks):
         image[start : start + len(hu)] = hu
         if mask is not None and label is not None:
             mask[start : start + len(hu)] = label > 0

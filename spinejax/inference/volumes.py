@@ -88,10 +88,9 @@ def predict_classes(
     Returns:
         (x, y, z) uint8 classes.
     """
-    before = [max(0, side - n) // 2 for n, side in zip(image.shape, window, strict=True)]
-    padding = [
-        (b, max(0, side - n) - b) for b, n, side in zip(before, image.shape, window, strict=True)
-    ]
+    shape = image.shape
+    before = [max(0, side - n) // 2 for n, side in zip(shape, window, strict=True)]
+    padding = [(b, max(0, side - n) - b) for b, n, side in zip(before, shape, window, strict=True)]
     image = np.pad(image, padding, constant_values=fill)
     mask = None if spine is None else np.pad(spine, padding)
     weights = gaussian_weights(window)[..., None]
@@ -129,12 +128,8 @@ def predict_classes(
                 sums[_box(corner, window)[:2]] += weights * probability
             advance(len(chunk))
     settle(z - base)
-    inner = tuple(slice(b, b + n) for b, n in zip(before, _unpadded(image, padding), strict=True))
+    inner = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
     return np.ascontiguousarray(classes[inner])
-
-
-def _unpadded(image: np.ndarray, padding: list[tuple[int, int]]) -> list[int]:
-    return [n - sum(pad) for n, pad in zip(image.shape, padding, strict=True)]
 
 
 def make_cube_predictor(

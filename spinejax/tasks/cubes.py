@@ -64,10 +64,6 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         x = normalise.network_input(image_hu, mode, how.range_hu, stats[:, None])
         return jnp.stack([x, spine.astype(x.dtype)], -1) if seen else x[..., None]
 
-    def init(key: jax.Array) -> dict[str, Any]:
-        x = jnp.zeros((1, *size, 1 + seen), jnp.float32)
-        return dict(model.init({"params": key, "dropout": key}, x, train=False))
-
     def loss(
         params: Any,
         batch_stats: Any,
@@ -104,7 +100,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         "vertebra_recognition",
         model=model,
         input_shape=(*size, 1 + seen),
-        init=init,
+        init=record.initial(model, (*size, 1 + seen)),
         loss=loss,
         stream=streams.of_cubes(config, size),
         feed=feed,

@@ -50,10 +50,6 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
     def to_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)
 
-    def init(key: jax.Array) -> dict[str, Any]:
-        x = jnp.zeros((1, n, n, 1), jnp.float32)
-        return dict(model.init({"params": key, "dropout": key}, x, train=False))
-
     def loss(
         params: Any,
         batch_stats: Any,
@@ -73,6 +69,7 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         found = logits[:, 1] > logits[:, 0]
         return value, LossAux(batch_stats, record.counts(found, truth, weight), found)
 
+    init = record.initial(model, (n, n, 1))
     jax.eval_shape(init, jax.random.key(0))  # a patch too small for the layers is refused here
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:

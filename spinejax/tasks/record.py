@@ -129,6 +129,16 @@ def network(config: ConfigDict, axis_name: str | None, *, out_channels: int, of:
     return model
 
 
+def initial(model: Any, shape: tuple[int, ...]) -> Callable[[jax.Array], dict[str, Any]]:
+    """Return what makes variables of a key, for inputs of `shape` without the batch axis."""
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        x = jnp.zeros((1, *shape), jnp.float32)
+        return dict(model.init({"params": key, "dropout": key}, x, train=False))
+
+    return init
+
+
 def arrays_of(
     config: ConfigDict, change: Callable[..., tuple[jax.Array, jax.Array]]
 ) -> Callable[[Mapping[str, jax.Array], Keys | None], tuple[jax.Array, jax.Array]]:

@@ -43,10 +43,6 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
     def network_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
 
-    def init(key: jax.Array) -> dict[str, Any]:
-        x = jnp.zeros((1, *size, 1), jnp.float32)
-        return dict(model.init({"params": key, "dropout": key}, x, train=False))
-
     def loss(
         params: Any,
         batch_stats: Any,
@@ -90,7 +86,7 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
         "slice_segmentation",
         model=model,
         input_shape=(size[0], size[1], config.model.get("in_channels", 1)),
-        init=init,
+        init=record.initial(model, (*size, 1)),
         loss=loss,
         stream=streams.of_slices(config),
         feed=feed,
