@@ -1,9 +1,10 @@
-"""The whole training step of CHASPPRAU-Net, beside that of the plain U-Net.
+"""The whole training step of paper A's networks, beside those of the plain U-Nets.
 
     python tests/benchmarks/bench_train.py
 
-A step is what the loop runs: host to device, augmentation, network, loss, gradient, Adam. Both take
-the same batches in the same run, alternating, so that other load meets both alike.
+CHASPPRAU-Net beside the U-Net in slices, 3D MRU-Net beside the 3D U-Net in cubes. A step is what
+the loop runs: host to device, augmentation, network, loss, gradient, Adam. Both of a pair take the
+same batches in the same run, alternating, so that other load meets both alike.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import time
 import jax
 import numpy as np
 
-from configs import chasppraunet, unet
+from configs import chasppraunet, mrunet, unet, unet3d
 from spinejax.tasks import build_task
 from spinejax.train import optim, parallel, step
 from spinejax.train.state import create_state
@@ -37,44 +38,63 @@ def stepper(config, batch):
     return run
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--side", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-    shape = (options.batch, options.side, options.side)
+def make_batch(shape, top):
+    """A batch of noise (b, ...), with labels 0 to `top`."""
     rng = np.random.default_rng(0)
-    batch = {
+    return {
         "image": rng.integers(-1000, 800, shape).astype(np.int16),
-        "label": rng.integers(0, 2, shape).astype(np.uint8),
+        "label": rng.integers(0, top + 1, shape).astype(np.uint8),
         "stats": np.tile(np.array([-200, 300, -1000, 800], np.float32), (shape[0], 1)),
         "case": np.zeros(shape[0], np.int32),
         "slice": np.arange(shape[0], dtype=np.int32),
         "position": np.arange(shape[0], dtype=np.int32),
         "weight": np.ones(shape[0], np.float32),
     }
+
+
+def compare(modules, batch, word, repeats):
+    """Time a step of each network, and print it beside that of the last."""
+    shape = batch["image"].shape
     runs = {}
-    for name, module in (("CHASPPRAU-Net", chasppraunet), ("U-Net", unet)):
+    for name, module in modules.items():
         config = module.get_config()
-        config.data.size = shape[1:]
+        if len(shape) == 3:
+            config.data.size = shape[1:]
+        else:
+            config.data.cube.size = shape[1:]
         runs[name] = stepper(config, batch)
         for _ in range(2):
             runs[name]()
     seconds = {name: [] for name in runs}
-    for _ in range(options.repeats):
+    for _ in range(repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     kind = jax.local_devices()[0].device_kind
+    last, peer = list(medians.items())[-1]
     for name, median in medians.items():
         print(
-            f"training step, {name}: {median * 1000:.0f} ms for {shape[0]} slices of "
-            f"{shape[1]} x {shape[2]}, {shape[0] / median:.1f} slices/s on {kind} "
-            f"({median / medians['U-Net']:.2f} x the U-Net)"
+            f"training step, {name}: {median * 1000:.0f} ms for {shape[0]} {word} of "
+            f"{' x '.join(map(str, shape[1:]))}, {shape[0] / median:.1f} {word}/s on {kind} "
+            f"({median / peer:.2f} x the {last})",
+            flush=True,
         )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--cube", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    slices = make_batch((options.batch, options.side, options.side), 1)
+    pair = {"CHASPPRAU-Net": chasppraunet, "U-Net": unet}
+    compare(pair, slices, "slices", options.repeats)
+    cubes = make_batch((1, *[options.cube] * 3), 24)
+    compare({"MRU-Net": mrunet, "3D U-Net": unet3d}, cubes, "cubes", options.repeats)
 
 
 if __name__ == "__main__":

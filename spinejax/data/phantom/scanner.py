@@ -110,7 +110,7 @@ def protocol(
     # Resampling to the grid of the network blurs by a triangle of the voxel's size.
     # Bone ends gradually, and most scans were reformatted before: on real CT edges are softer than
     # a kernel makes them, while noise is not (`detail` in statistics.py).
-    gradual = 2.0 * u[35]
+    gradual = 2.0 * u[35] ** 2
     blur = jnp.sqrt(jnp.mean(kernel**2 + spacing**2 / 12.0) + gradual**2)
     grain_mm = jnp.maximum(jnp.stack([0.8, 0.8, 1.0]) * kernel, WHITE * spacing)
     # Motion: seldom, and of a few millimetres.
@@ -138,7 +138,7 @@ def protocol(
         "grain": grain_mm,
         "wide_grain": jnp.hypot(grain_mm, jnp.maximum(1.05, 0.7 * spacing)),
         "highpass": jnp.array([1.0, 1.0, 0.0]) * jnp.where(u[21] < 0.2, 0.0, 0.72 * sharp**0.5),
-        "noise": jnp.clip(jnp.exp(jnp.log(10.0) + 0.6 * n[3] + 0.9 * sharp), 3.0, 70.0),
+        "noise": jnp.clip(jnp.exp(jnp.log(7.0) + 0.7 * n[3] + 0.9 * sharp), 2.0, 70.0),
         "modulation": u[22],
         "starvation": 0.8 * u[23],
         "sharpness": jnp.where(u[24] < 0.3, 0.0, 1.4 * sharp),
