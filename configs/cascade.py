@@ -19,6 +19,10 @@ SHARED = ("root", "labels", "exclude_gl", "split", "test_fraction", "val_fractio
 """Fields of `data` that both networks have from the first: they see the same scans."""
 
 
+VARIANTS = ("t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised")
+"""Names of the rates of transitional anatomy in `data.phantom.rates`."""
+
+
 def join(first: ConfigDict, second: ConfigDict) -> ConfigDict:
     """Return the config of a pipeline."""
     for name in SHARED:
@@ -53,6 +57,7 @@ def phantom_vertebrae() -> ConfigDict:
     config.data.normalise = "sym"
     # What names a vertebra is its place in the spine: a wide view matters more than detail.
     config.data.preprocess.spacing_mm = 4.0
+    config.data.preprocess.smoothing_sigma_mm = 1.7  # for a grid this coarse, against aliasing
     config.data.cube.size = (32, 32, 96)
     config.model.width_multiplier = 0.25
     config.model.decoder_widths = (64, 32, 16, 16)

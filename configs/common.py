@@ -118,6 +118,7 @@ def data_block() -> ConfigDict:
     data.phantom.epoch_batches = 100  # that are called an epoch
     data.phantom.distractors = True  # other bones, organs, vessels, implants
     data.phantom.acquisition = True  # noise, blur, streaks, offsets of a scanner
+    data.phantom.region = "any"  # that scans show: "any" | "cervical" | "thoracic" | "lumbar"
     data.phantom.label_cut = False  # vertebrae that the field of view cuts; VerSe leaves them out
     return data
 

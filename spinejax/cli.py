@@ -65,6 +65,9 @@ def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list(
         "rates", [], "Frequencies, e.g. t13=0.5,l6=0,scoliosis=1.", flag_values=values
     )
+    flags.DEFINE_string(
+        "region", "any", "What scans show: any, cervical, thoracic or lumbar.", flag_values=values
+    )
     flags.DEFINE_bool(
         "label_cut",
         False,
@@ -189,6 +192,7 @@ def _phantom(values: FlagValues) -> int:
             "max_extent_mm",
             "max_voxels",
             "label_cut",
+            "region",
         )
     }
     if values.rates:

@@ -47,6 +47,7 @@ def sampling(config: ConfigDict, size: tuple[int, int]) -> stream.Sampling:
         distractors=config.data.phantom.distractors,
         acquisition=config.data.phantom.acquisition,
         label_cut=config.data.phantom.label_cut,
+        region=config.data.phantom.region,
         rates=tuple(sorted(config.data.phantom.rates.items())),
     )
 

@@ -266,6 +266,21 @@ def test_protocols_vary_as_spine_scans_do(person):
     assert 0.7 < (many["clip"] == scanner.LARGEST_HU).mean() < 0.95
 
 
+@pytest.mark.parametrize(
+    ("region", "ids"), [("cervical", (1, 7)), ("thoracic", (8, 19)), ("lumbar", (20, 25))]
+)
+def test_a_region_is_where_scans_are_centred(person, region, ids):
+    keys = jax.random.split(jax.random.key(0), 200)
+    of = jax.vmap(lambda key: scanner.protocol(key, person, region=region))
+    many = jax.tree.map(np.asarray, jax.jit(of)(keys))
+    names, z = np.asarray(person["spine"]["id"]), np.asarray(person["spine"]["origin"])[:, 2]
+    shown = z[(names >= ids[0]) & (names <= ids[1])]
+    centre = 0.5 * (many["upper"] + many["lower"])[:, 2]
+    beyond = (centre > shown.max() + 11) | (centre < shown.min() - 11)
+    # Scans of the trunk that end below the hips are of the lumbar spine, too.
+    assert (0.1 < beyond.mean() < 0.3) if region == "lumbar" else not beyond.any()
+
+
 def test_a_volume_is_the_signal_of_its_blocks(person):
     """Blocks fit together: a volume equals the same signal of the whole at once."""
     chosen = plan(jax.random.key(4), person)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from spinejax import geometry
+from spinejax import geometry, labels
 from spinejax.data import interpolate, normalise, preprocess
-from spinejax.inference.labelling import Record, label_vertebrae
-from spinejax.inference.volumes import CubePredictor, Size, layers, predict_classes
+from spinejax.inference.instances import Instances, find_instances
+from spinejax.inference.labelling import Record, label_instances
+from spinejax.inference.volumes import Classes, CubePredictor, Size, layers, predict_classes
 from spinejax.metrics.bodies import body_centres
 from spinejax.volume import CANONICAL, LabelVolume, Volume
 
@@ -128,8 +129,8 @@ def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
     """Return about how much memory `label_scan` holds at most beside scan, mask and network.
 
     One byte a voxel of the scan for the labels and one for the outline; on the network's grid, for
-    the whole scan, two bytes for HU, a few for classes, instances and their finding, twelve for the
-    nearest label; all classes of one layer of windows.
+    the whole scan, two bytes for HU, three for classes, a few for instances and their finding,
+    twelve for the nearest label; all classes of one layer of windows.
     """
     canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
     grid = preprocess.slice_geometry(Volume(canonical, affine), settings.preprocess)
@@ -137,7 +138,7 @@ def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
         max(n, side) for n, side in zip((grid.n_slices, *grid.shape), settings.window, strict=True)
     )
     return (
-        2 * int(np.prod(volume.shape)) + 28 * x * y * z + 4 * classes * x * y * settings.window[2]
+        2 * int(np.prod(volume.shape)) + 30 * x * y * z + 4 * classes * x * y * settings.window[2]
     )
 
 
@@ -162,10 +163,10 @@ def label_scan(
         Labels and centroids on the scan's own grid; none of them and no record without a spine.
     """
     used = None if spine is None or settings.prior == "none" else _canonical(spine, volume)
-    labels = np.zeros(volume.shape, np.uint8)
+    array = np.zeros(volume.shape, np.uint8)
     part = _part(volume, used, settings)
     if part is None:
-        return Vertebrae(labels, {}, None)
+        return Vertebrae(array, {}, None)
     stats = np.zeros(4, np.float32)
     if settings.normalise in normalise.NEED_STATS:
         slabs = preprocess.preprocess_slabs(volume, settings.preprocess)
@@ -185,17 +186,21 @@ def label_scan(
     del image
     height_mm = part.volume.spacing_mm[2]
     top = part.whole[2] - part.start[2] - part.volume.shape[2]
-    named = label_vertebrae(
-        classes,
+    instances = find_instances(
+        classes.first,
         part.spacing_mm,
         spine=None if mask is None else mask > 0,
         beyond_mm=(top * height_mm, part.start[2] * height_mm),
+    )
+    named = label_instances(
+        instances,
+        class_sums=_evidence(classes, instances),
         anomalies=settings.anomalies,
         drop_cut=settings.drop_cut,
     )
     if not named.record.labels:
-        return Vertebrae(labels, {}, None)
-    inner = _inner(_canonical(labels, volume), part)
+        return Vertebrae(array, {}, None)
+    inner = _inner(_canonical(array, volume), part)
     _restore(named.array, part, None if used is None else _inner(used, part), inner)
     found = body_centres(inner, part.volume.spacing_mm)
     canonical = geometry.reorient(volume.array, volume.affine, CANONICAL)[1]
@@ -205,7 +210,18 @@ def label_scan(
         for label in named.record.labels
         if label in found
     }
-    return Vertebrae(labels, centroids, named.record)
+    return Vertebrae(array, centroids, named.record)
+
+
+def _evidence(classes: Classes, instances: Instances) -> np.ndarray:
+    """Probabilities of vertebra classes summed over instances, (n, 26), of the two best classes."""
+    where = instances.array > 0
+    place = instances.array[where].astype(np.intp) - 1
+    share = classes.share[where] / 255.0
+    sums = np.zeros((len(instances.items), labels.NUM_CLASSES))
+    np.add.at(sums, (place, classes.first[where]), share)
+    np.add.at(sums, (place, classes.second[where]), 1.0 - share)
+    return sums[:, 1:]
 
 
 def _inner(canonical: np.ndarray, part: _Part) -> np.ndarray:

@@ -13,6 +13,7 @@ from spinejax.choices import check_choice
 from spinejax.data.patch_pipeline import SPLIT_UNITS
 from spinejax.data.patches import LABEL_RULES, RUS_KINDS
 from spinejax.data.phantom.anatomy import RATES
+from spinejax.data.phantom.scanner import REGIONS
 from spinejax.data.scanfile import LABELS
 from spinejax.errors import InputError
 from spinejax.inference.cascade import PRIORS
@@ -191,6 +192,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("train.compute_dtype", flat["train.compute_dtype"], COMPUTE_DTYPES)
     check_choice("data.source", flat["data.source"], SOURCES)
     check_choice("data.labels", flat.get("data.labels"), LABELS)
+    check_choice("data.phantom.region", flat.get("data.phantom.region"), REGIONS)
     check_choice("data.patches.label_rule", flat.get("data.patches.label_rule"), LABEL_RULES)
     check_choice("data.patches.split_unit", flat.get("data.patches.split_unit"), SPLIT_UNITS)
     check_choice("data.patches.rus", flat.get("data.patches.rus"), RUS_KINDS)

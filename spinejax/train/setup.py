@@ -72,6 +72,7 @@ def _phantoms(config: ConfigDict, workdir: Path) -> Path:
             max_extent_mm=fields.max_extent_mm,
             rates=fields.rates,
             label_cut=fields.label_cut,
+            region=fields.region,
         )
         write_json(done, wanted)
     parallel.barrier("phantoms")

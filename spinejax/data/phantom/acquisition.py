@@ -76,11 +76,11 @@ class Scan:
     storage: Storage
 
 
-@partial(jax.jit, static_argnames="max_voxels")
+@partial(jax.jit, static_argnames=("max_voxels", "region"))
 def _protocol(
-    key: Array, parameters: Any, limits: dict[str, float], max_voxels: int
+    key: Array, parameters: Any, limits: dict[str, float], max_voxels: int, region: str
 ) -> scanner.Protocol:
-    return scanner.protocol(key, parameters, max_voxels=max_voxels, **limits)
+    return scanner.protocol(key, parameters, max_voxels=max_voxels, region=region, **limits)
 
 
 def plan_scan(
@@ -97,11 +97,12 @@ def plan_scan(
         rng: Source of what only files have: orientation and type on disk.
         parameters: From `anatomy`.
         orientations: Codes to choose the axes on disk from.
-        limits: min_spacing_mm, max_spacing_mm, min_extent_mm, max_extent_mm and max_voxels; see
-            `scanner.protocol`.
+        limits: min_spacing_mm, max_spacing_mm, min_extent_mm, max_extent_mm, max_voxels and, if
+            wanted, region; see `scanner.protocol`.
     """
     numbers = {k: float(v) for k, v in limits.items() if k.endswith("_mm")}
-    protocol = dict(_protocol(key, parameters, numbers, int(limits["max_voxels"])))
+    region = limits.get("region", "any")
+    protocol = dict(_protocol(key, parameters, numbers, int(limits["max_voxels"]), region))
     lower, upper, spacing = (
         np.asarray(protocol[name], np.float64) for name in ("lower", "upper", "spacing")
     )

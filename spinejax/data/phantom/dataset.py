@@ -64,6 +64,7 @@ def write_dataset(
     max_voxels: int = 2_000_000,
     rates: Mapping[str, float] | None = None,
     label_cut: bool = False,
+    region: str = "any",
     workers: int = 1,
     progress: bool = True,
 ) -> list[str]:
@@ -84,6 +85,7 @@ def write_dataset(
         rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`; what is
             not named has its default.
         label_cut: Label vertebrae that the field of view cuts, too; VerSe leaves them out.
+        region: Where scans are centred: "any", "cervical", "thoracic" or "lumbar".
         workers: Processes that write, each with a core or more to itself.
         progress: Show a progress bar.
 
@@ -104,6 +106,7 @@ def write_dataset(
         max_voxels=max_voxels,
         rates=rates,
         label_cut=label_cut,
+        region=region,
     )
     root = Path(out)
     try:
@@ -134,6 +137,7 @@ def check_limits(
     max_voxels: int,
     rates: Mapping[str, float] | None = None,
     label_cut: bool = False,
+    region: str = "any",
 ) -> dict[str, Any]:
     """Return the settings of phantoms as `draw_case` takes them; see `write_dataset`.
 
@@ -155,6 +159,7 @@ def check_limits(
         raise InputError(f"min_extent_mm={min_extent_mm}: give a height in mm above 0, to 2000")
     if max_voxels < 1000:
         raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
+    check_choice("region", region, scanner.REGIONS)
     chosen = {name: float(rate) for name, rate in (rates or {}).items()}
     for name, rate in chosen.items():
         check_choice("rate", name, RATES)
@@ -170,6 +175,7 @@ def check_limits(
         "max_voxels": max_voxels,
         **({"rates": chosen} if chosen else {}),
         **({"label_cut": True} if label_cut else {}),
+        **({"region": region} if region != "any" else {}),
     }
 
 

@@ -37,6 +37,14 @@ _KINDS = np.array([
 ], np.float32)
 # fmt: on
 _TRUNK = np.array([False, False, True, False, True])
+REGIONS = {
+    "any": (0.7, 0.8, 1.5),
+    "cervical": (1.0, 0.0, 0.0),
+    "thoracic": (0.0, 1.0, 0.0),
+    "lumbar": (0.0, 0.0, 1.0),
+}
+"""Region that a scan is of: how often a scan is centred on each cervical, thoracic and lumbar
+vertebra. Lumbar and thoracic scans are more common than cervical ones."""
 _WITH_PELVIS = 0.4  # share of the scans of the trunk that end below the hips, not about a vertebra
 
 
@@ -53,6 +61,7 @@ def protocol(
     min_extent_mm: float = 0.0,
     max_extent_mm: float = 700.0,
     max_voxels: int | None = None,
+    region: str = "any",
 ) -> Protocol:
     """Choose how a person is scanned.
 
@@ -65,6 +74,7 @@ def protocol(
         max_extent_mm: Longest side of the field of view.
         max_voxels: Number of voxels that the field of view is made to fit: its extent gives way
             first, then the spacing.
+        region: One of `REGIONS`, where the middle of the field of view lies.
 
     Returns:
         Arrays, lengths in mm: `lower` and `upper` (3,) corners of the field of view in canonical
@@ -98,7 +108,8 @@ def protocol(
     # Slices are as thick as their spacing, thicker (overlap), or thinner (gaps).
     thickness = jnp.where(u[3] < 0.5, 1.0, jnp.where(u[3] < 0.8, _between(u[4], 1.0, 2.0), 0.6))
     slice_mm = spacing[axis] * thickness
-    middle, half = _middle(parameters, u[9:16], extent, jnp.asarray(_TRUNK)[kind]), 0.5 * extent
+    middle = _middle(parameters, u[9:16], extent, jnp.asarray(_TRUNK)[kind], region)
+    half = 0.5 * extent
 
     # Kernels from soft to sharp; a sharp one's noise is high-pass, and edges overshoot.
     sharp = u[16] ** 1.3
@@ -182,15 +193,18 @@ def at_rest() -> Protocol:
     return {**still, **{name: jnp.zeros(3) for name in ("lower", "upper", "turn")}}
 
 
-def _middle(parameters: dict[str, Any], u: Array, extent: Array, trunk: Array) -> Array:
+def _middle(
+    parameters: dict[str, Any], u: Array, extent: Array, trunk: Array, region: str
+) -> Array:
     """Middle of the field of view: a random vertebra's height, and the spine or body there.
 
     A share of the scans of the trunk reaches to the hips instead.
     """
     spine = parameters["spine"]
     ids, origins = spine["id"], spine["origin"]
-    # Lumbar and thoracic scans are more common than cervical ones.
-    weight = jnp.where(ids > 0, jnp.where(ids < 8, 0.7, jnp.where(ids < 20, 0.8, 1.5)), 0.0)
+    cervical, thoracic, lumbar = REGIONS[region]
+    thorax = (ids < 20) | (ids == 28)
+    weight = jnp.where(ids < 8, cervical, jnp.where(thorax, thoracic, lumbar)) * (ids > 0)
     share = jnp.cumsum(weight) / jnp.sum(weight)
     z = origins[jnp.sum(u[0] > share[:-1]), 2] + 20.0 * (u[1] - 0.5)
     inside = (jnp.abs(origins[:, 2] - z) < 0.5 * extent[2]) & (ids > 0)
@@ -202,7 +216,8 @@ def _middle(parameters: dict[str, Any], u: Array, extent: Array, trunk: Array) -
     y = spot[1] + 14.0 - 0.5 * u[3] * room[1]
     sacrum = parameters["sacrum"]["origin"][2]
     below = jnp.minimum(_between(u[5], 40.0, 170.0), extent[2] - 60.0)  # L5 stays in view
-    z = jnp.where(trunk & (u[6] < _WITH_PELVIS), sacrum - below + 0.5 * extent[2], z)
+    pelvis = trunk & (u[6] < (_WITH_PELVIS if lumbar else 0.0))
+    z = jnp.where(pelvis, sacrum - below + 0.5 * extent[2], z)
     row = artefacts.outline(z[None], parameters["profile"])
     body = row["y"][0] + 40.0 * (u[4] - 0.5)
     return jnp.stack([x, jnp.where(trunk, body, y), z])

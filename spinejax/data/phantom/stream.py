@@ -63,6 +63,7 @@ class Sampling:
         acquisition: what a scanner adds (`scanner.signal`); without, only its field of view.
         label_cut: vertebrae that the field of view cuts are labelled, as in crops of annotated
             scans and by TotalSegmentator; VerSe leaves them out.
+        region: where fields of view are centred, of `scanner.REGIONS`.
         rates: frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
     """
 
@@ -78,6 +79,7 @@ class Sampling:
     distractors: bool = True
     acquisition: bool = True
     label_cut: bool = False
+    region: str = "any"
     rates: tuple[tuple[str, float], ...] = ()
 
 
@@ -91,7 +93,7 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
     """
     keys = jax.random.split(key, 4)
     person = anatomy(keys[0], **dict(how.rates))
-    protocol = scanner.protocol(keys[1], person)
+    protocol = scanner.protocol(keys[1], person, region=how.region)
     points, within, pixel_mm = _grid(keys[2], person, protocol, how)
     hu, label = _drawn(keys[3], person, protocol, points, pixel_mm, how)
     return prepared(hu, label, within, how)
@@ -268,7 +270,7 @@ def cube_sample(
     """
     keys = jax.random.split(key, 4)
     person = anatomy(keys[0], **dict(how.rates))
-    protocol = scanner.protocol(keys[1], person)
+    protocol = scanner.protocol(keys[1], person, region=how.region)
     lower, upper = protocol["lower"], protocol["upper"]
     pick, place = jax.random.split(keys[2])
     chosen = _any_centre(pick, person, protocol)
