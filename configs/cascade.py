@@ -47,31 +47,33 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def phantom_vertebrae() -> ConfigDict:
-    """Return MRU-Net on phantoms alone: coarse cubes that show most of a spine."""
-    config = common.base("phantom_vertebrae", mrunet.model(dropout=0.1))
+    """Return MRU-Net on phantoms alone: coarse cubes as high as half a spine."""
+    config = common.base("phantom_vertebrae", mrunet.model(dropout=0.0))
     mrunet.recipe(config)
     config.data.source = "phantom_stream"
     config.data.phantom.cases = 0
     config.data.phantom.label_cut = True
     config.data.preprocess.clamp_hu = (-200.0, 600.0)
     config.data.normalise = "sym"
-    # What names a vertebra is its place in the spine: a wide view matters more than detail.
-    config.data.preprocess.spacing_mm = 4.0
-    config.data.preprocess.smoothing_sigma_mm = 1.7  # for a grid this coarse, against aliasing
-    config.data.cube.size = (32, 32, 96)
+    # What names a vertebra is its place in the spine, which a wide view shows, and outlines are
+    # those of the first network: coarse voxels, smoothed against aliasing.
+    config.data.preprocess.spacing_mm = 6.0
+    config.data.preprocess.smoothing_sigma_mm = 2.5
+    config.data.cube.size = (16, 16, 64)
     config.model.width_multiplier = 0.25
+    config.model.depths = (1, 1, 2, 2, 1)
     config.model.decoder_widths = (64, 32, 16, 16)
     config.augment.flip_probability = 0.0
     config.augment.scale = (1.0, 1.0)
     config.augment.rotation_deg = 0.0
-    config.augment.shift_hu = 60.0
+    config.augment.shift_hu = 40.0
     config.augment.gain = 0.2
-    config.augment.noise_hu = 30.0
-    config.train.steps = 3000
+    config.augment.noise_hu = 5.0
+    config.train.steps = 9000
     config.train.batch_size = 2
-    config.train.checkpoint_every_steps = 200
+    config.train.checkpoint_every_steps = 500
     config.optim.learning_rate = 3e-3
-    config.optim.ema_decay = 0.99
+    config.optim.ema_decay = 0.995
     config.predict.overlap = 0.5
     config.predict.batch_size = 2
     return config

@@ -45,9 +45,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
-    second = vertebrae()
+    second = cascade.phantom_vertebrae()
     for name in ("region", "rates"):
         second.data.phantom[name] = config.data.phantom[name]
+    second.augment.enabled = False
+    second.train.steps = 1200
+    second.optim.ema_decay = 0.98
+    second.predict.anomalies = ()
     if args.debug:
         config.model.widths = (4, 8)
         config.data.phantom.cases = 2
@@ -57,18 +61,3 @@ def get_config(arg: str | None = None) -> ConfigDict:
         second.data.cube.size = (16, 16, 16)
         second.train.steps = 2
     return cascade.join(config, second)
-
-
-def vertebrae() -> ConfigDict:
-    """Return the second network: one cube is as high as a scan, and the sacrum names the rest."""
-    config = cascade.phantom_vertebrae()
-    config.data.preprocess.spacing_mm = 6.0
-    config.data.preprocess.smoothing_sigma_mm = 2.5
-    config.data.cube.size = (16, 16, 64)
-    config.model.depths = (1, 1, 2, 2, 1)
-    config.model.dropout = 0.0
-    config.augment.enabled = False
-    config.train.steps = 1200
-    config.optim.ema_decay = 0.98
-    config.predict.anomalies = ()
-    return config
