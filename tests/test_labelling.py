@@ -9,6 +9,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from nifti_files import one_line
 from scipy import ndimage
 
@@ -332,3 +334,22 @@ def test_the_curve_measures_along_the_spine():
     low, high = axis.along(np.array([[20.0, 80, 50], [20, 180, 150]]))
     assert high - low == pytest.approx(100 * math.sqrt(2), rel=0.02)
     assert STEP_MM.shape == (26,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(2, 12), st.integers(2, 12), st.integers(4, 26)),
+    label=st.integers(1, 26),
+    holes=st.floats(0, 0.5),
+    mm=st.floats(2.0, 9.0),
+    seed=st.integers(0, 999),
+)
+@example(size=(9, 4, 22), label=1, holes=0.3, mm=6.0, seed=8)  # once parted without end
+def test_ragged_pieces_of_coarse_maps_keep_every_voxel(size, label, holes, mm, seed):
+    array = np.full(size, label, np.uint8)
+    array[np.random.default_rng(seed).random(size) < holes] = 0
+    array = np.pad(array, 2)
+    found = find_instances(array, (mm, mm, mm), speck_ml=0.0, min_ml=0.0)
+    if array.any() and len(found.items):
+        assert (found.array[array > 0] > 0).all()
+        assert found.array.max() == len(found.items)

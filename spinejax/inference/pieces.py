@@ -212,8 +212,11 @@ def _part(
     if seeds is None:
         return whole
     flooded = _flood(depth, seeds, mask, spacing_mm)
+    boxes = ndimage.find_objects(flooded)
+    if sum(box is not None for box in boxes) < 2:
+        return whole
     result = np.zeros_like(whole)
-    for part, box in enumerate(ndimage.find_objects(flooded), start=1):
+    for part, box in enumerate(boxes, start=1):
         if box is None:
             continue
         corner = origin_mm + np.array([s.start for s in box]) * spacing_mm
@@ -276,7 +279,10 @@ def _sections(
         return None
     place = (along - low) / max(1e-6, high - low) * count
     section = np.clip(place.astype(int), 0, count - 1)
-    middle = np.abs(place - section - 0.5) < 0.25
+    off = np.abs(place - section - 0.5)
+    nearest = np.full(count, np.inf)
+    np.minimum.at(nearest, section, off)
+    middle = off < np.maximum(0.25, nearest[section] + 1e-6)  # coarse voxels may miss the middle
     seeds = np.zeros(depth.shape, np.int32)
     seeds[tuple(thick[middle].T)] = section[middle] + 1
     return seeds
