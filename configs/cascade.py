@@ -53,6 +53,8 @@ def phantom_vertebrae() -> ConfigDict:
     config.data.source = "phantom_stream"
     config.data.phantom.cases = 0
     config.data.phantom.label_cut = True
+    config.data.phantom.min_extent_mm = 60.0
+    config.data.phantom.max_extent_mm = 700.0
     config.data.preprocess.clamp_hu = (-200.0, 600.0)
     config.data.normalise = "sym"
     # What names a vertebra is its place in the spine, which a wide view shows, and outlines are
@@ -62,6 +64,7 @@ def phantom_vertebrae() -> ConfigDict:
     config.data.cube.size = (16, 16, 64)
     config.model.width_multiplier = 0.25
     config.model.depths = (1, 1, 2, 2, 1)
+    config.model.residual = False
     config.model.decoder_widths = (64, 32, 16, 16)
     config.augment.flip_probability = 0.0
     config.augment.scale = (1.0, 1.0)
@@ -72,7 +75,7 @@ def phantom_vertebrae() -> ConfigDict:
     config.train.steps = 9000
     config.train.batch_size = 2
     config.train.checkpoint_every_steps = 500
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 5e-3
     config.optim.ema_decay = 0.995
     config.predict.overlap = 0.5
     config.predict.batch_size = 2

@@ -40,16 +40,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.size = (80, 128)
     # Every slice is another person: nothing is left to augment.
     config.augment.enabled = False
-    config.train.steps = 500
+    config.train.steps = 600
     config.train.eval_every_epochs = 4.0
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
-    for name in ("region", "rates"):
+    for name in ("region", "rates", "min_extent_mm", "max_extent_mm"):
         second.data.phantom[name] = config.data.phantom[name]
     second.augment.enabled = False
-    second.train.steps = 1200
+    second.train.steps = 1300
     second.optim.ema_decay = 0.98
     second.predict.anomalies = ()
     if args.debug:

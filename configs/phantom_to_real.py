@@ -38,6 +38,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.phantom.acquisition = reached >= 2
     # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
     config.data.phantom.label_cut = True
+    config.data.phantom.min_extent_mm = 60.0
+    config.data.phantom.max_extent_mm = 700.0
     # A bone window: marrow is often within 50 HU of discs and muscle.
     config.data.preprocess.clamp_hu = (-200.0, 600.0)
     config.data.normalise = "sym"

@@ -48,6 +48,7 @@ def sampling(config: ConfigDict, size: tuple[int, int]) -> stream.Sampling:
         acquisition=config.data.phantom.acquisition,
         label_cut=config.data.phantom.label_cut,
         region=config.data.phantom.region,
+        extents_mm=(config.data.phantom.min_extent_mm, config.data.phantom.max_extent_mm),
         rates=tuple(sorted(config.data.phantom.rates.items())),
     )
 

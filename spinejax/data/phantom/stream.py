@@ -64,6 +64,7 @@ class Sampling:
         label_cut: vertebrae that the field of view cuts are labelled, as in crops of annotated
             scans and by TotalSegmentator; VerSe leaves them out.
         region: where fields of view are centred, of `scanner.REGIONS`.
+        extents_mm: (least height, longest side) of fields of view.
         rates: frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
     """
 
@@ -80,6 +81,7 @@ class Sampling:
     acquisition: bool = True
     label_cut: bool = False
     region: str = "any"
+    extents_mm: tuple[float, float] = (0.0, 700.0)
     rates: tuple[tuple[str, float], ...] = ()
 
 
@@ -93,10 +95,15 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
     """
     keys = jax.random.split(key, 4)
     person = anatomy(keys[0], **dict(how.rates))
-    protocol = scanner.protocol(keys[1], person, region=how.region)
+    protocol = _protocol(keys[1], person, how)
     points, within, pixel_mm = _grid(keys[2], person, protocol, how)
     hu, label = _drawn(keys[3], person, protocol, points, pixel_mm, how)
     return prepared(hu, label, within, how)
+
+
+def _protocol(key: Array, person: Any, how: Sampling) -> scanner.Protocol:
+    least, most = how.extents_mm
+    return scanner.protocol(key, person, region=how.region, min_extent_mm=least, max_extent_mm=most)
 
 
 def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str, Array]:
@@ -270,16 +277,16 @@ def cube_sample(
     """
     keys = jax.random.split(key, 4)
     person = anatomy(keys[0], **dict(how.rates))
-    protocol = scanner.protocol(keys[1], person, region=how.region)
+    protocol = _protocol(keys[1], person, how)
     lower, upper = protocol["lower"], protocol["upper"]
     pick, place = jax.random.split(keys[2])
     chosen = _any_centre(pick, person, protocol)
     extent = jnp.asarray(size, jnp.float32) * spacing_mm
     shift = (jax.random.uniform(place, (3,)) - 0.5) * jnp.maximum(extent - 50.0, 0.0)
-    axes = [
-        chosen[i] + shift[i] + (jnp.arange(size[i]) - (size[i] - 1) / 2) * spacing_mm
-        for i in range(3)
-    ]
+    # The cube lies within the field of view, or that within the cube, as when scans are read.
+    a, b = lower + 0.5 * extent, upper - 0.5 * extent
+    centre = jnp.clip(chosen + shift, jnp.minimum(a, b), jnp.maximum(a, b))
+    axes = [centre[i] + (jnp.arange(size[i]) - (size[i] - 1) / 2) * spacing_mm for i in range(3)]
     points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
     within = jnp.all((points >= lower) & (points <= upper), -1)
     pixel_mm = jnp.full(3, spacing_mm)
