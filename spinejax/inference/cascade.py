@@ -16,7 +16,6 @@ from spinejax import geometry, labels
 from spinejax.data import interpolate, normalise, preprocess
 from spinejax.inference.instances import Instances, find_instances
 from spinejax.inference.labelling import Record, label_instances
-from spinejax.inference.stretches import consistent
 from spinejax.inference.volumes import Classes, CubePredictor, Size, layers, predict_classes
 from spinejax.metrics.bodies import body_centres
 from spinejax.volume import CANONICAL, LabelVolume, Volume
@@ -187,11 +186,10 @@ def label_scan(
     del image
     height_mm = part.volume.spacing_mm[2]
     top = part.whole[2] - part.start[2] - part.volume.shape[2]
-    inside = None if mask is None else mask > 0
     instances = find_instances(
-        consistent(classes, part.spacing_mm, spine=inside, anomalies=settings.anomalies),
+        classes.first,
         part.spacing_mm,
-        spine=inside,
+        spine=None if mask is None else mask > 0,
         beyond_mm=(top * height_mm, part.start[2] * height_mm),
     )
     named = label_instances(
