@@ -29,8 +29,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.spine_free_fraction = 0.25
     config.data.phantom.min_spacing_mm = 2.0
     config.data.phantom.max_spacing_mm = 2.0
-    # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
-    config.data.phantom.label_cut = True
     config.data.phantom.min_extent_mm = 300.0
     config.data.phantom.max_extent_mm = 320.0
     # A bone window: marrow is often within 50 HU of discs and muscle.
@@ -40,18 +38,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.size = (80, 128)
     # Every slice is another person: nothing is left to augment.
     config.augment.enabled = False
-    config.train.steps = 600
+    config.train.steps = 700
     config.train.eval_every_epochs = 4.0
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
-    for name in ("region", "rates", "min_extent_mm", "max_extent_mm"):
+    for name in ("region", "rates", "min_extent_mm", "max_extent_mm", "label_cut"):
         second.data.phantom[name] = config.data.phantom[name]
     second.augment.enabled = False
-    second.train.steps = 1300
+    second.train.steps = 1400
     second.optim.ema_decay = 0.98
     second.predict.anomalies = ()
+    second.predict.drop_cut = True  # as VerSe, whose masks leave out what the scan cuts
     if args.debug:
         config.model.widths = (4, 8)
         config.data.phantom.cases = 2
