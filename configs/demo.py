@@ -25,6 +25,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.phantom.region = "lumbar"
     for name in cascade.VARIANTS:
         config.data.phantom.rates[name] = 0.0
+    # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
+    config.data.phantom.label_cut = True
     config.data.test_fraction = 0.8
     config.data.spine_free_fraction = 0.25
     config.data.phantom.min_spacing_mm = 2.0
@@ -38,19 +40,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.size = (80, 128)
     # Every slice is another person: nothing is left to augment.
     config.augment.enabled = False
-    config.train.steps = 700
+    config.train.steps = 600
     config.train.eval_every_epochs = 4.0
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
-    for name in ("region", "rates", "min_extent_mm", "max_extent_mm", "label_cut"):
+    for name in ("region", "rates", "min_extent_mm", "max_extent_mm"):
         second.data.phantom[name] = config.data.phantom[name]
     second.augment.enabled = False
-    second.train.steps = 1400
+    second.train.steps = 1300
     second.optim.ema_decay = 0.98
     second.predict.anomalies = ()
-    second.predict.drop_cut = True  # as VerSe, whose masks leave out what the scan cuts
     if args.debug:
         config.model.widths = (4, 8)
         config.data.phantom.cases = 2
