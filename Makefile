@@ -14,7 +14,7 @@ COMPILE_FASTER := --xla_cpu_use_fusion_emitters=false
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   phantoms -> train -> evaluate -> report, about ten minutes on two idle cores;"
+	@echo "make demo   phantoms -> train -> evaluate -> report, about 13 minutes on two idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
 	@echo "make test   the whole test suite"
 	@echo "make lint   ruff and mypy"
