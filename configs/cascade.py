@@ -17,16 +17,19 @@ from configs import chasppraunet, common, mrunet, phantom_to_real
 
 SHARED = ("root", "labels", "exclude_gl", "split", "test_fraction", "val_fraction", "folds", "fold")
 """Fields of `data` that both networks have from the first: they see the same scans."""
-
-
-VARIANTS = ("t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised")
-"""Names of the rates of transitional anatomy in `data.phantom.rates`."""
+PHANTOMS = ("region", "min_extent_mm", "max_extent_mm", "label_cut")
+"""And of `data.phantom`, besides all rates: they learn from phantoms of one kind."""
 
 
 def join(first: ConfigDict, second: ConfigDict) -> ConfigDict:
     """Return the config of a pipeline."""
     for name in SHARED:
         second.data[name] = first.data.get_ref(name)
+    here, there = first.data.phantom, second.data.phantom
+    for name in PHANTOMS:
+        there[name] = here.get_ref(name)
+    for name in here.rates:
+        there.rates[name] = here.rates.get_ref(name)
     second.seed = first.get_ref("seed")
     second.data.cube.spine_prior = "channel"
     first.vertebrae = second
@@ -52,9 +55,6 @@ def phantom_vertebrae() -> ConfigDict:
     mrunet.recipe(config)
     config.data.source = "phantom_stream"
     config.data.phantom.cases = 0
-    config.data.phantom.label_cut = True
-    config.data.phantom.min_extent_mm = 60.0
-    config.data.phantom.max_extent_mm = 700.0
     config.data.preprocess.clamp_hu = (-200.0, 600.0)
     config.data.normalise = "sym"
     # What names a vertebra is its place in the spine, which a wide view shows, and outlines are

@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.phantom.cases = 6
     # Scans of one region, without transitional anatomy, are learnt in minutes.
     config.data.phantom.region = "lumbar"
-    for name in cascade.VARIANTS:
+    for name in ("t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised"):
         config.data.phantom.rates[name] = 0.0
     # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
     config.data.phantom.label_cut = True
@@ -46,8 +46,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
-    for name in ("region", "rates", "min_extent_mm", "max_extent_mm"):
-        second.data.phantom[name] = config.data.phantom[name]
     second.augment.enabled = False
     second.train.steps = 1300
     second.optim.ema_decay = 0.98

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spinejax.errors import InputError
-from spinejax.inference.instances import Instances, find_instances
+from spinejax.inference.instances import Instances
 from spinejax.inference.pieces import NUM_LABELS
 from spinejax.inference.sequence import (
     ANOMALIES,
@@ -63,35 +63,6 @@ class Labelling:
     centroids_mm: dict[int, np.ndarray]
     """VerSe id -> (3,) voxel index x spacing, from head to foot."""
     record: Record
-
-
-def label_vertebrae(
-    classes: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    *,
-    spine: np.ndarray | None = None,
-    beyond_mm: tuple[float, float] = (0.0, 0.0),
-    anomalies: Collection[str] = ANOMALIES,
-    costs: Costs = Costs(),  # noqa: B008 - frozen
-    drop_cut: bool = False,
-) -> Labelling:
-    """Return the vertebrae of a network's label map, each with a legal name.
-
-    Args:
-        classes: (x, y, z) integer contiguous classes, z towards the head; see `find_instances`
-            for this, `spacing_mm`, `spine` and `beyond_mm`, and for the memory it takes.
-        spacing_mm: voxel size along each axis.
-        spine: (x, y, z) bool, what stage 1 takes for vertebrae.
-        beyond_mm: what the scan shows above and below the map.
-        anomalies: see `decode_sequence`, as for `costs`.
-        costs: of deviations.
-        drop_cut: see `label_instances`.
-
-    Raises:
-        InputError: arguments that cannot be.
-    """
-    instances = find_instances(classes, spacing_mm, spine=spine, beyond_mm=beyond_mm)
-    return label_instances(instances, anomalies=anomalies, costs=costs, drop_cut=drop_cut)
 
 
 def label_instances(

@@ -93,7 +93,7 @@ def main():
     slices = make_batch((options.batch, options.side, options.side), 1)
     pair = {"CHASPPRAU-Net": chasppraunet, "U-Net": unet}
     compare(pair, slices, "slices", options.repeats)
-    cubes = make_batch((1, *[options.cube] * 3), 24)
+    cubes = make_batch((1, *[options.cube] * 3), 24)  # C1 to L5
     compare({"MRU-Net": mrunet, "3D U-Net": unet3d}, cubes, "cubes", options.repeats)
 
 
