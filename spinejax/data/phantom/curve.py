@@ -38,7 +38,7 @@ def rotation(lean: Array, side: Array, turn: Array) -> Array:
 
 
 def _bend(draws: Draws, who: dict[str, Array]) -> Array:
-    """How strongly neck, chest and loin are curved, (3,), 1 on average."""
+    """How strongly neck, chest and loin are curved, (3,), about 1."""
     bend = 1.0 + jnp.array([0.35, 0.20, 0.22]) * draws.normal(3)
     u = draws.uniform(4)
     flat = jnp.array([0.14, 0.05, 0.10 + 0.15 * who["worn"]])
@@ -47,6 +47,18 @@ def _bend(draws: Draws, who: dict[str, Array]) -> Array:
     bend = bend.at[1].multiply(old)
     # Neck and loin make up for the chest.
     return bend + jnp.array([0.4, 0.0, 0.5]) * jnp.maximum(bend[1] - 1.0, 0.0)
+
+
+def _hollow(draws: Draws) -> Array:
+    """What hyperlordosis adds to the bend of each slot, (26,).
+
+    Some loins are twice as hollow as usual. The sacrum follows by little: the last vertebra then
+    lies as steep as it, and its place in the row alone tells them apart.
+    """
+    u = draws.uniform(2)
+    more = jnp.where(u[0] < 0.15, 0.3 + 1.2 * u[1], 0.0)
+    slot = jnp.arange(SLOTS)
+    return more * jnp.where(slot < levels.L1, 0.0, jnp.where(slot < levels.L5, 1.0, -0.3))
 
 
 def _scoliosis(draws: Draws, chance: float) -> tuple[Array, Array]:
@@ -95,7 +107,7 @@ def curve(
     # Tilt grows from level to level: a strong kyphosis next to a flat neck has no step between.
     step = np.diff(levels.TILT_DEG) * 1.0
     bend = _bend(draws, who)
-    steps = jnp.asarray(step) * bend[jnp.asarray(_REGION)]
+    steps = jnp.asarray(step) * (bend[jnp.asarray(_REGION)] + _hollow(draws))
     steps = steps + jnp.asarray(levels.STEP_SD_DEG) * draws.normal(SLOTS)
     # A wedge leans everything above it forwards; discs make up for a part of it.
     broken = ill["fracture"]

@@ -109,7 +109,7 @@ TILT_DEG = np.array(
 )
 """How far each axis leans forward, from C1 to the sacrum: lordosis, kyphosis, lordosis."""
 
-STEP_SD_DEG = np.array([1.0] * 21 + [2.0, 3.0, 4.0, 2.0, 8.0], np.float32)
+STEP_SD_DEG = np.array([1.0] * 20 + [2.0, 3.0, 4.0, 6.0, 3.0, 9.0], np.float32)
 """How much people differ in the lean from each slot to the next, most where loin meets sacrum."""
 
 # Capsules of the two vertebrae that are unlike the rest, as (x0 y0 z0, x1 y1 z1, brush x y z,

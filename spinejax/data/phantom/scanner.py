@@ -129,7 +129,7 @@ def protocol(
     tilted = u[18] < 0.10
     # Pillows and reformatting along the column turn the body most in the sagittal plane, and more
     # in short scans, which follow a part of the column, than in long ones.
-    nod = 8.0 * jnp.minimum(1.0, 200.0 / extent[2])
+    nod = 11.0 * jnp.minimum(1.0, 200.0 / extent[2])
     turn = jnp.deg2rad(jnp.stack([nod, jnp.asarray(1.5), jnp.asarray(2.5)]) * n[0:3])
     wide = jnp.maximum(extent[0], extent[1])
     waves = n[10:18].reshape(2, 4) * jnp.array([0.03, 0.03, 0.02, 3.0])
