@@ -195,6 +195,7 @@ def predict_block() -> ConfigDict:
             opening_mm=0.0,  # radius of the opening within slices; 0: off
             min_component_ml=1.0,  # smaller pieces are dropped
             fill_holes=False,
+            drop_islands=False,  # drop pieces away from the line of the spine, such as hips
         )
     )
 

@@ -59,6 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.learning_rate = 3e-3
     config.optim.ema_decay = 0.99
     config.predict.fill_holes = True
+    config.predict.drop_islands = True
     if args.debug:
         config.model.widths = (4, 8)
         config.data.size = (32, 32)

@@ -133,6 +133,7 @@ def scan_settings(config: ConfigDict, task: Task) -> scan.ScanSettings:
         opening_mm=how.opening_mm,
         min_component_ml=how.min_component_ml,
         fill_holes=how.fill_holes,
+        drop_islands=how.drop_islands,
     )
 
 

@@ -98,6 +98,7 @@ def scan_settings(plane: str, **how) -> scan.ScanSettings:
         opening_mm=0.0,
         min_component_ml=0.5,
         fill_holes=False,
+        drop_islands=False,
     )
 
 
@@ -158,3 +159,21 @@ def test_statistics_of_the_whole_scan_reach_the_network():
     expected = [values.mean(), values.std(), values.min(), values.max()]
     for stats in seen:
         np.testing.assert_allclose(stats, np.tile(expected, (3, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PIR", "RAS", "SAL"])
+def test_islands_are_dropped_whatever_the_orientation(orientation):
+    volume, spine = ball_scan(orientation)
+    hip = np.zeros((44, 40, 36), bool)
+    hip[39:43, 2:6, 1:4] = True  # 100 mm away from the ball
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    stored = geometry.reorient(hip, affine, orientation)[0]
+    larger = volume.affine @ np.diag([3.0, 3.0, 3.0, 1.0])
+    both = Volume(np.where(stored, 400, volume.array).astype(np.int16), larger)
+    how = scan_settings("axial", mode="resize", size=(44, 40), smoothing_sigma_mm=0.0)
+    how = scan.ScanSettings(**{**how.__dict__, "min_component_ml": 0.0})
+    found = scan.predict_scan(in_windows(threshold_network), both, how)
+    np.testing.assert_array_equal(found, spine | stored)
+    how = scan.ScanSettings(**{**how.__dict__, "drop_islands": True})
+    found = scan.predict_scan(in_windows(threshold_network), both, how)
+    np.testing.assert_array_equal(found, spine)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spinejax import geometry
 from spinejax.data import normalise, preprocess
 from spinejax.inference import postprocess
+from spinejax.inference.islands import without_islands
 from spinejax.volume import CANONICAL, PLANES, Volume
 
 StackPredictor = Callable[[np.ndarray, np.ndarray, Callable[[int], object]], np.ndarray]
@@ -28,6 +30,7 @@ class ScanSettings:
         opening_mm: radius of the opening within each slice, before anything else; 0 for none.
         min_component_ml: connected pieces below this volume are dropped; 0 keeps all.
         fill_holes: fill enclosed cavities.
+        drop_islands: drop pieces away from the line of the spine, see `islands`.
     """
 
     preprocess: preprocess.SlicePreprocess
@@ -37,6 +40,7 @@ class ScanSettings:
     opening_mm: float
     min_component_ml: float
     fill_holes: bool
+    drop_islands: bool
 
 
 def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
@@ -51,7 +55,8 @@ def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     native, padded = _pixels(grid, settings.size)
     slab = _slab_slices(grid, settings.size) * (8 * native + 16 * padded)
     voxels = int(np.prod(volume.shape))
-    components = 4 if settings.min_component_ml > 0 or settings.fill_holes else 0
+    searched = settings.min_component_ml > 0 or settings.fill_holes or settings.drop_islands
+    components = 4 if searched else 0
     opened = 1 if settings.opening_mm > 0 else 0
     held = volume.array.itemsize + 2 + opened + components
     return voxels * held + slab + (6 + opened) * 2**26
@@ -113,6 +118,10 @@ def predict_scan(
         fill_holes=settings.fill_holes,
         slice_axis=_slice_axis(volume, how.plane),
     )
+    if settings.drop_islands:
+        canonical, affine = geometry.reorient(mask, volume.affine, CANONICAL)
+        kept = without_islands(canonical, geometry.spacing_mm(affine))
+        mask = geometry.reorient(kept, affine, volume.orientation)[0]
     return mask.view(np.uint8) * np.uint8(FOREGROUND)
 
 

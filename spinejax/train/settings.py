@@ -162,6 +162,7 @@ _CHECKS: dict[str, _Check] = {
     "predict.opening_mm": _number(0),
     "predict.min_component_ml": _number(0),
     "predict.fill_holes": _BOOLEAN,
+    "predict.drop_islands": _BOOLEAN,
 }
 
 
