@@ -32,6 +32,8 @@ def join(first: ConfigDict, second: ConfigDict) -> ConfigDict:
         there.rates[name] = here.rates.get_ref(name)
     second.seed = first.get_ref("seed")
     second.data.cube.spine_prior = "channel"
+    # A hip that is taken for a vertebra shifts every name.
+    first.predict.drop_islands = True
     first.vertebrae = second
     return first
 

@@ -45,7 +45,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
-    config.predict.drop_islands = True
     second = cascade.phantom_vertebrae()
     second.augment.enabled = False
     second.train.steps = 1300
