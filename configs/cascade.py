@@ -74,11 +74,12 @@ def phantom_vertebrae() -> ConfigDict:
     config.augment.shift_hu = 40.0
     config.augment.gain = 0.2
     config.augment.noise_hu = 5.0
-    config.train.steps = 9000
+    config.train.steps = 12000
     config.train.batch_size = 2
     config.train.checkpoint_every_steps = 500
     config.optim.learning_rate = 5e-3
     config.optim.ema_decay = 0.995
     config.predict.overlap = 0.5
+    config.predict.margin_mm = 60.0  # training cubes show what lies around the spine
     config.predict.batch_size = 2
     return config
