@@ -68,6 +68,8 @@ def phantom_vertebrae() -> ConfigDict:
     config.model.depths = (1, 1, 2, 2, 1)
     config.model.residual = False
     config.model.decoder_widths = (64, 32, 16, 16)
+    # Coarse cubes do not show the joints between vertebrae.
+    config.loss.offset_weight = 1.0
     config.augment.flip_probability = 0.0
     config.augment.scale = (1.0, 1.0)
     config.augment.rotation_deg = 0.0

@@ -211,7 +211,16 @@ def base(name: str, model: dict[str, Any]) -> ConfigDict:
     config.model = ConfigDict(model)
     # "dice_ce" | "dice" | "ce" | "focal" (gamma) | "tversky" (alpha weighs false positives)
     config.loss = ConfigDict(
-        dict(name="dice_ce", dice_weight=1.0, ce_weight=1.0, gamma=2.0, alpha=0.3)
+        dict(
+            name="dice_ce",
+            dice_weight=1.0,
+            ce_weight=1.0,
+            gamma=2.0,
+            alpha=0.3,
+            # Above 0, a network of cubes also learns where each voxel's vertebra has its centre,
+            # which parts vertebrae that touch; weight of the error in cm.
+            offset_weight=0.0,
+        )
     )
     config.optim = optim_block()
     config.train = train_block()

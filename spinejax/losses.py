@@ -1,6 +1,7 @@
 """Losses of segmentation: pure functions of logits and labels.
 
-All share the signature `loss(logits, labels, *, weight=None, axis_name=None, ...) -> ()`:
+All but `offset_error` share the signature
+`loss(logits, labels, *, weight=None, axis_name=None, ...) -> ()`:
 
 * `logits` (b, ..., k) float. k = 1 is binary: a sigmoid, foreground where `labels` > 0. k > 1 is
   a softmax over contiguous classes 0..k-1, class 0 being background.
@@ -25,6 +26,7 @@ import optax
 
 from spinejax.choices import check_choice
 from spinejax.errors import InputError
+from spinejax.labels import NUM_CLASSES
 
 SMOOTH = 1e-5
 
@@ -213,6 +215,56 @@ def tversky(
     return 1 - _mean_over_present(scores, true)
 
 
+def centre_offsets(classes: jax.Array, spacing_mm: float) -> jax.Array:
+    """Return the way from each voxel to the centre of what the cube shows of its vertebra.
+
+    Args:
+        classes: (b, x, y, z) contiguous classes.
+        spacing_mm: of the voxels, along all axes.
+
+    Returns:
+        (b, x, y, z, 3) float32 in cm. Background has a way, too, which means nothing.
+    """
+    axes = [jnp.arange(n, dtype=jnp.float32) * (spacing_mm / 10) for n in classes.shape[1:]]
+    places = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
+
+    def one(own: jax.Array) -> jax.Array:
+        total = jax.ops.segment_sum(places.reshape(-1, 3), own.reshape(-1), NUM_CLASSES)
+        count = jax.ops.segment_sum(jnp.ones(own.size), own.reshape(-1), NUM_CLASSES)
+        return (total / jnp.maximum(count, 1.0)[:, None])[own] - places
+
+    return jax.vmap(one)(classes)
+
+
+def offset_error(
+    offsets: jax.Array,
+    classes: jax.Array,
+    *,
+    spacing_mm: float,
+    weight: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Mean absolute error of offsets to the vertebra's centre, over vertebrae's voxels and axes.
+
+    Touching vertebrae, which look alike, differ in where their centres are. Offsets part them
+    where names fail (as Neven et al., CVPR 2019, part instances of a class).
+
+    Args:
+        offsets: (b, x, y, z, 3), in cm.
+        classes: (b, x, y, z) contiguous classes.
+        spacing_mm: of the voxels.
+        weight: (b,) sample weights.
+        axis_name: device axis over which sums are added.
+
+    Returns:
+        In cm; 0 where there is no vertebra.
+    """
+    inside = _per_pixel_weight(classes, weight) * (classes > 0)
+    errors = jnp.abs(offsets.astype(jnp.float32) - centre_offsets(classes, spacing_mm)).mean(-1)
+    total = _total(jnp.stack([jnp.sum(inside * errors), jnp.sum(inside)]), axis_name)
+    return total[0] / jnp.maximum(total[1], 1.0)
+
+
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     "dice": dice,
     "ce": ce,
@@ -220,6 +272,10 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
     "focal": focal,
     "tversky": tversky,
 }
+
+OFFSET_WEIGHT = "offset_weight"
+"""Field of a config's `loss` block: what `offset_error` weighs, in networks of cubes, beside the
+loss. Above 0, such a network has three more outputs."""
 
 # The fields of a config's `loss` block that each loss reads.
 FIELDS = {
@@ -242,7 +298,7 @@ def make_loss(fields: Mapping[str, Any]) -> Callable[..., jax.Array]:
     Raises:
         InputError: The name or a field is unknown, or a number is out of range.
     """
-    known = {"name"} | {field for names in FIELDS.values() for field in names}
+    known = {"name", OFFSET_WEIGHT} | {field for names in FIELDS.values() for field in names}
     for field in fields:
         check_choice("config field loss", field, known)
     name = fields.get("name")

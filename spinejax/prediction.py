@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from spinejax import labels
+from spinejax import labels, losses
 from spinejax.data import preprocess
 from spinejax.errors import InputError
 from spinejax.inference import cascade, scan
@@ -148,6 +148,7 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
         overlap=how.overlap,
         batch_size=batch_size,
         prior=config.data.cube.spine_prior,
+        offsets=config.loss[losses.OFFSET_WEIGHT] > 0,
         margin_mm=how.margin_mm,
         anomalies=how.anomalies,
         drop_cut=how.drop_cut,

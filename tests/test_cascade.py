@@ -34,6 +34,7 @@ def settings(prior="crop", spacing_mm=2.0, **fields):
         overlap=0.5,
         batch_size=2,
         prior=prior,
+        offsets=False,
         margin_mm=10.0,
         anomalies=ANOMALIES,
         drop_cut=False,
@@ -183,7 +184,7 @@ def test_windows_are_counted_for_the_bar():
     assert cascade.count_windows(volume, np.zeros_like(true), settings()) == 0
 
 
-@pytest.mark.parametrize(
+REAL = pytest.mark.parametrize(
     "files",
     [
         (
@@ -196,16 +197,12 @@ def test_windows_are_counted_for_the_bar():
         ),
     ],
 )
+
+
+@REAL
 def test_true_classes_of_real_scans_come_back(real_data, files):
     """A network that is right at 2 mm, on real masks: what grids and decoder lose."""
-    scan, mask = (real_data / file for file in files)
-    volume, reference = scanfile.read_pair(scan, mask, valid=None)
-    true = reference.array
-    spine = cascade._canonical((true > 0).view(np.uint8), volume)
-    part = cascade._part(volume, spine, settings())
-    marks = cascade._inner(cascade._canonical(true, volume), part)
-    sides = zip(marks.shape, part.shape, strict=True)
-    net = marks[np.ix_(*(interpolate.nearest(native, side) for native, side in sides))]
+    volume, true, net = on_the_networks_grid(real_data, files)
 
     def network(cubes, masks, stats):
         return np.eye(labels.NUM_CLASSES, dtype=np.float32)[CLASS_OF[net[None]]]
@@ -214,3 +211,36 @@ def test_true_classes_of_real_scans_come_back(real_data, files):
     found = cascade.label_scan(network, volume, true > 0, how)
     assert set(found.record.labels) == set(np.unique(true)) - {0}
     assert (found.labels == true)[true > 0].mean() > 0.97
+
+
+@REAL
+def test_centres_part_what_has_one_name(real_data, files):
+    """A network that takes every voxel for L1 first, knows the name second and the centre well."""
+    volume, true, net = on_the_networks_grid(real_data, files)
+    ways = np.zeros((*net.shape, 3), np.float32)
+    places = np.stack(np.indices(net.shape), -1) * 0.2  # cm
+    for label in set(np.unique(net)) - {0}:
+        ways[net == label] = places[net == label].mean(0) - places[net == label]
+
+    def network(cubes, masks, stats):
+        classes = np.eye(labels.NUM_CLASSES, dtype=np.float32)
+        found = 0.45 * classes[CLASS_OF[net]] + 0.55 * classes[CLASS_OF[20 * (net > 0)]]
+        return np.concatenate([found, ways], -1)[None].astype(np.float32)
+
+    how = settings(window=tuple(net.shape), batch_size=1, offsets=True)
+    found = cascade.label_scan(network, volume, true > 0, how)
+    assert set(found.record.labels) == set(np.unique(true)) - {0}
+    assert (found.labels == true)[true > 0].mean() > 0.97
+
+
+def on_the_networks_grid(real_data, files):
+    """Scan and mask, and the mask on the network's grid."""
+    scan, mask = (real_data / file for file in files)
+    volume, reference = scanfile.read_pair(scan, mask, valid=None)
+    true = reference.array
+    spine = cascade._canonical((true > 0).view(np.uint8), volume)
+    part = cascade._part(volume, spine, settings())
+    marks = cascade._inner(cascade._canonical(true, volume), part)
+    sides = zip(marks.shape, part.shape, strict=True)
+    net = marks[np.ix_(*(interpolate.nearest(native, side) for native, side in sides))]
+    return volume, true, net

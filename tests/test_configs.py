@@ -67,7 +67,8 @@ def test_blocks_passed_whole_have_the_fields_of_their_functions():
     patches = set(common.data_block().patches)
     assert patches <= set(inspect.signature(PatchFeed).parameters)
     loss = common.base("any", {}).loss
-    assert set(loss) - {"name"} == {field for names in losses.FIELDS.values() for field in names}
+    read = {field for names in losses.FIELDS.values() for field in names}
+    assert set(loss) - {"name"} == read | {losses.OFFSET_WEIGHT}
 
 
 @pytest.mark.parametrize("argument", [None, "debug"])

@@ -11,6 +11,7 @@ import pytest
 from configs import unet3d
 from spinejax import labels
 from spinejax.errors import InputError
+from spinejax.losses import offset_error
 from spinejax.tasks import build_task, cubes
 from spinejax.train.loop import train
 
@@ -71,6 +72,45 @@ def test_verse_ids_become_the_classes_of_labels():
     foreground = int((label > 0).sum())
     assert tp + fn == foreground and tp + fp == int(np.asarray(aux.mask).sum())
     assert tn <= label.size - foreground
+
+
+def test_offsets_are_three_more_outputs_which_the_loss_teaches():
+    config = small()
+    without = build_task(config)
+    config.loss.offset_weight = 0.5
+    task = build_task(config)
+    label = np.zeros((1, 16, 16, 16), np.uint8)
+    label[:, 4:12, 4:12, :8], label[:, 4:12, 4:12, 8:] = 21, 20
+    batch = {
+        "image": jnp.zeros(label.shape, jnp.int16),
+        "label": jnp.asarray(label),
+        "stats": jnp.zeros((1, 4)),
+        "weight": jnp.ones(1),
+    }
+    variables = task.init(jax.random.key(0))
+    head = variables["params"]["logits"]["conv"]
+    assert head["bias"].shape == (labels.NUM_CLASSES + 3,)
+    found = task.class_probability(
+        variables, batch["image"], jnp.zeros(label.shape, jnp.uint8), batch["stats"]
+    )
+    np.testing.assert_allclose(found[..., : labels.NUM_CLASSES].sum(-1), 1.0, rtol=1e-5)
+
+    def value(task, head):
+        params = {**variables["params"], "logits": {"conv": head}}
+        return task.loss(params, {}, batch, None, train=False)[0]
+
+    # Without the offsets the network is the same, and so is the rest of the loss.
+    fewer = jax.tree.map(lambda x: x[..., : labels.NUM_CLASSES], head)
+    error = offset_error(
+        found[..., labels.NUM_CLASSES :],
+        labels.to_contiguous(label).astype(int),
+        spacing_mm=config.data.preprocess.spacing_mm,
+    )
+    assert float(value(task, head) - value(without, fewer)) == pytest.approx(
+        0.5 * float(error), rel=1e-4
+    )
+    gradient = jax.grad(lambda head: value(task, head))(head)
+    assert (jnp.abs(gradient["bias"][labels.NUM_CLASSES :]) > 0).any()
 
 
 @pytest.fixture

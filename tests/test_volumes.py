@@ -38,7 +38,8 @@ def test_every_voxel_is_classified(shape, window, overlap, batch_size, seed):
         advance=done.append,
     )
     np.testing.assert_array_equal(found.first, image)
-    assert {part.dtype for part in found} == {np.dtype(np.uint8)}
+    assert {part.dtype for part in found[:3]} == {np.dtype(np.uint8)}
+    assert found.offsets_mm is None
     assert (found.share == 255).all()
     padded = tuple(max(n, side) for n, side in zip(shape, window, strict=True))
     assert sum(done) == sum(len(c) for _, c in volumes.layers(padded, window, overlap, None))
@@ -70,6 +71,41 @@ def test_joined_windows_are_the_weighted_mean_of_all():
     assert (found.second == order[..., 1]).mean() > 0.999
     share = best[..., 0] / (best[..., 0] + best[..., 1])
     np.testing.assert_allclose(found.share / 255, share, atol=0.51 / 255)
+
+
+def test_offsets_are_the_weighted_mean_of_all_windows_in_mm():
+    rng = np.random.default_rng(5)
+    shape, window = (9, 9, 21), (6, 5, 8)
+    image = np.arange(np.prod(shape)).reshape(shape).astype(np.int16)
+    noise = rng.normal(0, 2, (*shape, 3)).astype(np.float32)
+
+    def network(cubes, masks, stats):
+        place = np.unravel_index(cubes.astype(int), shape)
+        corner = cubes[:, :1, :1, :1, None].astype(np.float32) / image.size
+        classes = np.broadcast_to(np.array([0.2, 0.7, 0.1]), (*cubes.shape, 3))
+        return np.concatenate([classes, noise[place] + corner], -1).astype(np.float32)
+
+    total = np.zeros((*shape, 3))
+    weights = np.zeros((*shape, 1))
+    weight = volumes.gaussian_weights(window)[..., None]
+    for _, corners in volumes.layers(shape, window, 0.5, None):
+        for c in corners:
+            box = tuple(slice(a, a + n) for a, n in zip(c, window, strict=True))
+            total[box] += weight * network(image[box][None], None, None)[0][..., 3:]
+            weights[box] += weight
+    found = volumes.predict_classes(
+        network,
+        image,
+        None,
+        NO_STATS,
+        window=window,
+        overlap=0.5,
+        batch_size=2,
+        fill=0,
+        offsets=True,
+    )
+    assert (found.first == 1).all() and found.offsets_mm.dtype == np.float16
+    np.testing.assert_allclose(found.offsets_mm, 10 * total / weights, rtol=2e-3, atol=2e-2)
 
 
 def test_windows_without_spine_are_left_out():

@@ -37,6 +37,7 @@ class CubeSettings:
         overlap: least share of a window that its neighbour covers again.
         batch_size: windows in one call.
         prior: one of `PRIORS`.
+        offsets: whether the network says where the vertebra's centre is, besides its name.
         margin_mm: around the box of the mask.
         anomalies: those that the decoder allows, of `sequence.ANOMALIES`.
         drop_cut: leave vertebrae out that an end of the scan cuts, as VerSe's annotation does.
@@ -48,6 +49,7 @@ class CubeSettings:
     overlap: float
     batch_size: int
     prior: str
+    offsets: bool
     margin_mm: float
     anomalies: Collection[str]
     drop_cut: bool
@@ -129,17 +131,17 @@ def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
     """Return about how much memory `label_scan` holds at most beside scan, mask and network.
 
     One byte a voxel of the scan for the labels and one for the outline; on the network's grid, for
-    the whole scan, two bytes for HU, three for classes, a few for instances and their finding,
-    twelve for the nearest label; all classes of one layer of windows.
+    the whole scan, two bytes for HU, three for classes, six for offsets, a few for instances and
+    their finding, twelve for the nearest label; all channels of one layer of windows.
     """
     canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
     grid = preprocess.slice_geometry(Volume(canonical, affine), settings.preprocess)
     x, y, z = (
         max(n, side) for n, side in zip((grid.n_slices, *grid.shape), settings.window, strict=True)
     )
-    return (
-        2 * int(np.prod(volume.shape)) + 30 * x * y * z + 4 * classes * x * y * settings.window[2]
-    )
+    of_grid, channels = (36, classes + 3) if settings.offsets else (30, classes)
+    layer = 4 * channels * settings.window[2]
+    return 2 * int(np.prod(volume.shape)) + x * y * (of_grid * z + layer)
 
 
 def label_scan(
@@ -181,6 +183,7 @@ def label_scan(
         overlap=settings.overlap,
         batch_size=settings.batch_size,
         fill=settings.preprocess.fill_hu,
+        offsets=settings.offsets,
         advance=advance,
     )
     del image
@@ -190,6 +193,7 @@ def label_scan(
         classes.first,
         part.spacing_mm,
         spine=None if mask is None else mask > 0,
+        offsets_mm=classes.offsets_mm,
         beyond_mm=(top * height_mm, part.start[2] * height_mm),
     )
     named = label_instances(

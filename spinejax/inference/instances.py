@@ -3,6 +3,7 @@
 A network gives one vertebra two labels, two touching vertebrae one label, and leaves specks and
 holes. Connected pieces of one class are parted where they hold two bodies (`pieces`), fragments
 are joined to the vertebra they belong to, what is left over goes to the instance around it or goes.
+Where a network says how far each voxel is from its vertebra's centre, that alone parts (`votes`).
 
 Order: instances are sorted by where they lie along a smooth curve through the spine, which a
 tilted stretch (kyphosis, lordosis, scoliosis) does not confuse as heights would, and then two
@@ -20,7 +21,7 @@ from scipy import ndimage
 
 from spinejax.errors import InputError
 from spinejax.geometry import bounding_box
-from spinejax.inference import joining
+from spinejax.inference import joining, votes
 from spinejax.inference import pieces as pieces_
 from spinejax.inference.pieces import NUM_LABELS, Axis
 from spinejax.inference.postprocess import remove_small_components
@@ -60,6 +61,7 @@ def find_instances(
     spacing_mm: tuple[float, float, float],
     *,
     spine: np.ndarray | None = None,
+    offsets_mm: np.ndarray | None = None,
     beyond_mm: tuple[float, float] = (0.0, 0.0),
     speck_ml: float = 0.3,
     min_ml: float = 3.0,
@@ -74,6 +76,7 @@ def find_instances(
         spacing_mm: voxel size along each axis.
         spine: (x, y, z) bool, what stage 1 takes for vertebrae. Classes outside it are dropped;
             what it has beyond the classes, at most 6 mm from an instance, is given to that.
+        offsets_mm: (x, y, z, 3) from each voxel to its vertebra's centre, if a network gives it.
         beyond_mm: what the scan shows above and below the map, where that is a part of it only:
             nothing is cut at a face with more beyond.
         speck_ml: smaller connected components are specks.
@@ -84,20 +87,31 @@ def find_instances(
         InputError: shapes, classes or spacings that cannot be.
     """
     spacing = _checked(classes, spacing_mm, spine)
+    if offsets_mm is not None and offsets_mm.shape != (*classes.shape, 3):
+        raise InputError(
+            f"the offsets have shape {offsets_mm.shape}, the label map {classes.shape}; give three "
+            "for each voxel"
+        )
     array = np.zeros(classes.shape, np.uint8)
     empty = Instances(array, (), spacing_mm, (0.0, 0.0))
     clean, box = _cleaned(classes, spine, spacing_mm, speck_ml)
     if clean is None:
         return empty
-    numbers, found = pieces_.find_pieces(clean, spacing, speck_ml)
+    if offsets_mm is None:
+        numbers, found = pieces_.find_pieces(clean, spacing, speck_ml)
+    else:
+        numbers, found = votes.vote_pieces(clean, offsets_mm[box], spacing, speck_ml)
     if not found:
         return empty
     steps = pieces_.coarse_steps(spacing)
     axis = Axis(numbers[:: steps[0], :: steps[1], :: steps[2]] > 0, spacing * steps)
-    found = pieces_.split_pieces(numbers, found, spacing, axis)
     heights = (box[2].start, classes.shape[2] - box[2].stop)
     ends = (heights[1] == 0 and beyond_mm[0] <= 0, heights[0] == 0 and beyond_mm[1] <= 0)
-    groups = joining.join_pieces(numbers, found, spacing, axis, ends)
+    if offsets_mm is None:
+        found = pieces_.split_pieces(numbers, found, spacing, axis)
+        groups = joining.join_pieces(numbers, found, spacing, axis, ends)
+    else:
+        groups = joining.groups_of(numbers, found, spacing, axis, ends)
     groups = [g for g in groups if g.cut or g.volume >= max(min_ml, joining.FRAGMENT * g.usual_ml)]
     groups = sorted(groups, key=lambda g: -g.volume)[:MAX_INSTANCES]
     if not groups:

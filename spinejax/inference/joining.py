@@ -52,16 +52,17 @@ def join_pieces(
         ends: whether the last and the first slice along z are the scan's head and foot end.
     """
     areas = _contacts(numbers, coarse_steps(spacing), spacing)
-    return _join(_groups(numbers, found, spacing, axis, ends), areas)
+    return _join(groups_of(numbers, found, spacing, axis, ends), areas)
 
 
-def _groups(
+def groups_of(
     numbers: np.ndarray,
     found: list[Piece],
     spacing: np.ndarray,
     axis: Axis,
     ends: tuple[bool, bool],
 ) -> list[Group]:
+    """Return a group of each piece alone; arguments as of `join_pieces`."""
     voxel_ml = float(np.prod(spacing)) / 1000.0
     groups = []
     for index, piece in enumerate(found):

@@ -18,7 +18,8 @@ Size = tuple[int, int, int]
 
 CubePredictor = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(image (b, x, y, z) int16 HU preprocessed, spine (b, x, y, z) uint8 0 or 1, stats (4,) of the
-scan) -> (b, x, y, z, c) float32 probabilities of the classes."""
+scan) -> (b, x, y, z, c) float32 probabilities of the classes, and with offsets three more
+channels: the way to the centre of the voxel's vertebra in cm."""
 
 _SIGMA = 1 / 8  # of the window
 _LEAST_WEIGHT = 1e-3
@@ -33,6 +34,8 @@ class Classes(NamedTuple):
     """(x, y, z) uint8, the next one."""
     share: np.ndarray
     """(x, y, z) uint8, 255 times the probability of the first among the two."""
+    offsets_mm: np.ndarray | None = None
+    """(x, y, z, 3) float16, the way to the centre of the vertebra, where a network gives it."""
 
 
 def gaussian_weights(window: Size) -> np.ndarray:
@@ -77,6 +80,7 @@ def predict_classes(
     overlap: float,
     batch_size: int,
     fill: int,
+    offsets: bool = False,
     advance: Callable[[int], object] = lambda windows: None,
 ) -> Classes:
     """Return the most probable classes of every voxel.
@@ -94,6 +98,7 @@ def predict_classes(
         overlap: least share of a window that its neighbour covers again, in [0, 1).
         batch_size: windows in one call.
         fill: HU beyond the borders of the scan.
+        offsets: whether the last three channels are offsets.
         advance: called with the number of windows done since its last call.
 
     Returns:
@@ -106,7 +111,9 @@ def predict_classes(
     mask = None if spine is None else np.pad(spine, padding)
     weights = gaussian_weights(window)[..., None]
     x, y, z = image.shape
-    classes = Classes(*(np.full((x, y, z), value, np.uint8) for value in (0, 0, 255)))
+    first, second, share = (np.full((x, y, z), value, np.uint8) for value in (0, 0, 255))
+    ways = np.zeros((x, y, z, 3), np.float16) if offsets else None
+    classes = Classes(first, second, share, ways)
     sums: np.ndarray | None = None
     base = 0
 
@@ -115,16 +122,17 @@ def predict_classes(
         nonlocal base
         if sums is not None:
             for i, row in enumerate(sums):  # row by row, for the copies
-                for whole, part in zip(classes, _two_best(row[:, :slices]), strict=True):
-                    whole[i, :, base : base + slices] = part
+                for whole, part in zip(classes, _decided(row[:, :slices], offsets), strict=True):
+                    if whole is not None:
+                        whole[i, :, base : base + slices] = part
                 row[:, : window[2] - slices] = row[:, slices:].copy()
                 row[:, window[2] - slices :] = 0
         base += slices
 
     for start, corners in layers((x, y, z), window, overlap, mask):
         settle(start - base)
-        for first in range(0, len(corners), batch_size):
-            chunk = corners[first : first + batch_size]
+        for at in range(0, len(corners), batch_size):
+            chunk = corners[at : at + batch_size]
             # A short last batch is filled up with its first window again.
             full = chunk + chunk[:1] * (batch_size - len(chunk))
             cubes = np.stack([image[_box(c, window)] for c in full])
@@ -141,7 +149,18 @@ def predict_classes(
             advance(len(chunk))
     settle(z - base)
     inner = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
-    return Classes(*(np.ascontiguousarray(part[inner]) for part in classes))
+    first, second, share = (np.ascontiguousarray(part[inner]) for part in (first, second, share))
+    return Classes(first, second, share, None if ways is None else ways[inner])
+
+
+def _decided(sums: np.ndarray, offsets: bool) -> Classes:
+    """Reduce (..., c) weighted sums over windows, all 0 where no window was."""
+    if not offsets:
+        return _two_best(sums)
+    # Probabilities of all classes add up to 1, so their sums to the sum of weights.
+    weight = sums[..., :-3].sum(-1, keepdims=True)
+    mean = np.divide(sums[..., -3:], weight, out=np.zeros_like(sums[..., -3:]), where=weight > 0)
+    return _two_best(sums[..., :-3])._replace(offsets_mm=(10.0 * mean).astype(np.float16))
 
 
 def _two_best(sums: np.ndarray) -> Classes:

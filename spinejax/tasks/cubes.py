@@ -31,8 +31,13 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
 
     With `data.cube.spine_prior="channel"` the network sees the mask of the spine besides the image:
     in training the true one with the faults of a predicted one, in validation the true one.
+
+    With `loss.offset_weight` above 0 it also learns where the centre of each voxel's vertebra is,
+    by which vertebrae that touch are parted.
     """
-    model = record.network(config, axis_name, out_channels=labels.NUM_CLASSES, of="cubes")
+    offset_weight = config.loss[losses.OFFSET_WEIGHT]
+    out_channels = labels.NUM_CLASSES + (3 if offset_weight else 0)
+    model = record.network(config, axis_name, out_channels=out_channels, of="cubes")
     x, y, z = config.data.cube.size
     size = (x, y, z)
     if any(side % model.stride for side in size):
@@ -81,7 +86,12 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         x = network_input(image, batch["stats"], spine)
         logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
         weight = batch["weight"]
-        value = loss_fn(logits, truth, weight=weight, axis_name=axis_name)
+        logits, offsets = jnp.split(logits, [labels.NUM_CLASSES], -1)
+        common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
+        value = loss_fn(logits, truth, **common)
+        if offset_weight:
+            error = losses.offset_error(offsets, truth, spacing_mm=how.spacing_mm, **common)
+            value += offset_weight * error
         found = jnp.argmax(logits, -1)
         return value, LossAux(batch_stats, _counts(found, truth, weight), found > 0)
 
@@ -90,7 +100,8 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
     ) -> jax.Array:
         x = network_input(image_hu.astype(jnp.float32), stats, spine)
         logits, _ = model.apply(dict(variables), x, train=False)
-        return jax.nn.softmax(logits.astype(jnp.float32))
+        logits, offsets = jnp.split(logits.astype(jnp.float32), [labels.NUM_CLASSES], -1)
+        return jnp.concatenate([jax.nn.softmax(logits), offsets], -1)
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         make = partial(CubeFeed, size=size, **record.common_shares(config))

@@ -73,7 +73,8 @@ class Task:
     stack_predictor: variables -> what gives every pixel of a stack of slices its probability; None
         of cubes.
     class_probability: (variables, image (b, x, y, z) HU, spine (b, x, y, z) 0 or 1, stats (b, 4))
-        -> (b, x, y, z, classes) float32; None of slices and patches.
+        -> (b, x, y, z, classes) float32, with three more channels where the network gives the way
+        to the vertebra's centre, in cm (`losses.centre_offsets`); None of slices and patches.
     least_side: pixels that a slice must have at least to be predicted.
     sample: what a sample is called, in the plural.
     overlap: what the Dice of its counts is called.

@@ -1,0 +1,93 @@
+"""Vertebrae by votes: every voxel says where the centre of its vertebra is.
+
+A network that learns these offsets (`losses.offset_error`) parts vertebrae that touch, or that it
+cannot tell by name: the voxels of one vertebra vote for one place, those of its neighbour for a
+place a vertebra's height away. Centres are peaks of the votes' density, as in the Hough transform
+(Ballard 1981; for instances with learnt offsets e.g. Neven et al., CVPR 2019).
+"""
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from spinejax.inference.pieces import MAX_PIECES, NUM_LABELS, Piece, count_values
+
+_BIN_MM = 2.0
+_SIGMA_MM = 3.0  # of the density: less than half of the least distance between vertebrae
+# Two peaks are two vertebrae if the density between falls below a share of the less. Of few votes
+# the density is rough by chance: by one over the root of how many a peak stands for.
+_SHARES = (0.25, 0.75)
+_ROUGH = 2.0
+_VOTES_PER_DENSITY = (4 * np.pi) ** 1.5 * (_SIGMA_MM / _BIN_MM) ** 3
+_REACH_MM = 60.0  # peaks further apart are of two vertebrae
+
+
+def vote_pieces(
+    classes: np.ndarray, offsets_mm: np.ndarray, spacing_mm: np.ndarray, speck_ml: float
+) -> tuple[np.ndarray, list[Piece]]:
+    """Part the foreground of a label map by the centre that each voxel votes for.
+
+    Args:
+        classes: (x, y, z) contiguous classes.
+        offsets_mm: (x, y, z, 3) from each voxel to the centre of its vertebra.
+        spacing_mm: (3,) of the voxels.
+        speck_ml: centres with fewer votes are left out; their voxels go to the next ones.
+
+    Returns:
+        (x, y, z) uint16, 0 for none and i + 1 for piece i, and the pieces, each of the class that
+        most of its voxels have.
+    """
+    numbers = np.zeros(classes.shape, np.uint16)
+    where = np.nonzero(classes)
+    if not where[0].size:
+        return numbers, []
+    votes = np.stack(where, -1) * spacing_mm + offsets_mm[where]
+    votes = np.clip(votes, -_REACH_MM, np.array(classes.shape) * spacing_mm + _REACH_MM)
+    centres = _peaks(votes)
+    least = max(1.0, speck_ml * 1000.0 / float(np.prod(spacing_mm)))
+    nearest = cKDTree(centres).query(votes)[1]
+    # All may be specks: then there is no vertebra.
+    kept = np.flatnonzero(np.bincount(nearest, minlength=len(centres)) >= least)
+    if not kept.size:
+        return numbers, []
+    numbers[where] = 1 + cKDTree(centres[kept]).query(votes)[1]
+    found = []
+    for number, box in enumerate(ndimage.find_objects(numbers), start=1):
+        if box is not None:
+            own = classes[box][numbers[box] == number]
+            label = int(np.argmax(count_values(own, NUM_LABELS + 1)))
+            found.append(Piece(box, label, number - 1))
+    return numbers, found
+
+
+def _peaks(votes: np.ndarray) -> np.ndarray:
+    """Return places (n, 3) in mm at which `votes` (m, 3) gather, at most `MAX_PIECES`."""
+    corner = votes.min(0) - 2 * _SIGMA_MM
+    bins = np.floor((votes - corner) / _BIN_MM).astype(np.intp)
+    shape = tuple(int(n) for n in bins.max(0) + 1 + round(2 * _SIGMA_MM / _BIN_MM))
+    counts = count_values(np.ravel_multi_index(tuple(bins.T), shape), int(np.prod(shape)))
+    density = ndimage.gaussian_filter(
+        counts.reshape(shape).astype(np.float32), _SIGMA_MM / _BIN_MM, mode="constant"
+    )
+    highest = ndimage.maximum_filter(density, size=3)
+    tops = np.argwhere((density == highest) & (density > 0))
+    heights = density[tuple(tops.T)]
+    order = np.argsort(-heights, kind="stable")[: 4 * MAX_PIECES]
+    accepted: list[np.ndarray] = []
+    for top, height in zip(tops[order], heights[order], strict=True):
+        if len(accepted) == MAX_PIECES:
+            break
+        if all(_apart(density, top, other, height) for other in accepted):
+            accepted.append(top)
+    return (np.array(accepted) + 0.5) * _BIN_MM + corner
+
+
+def _apart(density: np.ndarray, top: np.ndarray, other: np.ndarray, height: float) -> bool:
+    """Whether the density falls low enough between two peaks, the first of which is the less."""
+    steps = int(np.ceil(np.linalg.norm(other - top)))
+    if steps * _BIN_MM > _REACH_MM:
+        return True
+    way = top[:, None] + (other - top)[:, None] * np.linspace(0.0, 1.0, steps + 1)
+    between = density[tuple(np.round(way).astype(np.intp))]
+    share = np.clip(1.0 - _ROUGH / np.sqrt(_VOTES_PER_DENSITY * height), *_SHARES)
+    return bool(between.min() < share * height)
