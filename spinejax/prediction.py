@@ -148,7 +148,7 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
         overlap=how.overlap,
         batch_size=batch_size,
         prior=config.data.cube.spine_prior,
-        offsets=config.loss[losses.OFFSET_WEIGHT] > 0,
+        offsets=config.loss.get(losses.OFFSET_WEIGHT, 0.0) > 0,
         margin_mm=how.margin_mm,
         anomalies=how.anomalies,
         drop_cut=how.drop_cut,

@@ -35,7 +35,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
     With `loss.offset_weight` above 0 it also learns where the centre of each voxel's vertebra is,
     by which vertebrae that touch are parted.
     """
-    offset_weight = config.loss[losses.OFFSET_WEIGHT]
+    offset_weight = config.loss.get(losses.OFFSET_WEIGHT, 0.0)
     out_channels = labels.NUM_CLASSES + (3 if offset_weight else 0)
     model = record.network(config, axis_name, out_channels=out_channels, of="cubes")
     x, y, z = config.data.cube.size
