@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from spinejax.inference.pieces import MAX_PIECES, NUM_LABELS, Piece, count_values
+from spinejax.inference.pieces import NUM_LABELS, Piece, count_values
 
 _BIN_MM = 2.0
 _SIGMA_MM = 3.0  # of the density: less than half of the least distance between vertebrae
@@ -19,6 +19,7 @@ _SIGMA_MM = 3.0  # of the density: less than half of the least distance between 
 _SHARES = (0.25, 0.75)
 _ROUGH = 2.0
 _VOTES_PER_DENSITY = (4 * np.pi) ** 1.5 * (_SIGMA_MM / _BIN_MM) ** 3
+_MAX_CENTRES = 255
 _REACH_MM = 60.0  # peaks further apart are of two vertebrae
 
 
@@ -61,7 +62,7 @@ def vote_pieces(
 
 
 def _peaks(votes: np.ndarray) -> np.ndarray:
-    """Return places (n, 3) in mm at which `votes` (m, 3) gather, at most `MAX_PIECES`."""
+    """Return places (n, 3) in mm at which `votes` (m, 3) gather, at most `_MAX_CENTRES`."""
     corner = votes.min(0) - 2 * _SIGMA_MM
     bins = np.floor((votes - corner) / _BIN_MM).astype(np.intp)
     shape = tuple(int(n) for n in bins.max(0) + 1 + round(2 * _SIGMA_MM / _BIN_MM))
@@ -72,21 +73,20 @@ def _peaks(votes: np.ndarray) -> np.ndarray:
     highest = ndimage.maximum_filter(density, size=3)
     tops = np.argwhere((density == highest) & (density > 0))
     heights = density[tuple(tops.T)]
-    order = np.argsort(-heights, kind="stable")[: 4 * MAX_PIECES]
-    accepted: list[np.ndarray] = []
-    for top, height in zip(tops[order], heights[order], strict=True):
-        if len(accepted) == MAX_PIECES:
+    order = np.argsort(-heights, kind="stable")[: 4 * _MAX_CENTRES]
+    accepted = tops[order[:1]]
+    for top, height in zip(tops[order[1:]], heights[order[1:]], strict=True):
+        if len(accepted) == _MAX_CENTRES:
             break
-        if all(_apart(density, top, other, height) for other in accepted):
-            accepted.append(top)
-    return (np.array(accepted) + 0.5) * _BIN_MM + corner
+        near = np.linalg.norm(accepted - top, axis=1) * _BIN_MM < _REACH_MM
+        if all(_apart(density, top, other, height) for other in accepted[near]):
+            accepted = np.concatenate([accepted, top[None]])
+    return (accepted + 0.5) * _BIN_MM + corner
 
 
 def _apart(density: np.ndarray, top: np.ndarray, other: np.ndarray, height: float) -> bool:
     """Whether the density falls low enough between two peaks, the first of which is the less."""
     steps = int(np.ceil(np.linalg.norm(other - top)))
-    if steps * _BIN_MM > _REACH_MM:
-        return True
     way = top[:, None] + (other - top)[:, None] * np.linspace(0.0, 1.0, steps + 1)
     between = density[tuple(np.round(way).astype(np.intp))]
     share = np.clip(1.0 - _ROUGH / np.sqrt(_VOTES_PER_DENSITY * height), *_SHARES)
