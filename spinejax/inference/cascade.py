@@ -2,12 +2,14 @@
 
 The second step of paper A (Saeed et al. 2023, sections 3.1 and 3.8). Its first step, the mask of
 the spine, may narrow the scan to a box ("crop") and be what the network sees besides the image
-("channel"); it then also draws the outlines, and the second step gives them names.
+("channel"); it then also draws the outlines, and the second step gives them names. Where the
+second step says where vertebrae have their centres, it also completes what the first one missed.
 """
 
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -16,6 +18,7 @@ from spinejax import geometry, labels
 from spinejax.data import interpolate, normalise, preprocess
 from spinejax.inference.instances import Instances, find_instances
 from spinejax.inference.labelling import Record, label_instances
+from spinejax.inference.missed import missed_parts
 from spinejax.inference.volumes import Classes, CubePredictor, Size, layers, predict_classes
 from spinejax.metrics.bodies import body_centres
 from spinejax.volume import CANONICAL, LabelVolume, Volume
@@ -189,13 +192,19 @@ def label_scan(
     del image
     height_mm = part.volume.spacing_mm[2]
     top = part.whole[2] - part.start[2] - part.volume.shape[2]
-    instances = find_instances(
+    find = partial(
+        find_instances,
         classes.first,
         part.spacing_mm,
-        spine=None if mask is None else mask > 0,
         offsets_mm=classes.offsets_mm,
         beyond_mm=(top * height_mm, part.start[2] * height_mm),
     )
+    within = None if mask is None else mask > 0
+    added = None
+    if within is not None and classes.offsets_mm is not None:
+        added = missed_parts(find(), within)
+        within |= added
+    instances = find(spine=within)
     named = label_instances(
         instances,
         class_sums=_evidence(classes, instances),
@@ -205,7 +214,7 @@ def label_scan(
     if not named.record.labels:
         return Vertebrae(array, {}, None)
     inner = _inner(_canonical(array, volume), part)
-    _restore(named.array, part, None if used is None else _inner(used, part), inner)
+    _restore(named.array, part, None if used is None else _inner(used, part), added, inner)
     found = body_centres(inner, part.volume.spacing_mm)
     canonical = geometry.reorient(volume.array, volume.affine, CANONICAL)[1]
     to_array = np.linalg.inv(volume.affine) @ canonical
@@ -250,11 +259,18 @@ def _stack(
     return image, mask
 
 
-def _restore(named: np.ndarray, part: _Part, spine: np.ndarray | None, out: np.ndarray) -> None:
+def _restore(
+    named: np.ndarray,
+    part: _Part,
+    spine: np.ndarray | None,
+    added: np.ndarray | None,
+    out: np.ndarray,
+) -> None:
     """Write labels of the network's grid into `out` on the scan's.
 
-    Outlines are those of `spine`; without, where the interpolated foreground exceeds one half. A
-    voxel within takes the nearest label, if there is one within two voxels of the network's grid.
+    Outlines are those of `spine` and, on the network's grid, of what is `added` to it; without,
+    where the interpolated foreground exceeds one half. A voxel within takes the nearest label, if
+    there is one within two voxels of the network's grid.
     """
     box = geometry.bounding_box(named)
     if box is None:
@@ -273,19 +289,22 @@ def _restore(named: np.ndarray, part: _Part, spine: np.ndarray | None, out: np.n
     index = [
         interpolate.nearest(net, native) for native, net in zip(out.shape, part.shape, strict=True)
     ]
-    outline = (
-        _outline(named, part, out.shape[1:]) if spine is None else lambda rows: spine[rows] > 0
-    )
+    outlines: list[Callable[[slice], np.ndarray]] = []
+    if spine is not None:
+        outlines.append(lambda rows: spine[rows] > 0)
+    if spine is None or added is not None:
+        outlines.append(_outline(named > 0 if added is None else added, part, out.shape[1:]))
     for start in range(0, out.shape[0], _CHUNK):
         rows = slice(start, start + _CHUNK)
-        out[rows] = filled[index[0][rows]][:, index[1][:, None], index[2]] * outline(rows)
+        inside = np.logical_or.reduce([outline(rows) for outline in outlines])
+        out[rows] = filled[index[0][rows]][:, index[1][:, None], index[2]] * inside
 
 
 def _outline(
-    named: np.ndarray, part: _Part, shape: tuple[int, ...]
+    mask: np.ndarray, part: _Part, shape: tuple[int, ...]
 ) -> Callable[[slice], np.ndarray]:
-    """Rows of the scan's grid -> where the interpolated foreground exceeds one half."""
-    inside = (named > 0).astype(np.float32)
+    """Rows of the scan's grid -> where the interpolated mask exceeds one half."""
+    inside = mask.astype(np.float32)
     for axis, length in enumerate(shape, start=1):
         inside = interpolate.linear(inside, axis, length)
     rows = part.volume.shape[0]

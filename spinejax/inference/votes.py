@@ -10,15 +10,14 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from spinejax.inference.pieces import NUM_LABELS, Piece, count_values
+from spinejax.inference.pieces import NUM_LABELS, STEP_MM, Piece, count_values
 
 _BIN_MM = 2.0
-_SIGMA_MM = 3.0  # of the density: less than half of the least distance between vertebrae
+_SIGMA = 0.115  # of the density, over the usual distance of vertebrae of the class
 # Two peaks are two vertebrae if the density between falls below a share of the less. Of few votes
 # the density is rough by chance: by one over the root of how many a peak stands for.
-_SHARES = (0.25, 0.75)
-_ROUGH = 2.0
-_VOTES_PER_DENSITY = (4 * np.pi) ** 1.5 * (_SIGMA_MM / _BIN_MM) ** 3
+_SHARES = (0.3, 0.85)
+_ROUGH = 1.5
 _MAX_CENTRES = 255
 _REACH_MM = 60.0  # peaks further apart are of two vertebrae
 
@@ -44,7 +43,7 @@ def vote_pieces(
         return numbers, []
     votes = np.stack(where, -1) * spacing_mm + offsets_mm[where]
     votes = np.clip(votes, -_REACH_MM, np.array(classes.shape) * spacing_mm + _REACH_MM)
-    centres = _peaks(votes)
+    centres = _peaks(votes, _SIGMA * STEP_MM[classes[where] - 1])
     least = max(1.0, speck_ml * 1000.0 / float(np.prod(spacing_mm)))
     nearest = cKDTree(centres).query(votes)[1]
     # All may be specks: then there is no vertebra.
@@ -61,15 +60,20 @@ def vote_pieces(
     return numbers, found
 
 
-def _peaks(votes: np.ndarray) -> np.ndarray:
+def _peaks(votes: np.ndarray, sigma_mm: np.ndarray) -> np.ndarray:
     """Return places (n, 3) in mm at which `votes` (m, 3) gather, at most `_MAX_CENTRES`."""
-    corner = votes.min(0) - 2 * _SIGMA_MM
+    widest = sigma_mm.max()
+    corner = votes.min(0) - 2 * widest
     bins = np.floor((votes - corner) / _BIN_MM).astype(np.intp)
-    shape = tuple(int(n) for n in bins.max(0) + 1 + round(2 * _SIGMA_MM / _BIN_MM))
-    counts = count_values(np.ravel_multi_index(tuple(bins.T), shape), int(np.prod(shape)))
-    density = ndimage.gaussian_filter(
-        counts.reshape(shape).astype(np.float32), _SIGMA_MM / _BIN_MM, mode="constant"
-    )
+    shape = tuple(int(n) for n in bins.max(0) + 1 + round(2 * widest / _BIN_MM))
+    flat = np.ravel_multi_index(tuple(bins.T), shape)
+    density = np.zeros(shape, np.float32)  # of votes, each as high as one at its place alone
+    for sigma in np.unique(sigma_mm):
+        counts = count_values(flat[sigma_mm == sigma], density.size).reshape(shape)
+        spread = ndimage.gaussian_filter(
+            counts.astype(np.float32), sigma / _BIN_MM, mode="constant"
+        )
+        density += spread * ((4 * np.pi) ** 1.5 * (sigma / _BIN_MM) ** 3)
     highest = ndimage.maximum_filter(density, size=3)
     tops = np.argwhere((density == highest) & (density > 0))
     heights = density[tuple(tops.T)]
@@ -89,5 +93,5 @@ def _apart(density: np.ndarray, top: np.ndarray, other: np.ndarray, height: floa
     steps = int(np.ceil(np.linalg.norm(other - top)))
     way = top[:, None] + (other - top)[:, None] * np.linspace(0.0, 1.0, steps + 1)
     between = density[tuple(np.round(way).astype(np.intp))]
-    share = np.clip(1.0 - _ROUGH / np.sqrt(_VOTES_PER_DENSITY * height), *_SHARES)
+    share = np.clip(1.0 - _ROUGH / np.sqrt(max(height, 1.0)), *_SHARES)
     return bool(between.min() < share * height)
