@@ -120,8 +120,12 @@ def curve(
     # with the middle of the loin level.
     level = 0.5 * (jnp.mean(tilt) - 4.0) + 0.5 * tilt[levels.L1 + 2]
     tilt = tilt - level + 2.5 * draws.normal()
-    lean = jnp.append(tilt[:-1][order], 0.0).at[count].set(tilt[-1])
+    lean = jnp.append(tilt[:-1][order], 0.0)
+    # Sacra differ less than loins do: their slope is 40 degrees, give or take 10, in most adults.
+    slope = levels.SACRAL_SLOPE_DEG + 0.45 * (tilt[-1] - levels.TILT_DEG[-1])
+    lean = lean.at[count].set(jnp.maximum(slope, lean[count - 1]))
     side, turn = _scoliosis(draws, scoliosis)
+    side, turn = (wave.at[count].multiply(0.4) for wave in (side, turn))  # the pelvis lies level
     # No vertebra stands exactly on the curve.
     own = jnp.deg2rad(jnp.array([1.6, 1.2, 1.8])) * draws.normal(SLOTS + 1, 3)
     axes = rotation(jnp.deg2rad(lean) + own[:, 0], side + own[:, 1], turn + own[:, 2])

@@ -109,6 +109,9 @@ TILT_DEG = np.array(
 )
 """How far each axis leans forward, from C1 to the sacrum: lordosis, kyphosis, lordosis."""
 
+SACRAL_SLOPE_DEG = 42.0
+"""Mean slope of the sacrum's upper plate."""
+
 STEP_SD_DEG = np.array([1.0] * 20 + [2.0, 3.0, 4.0, 6.0, 3.0, 9.0], np.float32)
 """How much people differ in the lean from each slot to the next, most where loin meets sacrum."""
 

@@ -15,6 +15,8 @@ from spinejax.data.phantom.draws import Draws
 
 Array = jax.Array
 RIBS = 13
+SLOPE = 0.72
+"""Of the upper plate of the sacrum, radians, in the frame of the pelvis."""
 ANGLE = -0.32
 """Where a rib meets the chest's wall, radians about the axis of that half of the chest."""
 
@@ -50,8 +52,9 @@ _PELVIS = [  # upright at S1: x left, y back, z up
     (57, 38, -4, 60, 32, -44, 7, 14, 13, 1.0),  # behind the sacroiliac joint
 ]
 _SACRUM = [  # in the frame of S1: what is added to bodies, side masses and back wall
-    (20, 3, 0, 48, 18, -14, 9, 16, 17, 1.0),  # ala
-    (46, 20, -20, 26, 12, -52, 9, 12, 13, 0.7),
+    (20, 3, 0, 52, 18, -14, 10, 18, 18, 1.0),  # ala, up to the sacroiliac joint
+    (48, 24, -24, 36, 20, -50, 10, 16, 16, 0.8),  # side of the second and third segment
+    (36, 20, -50, 20, 14, -84, 7, 9, 12, 0.7),
     (20, 22, 6, 20, 26, -8, 6, 6, 8, 1.0),  # articular process
 ]
 
@@ -184,23 +187,28 @@ def frames(
     along = jnp.stack([jnp.sin(opening), -jnp.cos(opening), jnp.zeros(())])
     along -= jnp.dot(along, normal) * normal
     along /= jnp.linalg.norm(along)
-    # The pelvis tilts with the sacrum.
-    lean = 0.10 * n[1]
+    # The pelvis tilts with the sacrum, if less.
+    slope = jnp.arctan2(-sacrum["rotation"][1, 2], sacrum["rotation"][2, 2])
+    lean = 0.6 * (slope - SLOPE) + 0.10 * n[1]
     c, s = jnp.cos(lean), jnp.sin(lean)
     tilt = upright.at[1, 1].set(c).at[1, 2].set(-s).at[2, 1].set(s).at[2, 2].set(c)
     shoulder = _jitter(draws, _SHOULDER, scale, 0.08)
     raised = jnp.array([[172, -6, 20, 196, -30, 140]], jnp.float32) * scale
     shoulder = shoulder.at[6, :6].set(jnp.where(down > 0, shoulder[6, :6], raised[0]))
+    bend = jnp.clip(0.0045 + 0.0018 * n[3], 0.001, 0.009)
     return {
         "sacrum": {
             **sacrum,
             "parts": _jitter(draws, _SACRUM, scale, 0.08),
-            "bend": jnp.stack([0.16 + 0.05 * n[2], 0.0026 + 0.0007 * n[3]]),
+            # Sacra are nearly straight to bent by some 90 degrees.
+            "bend": jnp.stack(
+                [0.10 + 30.0 * bend + 0.06 * n[2], bend],
+            ),
             "width": (24.0 + 1.2 * n[4]) * scale,
             "depth": 16.0 * scale * (1.0 + 0.06 * n[5]),
             "top": 11.5 * scale,
             # Remnants of discs: half height, mm; the lower ones are mostly fused.
-            "gaps": jnp.stack([0.3 + 1.4 * u[0], 1.5 * u[1] - 0.5, 1.3 * u[2] - 0.8, u[3] - 0.7]),
+            "gaps": jnp.stack([1.8 * u[0] - 0.4, 1.5 * u[1] - 0.5, 1.3 * u[2] - 0.8, u[3] - 0.7]),
             "inset": 0.55 + 0.5 * u[4],
             "crest": 5.0 + 6.0 * u[5],
             "scale": scale,
