@@ -35,8 +35,8 @@ def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
     return jnp.argsort(~hit, stable=True), jnp.sum(hit)
 
 
-def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array]:
-    """Distance to the sacrum, and to its canal and foramina; how dense it is (`bones`)."""
+def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array, Array]:
+    """Distance to the sacrum, and to its canal and foramina; how dense, how like a vertebra."""
     x, y, z = local(p, frame)
     m = frame["scale"]
     down = jnp.maximum(-z, 0.0)
@@ -85,16 +85,18 @@ def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array]:
     d = shapes.smooth_max(d, jnp.where(y < 0.8 * depth, top, -FAR), 2.0)
     d = shapes.smooth_max(d, -gap, 1.0)
     plate = frame["dense"] * jnp.exp(-jnp.maximum(-top, 0.0) / 4.0) * (radial < 1.1)
-    return shapes.smooth_max(d, -holes, 1.5), holes, plate
+    body = jax.nn.sigmoid(6.0 * (1.2 - radial)) * jnp.clip(1.3 - down / (60.0 * m), 0.0, 1.0)
+    return shapes.smooth_max(d, -holes, 1.5), holes, plate, body
 
 
-def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array]:
+def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Array]:
     """Distance to bones beyond the spine and ribs: sacrum, pelvis, skull, shoulders.
 
     Returns:
-        That distance; the distance to the canal and the foramina of the sacrum; and how dense the
+        That distance; the distance to the canal and the foramina of the sacrum; how dense the
         bone's inside is, from 0 to 1 in the head of a femur and in the socket's roof, which bear
-        the weight of the body, and under a worn disc.
+        the weight of the body, and under a worn disc; and how much the bone is that of a vertebra,
+        1 in the bodies of the upper sacrum.
     """
     far = jnp.full(p.shape[:1], FAR)
 
@@ -130,8 +132,8 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array]:
 
     sacrum = parameters["sacrum"]
     none = jnp.zeros_like(far)
-    d, holes, plate = when(
-        close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum), (far, far, none)
+    d, holes, plate, body = when(
+        close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum), (far, far, none, none)
     )
     hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, none))
     d, dense = jnp.minimum(d, hip), jnp.maximum(dense, plate)
@@ -140,7 +142,7 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array]:
         ("shoulder", shoulder, -160.0, 180.0),
     ):
         d = jnp.minimum(d, when(close(parameters[name], low, high), draw, far))
-    return d, holes, dense
+    return d, holes, dense, body
 
 
 def _rib(

@@ -32,8 +32,9 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     Returns:
         Mapping: "vertebra" (26, len(COLUMNS)); "disc" (26, 3): HU of the disc below each, half
         height (mm) and HU of a cleft in it; "cortical", "shell", "cancellous", "grain" and
-        "dense" (HU more where they bear most weight) of other bones; "voltage", by how much bone
-        is brighter than usual.
+        "dense" (HU more where they bear most weight) of other bones; "sacral" (HU), its "_grain",
+        "_blotch" and "_shell" of the upper sacrum; "voltage", by how much bone is brighter than
+        usual.
     """
     u, n = draws.uniform(12), draws.normal(8)
     own, v = draws.normal(6, SLOTS), draws.uniform(12, SLOTS)
@@ -90,6 +91,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     chalk = w[1] > 1.0 - 0.12 * worn
     cleft = jnp.where(gas, 0.4 + 1.3 * w[2], jnp.where(chalk, 0.4 + 1.4 * w[2], 0.0))
     inner = jnp.where(gas, -350.0 - 500.0 * w[3], 250.0 + 500.0 * w[3])
+    last = jnp.sum(spine["id"] > 0) - 1
     return {
         "vertebra": draws.settled(stacked([columns[name] * one for name in COLUMNS], 1)),
         "disc": jnp.stack([disc, cleft, inner], 1),
@@ -98,6 +100,10 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         # Fatty marrow is common in the pelvis: a dark core within a bright shell.
         "cancellous": jnp.mean(cancellous) * (0.05 + 1.15 * u[9]),
         "grain": voltage * 14.0 * u[10],
+        "sacral": cancellous[last] * jnp.exp(0.15 + 0.25 * n[6]),
+        "sacral_grain": columns["grain"][last],
+        "sacral_blotch": columns["blotch"][last],
+        "sacral_shell": columns["shell"][last] * (1.0 + 0.4 * n[7] ** 2),
         "dense": voltage * 320.0 * u[1],
         "voltage": voltage,
     }

@@ -39,13 +39,17 @@ def render_block(
     v = spine_at.vertebrae(p, spine)
     d = v["nearest"]
     if distractors:
-        others, holes, dense = bones.bones(p, parameters)
+        others, holes, dense, body = bones.bones(p, parameters)
         hu = tissues.over(hu, t["epidural"], holes, edge)
         bone = parameters["marrow"]
         # A joint's gap lies between the column and what articulates with it.
         other = jnp.maximum(jnp.minimum(rib, others), JOINT_MM - d)
-        inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft + bone["dense"] * dense
-        hu = tissues.bone(hu, other, bone["shell"], bone["cortical"], inner, edge)
+        inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft
+        # The upper sacrum is made of what vertebrae are made of: it cannot be told by its HU.
+        like = bone["sacral"] + bone["sacral_grain"] * fine + bone["sacral_blotch"] * soft
+        inner = inner + body * (like - inner) + bone["dense"] * dense
+        shell = bone["shell"] + body * (bone["sacral_shell"] - bone["shell"])
+        hu = tissues.bone(hu, other, shell, bone["cortical"], inner, edge)
 
     def column() -> tuple[Array, Array]:
         # Muscles leave a rim of fat, and tendons in it, on the bone that they cover; in front of
