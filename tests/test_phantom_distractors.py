@@ -167,6 +167,35 @@ def test_sacrum_has_a_canal_and_a_first_body_like_a_vertebra(people):
     assert 4 < runs[2] - runs[1] < 25  # canal
 
 
+def test_sacra_slope_as_in_adults(crowd):
+    """Standing adults: 41 degrees, standard deviation 8.4 (Vialle et al., JBJS Am 2005)."""
+    z = np.asarray(crowd["sacrum"]["rotation"])[:, :, 2]
+    slope = np.rad2deg(np.arctan2(-z[:, 1], z[:, 2]))
+    assert 36 < np.median(slope) < 48
+    assert 6 < slope.std() < 15
+
+
+def test_the_first_sacral_body_cannot_be_told_from_the_last_vertebra_by_its_hu(crowd):
+    """Median HU in the middle of both: as often the one is brighter as the other."""
+    paint = jax.jit(lambda p, q: render(p, q, edge_mm=2.0)[0])
+    grid = np.stack(np.meshgrid(*[[-6.0, 0.0, 6.0]] * 2, [-4.0, -2.0, 0.0]), -1).reshape(-1, 3)
+    ratios = []
+    for i in range(40):
+        one = jax.tree.map(lambda a, i=i: a[i], crowd)
+        spine, sacrum = one["spine"], one["sacrum"]
+        last = int((np.asarray(spine["id"]) > 0).sum()) - 1
+        hu = []
+        for origin, rotation in (
+            (spine["origin"][last], spine["rotation"][last]),
+            (sacrum["origin"], sacrum["rotation"]),
+        ):
+            points = warp.unwarp(origin + jnp.asarray(grid, jnp.float32) @ rotation.T, one)
+            hu.append(float(jnp.median(paint(one, points))))
+        ratios.append((hu[1] + 100.0) / (hu[0] + 100.0))
+    assert 0.9 < np.median(ratios) < 1.3
+    assert np.percentile(ratios, 10) < 0.95 and np.percentile(ratios, 90) > 1.1
+
+
 def test_places_of_metal_are_those_of_the_scan(crowd):
     """Places are given after displacement: warping them leads back into the undisplaced frame."""
     one = jax.tree.map(lambda a: a[0], crowd)
