@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from networks import init, normal, quick_jit
+from scipy import ndimage
 
 
 def shapes(model, *sides, channels=1, batch=1):
@@ -41,3 +43,13 @@ def check_gradients(model, side):
     for path, gradient in jax.tree.leaves_with_path(found):
         assert jnp.isfinite(gradient).all(), path
         assert jnp.abs(gradient).max() > 0, path
+
+
+def ways(array, spacing):
+    """Offset of each voxel to the centre of mass of its label, in the unit of `spacing`; else 0."""
+    out = np.zeros((*array.shape, 3), np.float32)
+    ids = [i for i in np.unique(array) if i]
+    centres = ndimage.center_of_mass(array > 0, array, ids)
+    for i, centre in zip(ids, centres, strict=True):
+        out[array == i] = (centre - np.argwhere(array == i)) * spacing
+    return out

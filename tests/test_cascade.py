@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cubes import ways
 
 from spinejax import geometry, labels
 from spinejax.data import interpolate, scanfile
@@ -184,15 +185,6 @@ def test_windows_are_counted_for_the_bar():
     assert cascade.count_windows(volume, np.zeros_like(true), settings()) == 0
 
 
-def ways_of(net, spacing_mm):
-    """Offsets in cm to the centre of each voxel's label."""
-    ways = np.zeros((*net.shape, 3), np.float32)
-    places = np.stack(np.indices(net.shape), -1) * (spacing_mm / 10)
-    for label in set(np.unique(net)) - {0}:
-        ways[net == label] = places[net == label].mean(0) - places[net == label]
-    return ways
-
-
 @pytest.mark.parametrize(
     ("kept", "completed"), [(1.0, True), (0.9, True), (0.5, True), (0.2, True), (0.0, False)]
 )
@@ -209,7 +201,7 @@ def test_what_the_mask_misses_of_a_vertebra_is_completed(kept, completed):
 
     def network(cubes, masks, stats):
         classes = np.eye(labels.NUM_CLASSES, dtype=np.float32)[CLASS_OF[net]]
-        return np.concatenate([classes, ways_of(net, 2.0)], -1)[None]
+        return np.concatenate([classes, ways(net, 0.2)], -1)[None]
 
     how = settings("channel", window=tuple(net.shape), batch_size=1, offsets=True, margin_mm=10.0)
     found = cascade.label_scan(network, volume, mask, how)
@@ -263,7 +255,7 @@ def test_centres_part_what_has_one_name(real_data, files):
     def network(cubes, masks, stats):
         classes = np.eye(labels.NUM_CLASSES, dtype=np.float32)
         found = 0.45 * classes[CLASS_OF[net]] + 0.55 * classes[CLASS_OF[20 * (net > 0)]]
-        return np.concatenate([found, ways_of(net, 2.0)], -1)[None].astype(np.float32)
+        return np.concatenate([found, ways(net, 0.2)], -1)[None].astype(np.float32)
 
     how = settings(window=tuple(net.shape), batch_size=1, offsets=True)
     found = cascade.label_scan(network, volume, true > 0, how)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cubes import ways
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from spinejax import geometry, labels
 from spinejax.data import nifti
@@ -20,20 +20,6 @@ MASKS = {
     "gl003": "verse/derivatives/sub-gl003/sub-gl003_dir-ax_seg-vert_msk.nii.gz",
     "totalsegmentator": "totalsegmentator/example_vertebrae_verse-ids.nii.gz",
 }
-
-
-def centres(array, spacing):
-    ids = [i for i in np.unique(array) if i]
-    return dict(zip(ids, ndimage.center_of_mass(array > 0, array, ids) * np.array(spacing)))  # noqa: B905
-
-
-def ways(array, spacing, noise_mm=0.0):
-    """Offset of each voxel to the centre of its label, in mm; elsewhere 0."""
-    out = np.zeros((*array.shape, 3), np.float32)
-    places = np.stack(np.indices(array.shape), -1) * np.array(spacing)
-    for i, centre in centres(array, spacing).items():
-        out[array == i] = centre - places[array == i]
-    return out + np.random.default_rng(0).normal(0, noise_mm, out.shape)
 
 
 def test_offsets_lead_to_the_centre_that_scipy_finds():
@@ -97,7 +83,8 @@ def test_a_spine_of_one_class_falls_into_its_vertebrae(real_data, name, noise_mm
     array = np.ascontiguousarray(array[tuple(slice(s // 2, None, s) for s in steps)])
     spacing = tuple(float(a * b) for a, b in zip(fine, steps, strict=True))
     one = np.where(array > 0, 20, 0).astype(np.uint8)
-    found = find_instances(one, spacing, offsets_mm=ways(array, spacing, noise_mm))
+    noise = np.random.default_rng(0).normal(0, noise_mm, (*array.shape, 3))
+    found = find_instances(one, spacing, offsets_mm=ways(array, spacing) + noise)
     wanted = sorted((i for i in np.unique(array) if i), key=labels.order)
     assert len(found.items) == len(wanted)
     for place, label in enumerate(wanted, start=1):

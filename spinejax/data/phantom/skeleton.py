@@ -15,8 +15,6 @@ from spinejax.data.phantom.draws import Draws
 
 Array = jax.Array
 RIBS = 13
-SLOPE = 0.72
-"""Of the upper plate of the sacrum, radians, in the frame of the pelvis."""
 ANGLE = -0.32
 """Where a rib meets the chest's wall, radians about the axis of that half of the chest."""
 
@@ -189,7 +187,7 @@ def frames(
     along /= jnp.linalg.norm(along)
     # The pelvis tilts with the sacrum, if less.
     slope = jnp.arctan2(-sacrum["rotation"][1, 2], sacrum["rotation"][2, 2])
-    lean = 0.6 * (slope - SLOPE) + 0.10 * n[1]
+    lean = 0.6 * (slope - np.deg2rad(levels.SACRAL_SLOPE_DEG)) + 0.10 * n[1]
     c, s = jnp.cos(lean), jnp.sin(lean)
     tilt = upright.at[1, 1].set(c).at[1, 2].set(-s).at[2, 1].set(s).at[2, 2].set(c)
     shoulder = _jitter(draws, _SHOULDER, scale, 0.08)
@@ -201,9 +199,7 @@ def frames(
             **sacrum,
             "parts": _jitter(draws, _SACRUM, scale, 0.08),
             # Sacra are nearly straight to bent by some 90 degrees.
-            "bend": jnp.stack(
-                [0.10 + 30.0 * bend + 0.06 * n[2], bend],
-            ),
+            "bend": jnp.stack([0.10 + 30.0 * bend + 0.06 * n[2], bend]),
             "width": (24.0 + 1.2 * n[4]) * scale,
             "depth": 16.0 * scale * (1.0 + 0.06 * n[5]),
             "top": 11.5 * scale,
