@@ -15,7 +15,10 @@ from ml_collections import ConfigDict
 
 from configs import chasppraunet, common, mrunet, phantom_to_real
 
-SHARED = ("root", "labels", "exclude_gl", "split", "test_fraction", "val_fraction", "folds", "fold")
+SHARED = (
+    "root", "labels", "edition", "exclude_gl", "split", "test_fraction", "val_fraction", "folds",
+    "fold",
+)  # fmt: skip
 """Fields of `data` that both networks have from the first: they see the same scans."""
 PHANTOMS = ("region", "min_extent_mm", "max_extent_mm", "label_cut")
 """And of `data.phantom`, besides all rates: they learn from phantoms of one kind."""

@@ -4,11 +4,15 @@
 
 Published on VerSe'20 and '19 (Table 5): Dice 93.72 and 94.58 %; see the report for why those cannot
 be compared directly. Arguments: `debug` (minutes on a laptop).
+
+Sweeps: `saeed2023_table3`, `_table5`, `_table9` and `_table11` of the paper, and `attention`, its
+three readings of the paper's attention.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, saeed2023, sweeps
+from configs.sweeps import Unit
 
 
 def model(widths: tuple[int, ...] = (24, 48, 96, 192)) -> dict:
@@ -42,3 +46,50 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.steps = 8
         config.train.batch_size = 4
     return config
+
+
+def sweep_attention() -> list[Unit]:
+    """Yield each kind of attention on the skips, and none."""
+    return sweeps.axis("model.attention", ("dot_product", "gate", "residual", "none"))
+
+
+def _augmented(on: bool) -> Unit:
+    return Unit("", {"augment.enabled": on})
+
+
+def sweep_saeed2023_table3() -> list[Unit]:
+    """Yield Table 3: both data sets, four normalisations, no augmentation."""
+    return saeed2023.table(3, saeed2023.DATASETS, saeed2023.NORMALISATIONS, [_augmented(False)])
+
+
+def sweep_saeed2023_table5() -> list[Unit]:
+    """Yield Table 5: Table 3 with augmentation."""
+    return saeed2023.table(5, saeed2023.DATASETS, saeed2023.NORMALISATIONS, [_augmented(True)])
+
+
+def sweep_saeed2023_table9() -> list[Unit]:
+    """Yield Table 9: the best normalisation without augmentation and with it."""
+    stages = [
+        Unit(f"augment={on}", {"augment.enabled": on == "on"}, {"Experiments": printed})
+        for on, printed in (("off", "Image Normalization"), ("on", "Data Augmentation"))
+    ]
+    return saeed2023.table(9, saeed2023.DATASETS, stages)
+
+
+def sweep_saeed2023_table11() -> list[Unit]:
+    """Yield Table 11: the networks of its rows that can be built, on VerSe'19 as the paper's own.
+
+    Those of the other works were trained by their authors on scans of their own; here all see the
+    same ones.
+    """
+    networks = [
+        Unit(name, {"config": file}, {"Methodology": printed})
+        for name, file, printed in (
+            ("vnet", "vnet.py", "3D V-Net"),
+            ("unet", "unet.py", "U-Net"),
+            ("unet3d", "unet3d.py", "3D U-Net"),
+            ("chasppraunet", "chasppraunet.py", "CHASPPRAU-Net"),
+            ("mrunet", "mrunet.py", "3D MRU-Net"),
+        )
+    ]
+    return saeed2023.table(11, networks, [Unit("", {"data.edition": "verse19"})])

@@ -45,6 +45,8 @@ def data_block() -> ConfigDict:
     data.source = "verse"
     data.root = ""
     data.labels = "verse"  # masks hold VerSe ids | "binary": any number above 0 is vertebra
+    # "": all scans | "verse19" | "verse20": those of that edition of VerSe, which share 105 scans.
+    data.edition = ""
     data.exclude_gl = False  # leave the sub-gl* scans out (their licence is stricter)
     # "auto" (the official split where the folders name it, else "ratio") | "official" | "ratio" |
     # "kfold"; always grouped by patient.

@@ -8,11 +8,14 @@ is averaged is not said; Table 11 prints 1,245,155 parameters without saying of 
 Arguments: `table=8` (default) or 4, 6, 7, what the paper had added by then: 4 normalisation only, 6
 augmentation, 7 residual blocks, 8 dropout. The rows of each are `--config.data.normalise=hu`,
 `zscore`, `unit` and `sym`. `debug` (minutes on a laptop).
+
+Sweeps: `saeed2023_table4`, `_table6`, `_table7`, `_table8` and `_table10` of the paper.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, saeed2023
+from configs.sweeps import Unit
 
 # Table -> what is on.
 TABLES = {
@@ -73,3 +76,49 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.depths = (1, 1, 1, 1, 1)
         config.model.decoder_widths = (16, 16, 8, 8)
     return config
+
+
+def _stage(table: int, name: str = "", printed: str = "") -> Unit:
+    """Return what the paper had added by a table."""
+    fields = TABLES[table]
+    overrides = {
+        "augment.enabled": fields["augment"],
+        "model.residual": fields["residual"],
+        "model.dropout": fields["dropout"],
+    }
+    return Unit(name, overrides, {"Experiments": printed} if printed else {})
+
+
+def _normalisations(table: int) -> list[Unit]:
+    return saeed2023.table(table, saeed2023.DATASETS, saeed2023.NORMALISATIONS, [_stage(table)])
+
+
+def sweep_saeed2023_table4() -> list[Unit]:
+    """Yield Table 4: both data sets, four normalisations, nothing added."""
+    return _normalisations(4)
+
+
+def sweep_saeed2023_table6() -> list[Unit]:
+    """Yield Table 6: Table 4 with augmentation."""
+    return _normalisations(6)
+
+
+def sweep_saeed2023_table7() -> list[Unit]:
+    """Yield Table 7: Table 6 with residual blocks."""
+    return _normalisations(7)
+
+
+def sweep_saeed2023_table8() -> list[Unit]:
+    """Yield Table 8: Table 7 with dropout."""
+    return _normalisations(8)
+
+
+def sweep_saeed2023_table10() -> list[Unit]:
+    """Yield Table 10: the best normalisation at each of these stages."""
+    stages = [
+        _stage(4, "normalised", "Image Normalization"),
+        _stage(6, "augmented", "Data Augmentation"),
+        _stage(7, "residual", "Residual Blocks"),
+        _stage(8, "dropout", "Dropout Regularization"),
+    ]
+    return saeed2023.table(10, saeed2023.DATASETS, stages)

@@ -32,11 +32,14 @@ What the paper leaves open, or says in two ways, and what is done about it here:
 
 Arguments: `net=opconvnet` (default), or the classifiers of Table 2, `vgg`, `resnet`, `densenet`;
 `debug` (minutes on a laptop).
+
+Sweeps: `random_search` (also `spinejax search`), `qadri2021_table2` and `qadri2021_table3`.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common, search
+from configs.sweeps import Unit
 
 # Network -> its fields. Table 1, then the classifiers of Table 2, whose members the paper does not
 # name: why these, their modules say.
@@ -146,3 +149,34 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.train.batch_size = 32
         config.model.update(TINY[args.net])
     return config
+
+
+def _classifiers(table: str) -> list[Unit]:
+    printed = {
+        "opconvnet": "OP-convNet (Proposed)",
+        "vgg": "VGG net [44]",
+        "resnet": "ResNet [46]",
+        "densenet": "DenseNet [56]",
+    }
+    return [
+        Unit(net, {"config": f"opconvnet.py:net={net}"}, {"table": table, "Models": printed[net]})
+        for net in NETS
+    ]
+
+
+def sweep_qadri2021_table2() -> list[Unit]:
+    """Yield Table 2: the four classifiers of patches."""
+    return _classifiers("qadri2021_table2")
+
+
+def sweep_qadri2021_table3() -> list[Unit]:
+    """Yield Table 3: its networks that can be built, on the same scans."""
+    overrides = {
+        "config": "unet.py",
+        "data.labels": "binary",
+        "data.plane": "axial",
+        "data.test_fraction": 1 / 3,
+        "data.val_fraction": 0.2,
+    }
+    cell = {"table": "qadri2021_table3", "Models": "UNet [47]"}
+    return [Unit("unet", overrides, cell), *_classifiers("qadri2021_table3")]

@@ -32,7 +32,12 @@ def config_flag(values: FlagValues, argv: list[str]) -> None:
 
 
 def parse(
-    name: str, summary: str, define: Callable[[FlagValues, list[str]], None], arguments: list[str]
+    name: str,
+    summary: str,
+    define: Callable[[FlagValues, list[str]], None],
+    arguments: list[str],
+    *,
+    program: str = "spinejax",
 ) -> FlagValues | None:
     """Parse the flags of a command; None if only help was asked for.
 
@@ -41,18 +46,19 @@ def parse(
         summary: what it does, for its help.
         define: gets the flags to define and the command line.
         arguments: what follows the name.
+        program: what the name follows.
 
     Raises:
         InputError: unknown flag or config key (with the nearest name), wrong type, missing flag.
     """
     arguments = _config_first(arguments)
-    argv = [f"spinejax {name}", *arguments]
+    argv = [f"{program} {name}", *arguments]
     values = FlagValues()
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     try:
         if "--help" in arguments or "-h" in arguments:
             define(values, argv[:1])
-            _show_help(name, summary, values)
+            _show_help(argv[0], summary, values)
             return None
         define(values, argv)
         if "config" in values:
@@ -131,7 +137,7 @@ def _unknown_field(error: BaseException, arguments: list[str]) -> str | None:
 
 
 def _show_help(name: str, summary: str, values: FlagValues) -> None:
-    print(f"spinejax {name}: {summary}\n")
+    print(f"{name}: {summary}\n")
     for flag in sorted(values):
         if flag in ("h", "help"):
             continue
@@ -185,7 +191,8 @@ def sweep(values: FlagValues) -> Callable[..., Any]:
     known = [name.removeprefix(prefix) for name in vars(module) if name.startswith(prefix)]
     if not known:
         raise InputError(
-            f"{path}: has no sweep_... to search; use configs/opconvnet.py, or add one"
+            f"{path}: has no sweep; write `def sweep_NAME()` in it, see configs/sweeps.py, or use "
+            "configs/opconvnet.py"
         )
     check_choice("--sweep", values.sweep, known)
     return getattr(module, prefix + values.sweep)

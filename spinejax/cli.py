@@ -19,9 +19,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 from spinejax import __version__, arguments
-from spinejax.errors import InputError, describe_os_error
-
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal with everything saved; run it again
+from spinejax.errors import EXIT_INTERRUPTED, InputError, describe_os_error
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,9 @@ def _train_flags(values: FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "evaluate", False, "Then score the test split, if it has cases.", flag_values=values
+    )
     count = flags.DEFINE_integer
     count("num_processes", 1, "Processes of the run.", lower_bound=1, flag_values=values)
     count("process_id", 0, "Which of them this one is.", lower_bound=0, flag_values=values)
@@ -170,9 +171,11 @@ def _score_flags(values: FlagValues, argv: list[str]) -> None:
 
 
 def _report_flags(values: FlagValues, argv: list[str]) -> None:
-    _workdir_flag(values)
+    text = flags.DEFINE_string
+    text("workdir", "", "Folder of a run.", flag_values=values)
+    text("sweep", "", "Folder of a sweep, instead: its tables.", flag_values=values)
     flags.DEFINE_string(
-        "output", "", "HTML file to write; default <workdir>/report.html.", flag_values=values
+        "output", "", "HTML file to write; default report.html in that folder.", flag_values=values
     )
     flags.DEFINE_string(
         "before", "", "Folder of an earlier run to compare the errors with.", flag_values=values
@@ -245,6 +248,7 @@ def _train(values: FlagValues) -> int:
         num_processes=values.num_processes,
         process_id=values.process_id,
         under_slurm=int(os.environ.get("SLURM_NTASKS", "1")) > 1,
+        then_evaluate=values.evaluate,
     )
     return EXIT_INTERRUPTED if interrupted else 0
 
@@ -302,6 +306,18 @@ def _score(values: FlagValues) -> int:
 
 
 def _report(values: FlagValues) -> int:
+    if bool(values.workdir) == bool(values.sweep):
+        raise InputError("give either --workdir of a run or --sweep of a sweep")
+    if values.sweep:
+        from spinejax.reports import sweep_page
+
+        if values.before:
+            raise InputError("--before compares runs; leave it out with --sweep")
+        output = Path(values.output) if values.output else None
+        path, text = sweep_page.write(Path(values.sweep), output)
+        print(text)
+        print(f"report: {path}")
+        return 0
     from spinejax.reports.page import write_report
 
     path = write_report(
@@ -323,7 +339,7 @@ COMMANDS = {
     "evaluate": Command("predict and score a split", _evaluate_flags, _evaluate),
     "predict": Command("segment a CT or a folder of CTs", _predict_flags, _predict),
     "score": Command("compare label files or folders", _score_flags, _score),
-    "report": Command("write the run's HTML page", _report_flags, _report),
+    "report": Command("write the HTML page of a run or a sweep", _report_flags, _report),
 }
 
 

@@ -20,6 +20,7 @@ from spinejax.metrics import patches, slices
 from spinejax.metrics import summary as summarised
 from spinejax.models import summary
 from spinejax.reports import figures, tables
+from spinejax.sweep import SECOND
 from spinejax.tasks import build_task
 from spinejax.train import loop, parallel, patch_level, settings, setup
 
@@ -71,13 +72,13 @@ def summarize(config: ConfigDict) -> str:
 def _stages(config: ConfigDict) -> list[ConfigDict]:
     """Return the config of a run, and that of its second network in a pipeline; both checked."""
     stages = [config]
-    if prediction.SECOND in config:
-        stages.append(config[prediction.SECOND])
+    if SECOND in config:
+        stages.append(config[SECOND])
     for stage in stages:
         settings.check_config(stage)
     if len(stages) > 1 and (config.task == prediction.CUBES or stages[1].task != prediction.CUBES):
         raise InputError(
-            f"task={config.task} with {prediction.SECOND}.task={stages[1].task}: a pipeline "
+            f"task={config.task} with {SECOND}.task={stages[1].task}: a pipeline "
             f"segments the spine first; its second task is {prediction.CUBES}"
         )
     return stages
@@ -85,7 +86,7 @@ def _stages(config: ConfigDict) -> list[ConfigDict]:
 
 def _in_folders(config: ConfigDict, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     """Return the configs of `_stages`, each with the folder of its run."""
-    return list(zip(_stages(config), (workdir, workdir / prediction.SECOND), strict=False))
+    return list(zip(_stages(config), (workdir, workdir / SECOND), strict=False))
 
 
 def prepare(config: ConfigDict, workdir: Path) -> int:
@@ -108,8 +109,13 @@ def train(
     num_processes: int,
     process_id: int,
     under_slurm: bool,
+    then_evaluate: bool = False,
 ) -> bool:
-    """Train or resume; return whether a signal interrupted it (with everything saved)."""
+    """Train or resume; return whether a signal interrupted it (with everything saved).
+
+    `then_evaluate` scores the test split when all is trained, if it has cases and has not been
+    scored.
+    """
     if under_slurm or num_processes > 1:
         parallel.initialize_distributed(
             coordinator_address=coordinator or None,
@@ -124,7 +130,19 @@ def train(
         if result.interrupted:
             print(f"interrupted at step {result.step}, saved; the same command resumes")
             return True
+    if then_evaluate and parallel.process_index() == 0:
+        _evaluate_once(workdir)
+    parallel.barrier("evaluation")
     return False
+
+
+def _evaluate_once(workdir: Path) -> None:
+    """Score the test split with the best checkpoint, or the latest where nothing validated."""
+    tested = setup.recorded_cases(workdir)["test"]
+    if not tested or (workdir / "evaluation" / "test" / "scores.json").exists():
+        print(f"{workdir}: " + ("scored before" if tested else "no test cases to score"))
+        return
+    evaluate(workdir, split="test", which="best")
 
 
 def evaluate(

@@ -1,7 +1,10 @@
-"""The one exception that means: what the user gave cannot be used."""
+"""The one exception that means: what the user gave cannot be used; and exit statuses."""
 
 import errno
 import re
+
+EXIT_INTERRUPTED = 75
+"""Exit status of what was stopped with everything saved (EX_TEMPFAIL): run it again."""
 
 
 class InputError(ValueError):

@@ -23,14 +23,12 @@ from spinejax.errors import InputError
 from spinejax.inference import cascade, scan
 from spinejax.inference.labelling import UNCERTAIN_MARGIN, Record
 from spinejax.inference.volumes import make_cube_predictor
+from spinejax.sweep import SECOND
 from spinejax.tasks import Task, build_task
 from spinejax.train import checkpoint, settings, setup
 from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")
-
-SECOND = "vertebrae"
-"""Folder, in that of a run, of the second run of a pipeline; and the block of its config."""
 
 CUBES = "vertebra_recognition"
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "spinejax"
 # one another, except inside a package.
 FLOORS = [
     {"errors", "files"},
-    {"geometry", "labels", "choices"},
+    {"geometry", "labels", "choices", "sweep"},
     {"volume"},
     {"data", "augment", "models", "losses", "metrics", "overlay"},
     {"inference", "scoring", "streams"},

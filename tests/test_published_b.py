@@ -1,7 +1,6 @@
 """The numbers of paper B, against its text, and what is said of them."""
 
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -16,32 +15,6 @@ def text(real_data):
     if not found:
         pytest.skip("the text of paper B is not here")
     return found[0].read_text(encoding="utf-8")
-
-
-def printed_table(text, number):
-    """Rows of cells of a table, its header first; <b> dropped."""
-    [block] = re.findall(rf"TABLE {number}\..*\n\n((?:.*\t.*\n)+)", text)
-    block = re.sub("</?b>", "", block)
-    return [line.split("\t") for line in block.splitlines()]
-
-
-def test_every_cell_of_table_2_is_the_printed_one(text):
-    header, *rows = printed_table(text, 2)
-    assert header == ["Models", "PRE (%)", "SPE (%)", "ACC (%)", "F-score (%)"]
-    assert [
-        [r.system, str(r.precision), str(r.specificity), str(r.accuracy), str(r.f_score)]
-        for r in paper.TABLE_2
-    ] == rows
-
-
-def test_every_cell_of_table_3_is_the_printed_one(text):
-    header, *rows = printed_table(text, 3)
-    assert header[1:] == ["Models", "SEN (%)", "BF-score (%)", "JAC (%)", "DSC (%)"]
-    group = ""
-    for row, cells in zip(paper.TABLE_3, rows, strict=True):
-        group = cells[0] or group
-        numbers = [row.sensitivity, row.bf_score, row.jaccard, row.dice]
-        assert [row.group, row.system, *map(str, numbers)] == [group, *cells[1:]]
 
 
 def test_what_the_text_quotes_is_quoted_so(text):

@@ -226,6 +226,25 @@ def test_uncompressed_files_are_found_and_the_second_of_two_is_reported(tmp_path
     assert case.problems == ("ignored verse005.nii, a second file",)
 
 
+def test_an_edition_alone_has_the_scans_that_it_shares_with_the_other(tmp_path):
+    subject = "rawdata/sub-verse{0}/sub-verse{0}_ct.nii.gz"
+    mask = "derivatives/sub-verse{0}/sub-verse{0}_seg-vert_msk.nii.gz"
+    for edition, ids in (("19", ("004", "005")), ("20", ("004", "506"))):
+        for number in ids:
+            names = (name.format(number) for name in (subject, mask))
+            make(tmp_path / f"dataset-verse{edition}training", *names)
+    cases = verse.index_dataset(tmp_path)
+    assert len(verse.usable(cases)) == 3
+    for edition, ids in (("verse19", ["004", "005"]), ("verse20", ["004", "506"])):
+        own = verse.usable(verse.of_edition(cases, edition))
+        assert [case.image.name[9:12] for case in own] == ids
+        assert {case.edition for case in own} == {edition}
+    # Two copies of one scan in one edition are one scan.
+    make(tmp_path / "again" / "dataset-verse19training", subject.format("004"), mask.format("004"))
+    cases = verse.index_dataset(tmp_path)
+    assert len(verse.usable(verse.of_edition(cases, "verse19"))) == 2
+
+
 def test_gl_scans_can_be_left_out(tmp_path):
     make(tmp_path, "GL003.nii.gz", "GL003_seg.nii.gz", "verse004.nii.gz", "verse004_seg.nii.gz")
     assert list(by_id(tmp_path)) == ["GL003", "verse004"]

@@ -116,6 +116,22 @@ def usable(cases: Iterable[Case]) -> list[Case]:
     return [case for case in cases if case.image and case.labels and case.duplicate_of is None]
 
 
+def of_edition(cases: Iterable[Case], edition: str) -> list[Case]:
+    """The cases of one edition of VerSe, "verse19" or "verse20", as if the other were not there.
+
+    A scan of both is in either.
+    """
+    chosen = [case for case in cases if case.edition == edition]
+    ids = {case.id for case in chosen}
+    kept, first = [], {}
+    for case in chosen:
+        best = case.duplicate_of
+        if best is not None and best not in ids:  # the other edition's; ours takes its place
+            best = None if first.setdefault(best, case.id) == case.id else first[best]
+        kept.append(replace(case, duplicate_of=best))
+    return kept
+
+
 def _names(root: Path) -> list[FileName]:
     """Parsed names of all files under `root`; links are followed, loops are not."""
     names: list[FileName] = []

@@ -26,7 +26,7 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry, labels
-from spinejax.metrics import overlap, surface
+from spinejax.metrics import classification, overlap, surface
 from spinejax.metrics.classification import Counts, same_shape
 
 REACH_MM = 20.0
@@ -60,6 +60,9 @@ class Vertebra:
     assd_mm: float | None
     nsd_1mm: float
     centroid_distance_mm: float | None
+    iou: float
+    precision: float
+    recall: float
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,9 @@ def _outline(found: _Voxels, true: _Voxels, spacing_mm: np.ndarray) -> dict[str,
     )
     return {
         "dice": overlap.dice(counts),
+        "iou": overlap.iou(counts),
+        "precision": classification.precision(counts),
+        "recall": classification.recall(counts),
         "hd_mm": surface.hausdorff_mm(apart) if apart.defined else None,
         "hd95_mm": surface.hd95_mm(apart) if apart.defined else None,
         "assd_mm": surface.assd_mm(apart) if apart.defined else None,

@@ -7,7 +7,7 @@
   although there are some: 0, as for `classification.precision`.
 * `d_mean_mm`: mean distance from the reference's centroid to the predicted one of the same label,
   however far it is. A missed vertebra has none and stays out.
-* `dice_mean`, `nsd_1mm_mean`: over all vertebrae of the reference; a missed one counts 0.
+* `dice_mean`, `iou_mean`, `precision_mean`, `recall_mean`, `nsd_1mm_mean`: over all vertebrae of the reference; a missed one counts 0.
 * `hd_mean_mm`, `hd95_mean_mm`, `assd_mean_mm`: over the vertebrae that were not missed. No distance
   is made up for the others: see how many they are.
 * missed: only the reference has the label. Extra: only the prediction has it; it has neither Dice
@@ -165,6 +165,9 @@ def _means(vertebrae: Sequence[Vertebra], extra: Sequence[int]) -> dict[str, Any
         "n_missed": missed,
         "n_extra": len(extra),
         "dice_mean": _mean(one.dice for one in vertebrae),
+        "iou_mean": _mean(one.iou for one in vertebrae),
+        "precision_mean": _mean(one.precision for one in vertebrae),
+        "recall_mean": _mean(one.recall for one in vertebrae),
         "hd_mean_mm": _mean(one.hd_mm for one in vertebrae),
         "hd95_mean_mm": _mean(one.hd95_mm for one in vertebrae),
         "assd_mean_mm": _mean(one.assd_mm for one in vertebrae),

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PAPER_A = "Saeed et al., Diagnostics 2023, 13, 2658"
+from spinejax.reports.paper_tables import PaperTable, papers, tables
+
+PAPER_A = papers()["saeed2023"]
 
 
 @dataclass(frozen=True)
@@ -43,98 +45,35 @@ class OtherWork:
     source: str = f"{PAPER_A}, Table 11"
 
 
-_CHASPPRAU = "CHASPPRAU-Net"
-_MRU = "3D MRU-Net"
 NORMALISATIONS = ("−1000 to 800", "Zero mean", "0 to 1", "−1 to 1")
 """The paper's intensity normalisations, in the order of its tables."""
 
-_STAGES = ("Image normalization", "Data augmentation", "Residual blocks", "Dropout")
 
-# Dice, IoU, precision, recall; VerSe 2020 first, then VerSe 2019, as printed.
-_SCORES: dict[int, tuple[str, tuple[str, ...], str]] = {
-    3: (
-        _CHASPPRAU,
-        NORMALISATIONS,
-        "90.45 91.48 94.37 95.07  89.91 90.34 95.16 94.32  90.18 94.01 93.41 94.08"
-        "  88.75 92.17 91.62 91.43"
-        "  91.63 90.89 95.84 94.77  88.42 89.37 93.25 92.98  89.79 90.48 94.62 93.10"
-        "  90.51 89.17 92.48 91.79",
-    ),
-    4: (
-        _MRU,
-        NORMALISATIONS,
-        "87.96 88.39 92.76 92.46  82.41 81.64 88.45 87.45  83.75 84.78 89.37 88.17"
-        "  82.63 83.79 86.97 85.39"
-        "  86.58 87.35 90.49 91.48  84.72 84.98 88.21 87.91  81.15 82.47 85.79 86.48"
-        "  83.49 84.09 87.89 86.12",
-    ),
-    5: (
-        _CHASPPRAU,
-        NORMALISATIONS,
-        "93.72 92.25 97.04 96.87  92.63 93.14 96.13 94.53  90.59 90.28 93.08 92.48"
-        "  93.14 94.60 94.05 93.75"
-        "  94.58 95.93 98.71 97.10  92.49 91.68 95.62 95.78  93.64 94.84 96.38 94.63"
-        "  94.34 95.08 97.14 96.31",
-    ),
-    6: (
-        _MRU,
-        NORMALISATIONS,
-        "89.59 90.78 95.27 95.88  84.64 86.47 90.34 91.15  85.37 84.39 92.13 90.72"
-        "  84.19 85.47 89.78 88.34"
-        "  90.18 91.48 96.05 95.94  86.17 87.19 90.75 89.11  84.65 85.94 89.19 89.78"
-        "  85.48 84.97 90.12 88.95",
-    ),
-    7: (
-        _MRU,
-        NORMALISATIONS,
-        "93.46 93.66 98.71 98.47  88.95 88.14 92.49 93.75  89.18 90.79 95.64 95.46"
-        "  88.28 88.34 91.93 92.62"
-        "  94.96 95.61 98.15 97.91  89.75 89.72 92.86 91.85  87.48 88.63 92.45 92.14"
-        "  88.96 87.98 91.43 92.48",
-    ),
-    8: (
-        _MRU,
-        NORMALISATIONS,
-        "93.89 94.01 99.12 98.79  89.46 90.48 92.89 94.18  90.02 91.37 96.15 95.97"
-        "  89.71 88.52 92.45 93.14"
-        "  95.19 95.81 99.48 98.36  89.92 90.72 93.62 92.34  88.16 87.25 93.48 93.03"
-        "  89.52 88.16 92.19 93.14",
-    ),
-    9: (
-        _CHASPPRAU,
-        _STAGES[:2],
-        "90.45 91.48 94.37 95.07  93.72 92.25 97.04 96.87"
-        "  91.63 90.89 95.84 94.77  94.58 95.93 98.71 97.10",
-    ),
-    10: (
-        _MRU,
-        _STAGES,
-        "87.96 88.39 92.76 92.46  89.59 90.78 95.27 95.88  93.46 93.66 98.71 98.47"
-        "  93.89 94.01 99.12 98.79"
-        "  86.58 87.35 90.49 91.48  90.18 91.48 96.05 95.94  94.96 95.61 98.15 97.91"
-        "  95.19 95.81 99.48 98.36",
-    ),
-}
-
-
-def _rows(table: int) -> tuple[Row, ...]:
-    system, settings, text = _SCORES[table]
-    values = [float(value) for value in text.split()]
+def _rows(table: PaperTable) -> tuple[Row, ...]:
     rows = []
-    for i in range(len(values) // 4):
-        dataset = "VerSe 2020" if i < len(settings) else "VerSe 2019"
-        dice, iou, precision, recall = values[4 * i : 4 * i + 4]
-        setting = settings[i % len(settings)]
-        rows.append(Row(table, system, dataset, setting, dice, iou, precision, recall))
+    for dataset, setting, *cells in table.rows:
+        dice, iou, precision, recall = map(float, cells)
+        rows.append(Row(table.number, table.system, dataset, setting, dice, iou, precision, recall))
     return tuple(rows)
 
 
-PUBLISHED: dict[int, tuple[Row, ...]] = {table: _rows(table) for table in _SCORES}
+def _other_work(methodology: str, shown: str = "") -> OtherWork:
+    rows = tables()["saeed2023_table11"].rows
+    [(_, _, samples, parameters, dice)] = [row for row in rows if row[1] == methodology]
+    count = None if parameters == "-" else int(parameters.replace(",", ""))
+    return OtherWork(shown or methodology, float(dice), int(samples), count)
+
+
+PUBLISHED: dict[int, tuple[Row, ...]] = {
+    table.number: _rows(table)
+    for table in tables().values()
+    if table.paper == "saeed2023" and table.system
+}
 """Table number of paper A -> its rows (60 rows in Tables 3-10)."""
 
 OTHER_WORKS: dict[str, OtherWork] = {
-    "chasppraunet": OtherWork("CHASPPRAU-Net", 94.58, 60, 1_245_155),
-    "unet": OtherWork("U-Net (Kim et al.)", 90.40, 14, 1_941_105),
+    "chasppraunet": _other_work("CHASPPRAU-Net"),
+    "unet": _other_work("U-Net", "U-Net (Kim et al.)"),
 }
 """Our model name -> its row of Table 11. Kim et al. is that table's [14], on its own data; the
 table prints one parameter count for "CHASPPRAU-Net, 3D MRU-Net" together."""

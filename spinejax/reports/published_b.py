@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PAPER_B = "Qadri et al., IEEE Access 2021, DOI 10.1109/ACCESS.2021.3131216"
+from spinejax.reports.paper_tables import papers, tables
+
+PAPER_B = papers()["qadri2021"]
 
 _HALF = 0.05
 """Half a unit of the last printed decimal."""
@@ -55,27 +57,12 @@ class PixelRow(_Named):
     dice: float
 
 
-TABLE_2 = (
-    PatchRow("VGG net [44]", 70.1, 98.6, 98.6, 81.8),
-    PatchRow("ResNet [46]", 76.2, 98.9, 98.7, 84.4),
-    PatchRow("DenseNet [56]", 82.1, 99.1, 98.6, 87.4),
-    PatchRow("OP-convNet (Proposed)", 90.1, 99.4, 98.8, 90.1),
+TABLE_2 = tuple(
+    PatchRow(system, *map(float, cells)) for system, *cells in tables()["qadri2021_table2"].rows
 )
-
-_WHOLE = "Segmentation Networks"
-_PATCHES = "Classification-based Segmentation Networks"
-
-TABLE_3 = (
-    PixelRow(_WHOLE, "UNet [47]", 79.4, 81.4, 71.9, 83.7),
-    PixelRow(_WHOLE, "D-TVNet [57]", 84.9, 78.2, 76.5, 86.7),
-    PixelRow(_WHOLE, "SAU-Net [58]", 90.1, 88.7, 81.5, 89.8),
-    PixelRow(_WHOLE, "SpineParseNet [31]", 88.0, 87.6, 77.5, 87.3),
-    PixelRow(_WHOLE, "MultiResuNet [59]", 87.5, 89.1, 73.8, 84.9),
-    PixelRow(_PATCHES, "PaDBN Model [7]", 89.7, 84.9, 75.6, 86.1),
-    PixelRow(_PATCHES, "VGG net [44]", 90.1, 78.8, 70.0, 81.9),
-    PixelRow(_PATCHES, "ResNet [46]", 85.4, 83.7, 73.2, 84.5),
-    PixelRow(_PATCHES, "DenseNet [56]", 77.9, 80.0, 77.6, 87.4),
-    PixelRow(_PATCHES, "OP-convNet (Proposed)", 90.3, 90.2, 82.3, 89.9),
+TABLE_3 = tuple(
+    PixelRow(group, system, *map(float, cells))
+    for group, system, *cells in tables()["qadri2021_table3"].rows
 )
 
 QUOTED_DIFFERENCES: dict[tuple[str, str], float] = {

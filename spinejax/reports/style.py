@@ -49,6 +49,9 @@ tbody th{font-weight:560}
 tbody th small{display:block;font-weight:400;color:var(--soft);white-space:normal;min-width:15em}
 td.between{text-align:center;color:var(--soft)}
 td.between b{color:var(--ink);font-weight:400}
+td.printed{color:var(--soft)}
+table.sweep sup{font-size:.7em;line-height:0;margin-left:2px}
+ul.marks{list-style:none;padding:0;color:var(--soft);font-size:.9rem}
 tr.ours{background:var(--tint)}
 tr.ours th,tr.ours td{font-weight:620}
 tr.ours th:first-child{padding-left:10px}

@@ -192,6 +192,7 @@ def _run(
         split,
         resumes=begun(workdir),
         devices=mapped.count,
+        steps=lengths.total,
         parameters=count_parameters(state.params),
         pixels_mm=setup.pixels_mm(feed.train_cases),
     )

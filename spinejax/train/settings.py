@@ -23,6 +23,7 @@ from spinejax.train.parallel import KINDS
 
 MOST_DIFFERENCES = 12  # that are named
 COMPUTE_DTYPES = ("float32", "bfloat16")
+EDITIONS = ("", "verse19", "verse20")
 SOURCES = ("verse", "phantom", streams.SOURCE)
 BEST = ("dice", "loss")
 
@@ -193,6 +194,7 @@ def check_config(config: ConfigDict) -> None:
     check_choice("train.compute_dtype", flat["train.compute_dtype"], COMPUTE_DTYPES)
     check_choice("data.source", flat["data.source"], SOURCES)
     check_choice("data.labels", flat.get("data.labels"), LABELS)
+    check_choice("data.edition", flat.get("data.edition", ""), EDITIONS)
     check_choice("data.phantom.region", flat.get("data.phantom.region"), REGIONS)
     check_choice("data.patches.label_rule", flat.get("data.patches.label_rule"), LABEL_RULES)
     check_choice("data.patches.split_unit", flat.get("data.patches.split_unit"), SPLIT_UNITS)

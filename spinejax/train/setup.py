@@ -90,6 +90,14 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
         return {name: [] for name in SPLITS}
     root = dataset_root(config, workdir)
     index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
+    edition = config.data.get("edition", "")
+    if edition and config.data.source == "verse":  # phantoms are of none
+        index = verse.of_edition(index, edition)
+        if not index:
+            raise InputError(
+                f"{root} has no scan of data.edition={edition}; give its folder as data.root, or "
+                'data.edition="" for all scans that are there'
+            )
     usable = verse.usable(index)
     if config.data.source != "verse":
         # A start that saved nothing may have rendered more of them.
@@ -205,6 +213,12 @@ def recorded_pixels_mm(workdir: Path) -> tuple[float, float] | None:
     return None
 
 
+def recorded_cases(workdir: Path) -> dict[str, list[str]]:
+    """Return the ids of the cases of each split of a run, empty where none are recorded."""
+    found = _read(workdir / "run.json").get("cases", {})
+    return {name: list(found.get(name, [])) for name in SPLITS}
+
+
 def _commit() -> str:
     """Commit of the source tree that runs, "" where it is not one; "+" marks changes to it."""
     here = Path(__file__).parent
@@ -230,6 +244,7 @@ class RunRecord:
         *,
         resumes: bool,
         devices: int,
+        steps: int,
         parameters: int,
         pixels_mm: tuple[float, float],
     ) -> None:
@@ -252,6 +267,7 @@ class RunRecord:
                 **{name: _version(name) for name in _PACKAGES},
             },
             "commit": _commit(),
+            "steps": steps,
             "parameters": parameters,
             "starts": int(earlier.get("starts", 0)) + 1,
             "pixels_mm": list(pixels_mm),

@@ -1,0 +1,165 @@
+"""Units on this machine: one for each GPU, or some at once on the CPU."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launch import plan, status, unit
+from spinejax.errors import EXIT_INTERRUPTED, InputError
+from spinejax.sweep import State, Unit
+
+_POLL_S = 0.5
+_REDRAW_S = 5.0
+
+
+def gpus() -> list[str]:
+    """Return the ids of the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name and name != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
+    """Return the environment of each place that a unit can run in.
+
+    Args:
+        at_once: most units at a time; 0 for as many as GPUs suffice for, else 1.
+        per_unit: GPUs of a unit; below 0 for one where there is any.
+
+    Raises:
+        InputError: more GPUs asked for than there are.
+    """
+    found = gpus()
+    if per_unit < 0:
+        per_unit = min(1, len(found))
+    if per_unit == 0:
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if found else {}
+        return [hidden] * max(1, at_once)
+    if len(found) < per_unit:
+        raise InputError(
+            f"--gpus={per_unit}: this machine has {len(found)} that can be used; leave --gpus out "
+            "to run on the CPU, or use --executor=slurm"
+        )
+    places = [found[at : at + per_unit] for at in range(0, len(found) - per_unit + 1, per_unit)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(ids)} for ids in places[: at_once or None]]
+
+
+def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) -> int:
+    """Run units, each in the first place that is free; return the exit status.
+
+    Ctrl-C and SIGTERM ask all that run to save and end, a second Ctrl-C ends them at once; the same
+    command goes on with what is not done. A unit that fails does not keep the others from running.
+    """
+    waiting = [u for u in units if status.states([u], workdir)[u.name].kind != "done"]
+    running: dict[int, tuple[Unit, unit.Child]] = {}
+    screen = _Screen(units, workdir)
+    with _asked_to_stop() as asked:
+        told = 0
+        while running or (waiting and not asked):
+            while waiting and not asked and len(running) < len(places):
+                place = next(at for at in range(len(places)) if at not in running)
+                one = waiting.pop(0)
+                words = plan.command(one, workdir)
+                try:
+                    running[place] = one, unit.start(workdir / one.name, words, places[place])
+                except InputError as error:
+                    print(f"{one.name}: {error}", file=sys.stderr)
+            if len(asked) > told:
+                told = len(asked)
+                screen.say(
+                    "stopping: units save and end; again to end them at once"
+                    if told == 1
+                    else "ending all units"
+                )
+                for _, child in running.values():
+                    child.stop() if told == 1 else child.kill()
+            time.sleep(_POLL_S)
+            for place, (_, child) in list(running.items()):
+                if child.ended() is not None:
+                    del running[place]
+            screen.refresh()
+    found = screen.finish()
+    if asked:
+        return EXIT_INTERRUPTED
+    return 0 if all(state.kind == "done" for state in found.values()) else 1
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list while the block runs."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Screen:
+    """The table of the units, drawn over itself on a terminal; elsewhere a line for each change."""
+
+    def __init__(self, units: Sequence[Unit], workdir: Path) -> None:
+        self._units, self._workdir = units, workdir
+        self._live = sys.stdout.isatty()
+        self._before: dict[str, State] = {}
+        self._lines = 0
+        self._last = 0.0
+
+    def say(self, text: str) -> None:
+        """Print a line, and the table below it with the next refresh."""
+        print(text, flush=True)
+        self._lines = 0
+
+    def refresh(self) -> None:
+        """Show how far the units are, every few seconds."""
+        if time.monotonic() - self._last < (_REDRAW_S if self._live else 2 * _POLL_S):
+            return
+        self._last = time.monotonic()
+        found = status.states(self._units, self._workdir)
+        if self._live:
+            self._draw(status.table(found))
+        else:
+            for name, state in found.items():
+                words = status.change(name, self._before.get(name), state)
+                if words is not None and state.kind != "waiting":
+                    print(words, flush=True)
+        self._before = found
+
+    def finish(self) -> dict[str, State]:
+        """Print the table a last time, and return the states."""
+        found = status.states(self._units, self._workdir)
+        text = status.table(found)
+        if self._live:
+            self._draw(text)
+        else:
+            print(text, flush=True)
+        return found
+
+    def _draw(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns
+        lines = [line[:width] for line in text.splitlines()]
+        up = f"\x1b[{self._lines}A\x1b[J" if self._lines else ""
+        print(up + "\n".join(lines), flush=True)
+        self._lines = len(lines)

@@ -1,0 +1,182 @@
+"""Units as a job array of Slurm, by submitit. Slurm schedules; nothing here does.
+
+A job that Slurm preempts, or whose time ends, saves and is queued again; it goes on where it was.
+What a unit prints lies in its own folder, what submitit says of a job in `<workdir>/slurm/`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl.flags import FlagValues
+
+from launch import plan, status, unit
+from spinejax.errors import EXIT_INTERRUPTED, InputError
+from spinejax.files import write_json
+from spinejax.sweep import JOB, Unit, read_json
+
+_POLL_S = 0.5
+_KILL_WAIT_S = 300.0  # longer than Slurm waits between asking to stop and killing
+_SAVE_S = 60.0  # a run may take this long to save; Slurm asks _ASK_S before the end
+_ASK_S = 90
+_RESTARTS = 1000  # after the end of a job's time
+
+
+class Job:
+    """What a job runs; submitit pickles it, and calls `checkpoint` when Slurm asks to stop."""
+
+    def __init__(self) -> None:
+        self._child: unit.Child | None = None
+
+    def __call__(self, folder: str, words: Sequence[str]) -> int:
+        """Run a unit to its end; return the exit status, 0.
+
+        Raises:
+            RuntimeError: the unit failed.
+        """
+        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        self._child = unit.start(Path(folder), words, rank=rank)
+        while (ended := self._child.ended()) is None:
+            time.sleep(_POLL_S)
+        if ended == EXIT_INTERRUPTED:
+            # Slurm asked it to stop and will kill this process. A job that ends by itself now would
+            # count as completed, and not be queued again.
+            time.sleep(_KILL_WAIT_S)
+        if ended != 0:
+            raise RuntimeError(f"{folder}: exit status {ended}; see {unit.LOG} there")
+        return ended
+
+    def checkpoint(self, folder: str, words: Sequence[str]) -> Any:
+        """Stop the unit with everything saved, and ask for another start of it."""
+        import submitit
+
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop()
+            until = time.monotonic() + _SAVE_S
+            while child.ended() is None and time.monotonic() < until:
+                time.sleep(_POLL_S)
+        return submitit.helpers.DelayedSubmission(Job(), folder, words)
+
+
+def executor(values: FlagValues, workdir: Path, cluster: str = "slurm") -> Any:
+    """Return submitit's executor for the flags `--slurm.*`.
+
+    Args:
+        values: parsed flags of `launch.sweep`.
+        workdir: of the sweep.
+        cluster: "slurm", or "local" for tests: processes of this machine.
+
+    Raises:
+        InputError: submitit or Slurm is not there, or a flag cannot be used.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise InputError(
+            "--executor=slurm needs submitit: pip install -e '.[slurm]', or use --executor=local"
+        ) from error
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise InputError(
+            "--executor=slurm: no sbatch on this machine; start the sweep on a login node of the "
+            "cluster, or use --executor=local"
+        )
+    made = submitit.AutoExecutor(
+        folder=workdir / "slurm" / "%j", cluster=cluster, slurm_max_num_timeout=_RESTARTS
+    )
+    fields: dict[str, Any] = dict(
+        name=workdir.resolve().name,
+        timeout_min=minutes(values["slurm.time"].value),
+        nodes=values["slurm.hosts"].value,
+        tasks_per_node=values["slurm.processes"].value,
+        cpus_per_task=values["slurm.cpus"].value,
+        slurm_array_parallelism=values.at_once or 1000,
+        slurm_signal_delay_s=_ASK_S,
+    )
+    optional = {
+        "slurm_partition": values["slurm.partition"].value,
+        "slurm_account": values["slurm.account"].value,
+        "slurm_mem": values["slurm.memory"].value,
+        "gpus_per_node": values["slurm.gpus"].value,
+        "slurm_additional_parameters": {"requeue": True, **_more(values["slurm.more"].value)},
+    }
+    made.update_parameters(**fields, **{k: v for k, v in optional.items() if v})
+    return made
+
+
+def minutes(text: str) -> int:
+    """Return the minutes of `[D-]HH:MM:SS`, as sbatch has them, or of a number of minutes.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if found is None:
+        raise InputError(
+            f"--slurm.time={text}: give [D-]HH:MM:SS, as 12:00:00, or a number of minutes"
+        )
+    days, hours, rest, seconds = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + rest + (seconds > 0)
+
+
+def _more(text: str) -> dict[str, str]:
+    pairs = dict(word.partition("=")[::2] for word in text.split(",") if word)
+    for name, value in pairs.items():
+        if not name or not value:
+            raise InputError(f"--slurm.more={text}: give NAME=VALUE,..., as qos=high")
+    return pairs
+
+
+def submit(executor: Any, units: Sequence[Unit], workdir: Path) -> int:
+    """Submit what is neither done nor queued as one job array; return the exit status.
+
+    Raises:
+        InputError: Slurm refuses the jobs.
+    """
+    import submitit
+
+    todo = []
+    for one in units:
+        kind = status.states([one], workdir)[one.name].kind
+        job = read_json(workdir / one.name / JOB).get("job", "")
+        if kind == "done":
+            continue
+        if kind == "running" or (job and _is_queued(job)):
+            print(f"{one.name}: {kind}, job {job}; not submitted again")
+            continue
+        todo.append(one)
+    if todo:
+        folders = [str((workdir / one.name).resolve()) for one in todo]
+        words = [plan.command(one, workdir.resolve()) for one in todo]
+        try:
+            jobs = executor.map_array(Job(), folders, words)
+        except submitit.core.utils.FailedJobError as error:
+            said = str(error).strip().splitlines()
+            raise InputError(
+                f"Slurm refuses the jobs ({said[-1] if said else error}); check --slurm.*"
+            ) from error
+        for one, job in zip(todo, jobs, strict=True):
+            write_json(workdir / one.name / JOB, {"job": job.job_id})
+        print(f"submitted {len(todo)} units: job {jobs[0].job_id.partition('_')[0]}")
+    print(f"{len(units) - len(todo)} of {len(units)} units done, running or queued before")
+    print(f"python -m launch.sweep --status --workdir={workdir}")
+    return 0
+
+
+def _is_queued(job: str) -> bool:
+    """Whether Slurm still has a job to run or to end."""
+    asked = subprocess.run(
+        ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return asked.returncode == 0 and bool(asked.stdout.strip())

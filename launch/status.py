@@ -1,0 +1,65 @@
+"""How far a sweep is: one line a unit, from what lies in its folder."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from spinejax import sweep
+from spinejax.sweep import State, Unit
+
+_ORDER = ("done", "running", "stopped", "failed", "waiting")
+
+
+def states(units: Sequence[Unit], workdir: Path) -> dict[str, State]:
+    """Return unit name -> how far it is."""
+    return {unit.name: sweep.state(workdir / unit.name) for unit in units}
+
+
+def table(found: dict[str, State]) -> str:
+    """Return the units as a table, and how many are done, failed and so on."""
+    rows = [("unit", "", "step", "Dice", "left", "")]
+    for name, state in found.items():
+        step = "" if state.step is None else str(state.step)
+        if state.step is not None and state.steps:
+            step += f"/{state.steps}"
+        score = "" if state.score is None else f"{state.score:.4f}"
+        rows.append((name, state.kind, step, score, _duration(state.seconds_left), state.note))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = {2, 3, 4}
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, summary(found)])
+
+
+def summary(found: dict[str, State]) -> str:
+    """Return e.g. "4 of 6 units done, 1 running, 1 failed"."""
+    counts = Counter(state.kind for state in found.values())
+    rest = [f"{counts[kind]} {kind}" for kind in _ORDER[1:] if counts[kind]]
+    return ", ".join([f"{counts['done']} of {len(found)} units done", *rest])
+
+
+def change(name: str, before: State | None, now: State) -> str | None:
+    """Return what to say of a unit whose state is another one than before; None for nothing."""
+    if before is not None and before.kind == now.kind:
+        return None
+    words = [f"{name}: {now.kind}"]
+    if now.step is not None and now.kind != "running":
+        words.append(f"step {now.step}")
+    if now.kind == "done" and now.score is not None:
+        words.append(f"Dice {now.score:.4f}")
+    if now.kind == "failed":
+        words.append(now.note)
+    return ", ".join(words)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,243 @@
+"""The scores of a sweep's units, in the rows of the published tables or in rows of their own.
+
+Values of ours are per cent: means over the scans of the test split (patches: over all of them
+together; vertebrae: over all vertebrae), then mean and sample standard deviation over the seeds and
+folds that share a cell.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spinejax import sweep
+from spinejax.errors import InputError
+from spinejax.reports import doubts, paper_tables
+from spinejax.reports.paper_tables import PaperTable
+from spinejax.reports.tables import finite, is_phantom, item
+from spinejax.sweep import State, Sweep, Unit
+
+REPEATED = ("seed", "data.split", "data.folds", "data.fold")
+"""Fields that tell repetitions apart, over which a row is averaged."""
+
+OWN_METRICS = ("dice", "iou", "precision", "recall", "hd95_mm", "id_rate", "vertebra_dice")
+"""Columns of a sweep that is not of a paper; those without any value are left out."""
+
+_OF_VERTEBRAE = {
+    "dice": "dice_mean",
+    "iou": "iou_mean",
+    "precision": "precision_mean",
+    "recall": "recall_mean",
+}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean and sample standard deviation of `n` units; no deviation of one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: words of its label columns, published cells (none of our own tables), and ours.
+
+    `runs` says how many units it has and how many of them are scored, `missing` why others are not.
+    """
+
+    place: tuple[str, ...]
+    published: tuple[str, ...]
+    ours: tuple[Mean | None, ...]
+    runs: tuple[int, int]
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be written. `marks`: (row, column) of published cells -> numbers of `notes`."""
+
+    name: str
+    title: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    marks: Mapping[tuple[int, int], tuple[int, ...]]
+    notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A unit, how far it is, and what its folder holds; empty where there is nothing yet."""
+
+    unit: Unit
+    state: State
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    scores: Mapping[str, Any]
+    patches: Mapping[str, Any]
+
+
+def results(workdir: Path, found: Sweep) -> list[Result]:
+    """Return what each unit of a sweep has come to."""
+    read = []
+    for unit in found.units:
+        folder = workdir / unit.name
+        scored = folder / "evaluation" / "test"
+        files = ("config.json", "run.json"), ("scores.json", "patches.json")
+        read.append(
+            Result(
+                unit,
+                sweep.state(folder),
+                *(sweep.read_json(folder / name) for name in files[0]),
+                *(sweep.read_json(scored / name) for name in files[1]),
+            )
+        )
+    return read
+
+
+def tables(workdir: Path, found: Sweep) -> list[Table]:
+    """Return the published tables that a sweep has units of, and one of all units without a cell.
+
+    Raises:
+        InputError: a unit names a table or a row that is not published.
+    """
+    every = results(workdir, found)
+    names = dict.fromkeys(str(r.unit.cell["table"]) for r in every if "table" in r.unit.cell)
+    made = [
+        _published(name, [r for r in every if r.unit.cell.get("table") == name]) for name in names
+    ]
+    others = [r for r in every if "table" not in r.unit.cell]
+    return [*made, own_table(found, others)] if others else made
+
+
+def _published(name: str, members: Sequence[Result]) -> Table:
+    known = paper_tables.tables()
+    if name not in known:
+        raise InputError(
+            f"unit {members[0].unit.name}: table {name!r} is not published; choose one of "
+            f"{', '.join(known)}"
+        )
+    table = known[name]
+    for result in members:
+        if not any(_fits(result.unit, table, row) for row in table.rows):
+            cell = {k: v for k, v in result.unit.cell.items() if k in table.labels}
+            raise InputError(f"unit {result.unit.name}: {name} has no row of {cell}")
+    lines = []
+    for row in table.rows:
+        own = [r for r in members if _fits(r.unit, table, row)]
+        columns = [_mean([_value(r, table, metric) for r in own]) for metric in table.metrics]
+        lines.append(
+            Line(
+                table.place(row),
+                row[len(table.labels) :],
+                tuple(columns),
+                (sum(r.state.kind == "done" for r in own), len(own)),
+                _why_missing(own),
+            )
+        )
+    notes: dict[str, int] = {}
+    marks = {}
+    for place, why in doubts.doubts(table).items():
+        marks[place] = tuple(notes.setdefault(text, len(notes) + 1) for text in why)
+    phantom = any(is_phantom(r.config) for r in members)
+    return Table(
+        name,
+        f"{table.title} (per cent)",
+        table.labels,
+        table.columns,
+        tuple(lines),
+        marks,
+        tuple(notes),
+        tuple(doubts.reasons(table, phantom)),
+        table.source,
+    )
+
+
+def _fits(unit: Unit, table: PaperTable, row: tuple[str, ...]) -> bool:
+    """Whether a unit belongs to a row: all words of labels that it gives are the row's."""
+    words = dict(zip(table.labels, row, strict=False))
+    given = {k: v for k, v in unit.cell.items() if k in words}
+    return bool(given) and all(words[k] == v for k, v in given.items())
+
+
+def _value(result: Result, table: PaperTable, metric: str) -> float | None:
+    kind = result.unit.cell.get("scores", table.scores)
+    if metric == "cases":
+        return float(len(result.scores["cases"])) if result.scores.get("cases") else None
+    if metric == "parameters":
+        return finite(result.record.get("parameters"))
+    if kind == "patches":
+        value = finite(item(result.patches, "summary", metric, "pooled"))
+    elif kind == "vertebrae":
+        value = finite(item(result.scores, "summary", "vertebrae", _OF_VERTEBRAE[metric]))
+    else:
+        value = finite(item(result.scores, "summary", "binary", metric, "mean"))
+    return None if value is None else 100 * value
+
+
+def _mean(values: Sequence[float | None]) -> Mean | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return None
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return Mean(statistics.fmean(known), deviation, len(known))
+
+
+def _why_missing(own: Sequence[Result]) -> str:
+    """Say why a row lacks some of its units, or all; "" where it lacks none."""
+    if not own:
+        return "no unit of the sweep"
+    words = []
+    for result in own:
+        state = result.state
+        if state.kind == "done":
+            if not result.scores:
+                words.append(f"{result.unit.name}: no scan to test on")
+            continue
+        at = "" if state.step is None else f" at step {state.step}"
+        of = f" of {state.steps}" if at and state.steps else ""
+        why = f": {state.note}" if state.kind == "failed" else ""
+        words.append(f"{result.unit.name} {state.kind}{at}{of}{why}")
+    return "; ".join(words)
+
+
+def own_table(found: Sweep, members: Sequence[Result]) -> Table:
+    """Return a table of units without a published cell: what each sets, and its scores.
+
+    Units that differ in seed and fold only share a row.
+    """
+    rows: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    for result in members:
+        told = tuple((k, str(v)) for k, v in result.unit.overrides.items() if k not in REPEATED)
+        rows.setdefault(told, []).append(result)
+    keys = tuple(dict.fromkeys(key for told in rows for key, _ in told))
+    columns = [m for m in OWN_METRICS if any(_own(r, m) is not None for r in members)]
+    lines = []
+    for told, own in rows.items():
+        lines.append(
+            Line(
+                tuple(dict(told).get(key, "") for key in keys) or (found.name,),
+                (),
+                tuple(_mean([_own(r, metric) for r in own]) for metric in columns),
+                (sum(r.state.kind == "done" for r in own), len(own)),
+                _why_missing(own),
+            )
+        )
+    labels = tuple(key.rpartition(".")[2] for key in keys) or ("sweep",)
+    title = f"{found.name} of {found.config} (per cent; distances in mm)"
+    return Table(found.name, title, labels, tuple(columns), tuple(lines), {})
+
+
+def _own(result: Result, metric: str) -> float | None:
+    if metric in ("id_rate", "vertebra_dice"):
+        key = "id_rate" if metric == "id_rate" else "dice_mean"
+        value = finite(item(result.scores, "summary", "vertebrae", key))
+    else:
+        value = finite(item(result.scores, "summary", "binary", metric, "mean"))
+    return value if value is None or metric.endswith("_mm") else 100 * value

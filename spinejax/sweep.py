@@ -1,0 +1,218 @@
+"""The folder of a sweep: which units it has, and how far each of them is. Reads files only.
+
+    <workdir>/sweep.json              what the sweep consists of
+    <workdir>/<unit>/                 the workdir of the unit's run
+    <workdir>/<unit>/unit.log         what the run printed; locked as long as it is at work
+    <workdir>/<unit>/outcome.json     exit status of the last start, once it has ended
+    <workdir>/<unit>/job.json         its job, where a cluster runs it
+
+Whether a unit is at work is known from a lock that the kernel holds for its processes: it goes when
+they do, however they end, and is seen from other hosts where the file system shares locks.
+"""
+
+import fcntl
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spinejax.errors import EXIT_INTERRUPTED, InputError
+from spinejax.files import write_json
+
+FILE, LOG, OUTCOME, JOB = "sweep.json", "unit.log", "outcome.json", "job.json"
+SECOND = "vertebrae"
+"""Folder, in that of a run, of the second run of a pipeline; and the block of its config."""
+
+_STOPPED = (0, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)  # asked to, and to be resumed
+_LAST_LINES = 65536  # bytes of a log that are searched for its last lines
+_RATE_STEPS = 20  # logged steps that the time left is computed from
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of a sweep.
+
+    name: of its folder.
+    words: arguments of `spinejax train` that make it, but for --workdir.
+    overrides: what it sets, by dotted key.
+    cell: its place in a published table, see `configs.sweeps.Unit`; empty for others.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    cell: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What sweep.json holds: the name of the sweep, the config it varies, its units."""
+
+    name: str
+    config: str
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a unit is.
+
+    kind: "waiting", "running", "stopped" (to be resumed), "failed" or "done".
+    step, steps: of the training that is going on or was last, None before it began.
+    score: Dice of the last validation, or of the test split where it is done; None without.
+    seconds_left: of that training, at its latest speed; None where that is not known.
+    note: why it failed; which network of a pipeline is trained.
+    """
+
+    kind: str
+    step: int | None = None
+    steps: int | None = None
+    score: float | None = None
+    seconds_left: float | None = None
+    note: str = ""
+
+
+def write(workdir: Path, sweep: Sweep) -> None:
+    """Write sweep.json."""
+    write_json(workdir / FILE, asdict(sweep))
+
+
+def read(workdir: Path) -> Sweep:
+    """Read sweep.json.
+
+    Raises:
+        InputError: the folder is not a sweep's, or the file is damaged.
+    """
+    file = workdir / FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{workdir} is not the folder of a sweep (no {FILE}); give the --workdir of "
+            "`python -m launch.sweep`"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check its rights") from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
+    try:
+        units = tuple(
+            Unit(one["name"], tuple(one["words"]), dict(one["overrides"]), dict(one["cell"]))
+            for one in record["units"]
+        )
+        return Sweep(record["name"], record["config"], units)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged (no {error}); restore it from a copy") from error
+
+
+def state(folder: Path) -> State:
+    """Return how far the unit in a folder is."""
+    running = is_locked(folder / LOG)
+    if not (folder / LOG).exists() and not (folder / "config.json").exists():
+        job = read_json(folder / JOB).get("job")
+        return State("waiting", note=f"job {job}" if job else "")
+    stages = [folder]
+    if SECOND in read_json(folder / "config.json"):
+        stages.append(folder / SECOND)
+    now = next((one for one in stages if not (one / "DONE").exists()), stages[-1])
+    note = "" if len(stages) == 1 else f"network {stages.index(now) + 1} of {len(stages)}"
+    lines = _metrics(now / "metrics.jsonl")
+    steps = read_json(now / "run.json").get("steps")
+    step = lines[-1]["step"] if lines else None
+    validated = [line["dice"] for line in lines if line["kind"] == "val" and "dice" in line]
+    common: dict[str, Any] = dict(
+        step=step,
+        steps=steps if isinstance(steps, int) else None,
+        score=validated[-1] if validated else None,
+    )
+    if running:
+        left = _seconds_left(lines, steps)
+        return State("running", **common, seconds_left=left, note=note)
+    if _is_done(folder, stages):
+        scores = read_json(folder / "evaluation" / "test" / "scores.json")
+        tested = scores.get("summary", {}).get("binary", {}).get("dice", {}).get("mean")
+        return State("done", **{**common, "score": common["score"] if tested is None else tested})
+    status = read_json(folder / OUTCOME).get("status", EXIT_INTERRUPTED)
+    if status in _STOPPED:
+        return State("stopped", **common, note=note)
+    return State("failed", **common, note=_why(folder / LOG, status))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file; False where there are no locks."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _is_done(folder: Path, stages: list[Path]) -> bool:
+    """Whether all is trained, and scored where there are scans to test on."""
+    if not all((stage / "DONE").exists() for stage in stages):
+        return False
+    cases = read_json(folder / "run.json").get("cases", {})
+    return not cases.get("test") or (folder / "evaluation" / "test" / "scores.json").exists()
+
+
+def _seconds_left(lines: list[dict[str, Any]], steps: Any) -> float | None:
+    trained = [line for line in lines if line["kind"] == "train" and "seconds" in line]
+    trained = trained[-_RATE_STEPS:]
+    if len(trained) < 2 or not isinstance(steps, int):
+        return None
+    first, last = trained[0], trained[-1]
+    done = last["step"] - first["step"]
+    taken = last["seconds"] - first["seconds"]
+    return (steps - last["step"]) * taken / done if done > 0 else None
+
+
+def _why(log: Path, status: int) -> str:
+    """Return in a line why a run failed: what it said last, or the signal that ended it."""
+    lines = [line.strip() for line in _tail(log).replace("\r", "\n").splitlines()]
+    lines = [line for line in lines if line]
+    said = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "")
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        hint = ", out of memory perhaps" if name == "SIGKILL" else ""
+        return f"ended by {name}{hint}; last line: {said}"
+    return said or f"exit status {status}, nothing printed"
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LAST_LINES))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the last records of metrics.jsonl; a line cut by a kill is passed over."""
+    found = []
+    for line in _tail(path).splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+            found.append(record)
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty where there is none that can be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

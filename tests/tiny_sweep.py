@@ -1,0 +1,53 @@
+"""A config with sweeps of a few seconds a unit, on the scans of `tiny_run`; used by tests.
+
+python -m launch.sweep --config=tests/tiny_sweep.py --sweep=six --config.data.root=SCANS ...
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import sweeps
+from configs.sweeps import Unit
+from tests import tiny_run
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the experiment."""
+    return tiny_run.tiny_config(Path(), **{"data.root": ""})
+
+
+def sweep_six() -> list[Unit]:
+    """Yield three learning rates with two seeds each."""
+    return sweeps.product(sweeps.axis("optim.learning_rate", (0.1, 0.03, 0.01)), sweeps.seeds(2))
+
+
+def sweep_failing() -> list[Unit]:
+    """Yield a unit that fails, and one that does not."""
+    return sweeps.axis("data.normalise", ("nonsense", "unit"))
+
+
+def sweep_same() -> list[Unit]:
+    """Yield two units of one name."""
+    return [Unit("a", {"seed": 1}), Unit("A", {"seed": 2})]
+
+
+def sweep_unknown() -> list[Unit]:
+    """Yield a field that the config does not have."""
+    return sweeps.axis("optim.learning_rat", (0.1,))
+
+
+def sweep_mistyped() -> list[Unit]:
+    """Yield a value of a wrong type."""
+    return sweeps.axis("train.batch_size", ("four",))
+
+
+def sweep_empty() -> list[Unit]:
+    """Yield nothing."""
+    return []
+
+
+def sweep_table3() -> list[Unit]:
+    """Yield one row of a published table, with two seeds."""
+    row = {"table": "saeed2023_table3", "Dataset": "VerSe 2020", "Normalization": "Zero mean"}
+    return sweeps.product([Unit("zscore", {"data.normalise": "zscore"}, row)], sweeps.seeds(2))
