@@ -11,7 +11,8 @@ are small. It shows that everything works on this machine; `phantom_to_real.py` 
 
 from ml_collections import ConfigDict
 
-from configs import cascade, chasppraunet, common
+from configs import cascade, chasppraunet, common, sweeps
+from configs.sweeps import Unit
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -59,3 +60,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         second.data.cube.size = (16, 16, 16)
         second.train.steps = 2
     return cascade.join(config, second)
+
+
+def sweep_learning_rates() -> list[Unit]:
+    """Yield three learning rates of the first network, each with two seeds."""
+    return sweeps.product(sweeps.axis("optim.learning_rate", (2e-3, 4e-3, 8e-3)), sweeps.seeds(2))

@@ -41,8 +41,8 @@ def make(values: FlagValues) -> Sweep:
         twice = sorted(overrides.keys() & common.keys())
         if twice:
             raise InputError(
-                f"--config.{twice[0]}: sweep {name} varies this field; leave it out, or use another "
-                "sweep"
+                f"--config.{twice[0]}: sweep {name} varies this field; leave it out, or use "
+                "another sweep"
             )
         file = beside(own, str(overrides.pop("config", "")))
         fields = {**common, **overrides}

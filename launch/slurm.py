@@ -91,7 +91,7 @@ def executor(values: FlagValues, workdir: Path, cluster: str = "slurm") -> Any:
     )
     fields: dict[str, Any] = dict(
         name=workdir.resolve().name,
-        timeout_min=minutes(values["slurm.time"].value),
+        timeout_min=minutes(str(values["slurm.time"].value)),
         nodes=values["slurm.hosts"].value,
         tasks_per_node=values["slurm.processes"].value,
         cpus_per_task=values["slurm.cpus"].value,
@@ -103,7 +103,7 @@ def executor(values: FlagValues, workdir: Path, cluster: str = "slurm") -> Any:
         "slurm_account": values["slurm.account"].value,
         "slurm_mem": values["slurm.memory"].value,
         "gpus_per_node": values["slurm.gpus"].value,
-        "slurm_additional_parameters": {"requeue": True, **_more(values["slurm.more"].value)},
+        "slurm_additional_parameters": {"requeue": True, **_more(str(values["slurm.more"].value))},
     }
     made.update_parameters(**fields, **{k: v for k, v in optional.items() if v})
     return made

@@ -11,6 +11,7 @@ any of them can also be started, resumed or looked at by hand.
 
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from absl import flags
@@ -79,6 +80,7 @@ def _status_flags(values: FlagValues, argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings("ignore")  # for developers; the tests make them errors
     asks = any(word in ("--status", "--status=true", "-status") for word in words)
     try:
         values = arguments.parse(

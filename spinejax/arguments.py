@@ -83,7 +83,8 @@ def parse(
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     for flag in values:
         # As from --workdir=$UNSET: an empty path would be the current folder.
-        if flag != "config" and values[flag].default is None and values[flag].value == "":
+        given = values[flag].value
+        if flag != "config" and values[flag].default is None and given in ("", [""]):
             raise InputError(f"--{flag} is empty; write --{flag}=... (see --help)")
     return values
 
@@ -145,9 +146,11 @@ def _show_help(name: str, summary: str, values: FlagValues) -> None:
         if flag == "config":
             default = DEFAULT_CONFIG
         shown = "required" if default is None else f"default {default!r}"
-        if flag in ("data", "compare"):
+        if flag in ("data", "compare") or default == []:
             shown = "optional"
-        print(f"  --{flag:<16} {values[flag].help} ({shown})")
+        # absl adds how to give a list, in a line of its own.
+        said = values[flag].help.partition(";\n")[0]
+        print(f"  --{flag:<16} {said} ({shown})")
 
 
 _WANTED = {  # what Python's parsers complain of, and what they mean to a person

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from absl.flags import FlagValues
 
-from spinejax import __version__, arguments
+from spinejax import __version__, arguments, options
 from spinejax.errors import EXIT_INTERRUPTED, InputError, describe_os_error
 
 
@@ -29,157 +29,6 @@ class Command:
     help: str
     flags: Callable[[FlagValues, list[str]], None]
     run: Callable[[FlagValues], int]
-
-
-# Flags.
-
-
-def _workdir_flag(values: FlagValues) -> None:
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run: config, checkpoints, logs.", flag_values=values
-    )
-    flags.mark_flag_as_required("workdir", values)
-
-
-def _phantom_flags(values: FlagValues, argv: list[str]) -> None:
-    flags.DEFINE_string("out", None, "Folder to write into.", flag_values=values)
-    flags.DEFINE_string(
-        "compare",
-        None,
-        "Write no data set; measure phantoms beside the real scans of this folder.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("cases", 4, "Number of scans; 16 to compare.", flag_values=values)
-    flags.DEFINE_integer(
-        "seed", 0, "Seed; a case depends on it and its number only.", flag_values=values
-    )
-    flags.DEFINE_float("min_spacing_mm", 0.3, "Finest voxel size.", flag_values=values)
-    flags.DEFINE_float("max_spacing_mm", 3.0, "Coarsest voxel size.", flag_values=values)
-    flags.DEFINE_float("min_extent_mm", 116.0, "Least height of a scan.", flag_values=values)
-    flags.DEFINE_float("max_extent_mm", 400.0, "Longest side of a scan.", flag_values=values)
-    flags.DEFINE_integer(
-        "max_voxels", 2_000_000, "Fields of view are made to fit this many.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "rates", [], "Frequencies, e.g. t13=0.5,l6=0,scoliosis=1.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "region", "any", "What scans show: any, cervical, thoracic or lumbar.", flag_values=values
-    )
-    flags.DEFINE_bool(
-        "label_cut",
-        False,
-        "Label vertebrae that the field of view cuts, too; VerSe leaves them out.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "workers", 1, "Processes; the data set is the same with any number.", flag_values=values
-    )
-    flags.mark_flag_as_required("out", values)
-
-
-def _doctor_flags(values: FlagValues, argv: list[str]) -> None:
-    flags.DEFINE_string("data", None, "Folder of a data set to take stock of.", flag_values=values)
-
-
-def _prepare_flags(values: FlagValues, argv: list[str]) -> None:
-    arguments.config_flag(values, argv)
-    _workdir_flag(values)
-
-
-def _summarize_flags(values: FlagValues, argv: list[str]) -> None:
-    arguments.config_flag(values, argv)
-
-
-def _train_flags(values: FlagValues, argv: list[str]) -> None:
-    arguments.config_flag(values, argv)
-    _workdir_flag(values)
-    flags.DEFINE_string(
-        "coordinator", "", "HOST:PORT of process 0, for several processes.", flag_values=values
-    )
-    flags.DEFINE_bool(
-        "evaluate", False, "Then score the test split, if it has cases.", flag_values=values
-    )
-    count = flags.DEFINE_integer
-    count("num_processes", 1, "Processes of the run.", lower_bound=1, flag_values=values)
-    count("process_id", 0, "Which of them this one is.", lower_bound=0, flag_values=values)
-
-
-def _search_flags(values: FlagValues, argv: list[str]) -> None:
-    arguments.config_flag(values, argv)
-    _workdir_flag(values)
-    count = flags.DEFINE_integer
-    count("rounds", 2, "From coarse to fine.", lower_bound=1, flag_values=values)
-    count("units", 8, "Settings in each round.", lower_bound=1, flag_values=values)
-    count("at_once", 8, "Settings trained in one program.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string(
-        "sweep", "random_search", "NAME: what `sweep_NAME` of the config draws.", flag_values=values
-    )
-
-
-def _checkpoint_flag(values: FlagValues) -> None:
-    flags.DEFINE_enum(
-        "checkpoint", "best", ["best", "latest"], "Which weights.", flag_values=values
-    )
-
-
-def _second_flag(values: FlagValues) -> None:
-    flags.DEFINE_string(
-        "vertebrae",
-        "",
-        "Folder of a run that names vertebrae, to follow --workdir's; default: its own, if any.",
-        flag_values=values,
-    )
-
-
-def _evaluate_flags(values: FlagValues, argv: list[str]) -> None:
-    _workdir_flag(values)
-    _checkpoint_flag(values)
-    _second_flag(values)
-    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Which cases.", flag_values=values)
-    flags.DEFINE_string(
-        "data", "", "Folder of other CTs with masks to score instead.", flag_values=values
-    )
-
-
-def _predict_flags(values: FlagValues, argv: list[str]) -> None:
-    _workdir_flag(values)
-    _checkpoint_flag(values)
-    _second_flag(values)
-    flags.DEFINE_string("input", None, "A CT (NIfTI or MetaImage) or a folder.", flag_values=values)
-    flags.DEFINE_string("output", None, "Folder for labels and pictures.", flag_values=values)
-    flags.DEFINE_string(
-        "reference", "", "Label file or folder to draw beside the prediction.", flag_values=values
-    )
-    flags.mark_flags_as_required(["input", "output"], values)
-
-
-def _score_flags(values: FlagValues, argv: list[str]) -> None:
-    flags.DEFINE_string("prediction", None, "Label file or folder.", flag_values=values)
-    flags.DEFINE_string("reference", None, "Label file or folder.", flag_values=values)
-    flags.DEFINE_string("output", None, "JSON file to write.", flag_values=values)
-    flags.DEFINE_enum(
-        "labels", "verse", ["verse", "binary"], "Numbers to 255, or any.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "reference_centroids",
-        "",
-        "JSON or folder of the reference's centroids; default: the masks' centres of mass.",
-        flag_values=values,
-    )
-    flags.mark_flags_as_required(["prediction", "reference", "output"], values)
-
-
-def _report_flags(values: FlagValues, argv: list[str]) -> None:
-    text = flags.DEFINE_string
-    text("workdir", "", "Folder of a run.", flag_values=values)
-    text("sweep", "", "Folder of a sweep, instead: its tables.", flag_values=values)
-    flags.DEFINE_string(
-        "output", "", "HTML file to write; default report.html in that folder.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "before", "", "Folder of an earlier run to compare the errors with.", flag_values=values
-    )
 
 
 # Commands.
@@ -234,6 +83,14 @@ def _prepare(values: FlagValues) -> int:
 def _summarize(values: FlagValues) -> int:
     from spinejax import commands
 
+    if values.against:
+        own = arguments.config_words(values)
+        words = [f"--config={values.against}", *own[1:]]
+        other = arguments.parse("summarize", "", arguments.config_flag, words)
+        if other is not None:
+            names = (own[0].partition("=")[2], values.against)
+            print(commands.compare(values.config, other.config, names))
+        return 0
     print(commands.summarize(values.config))
     return 0
 
@@ -277,6 +134,7 @@ def _evaluate(values: FlagValues) -> int:
         which=values.checkpoint,
         data=Path(values.data) if values.data else None,
         second=Path(values.vertebrae) if values.vertebrae else None,
+        flip=values.flip,
     )
 
 
@@ -284,12 +142,13 @@ def _predict(values: FlagValues) -> int:
     from spinejax import commands
 
     return commands.predict(
-        Path(values.workdir),
+        [Path(name) for name in values.workdir],
         Path(values.input),
         Path(values.output),
         reference=Path(values.reference) if values.reference else None,
         which=values.checkpoint,
-        second=Path(values.vertebrae) if values.vertebrae else None,
+        second=[Path(name) for name in values.vertebrae],
+        flip=values.flip,
     )
 
 
@@ -330,16 +189,16 @@ def _report(values: FlagValues) -> int:
 
 
 COMMANDS = {
-    "phantom": Command("write synthetic CT, or compare it with real CT", _phantom_flags, _phantom),
-    "doctor": Command("versions, devices; take stock of a data set", _doctor_flags, _doctor),
-    "prepare": Command("preprocess and cache a data set", _prepare_flags, _prepare),
-    "summarize": Command("layers, parameters and GFLOPs", _summarize_flags, _summarize),
-    "train": Command("train, or resume", _train_flags, _train),
-    "search": Command("train many settings at once, coarse to fine", _search_flags, _search),
-    "evaluate": Command("predict and score a split", _evaluate_flags, _evaluate),
-    "predict": Command("segment a CT or a folder of CTs", _predict_flags, _predict),
-    "score": Command("compare label files or folders", _score_flags, _score),
-    "report": Command("write the HTML page of a run or a sweep", _report_flags, _report),
+    "phantom": Command("write synthetic CT, or compare it with real CT", options.phantom, _phantom),
+    "doctor": Command("versions, devices; take stock of a data set", options.doctor, _doctor),
+    "prepare": Command("preprocess and cache a data set", options.prepare, _prepare),
+    "summarize": Command("layers, parameters and GFLOPs", options.summarize, _summarize),
+    "train": Command("train, or resume", options.train, _train),
+    "search": Command("train many settings at once, coarse to fine", options.search, _search),
+    "evaluate": Command("predict and score a split", options.evaluate, _evaluate),
+    "predict": Command("segment a CT or a folder of CTs", options.predict, _predict),
+    "score": Command("compare label files or folders", options.score, _score),
+    "report": Command("write the HTML page of a run or a sweep", options.report, _report),
 }
 
 

@@ -1,11 +1,13 @@
 """What the commands of the command line do, with their values already parsed."""
 
 import logging
+import math
 import os
 import platform
 import re
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from spinejax.models import summary
 from spinejax.reports import figures, tables
 from spinejax.sweep import SECOND
 from spinejax.tasks import build_task
-from spinejax.train import loop, parallel, patch_level, settings, setup
+from spinejax.train import footprint, loop, parallel, patch_level, settings, setup
 
 logger = logging.getLogger("spinejax")
 
@@ -67,6 +69,43 @@ def summarize(config: ConfigDict) -> str:
         task = build_task(stage)
         tables_.append(summary.summarize(task.model, task.input_shape))
     return "\n\n".join(tables_)
+
+
+def compare(config: ConfigDict, other: ConfigDict, names: tuple[str, str]) -> str:
+    """Return two configs side by side: what their networks cost, and the fields that differ.
+
+    Args:
+        config: the first experiment.
+        other: the second.
+        names: what to call them.
+    """
+    parts = []
+    for pair in zip(_stages(config), _stages(other), strict=False):
+        costs = []
+        for stage in pair:
+            task = build_task(stage)
+            parameters, giga = summary.totals(task.model, task.input_shape)
+            costs.append((parameters, giga, (footprint.step_bytes(stage) or math.nan) / 2**30))
+        rows = [("", *names, "ratio")]
+        measures = (("parameters", ","), ("GFLOPs of a sample", ".3g"), ("GiB of a step", ".3g"))
+        for (title, form), a, b in zip(measures, *costs, strict=True):
+            rows.append((title, format(a, form), format(b, form), f"{b / a:.2f}"))
+        flat = [settings.flatten(settings.plain(stage)) for stage in pair]
+        for key in sorted(flat[0] | flat[1]):
+            values = [flat_.get(key, "-") for flat_ in flat]
+            if values[0] != values[1]:
+                rows.append((key, str(values[0]), str(values[1]), ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        parts.append(
+            "\n".join(
+                "  ".join(
+                    cell.rjust(width) if at else cell.ljust(width)
+                    for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+                ).rstrip()
+                for row in rows
+            )
+        )
+    return "\n\n".join(parts)
 
 
 def _stages(config: ConfigDict) -> list[ConfigDict]:
@@ -152,13 +191,14 @@ def evaluate(
     which: str,
     data: Path | None = None,
     second: Path | None = None,
+    flip: bool = False,
 ) -> int:
     """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`.
 
     With `data`, every CT with a mask in that folder instead, whatever the run was trained on; the
-    results' folder has its name. `second`: see `prediction.load`.
+    results' folder has its name. `second`, `flip`: see `prediction.load`.
     """
-    scanner = prediction.load(workdir, which, second)
+    scanner = prediction.load(workdir, which, second, flip=flip)
     config = scanner.config
     if data is None:
         cases = [(case.id, case.image, case.labels) for case in setup.cases(config, workdir)[split]]
@@ -217,17 +257,18 @@ def _within(workdir: Path, path: Path) -> str:
 
 
 def predict(
-    workdir: Path,
+    workdirs: Sequence[Path],
     source: Path,
     output: Path,
     *,
     reference: Path | None,
     which: str,
-    second: Path | None = None,
+    second: Sequence[Path] = (),
+    flip: bool = False,
 ) -> int:
     """Segment a CT or every CT of a folder; a file that fails is named and the rest go on.
 
-    `second`: see `prediction.load`. Named vertebrae come with their centroids.
+    `workdirs`, `second`, `flip`: see `prediction.load`. Named vertebrae come with their centroids.
     """
     if scanfile.is_scan(output) and not output.is_dir():
         raise InputError(
@@ -235,7 +276,7 @@ def predict(
         )
     paths = _scans(source)
     references = {} if reference is None else _references(reference, paths)
-    scanner = prediction.load(workdir, which, second)
+    scanner = prediction.load(workdirs, which, second or None, flip=flip)
     output.mkdir(parents=True, exist_ok=True)
     valid = scoring.comparable_labels(scanner.config.data.labels)
     failed = 0

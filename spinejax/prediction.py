@@ -8,7 +8,7 @@ of cubes also works alone, unless it was trained to see a mask.
 import logging
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from spinejax import labels, losses
-from spinejax.data import preprocess
+from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
-from spinejax.inference import cascade, scan
+from spinejax.inference import cascade, ensemble, scan
 from spinejax.inference.labelling import UNCERTAIN_MARGIN, Record
 from spinejax.inference.volumes import make_cube_predictor
 from spinejax.sweep import SECOND
@@ -74,19 +74,39 @@ def load_run(workdir: Path, which: str) -> tuple[ConfigDict, dict[str, Any]]:
     return config, variables
 
 
-def load(workdir: Path, which: str, second: Path | None = None) -> Scanner:
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A trained run: its folder, config and variables."""
+
+    workdir: Path
+    config: ConfigDict
+    variables: dict[str, Any]
+
+
+def load(
+    workdirs: Path | Sequence[Path],
+    which: str,
+    second: Path | Sequence[Path] | None = None,
+    *,
+    flip: bool = False,
+) -> Scanner:
     """Compile what the runs need for whole scans.
 
     Args:
-        workdir: of a run.
+        workdirs: of a run, or of several whose probabilities are averaged: seeds, folds, networks
+            that see the same preprocessed scans.
         which: "best" or "latest" checkpoint.
-        second: of a run that names vertebrae; None takes the folder `vertebrae` in `workdir`, if
-            there is one.
+        second: of a run that names vertebrae, or of several; None takes the folders `vertebrae` in
+            `workdirs`, if there are any.
+        flip: average over the mirror image, left and right, too; of sagittal slices there is none.
 
     Raises:
         InputError: not a run's folder, or runs that do not fit together.
     """
-    config, variables = load_run(workdir, which)
+    folders = [workdirs] if isinstance(workdirs, Path) else list(workdirs)
+    runs = [_Run(folder, *load_run(folder, which)) for folder in folders]
+    config, workdir = runs[0].config, runs[0].workdir
+    _check_alike(runs)
     if config.task == CUBES:
         if second is not None:
             raise InputError(
@@ -99,24 +119,76 @@ def load(workdir: Path, which: str, second: Path | None = None) -> Scanner:
                 "(data.cube.spine_prior=channel); give --workdir=RUN_OF_SLICES "
                 f"--vertebrae={workdir}"
             )
-        return Scanner(config, _namer(config, variables))
-    find = _masker(config, variables, setup.recorded_pixels_mm(workdir))
-    if second is None and (workdir / SECOND / "config.json").exists():
-        second = workdir / SECOND
-    if second is None:
-        return Scanner(config, lambda *scan_: Result(find(*scan_)))
-    other, variables = load_run(second, which)
-    if other.task != CUBES:
+        return Scanner(config, _namer(runs, flip=flip))
+    later = _second_folders(folders, second)
+    if flip and not later and config.data.plane == "sagittal":
         raise InputError(
-            f"--vertebrae={second} is a run of task={other.task}, which names no vertebrae; give "
-            f"one of task={CUBES}, and the run that segments the spine as --workdir"
+            f"--flip: {workdir} sees sagittal slices, whose mirror image is another patient's "
+            "back to front; leave --flip out"
         )
-    name = _namer(other, variables)
+    find = _masker(runs, flip=flip)
+    if not later:
+        return Scanner(config, lambda *scan_: Result(find(*scan_)))
+    others = [_Run(folder, *load_run(folder, which)) for folder in later]
+    for other in others:
+        if other.config.task != CUBES:
+            raise InputError(
+                f"--vertebrae={other.workdir} is a run of task={other.config.task}, which names no "
+                f"vertebrae; give one of task={CUBES}, and the run that segments the spine as "
+                "--workdir"
+            )
+    _check_alike(others)
+    name = _namer(others, flip=flip)
 
     def both(volume: Volume, path: Path, title: str) -> Result:
         return name(volume, path, title, find(volume, path, title))
 
     return Scanner(config, both)
+
+
+def _second_folders(folders: Sequence[Path], second: Path | Sequence[Path] | None) -> list[Path]:
+    """Return the runs that name vertebrae: those given, else those in the folders of the first."""
+    if second is not None:
+        return [second] if isinstance(second, Path) else list(second)
+    found = [folder / SECOND for folder in folders if (folder / SECOND / "config.json").exists()]
+    if found and len(found) < len(folders):
+        raise InputError(
+            f"{len(found)} of {len(folders)} runs have a second network (the first: {found[0]}); "
+            "give those to use as --vertebrae"
+        )
+    return found
+
+
+_ALIKE = ("task", "data.preprocess", "data.plane", "data.size", "data.cube", "data.labels")
+"""Fields in which runs that are averaged must agree: they see the same preprocessed scans."""
+
+
+def _check_alike(runs: Sequence[_Run]) -> None:
+    first = settings.flatten(settings.plain(runs[0].config))
+    for run in runs[1:]:
+        other = settings.flatten(settings.plain(run.config))
+        for key in sorted(first | other):
+            if key.startswith(_ALIKE) and first.get(key) != other.get(key):
+                raise InputError(
+                    f"{run.workdir} cannot be averaged with {runs[0].workdir}: {key} is "
+                    f"{other.get(key)!r} there and {first.get(key)!r} here; give runs that agree "
+                    "in it"
+                )
+    if len({_gives_offsets(run.config) for run in runs}) > 1:
+        raise InputError(
+            f"{runs[0].workdir} and others cannot be averaged: only some were trained with "
+            "loss.offset_weight; give runs that agree in it"
+        )
+
+
+def _gives_offsets(config: ConfigDict) -> bool:
+    return config.loss.get(losses.OFFSET_WEIGHT, 0.0) > 0
+
+
+def _mode(runs: Sequence[_Run]) -> str:
+    """Return the intensity mode of some runs that asks most of the scan."""
+    modes = [run.config.data.normalise for run in runs]
+    return next((mode for mode in modes if mode in normalise.NEED_STATS), modes[0])
 
 
 def scan_settings(config: ConfigDict, task: Task) -> scan.ScanSettings:
@@ -146,22 +218,27 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
         overlap=how.overlap,
         batch_size=batch_size,
         prior=config.data.cube.spine_prior,
-        offsets=config.loss.get(losses.OFFSET_WEIGHT, 0.0) > 0,
+        offsets=_gives_offsets(config),
         margin_mm=how.margin_mm,
         anomalies=how.anomalies,
         drop_cut=how.drop_cut,
     )
 
 
-def _masker(
-    config: ConfigDict, variables: Any, pixels_mm: tuple[float, float] | None
-) -> Callable[[Volume, Path, str], np.ndarray]:
-    """Return what segments the spine; `pixels_mm` are those that the run was trained on."""
-    task = build_task(config)
-    if task.stack_predictor is None:
-        raise ValueError(f"task={config.task} segments no slices")
-    predict = task.stack_predictor(variables)
-    scans = scan_settings(config, task)
+def _masker(runs: Sequence[_Run], *, flip: bool) -> Callable[[Volume, Path, str], np.ndarray]:
+    """Return what segments the spine."""
+    members = []
+    for run in runs:
+        task = build_task(run.config)
+        if task.stack_predictor is None:
+            raise ValueError(f"task={run.config.task} segments no slices")
+        members.append(task.stack_predictor(run.variables))
+    predict = ensemble.mean_stack(members)
+    if flip and runs[0].config.data.plane != "sagittal":
+        predict = ensemble.mirrored_stack(predict)
+    scans = replace(scan_settings(runs[0].config, task), normalise=_mode(runs))
+    known = [mm for run in runs if (mm := setup.recorded_pixels_mm(run.workdir)) is not None]
+    pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
     def find(volume: Volume, path: Path, title: str) -> np.ndarray:
         grid = preprocess.slice_geometry(volume, scans.preprocess)
@@ -178,15 +255,22 @@ def _masker(
     return find
 
 
-def _namer(config: ConfigDict, variables: Any) -> Callable[..., Result]:
+def _namer(runs: Sequence[_Run], *, flip: bool) -> Callable[..., Result]:
     """Return what names vertebrae: as `Segment`, with the mask of the spine if there is one."""
-    task = build_task(config)
-    if task.class_probability is None:
-        raise ValueError(f"task={config.task} names no vertebrae")
-    predict, rows = make_cube_predictor(
-        task.class_probability, variables, batch_size=config.predict.batch_size
-    )
-    cubes = cube_settings(config, task, rows)
+    config = runs[0].config
+    members = []
+    for run in runs:
+        task = build_task(run.config)
+        if task.class_probability is None:
+            raise ValueError(f"task={run.config.task} names no vertebrae")
+        member, rows = make_cube_predictor(
+            task.class_probability, run.variables, batch_size=config.predict.batch_size
+        )
+        members.append(member)
+    cubes = replace(cube_settings(config, task, rows), normalise=_mode(runs))
+    predict = ensemble.mean_cubes(members)
+    if flip:
+        predict = ensemble.mirrored_cubes(predict, offsets=cubes.offsets)
 
     def name(volume: Volume, path: Path, title: str, spine: np.ndarray | None = None) -> Result:
         used = cubes if spine is not None else replace(cubes, prior="none")

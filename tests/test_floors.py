@@ -20,6 +20,7 @@ FLOORS = [
     {"train"},
     {"reports", "prediction"},
     {"commands", "arguments"},
+    {"options"},
     {"cli"},
 ]
 # name in the package -> floor

@@ -123,7 +123,8 @@ def of_edition(cases: Iterable[Case], edition: str) -> list[Case]:
     """
     chosen = [case for case in cases if case.edition == edition]
     ids = {case.id for case in chosen}
-    kept, first = [], {}
+    kept: list[Case] = []
+    first: dict[str, str] = {}
     for case in chosen:
         best = case.duplicate_of
         if best is not None and best not in ids:  # the other edition's; ours takes its place

@@ -7,7 +7,8 @@
   although there are some: 0, as for `classification.precision`.
 * `d_mean_mm`: mean distance from the reference's centroid to the predicted one of the same label,
   however far it is. A missed vertebra has none and stays out.
-* `dice_mean`, `iou_mean`, `precision_mean`, `recall_mean`, `nsd_1mm_mean`: over all vertebrae of the reference; a missed one counts 0.
+* `dice_mean`, `iou_mean`, `precision_mean`, `recall_mean`, `nsd_1mm_mean`: over all vertebrae of
+  the reference; a missed one counts 0.
 * `hd_mean_mm`, `hd95_mean_mm`, `assd_mean_mm`: over the vertebrae that were not missed. No distance
   is made up for the others: see how many they are.
 * missed: only the reference has the label. Extra: only the prediction has it; it has neither Dice

@@ -111,6 +111,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         "vertebra_recognition",
         model=model,
         input_shape=(*size, 1 + seen),
+        sample_shape=size,
         init=record.initial(model, (*size, 1 + seen)),
         loss=loss,
         stream=streams.of_cubes(config, size),

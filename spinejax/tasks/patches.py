@@ -97,6 +97,7 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         "patch_classification",
         model=model,
         input_shape=(n, n, 1),
+        sample_shape=(n + 2 * margin, n + 2 * margin),
         init=init,
         loss=loss,
         stream=streams.of_patches(config, n, margin),

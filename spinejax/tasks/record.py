@@ -66,6 +66,8 @@ class Task:
 
     model: the network.
     input_shape: (h, w, channels) of what it is trained on; (x, y, z, channels) of cubes.
+    sample_shape: of the image of a sample in a batch: (h, w) or (x, y, z); of patches with the
+        pixels around them that augmentation may bring in.
     init: key -> variables {"params": ..., "batch_stats": ...} of the network.
     loss: see `Loss`.
     stream: what draws the training samples on the device; None where batches bring them.
@@ -83,6 +85,7 @@ class Task:
     name: str
     model: nn.Module
     input_shape: tuple[int, ...]
+    sample_shape: tuple[int, ...]
     init: Callable[[jax.Array], dict[str, Any]]
     loss: Loss
     stream: streams.Stream | None

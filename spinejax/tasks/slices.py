@@ -86,6 +86,7 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
         "slice_segmentation",
         model=model,
         input_shape=(size[0], size[1], config.model.get("in_channels", 1)),
+        sample_shape=(size[0], size[1]),
         init=record.initial(model, (*size, 1)),
         loss=loss,
         stream=streams.of_slices(config),

@@ -1,0 +1,71 @@
+"""Averages of probabilities: over several networks, and over a scan and its mirror image.
+
+Left and right are mirrored, no other way: no patient is the mirror image of another one from head
+to foot or from front to back. Sagittal slices do not show the difference.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from spinejax.inference.scan import StackPredictor
+from spinejax.inference.volumes import CubePredictor
+
+
+def mean_stack(predictors: Sequence[StackPredictor]) -> StackPredictor:
+    """Return the mean of several networks of slices, weighted alike."""
+
+    def predict(
+        stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
+    ) -> np.ndarray:
+        total = predictors[0](stack, stats, advance)
+        if len(predictors) > 1:
+            total = total.astype(np.float32)  # what a predictor returns may be read-only
+        for other in predictors[1:]:
+            total += other(stack, stats, lambda slices: None)
+        return total / np.float32(len(predictors)) if len(predictors) > 1 else total
+
+    return predict
+
+
+def mirrored_stack(predict: StackPredictor) -> StackPredictor:
+    """Return the mean over a stack of coronal or axial slices and its mirror image.
+
+    Their first axis, the second of the stack, runs from right to left.
+    """
+
+    def both(stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]) -> np.ndarray:
+        seen = predict(stack, stats, advance)
+        mirror = predict(np.ascontiguousarray(stack[:, ::-1]), stats, lambda slices: None)
+        return (seen + mirror[:, ::-1]) / np.float32(2)
+
+    return both
+
+
+def mean_cubes(predictors: Sequence[CubePredictor]) -> CubePredictor:
+    """Return the mean of several networks of cubes, weighted alike; of their offsets, too."""
+
+    def predict(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
+        found = [predictor(image, spine, stats) for predictor in predictors]
+        return found[0] if len(found) == 1 else np.stack(found).mean(0, dtype=np.float32)
+
+    return predict
+
+
+def mirrored_cubes(predict: CubePredictor, *, offsets: bool) -> CubePredictor:
+    """Return the mean over cubes and their mirror images; x runs from right to left.
+
+    Args:
+        predict: the network.
+        offsets: whether its last three channels are a way in x, y and z.
+    """
+
+    def both(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
+        seen = predict(image, spine, stats)
+        image, spine = (np.ascontiguousarray(array[:, ::-1]) for array in (image, spine))
+        mirror = predict(image, spine, stats)[:, ::-1].copy()
+        if offsets:
+            mirror[..., -3] *= -1
+        return (seen + mirror) / np.float32(2)
+
+    return both
