@@ -313,7 +313,7 @@ def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, d
     names = ("variables",) if target is None else tuple(target)
     # Orbax and tensorstore raise many kinds of errors for damaged files; all mean the same here.
     try:
-        with ocp.StandardCheckpointer() as reader:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             for name in names:
                 like = None if target is None else target[name]
                 items[name] = reader.restore(path / str(step) / name, like)
@@ -325,6 +325,14 @@ def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, d
     if target is not None and _shapes(items) != _shapes(target):
         raise InputError(f"checkpoint {path / str(step)} is of another network")
     return meta, items
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Return what lets a process read without waiting for the others of its run."""
+    own = parallel.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
 
 
 def _shapes(tree: Any) -> list[tuple[Any, Any]]:

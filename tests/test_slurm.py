@@ -1,0 +1,167 @@
+"""A sweep on a real Slurm of this machine; and its flags, which need none."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import submitit
+
+from launch import slurm
+from launch import sweep as launcher
+from spinejax import sweep
+from spinejax.errors import InputError
+from spinejax.train import checkpoint
+from tests import slurm_cluster, tiny_run
+
+ROOT = Path(__file__).parents[1]
+WAIT_S = 400
+STEPS = 60
+
+on_slurm = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "none"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    tiny_run.write_scans(folder / "scans")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm_cluster.running(tmp_path_factory.mktemp("cluster")) as environment:
+        yield environment
+
+
+def command(place, workdir, *words):
+    return [
+        *(sys.executable, "-m", "launch.sweep", "--config=tests/tiny_sweep.py", "--sweep=table3"),
+        f"--config.data.root={place / 'scans'}",
+        f"--config.train.steps={STEPS}",
+        *(f"--workdir={workdir}", *words),
+    ]
+
+
+def run(words, environment):
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def states(workdir):
+    return {u.name: sweep.state(workdir / u.name) for u in sweep.read(workdir).units}
+
+
+def until(condition, workdir):
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > end:
+            logs = [p.read_text()[-1500:] for p in Path(workdir).rglob("*.err")]
+            raise AssertionError(f"waited in vain: {states(workdir)} {logs}")
+        time.sleep(0.2)
+
+
+def weights(folder):
+    return checkpoint.load_for_inference(folder, "latest")[1]["params"]
+
+
+class TestOnSlurm:
+    pytestmark = on_slurm
+
+    def test_a_requeued_job_of_an_array_goes_on_bit_for_bit(self, place, cluster, tmp_path):
+        whole, swept = tmp_path / "whole", tmp_path / "swept"
+        run(command(place, whole), {**os.environ, "SLURM_CONF": ""})
+
+        words = command(place, swept, "--executor=slurm", "--slurm.cpus=2", "--slurm.time=20")
+        out = run(words, cluster)
+        assert out.startswith("submitted 2 units: job ")
+        first = "zscore,seed=0"
+        job = sweep.read_json(swept / first / sweep.JOB)["job"]
+        until(lambda: (states(swept)[first].step or 0) >= 6, swept)
+        assert "not submitted again" in run(words, cluster)
+        asked = [sys.executable, "-m", "launch.sweep", "--status", f"--workdir={swept}"]
+        assert "running" in run(asked, cluster)
+        run(["scontrol", "requeue", job], cluster)
+        until(lambda: states(swept)[first].kind != "running", swept)
+        stopped = states(swept)[first]
+        assert stopped.kind == "stopped" and 0 < stopped.step < STEPS
+        # Slurm lets a requeued job wait for two minutes.
+        until(lambda: "PENDING" in run(["squeue", "--jobs", job, "--format=%T"], cluster), swept)
+        run(["scontrol", "update", f"jobid={job}", "StartTime=now"], cluster)
+        until(lambda: all(s.kind == "done" for s in states(swept).values()), swept)
+        assert "2 of 2 units done" in run(asked, cluster)
+
+        record = sweep.read_json(swept / first / "run.json")
+        assert record["starts"] == 2
+        for unit in states(swept):
+            alone, queued = weights(whole / unit), weights(swept / unit)
+            jax.tree.map(np.testing.assert_array_equal, alone, queued)
+        out = run(words, cluster)
+        assert out.splitlines()[0] == "2 of 2 units done, running or queued before"
+
+    def test_a_unit_of_two_processes_is_one_run(self, place, cluster, tmp_path):
+        words = (
+            *("--executor=slurm", "--slurm.cpus=1", "--slurm.processes=2", "--slurm.time=20"),
+            *("--units=*seed=0", "--config.train.batch_size=4"),
+        )
+        run(command(place, tmp_path, *words), cluster)
+        name = "zscore,seed=0"
+        until(lambda: states(tmp_path)[name].kind in ("done", "failed"), tmp_path)
+        assert states(tmp_path)[name].kind == "done", states(tmp_path)[name].note
+        record = sweep.read_json(tmp_path / name / "run.json")
+        assert (record["processes"], record["devices"]) == (2, 2)
+        assert (tmp_path / name / "unit-1.log").exists()
+
+
+def test_times_are_those_of_sbatch():
+    assert slurm.minutes("30") == 30
+    assert slurm.minutes("1:30:00") == 90
+    assert slurm.minutes("2-01:00:01") == 2 * 24 * 60 + 61
+    with pytest.raises(InputError, match=r"--slurm.time=soon: give \[D-\]HH:MM:SS"):
+        slurm.minutes("soon")
+
+
+def test_without_slurm_or_submitit_it_says_what_to_do(monkeypatch, capsys, tmp_path):
+    words = [*command(tmp_path, tmp_path / "w")[3:], "--executor=slurm"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launcher.main(words) == 1
+    assert "no sbatch on this machine; start the sweep on a login node" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert launcher.main(words) == 1
+    assert "needs submitit: pip install -e '.[slurm]'" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_submitit_without_slurm_runs_units_saves_and_starts_them_again(place, tmp_path):
+    """What a job runs, by submitit's local executor: no cluster is needed."""
+    folder = tmp_path / "unit"
+    words = [
+        *("train", "--config=tests/tiny_sweep.py", f"--config.data.root={place / 'scans'}"),
+        *(f"--workdir={folder}", "--config.train.steps=4", "--evaluate"),
+    ]
+    executor = submitit.LocalExecutor(tmp_path / "jobs")
+    executor.update_parameters(timeout_min=5)
+    job = executor.submit(slurm.Job(), str(folder), words)
+    assert job.result() == 0
+    assert sweep.state(folder).kind == "done"
+    failing = executor.submit(slurm.Job(), str(tmp_path / "bad"), ["train", "--nonsense"])
+    with pytest.raises(submitit.core.utils.FailedJobError, match="exit status 1"):
+        failing.result()
+    state = sweep.state(tmp_path / "bad")
+    assert state.kind == "failed" and "nonsense" in state.note
