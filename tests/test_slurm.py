@@ -128,6 +128,44 @@ class TestOnSlurm:
         assert (record["processes"], record["devices"]) == (2, 2)
         assert (tmp_path / name / "unit-1.log").exists()
 
+    def test_the_script_for_several_hosts_saves_and_goes_on_before_its_time_ends(
+        self, place, cluster, tmp_path
+    ):
+        folder = tmp_path / "run"
+        words = [
+            *("--config=tests/tiny_sweep.py", f"--config.data.root={place / 'scans'}"),
+            *(f"--config.train.steps={STEPS}", "--config.train.batch_size=4"),
+            f"--workdir={folder}",
+        ]
+        options = ["--ntasks=2", "--time=20", f"--output={tmp_path / 'out'}", "--parsable"]
+        environment = {**cluster, "PYTHON": sys.executable}
+        job = run(["sbatch", *options, "launch/multihost.sh", *words], environment).strip()
+
+        def step():
+            return (sweep.state(folder).step or 0) if folder.exists() else 0
+
+        def printed():
+            return (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
+
+        end = time.monotonic() + WAIT_S
+        while step() < 6:
+            assert time.monotonic() < end, printed()
+            time.sleep(0.2)
+        # What Slurm itself sends to the run before the end of a job's time.
+        run(["scancel", "--signal=TERM", f"{job}.0"], cluster)
+        while "interrupted at step" not in printed():
+            assert time.monotonic() < end, printed()
+            time.sleep(0.2)
+        while "PENDING" not in run(["squeue", "--jobs", job, "--format=%T"], cluster):
+            assert time.monotonic() < end, printed()
+            time.sleep(0.2)
+        run(["scontrol", "update", f"jobid={job}", "StartTime=now"], cluster)
+        while not (folder / "DONE").exists():
+            assert time.monotonic() < end, printed()
+            time.sleep(0.2)
+        record = sweep.read_json(folder / "run.json")
+        assert (record["starts"], record["processes"]) == (2, 2)
+
 
 def test_times_are_those_of_sbatch():
     assert slurm.minutes("30") == 30

@@ -7,6 +7,7 @@ Each takes the skip feature and the upsampled decoder feature, both `(b, h, w, c
 skip feature attended to.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,6 @@ import jax.numpy as jnp
 
 from spinejax.choices import check_choice
 from spinejax.models.layers import ConvNorm, Dtype, average_pool_to
-
-ATTENTIONS = ("dot_product", "gate", "residual", "none")
 
 QUERY_CHUNK = 512  # most queries whose scores exist at one time
 
@@ -188,6 +187,16 @@ class ResidualAttention(nn.Module):
         return (1 + nn.sigmoid(mask)) * skip
 
 
+ATTENTIONS: dict[str, type[nn.Module] | None] = {
+    "dot_product": DotProductAttention,
+    "gate": GateAttention,
+    "residual": ResidualAttention,
+    "none": None,
+}
+"""Name -> module, called with (skip, gate, train=...); of the fields of `Attention` it is given
+those that it has, too."""
+
+
 class Attention(nn.Module):
     """The attention named by `kind`; "none" returns the skip as it is."""
 
@@ -200,14 +209,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, skip: jax.Array, gate: jax.Array, *, train: bool) -> jax.Array:
         """Attend to `skip` (b, h, w, c), asked by the decoder feature `gate` (b, h, w, g)."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
-        if self.kind == "dot_product":
-            return DotProductAttention(self.key_size, self.dtype, name="dot_product")(
-                skip, gate, train=train
-            )
-        if self.kind == "gate":
-            return GateAttention(**common, name="gate")(skip, gate, train=train)
-        if self.kind == "residual":
-            return ResidualAttention(**common, name="residual")(skip, gate, train=train)
         check_choice("model.attention", self.kind, ATTENTIONS)
-        return skip
+        kind = ATTENTIONS[self.kind]
+        if kind is None:
+            return skip
+        common = dict(
+            key_size=self.key_size, norm=self.norm, axis_name=self.axis_name, dtype=self.dtype
+        )
+        known = {field.name for field in dataclasses.fields(kind)}
+        fields: dict[str, Any] = {k: v for k, v in common.items() if k in known}
+        return kind(**fields, name=self.kind)(skip, gate, train=train)
