@@ -26,8 +26,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.phantom.region = "lumbar"
     for name in ("t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised"):
         config.data.phantom.rates[name] = 0.0
-    # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
-    config.data.phantom.label_cut = True
     config.data.test_fraction = 0.8
     config.data.spine_free_fraction = 0.25
     config.data.phantom.min_spacing_mm = 2.0
@@ -41,16 +39,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.size = (80, 128)
     # Every slice is another person: nothing is left to augment.
     config.augment.enabled = False
-    config.train.steps = 600
+    config.train.steps = 650
     config.train.eval_every_epochs = 4.0
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
     second.augment.enabled = False
-    second.train.steps = 1300
+    second.train.steps = 1500
     second.optim.ema_decay = 0.98
     second.predict.anomalies = ()
+    # Vertebrae that the scan cuts have no labels here, as in VerSe.
+    second.predict.drop_cut = True
     if args.debug:
         config.model.widths = (4, 8)
         config.data.phantom.cases = 2

@@ -8,6 +8,7 @@ import pytest
 from test_floors import FLOORS
 
 from configs import chasppraunet
+from launch import sweep
 from spinejax import arguments
 from spinejax.cli import COMMANDS
 from spinejax.train.settings import flatten
@@ -31,6 +32,44 @@ def test_commands_have_flags_that_exist(words, monkeypatch):
     name, *rest = words
     command = COMMANDS[name]
     assert arguments.parse(name, command.help, command.flags, rest) is not None
+
+
+# Those of "Trying an idea" are run by test_prototyping.py.
+SWEEPS = [
+    words
+    for line in LINES
+    if line.startswith("python -m launch.sweep") and "channel_attention" not in line
+    for words in [shlex.split(line, comments=True)[3:]]
+]
+
+
+@pytest.mark.parametrize("words", SWEEPS, ids=" ".join)
+def test_sweeps_are_there_and_their_units_have_command_lines(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    if "--status" in words:
+        workdir = next(word for word in words if word.startswith("--workdir="))
+        given = [word for word in words if word not in (workdir, "--watch")]
+        assert sweep.main([*given, f"--workdir={tmp_path}"]) == 1
+        assert "not the folder of a sweep" in capsys.readouterr().err
+        return
+    given = [*words, *(["--dry_run"] if "--dry_run" not in words else [])]
+    assert sweep.main(given) == 0
+    assert ": spinejax train --config=" in capsys.readouterr().out
+
+
+def test_the_table_of_sweeps_is_complete():
+    listed = {}
+    for names, config in re.findall(r"^\| (`\w.*?) \| `(configs/\w+\.py)` \|$", README, re.M):
+        stem = ""
+        for name in re.findall(r"`(\w+)`", names):
+            stem = name.rpartition("_")[0] if "_table" in name and name[0] != "_" else stem
+            listed.setdefault(config, set()).add(stem + name if name[0] == "_" else name)
+    defined = {}
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        names = re.findall(r"^(?:def )?sweep_(\w+)(?=\(| =)", path.read_text(), re.M)
+        if names:
+            defined[f"configs/{path.name}"] = set(names)
+    assert listed == defined
 
 
 def test_every_make_target_exists():
