@@ -23,8 +23,9 @@ class Unit(NamedTuple):
 
     name: of its folder, too; unique in the sweep. "" for a part that only adds overrides.
     overrides: by dotted key.
-    cell: its place in a published table: "table", and the printed words of its row's label columns.
-        Units that share a cell are averaged: seeds and folds.
+    cell: its place in a published table: "table", and the printed words of its row's label columns;
+        "scores" where it is scored otherwise than the rest of the table ("binary", "vertebrae",
+        "patches"). Units that share a cell are averaged: seeds and folds.
     """
 
     name: str
@@ -36,30 +37,54 @@ Sweep = Iterable[Unit | Mapping[str, Any]]
 
 
 def text(value: Any) -> str:
-    """Return a value as it is written on the command line."""
+    """Return a value as it is written on the command line.
+
+    Raises:
+        ValueError: there is no way to write it.
+    """
+    value = plain(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple):
         # One word of a sequence is a sequence still.
         return "(" + ", ".join(map(repr, value)) + ("," if len(value) == 1 else "") + ")"
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} is no value of a field; give a number, a word or a sequence")
     return str(value)
+
+
+def plain(value: Any) -> Any:
+    """Return numbers of numpy as Python's, sequences as tuples, the rest as it is."""
+    if isinstance(value, tuple | list | np.ndarray):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def named(overrides: Mapping[str, Any]) -> Unit:
     """Return the unit that is called after what it sets, `normalise=hu,fold=2`."""
     words = []
+    overrides = {key: plain(value) for key, value in overrides.items()}
     for key, value in overrides.items():
         if isinstance(value, tuple | list):
             shown = "x".join(map(str, value))
         else:
             shown = f"{value:g}" if isinstance(value, float) else text(value)
         words.append(f"{key.rpartition('.')[2]}={shown}")
-    return Unit(",".join(words), dict(overrides))
+    return Unit(",".join(words), overrides)
 
 
 def units(sweep: Sweep) -> list[Unit]:
-    """Return what a sweep yields, all of it named."""
-    return [unit if isinstance(unit, Unit) else named(unit) for unit in sweep]
+    """Return what a sweep yields, all of it named.
+
+    Raises:
+        ValueError: it yields something else than units and mappings.
+    """
+    found = []
+    for unit in sweep:
+        if not isinstance(unit, Unit | Mapping):
+            raise ValueError(f"{unit!r} is neither a Unit nor a mapping from fields to values")
+        found.append(unit if isinstance(unit, Unit) else named(unit))
+    return found
 
 
 def axis(key: str, values: Iterable[Any]) -> list[Unit]:

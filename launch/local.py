@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from launch import plan, status, unit
+from spinejax import sweep
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.sweep import State, Unit
 
+_ALONE = {"SLURM_NTASKS": "1"}  # within somebody's allocation, too, a unit is one process
 _POLL_S = 0.5
 _REDRAW_S = 5.0
 
@@ -26,13 +28,16 @@ def gpus() -> list[str]:
         return [name for name in given.split(",") if name and name != "-1"]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return []
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
@@ -51,14 +56,14 @@ def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
         per_unit = min(1, len(found))
     if per_unit == 0:
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if found else {}
-        return [hidden] * max(1, at_once)
+        return [{**_ALONE, **hidden}] * max(1, at_once)
     if len(found) < per_unit:
         raise InputError(
             f"--gpus={per_unit}: this machine has {len(found)} that can be used; leave --gpus out "
             "to run on the CPU, or use --executor=slurm"
         )
     places = [found[at : at + per_unit] for at in range(0, len(found) - per_unit + 1, per_unit)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(ids)} for ids in places[: at_once or None]]
+    return [{**_ALONE, "CUDA_VISIBLE_DEVICES": ",".join(ids)} for ids in places[: at_once or None]]
 
 
 def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) -> int:
@@ -67,15 +72,20 @@ def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) 
     Ctrl-C and SIGTERM ask all that run to save and end, a second Ctrl-C ends them at once; the same
     command goes on with what is not done. A unit that fails does not keep the others from running.
     """
-    waiting = [u for u in units if status.states([u], workdir)[u.name].kind != "done"]
+    waiting = list(units)
     running: dict[int, tuple[Unit, unit.Child]] = {}
     screen = _Screen(units, workdir)
     with _asked_to_stop() as asked:
         told = 0
         while running or (waiting and not asked):
             while waiting and not asked and len(running) < len(places):
+                one = next((u for u in waiting if not _is_taken(u, workdir)), None)
+                if one is None:
+                    break
+                waiting.remove(one)
+                if sweep.state(workdir / one.name).kind == "done":
+                    continue
                 place = next(at for at in range(len(places)) if at not in running)
-                one = waiting.pop(0)
                 words = plan.command(one, workdir)
                 try:
                     running[place] = one, unit.start(workdir / one.name, words, places[place])
@@ -99,6 +109,11 @@ def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) 
     if asked:
         return EXIT_INTERRUPTED
     return 0 if all(state.kind == "done" for state in found.values()) else 1
+
+
+def _is_taken(one: Unit, workdir: Path) -> bool:
+    """Whether something else is at work in the unit's folder, such as what a kill left behind."""
+    return sweep.state(workdir / one.name).kind == "running"
 
 
 @contextmanager

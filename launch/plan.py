@@ -8,21 +8,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl.flags import FlagValues
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs import sweeps
 from spinejax import arguments
 from spinejax.errors import InputError
-from spinejax.sweep import Sweep, Unit
+from spinejax.sweep import SECOND, Sweep, Unit
 
-MOVABLE = ("data.root", "data.cache_dir", "data.threads", "data.prefetch")
+_FREE = ("data.root", "data.cache_dir", "data.threads", "data.prefetch")
+MOVABLE = (*_FREE, *(f"{SECOND}.{key}" for key in _FREE))
 """Fields that may change between two starts of a sweep: no score depends on them."""
 
 _LONGEST_NAME = 200  # of a folder
 
 
-def make(values: FlagValues) -> Sweep:
+def make(values: FlagValues, workdir: Path) -> Sweep:
     """Return the sweep that --config, its overrides, --sweep, --seeds and --folds describe.
+
+    Its units share a cache of preprocessed scans in `workdir`, unless the flags name another.
 
     Raises:
         InputError: no such sweep (those there are, are listed), a unit that sets a field that its
@@ -47,7 +50,11 @@ def make(values: FlagValues) -> Sweep:
         file = beside(own, str(overrides.pop("config", "")))
         fields = {**common, **overrides}
         words = [f"--config={file}", *(f"--config.{k}={sweeps.text(v)}" for k, v in fields.items())]
-        _check(unit.name, name, words)
+        config = _check(unit.name, name, words)
+        for block in ("", f"{SECOND}."):
+            key = f"{block}data.cache_dir"
+            if key not in fields and (not block or SECOND in config) and _reads_scans(config):
+                words.append(f"--config.{key}={workdir / 'cache'}")
         checked.append(Unit(unit.name, tuple(words), dict(unit.overrides), dict(unit.cell)))
     return Sweep(name, own, tuple(checked))
 
@@ -63,8 +70,11 @@ def _units(
         if values.folds:
             parts.append(sweeps.folds(values.folds))
         units = sweeps.product(*parts)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"sweep {name}: {error}; correct the sweep, or the flags") from error
+    except Exception as error:  # whatever the sweep's own code may raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise InputError(
+            f"sweep {name}: {kind}{arguments.one_line(error)}; correct the sweep, or the flags"
+        ) from error
     if not units:
         raise InputError(f"sweep {name} yields no units; correct it")
     named = [unit._replace(name=re.sub(r"[^\w.,=+-]", "_", unit.name)) for unit in units]
@@ -86,20 +96,38 @@ def beside(own: str, other: str) -> str:
     """Return the config that a unit names, with the arguments of the sweep's own added.
 
     `beside("configs/a.py:debug", "b.py:net=vgg")` is "configs/b.py:net=vgg,debug".
+
+    Raises:
+        InputError: an argument is given by both.
     """
     file, _, given = own.partition(":")
     if not other:
         return own
     name, _, args = other.partition(":")
+    names = [{word.partition("=")[0] for word in text.split(",") if word} for text in (args, given)]
+    if names[0] & names[1]:
+        raise InputError(
+            f"--config={own}: the sweep varies the argument {sorted(names[0] & names[1])[0]!r}; "
+            "leave it out"
+        )
     joined = ",".join(filter(None, (args, given)))
     return str(Path(file).parent / name) + (f":{joined}" if joined else "")
 
 
-def _check(unit: str, sweep: str, words: Sequence[str]) -> None:
+def _check(unit: str, sweep: str, words: Sequence[str]) -> ConfigDict:
+    """Return the config of a unit."""
     try:
-        arguments.parse("train", "", arguments.config_flag, list(words))
+        values = arguments.parse("train", "", arguments.config_flag, list(words))
     except InputError as error:
         raise InputError(f"sweep {sweep}, unit {unit}: {error}") from error
+    if values is None:
+        raise InputError(f"sweep {sweep}, unit {unit}: --help is no field")
+    return values.config
+
+
+def _reads_scans(config: ConfigDict) -> bool:
+    """Whether a run reads scans that other runs read, too; phantoms are written by each."""
+    return config.data.source == "verse"
 
 
 def chosen(sweep: Sweep, pattern: str) -> list[Unit]:
@@ -163,8 +191,8 @@ def _file(config: str) -> str:
 def _words(words: Sequence[str]) -> dict[str, str]:
     """Return flag -> word, without what may change and where the config file lies."""
     found = {word.partition("=")[0]: word for word in words}
-    config = found["--config"]
-    found["--config"] = config.replace(config.partition("=")[2].partition(":")[0], _file(config))
+    config = found["--config"].partition("=")[2]
+    found["--config"] = f"--config={_file(config)}:{config.partition(':')[2]}"
     free = {f"--config.{key}" for key in MOVABLE}
     return {key: word for key, word in found.items() if key not in free}
 

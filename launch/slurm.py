@@ -7,6 +7,7 @@ What a unit prints lies in its own folder, what submitit says of a job in `<work
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ from absl.flags import FlagValues
 from launch import plan, status, unit
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
-from spinejax.sweep import JOB, Unit, read_json
+from spinejax.sweep import JOB, OUTCOME, Unit, read_json
 
 _POLL_S = 0.5
 _KILL_WAIT_S = 300.0  # longer than Slurm waits between asking to stop and killing
-_SAVE_S = 60.0  # a run may take this long to save; Slurm asks _ASK_S before the end
-_ASK_S = 90
+_ASK_S = 90  # Slurm asks to stop so long before the end of a job's time
+_SAVE_S = 80.0  # which leaves a run this long to save
 _RESTARTS = 1000  # after the end of a job's time
 
 
@@ -41,6 +42,8 @@ class Job:
         """
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         self._child = unit.start(Path(folder), words, rank=rank)
+        # submitit would pass over it; not every cluster sends it to the child as well.
+        signal.signal(signal.SIGTERM, self._stop)
         while (ended := self._child.ended()) is None:
             time.sleep(_POLL_S)
         if ended == EXIT_INTERRUPTED:
@@ -50,6 +53,10 @@ class Job:
         if ended != 0:
             raise RuntimeError(f"{folder}: exit status {ended}; see {unit.LOG} there")
         return ended
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if self._child is not None:
+            self._child.stop()
 
     def checkpoint(self, folder: str, words: Sequence[str]) -> Any:
         """Stop the unit with everything saved, and ask for another start of it."""
@@ -163,6 +170,7 @@ def submit(executor: Any, units: Sequence[Unit], workdir: Path) -> int:
                 f"Slurm refuses the jobs ({said[-1] if said else error}); check --slurm.*"
             ) from error
         for one, job in zip(todo, jobs, strict=True):
+            (workdir / one.name / OUTCOME).unlink(missing_ok=True)  # of an earlier start
             write_json(workdir / one.name / JOB, {"job": job.job_id})
         print(f"submitted {len(todo)} units: job {jobs[0].job_id.partition('_')[0]}")
     print(f"{len(units) - len(todo)} of {len(units)} units done, running or queued before")
@@ -171,12 +179,22 @@ def submit(executor: Any, units: Sequence[Unit], workdir: Path) -> int:
 
 
 def _is_queued(job: str) -> bool:
-    """Whether Slurm still has a job to run or to end."""
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    """Whether Slurm still has a job to run or to end.
+
+    Raises:
+        InputError: it does not answer.
+    """
+    try:
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError("squeue does not answer; try again when the cluster does") from error
+    if asked.returncode != 0 and "Invalid job id" not in asked.stderr:
+        said = " ".join(asked.stderr.split())
+        raise InputError(f"squeue fails ({said}); try again when the cluster answers")
     return asked.returncode == 0 and bool(asked.stdout.strip())

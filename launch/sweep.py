@@ -12,6 +12,8 @@ any of them can also be started, resumed or looked at by hand.
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags
@@ -23,6 +25,7 @@ from spinejax.errors import InputError, describe_os_error
 from spinejax.sweep import Sweep
 
 EXECUTORS = ("local", "slurm")
+_LOCK = ".launcher"  # held by the launcher of a sweep
 _WATCH_S = 5.0
 
 
@@ -106,19 +109,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show(workdir: Path, *, watch: bool) -> int:
-    """Print the table of a sweep; with `watch` again and again, until nothing runs or waits."""
+    """Print the table of a sweep; with `watch` again and again, until nothing runs or is queued."""
     while True:
         found = status.states(sweep.read(workdir).units, workdir)
         print(status.table(found), flush=True)
-        ended = all(state.kind in ("done", "failed") for state in found.values())
-        if not watch or ended:
+        goes_on = sweep.is_locked(workdir / _LOCK) or any(
+            state.kind == "running" or "job " in state.note
+            for state in found.values()
+            if state.kind not in ("done", "failed")
+        )
+        if not watch or not goes_on:
             return 0
         time.sleep(_WATCH_S)
         print()
 
 
 def _launch(values: FlagValues, workdir: Path) -> int:
-    wanted = plan.make(values)
+    wanted = plan.make(values, workdir)
     units = plan.chosen(wanted, values.units)
     if values.dry_run:
         for unit in units:
@@ -130,11 +137,30 @@ def _launch(values: FlagValues, workdir: Path) -> int:
         from launch import slurm
 
         executor = slurm.executor(values, workdir)
-        _open(wanted, workdir)
-        return slurm.submit(executor, units, workdir)
+        with _alone(workdir):
+            _open(wanted, workdir)
+            return slurm.submit(executor, units, workdir)
     places = local.slots(values.at_once, values.gpus)
-    _open(wanted, workdir)
-    return local.run(units, workdir, places)
+    with _alone(workdir):
+        _open(wanted, workdir)
+        return local.run(units, workdir, places)
+
+
+@contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Make the folder and hold its lock while the block runs.
+
+    Raises:
+        InputError: another launcher holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / _LOCK).open("ab") as file:
+        if not sweep.take_lock(file):
+            raise InputError(
+                f"{workdir}: another `launch.sweep` is at work in it; wait until it ends, or stop "
+                "it with Ctrl-C"
+            )
+        yield
 
 
 def _open(wanted: Sweep, workdir: Path) -> None:

@@ -1,7 +1,6 @@
 """Running one unit: a child process, its log, and what came of it."""
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -12,10 +11,9 @@ from pathlib import Path
 
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.sweep import LOG, OUTCOME
+from spinejax.sweep import LOG, OUTCOME, take_lock
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a child gets when its parent dies
-_RETRY_S = 2.0  # for as long as somebody may look whether the unit is at work
 
 
 class Child:
@@ -29,7 +27,10 @@ class Child:
         status = self._process.poll()
         if status is not None and self._outcome is not None:
             seconds = round(time.time() - self._began, 1)
-            write_json(self._outcome, {"status": status, "seconds": seconds})
+            try:
+                write_json(self._outcome, {"status": status, "seconds": seconds})
+            except OSError as error:  # a full disk must not end the other units
+                print(f"{self._outcome}: {error.strerror}", file=sys.stderr)
         return status
 
     def stop(self) -> None:
@@ -78,47 +79,42 @@ def start(
             f"{folder}: cannot be written ({error.strerror}); give a --workdir that can"
         ) from error
     with log:
-        _lock(log.fileno(), folder)
+        if not take_lock(log):
+            raise InputError(
+                f"{folder}: the unit is at work already; wait until it ends, or stop what started "
+                "it"
+            )
         outcome = None if rank else folder / OUTCOME
-        if outcome is not None:
-            outcome.unlink(missing_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "spinejax.cli", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            process_group=0,
-            preexec_fn=_stops_with(os.getpid()),
-        )
+        try:
+            if outcome is not None:
+                outcome.unlink(missing_ok=True)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "spinejax.cli", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                process_group=0,
+                preexec_fn=_prepare(os.getpid()),
+            )
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be started ({error.strerror}); try again"
+            ) from error
     return Child(outcome, process, time.time())
 
 
-def _lock(file: int, folder: Path) -> None:
-    until = time.monotonic() + _RETRY_S
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise InputError(
-                    f"{folder}: the unit is at work already; wait until it ends, or stop what "
-                    "started it"
-                ) from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
+def _prepare(parent: int) -> Callable[[], None]:
+    """Return what a child does first: it gets SIGTERM when `parent` dies, where there is a way."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+
+    def prepare() -> None:
+        # Slurm's warning is for what started the child, and may reach both.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        if prctl is None:
             return
-
-
-def _stops_with(parent: int) -> Callable[[], None] | None:
-    """Return what makes a child get SIGTERM when `parent` dies; None where there is no such way."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before this line
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return ask
+    return prepare

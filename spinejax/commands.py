@@ -1,7 +1,6 @@
 """What the commands of the command line do, with their values already parsed."""
 
 import logging
-import math
 import os
 import platform
 import re
@@ -13,18 +12,17 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spinejax import prediction, scoring
+from spinejax import costs, prediction, scoring
 from spinejax.data import centroids, found_scans, nifti, preprocess, scanfile, verse_names
 from spinejax.data import doctor as inventory
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.metrics import patches, slices
 from spinejax.metrics import summary as summarised
-from spinejax.models import summary
 from spinejax.reports import figures, tables
 from spinejax.sweep import SECOND
 from spinejax.tasks import build_task
-from spinejax.train import footprint, loop, parallel, patch_level, settings, setup
+from spinejax.train import loop, parallel, patch_level, settings, setup
 
 logger = logging.getLogger("spinejax")
 
@@ -64,48 +62,12 @@ def doctor(data: str | None) -> int:
 
 def summarize(config: ConfigDict) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of the config's network."""
-    tables_ = []
-    for stage in _stages(config):
-        task = build_task(stage)
-        tables_.append(summary.summarize(task.model, task.input_shape))
-    return "\n\n".join(tables_)
+    return costs.summarize(_stages(config))
 
 
 def compare(config: ConfigDict, other: ConfigDict, names: tuple[str, str]) -> str:
-    """Return two configs side by side: what their networks cost, and the fields that differ.
-
-    Args:
-        config: the first experiment.
-        other: the second.
-        names: what to call them.
-    """
-    parts = []
-    for pair in zip(_stages(config), _stages(other), strict=False):
-        costs = []
-        for stage in pair:
-            task = build_task(stage)
-            parameters, giga = summary.totals(task.model, task.input_shape)
-            costs.append((parameters, giga, (footprint.step_bytes(stage) or math.nan) / 2**30))
-        rows = [("", *names, "ratio")]
-        measures = (("parameters", ","), ("GFLOPs of a sample", ".3g"), ("GiB of a step", ".3g"))
-        for (title, form), a, b in zip(measures, *costs, strict=True):
-            rows.append((title, format(a, form), format(b, form), f"{b / a:.2f}"))
-        flat = [settings.flatten(settings.plain(stage)) for stage in pair]
-        for key in sorted(flat[0] | flat[1]):
-            values = [flat_.get(key, "-") for flat_ in flat]
-            if values[0] != values[1]:
-                rows.append((key, str(values[0]), str(values[1]), ""))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        parts.append(
-            "\n".join(
-                "  ".join(
-                    cell.rjust(width) if at else cell.ljust(width)
-                    for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-                ).rstrip()
-                for row in rows
-            )
-        )
-    return "\n\n".join(parts)
+    """Return two configs side by side, see `costs.compare`; `names` is what to call them."""
+    return costs.compare(_stages(config), _stages(other), names)
 
 
 def _stages(config: ConfigDict) -> list[ConfigDict]:
@@ -209,7 +171,8 @@ def evaluate(
             split = f"folder_{split}"
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
-    folder = workdir / "evaluation" / split
+    # Beside the plain one, which the table of a sweep is made of.
+    folder = workdir / "evaluation" / (f"{split}_flip" if flip else split)
     started = time.time()
     scored, index, by_slice = {}, {}, {}
     numbers = scanfile.valid_labels(config.data.labels)
@@ -236,7 +199,6 @@ def evaluate(
             "prediction": _within(workdir, path),
         }
     scores = scoring.collect(scored)
-    write_json(folder / "scores.json", scores)
     write_json(folder / "cases.json", index)
     chosen = {"plane": config.data.plane, **slices.best_and_worst(by_slice)}
     write_json(folder / "slices.json", chosen)
@@ -244,8 +206,10 @@ def evaluate(
     print(summarised.summary_table(scores))
     if config.task == "patch_classification" and data is None:
         variables = prediction.load_run(workdir, which)[1]
-        scores = patch_level.write_patch_level(config, variables, workdir, split, folder)
-        print(patches.summary_table(scores))
+        of_patches = patch_level.write_patch_level(config, variables, workdir, split, folder)
+        print(patches.summary_table(of_patches))
+    # Last: where this file is, the evaluation is whole.
+    write_json(folder / "scores.json", scores)
     print(f"{len(cases)} cases in {time.time() - started:.0f} s; scores: {folder / 'scores.json'}")
     return 0
 

@@ -13,20 +13,24 @@ they do, however they end, and is seen from other hosts where the file system sh
 import fcntl
 import json
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
 
+LOCK = ".lock"  # held by the training in a folder
 FILE, LOG, OUTCOME, JOB = "sweep.json", "unit.log", "outcome.json", "job.json"
 SECOND = "vertebrae"
 """Folder, in that of a run, of the second run of a pipeline; and the block of its config."""
 
 _STOPPED = (0, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)  # asked to, and to be resumed
 _LAST_LINES = 65536  # bytes of a log that are searched for its last lines
+_LOOK_S = 0.5  # `is_locked` holds a lock itself for a moment
+_WHOLE = 1 << 30
 _RATE_STEPS = 20  # logged steps that the time left is computed from
 
 
@@ -109,7 +113,8 @@ def read(workdir: Path) -> Sweep:
 
 def state(folder: Path) -> State:
     """Return how far the unit in a folder is."""
-    running = is_locked(folder / LOG)
+    # That of the log is the launcher's doing; the run's own tells of one that was started by hand.
+    running = any(is_locked(folder / name) for name in (LOG, LOCK, f"{SECOND}/{LOCK}"))
     if not (folder / LOG).exists() and not (folder / "config.json").exists():
         job = read_json(folder / JOB).get("job")
         return State("waiting", note=f"job {job}" if job else "")
@@ -122,6 +127,9 @@ def state(folder: Path) -> State:
     steps = read_json(now / "run.json").get("steps")
     step = lines[-1]["step"] if lines else None
     validated = [line["dice"] for line in lines if line["kind"] == "val" and "dice" in line]
+    if lines and not validated:  # further back, or none yet
+        every = _metrics(now / "metrics.jsonl", whole=True)
+        validated = [line["dice"] for line in every if line["kind"] == "val" and "dice" in line]
     common: dict[str, Any] = dict(
         step=step,
         steps=steps if isinstance(steps, int) else None,
@@ -136,7 +144,11 @@ def state(folder: Path) -> State:
         return State("done", **{**common, "score": common["score"] if tested is None else tested})
     status = read_json(folder / OUTCOME).get("status", EXIT_INTERRUPTED)
     if status in _STOPPED:
-        return State("stopped", **common, note=note)
+        job = read_json(folder / JOB).get("job")
+        waits = job and not (folder / OUTCOME).exists()
+        return State(
+            "stopped", **common, note=", ".join(filter(None, (note, f"job {job}" if waits else "")))
+        )
     return State("failed", **common, note=_why(folder / LOG, status))
 
 
@@ -150,6 +162,25 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def take_lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed; False where another process holds it.
+
+    Where there are no locks, nobody holds any.
+    """
+    until = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            return True
+        else:
+            return True
 
 
 def _is_done(folder: Path, stages: list[Path]) -> bool:
@@ -186,20 +217,20 @@ def _why(log: Path, status: int) -> str:
     return said or f"exit status {status}, nothing printed"
 
 
-def _tail(path: Path) -> str:
+def _tail(path: Path, size: int = _LAST_LINES) -> str:
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - _LAST_LINES))
+            file.seek(max(0, file.tell() - size))
             return file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the last records of metrics.jsonl; a line cut by a kill is passed over."""
+def _metrics(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """Return the last records of metrics.jsonl, or all; a line cut by a kill is passed over."""
     found = []
-    for line in _tail(path).splitlines():
+    for line in _tail(path, _WHOLE if whole else _LAST_LINES).splitlines():
         try:
             record = json.loads(line)
         except ValueError:

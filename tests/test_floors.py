@@ -18,7 +18,7 @@ FLOORS = [
     {"inference", "scoring", "streams"},
     {"tasks"},
     {"train"},
-    {"reports", "prediction"},
+    {"reports", "prediction", "costs"},
     {"commands", "arguments"},
     {"options"},
     {"cli"},

@@ -59,6 +59,24 @@ def test_a_unit_whose_log_is_locked_runs_and_says_how_long_it_will(tmp_path):
     assert sweep.state(folder) == State("stopped", 30, 40, 0.5)
 
 
+def test_a_unit_that_is_trained_by_hand_runs(tmp_path):
+    folder = make(tmp_path / "a", step=30, outcome=1)
+    with (folder / sweep.LOCK).open("ab") as lock:
+        assert sweep.take_lock(lock) and sweep.state(folder).kind == "running"
+        with (folder / sweep.LOCK).open("ab") as other:
+            assert not sweep.take_lock(other)
+    assert sweep.state(folder).kind == "failed"
+
+
+def test_the_last_validation_is_found_however_far_back(tmp_path):
+    folder = make(tmp_path / "a", step=3)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+        for step in range(4, 2000):
+            file.write(json.dumps({"step": step, "kind": "train", "seconds": 2.0 * step}) + "\n")
+    assert sweep.state(folder) == State("stopped", 1999, 40, 0.5)
+
+
 def test_the_lock_of_a_log_goes_with_the_last_process_that_holds_it(tmp_path):
     folder = make(tmp_path / "a", step=3)
     with (folder / sweep.LOG).open("ab") as log:
@@ -205,6 +223,17 @@ def test_doubtful_cells_of_all_tables_are_marked(swept):
     assert above == marked == 44
 
 
+def test_a_split_that_is_swept_is_no_repetition(swept):
+    units = [Unit(n, (), {"data.split": n, "optim.x": 1, "vertebrae.optim.x": 2}) for n in "ab"]
+    units.append(Unit("c", (), {"data.split": "kfold", "data.folds": 2, "data.fold": 0}))
+    made = sweep_scores.own_table(
+        Sweep("x", "c.py", tuple(units)),
+        sweep_scores.results(swept, Sweep("x", "c.py", tuple(units))),
+    )
+    assert made.labels == ("split", "optim.x", "vertebrae.optim.x")
+    assert [line.place for line in made.lines] == [("a", "1", "2"), ("b", "1", "2"), ("", "", "")]
+
+
 def test_wrong_cells_and_folders_are_refused(swept, capsys):
     found = sweep.read(swept)
     wrong = {"table": "saeed2023_table3", "Dataset": "VerSe 2021"}
@@ -230,10 +259,13 @@ def test_a_folder_goes_on_with_its_own_sweep_only(tmp_path):
         plan.check_same(old, new, begun, tmp_path)
 
     moved = ("--config=/elsewhere/configs/a.py", "--config.seed=1", "--config.data.root=/there")
+    moved = (*moved, "--config.vertebrae.data.cache_dir=/there/cache")
     more = (Unit("u", moved), Unit("v", words), Unit("w", words))
     same(Sweep("s", "/elsewhere/configs/a.py", more))
     same(Sweep("s", "configs/a.py", (Unit("u", words),)))  # nobody had started v
     same(Sweep("other", "b.py", ()), begun=())
+    bare = (Unit("u", ("--config=a.py", *words[1:])),)
+    same(Sweep("s", "a.py", bare))
     for new, said in (
         (Sweep("other", "configs/a.py", more), "belongs to sweep s"),
         (Sweep("s", "configs/b.py", more), "belongs to sweep s of configs/a.py"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from configs import chasppraunet, mrunet, opconvnet, sweeps
 from launch import plan
 from launch import sweep as launcher
 from spinejax import arguments
+from spinejax.errors import InputError
 from spinejax.reports import paper_tables
 from spinejax.train import settings
 
@@ -75,6 +77,12 @@ def test_units_are_named_after_what_they_set_and_keep_their_types():
         "train", "", arguments.config_flag, ["--config=configs/unet.py", *words]
     )
     assert values.config.data.size == (64, 32) and values.config.augment.enabled is False
+
+
+def test_numbers_of_numpy_are_numbers(capsys):
+    [unit] = sweeps.axis("data.size", [np.array([64, 32])])
+    assert unit.overrides["data.size"] == (64, 32) and sweeps.text(np.float64(0.5)) == "0.5"
+    assert sweeps.axis("seed", np.arange(2))[1].name == "seed=1"
 
 
 def test_a_product_refuses_to_set_a_field_twice():
@@ -147,6 +155,8 @@ def test_another_config_lies_beside_and_gets_the_arguments():
     assert plan.beside("configs/a.py:debug", "") == "configs/a.py:debug"
     assert plan.beside("configs/a.py:debug", "b.py:net=vgg") == "configs/b.py:net=vgg,debug"
     assert plan.beside("/x/a.py", "b.py") == "/x/b.py"
+    with pytest.raises(InputError, match="varies the argument 'net'"):
+        plan.beside("configs/a.py:debug,net=vgg", "b.py:net=resnet")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +192,9 @@ def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
         ("unknown", "no field 'learning_rat'; did you mean 'learning_rate'?"),
         ("mistyped", "must be a whole number"),
         ("empty", "yields no units"),
+        ("broken", "KeyError: nothing"),
+        ("odd", "is neither a Unit nor a mapping"),
+        ("nothing", "None is no value of a field"),
     ],
 )
 def test_wrong_sweeps_are_refused_before_anything_starts(capsys, tmp_path, sweep, said):

@@ -47,6 +47,21 @@ def sweep_empty() -> list[Unit]:
     return []
 
 
+def sweep_broken() -> list[Unit]:
+    """Fail."""
+    return [{}["nothing"]]
+
+
+def sweep_odd() -> list:
+    """Yield what is no unit."""
+    return [("optim.learning_rate", 0.1)]
+
+
+def sweep_nothing() -> list[Unit]:
+    """Yield no value."""
+    return sweeps.axis("optim.learning_rate", (None,))
+
+
 def sweep_table3() -> list[Unit]:
     """Yield one row of a published table, with two seeds."""
     row = {"table": "saeed2023_table3", "Dataset": "VerSe 2020", "Normalization": "Zero mean"}

@@ -8,6 +8,8 @@ from spinejax.reports.paper_tables import PaperTable
 Doubts = dict[tuple[int, int], list[str]]
 """(row, column) -> reasons; columns are counted among those with numbers."""
 
+_ROUNDING = 0.02  # points that two decimals of DSC and IoU explain
+
 
 def doubts(table: PaperTable) -> Doubts:
     """Return the reasons for each cell of a table that has any; by arithmetic, for the most part.
@@ -32,17 +34,14 @@ def reasons(table: PaperTable, phantom: bool) -> list[str]:
 def _paper_a(table: PaperTable) -> Doubts:
     found: Doubts = {}
     for at, row in enumerate(published.PUBLISHED[table.number]):
-        if row.dice < min(row.precision, row.recall):
-            found[at, 0] = ["DSC below both precision and recall, between which it lies"]
-        implied = 100 * row.dice / (200 - row.dice)
+        if row.dice < row.precision + row.recall - 100:
+            found[at, 0] = ["below precision + recall − 100, which no masks have, nor their means"]
+        elif row.dice < min(row.precision, row.recall):
+            found[at, 0] = ["below both precision and recall, as of no single mask"]
         if row.iou > row.dice:
-            iou = "IoU above DSC, which no masks can have"
-        elif abs(row.iou - implied) > 0.6:
-            iou = "IoU is not DSC / (2 − DSC)"
-        else:
-            iou = ""
-        if iou:
-            found[at, 1] = [iou]
+            found[at, 1] = ["above DSC, which no masks have, nor their means"]
+        elif abs(row.iou - published_b.jaccard_of(row.dice)) > _ROUNDING:
+            found[at, 1] = ["not DSC / (2 − DSC), as of a single mask"]
     return found
 
 
@@ -78,7 +77,7 @@ def _table_3(table: PaperTable) -> Doubts:
         if row.name in recall:
             found[at, 0] = [f"Table 2 implies {recall[row.name]:.1f}"]
         if row.name in jaccard:
-            found[at, 2] = [f"DSC / (2 − DSC) is {jaccard[row.name]:.1f}"]
+            found[at, 2] = [f"of a single mask, DSC / (2 − DSC) = {jaccard[row.name]:.1f}"]
         if row.name in published_b.QUOTED_DICE:
             quoted = published_b.QUOTED_DICE[row.name]
             if quoted != row.dice:

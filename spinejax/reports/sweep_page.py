@@ -33,8 +33,8 @@ def write(workdir: Path, output: Path | None = None) -> tuple[Path, str]:
     """
     found = sweep.read(workdir)
     output = workdir / "report.html" if output is None else output
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder; give the name of an HTML file")
+    if output.is_dir() or output.suffix != ".html":
+        raise InputError(f"{output}: give the name of an HTML file, as {output.stem}.html")
     made = sweep_scores.tables(workdir, found)
     text = markdown(made)
     try:
@@ -149,6 +149,10 @@ _TEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "[": "{[}",  # after the end of a row, a length would be read
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "−": "$-$",
     "±": r"$\pm$",
     "–": "--",

@@ -19,8 +19,7 @@ from spinejax.reports.paper_tables import PaperTable
 from spinejax.reports.tables import finite, is_phantom, item
 from spinejax.sweep import State, Sweep, Unit
 
-REPEATED = ("seed", "data.split", "data.folds", "data.fold")
-"""Fields that tell repetitions apart, over which a row is averaged."""
+_FOLDS = {"data.split": "kfold", "data.folds": None, "data.fold": None}
 
 OWN_METRICS = ("dice", "iou", "precision", "recall", "hd95_mm", "id_rate", "vertebra_dice")
 """Columns of a sweep that is not of a paper; those without any value are left out."""
@@ -214,7 +213,8 @@ def own_table(found: Sweep, members: Sequence[Result]) -> Table:
     """
     rows: dict[tuple[tuple[str, str], ...], list[Result]] = {}
     for result in members:
-        told = tuple((k, str(v)) for k, v in result.unit.overrides.items() if k not in REPEATED)
+        overrides = result.unit.overrides
+        told = tuple((k, str(v)) for k, v in overrides.items() if not _repeats(k, v))
         rows.setdefault(told, []).append(result)
     keys = tuple(dict.fromkeys(key for told in rows for key, _ in told))
     columns = [m for m in OWN_METRICS if any(_own(r, m) is not None for r in members)]
@@ -229,9 +229,17 @@ def own_table(found: Sweep, members: Sequence[Result]) -> Table:
                 _why_missing(own),
             )
         )
-    labels = tuple(key.rpartition(".")[2] for key in keys) or ("sweep",)
+    short = [key.rpartition(".")[2] for key in keys]
+    labels = tuple(
+        name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
+    ) or ("sweep",)
     title = f"{found.name} of {found.config} (per cent; distances in mm)"
     return Table(found.name, title, labels, tuple(columns), tuple(lines), {})
+
+
+def _repeats(key: str, value: Any) -> bool:
+    """Whether a field tells repetitions apart, over which a row is averaged: seeds and folds."""
+    return key == "seed" or (key in _FOLDS and _FOLDS[key] in (None, value))
 
 
 def _own(result: Result, metric: str) -> float | None:

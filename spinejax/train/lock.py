@@ -1,14 +1,12 @@
 """One run at a time in a folder."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from spinejax.errors import InputError
+from spinejax.sweep import LOCK, take_lock
 from spinejax.train import parallel
-
-LOCK = ".lock"
 
 
 @contextmanager
@@ -32,13 +30,9 @@ def alone(workdir: Path) -> Iterator[None]:
             f"{workdir}: cannot be written ({error.strerror}); give a --workdir that can"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(file):
             raise InputError(
                 f"{workdir}: another `spinejax train` is at work in it; wait until it ends, stop "
                 "it, or give another --workdir"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+            )
         yield

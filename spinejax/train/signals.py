@@ -34,7 +34,10 @@ class Stop:
 
 @contextmanager
 def listen(stop: Stop) -> Iterator[None]:
-    """Turn the first of SIGNALS into a request to `stop`; a second one has its usual effect.
+    """Turn SIGNALS into a request to `stop`; a second Ctrl-C has its usual effect.
+
+    Others may come twice: a cluster sends them to the run and to what started it, which passes them
+    on.
 
     Of several processes jax listens to SIGTERM itself and tells all of them (`Stop.agreed`); a
     handler here would stop one and leave the others waiting. Outside the main thread Python allows
@@ -53,7 +56,8 @@ def listen(stop: Stop) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         stop.request()
-        restore()
+        interrupt = before[signal.SIGINT]
+        signal.signal(signal.SIGINT, signal.SIG_DFL if interrupt is None else interrupt)
 
     for number in SIGNALS:
         signal.signal(number, handle)
