@@ -1,0 +1,54 @@
+"""Two configs side by side."""
+
+from pathlib import Path
+
+import pytest
+
+from configs import cascade
+from spinejax import cli, costs
+from spinejax.errors import InputError
+from spinejax.models import summary
+from spinejax.tasks import build_task
+from spinejax.train import footprint
+from tests import tiny_run
+
+
+def tiny(**changes):
+    return tiny_run.tiny_config(Path(), **changes)
+
+
+def test_the_memory_of_a_step_holds_the_network_and_grows_with_the_batch():
+    one, four = (footprint.step_bytes(tiny(**{"train.batch_size": n})) for n in (4, 16))
+    task = build_task(tiny())
+    parameters, _ = summary.totals(task.model, task.input_shape)
+    # Parameters, their average and both moments of Adam, in and out of the step as one.
+    state = 4 * 4 * parameters
+    batch = 4 * 32 * 32 * 3
+    assert one > state + batch
+    # What is not the state is held for each sample.
+    assert 2.5 < (four - state) / (one - state) < 4.5
+
+
+def test_costs_are_those_of_the_summary_and_differing_fields_are_named():
+    first, second = tiny(), tiny(**{"model.widths": (4, 16), "train.epochs": 3.0})
+    lines = costs.compare([first], [second], ("a.py", "b.py")).splitlines()
+    assert lines[0].split() == ["a.py", "b.py", "ratio"]
+    counts = []
+    for config in (first, second):
+        task = build_task(config)
+        text = summary.summarize(task.model, task.input_shape)
+        counts.append(text.partition("parameters: ")[2].splitlines()[0])
+    assert lines[1].split()[1:3] == counts
+    assert [line.split()[0] for line in lines[4:]] == ["model.widths", "train.epochs"]
+
+
+def test_a_pipeline_and_a_network_are_not_compared():
+    pipeline = cascade.get_config("debug")
+    with pytest.raises(InputError, match="a has 2 and b 1 networks"):
+        costs.compare([pipeline, pipeline.vertebrae], [pipeline], ("a", "b"))
+
+
+def test_a_wrong_second_config_is_refused(capsys):
+    words = ["summarize", "--config=configs/unet.py:debug"]
+    assert cli.main([*words, "--against=configs/nothing.py"]) == 1
+    assert "configs/nothing.py: there is no such file" in capsys.readouterr().err
