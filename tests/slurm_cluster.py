@@ -94,6 +94,7 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+                daemon.wait()
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:

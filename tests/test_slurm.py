@@ -77,6 +77,14 @@ def until(condition, workdir):
         time.sleep(0.2)
 
 
+def hurry(job, environment):
+    """Start a job that waits; Slurm lets a requeued one wait for two minutes."""
+    pending = ["squeue", "--noheader", "--states=PENDING", "--jobs", job, "--format=%i"]
+    if run(pending, environment).strip():
+        command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
+        subprocess.run(command, env=environment, capture_output=True, check=False)
+
+
 def weights(folder):
     return checkpoint.load_for_inference(folder, "latest")[1]["params"]
 
@@ -101,10 +109,12 @@ class TestOnSlurm:
         until(lambda: states(swept)[first].kind != "running", swept)
         stopped = states(swept)[first]
         assert stopped.kind == "stopped" and 0 < stopped.step < STEPS
-        # Slurm lets a requeued job wait for two minutes.
-        until(lambda: "PENDING" in run(["squeue", "--jobs", job, "--format=%T"], cluster), swept)
-        run(["scontrol", "update", f"jobid={job}", "StartTime=now"], cluster)
-        until(lambda: all(s.kind == "done" for s in states(swept).values()), swept)
+
+        def ended():
+            hurry(job, cluster)
+            return all(s.kind == "done" for s in states(swept).values())
+
+        until(ended, swept)
         assert "2 of 2 units done" in run(asked, cluster)
 
         record = sweep.read_json(swept / first / "run.json")
@@ -156,13 +166,11 @@ class TestOnSlurm:
         while "interrupted at step" not in printed():
             assert time.monotonic() < end, printed()
             time.sleep(0.2)
-        while "PENDING" not in run(["squeue", "--jobs", job, "--format=%T"], cluster):
-            assert time.monotonic() < end, printed()
-            time.sleep(0.2)
-        run(["scontrol", "update", f"jobid={job}", "StartTime=now"], cluster)
         while not (folder / "DONE").exists():
-            assert time.monotonic() < end, printed()
-            time.sleep(0.2)
+            hurry(job, cluster)
+            seen = run(["scontrol", "show", "job", job], cluster), run(["sinfo", "-R"], cluster)
+            assert time.monotonic() < end, (printed(), seen)
+            time.sleep(1)
         record = sweep.read_json(folder / "run.json")
         assert (record["starts"], record["processes"]) == (2, 2)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from configs import phantom_to_real
+from configs import common, phantom_to_real
 from spinejax import streams
 from spinejax.data.phantom import anatomy, scanner, stream
 from spinejax.data.phantom.anatomy import RATES
@@ -264,7 +264,7 @@ def test_rates_reach_the_persons_that_are_drawn(monkeypatch):
     asked = dict(streams.sampling(config, (8, 8)).rates)
     assert asked["t13"] == 1.0 and set(asked) == set(RATES)
     defaults = inspect.signature(anatomy).parameters
-    shared = phantom_to_real.get_config().data.phantom.rates
+    shared = common.data_block().phantom.rates
     assert {name: defaults[name].default for name in RATES} == dict(shared)
     config.data.phantom.rates.l6 = 1.5
     with pytest.raises(InputError, match="data.phantom.rates.l6"):
