@@ -228,9 +228,17 @@ def _tail(path: Path, size: int = _LAST_LINES) -> str:
 
 
 def _metrics(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
-    """Return the last records of metrics.jsonl, or all; a line cut by a kill is passed over."""
+    """Return the last records of metrics.jsonl, or all."""
+    return records(_tail(path, _WHOLE if whole else _LAST_LINES))
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl that are records: objects with a "step" and a "kind".
+
+    What is none is left out, such as a last line cut by a kill.
+    """
     found = []
-    for line in _tail(path, _WHOLE if whole else _LAST_LINES).splitlines():
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except ValueError:

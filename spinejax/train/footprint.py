@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from spinejax.tasks import build_task
-from spinejax.train import optim, step
+from spinejax.train import step
 from spinejax.train.parallel import AXIS
 from spinejax.train.state import create_state
 
@@ -22,18 +22,10 @@ def step_bytes(config: ConfigDict) -> int | None:
     config = config.copy_and_resolve_references()
     config.data.source = "verse"
     task = build_task(config, axis_name=AXIS)
-    fields = config.optim
-    schedule, optimizer = optim.build(fields, total_steps=1, steps_per_epoch=1)
-    update = step.make_train_step(
-        task,
-        optimizer,
-        schedule,
-        seed=config.seed,
-        accumulate_steps=fields.accumulate_steps,
-        ema_decay=fields.ema_decay,
-    )
+    update, optimizer = step.from_config(config, task, total_steps=1, steps_per_epoch=1)
+    averaged = config.optim.ema_decay > 0
     state = jax.eval_shape(
-        lambda key: create_state(task.init(key), optimizer, ema=fields.ema_decay > 0),
+        lambda key: create_state(task.init(key), optimizer, ema=averaged),
         jax.random.key(0),
     )
     rows = config.train.batch_size

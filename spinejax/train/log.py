@@ -11,29 +11,19 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from spinejax import sweep
 from spinejax.errors import InputError
 from spinejax.files import write_text
 from spinejax.train import disk
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl that are records: objects with a "step" and a "kind".
-
-    What is none is left out, such as a last line cut by a kill.
-    """
+    """Return the records of metrics.jsonl, see `sweep.records`."""
     try:
         text = (workdir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
-            lines.append(record)
-    return lines
+    return sweep.records(text)
 
 
 def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:

@@ -18,7 +18,7 @@ from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.models.summary import count_parameters
 from spinejax.tasks import Task, build_task
-from spinejax.train import disk, lock, log, optim, parallel, settings, setup, step
+from spinejax.train import disk, lock, log, parallel, settings, setup, step
 from spinejax.train.checkpoint import Checkpoints, Meta, begun
 from spinejax.train.evaluation import evaluate
 from spinejax.train.pending import Pending
@@ -80,15 +80,8 @@ def _build(
     config: ConfigDict, task: Task, mapped: parallel.Parallel, lengths: Durations, per_epoch: int
 ) -> tuple[_Program, Any]:
     """Return the mapped steps and the optimiser."""
-    fields = config.optim
-    schedule, optimizer = optim.build(fields, total_steps=lengths.total, steps_per_epoch=per_epoch)
-    update = step.make_train_step(
-        task,
-        optimizer,
-        schedule,
-        seed=config.seed,
-        accumulate_steps=fields.accumulate_steps,
-        ema_decay=fields.ema_decay,
+    update, optimizer = step.from_config(
+        config, task, total_steps=lengths.total, steps_per_epoch=per_epoch
     )
     program = _Program(
         mapped,

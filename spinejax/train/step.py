@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from spinejax.tasks import Keys, Task
+from spinejax.train import optim
 from spinejax.train.parallel import AXIS
 from spinejax.train.state import TrainState
 
@@ -46,6 +48,25 @@ def _split(batch: Batch, parts: int) -> list[dict[str, jax.Array]]:
 
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def from_config(
+    config: ConfigDict, task: Task, *, total_steps: int, steps_per_epoch: int
+) -> tuple[Callable[[TrainState, Batch], Any], optax.GradientTransformation]:
+    """Return `make_train_step` as a config has it, and its optimiser."""
+    fields = config.optim
+    schedule, optimizer = optim.build(
+        fields, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
+    update = make_train_step(
+        task,
+        optimizer,
+        schedule,
+        seed=config.seed,
+        accumulate_steps=fields.accumulate_steps,
+        ema_decay=fields.ema_decay,
+    )
+    return update, optimizer
 
 
 def make_train_step(
