@@ -45,10 +45,6 @@ class OtherWork:
     source: str = f"{PAPER_A}, Table 11"
 
 
-NORMALISATIONS = ("−1000 to 800", "Zero mean", "0 to 1", "−1 to 1")
-"""The paper's intensity normalisations, in the order of its tables."""
-
-
 def _rows(table: PaperTable) -> tuple[Row, ...]:
     rows = []
     for dataset, setting, *cells in table.rows:
