@@ -1,4 +1,7 @@
-"""A Slurm of one machine, for as long as a test needs it: a controller and one node, no systemd."""
+"""A Slurm of one machine, for as long as a test needs it: a controller and one node, no systemd.
+
+Jobs of the partition "urgent" preempt those of the usual one.
+"""
 
 import os
 import shutil
@@ -11,6 +14,7 @@ from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 KILL_WAIT_S = 10
+GRACE_S = 15
 
 _CONFIG = """
 ClusterName=test
@@ -40,7 +44,10 @@ SlurmdParameters=config_overrides
 MailProg=/bin/true
 PropagateResourceLimits=NONE
 NodeName={host} NodeAddr=127.0.0.1 Port={node} CPUs=4 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime={grace} State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
 """
 
 
@@ -74,6 +81,7 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
             node=_free_port(),
             folder=folder,
             kill_wait=KILL_WAIT_S,
+            grace=GRACE_S,
         )
     )
     environment = {**os.environ, "SLURM_CONF": str(config)}

@@ -77,12 +77,35 @@ def until(condition, workdir):
         time.sleep(0.2)
 
 
-def hurry(job, environment):
-    """Start a job that waits; Slurm lets a requeued one wait for two minutes."""
-    pending = ["squeue", "--noheader", "--states=PENDING", "--jobs", job, "--format=%i"]
-    if run(pending, environment).strip():
+def hurry(environment):
+    """Start jobs that wait; Slurm lets a requeued one wait for two minutes."""
+    pending = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i"]
+    for job in run(pending, environment).split():
         command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
         subprocess.run(command, env=environment, capture_output=True, check=False)
+
+
+def requeued(job, environment):
+    run(["scontrol", "requeue", job], environment)
+
+
+def out_of_time(job, environment):
+    """Send what Slurm sends before the end of a job's time."""
+    run(["scancel", "--signal=USR2", job], environment)
+
+
+def preempted(job, environment):
+    """Start a job that needs the whole machine and comes first."""
+    options = ["--partition=urgent", "--cpus-per-task=4", "--time=1", "--output=/dev/null"]
+    run(["sbatch", *options, "--wrap=sleep 1"], environment)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place, tmp_path_factory):
+    """The sweep without Slurm, and without an interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(command(place, folder), {**os.environ, "SLURM_CONF": ""})
+    return folder
 
 
 def weights(folder):
@@ -92,35 +115,35 @@ def weights(folder):
 class TestOnSlurm:
     pytestmark = on_slurm
 
-    def test_a_requeued_job_of_an_array_goes_on_bit_for_bit(self, place, cluster, tmp_path):
-        whole, swept = tmp_path / "whole", tmp_path / "swept"
-        run(command(place, whole), {**os.environ, "SLURM_CONF": ""})
-
-        words = command(place, swept, "--executor=slurm", "--slurm.cpus=2", "--slurm.time=20")
+    @pytest.mark.parametrize("interrupt", [requeued, out_of_time, preempted])
+    def test_an_interrupted_job_of_an_array_goes_on_bit_for_bit(
+        self, place, cluster, undisturbed, tmp_path, interrupt
+    ):
+        words = command(place, tmp_path, "--executor=slurm", "--slurm.cpus=2", "--slurm.time=20")
         out = run(words, cluster)
         assert out.startswith("submitted 2 units: job ")
         first = "zscore,seed=0"
-        job = sweep.read_json(swept / first / sweep.JOB)["job"]
-        until(lambda: (states(swept)[first].step or 0) >= 6, swept)
+        job = sweep.read_json(tmp_path / first / sweep.JOB)["job"]
+        until(lambda: (states(tmp_path)[first].step or 0) >= 6, tmp_path)
         assert "not submitted again" in run(words, cluster)
-        asked = [sys.executable, "-m", "launch.sweep", "--status", f"--workdir={swept}"]
+        asked = [sys.executable, "-m", "launch.sweep", "--status", f"--workdir={tmp_path}"]
         assert "running" in run(asked, cluster)
-        run(["scontrol", "requeue", job], cluster)
-        until(lambda: states(swept)[first].kind != "running", swept)
-        stopped = states(swept)[first]
+        interrupt(job, cluster)
+        until(lambda: states(tmp_path)[first].kind != "running", tmp_path)
+        stopped = states(tmp_path)[first]
         assert stopped.kind == "stopped" and 0 < stopped.step < STEPS
 
         def ended():
-            hurry(job, cluster)
-            return all(s.kind == "done" for s in states(swept).values())
+            hurry(cluster)
+            return all(s.kind == "done" for s in states(tmp_path).values())
 
-        until(ended, swept)
+        until(ended, tmp_path)
         assert "2 of 2 units done" in run(asked, cluster)
 
-        record = sweep.read_json(swept / first / "run.json")
+        record = sweep.read_json(tmp_path / first / "run.json")
         assert record["starts"] == 2
-        for unit in states(swept):
-            alone, queued = weights(whole / unit), weights(swept / unit)
+        for unit in states(tmp_path):
+            alone, queued = weights(undisturbed / unit), weights(tmp_path / unit)
             jax.tree.map(np.testing.assert_array_equal, alone, queued)
         out = run(words, cluster)
         assert out.splitlines()[0] == "2 of 2 units done, running or queued before"
@@ -167,7 +190,7 @@ class TestOnSlurm:
             assert time.monotonic() < end, printed()
             time.sleep(0.2)
         while not (folder / "DONE").exists():
-            hurry(job, cluster)
+            hurry(cluster)
             seen = run(["scontrol", "show", "job", job], cluster), run(["sinfo", "-R"], cluster)
             assert time.monotonic() < end, (printed(), seen)
             time.sleep(1)
