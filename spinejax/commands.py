@@ -20,7 +20,7 @@ from spinejax.files import write_json
 from spinejax.metrics import patches, slices
 from spinejax.metrics import summary as summarised
 from spinejax.reports import figures, tables
-from spinejax.sweep import SECOND
+from spinejax.sweep import SECOND, read_json
 from spinejax.tasks import build_task
 from spinejax.train import loop, parallel, patch_level, settings, setup
 
@@ -158,7 +158,8 @@ def evaluate(
     """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`.
 
     With `data`, every CT with a mask in that folder instead, whatever the run was trained on; the
-    results' folder has its name. `second`, `flip`: see `prediction.load`.
+    results' folder has its name. `second`, `flip`: see `prediction.load`. An interrupted evaluation
+    goes on with the scans that it had not predicted.
     """
     scanner = prediction.load(workdir, which, second, flip=flip)
     config = scanner.config
@@ -173,6 +174,10 @@ def evaluate(
         raise InputError(f"{workdir}: the {split} split has no cases; choose another --split")
     # Beside the plain one, which the table of a sweep is made of.
     folder = workdir / "evaluation" / (f"{split}_flip" if flip else split)
+    unfinished = folder / "unfinished.json"
+    done = read_json(unfinished)
+    if done.get("digest") != scanner.digest:
+        done = {"digest": scanner.digest, "cases": {}}
     started = time.time()
     scored, index, by_slice = {}, {}, {}
     numbers = scanfile.valid_labels(config.data.labels)
@@ -181,12 +186,21 @@ def evaluate(
         if image is None or labels is None:
             raise ValueError(f"case {case} is not usable")  # both ways return usable ones
         volume, reference = scanfile.read_pair(image, labels, valid=numbers)
-        found = scanner.segment(volume, image, f"{number}/{len(cases)} {case}")
-        array = found.labels
         path = folder / "predictions" / f"{case}_seg.nii.gz"
-        nifti.write_labels(path, array, volume)
+        title = f"{number}/{len(cases)} {case}"
+        scan = f"{image.resolve()} {image.stat().st_mtime_ns}"
+        before = done["cases"].get(case, {})
+        if before.get("scan") == scan and path.exists():
+            print(f"{title}: predicted before the interruption")
+            array, named = scanfile.read_labels(path).array, before["named"]
+        else:
+            found = scanner.segment(volume, image, title)
+            array, named = found.labels, found.named
+            nifti.write_labels(path, array, volume)
+            done["cases"][case] = {"scan": scan, "named": named}
+            write_json(unfinished, done)
         scored[case] = scoring.score_arrays(
-            array, reference.array, volume.affine, case, vertebrae=found.named and numbered
+            array, reference.array, volume.affine, case, vertebrae=named and numbered
         )
         views = (
             preprocess.slice_view(array, volume.affine, config.data.plane)
@@ -210,6 +224,7 @@ def evaluate(
         print(patches.summary_table(of_patches))
     # Last: where this file is, the evaluation is whole.
     write_json(folder / "scores.json", scores)
+    unfinished.unlink(missing_ok=True)
     print(f"{len(cases)} cases in {time.time() - started:.0f} s; scores: {folder / 'scores.json'}")
     return 0
 

@@ -5,6 +5,8 @@ named by the caller, the two are the pipeline of paper A: the mask, then the ver
 of cubes also works alone, unless it was trained to see a mask.
 """
 
+import hashlib
+import json
 import logging
 import resource
 import sys
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -58,10 +61,16 @@ Segment = Callable[[Volume, Path, str], Result]
 
 @dataclass(frozen=True)
 class Scanner:
-    """A run, or the two of a pipeline. `config` is that of the first."""
+    """A run, or the two of a pipeline.
+
+    config: that of the first.
+    segment: what finds the vertebrae of a scan.
+    digest: of all configs and parameters: equal digests find the same in a scan.
+    """
 
     config: ConfigDict
     segment: Segment
+    digest: str
 
 
 def load_run(workdir: Path, which: str) -> tuple[ConfigDict, dict[str, Any]]:
@@ -119,7 +128,7 @@ def load(
                 "(data.cube.spine_prior=channel); give --workdir=RUN_OF_SLICES "
                 f"--vertebrae={workdir}"
             )
-        return Scanner(config, _namer(runs, flip=flip))
+        return Scanner(config, _namer(runs, flip=flip), _digest(runs, flip=flip))
     later = _second_folders(folders, second)
     if flip and not later and config.data.plane == "sagittal":
         raise InputError(
@@ -128,7 +137,8 @@ def load(
         )
     find = _masker(runs, flip=flip)
     if not later:
-        return Scanner(config, lambda *scan_: Result(find(*scan_)))
+        alone = _digest(runs, flip=flip)
+        return Scanner(config, lambda *scan_: Result(find(*scan_)), alone)
     others = [_Run(folder, *load_run(folder, which)) for folder in later]
     for other in others:
         if other.config.task != CUBES:
@@ -143,7 +153,16 @@ def load(
     def both(volume: Volume, path: Path, title: str) -> Result:
         return name(volume, path, title, find(volume, path, title))
 
-    return Scanner(config, both)
+    return Scanner(config, both, _digest([*runs, *others], flip=flip))
+
+
+def _digest(runs: Sequence[_Run], *, flip: bool) -> str:
+    found = hashlib.sha256(f"{flip}".encode())
+    for run in runs:
+        found.update(json.dumps(settings.plain(run.config), sort_keys=True).encode())
+        for leaf in jax.tree.leaves(run.variables):
+            found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 def _second_folders(folders: Sequence[Path], second: Path | Sequence[Path] | None) -> list[Path]:

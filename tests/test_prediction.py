@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from configs import cascade, unet3d
-from spinejax import prediction
+from spinejax import commands, prediction
 from spinejax.cli import main
 from spinejax.data.centroids import read_centroids
 from spinejax.data.scanfile import read_volume
@@ -134,9 +135,55 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
     assert "Second network" in html and "Training of the second network" in html
 
 
-def test_a_pipeline_goes_on_with_moved_data_and_other_ways_to_predict(scans, run, tmp_path, capsys):
-    from spinejax import commands
+def test_an_interrupted_evaluation_goes_on_with_the_next_scan(
+    scans, run, tmp_path, capsys, monkeypatch
+):
+    words = ["evaluate", f"--workdir={run}", f"--data={scans}", "--checkpoint=latest"]
+    folder = run / "evaluation" / scans.name
+    assert main(words) == 0
+    names = ("scores.json", "slices.json", "cases.json")
+    undisturbed = [(folder / name).read_bytes() for name in names]
+    load, segmented = prediction.load, []
 
+    def at_most(count):
+        def loaded(*args, **options):
+            scanner = load(*args, **options)
+
+            def segment(volume, path, title):
+                if len(segmented) == count:
+                    raise KeyboardInterrupt
+                segmented.append(path.name)
+                return scanner.segment(volume, path, title)
+
+            return replace(scanner, segment=segment)
+
+        monkeypatch.setattr(prediction, "load", loaded)
+        segmented.clear()
+
+    at_most(2)
+    with pytest.raises(KeyboardInterrupt):
+        commands.evaluate(run, split="test", which="latest", data=scans)
+    at_most(9)
+    capsys.readouterr()
+    assert main(words) == 0
+    assert len(segmented) == 3
+    out = capsys.readouterr().out
+    assert out.count("predicted before the interruption") == 2
+    assert [(folder / name).read_bytes() for name in names] == undisturbed
+    at_most(2)
+    with pytest.raises(KeyboardInterrupt):
+        commands.evaluate(run, split="test", which="latest", data=scans)
+    image = sorted((scans / "images").iterdir())[0]
+    image.touch()  # another scan may have taken its place
+    at_most(9)
+    assert main(words) == 0
+    assert len(segmented) == 4 and image.name in segmented
+    at_most(9)
+    assert main(words) == 0
+    assert len(segmented) == 5  # nothing is left of an interruption
+
+
+def test_a_pipeline_goes_on_with_moved_data_and_other_ways_to_predict(scans, run, tmp_path, capsys):
     moved = shutil.copytree(scans, tmp_path / "moved")
     again = shutil.copytree(run, tmp_path / "run")
     config = pipeline_config(moved)
