@@ -176,6 +176,8 @@ def train_block() -> ConfigDict:
             pictures=4,  # overlay pictures written at each evaluation
             compute_dtype="float32",  # "float32" | "bfloat16"
             remat=False,
+            # Folder of a run whose weights to begin with, of the same network; "": random ones.
+            init_from="",
             parallel="pmap",  # "pmap" | "shard_map"
         )
     )

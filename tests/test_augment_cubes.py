@@ -1,5 +1,7 @@
 """Cubes: resampling against scipy, mirroring left and right alone, intensities as of slices."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +101,9 @@ def test_worn_masks_are_like_the_true_ones_with_faults():
     mask[:, 6:18, 6:18, 4:28] = True
     image = np.where(mask, 300.0, 0.0)
     image[:, 19:23] = 400.0  # bone that is no vertebra
-    worn = np.asarray(augment.worn_masks(keys, jnp.asarray(mask), jnp.asarray(image)))
+    wear = partial(augment.worn_masks, spacing_mm=5.0)
+    thoracic = jnp.asarray(10 * mask.astype(np.int32))
+    worn = np.asarray(wear(keys, thoracic, jnp.asarray(image)))
     assert worn.dtype == bool and worn.shape == mask.shape
     same = (worn == mask).all((1, 2, 3))
     assert 10 <= same.sum() <= 35
@@ -110,5 +114,27 @@ def test_worn_masks_are_like_the_true_ones_with_faults():
     added = worn & ~mask
     assert added[:, 19:23].any() and not added[:, :4].any()  # nothing arises in soft tissue
     assert (mask & ~worn)[~empty, 8:16, 8:16, 6:26].any()  # holes, not outlines alone
-    again = augment.worn_masks(keys[3:4], jnp.asarray(mask[3:4]), jnp.asarray(image[3:4]))
+    again = wear(keys[3:4], thoracic[3:4], jnp.asarray(image[3:4]))
     np.testing.assert_array_equal(np.asarray(again)[0], worn[3])  # by its own key alone
+
+
+def test_worn_masks_take_the_top_of_the_sacrum_for_a_vertebra():
+    """Below the last lumbar vertebra alone, and within 50 mm of its centre."""
+    keys = jax.random.split(jax.random.key(5), 96)
+    label = np.zeros((96, 16, 16, 48), np.int32)
+    label[:, 4:12, 4:12, 30:36] = 23  # L4, L5 and bone below them
+    label[:, 4:12, 4:12, 24:30] = 24
+    image = np.where(label > 0, 300.0, 0.0)
+    image[:, 4:12, 4:12, :23] = 300.0
+    added = {}
+    for name, moved in (("lumbar", 0), ("thoracic", -8)):
+        named = jnp.asarray(np.where(label > 0, label + moved, 0))
+        worn = np.asarray(augment.worn_masks(keys, named, jnp.asarray(image), spacing_mm=4.0))
+        added[name] = (worn & (label == 0))[:, 4:12, 4:12, :23]
+    more = added["lumbar"] & ~added["thoracic"]
+    assert not (added["thoracic"] & ~added["lumbar"]).any()
+    share = more[..., 20:].mean((1, 2, 3)) > 0.5
+    assert 20 <= share.sum() <= 50  # two fifths of three quarters of 96
+    centre = np.array([7.5, 7.5, 26.5]) - [4, 4, 0]
+    far = np.linalg.norm(np.argwhere(more)[:, 1:] - centre, axis=1) * 4.0
+    assert 40 < far.max() <= 50

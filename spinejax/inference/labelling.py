@@ -15,6 +15,7 @@ import numpy as np
 from spinejax.errors import InputError
 from spinejax.inference.instances import Instances
 from spinejax.inference.pieces import NUM_LABELS
+from spinejax.inference.sacrum import SACRUM, nearer, without_sacrum
 from spinejax.inference.sequence import (
     ANOMALIES,
     Costs,
@@ -50,6 +51,8 @@ class Record:
     """VerSe ids of vertebrae that an end of the scan cuts."""
     dropped: tuple[int, ...]
     """Those of them that were dropped."""
+    sacrum: bool
+    """Whether a last instance was left out as the top of the sacrum."""
     reversed: bool
     """Whether the sequence would be far more probable from foot to head (see `label_instances`)."""
 
@@ -116,10 +119,15 @@ def label_instances(
         )
 
     best = decode(1, room)
+    short = without_sacrum(
+        scores, distances, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
+    )
+    best = nearer(best, short)
     upside_down = decode(-1, (room[1], room[0]))
+    found = tuple(label for label in dict.fromkeys(best.labels) if label != SACRUM)
     to = np.zeros(256, np.uint8)
     points, cut_labels, dropped = {}, [], []
-    for label in dict.fromkeys(best.labels):
+    for label in found:
         own = np.flatnonzero(np.array(best.labels) == label)
         if cut[own].any():
             cut_labels.append(label)
@@ -131,17 +139,18 @@ def label_instances(
             centroids[own], axis=0, weights=[items[i].volume_ml for i in own]
         )
     record = Record(
-        labels=tuple(dict.fromkeys(best.labels)),
+        labels=found,
         cost=best.cost,
         margin=best.margin,
         margins=tuple(
             min(m for m, other in zip(best.margins, best.labels, strict=True) if other == label)
-            for label in dict.fromkeys(best.labels)
+            for label in found
         ),
         anomalies=best.anomalies,
         skipped=best.skipped,
         cut=tuple(cut_labels),
         dropped=tuple(dropped),
+        sacrum=SACRUM in best.labels,
         reversed=best.cost - upside_down.cost > REVERSED_BY,
     )
     return Labelling(to[instances.array], points, record)

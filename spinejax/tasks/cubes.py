@@ -82,7 +82,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         spine = truth > 0
         if seen and keys is not None:
             own = jax.vmap(lambda key: jax.random.fold_in(key, _WORN))(keys.augment)
-            spine = augment.worn_masks(own, spine, image)
+            spine = augment.worn_masks(own, label, image, spacing_mm=how.spacing_mm)
         x = network_input(image, batch["stats"], spine)
         logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
         weight = batch["weight"]

@@ -18,7 +18,7 @@ from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.models.summary import count_parameters
 from spinejax.tasks import Task, build_task
-from spinejax.train import disk, lock, log, parallel, settings, setup, step
+from spinejax.train import disk, initial, lock, log, parallel, settings, setup, step
 from spinejax.train.checkpoint import Checkpoints, Meta, begun
 from spinejax.train.evaluation import evaluate
 from spinejax.train.pending import Pending
@@ -144,12 +144,13 @@ def train(
     task = build_task(config, axis_name=parallel.AXIS)
     group = task.stream.group if task.stream else 1
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
+    pretrained = initial.pretrained(config, task, workdir)
     with lock.alone(workdir):
         _open(config, workdir)
         if (workdir / "DONE").exists():
             return _finished(workdir)
         stop = Stop() if stop is None else stop
-        return _run(config, workdir, task, mapped, stop, progress=progress)
+        return _run(config, workdir, task, mapped, stop, pretrained, progress=progress)
 
 
 def _finished(workdir: Path) -> Result:
@@ -167,6 +168,7 @@ def _run(
     task: Task,
     mapped: parallel.Parallel,
     stop: Stop,
+    pretrained: dict[str, Any] | None,
     *,
     progress: bool,
 ) -> Result:
@@ -178,7 +180,7 @@ def _run(
     counts = feed.counts()
     if counts and parallel.process_index() == 0:
         write_json(workdir / "patches.json", {**dict(config.data.patches), **counts})
-    variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
+    variables = pretrained or jax.jit(task.init)(step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
     record = setup.RunRecord(
         workdir,
