@@ -23,15 +23,19 @@ def evidence(*shares):
     return class_scores(sums)
 
 
-def decoded(scores, distances, costs=Costs(), room=(0.0, 0.0)):  # noqa: B008 - frozen
+def decoded(scores, distances, costs=Costs(), room=(0.0, 0.0), size=0.55, cut=()):  # noqa: B008
+    """With the last of `size` times the volume of the others."""
+    volumes = np.full(len(scores), 50.0)
+    volumes[-1] *= size
     common = dict(
         distances_mm=np.asarray(distances, float),
-        cut=np.zeros(len(scores), bool),
+        cut=np.isin(np.arange(len(scores)), cut),
         room_mm=room,
         anomalies=ANOMALIES,
         costs=costs,
     )
-    return nearer(decode_sequence(scores, **common), without_sacrum(scores, **common))
+    without = without_sacrum(scores, volumes_ml=volumes, **common)
+    return nearer(decode_sequence(scores, **common), without)
 
 
 def names(sequence):
@@ -47,25 +51,26 @@ def test_a_second_l5_close_below_the_first_is_the_sacrum():
     assert names(close) == ["L3", "L4", "L5", "sacrum"]
     # As far below as vertebrae are, and said to be one more: a sixth lumbar vertebra.
     six = evidence({"L3": 1}, {"L4": 1}, {"L5": 1}, {"L6": 0.8, "L5": 0.2})
-    far = decoded(six, [USUAL_MM] * 3)
+    far = decoded(six, [USUAL_MM] * 3, size=1.0)
     assert names(far) == ["L3", "L4", "L5", "L6"]
+
+
+def test_what_is_as_large_as_the_vertebrae_above_is_one():
+    either = [{f"L{i}": 0.5, f"L{i + 1}": 0.5} for i in (2, 3, 4)]
+    scores = evidence(*either, {"L5": 1})
+    distances = [USUAL_MM, USUAL_MM, 0.85 * USUAL_MM]
+    small, large = decoded(scores, distances, size=0.5), decoded(scores, distances, size=1.0)
+    assert SACRUM in small.labels and SACRUM not in large.labels
+    # Of a cut piece, the size says nothing.
+    one, other = (decoded(scores, distances, size=s, cut=(3,)) for s in (0.1, 1.0))
+    assert one == other
 
 
 def test_above_l4_there_is_no_sacrum():
     scores = evidence({"L1": 1}, {"L2": 0.6, "L1": 0.4}, {"L2": 1})
     assert SACRUM not in decoded(scores, [USUAL_MM, 0.7 * USUAL_MM]).labels
-    thoracic = evidence({"T5": 1}, {"T6": 1})
-    assert (
-        without_sacrum(
-            thoracic,
-            np.array([25.0]),
-            cut=np.zeros(2, bool),
-            room_mm=(0.0, 0.0),
-            anomalies=ANOMALIES,
-            costs=Costs(),
-        )
-        is None
-    )
+    thoracic = evidence({"T4": 1}, {"T5": 1}, {"T6": 1})
+    assert SACRUM not in decoded(thoracic, [25.0, 17.0]).labels
 
 
 def test_an_infinite_cost_forbids_it_and_one_instance_is_never_it():
@@ -83,7 +88,8 @@ def test_cost_and_margin_are_those_of_all_sequences(seed):
     scores = class_scores(sums)
     distances = USUAL_MM * rng.uniform(0.5, 1.2, 2)
     room = (0.0, float(rng.choice([0.0, 100.0])))
-    best = decoded(scores, distances, room=room)
+    size = float(rng.uniform(0.4, 1.2))
+    best = decoded(scores, distances, room=room, size=size)
 
     def cost(ids):
         """Of one labelling: all other classes are made impossible."""
@@ -108,6 +114,7 @@ def test_cost_and_margin_are_those_of_all_sequences(seed):
             + Costs().sacrum
             - math.log(np.exp(scores[-1, last]).sum())
             + 0.5 * (math.log(distances[-1] / usual) / SPREAD) ** 2
+            + 0.5 * ((math.log(size / 0.55) / 0.2) ** 2 - (math.log(size) / 0.2) ** 2)
         )
 
     near = range(19, 26)

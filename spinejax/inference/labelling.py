@@ -107,6 +107,7 @@ def label_instances(
     distances = np.linalg.norm(np.diff(centroids, axis=0), axis=1)
     cut = np.array([item.cut_head or item.cut_foot for item in items], bool)
     room = instances.room_mm
+    volumes = np.array([item.volume_ml for item in items])
 
     def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
         return decode_sequence(
@@ -120,7 +121,7 @@ def label_instances(
 
     best = decode(1, room)
     short = without_sacrum(
-        scores, distances, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
+        scores, distances, volumes, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
     )
     best = nearer(best, short)
     upside_down = decode(-1, (room[1], room[0]))
