@@ -23,7 +23,7 @@ def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] 
     Raises:
         InputError: not a run's folder, or another network.
     """
-    source = config.train.get("init_from", "")
+    source = config.train.init_from
     if not source or begun(workdir):
         return None
     _, found = load_for_inference(source)

@@ -1,0 +1,22 @@
+"""The second network of `configs/cascade.py:phantom` alone: 3D MRU-Net, trained on phantoms.
+
+    spinejax train --config=configs/phantom_vertebrae.py --workdir=runs/vertebrae
+    spinejax predict --workdir=SPINE --vertebrae=runs/vertebrae --input=CT.nii.gz --output=out
+
+Arguments: `debug` (seconds).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cascade, common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the experiment."""
+    args = common.parse_arg(arg, debug=False)
+    # What it shares with the first network are references there.
+    config = cascade.get_config("phantom").copy_and_resolve_references().vertebrae
+    if args.debug:
+        config.data.cube.size = (16, 16, 16)
+        config.train.steps = 2
+    return config
