@@ -91,6 +91,8 @@ def data_block() -> ConfigDict:
     # What the network takes of an earlier one's mask of the spine: "none" | its box, "crop" | its
     # box and the mask as a second "channel".
     data.cube.spine_prior = "crop"
+    # "channel": how often the mask that training makes in its place holds the top of the sacrum.
+    data.cube.prior_sacrum = 0.3
     data.spine_free_fraction = 0.1  # share of training slices without any vertebra
     data.threads = 2  # Grain read threads
     data.prefetch = 4  # batches

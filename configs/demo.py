@@ -46,6 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
     second.augment.enabled = False
+    # Minutes teach names by where the mask ends; patients need more, see `phantom_vertebrae.py`.
+    second.data.cube.prior_sacrum = 0.0
     second.train.steps = 1500
     second.optim.ema_decay = 0.98
     second.predict.anomalies = ()

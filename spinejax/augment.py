@@ -241,14 +241,19 @@ def resample_cube(
 
 
 def worn_masks(
-    keys: jax.Array, label: jax.Array, image: jax.Array, *, spacing_mm: float
+    keys: jax.Array,
+    label: jax.Array,
+    image: jax.Array,
+    *,
+    spacing_mm: float,
+    sacrum: float = 0.3,
 ) -> jax.Array:
     """Make true masks look like those that an earlier network predicts.
 
     Outlines are moved in and out by about a voxel, patches are missing, and patches of what is
-    brighter than 60 to 200 HU and no vertebra are added. To two fifths, what is as bright and lies
-    within 25 to 50 mm below the last lumbar vertebra is added, too: the top of the sacrum, which
-    networks take for a vertebra, so that where the mask ends must not decide which is the last.
+    brighter than 60 to 200 HU and no vertebra are added. To some, what is as bright and lies within
+    25 to 50 mm below the last lumbar vertebra is added, too: the top of the sacrum, which networks
+    take for a vertebra, so that where the mask ends must not decide which is the last.
     A fifth of the masks stays true, a twentieth is empty.
 
     Args:
@@ -256,6 +261,7 @@ def worn_masks(
         label: (b, x, y, z) VerSe ids, canonical axes.
         image: (b, x, y, z) HU.
         spacing_mm: of the voxels.
+        sacrum: share of all masks that hold the top of the sacrum, at most 0.75.
 
     Returns:
         (b, x, y, z) bool.
@@ -276,7 +282,7 @@ def worn_masks(
         missing = blobs(keys[2], 8) > jax.random.uniform(keys[3], minval=1.2, maxval=3.0)
         level, bright = jax.random.uniform(keys[5], (2,))
         reach, share = jax.random.uniform(keys[7], (2,))
-        below = _below_lumbar(label, spacing_mm, 25.0 + 25.0 * reach) & (share < 0.4)
+        below = _below_lumbar(label, spacing_mm, 25.0 + 25.0 * reach) & (share < sacrum / 0.75)
         added = (blobs(keys[4], 8) > 1.0 + 1.5 * level) | below
         added &= image > 60.0 + 140.0 * bright
         worn = ((soft > outline) & ~missing) | added

@@ -134,7 +134,11 @@ def test_worn_masks_take_the_top_of_the_sacrum_for_a_vertebra():
     more = added["lumbar"] & ~added["thoracic"]
     assert not (added["thoracic"] & ~added["lumbar"]).any()
     share = more[..., 20:].mean((1, 2, 3)) > 0.5
-    assert 20 <= share.sum() <= 50  # two fifths of three quarters of 96
+    assert 20 <= share.sum() <= 50  # three tenths of 96
+    lumbar = jnp.asarray(label)
+    worn = augment.worn_masks(keys, lumbar, jnp.asarray(image), spacing_mm=4.0, sacrum=0.0)
+    kept = (np.asarray(worn) & (label == 0))[:, 4:12, 4:12, :23]
+    np.testing.assert_array_equal(kept, added["thoracic"])
     centre = np.array([7.5, 7.5, 26.5]) - [4, 4, 0]
     far = np.linalg.norm(np.argwhere(more)[:, 1:] - centre, axis=1) * 4.0
     assert 40 < far.max() <= 50

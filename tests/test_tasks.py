@@ -59,3 +59,10 @@ def test_a_network_of_another_task_is_refused(experiment, task, instead):
     config.task = task
     with pytest.raises(InputError, match=f"{config.model.name}.*{task}.*{instead}"):
         tasks.build_task(config)
+
+
+def test_a_share_of_masks_with_the_sacrum_is_one():
+    config = mrunet.get_config()
+    config.data.cube.prior_sacrum = 0.8
+    with pytest.raises(InputError, match=r"data\.cube\.prior_sacrum=0\.8 must be from 0 to 0\.75"):
+        tasks.build_task(config)

@@ -59,6 +59,10 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
     prior = config.data.cube.spine_prior
     check_choice("data.cube.spine_prior", prior, PRIORS)
     seen = prior == "channel"
+    cube = config.data.cube
+    sacrum = cube.prior_sacrum if "prior_sacrum" in cube else 0.0  # earlier runs, to predict
+    if not 0 <= sacrum <= 0.75:
+        raise InputError(f"data.cube.prior_sacrum={sacrum} must be from 0 to 0.75")
     mode = normalise.check_mode(config.data.normalise)
     loss_fn = losses.make_loss(config.loss)
     arrays = record.arrays_of(config, partial(augment.augment_cubes, fill_hu=how.fill_hu))
@@ -82,7 +86,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         spine = truth > 0
         if seen and keys is not None:
             own = jax.vmap(lambda key: jax.random.fold_in(key, _WORN))(keys.augment)
-            spine = augment.worn_masks(own, label, image, spacing_mm=how.spacing_mm)
+            spine = augment.worn_masks(own, label, image, spacing_mm=how.spacing_mm, sacrum=sacrum)
         x = network_input(image, batch["stats"], spine)
         logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
         weight = batch["weight"]
