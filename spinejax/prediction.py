@@ -356,8 +356,6 @@ def describe(found: Result, volume: Volume, seconds: float) -> str:
             words.append(f"{len(record.cut)} cut{' and left out' * bool(record.dropped)}")
         if record.skipped:
             words.append(f"not found: {_names(record.skipped)}")
-        if record.sacrum:
-            words.append("top of the sacrum left out")
         if record.anomalies:
             words.append(", ".join(record.anomalies))
         if record.margin < UNCERTAIN_MARGIN:

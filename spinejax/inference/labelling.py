@@ -15,7 +15,6 @@ import numpy as np
 from spinejax.errors import InputError
 from spinejax.inference.instances import Instances
 from spinejax.inference.pieces import NUM_LABELS
-from spinejax.inference.sacrum import SACRUM, nearer, without_sacrum
 from spinejax.inference.sequence import (
     ANOMALIES,
     Costs,
@@ -51,8 +50,6 @@ class Record:
     """VerSe ids of vertebrae that an end of the scan cuts."""
     dropped: tuple[int, ...]
     """Those of them that were dropped."""
-    sacrum: bool
-    """Whether a last instance was left out as the top of the sacrum."""
     reversed: bool
     """Whether the sequence would be far more probable from foot to head (see `label_instances`)."""
 
@@ -107,7 +104,6 @@ def label_instances(
     distances = np.linalg.norm(np.diff(centroids, axis=0), axis=1)
     cut = np.array([item.cut_head or item.cut_foot for item in items], bool)
     room = instances.room_mm
-    volumes = np.array([item.volume_ml for item in items])
 
     def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
         return decode_sequence(
@@ -120,15 +116,10 @@ def label_instances(
         )
 
     best = decode(1, room)
-    short = without_sacrum(
-        scores, distances, volumes, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
-    )
-    best = nearer(best, short)
     upside_down = decode(-1, (room[1], room[0]))
-    found = tuple(label for label in dict.fromkeys(best.labels) if label != SACRUM)
     to = np.zeros(256, np.uint8)
     points, cut_labels, dropped = {}, [], []
-    for label in found:
+    for label in dict.fromkeys(best.labels):
         own = np.flatnonzero(np.array(best.labels) == label)
         if cut[own].any():
             cut_labels.append(label)
@@ -140,18 +131,17 @@ def label_instances(
             centroids[own], axis=0, weights=[items[i].volume_ml for i in own]
         )
     record = Record(
-        labels=found,
+        labels=tuple(dict.fromkeys(best.labels)),
         cost=best.cost,
         margin=best.margin,
         margins=tuple(
             min(m for m, other in zip(best.margins, best.labels, strict=True) if other == label)
-            for label in found
+            for label in dict.fromkeys(best.labels)
         ),
         anomalies=best.anomalies,
         skipped=best.skipped,
         cut=tuple(cut_labels),
         dropped=tuple(dropped),
-        sacrum=SACRUM in best.labels,
         reversed=best.cost - upside_down.cost > REVERSED_BY,
     )
     return Labelling(to[instances.array], points, record)

@@ -37,8 +37,7 @@ from spinejax.inference.pieces import NUM_LABELS, STEP_MM
 ANOMALIES = ("T13", "L6", "no T12", "no L5")
 """Variants of the spine that can be allowed, as results name them."""
 
-SPREAD = 0.15
-"""Of the logarithm of distances between vertebrae, over what is usual."""
+_SPREAD = 0.15
 _SHORT_COST = 8.0
 _ROOM = 1.5
 
@@ -53,8 +52,6 @@ class Costs:
     in 3 of 83 that would show it. A missing L5 was not counted there (86 scans show L4, 83 L5:
     3 in 86 at most): 0.025, as in our phantoms. `gap` is an assumption about networks: of 100
     vertebrae that a scan shows, 2 are not found. So is `repeat`: of 100, 2 are found in two parts.
-    And `sacrum`: networks trained on phantoms took the top of the sacrum for a vertebra in 2 of 11
-    scans that show it (2 of 2 patients, none of 9 phantoms).
     Infinity forbids any of them.
     """
 
@@ -64,7 +61,6 @@ class Costs:
     no_l5: float = -math.log(0.025)
     gap: float = -math.log(0.02)
     repeat: float = -math.log(0.02)
-    sacrum: float = -math.log(2 / 11)
 
 
 @dataclass(frozen=True)
@@ -259,7 +255,7 @@ def _step_cost(step: _Step, distance_mm: float, short_is_free: bool) -> float:
     if not math.isfinite(distance_mm):
         return step.cost
     ratio = math.log(max(distance_mm, 1e-3) / step.usual_mm)
-    misfit = 0.5 * (ratio / SPREAD) ** 2
+    misfit = 0.5 * (ratio / _SPREAD) ** 2
     if ratio < 0:
         misfit = 0.0 if short_is_free else min(misfit, _SHORT_COST)
     return step.cost + misfit
@@ -276,7 +272,7 @@ def _move_costs(
     for (i, upper), (j, lower) in itertools.product(enumerate(labels.VERSE_IDS), repeat=2):
         if upper == lower:
             far = distance_mm / _step_mm(upper) - 0.3
-            misfit = 0.5 * (far / SPREAD) ** 2 if far > 0 else 0.0  # 0 where NaN, too
+            misfit = 0.5 * (far / _SPREAD) ** 2 if far > 0 else 0.0  # 0 where NaN, too
             moves[i, j] = costs.repeat + misfit
         elif steps[upper, lower]:
             moves[i, j] = min(
