@@ -8,7 +8,7 @@ from spinejax import geometry, labels
 from spinejax.data import interpolate, scanfile
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference import cascade
-from spinejax.inference.sequence import ANOMALIES
+from spinejax.inference.transitions import ANOMALIES
 from spinejax.volume import Volume
 
 CLASS_OF = np.zeros(labels.MAX_ID + 1, int)

@@ -15,7 +15,8 @@ from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.inference import sequence
 from spinejax.inference.pieces import STEP_MM
-from spinejax.inference.sequence import ANOMALIES, Costs, class_scores, decode_sequence
+from spinejax.inference.sequence import class_scores, decode_sequence
+from spinejax.inference.transitions import ANOMALIES, Costs
 
 PLACE = {verse_id: place for place, verse_id in enumerate(labels.VERSE_IDS)}
 T11, T12, T13, L1, L4, L5, L6 = (labels.id_of(n) for n in "T11 T12 T13 L1 L4 L5 L6".split())
@@ -57,20 +58,37 @@ def step_by_hand(upper, lower, distance, cut, anomalies, costs):
     return best
 
 
-def cost_by_hand(ids, scores, distances, cut, room, anomalies, costs):
-    total = 0.0
-    for score, i in zip(scores, ids, strict=True):
+def cost_by_hand(ids, scores, centroids, cut, room, anomalies, costs):
+    kept = [k for k, i in enumerate(ids) if i]
+    if not kept:
+        return math.inf
+    total = costs.false * (len(ids) - len(kept)) if len(kept) < len(ids) else 0.0
+    for k in kept:
+        i = ids[k]
         if not any(i in spine for spine in spines(anomalies)):
             return math.inf
-        total += -score[PLACE[i]] + costs.t13 * (i == T13) + costs.l6 * (i == L6)
-    for k, (upper, lower) in enumerate(itertools.pairwise(ids)):
-        total += step_by_hand(upper, lower, distances[k], cut[k] or cut[k + 1], anomalies, costs)
-    if ids[0] != 1 and room[0] > 1.5 * STEP_MM[PLACE[ids[0]]]:
+        total += -scores[k][PLACE[i]] + costs.t13 * (i == T13) + costs.l6 * (i == L6)
+
+    def apart(one, other):
+        return math.nan if centroids is None else math.dist(centroids[one], centroids[other])
+
+    for one, other in itertools.pairwise(kept):
+        ends = cut[one] or cut[other]
+        total += step_by_hand(ids[one], ids[other], apart(one, other), ends, anomalies, costs)
+    first, last = ids[kept[0]], ids[kept[-1]]
+    above = room[0] + (0 if centroids is None else apart(0, kept[0]))
+    below = room[1] + (0 if centroids is None else apart(kept[-1], len(ids) - 1))
+    if first != 1 and above > 1.5 * STEP_MM[PLACE[first]]:
         total += costs.gap
-    if ids[-1] not in (L5, L6) and room[1] > 1.5 * STEP_MM[PLACE[ids[-1]]]:
-        sacrum = ids[-1] == L4 and "no L5" in anomalies
+    if last not in (L5, L6) and below > 1.5 * STEP_MM[PLACE[last]]:
+        sacrum = last == L4 and "no L5" in anomalies
         total += min(costs.gap, costs.no_l5) if sacrum else costs.gap
     return total
+
+
+def column(*distances):
+    """Centroids one below the other."""
+    return np.stack([np.zeros(len(distances) + 1)] * 2 + [-np.cumsum([0.0, *distances])], axis=1)
 
 
 def drawn(seed, n, candidates):
@@ -94,20 +112,22 @@ def drawn(seed, n, candidates):
     anomalies=st.sets(st.sampled_from(ANOMALIES)),
     known=st.booleans(),
     room=st.tuples(st.sampled_from([0.0, 40.0, 100.0]), st.sampled_from([0.0, 40.0, 100.0])),
-    forbidden=st.sampled_from([{}, {"repeat": math.inf}, {"gap": math.inf}, {"gap": 0.0}]),
+    forbidden=st.sampled_from(
+        [{}, {"repeat": math.inf}, {"gap": math.inf}, {"gap": 0.0}, {"false": math.inf}]
+    ),
 )
 def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
     rng = np.random.default_rng(seed + 1)
     scores = drawn(seed, n, 6)
-    distances = rng.uniform(3, 80, n - 1) if known else np.full(n - 1, np.nan)
+    centroids = column(*rng.uniform(3, 80, n - 1)) if known else None
     cut = rng.random(n) < 0.3
-    costs = replace(Costs(*rng.exponential(3, 6)), **forbidden)
-    how = (scores, distances, cut, room, frozenset(anomalies), costs)
-    finite = [[i for i in labels.VERSE_IDS if row[PLACE[i]] > -np.inf] for row in scores]
+    costs = replace(Costs(*rng.exponential(3, 7)), **forbidden)
+    how = (scores, centroids, cut, room, frozenset(anomalies), costs)
+    finite = [[0, *(i for i in labels.VERSE_IDS if row[PLACE[i]] > -np.inf)] for row in scores]
     all_costs = {ids: cost_by_hand(ids, *how) for ids in itertools.product(*finite)}
     ranked = sorted(all_costs.items(), key=lambda item: item[1])
     arguments = dict(
-        distances_mm=distances, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
+        centroids_mm=centroids, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
     )
     if ranked[0][1] == math.inf:
         with pytest.raises(InputError, match="no legal sequence"):
@@ -127,7 +147,7 @@ def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
 
 def seen(*ids, belief=0.95):
     """Scores of instances that look like these VerSe ids."""
-    return class_scores(np.eye(26)[[PLACE[i] for i in ids]], smoothing=1 - belief)
+    return class_scores(np.eye(26)[[PLACE[i] for i in ids]], smoothing=1 - belief, weight=1.0)
 
 
 def names(found):
@@ -160,10 +180,10 @@ def test_two_of_one_label_are_parted_by_the_rest():
 )
 def test_variants_are_found_where_allowed(ids, anomaly):
     usual = [STEP_MM[PLACE[i]] for i in ids[:-1]]
-    found = decode_sequence(seen(*ids), distances_mm=np.array(usual))
+    found = decode_sequence(seen(*ids), centroids_mm=column(*usual))
     assert found.labels == ids and found.anomalies == (anomaly,)
     rest = set(ANOMALIES) - {anomaly}
-    other = decode_sequence(seen(*ids), distances_mm=np.array(usual), anomalies=rest)
+    other = decode_sequence(seen(*ids), centroids_mm=column(*usual), anomalies=rest)
     assert other.anomalies == () and other.labels != ids or other.skipped
     assert other.cost > found.cost
 
@@ -182,28 +202,41 @@ def test_l5_is_missed_where_the_scan_goes_on_below_l4():
 
 
 def test_distances_tell_a_gap_from_a_wrong_label():
-    near, far = np.array([27.0, 29, 30, 31]), np.array([27.0, 60, 30, 31])
+    near, far = column(27, 29, 30, 31), column(27, 60, 30, 31)
     ids = (17, 18, 20, 21, 22)  # T12 is not there
-    with_gap = decode_sequence(seen(*ids), distances_mm=far)
+    with_gap = decode_sequence(seen(*ids), centroids_mm=far)
     assert with_gap.labels == ids and with_gap.skipped == (19,) and with_gap.anomalies == ()
-    without = decode_sequence(seen(*ids), distances_mm=near)
+    without = decode_sequence(seen(*ids), centroids_mm=near)
     assert without.labels == ids and without.skipped == () and without.anomalies == ("no T12",)
     # A distance of one step, and labels two apart: no vertebra fits between.
     ids = (20, 21, 23)
-    assert len(set(decode_sequence(seen(*ids), distances_mm=np.array([30.0, 31])).skipped)) == 0
-    assert decode_sequence(seen(*ids), distances_mm=np.array([30.0, 62])).skipped == (22,)
+    assert len(set(decode_sequence(seen(*ids), centroids_mm=column(30.0, 31)).skipped)) == 0
+    assert decode_sequence(seen(*ids), centroids_mm=column(30.0, 62)).skipped == (22,)
     # A row of screws hides four.
     ids = (15, 16, 21, 22)
-    many = decode_sequence(seen(*ids), distances_mm=np.array([25.0, 140, 31]))
+    many = decode_sequence(seen(*ids), centroids_mm=column(25.0, 140, 31))
     assert many.labels == ids and many.skipped == (17, 18, 19, 20)
 
 
 def test_a_vertebra_in_two_parts_does_not_shift_the_others():
     ids = (16, 17, 18, 18, 19, 20)
-    found = decode_sequence(seen(*ids), distances_mm=np.array([25.0, 27, 8, 28, 30]))
+    found = decode_sequence(seen(*ids), centroids_mm=column(25.0, 27, 8, 28, 30))
     assert found.labels == ids
     strict = Costs(repeat=math.inf)
     assert len(set(decode_sequence(seen(*ids), costs=strict).labels)) == 6
+
+
+def test_what_is_no_vertebra_gets_no_label_and_shifts_no_other():
+    ids, steps = (20, 21, 22, 23, 24), (30, 31, 31, 31)
+    # The top of the sacrum, named L5 as the vertebra above it; a rib between two vertebrae.
+    below = decode_sequence(seen(*ids, 24), centroids_mm=column(*steps, 31), room_mm=(0, 0))
+    assert below.labels == (*ids, 0)
+    beside = column(*steps)
+    beside = np.insert(beside, 2, (60, 0, beside[1, 2] - 15), axis=0)
+    among = decode_sequence(seen(20, 21, 7, 22, 23, 24), centroids_mm=beside)
+    assert among.labels == (20, 21, 0, 22, 23, 24) and among.skipped == ()
+    # A scan may show nothing else: one vertebra is always named.
+    assert decode_sequence(seen(5), costs=Costs(false=0.0)).labels == (5,)
 
 
 def test_no_instance_and_no_knowledge():
@@ -215,23 +248,23 @@ def test_no_instance_and_no_knowledge():
 
 def test_thirty_instances_are_labelled_and_refused_without_repeats():
     scores = class_scores(np.random.default_rng(0).random((30, 26)))
-    found = decode_sequence(scores)
+    found = decode_sequence(scores, costs=Costs(false=math.inf))
     ranks = [labels.order(i) for i in found.labels]
     assert ranks == sorted(ranks)
     with pytest.raises(InputError, match="no legal sequence of 30"):
-        decode_sequence(scores, costs=Costs(repeat=math.inf))
-    whole = decode_sequence(scores[:26], costs=Costs(repeat=math.inf))
+        decode_sequence(scores, costs=Costs(repeat=math.inf, false=math.inf))
+    whole = decode_sequence(scores[:26], costs=Costs(repeat=math.inf, false=math.inf))
     assert whole.labels == tuple(sorted(labels.VERSE_IDS, key=labels.order))
 
 
 def test_scores_are_smoothed_shares():
     counts = np.zeros((2, 26))
     counts[0, 19], counts[0, 20] = 3000, 1000
-    scores = class_scores(counts, smoothing=0.1)
+    scores = class_scores(counts, smoothing=0.1, weight=1.0)
     np.testing.assert_allclose(np.exp(scores).sum(1), 1)
     assert np.exp(scores[0, 19]) == pytest.approx(0.9 * 0.75 + 0.1 / 26)
     np.testing.assert_allclose(np.exp(scores[1]), 1 / 26)
-    np.testing.assert_allclose(class_scores(counts * 50, smoothing=0.1), scores)
+    np.testing.assert_allclose(class_scores(counts * 50, smoothing=0.1, weight=0.5), scores / 2)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +273,7 @@ def test_scores_are_smoothed_shares():
         (dict(anomalies=["T14"]), "T13"),
         (dict(costs=Costs(gap=-1)), "gap"),
         (dict(costs=Costs(l6=math.nan)), "l6"),
-        (dict(distances_mm=np.ones(3)), "2 distances"),
+        (dict(centroids_mm=np.ones((2, 3))), "3 instances"),
         (dict(cut=np.ones(2, bool)), "cut"),
         (dict(scores=np.zeros((3, 25))), "26"),
         (dict(scores=np.full((3, 26), np.nan)), "NaN"),
@@ -261,11 +294,12 @@ def test_bad_arguments_of_the_decoder_are_named(change, text):
         (-np.ones((1, 26)), 0.1, "negative"),
         (np.full((1, 26), np.nan), 0.1, "finite"),
         (np.ones((1, 26)), 0.0, "smoothing"),
+        (np.ones((1, 26)), (0.1, 2.0), "weight"),
     ],
 )
 def test_bad_class_sums_are_named(sums, smoothing, text):
     with pytest.raises(InputError, match=text) as error:
-        class_scores(sums, smoothing)
+        class_scores(sums, *np.atleast_1d(smoothing))
     one_line(error)
 
 

@@ -42,7 +42,7 @@ class CubeSettings:
         prior: one of `PRIORS`.
         offsets: whether the network says where the vertebra's centre is, besides its name.
         margin_mm: around the box of the mask.
-        anomalies: those that the decoder allows, of `sequence.ANOMALIES`.
+        anomalies: those that the decoder allows, of `transitions.ANOMALIES`.
         drop_cut: leave vertebrae out that an end of the scan cuts, as VerSe's annotation does.
     """
 

@@ -15,13 +15,8 @@ import numpy as np
 from spinejax.errors import InputError
 from spinejax.inference.instances import Instances
 from spinejax.inference.pieces import NUM_LABELS
-from spinejax.inference.sequence import (
-    ANOMALIES,
-    Costs,
-    Sequence,
-    class_scores,
-    decode_sequence,
-)
+from spinejax.inference.sequence import Sequence, class_scores, decode_sequence
+from spinejax.inference.transitions import ANOMALIES, Costs
 
 UNCERTAIN_MARGIN = math.log(10)
 """Below this margin another sequence is more than a tenth as probable: say so to the reader."""
@@ -101,14 +96,13 @@ def label_instances(
         )
     scores = class_scores(class_sums)
     centroids = np.array([item.centroid_mm for item in items]).reshape(-1, 3)
-    distances = np.linalg.norm(np.diff(centroids, axis=0), axis=1)
     cut = np.array([item.cut_head or item.cut_foot for item in items], bool)
     room = instances.room_mm
 
     def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
         return decode_sequence(
             scores[::way],
-            distances_mm=distances[::way],
+            centroids_mm=centroids[::way],
             cut=cut[::way],
             room_mm=room_mm,
             anomalies=anomalies,
@@ -119,7 +113,8 @@ def label_instances(
     upside_down = decode(-1, (room[1], room[0]))
     to = np.zeros(256, np.uint8)
     points, cut_labels, dropped = {}, [], []
-    for label in dict.fromkeys(best.labels):
+    named = tuple(dict.fromkeys(label for label in best.labels if label))
+    for label in named:
         own = np.flatnonzero(np.array(best.labels) == label)
         if cut[own].any():
             cut_labels.append(label)
@@ -131,12 +126,12 @@ def label_instances(
             centroids[own], axis=0, weights=[items[i].volume_ml for i in own]
         )
     record = Record(
-        labels=tuple(dict.fromkeys(best.labels)),
+        labels=named,
         cost=best.cost,
         margin=best.margin,
         margins=tuple(
             min(m for m, other in zip(best.margins, best.labels, strict=True) if other == label)
-            for label in dict.fromkeys(best.labels)
+            for label in named
         ),
         anomalies=best.anomalies,
         skipped=best.skipped,

@@ -18,7 +18,7 @@ from spinejax.data.scanfile import LABELS
 from spinejax.errors import InputError
 from spinejax.inference.cascade import PRIORS
 from spinejax.inference.patch_scan import PADDINGS
-from spinejax.inference.sequence import ANOMALIES
+from spinejax.inference.transitions import ANOMALIES
 from spinejax.train.parallel import KINDS
 
 MOST_DIFFERENCES = 12  # that are named
