@@ -118,6 +118,18 @@ def test_vertebrae_that_an_end_cuts_are_told_and_dropped_on_request():
     assert 22 not in dropped.centroids and dropped.record.labels == (19, 20, 21, 22)
 
 
+def test_what_is_dropped_is_not_given_to_its_neighbour():
+    array, affine = blocks()
+    array[16:54, 24:56, 42:74] = 21  # down to the next one
+    volume, true = as_scan(array[:, :, 30:], affine)
+    kept, dropped = (
+        cascade.label_scan(look_up, volume, true > 0, settings(spacing_mm=4.0, drop_cut=drop))
+        for drop in (False, True)
+    )
+    rest = np.where(kept.labels == 22, 0, kept.labels)
+    np.testing.assert_array_equal(dropped.labels, rest)
+
+
 def test_a_face_of_the_box_is_no_end_of_the_scan():
     """With a margin smaller than nothing the box ends at the vertebrae, the scan goes on."""
     volume, true = as_scan(*blocks())

@@ -214,7 +214,8 @@ def label_scan(
     if not named.record.labels:
         return Vertebrae(array, {}, None)
     inner = _inner(_canonical(array, volume), part)
-    _restore(named.array, part, None if used is None else _inner(used, part), added, inner)
+    outline = None if used is None else _inner(used, part)
+    _restore(named.array, instances.array > 0, part, outline, added, inner)
     found = body_centres(inner, part.volume.spacing_mm)
     canonical = geometry.reorient(volume.array, volume.affine, CANONICAL)[1]
     to_array = np.linalg.inv(volume.affine) @ canonical
@@ -261,6 +262,7 @@ def _stack(
 
 def _restore(
     named: np.ndarray,
+    found: np.ndarray,
     part: _Part,
     spine: np.ndarray | None,
     added: np.ndarray | None,
@@ -269,10 +271,11 @@ def _restore(
     """Write labels of the network's grid into `out` on the scan's.
 
     Outlines are those of `spine` and, on the network's grid, of what is `added` to it; without,
-    where the interpolated foreground exceeds one half. A voxel within takes the nearest label, if
-    there is one within two voxels of the network's grid.
+    where the interpolated foreground exceeds one half. A voxel within takes the label of the
+    nearest one that is `found`, if there is one within two voxels of the network's grid; none where
+    that was left out.
     """
-    box = geometry.bounding_box(named)
+    box = geometry.bounding_box(found)
     if box is None:
         return
     wide = tuple(
@@ -281,7 +284,7 @@ def _restore(
     )
     inner = named[wide]
     distance, nearest = ndimage.distance_transform_edt(
-        inner == 0, sampling=part.spacing_mm, return_indices=True
+        ~found[wide], sampling=part.spacing_mm, return_indices=True
     )
     filled = named.copy()
     filled[wide] = np.where(distance <= 2.0 * max(part.spacing_mm), inner[tuple(nearest)], 0)
