@@ -58,11 +58,11 @@ def step_by_hand(upper, lower, distance, cut, anomalies, costs):
     return best
 
 
-def cost_by_hand(ids, scores, centroids, cut, room, anomalies, costs):
+def cost_by_hand(ids, scores, centroids, cut, sizes, room, anomalies, costs):
     kept = [k for k, i in enumerate(ids) if i]
     if not kept:
         return math.inf
-    total = costs.false * (len(ids) - len(kept)) if len(kept) < len(ids) else 0.0
+    total = sum(costs.false * min(1, max(0.5, 2 * sizes[k])) for k, i in enumerate(ids) if not i)
     for k in kept:
         i = ids[k]
         if not any(i in spine for spine in spines(anomalies)):
@@ -122,12 +122,18 @@ def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
     centroids = column(*rng.uniform(3, 80, n - 1)) if known else None
     cut = rng.random(n) < 0.3
     costs = replace(Costs(*rng.exponential(3, 7)), **forbidden)
-    how = (scores, centroids, cut, room, frozenset(anomalies), costs)
+    sizes = rng.uniform(0, 1.5, n)
+    how = (scores, centroids, cut, sizes, room, frozenset(anomalies), costs)
     finite = [[0, *(i for i in labels.VERSE_IDS if row[PLACE[i]] > -np.inf)] for row in scores]
     all_costs = {ids: cost_by_hand(ids, *how) for ids in itertools.product(*finite)}
     ranked = sorted(all_costs.items(), key=lambda item: item[1])
     arguments = dict(
-        centroids_mm=centroids, cut=cut, room_mm=room, anomalies=anomalies, costs=costs
+        centroids_mm=centroids,
+        cut=cut,
+        sizes=sizes,
+        room_mm=room,
+        anomalies=anomalies,
+        costs=costs,
     )
     if ranked[0][1] == math.inf:
         with pytest.raises(InputError, match="no legal sequence"):
@@ -275,6 +281,7 @@ def test_scores_are_smoothed_shares():
         (dict(costs=Costs(l6=math.nan)), "l6"),
         (dict(centroids_mm=np.ones((2, 3))), "3 instances"),
         (dict(cut=np.ones(2, bool)), "cut"),
+        (dict(sizes=np.ones(2)), "sizes"),
         (dict(scores=np.zeros((3, 25))), "26"),
         (dict(scores=np.full((3, 26), np.nan)), "NaN"),
         (dict(scores=np.full((3, 26), -np.inf)), "no legal sequence"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from spinejax.errors import InputError
 from spinejax.inference.instances import Instances
-from spinejax.inference.pieces import NUM_LABELS
+from spinejax.inference.pieces import NUM_LABELS, VOLUME_ML
 from spinejax.inference.sequence import Sequence, class_scores, decode_sequence
 from spinejax.inference.transitions import ANOMALIES, Costs
 
@@ -97,6 +97,9 @@ def label_instances(
     scores = class_scores(class_sums)
     centroids = np.array([item.centroid_mm for item in items]).reshape(-1, 3)
     cut = np.array([item.cut_head or item.cut_foot for item in items], bool)
+    usual = VOLUME_ML[np.argmax(class_sums, axis=1)] if items else np.ones(0)
+    sizes = np.array([item.volume_ml for item in items]) / usual
+    sizes[cut] = 1.0  # less than what the scan cuts off is no sign of anything
     room = instances.room_mm
 
     def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
@@ -104,6 +107,7 @@ def label_instances(
             scores[::way],
             centroids_mm=centroids[::way],
             cut=cut[::way],
+            sizes=sizes[::way],
             room_mm=room_mm,
             anomalies=anomalies,
             costs=costs,

@@ -5,7 +5,8 @@ steps between them and both ends wins.
 
 * An instance costs minus the log of its class's score (`class_scores`). T13 and L6 cost besides.
 * An instance may be no vertebra (the top of the sacrum, a rib, a scrap) and has no label then, at
-  the cost `false`; at least one has a label.
+  the cost `false`; below half of a vertebra's usual volume that falls, to a half of it at a quarter
+  of the volume. At least one instance has a label.
 * A step to the next label below (`labels.successors`) costs nothing; without T12, from T11 to L1,
   it costs. A step may skip labels, one `gap` for each: vertebrae that were not found.
 * Two successive instances may be one vertebra, at the cost `repeat`, since instances are not found
@@ -107,6 +108,7 @@ def decode_sequence(
     *,
     centroids_mm: np.ndarray | None = None,
     cut: np.ndarray | None = None,
+    sizes: np.ndarray | None = None,
     room_mm: tuple[float, float] = (0.0, 0.0),
     anomalies: Collection[str] = ANOMALIES,
     costs: Costs = Costs(),  # noqa: B008 - frozen
@@ -117,6 +119,7 @@ def decode_sequence(
         scores: (n, 26) log probabilities, from head to foot, by contiguous class - 1.
         centroids_mm: (n, 3) places of the instances; None where nothing is known.
         cut: (n,) bool, instances that an end of the scan cuts: a distance to these may be short.
+        sizes: (n,) volumes over what is usual; None where nothing is known.
         room_mm: what the scan shows above the first and below the last instance.
         anomalies: those of `ANOMALIES` that are allowed.
         costs: of deviations.
@@ -128,7 +131,7 @@ def decode_sequence(
     """
     scores = np.asarray(scores, np.float64)
     n = len(scores)
-    _check(scores, centroids_mm, cut, anomalies, costs)
+    _check(scores, centroids_mm, {"cut": cut, "sizes": sizes}, anomalies, costs)
     if n == 0:
         return Sequence((), 0.0, math.inf, (), (), ())
     allowed = frozenset(anomalies)
@@ -138,14 +141,14 @@ def decode_sequence(
         points = np.asarray(centroids_mm, np.float64)
         apart = np.linalg.norm(points[:, None] - points, axis=-1)
     own = -scores + np.array([label_cost(i, anomalies, costs) for i in labels.VERSE_IDS])
-    # Instances that are no vertebra, before the first one, between two, or after the last one.
-    false = np.concatenate([[0.0], np.cumsum(np.full(n, costs.false))])
+    false = costs.false * np.clip(2.0 * (np.ones(n) if sizes is None else sizes), 0.5, 1.0)
     above, below = np.nan_to_num(apart[0]) + room_mm[0], np.nan_to_num(apart[-1]) + room_mm[1]
-    first = [false[i] + first_costs(above[i], costs) for i in range(n)]
-    last = [false[n - 1 - i] + last_costs(below[i], anomalies, costs) for i in range(n)]
+    first = [false[:i].sum() + first_costs(above[i], costs) for i in range(n)]
+    last = [false[i + 1 :].sum() + last_costs(below[i], anomalies, costs) for i in range(n)]
     most = _MOST_FALSE if math.isfinite(costs.false) else 0
     moves = {
-        (i, k): false[k - i - 1] + move_costs(allowed, costs, apart[i, k], bool(away[i] or away[k]))
+        (i, k): false[i + 1 : k].sum()
+        + move_costs(allowed, costs, apart[i, k], bool(away[i] or away[k]))
         for i in range(n)
         for k in range(i + 1, min(n, i + 2 + most))
     }
@@ -226,7 +229,7 @@ def _path(
 def _check(
     scores: np.ndarray,
     centroids_mm: np.ndarray | None,
-    cut: np.ndarray | None,
+    each: dict[str, np.ndarray | None],
     anomalies: Collection[str],
     costs: Costs,
 ) -> None:
@@ -244,8 +247,11 @@ def _check(
         raise InputError(
             f"centroids_mm has shape {np.shape(centroids_mm)}; {n} instances have ({n}, 3)"
         )
-    if cut is not None and np.shape(cut) != (n,):
-        raise InputError(f"cut has shape {np.shape(cut)}; it is one truth value for each instance")
+    for name, values in each.items():
+        if values is not None and np.shape(values) != (n,):
+            raise InputError(
+                f"{name} has shape {np.shape(values)}; it has one value for each of {n} instances"
+            )
 
 
 def _anomalies_of(
