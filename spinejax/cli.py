@@ -104,7 +104,7 @@ def _train(values: FlagValues) -> int:
         coordinator=values.coordinator,
         num_processes=values.num_processes,
         process_id=values.process_id,
-        under_slurm=int(os.environ.get("SLURM_NTASKS", "1")) > 1,
+        under_slurm=os.environ.get("SLURM_NTASKS", "1").strip() not in ("", "0", "1"),
         then_evaluate=values.evaluate,
     )
     return EXIT_INTERRUPTED if interrupted else 0

@@ -211,7 +211,8 @@ def test_a_stopped_search_goes_on_with_the_rest(config, tmp_path, monkeypatch, c
         assert interrupted == (stop_at < 10**9)
         if interrupted:
             said = capsys.readouterr().out
-            assert "finished and saved in" in said and "of 18 units" in said
+            some = "finished and saved in" in said and "of 18 units" in said
+            assert some if stop_at else "before the first of 18 units" in said
     assert counts[:3] == [0, 2, 1] and sum(counts) == len(whole.groups)
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
     # Once more, and with a round more.
@@ -235,7 +236,7 @@ def test_a_signal_stops_it_between_steps(config, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(search.population, "train", signalled)
     assert search.run(config, small, tmp_path, progress=False)
-    assert "interrupted: 0 of 16 units are finished" in capsys.readouterr().out
+    assert "interrupted before the first of 16 units was finished" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

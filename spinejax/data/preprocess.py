@@ -94,27 +94,31 @@ class SlicePreprocess:
         check_choice("data.preprocess.mode", self.mode, SAMPLING_MODES)
         if not 0 <= self.smoothing_sigma_mm < 50:
             raise InputError(
-                f"preprocess.smoothing_sigma_mm {self.smoothing_sigma_mm} must lie in [0, 50) mm"
+                f"data.preprocess.smoothing_sigma_mm {self.smoothing_sigma_mm} must lie "
+                "in [0, 50) mm"
             )
         if not 0 <= self.smoothing_sigma_px < 50:
             raise InputError(
-                f"preprocess.smoothing_sigma_px {self.smoothing_sigma_px} must lie in [0, 50) "
+                f"data.preprocess.smoothing_sigma_px {self.smoothing_sigma_px} must lie in [0, 50) "
                 "pixels"
             )
         if self.smoothing_kernel_px not in range(1, 302, 2):
             raise InputError(
-                f"preprocess.smoothing_kernel_px {self.smoothing_kernel_px} must be an odd number "
-                "of pixels from 1 to 301"
+                f"data.preprocess.smoothing_kernel_px {self.smoothing_kernel_px} must be an odd "
+                "number of pixels from 1 to 301"
             )
         if not 0.05 <= self.spacing_mm <= 50:
-            raise InputError(f"preprocess.spacing_mm {self.spacing_mm} must lie in 0.05 to 50 mm")
+            raise InputError(
+                f"data.preprocess.spacing_mm {self.spacing_mm} must lie in 0.05 to 50 mm"
+            )
         clamp, size = tuple(self.clamp_hu), tuple(self.size)
         if len(clamp) != 2 or not -32768 <= clamp[0] < clamp[1] <= 32767:
             raise InputError(
-                f"preprocess.clamp_hu {clamp} must be (low, high) with low < high, within int16"
+                f"data.preprocess.clamp_hu {clamp} must be (low, high) with low < high, within "
+                "int16"
             )
         if any(bound != round(bound) for bound in clamp):
-            raise InputError(f"preprocess.clamp_hu {clamp} must be whole HU; slices are int16")
+            raise InputError(f"data.preprocess.clamp_hu {clamp} must be whole HU; slices are int16")
         if len(size) != 2 or min(size) < 1:
             raise InputError(f"size {size} must be two positive numbers of pixels (rows, columns)")
         # Lists from a config become tuples: the settings are hashed and compared.

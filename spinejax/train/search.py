@@ -150,6 +150,9 @@ def _bar(title: str, progress: bool) -> tqdm:
 
 
 def _say_interrupted(workdir: Path, done: int, total: int) -> None:
+    if not done:
+        print(f"interrupted before the first of {total} units was finished; nothing is saved yet")
+        return
     print(
         f"interrupted: {done} of {total} units are finished and saved in "
         f"{workdir / 'search.jsonl'}; the same command goes on with the others"
