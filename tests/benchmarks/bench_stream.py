@@ -2,24 +2,21 @@
 
     python tests/benchmarks/bench_stream.py
 
-Slices feed CHASPPRAU-Net of configs/phantom_to_real.py, patches OP-convNet. Each is drawn alone,
-and the step is run on a batch that lies ready; all take turns in one run, so that other load meets
-them alike. Ratio: drawing to the step without drawing. Cubes of 64 and 96 voxels at 1.5 mm are
-drawn for the sake of their rate; the labelling network that they will feed is not there yet.
+Slices feed CHASPPRAU-Net of configs/phantom_to_real.py, patches OP-convNet, cubes the MRU-Net of
+configs/phantom_vertebrae.py. Each is drawn alone, and the step is run on a batch that lies ready;
+all take turns in one run, so that other load meets them alike. Ratio: drawing to the step without
+drawing.
 """
 
 import argparse
 import os
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import opconvnet, phantom_to_real
-from spinejax import streams
-from spinejax.data.phantom import stream
+from configs import opconvnet, phantom_to_real, phantom_vertebrae
 from spinejax.tasks import build_task
 from spinejax.train import optim, parallel, step
 from spinejax.train.state import create_state
@@ -60,14 +57,6 @@ def stepper(config, drawn):
     return run
 
 
-def cubes(side):
-    """Return a function that draws one cube and waits for it."""
-    how = streams.sampling(phantom_to_real.get_config(), (8, 8))
-    one = jax.jit(partial(stream.cube_sample, size=(side,) * 3, spacing_mm=1.5, how=how))
-    counter = iter(range(10**6))
-    return lambda: jax.block_until_ready(one(jax.random.key(next(counter))))
-
-
 def patches():
     """OP-convNet of configs/opconvnet.py on a stream of sagittal slices at 1 mm."""
     config = opconvnet.get_config()
@@ -82,12 +71,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
-    runs, kinds = {}, {"slices": phantom_to_real.get_config(), "patches": patches()}
+    runs, kinds = {}, {}
+    kinds["slices"] = phantom_to_real.get_config()
+    kinds["patches"] = patches()
+    kinds["cubes"] = phantom_vertebrae.get_config()
     for name, config in kinds.items():
         draw = drawer(config)
         runs[f"{name} drawn"], runs[f"{name} step"] = draw, stepper(config, draw())
-    for side in (64, 96):
-        runs[f"cubes of {side}"] = cubes(side)
     for run in runs.values():
         run()
     seconds = {name: [] for name in runs}
@@ -100,18 +90,14 @@ def main():
     kind = f"{jax.local_devices()[0].device_kind}, {os.cpu_count()} CPU cores"
     for name, config in kinds.items():
         drawn, update = median[f"{name} drawn"], median[f"{name} step"]
-        rows, shape = config.train.batch_size, tuple(config.data.size)
-        of = f"of {shape}" if name == "slices" else f"from slices of {shape}"
+        rows, size = config.train.batch_size, tuple(config.data.size)
+        of = {"slices": f"of {size}", "patches": f"from slices of {size}"}.get(
+            name, f"of {tuple(config.data.cube.size)}"
+        )
         print(
             f"{name} {of} drawn: {drawn * 1000:.0f} ms for {rows}, {rows / drawn:,.0f} {name}/s "
             f"on {kind}; the step they feed: {update * 1000:.0f} ms ({drawn / update:.2f} x the "
             "step)"
-        )
-    for side in (64, 96):
-        drawn = median[f"cubes of {side}"]
-        print(
-            f"cubes of {side} voxels at 1.5 mm: {drawn * 1000:.0f} ms, {1 / drawn:.2f} cubes/s, "
-            f"{side**3 / drawn / 1e6:.2f} million voxels/s on {kind}"
         )
 
 
