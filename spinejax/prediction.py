@@ -358,6 +358,8 @@ def describe(found: Result, volume: Volume, seconds: float) -> str:
             words.append(f"not found: {_names(record.skipped)}")
         if record.anomalies:
             words.append(", ".join(record.anomalies))
+        if record.unnamed:
+            words.append(f"{record.unnamed} piece{'s' * (record.unnamed > 1)} taken for none")
         if record.margin < UNCERTAIN_MARGIN:
             words.append(f"names UNCERTAIN (margin {record.margin:.1f})")
     words += [f"{seconds:.1f} s", f"{_peak_bytes() / 1e9:.1f} GB"]

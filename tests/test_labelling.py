@@ -215,6 +215,26 @@ def test_sums_of_probabilities_take_the_place_of_counts(real):
     one_line(error)
 
 
+def test_a_piece_that_is_no_vertebra_is_left_out_and_counted(real):
+    array, spacing = real("totalsegmentator")
+    low = min(np.argwhere(array == 24)[:, 2])
+    middle = np.argwhere(array == 24).mean(0).astype(int)
+    sacrum = array.copy()
+    sacrum[middle[0] - 6 : middle[0] + 6, middle[1] - 4 : middle[1] + 4, low - 8 : low - 1] = 24
+    result = labelled(sacrum, spacing)
+    assert result.record.labels == ids_of(array) and result.record.unnamed == 1
+    assert len(result.record.margins) == len(result.record.labels)
+    assert list(result.centroids_mm) == list(ids_of(array)) and result.record.anomalies == ()
+    assert not result.array[(sacrum == 24) & (array == 0)].any()
+
+
+@pytest.mark.parametrize("name, scale", [("verse014", 0.8), ("totalsegmentator", 0.7)])
+def test_a_child_keeps_all_vertebrae(real, name, scale):
+    array, spacing = real(name)
+    result = labelled(array, tuple(scale * mm for mm in spacing))
+    assert result.record.labels == ids_of(array) and result.record.unnamed == 0
+
+
 def test_the_mask_of_stage_one_decides_what_is_vertebra(real):
     array, spacing = real("verse014")
     spine = array > 0

@@ -34,25 +34,29 @@ def spines(anomalies):
     return [cervical_to_t11 + middle + end for middle in middles for end in ends]
 
 
+def share_by_hand(size):
+    return 1.0 if size >= 0.5 else max(0.5, 2 * size)
+
+
 @functools.cache
-def step_by_hand(upper, lower, distance, cut, anomalies, costs):
+def step_by_hand(upper, lower, distance, cut, size, anomalies, costs):
     """Least cost of a step: over all whole spines that have both."""
     if upper == lower:
         far = 0.0 if math.isnan(distance) else max(0, distance / STEP_MM[PLACE[upper]] - 0.3)
-        return costs.repeat + 0.5 * (far / 0.15) ** 2
+        return costs.repeat * share_by_hand(size) + 0.5 * (far / 0.15) ** 2
     best = math.inf
     for spine in spines(anomalies):
         if upper not in spine or lower not in spine or spine.index(upper) >= spine.index(lower):
             continue
         way = spine[spine.index(upper) : spine.index(lower) + 1]
-        cost = costs.gap * (len(way) - 2) if len(way) > 2 else 0.0
+        cost = costs.gap + costs.wider * (len(way) - 3) if len(way) > 2 else 0.0
         cost += costs.t13 if T13 in way[1:-1] else 0.0
         cost += costs.no_t12 if (T11, L1) in itertools.pairwise(way) else 0.0
         if not math.isnan(distance):
             ratio = math.log(distance / sum(STEP_MM[PLACE[i]] for i in way[:-1]))
             misfit = 0.5 * (ratio / 0.15) ** 2
             if ratio < 0:
-                misfit = 0 if cut else min(8.0, misfit)
+                misfit = 0 if cut else min(3.4, misfit)
             cost += misfit
         best = min(best, cost)
     return best
@@ -62,7 +66,7 @@ def cost_by_hand(ids, scores, centroids, cut, sizes, room, anomalies, costs):
     kept = [k for k, i in enumerate(ids) if i]
     if not kept:
         return math.inf
-    total = sum(costs.false * min(1, max(0.5, 2 * sizes[k])) for k, i in enumerate(ids) if not i)
+    total = sum(costs.false * share_by_hand(sizes[k]) for k, i in enumerate(ids) if not i)
     for k in kept:
         i = ids[k]
         if not any(i in spine for spine in spines(anomalies)):
@@ -73,11 +77,15 @@ def cost_by_hand(ids, scores, centroids, cut, sizes, room, anomalies, costs):
         return math.nan if centroids is None else math.dist(centroids[one], centroids[other])
 
     for one, other in itertools.pairwise(kept):
-        ends = cut[one] or cut[other]
-        total += step_by_hand(ids[one], ids[other], apart(one, other), ends, anomalies, costs)
+        less = min(sizes[one], sizes[other])
+        ends = cut[one] or cut[other] or less < 0.5
+        how = (apart(one, other), bool(ends), less, anomalies, costs)
+        total += step_by_hand(ids[one], ids[other], *how)
     first, last = ids[kept[0]], ids[kept[-1]]
-    above = room[0] + (0 if centroids is None else apart(0, kept[0]))
-    below = room[1] + (0 if centroids is None else apart(kept[-1], len(ids) - 1))
+    above, below = room
+    if centroids is not None:  # heights
+        above += centroids[0][2] - centroids[kept[0]][2]
+        below += centroids[kept[-1]][2] - centroids[-1][2]
     if first != 1 and above > 1.5 * STEP_MM[PLACE[first]]:
         total += costs.gap
     if last not in (L5, L6) and below > 1.5 * STEP_MM[PLACE[last]]:
@@ -119,9 +127,12 @@ def drawn(seed, n, candidates):
 def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
     rng = np.random.default_rng(seed + 1)
     scores = drawn(seed, n, 6)
-    centroids = column(*rng.uniform(3, 80, n - 1)) if known else None
+    centroids = None
+    if known:
+        centroids = column(*rng.uniform(3, 80, n - 1))
+        centroids[:, :2] = rng.uniform(-20, 20, (n, 2))
     cut = rng.random(n) < 0.3
-    costs = replace(Costs(*rng.exponential(3, 7)), **forbidden)
+    costs = replace(Costs(*rng.exponential(3, 8)), **forbidden)
     sizes = rng.uniform(0, 1.5, n)
     how = (scores, centroids, cut, sizes, room, frozenset(anomalies), costs)
     finite = [[0, *(i for i in labels.VERSE_IDS if row[PLACE[i]] > -np.inf)] for row in scores]
@@ -153,7 +164,7 @@ def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
 
 def seen(*ids, belief=0.95):
     """Scores of instances that look like these VerSe ids."""
-    return class_scores(np.eye(26)[[PLACE[i] for i in ids]], smoothing=1 - belief, weight=1.0)
+    return class_scores(np.eye(26)[[PLACE[i] for i in ids]], smoothing=1 - belief)
 
 
 def names(found):
@@ -164,7 +175,7 @@ def test_one_wrong_vertebra_is_overruled_by_its_neighbours():
     usual = [17, 18, 19, 20, 21, 22]
     right = decode_sequence(seen(*usual))
     assert right.labels == tuple(usual) and right.anomalies == () and right.skipped == ()
-    assert right.cost == pytest.approx(-6 * math.log(0.95 + 0.05 / 26))
+    assert right.cost == pytest.approx(-6 * 0.7 * math.log(0.95 + 0.05 / 26))
     for k, wrong in itertools.product(range(6), (1, 17, 20, 24, 28)):
         ids = [*usual[:k], wrong, *usual[k + 1 :]]
         assert decode_sequence(seen(*ids)).labels == tuple(usual)
@@ -234,15 +245,62 @@ def test_a_vertebra_in_two_parts_does_not_shift_the_others():
 
 def test_what_is_no_vertebra_gets_no_label_and_shifts_no_other():
     ids, steps = (20, 21, 22, 23, 24), (30, 31, 31, 31)
-    # The top of the sacrum, named L5 as the vertebra above it; a rib between two vertebrae.
-    below = decode_sequence(seen(*ids, 24), centroids_mm=column(*steps, 31), room_mm=(0, 0))
+    # A part of the sacrum, named L5 as the vertebra above it; a rib between two vertebrae.
+    sizes = np.array([1, 1, 1, 1, 1, 0.4])
+    below = decode_sequence(seen(*ids, 24), centroids_mm=column(*steps, 31), sizes=sizes)
     assert below.labels == (*ids, 0)
-    beside = column(*steps)
-    beside = np.insert(beside, 2, (60, 0, beside[1, 2] - 15), axis=0)
+    beside = np.insert(column(*steps), 2, (60, 0, -45), axis=0)
     among = decode_sequence(seen(20, 21, 7, 22, 23, 24), centroids_mm=beside)
     assert among.labels == (20, 21, 0, 22, 23, 24) and among.skipped == ()
     # A scan may show nothing else: one vertebra is always named.
     assert decode_sequence(seen(5), costs=Costs(false=0.0)).labels == (5,)
+
+
+def test_any_number_of_ribs_may_lie_before_a_spine():
+    ids = (*[24, 2] * 15, 20, 21, 22, 23)
+    places = np.concatenate([np.full((30, 3), (90.0, 90.0, 0.0)), column(30, 31, 31)])
+    found = decode_sequence(seen(*ids), centroids_mm=places, costs=Costs(false=0.5))
+    assert found.labels == (*[0] * 30, 20, 21, 22, 23)
+
+
+def test_to_overrule_what_a_vertebra_looks_like_costs_4_3():
+    assert -np.diff(np.sort(seen(20)[0])[-2:]) == pytest.approx(-4.34, abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.6, 0.7, 0.85, 1.0, 1.25])
+def test_children_and_tall_people_keep_all_vertebrae(scale):
+    ids = range(14, 24)  # T7 to L4
+    steps = [STEP_MM[PLACE[i]] * scale for i in ids[:-1]]
+    found = decode_sequence(seen(*ids), centroids_mm=column(*steps))
+    assert found.labels == tuple(ids) and found.skipped == () and found.margin > math.log(10)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3, 5])
+def test_a_vertebra_beyond_a_hole_keeps_its_name(missing):
+    ids = (12, 13, 14, 14 + missing + 1)
+    hole = sum(STEP_MM[PLACE[i]] for i in range(14, ids[-1]))
+    found = decode_sequence(seen(*ids), centroids_mm=column(25, 24, hole))
+    assert found.labels == ids and found.skipped == tuple(range(15, ids[-1]))
+
+
+def test_what_lies_beside_a_spine_does_not_make_the_scan_longer():
+    scores = class_scores(np.eye(26)[[PLACE[22]] * 2] * 0.6 + np.eye(26)[[PLACE[23]] * 2] * 0.4)
+    scores[1] = class_scores(np.eye(26)[[PLACE[23]]] * 0.6 + np.eye(26)[[PLACE[24]]] * 0.4)[0]
+    places = np.array([(0, 0, 0), (0, 0, -31), (90, 0, -31.0)])
+    rib = np.concatenate([scores, seen(5)])
+    assert decode_sequence(rib, centroids_mm=places, sizes=np.array([1, 1, 0.2])).labels == (
+        22,
+        23,
+        0,
+    )
+
+
+def test_a_small_part_of_a_vertebra_keeps_its_name():
+    sizes = np.array([1, 1, 0.25, 1, 1])
+    found = decode_sequence(
+        seen(20, 21, 21, 22, 23), centroids_mm=column(30, 8, 23, 31), sizes=sizes
+    )
+    assert found.labels == (20, 21, 21, 22, 23)
 
 
 def test_no_instance_and_no_knowledge():
@@ -282,6 +340,8 @@ def test_scores_are_smoothed_shares():
         (dict(centroids_mm=np.ones((2, 3))), "3 instances"),
         (dict(cut=np.ones(2, bool)), "cut"),
         (dict(sizes=np.ones(2)), "sizes"),
+        (dict(sizes=-np.ones(3)), "negative"),
+        (dict(centroids_mm=np.full((3, 3), np.nan)), "centroids_mm"),
         (dict(scores=np.zeros((3, 25))), "26"),
         (dict(scores=np.full((3, 26), np.nan)), "NaN"),
         (dict(scores=np.full((3, 26), -np.inf)), "no legal sequence"),

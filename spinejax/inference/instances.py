@@ -32,7 +32,7 @@ _ABSORB_MM = 6.0
 
 
 class Instance(NamedTuple):
-    """One vertebra of a scan, not yet named."""
+    """What may be one vertebra of a scan, not yet named."""
 
     centroid_mm: np.ndarray
     """(3,) centre of mass, voxel index x spacing."""

@@ -3,7 +3,7 @@
 A network that names every voxel by itself names whole vertebrae wrongly, most often by one, and
 then all below it: an error that hurts a patient more than a ragged outline. Here the vertebrae of a
 label map are first found (`instances`), and then named all together, by the most probable legal
-sequence (`sequence`).
+sequence (`sequence`), which also leaves out what is no vertebra.
 """
 
 import math
@@ -34,7 +34,7 @@ class Record:
     cost: float
     """Minus the log of the sequence's probability, up to a constant."""
     margin: float
-    """How much more the best sequence with another label costs; inf if there is none."""
+    """The least of `margins`; inf if there is none."""
     margins: tuple[float, ...]
     """For each label, how much more the best sequence costs that names the vertebra differently."""
     anomalies: tuple[str, ...]
@@ -45,6 +45,8 @@ class Record:
     """VerSe ids of vertebrae that an end of the scan cuts."""
     dropped: tuple[int, ...]
     """Those of them that were dropped."""
+    unnamed: int
+    """How many instances are no vertebra and were left out."""
     reversed: bool
     """Whether the sequence would be far more probable from foot to head (see `label_instances`)."""
 
@@ -94,12 +96,14 @@ def label_instances(
             f"class_sums has shape {np.shape(class_sums)}; give ({len(items)}, {NUM_LABELS}), a "
             "row for each instance and a column for each vertebra class"
         )
+    class_sums = np.asarray(class_sums)
     scores = class_scores(class_sums)
     centroids = np.array([item.centroid_mm for item in items]).reshape(-1, 3)
     cut = np.array([item.cut_head or item.cut_foot for item in items], bool)
-    usual = VOLUME_ML[np.argmax(class_sums, axis=1)] if items else np.ones(0)
-    sizes = np.array([item.volume_ml for item in items]) / usual
-    sizes[cut] = 1.0  # less than what the scan cuts off is no sign of anything
+    sizes = np.array([item.volume_ml for item in items]) / VOLUME_ML[class_sums.argmax(axis=1)]
+    if not cut.all():
+        sizes /= min(1.0, np.median(sizes[~cut]))  # of a child, all vertebrae are small
+    sizes[cut] = 1.0  # that the scan shows less of a vertebra does not make it less of one
     room = instances.room_mm
 
     def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
@@ -129,18 +133,20 @@ def label_instances(
         points[label] = np.average(
             centroids[own], axis=0, weights=[items[i].volume_ml for i in own]
         )
+    margins = tuple(
+        min(m for m, other in zip(best.margins, best.labels, strict=True) if other == label)
+        for label in named
+    )
     record = Record(
         labels=named,
         cost=best.cost,
-        margin=best.margin,
-        margins=tuple(
-            min(m for m, other in zip(best.margins, best.labels, strict=True) if other == label)
-            for label in named
-        ),
+        margin=min(margins, default=math.inf),
+        margins=margins,
         anomalies=best.anomalies,
         skipped=best.skipped,
         cut=tuple(cut_labels),
         dropped=tuple(dropped),
+        unnamed=best.labels.count(0),
         reversed=best.cost - upside_down.cost > REVERSED_BY,
     )
     return Labelling(to[instances.array], points, record)

@@ -1,24 +1,28 @@
 """The most probable legal sequence of vertebrae, given how each of them looks.
 
-Dynamic programming finds it exactly: cost = -log probability, and the least sum over instances,
-steps between them and both ends wins.
+Dynamic programming finds it exactly: cost = -log probability up to a constant, and the least sum
+over instances, steps between them and both ends wins.
 
-* An instance costs minus the log of its class's score (`class_scores`). T13 and L6 cost besides.
+* An instance costs minus its class's score (`class_scores`). T13 and L6 cost besides.
 * An instance may be no vertebra (the top of the sacrum, a rib, a scrap) and has no label then, at
   the cost `false`; below half of a vertebra's usual volume that falls, to a half of it at a quarter
   of the volume. At least one instance has a label.
 * A step to the next label below (`labels.successors`) costs nothing; without T12, from T11 to L1,
-  it costs. A step may skip labels, one `gap` for each: vertebrae that were not found.
+  it costs. A step may skip labels, vertebrae that were not found: one `gap`, and `wider` for each
+  more of them, since what hides one hides its neighbours.
 * Two successive instances may be one vertebra, at the cost `repeat`, since instances are not found
-  without fail, and one too many must not shift all labels.
+  without fail, and one too many must not shift all labels. It falls with the size of the smaller
+  one as `false` does.
 * The distance d between two centroids tells how much was skipped: it costs
   0.5 (log(d / usual) / 0.15)^2, with the usual distances of `pieces.STEP_MM`. One that is too small
-  means a fracture, or a vertebra in two parts, rather than another part of the spine: it costs 8 at
-  most, and nothing at a vertebra that the scan's end cuts.
+  means a child, a fracture, or a vertebra in two parts, rather than another part of the spine: it
+  costs 3.4 at most, so that what two of them cost is no reason to drop the vertebra between, and
+  nothing at a vertebra that the scan's end cuts, or at one below half of the usual volume.
   For parts of one vertebra it is 0.5 ((d / usual - 0.3) / 0.15)^2 where d is more than 0.3 usual.
 * Where the scan goes on by more than 1.5 vertebrae above the first or below the last vertebra, the
   spine should have ended: with C1, with L5 or L6 (or L4, which costs `no_l5`); else one `gap`.
 
+Successive instances are those that have a label, whatever lies between.
 The margin is the cost of the best sequence that differs in at least one label, minus that of the
 best. Near zero, the labels are a guess; the reader should be told.
 """
@@ -66,7 +70,7 @@ class Sequence:
     anomalies: tuple[str, ...]
     """Those of `ANOMALIES` that it takes."""
     skipped: tuple[int, ...]
-    """VerSe ids of vertebrae between the instances that were not found."""
+    """VerSe ids of vertebrae between the labelled ones that were not found."""
 
 
 def class_scores(
@@ -83,8 +87,8 @@ def class_scores(
     Args:
         class_sums: (n, 26) numbers of voxels, or sums of a network's probabilities, at least 0.
         smoothing: above 0, at most 1.
-        weight: above 0, at most 1, which are log probabilities. The default was chosen on 114
-            phantoms that no figure is taken from.
+        weight: above 0, at most 1; with 1 the scores are log probabilities. The default was chosen
+            on 114 phantoms that no figure is taken from.
 
     Raises:
         InputError: anything else.
@@ -116,10 +120,10 @@ def decode_sequence(
     """Return the legal sequence of least cost (see the module), its cost and margin.
 
     Args:
-        scores: (n, 26) log probabilities, from head to foot, by contiguous class - 1.
+        scores: (n, 26) log scores, from head to foot, by contiguous class - 1.
         centroids_mm: (n, 3) places of the instances; None where nothing is known.
         cut: (n,) bool, instances that an end of the scan cuts: a distance to these may be short.
-        sizes: (n,) volumes over what is usual; None where nothing is known.
+        sizes: (n,) volumes over what is usual in this person; None where nothing is known.
         room_mm: what the scan shows above the first and below the last instance.
         anomalies: those of `ANOMALIES` that are allowed.
         costs: of deviations.
@@ -127,28 +131,31 @@ def decode_sequence(
     Raises:
         InputError: unknown anomalies, scores that are NaN, costs below 0, or no legal sequence at
             all: scores of minus infinity, or no repeats, nothing false and more instances than a
-            spine has.
+            spine has. Sizes and centroids that are not finite, too.
     """
     scores = np.asarray(scores, np.float64)
     n = len(scores)
-    _check(scores, centroids_mm, {"cut": cut, "sizes": sizes}, anomalies, costs)
+    _check(scores, centroids_mm, cut, sizes, anomalies, costs)
     if n == 0:
         return Sequence((), 0.0, math.inf, (), (), ())
     allowed = frozenset(anomalies)
-    away = np.full(n, False) if cut is None else np.asarray(cut, bool)
-    apart = np.full((n, n), np.nan)
+    away = np.full(n, False) if cut is None else np.array(cut, bool)
+    apart, heights = np.full((n, n), np.nan), np.zeros(n)
     if centroids_mm is not None:
         points = np.asarray(centroids_mm, np.float64)
-        apart = np.linalg.norm(points[:, None] - points, axis=-1)
+        apart, heights = np.linalg.norm(points[:, None] - points, axis=-1), points[:, 2]
     own = -scores + np.array([label_cost(i, anomalies, costs) for i in labels.VERSE_IDS])
-    false = costs.false * np.clip(2.0 * (np.ones(n) if sizes is None else sizes), 0.5, 1.0)
-    above, below = np.nan_to_num(apart[0]) + room_mm[0], np.nan_to_num(apart[-1]) + room_mm[1]
+    scrap = np.ones(n) if sizes is None else np.clip(2.0 * np.asarray(sizes), 0.5, 1.0)
+    false = costs.false * scrap
+    # The centroid of a part is not that of its vertebra.
+    away |= scrap < 1.0
+    above, below = room_mm[0] + heights[0] - heights, room_mm[1] + heights - heights[-1]
     first = [false[:i].sum() + first_costs(above[i], costs) for i in range(n)]
     last = [false[i + 1 :].sum() + last_costs(below[i], anomalies, costs) for i in range(n)]
     most = _MOST_FALSE if math.isfinite(costs.false) else 0
     moves = {
         (i, k): false[i + 1 : k].sum()
-        + move_costs(allowed, costs, apart[i, k], bool(away[i] or away[k]))
+        + move_costs(allowed, costs, apart[i, k], bool(away[i] or away[k]), min(scrap[i], scrap[k]))
         for i in range(n)
         for k in range(i + 1, min(n, i + 2 + most))
     }
@@ -167,7 +174,7 @@ def decode_sequence(
     if not np.isfinite(cost):
         raise InputError(
             f"no legal sequence of {n} vertebrae: scores and costs forbid all; smooth the scores, "
-            "or let vertebrae repeat"
+            "or let vertebrae repeat or instances be false"
         )
     path = _path(forward, own, moves, first, last)
     # Least cost of all sequences that give a label to an instance; any other sequence differs from
@@ -229,7 +236,8 @@ def _path(
 def _check(
     scores: np.ndarray,
     centroids_mm: np.ndarray | None,
-    each: dict[str, np.ndarray | None],
+    cut: np.ndarray | None,
+    sizes: np.ndarray | None,
     anomalies: Collection[str],
     costs: Costs,
 ) -> None:
@@ -243,11 +251,15 @@ def _check(
     if np.isnan(scores).any() or (scores == np.inf).any():
         raise InputError("scores hold NaN or infinity; they are log probabilities")
     n = len(scores)
+    if sizes is not None and not (np.isfinite(sizes).all() and np.min(sizes, initial=0) >= 0):
+        raise InputError("sizes must be finite and not negative; they are shares of usual volumes")
+    if centroids_mm is not None and not np.isfinite(centroids_mm).all():
+        raise InputError("centroids_mm holds NaN or infinity; give places in mm, or None")
     if centroids_mm is not None and np.shape(centroids_mm) != (n, 3):
         raise InputError(
             f"centroids_mm has shape {np.shape(centroids_mm)}; {n} instances have ({n}, 3)"
         )
-    for name, values in each.items():
+    for name, values in (("cut", cut), ("sizes", sizes)):
         if values is not None and np.shape(values) != (n,):
             raise InputError(
                 f"{name} has shape {np.shape(values)}; it has one value for each of {n} instances"
