@@ -19,7 +19,10 @@ from spinejax.inference.sequence import Sequence, class_scores, decode_sequence
 from spinejax.inference.transitions import ANOMALIES, Costs
 
 UNCERTAIN_MARGIN = math.log(10)
-"""Below this margin another sequence is more than a tenth as probable: say so to the reader."""
+"""Below this margin another sequence is more than a tenth as probable: say so to the reader.
+
+Of 134 phantoms, 24 lay below it, 8 of them with a wrong name; 12 of the 110 above it had one.
+"""
 
 REVERSED_BY = math.log(1000)
 """How much cheaper the sequence must be from foot to head for the scan to be called reversed."""
