@@ -9,6 +9,7 @@ RUN ?= runs/demo
 
 # Tests compile far more than they run; without fusion emitters XLA compiles faster.
 COMPILE_FASTER := --xla_cpu_use_fusion_emitters=false
+# Files in their order: else those of a single test, among them the longest, come last and alone.
 
 .PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -38,7 +39,7 @@ demo: $(STAMP)
 	$(BIN)/spinejax report --workdir=$(RUN)
 
 test: $(STAMP)
-	XLA_FLAGS="$(XLA_FLAGS) $(COMPILE_FASTER)" $(BIN)/python -m pytest -n 2 --dist loadfile
+	XLA_FLAGS="$(XLA_FLAGS) $(COMPILE_FASTER)" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
