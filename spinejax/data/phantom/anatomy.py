@@ -228,11 +228,7 @@ def anatomy(
     }
     # Everything of a vertebra lies in this ball about a point behind its body.
     spine["reach"] = _reach(spine["parts"], size, centre_y)
-    sacrum = {
-        "origin": line["origin"][count],
-        "rotation": line["axes"][count],
-        "dense": jnp.clip(spine["sclerosis"][count - 1] / 400.0, 0.0, 1.0),
-    }
+    sacrum = {"origin": line["origin"][count], "rotation": line["axes"][count]}
     others = surroundings.surroundings(draws, spine, sacrum, present, line["origin"], count, scale)
     about = {name: who[name] for name in ("age", "scale", "worn", "brittle")}
     about.update(cervical_ribs=ribs, sacralised=broad)

@@ -13,6 +13,9 @@ from spinejax.data.phantom.skeleton import ANGLE
 
 Array = jax.Array
 
+SACROILIAC_MM = 1.5
+"""Width of the gap seen between sacrum and ilium."""
+
 
 def when(needed: Array, value: Callable[[], Any], otherwise: Any) -> Any:
     """`value()` if needed; truly skipped otherwise, under vmap too if no member needs it."""
@@ -35,8 +38,10 @@ def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
     return jnp.argsort(~hit, stable=True), jnp.sum(hit)
 
 
-def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array, Array]:
-    """Distance to the sacrum, and to its canal and foramina; how dense, how like a vertebra."""
+def _sacrum(
+    p: Array, frame: dict[str, Any], bone: dict[str, Array]
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Distance to the sacrum, to its canal and foramina; HU and mm more, how like a vertebra."""
     x, y, z = local(p, frame)
     m = frame["scale"]
     down = jnp.maximum(-z, 0.0)
@@ -51,7 +56,8 @@ def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array, Array
         off = jnp.minimum(off, height)
         plate = height - frame["gaps"][i] - 0.8 * (radial - 0.6)
         gap = jnp.minimum(gap, jnp.maximum(plate, (radial - 1.2 * frame["inset"]) * depth))
-    flare = 1.0 + 0.07 * jnp.exp(-((off / 5.0) ** 2))
+    ends = jnp.minimum(off, jnp.abs(z - frame["top"]))
+    flare = 1.0 + 0.07 * jnp.exp(-((ends / 5.0) ** 2))
     d = (radial / flare - 1.0) * depth
     top = z - frame["top"] + 1.2 * jnp.maximum(1.0 - radial, 0.0)  # the plate that carries L5
     d = shapes.smooth_max(shapes.smooth_max(d, -z - 116.0 * m, 4.0), top, 2.0)
@@ -82,21 +88,24 @@ def _sacrum(p: Array, frame: dict[str, Any]) -> tuple[Array, Array, Array, Array
     pipe = jnp.sqrt((side - 0.88 * width) ** 2 + off * off) - (5.4 - 0.025 * down) * m
     pipe = jnp.maximum(pipe, jnp.abs(y - hole) - depth - 10.0 * m)
     holes = jnp.minimum(canal, pipe)
-    d = shapes.smooth_max(d, jnp.where(y < 0.8 * depth, top, -FAR), 2.0)
+    d = shapes.smooth_max(d, top - 3.0 * jnp.maximum(y - 0.8 * depth, 0.0), 2.0)
     d = shapes.smooth_max(d, -gap, 1.0)
-    plate = frame["dense"] * jnp.exp(-jnp.maximum(-top, 0.0) / 4.0) * (radial < 1.1)
+    under = jnp.maximum(-top, 0.0)
+    plate = bone["sacral_plate"] * jnp.exp(-under / bone["sacral_depth"]) * (radial < 1.1)
+    end = bone["sacral_end"] * jnp.exp(-((under / 2.0) ** 2)) * (radial < 1.1)
     body = jax.nn.sigmoid(6.0 * (1.2 - radial)) * jnp.clip(1.3 - down / (60.0 * m), 0.0, 1.0)
-    return shapes.smooth_max(d, -holes, 1.5), holes, plate, body
+    return shapes.smooth_max(d, -holes, 1.5), holes, plate, end, body
 
 
-def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Array]:
+def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Array, Array]:
     """Distance to bones beyond the spine and ribs: sacrum, pelvis, skull, shoulders.
 
     Returns:
-        That distance; the distance to the canal and the foramina of the sacrum; how dense the
-        bone's inside is, from 0 to 1 in the head of a femur and in the socket's roof, which bear
-        the weight of the body, and under a worn disc; and how much the bone is that of a vertebra,
-        1 in the bodies of the upper sacrum.
+        That distance; the distance to the canal and the foramina of the sacrum; by how many HU the
+        bone's inside is denser, in the head of a femur and in the socket's roof, which bear the
+        weight of the body, and under a worn disc; the thickness of its shell (mm), which is an
+        endplate where the sacrum carries the column; and how much the bone is that of a vertebra, 1
+        in the bodies of the upper sacrum.
     """
     far = jnp.full(p.shape[:1], FAR)
 
@@ -113,7 +122,7 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Ar
         # The head of the femur sits in its socket behind a narrow gap.
         roof = jnp.exp(-jnp.abs(head) / 6.0) * (z > frame["parts"][0, 2])
         dense = jnp.where(head < 0.0, -head / frame["parts"][0, 6], roof)
-        return jnp.minimum(shapes.smooth_max(d, 2.5 - head, 2.0), head), dense
+        return jnp.minimum(shapes.smooth_max(d, 2.5 - head, 2.0), head), bone["dense"] * dense
 
     def head() -> Array:
         frame = parameters["head"]
@@ -130,19 +139,22 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Ar
         x, y, z = local(p, frame)
         return shapes.capsules(x, y, z, frame["parts"], 4.0)
 
-    sacrum = parameters["sacrum"]
+    sacrum, bone = parameters["sacrum"], parameters["marrow"]
     none = jnp.zeros_like(far)
-    d, holes, plate, body = when(
-        close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum), (far, far, none, none)
+    d, holes, plate, end, body = when(
+        close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum, bone), (far, far, none, none, none)
     )
     hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, none))
-    d, dense = jnp.minimum(d, hip), jnp.maximum(dense, plate)
+    # The sacroiliac joint lies where both are as near.
+    joint = 0.5 * (SACROILIAC_MM - jnp.abs(d - hip))
+    d, dense = jnp.maximum(jnp.minimum(d, hip), joint), jnp.maximum(dense, plate)
     for name, draw, low, high in (
         ("head", head, -90.0, 400.0),
         ("shoulder", shoulder, -160.0, 180.0),
     ):
         d = jnp.minimum(d, when(close(parameters[name], low, high), draw, far))
-    return d, holes, dense, body
+    shell = bone["shell"] + body * (bone["sacral_shell"] - bone["shell"]) + end
+    return d, holes, dense, shell, body
 
 
 def _rib(

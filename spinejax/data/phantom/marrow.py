@@ -33,20 +33,27 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         Mapping: "vertebra" (26, len(COLUMNS)); "disc" (26, 3): HU of the disc below each, half
         height (mm) and HU of a cleft in it; "cortical", "shell", "cancellous", "grain" and
         "dense" (HU more where they bear most weight) of other bones; "sacral" (HU), its "_grain",
-        "_blotch" and "_shell" of the upper sacrum; "voltage", by how much bone is brighter than
-        usual.
+        "_blotch" and "_shell" of the upper sacrum, and where that carries the column its
+        "_end" (mm more of shell), "_plate" (HU more below it) and "_depth" (mm, of these); "voltage",
+        by how much bone is brighter than usual.
     """
-    u, n = draws.uniform(12), draws.normal(8)
+    u, n = draws.uniform(16), draws.normal(8)
     own, v = draws.normal(6, SLOTS), draws.uniform(12, SLOTS)
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    cancellous = voltage * spine["cancellous"] * jnp.exp(0.42 * n[0] + 0.12 * own[0] - 0.5)
+    cancellous = voltage * spine["cancellous"] * jnp.exp(
+        # In some spines one vertebra is twice as dense as the next.
+        0.42 * n[0] + (0.08 + 0.28 * u[12] ** 2) * own[0] - 0.5
+    )
     cortical = voltage * spine["cortical"] * (1.10 + 0.15 * n[1])
     # Degeneration makes bone under endplates dense.
     worn = spine["wear"]
     dense = voltage * (spine["sclerosis"] * (0.6 + 0.8 * v[0]) + 40.0 * v[1])
     upper, lower = jnp.append(dense[:1] * 0.0, dense[:-1]), dense
+    # The denser, the deeper: up to half of a body (Modic's third type).
+    deep = 1.0 + 1.2 * jnp.clip(jnp.maximum(upper, lower) / (400.0 * voltage), 0.0, 1.0)
+    last = jnp.sum(spine["id"] > 0) - 1
 
     # Lesions: of bone islands and haemangiomas each vertebra has its chance, of metastases persons.
     ill = u[2] < 0.05
@@ -69,7 +76,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "arch": voltage * jnp.clip(50.0 + 60.0 * n[4] + 25.0 * own[4], 0.0, 500.0),
         "upper": upper,
         "lower": lower,
-        "depth": 1.5 + 5.0 * v[9],
+        "depth": (1.5 + 5.0 * v[9]) * deep,
         "plate": (0.15 + 0.45 * u[3]) * (0.8 + 0.4 * v[10]),
         # At a millimetre and above, single trabeculae are gone: a regular pattern would be what
         # a network learns to look for.
@@ -91,7 +98,6 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     chalk = w[1] > 1.0 - 0.12 * worn
     cleft = jnp.where(gas, 0.4 + 1.3 * w[2], jnp.where(chalk, 0.4 + 1.4 * w[2], 0.0))
     inner = jnp.where(gas, -350.0 - 500.0 * w[3], 250.0 + 500.0 * w[3])
-    last = jnp.sum(spine["id"] > 0) - 1
     return {
         "vertebra": draws.settled(stacked([columns[name] * one for name in COLUMNS], 1)),
         "disc": jnp.stack([disc, cleft, inner], 1),
@@ -100,10 +106,13 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         # Fatty marrow is common in the pelvis: a dark core within a bright shell.
         "cancellous": jnp.mean(cancellous) * (0.05 + 1.15 * u[9]),
         "grain": voltage * 14.0 * u[10],
-        "sacral": cancellous[last] * jnp.exp(0.15 + 0.25 * n[6]),
+        "sacral": cancellous[last] * jnp.exp(0.15 + 0.3 * n[6]),
         "sacral_grain": columns["grain"][last],
         "sacral_blotch": columns["blotch"][last],
         "sacral_shell": columns["shell"][last] * (1.0 + 0.4 * n[7] ** 2),
+        "sacral_end": columns["plate"][last] * (0.6 + 0.8 * u[15]),
+        "sacral_plate": dense[last] * (0.6 + 0.8 * u[13]),
+        "sacral_depth": (2.0 + 5.0 * u[14]) * deep[last],
         "dense": voltage * 320.0 * u[1],
         "voltage": voltage,
     }
@@ -126,12 +135,15 @@ def vertebra(
     body = 1.0 - arch
     s, t = x / row["a"], y / row["b"]
     hollow = row["conc"] * jnp.maximum(1.0 - s * s - t * t, 0.0)
-    plate = jnp.maximum(row["h"] - row["wedge"] * t - hollow - jnp.abs(z), 0.0)
+    half = row["h"] - row["wedge"] * t - hollow
+    top, bottom = jnp.maximum(half - z, 0.0), jnp.maximum(half + z, 0.0)
     hu = row["cancellous"] + row["arch"] * arch + row["grain"] * fine + row["blotch"] * soft
-    sclerosis = jnp.where(z > 0.0, row["upper"], row["lower"]) * (1.0 + 0.35 * soft)
-    hu = hu + body * jnp.maximum(sclerosis, 0.0) * jnp.exp(-plate / row["depth"])
+    sclerosis = sum(
+        row[name] * jnp.exp(-far / row["depth"]) for name, far in (("upper", top), ("lower", bottom))
+    )
+    hu = hu + body * sclerosis * jnp.maximum(1.0 + 0.35 * soft, 0.0)
     shell = row["shell"] + (row["arch_shell"] - row["shell"]) * arch
-    shell = shell + body * row["plate"] * jnp.exp(-((plate / 2.0) ** 2))
+    shell = shell + body * row["plate"] * jnp.exp(-((jnp.minimum(top, bottom) / 2.0) ** 2))
     # Where the veins leave the back of the body there is neither shell nor bone.
     vein = jnp.exp(-((x / 5.0) ** 2) - ((y - row["b"]) / 8.0) ** 2 - (z / 2.4) ** 2) * body
     shell = shell * (1.0 - 0.9 * vein)

@@ -40,18 +40,23 @@ def render_block(
     hu, rib = scene.soft(p, parameters, edge, soft, fine, distractors)
     v = spine_at.vertebrae(p, spine)
     d = v["nearest"]
+
+    def others(hu: Array) -> Array:
+        return hu
+
     if distractors:
-        others, holes, dense, body = bones.bones(p, parameters)
+        reach, holes, dense, shell, body = bones.bones(p, parameters)
         hu = tissues.over(hu, t["epidural"], holes, edge)
         bone = parameters["marrow"]
         # A joint's gap lies between the column and what articulates with it.
-        other = jnp.maximum(jnp.minimum(rib, others), JOINT_MM - d)
+        other = jnp.maximum(jnp.minimum(rib, reach), JOINT_MM - d)
         inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft
         # The upper sacrum is made of what vertebrae are made of: it cannot be told by its HU.
         like = bone["sacral"] + bone["sacral_grain"] * fine + bone["sacral_blotch"] * soft
-        inner = inner + body * (like - inner) + bone["dense"] * dense
-        shell = bone["shell"] + body * (bone["sacral_shell"] - bone["shell"])
-        hu = tissues.bone(hu, other, shell, bone["cortical"], inner, edge)
+        inner = inner + body * (like - inner) + dense
+
+        def others(hu: Array) -> Array:
+            return tissues.bone(hu, other, shell, bone["cortical"], inner, edge)
 
     def column() -> tuple[Array, Array]:
         # Muscles leave a rim of fat, and tendons in it, on the bone that they cover; in front of
@@ -61,18 +66,20 @@ def render_block(
         drawn = hu + rim * (jnp.minimum(hu, t["fat"] + 20.0) - hu)
         drawn = _canal(drawn, v, parameters, edge, soft)
         filled = marrow.disc(v, parameters, fine, soft)
-        drawn = tissues.over(drawn, filled, v["disc"], edge)
+        # Over the last disc lies the endplate of the sacrum.
+        drawn = others(tissues.over(drawn, filled, v["disc"], edge))
         # Where two vertebrae meet, a joint: half its width is taken from each.
         apart = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
         shell, cortical, inner = marrow.vertebra(v, parameters, fine, soft)
         drawn = tissues.bone(drawn, apart, shell, cortical, inner, edge)
         return drawn, jnp.where(d < RIM_MM, spine["id"][v["slot"]], 0)
 
-    hu, label = bones.when(jnp.any(d < 60.0), column, (hu, jnp.zeros(hu.shape, jnp.int32)))
+    none = jnp.zeros(hu.shape, jnp.int32)
+    hu, label = bones.when(jnp.any(d < 60.0), column, (others(hu), none))
     if distractors:
-        none = jnp.full_like(hu, -shapes.FAR)
+        all_in = jnp.full_like(hu, -shapes.FAR)
         hu = scene.things(
-            p, hu, parameters["implants"], none, edge, soft, fine, parameters["fibres"]
+            p, hu, parameters["implants"], all_in, edge, soft, fine, parameters["fibres"]
         )
     return hu, label
 

@@ -170,8 +170,7 @@ def frames(
     Args:
         draws: Random numbers.
         spine: As in `anatomy`, filled places first.
-        sacrum: Origin (3,) and rotation (3, 3) of its first segment; "dense", how dense its upper
-            plate is (0 to 1).
+        sacrum: Origin (3,) and rotation (3, 3) of its first segment.
         at: (27, 3) centroids of the slots, then S1.
         scale: Size of the person, 1 on average.
         down: 1 where the arms lie beside the trunk, 0 where they are raised.
