@@ -236,6 +236,7 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
         window=(x, y, z),
         overlap=how.overlap,
         batch_size=batch_size,
+        shifts=how.shifts,
         prior=config.data.cube.spine_prior,
         offsets=_gives_offsets(config),
         margin_mm=how.margin_mm,

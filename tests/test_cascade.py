@@ -37,6 +37,7 @@ def settings(prior="crop", spacing_mm=2.0, **fields):
         prior=prior,
         offsets=False,
         margin_mm=10.0,
+        shifts=1,
         anomalies=ANOMALIES,
         drop_cut=False,
     )
@@ -189,12 +190,28 @@ def test_the_part_that_is_held_is_small(monkeypatch):
     assert max(sizes) < cascade.estimate_bytes(volume, settings("none"), labels.NUM_CLASSES)
 
 
-def test_windows_are_counted_for_the_bar():
+@pytest.mark.parametrize("shifts", [1, 2, 3])
+def test_windows_are_counted_for_the_bar(shifts):
     volume, true = as_scan(*blocks())
     done = []
-    cascade.label_scan(look_up, volume, true > 0, settings(), advance=done.append)
-    assert sum(done) <= cascade.count_windows(volume, true > 0, settings())
-    assert cascade.count_windows(volume, np.zeros_like(true), settings()) == 0
+    how = settings(shifts=shifts)
+    cascade.label_scan(look_up, volume, true > 0, how, advance=done.append)
+    assert 0 < sum(done) <= cascade.count_windows(volume, true > 0, how)
+    assert cascade.count_windows(volume, np.zeros_like(true), how) == 0
+
+
+def test_moved_grids_together_are_a_finer_one():
+    """To a network that looks at single voxels, two grids of 4 mm along an axis are one of 2 mm."""
+    volume, true = as_scan(*blocks())
+    window = (12, 12, 16)
+    coarse = settings(spacing_mm=4.0, shifts=2, window=window)
+    moved = cascade.label_scan(look_up, volume, true > 0, coarse)
+    fine = cascade.label_scan(look_up, volume, true > 0, settings(spacing_mm=2.0))
+    np.testing.assert_array_equal(moved.labels, fine.labels)
+    assert moved.record.labels == fine.record.labels == (19, 20, 21, 22)
+    assert cascade.estimate_bytes(volume, coarse, 27) > cascade.estimate_bytes(
+        volume, settings(spacing_mm=4.0, window=window), 27
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,30 @@ def test_every_voxel_is_classified(shape, window, overlap, batch_size, seed):
     assert sum(done) == sum(len(c) for _, c in volumes.layers(padded, window, overlap, None))
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.tuples(*[st.integers(1, 23)] * 3), shifts=st.integers(1, 4), seed=st.integers(0, 99)
+)
+def test_each_moved_grid_is_a_scan_of_its_own(shape, shifts, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 5, shape).astype(np.int16)
+    spine = rng.integers(0, 2, shape).astype(np.uint8)
+    how = dict(window=(3, 4, 5), overlap=0.5, batch_size=2, fill=0)
+
+    def of_its_cube(cubes, masks, stats):
+        """A network whose answer depends on the whole window."""
+        known = look_up(cubes, masks, stats) * (1 + masks[..., None] * (cubes[..., None] > 1))
+        return known + cubes.mean((1, 2, 3), keepdims=True)[..., None] * np.arange(known.shape[-1])
+
+    found = volumes.predict_moved(of_its_cube, image, spine, NO_STATS, shifts=shifts, **how)
+    assert found.first.shape == shape
+    for grid in volumes.moved_grids(shifts):
+        if image[grid].size:
+            alone = volumes.predict_classes(of_its_cube, image[grid], spine[grid], NO_STATS, **how)
+            for part, expected in zip(found[:3], alone[:3], strict=True):
+                np.testing.assert_array_equal(part[grid], expected)
+
+
 def test_joined_windows_are_the_weighted_mean_of_all():
     rng = np.random.default_rng(3)
     shape, window = (11, 9, 30), (6, 5, 8)

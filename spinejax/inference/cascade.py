@@ -8,7 +8,7 @@ second step says where vertebrae have their centres, it also completes what the 
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,10 +16,18 @@ from scipy import ndimage
 
 from spinejax import geometry, labels
 from spinejax.data import interpolate, normalise, preprocess
+from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference.instances import Instances, find_instances
 from spinejax.inference.labelling import Record, label_instances
 from spinejax.inference.missed import missed_parts
-from spinejax.inference.volumes import Classes, CubePredictor, Size, layers, predict_classes
+from spinejax.inference.volumes import (
+    Classes,
+    CubePredictor,
+    Size,
+    layers,
+    moved_grids,
+    predict_moved,
+)
 from spinejax.metrics.bodies import body_centres
 from spinejax.volume import CANONICAL, LabelVolume, Volume
 
@@ -39,6 +47,8 @@ class CubeSettings:
         window: (x, y, z) voxels of its cubes.
         overlap: least share of a window that its neighbour covers again.
         batch_size: windows in one call.
+        shifts: grids along each axis that the network reads the scan on, moved against each other
+            by equal parts of a voxel; vertebrae are found on the grid of all of them.
         prior: one of `PRIORS`.
         offsets: whether the network says where the vertebra's centre is, besides its name.
         margin_mm: around the box of the mask.
@@ -46,16 +56,22 @@ class CubeSettings:
         drop_cut: leave vertebrae out that an end of the scan cuts, as VerSe's annotation does.
     """
 
-    preprocess: preprocess.SlicePreprocess
+    preprocess: SlicePreprocess
     normalise: str
     window: Size
     overlap: float
     batch_size: int
+    shifts: int
     prior: str
     offsets: bool
     margin_mm: float
     anomalies: Collection[str]
     drop_cut: bool
+
+    @property
+    def sampling(self) -> SlicePreprocess:
+        """The preprocessing for the grid of all shifts."""
+        return replace(self.preprocess, spacing_mm=self.preprocess.spacing_mm / self.shifts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +100,12 @@ class _Part:
 
     @property
     def shape(self) -> Size:
-        """Voxels of the network's grid."""
+        """Voxels of the grid of all shifts."""
         return (self.grid.n_slices, *self.grid.shape)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Of the network's grid."""
+        """Of that grid."""
         return (self.grid.slice_spacing_mm, *self.grid.spacing_mm)
 
 
@@ -112,7 +128,7 @@ def _part(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> _
     moved[:3, 3] += affine[:3, :3] @ corner
     inner = Volume(array[box], moved)
     a, b, c = (int(side.start) for side in box)
-    grid = preprocess.slice_geometry(inner, settings.preprocess)
+    grid = preprocess.slice_geometry(inner, settings.sampling)
     return _Part(inner, (a, b, c), (x, y, z), grid)
 
 
@@ -126,24 +142,29 @@ def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettin
     part = _part(volume, used, settings)
     if part is None:
         return 0
-    x, y, z = (max(n, side) for n, side in zip(part.shape, settings.window, strict=True))
-    return sum(len(c) for _, c in layers((x, y, z), settings.window, settings.overlap, None))
+    count = 0
+    for grid in moved_grids(settings.shifts):
+        lengths = (len(range(n)[s]) for n, s in zip(part.shape, grid, strict=True))
+        x, y, z = (max(n, side) for n, side in zip(lengths, settings.window, strict=True))
+        at = layers((x, y, z), settings.window, settings.overlap, None)
+        count += sum(len(corners) for _, corners in at)
+    return count
 
 
 def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
     """Return about how much memory `label_scan` holds at most beside scan, mask and network.
 
-    One byte a voxel of the scan for the labels and one for the outline; on the network's grid, for
-    the whole scan, two bytes for HU, three for classes, six for offsets, a few for instances and
-    their finding, twelve for the nearest label; all channels of one layer of windows.
+    One byte a voxel of the scan for the labels and one for the outline; on the grid of all shifts,
+    for the whole scan, two bytes for HU, three for classes, six for offsets, a few for instances
+    and their finding, twelve for the nearest label; all channels of one layer of windows.
     """
     canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    grid = preprocess.slice_geometry(Volume(canonical, affine), settings.preprocess)
+    grid = preprocess.slice_geometry(Volume(canonical, affine), settings.sampling)
     x, y, z = (
         max(n, side) for n, side in zip((grid.n_slices, *grid.shape), settings.window, strict=True)
     )
     of_grid, channels = (36, classes + 3) if settings.offsets else (30, classes)
-    layer = 4 * channels * settings.window[2]
+    layer = 4 * channels * settings.window[2] // settings.shifts**2
     return 2 * int(np.prod(volume.shape)) + x * y * (of_grid * z + layer)
 
 
@@ -177,11 +198,12 @@ def label_scan(
         slabs = preprocess.preprocess_slabs(volume, settings.preprocess)
         stats = normalise.scan_stats(image for _, image, _ in slabs)
     image, mask = _stack(part, used, settings)
-    classes = predict_classes(
+    classes = predict_moved(
         predict,
         image,
         mask,
         stats,
+        shifts=settings.shifts,
         window=settings.window,
         overlap=settings.overlap,
         batch_size=settings.batch_size,
@@ -215,7 +237,8 @@ def label_scan(
         return Vertebrae(array, {}, None)
     inner = _inner(_canonical(array, volume), part)
     outline = None if used is None else _inner(used, part)
-    _restore(named.array, instances.array > 0, part, outline, added, inner)
+    reach_mm = 2.0 * settings.shifts * max(part.spacing_mm)
+    _restore(named.array, instances.array > 0, part, outline, added, inner, reach_mm)
     found = body_centres(inner, part.volume.spacing_mm)
     canonical = geometry.reorient(volume.array, volume.affine, CANONICAL)[1]
     to_array = np.linalg.inv(volume.affine) @ canonical
@@ -253,7 +276,7 @@ def _stack(
     marks = None
     if spine is not None:
         marks = LabelVolume(_inner(spine, part).view(np.uint8), part.volume.affine)
-    for start, hu, label in preprocess.preprocess_slabs(part.volume, settings.preprocess, marks):
+    for start, hu, label in preprocess.preprocess_slabs(part.volume, settings.sampling, marks):
         image[start : start + len(hu)] = hu
         if mask is not None and label is not None:
             mask[start : start + len(hu)] = label > 0
@@ -267,19 +290,20 @@ def _restore(
     spine: np.ndarray | None,
     added: np.ndarray | None,
     out: np.ndarray,
+    reach_mm: float,
 ) -> None:
-    """Write labels of the network's grid into `out` on the scan's.
+    """Write labels of the part's grid into `out` on the scan's.
 
-    Outlines are those of `spine` and, on the network's grid, of what is `added` to it; without,
-    where the interpolated foreground exceeds one half. A voxel within takes the label of the
-    nearest one that is `found`, if there is one within two voxels of the network's grid; none where
-    that was left out.
+    Outlines are those of `spine` and, on the part's grid, of what is `added` to it; without, where
+    the interpolated foreground exceeds one half. A voxel within takes the label of the nearest one
+    that is `found`, if there is one within `reach_mm`; none where that was left out.
     """
     box = geometry.bounding_box(found)
     if box is None:
         return
+    margin = math.ceil(reach_mm / min(part.spacing_mm)) + 1
     wide = tuple(
-        slice(max(0, s.start - 3), min(n, s.stop + 3))
+        slice(max(0, s.start - margin), min(n, s.stop + margin))
         for s, n in zip(box, named.shape, strict=True)
     )
     inner = named[wide]
@@ -287,7 +311,7 @@ def _restore(
         ~found[wide], sampling=part.spacing_mm, return_indices=True
     )
     filled = named.copy()
-    filled[wide] = np.where(distance <= 2.0 * max(part.spacing_mm), inner[tuple(nearest)], 0)
+    filled[wide] = np.where(distance <= reach_mm, inner[tuple(nearest)], 0)
     del distance, nearest
     index = [
         interpolate.nearest(net, native) for native, net in zip(out.shape, part.shape, strict=True)

@@ -6,6 +6,7 @@ windows only; layers are visited from foot to head, and what no later layer reac
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +69,51 @@ def layers(
 
 def _box(corner: Size, window: Size) -> tuple[slice, ...]:
     return tuple(slice(c, c + side) for c, side in zip(corner, window, strict=True))
+
+
+def moved_grids(shifts: int) -> Iterator[tuple[slice, ...]]:
+    """Yield where the grids lie whose voxels are `shifts` times as large, each once in a voxel."""
+    for first in product(range(shifts), repeat=3):
+        yield tuple(slice(i, None, shifts) for i in first)
+
+
+def predict_moved(
+    predict: CubePredictor,
+    image: np.ndarray,
+    spine: np.ndarray | None,
+    stats: np.ndarray,
+    *,
+    shifts: int,
+    offsets: bool = False,
+    **how: Any,
+) -> Classes:
+    """Return classes on a grid finer than the network's, from scans of it moved against each other.
+
+    Where a voxel holds half a vertebra, another grid, moved by a part of a voxel, holds all of it.
+
+    Args:
+        predict: the network.
+        image: as of `predict_classes`, but with voxels `shifts` times as small as the network's,
+            smoothed for those.
+        spine: on that grid, or None.
+        stats: as of `predict_classes`.
+        shifts: 1 or more; `shifts`^3 times as many windows are classified.
+        offsets: as of `predict_classes`.
+        **how: what else that takes.
+    """
+    grids = [g for g in moved_grids(shifts) if image[g].size]
+    if len(grids) == 1:
+        return predict_classes(predict, image, spine, stats, offsets=offsets, **how)
+    first, second, share = (np.empty(image.shape, np.uint8) for _ in range(3))
+    ways = np.empty((*image.shape, 3), np.float16) if offsets else None
+    classes = Classes(first, second, share, ways)
+    for grid in grids:
+        mask = None if spine is None else spine[grid]
+        parts = predict_classes(predict, image[grid], mask, stats, offsets=offsets, **how)
+        for whole, part in zip(classes, parts, strict=True):
+            if whole is not None:
+                whole[grid] = part
+    return classes
 
 
 def predict_classes(

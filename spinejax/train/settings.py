@@ -159,6 +159,7 @@ _CHECKS: dict[str, _Check] = {
     "predict.overlap": _number(0, 0.95),
     "predict.threshold": _number(0, 1),
     "predict.margin_mm": _number(0),
+    "predict.shifts": _integer(1),
     "predict.drop_cut": _BOOLEAN,
     "predict.opening_mm": _number(0),
     "predict.min_component_ml": _number(0),

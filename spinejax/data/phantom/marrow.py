@@ -33,18 +33,22 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         Mapping: "vertebra" (26, len(COLUMNS)); "disc" (26, 3): HU of the disc below each, half
         height (mm) and HU of a cleft in it; "cortical", "shell", "cancellous", "grain" and
         "dense" (HU more where they bear most weight) of other bones; "sacral" (HU), its "_grain",
-        "_blotch" and "_shell" of the upper sacrum, and where that carries the column its
-        "_end" (mm more of shell), "_plate" (HU more below it) and "_depth" (mm, of these); "voltage",
-        by how much bone is brighter than usual.
+        "_blotch" and "_shell" of the upper sacrum, and where that carries the column its "_end" (mm
+        more of shell), "_plate" (HU more below it) and "_depth" (mm, of these); "voltage", by how
+        much bone is brighter than usual.
     """
     u, n = draws.uniform(16), draws.normal(8)
     own, v = draws.normal(6, SLOTS), draws.uniform(12, SLOTS)
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    cancellous = voltage * spine["cancellous"] * jnp.exp(
-        # In some spines one vertebra is twice as dense as the next.
-        0.42 * n[0] + (0.08 + 0.28 * u[12] ** 2) * own[0] - 0.5
+    cancellous = (
+        voltage
+        * spine["cancellous"]
+        * jnp.exp(
+            # In some spines one vertebra is twice as dense as the next.
+            0.42 * n[0] + (0.08 + 0.28 * u[12] ** 2) * own[0] - 0.5
+        )
     )
     cortical = voltage * spine["cortical"] * (1.10 + 0.15 * n[1])
     # Degeneration makes bone under endplates dense.
@@ -138,9 +142,8 @@ def vertebra(
     half = row["h"] - row["wedge"] * t - hollow
     top, bottom = jnp.maximum(half - z, 0.0), jnp.maximum(half + z, 0.0)
     hu = row["cancellous"] + row["arch"] * arch + row["grain"] * fine + row["blotch"] * soft
-    sclerosis = sum(
-        row[name] * jnp.exp(-far / row["depth"]) for name, far in (("upper", top), ("lower", bottom))
-    )
+    above = row["upper"] * jnp.exp(-top / row["depth"])
+    sclerosis = above + row["lower"] * jnp.exp(-bottom / row["depth"])
     hu = hu + body * sclerosis * jnp.maximum(1.0 + 0.35 * soft, 0.0)
     shell = row["shell"] + (row["arch_shell"] - row["shell"]) * arch
     shell = shell + body * row["plate"] * jnp.exp(-((jnp.minimum(top, bottom) / 2.0) ** 2))
