@@ -131,6 +131,17 @@ def test_what_is_dropped_is_not_given_to_its_neighbour():
     np.testing.assert_array_equal(dropped.labels, rest)
 
 
+def test_what_is_no_vertebra_is_left_out_and_counted():
+    """A piece beside L1 that looks like L5, such as of a hip: without a name or a voxel."""
+    array, affine = blocks((19, 20, 21), shape=(100, 80, 110))
+    array[78:98, 26:58, 44:68] = 24
+    volume, true = as_scan(array, affine)
+    found = cascade.label_scan(look_up, volume, true > 0, settings())
+    assert found.record.labels == (19, 20, 21) and found.record.unnamed == 1
+    np.testing.assert_array_equal(found.labels, np.where(true == 24, 0, true))
+    assert set(found.centroids) == {19, 20, 21}
+
+
 def test_a_face_of_the_box_is_no_end_of_the_scan():
     """With a margin smaller than nothing the box ends at the vertebrae, the scan goes on."""
     volume, true = as_scan(*blocks())

@@ -196,6 +196,44 @@ def test_the_first_sacral_body_cannot_be_told_from_the_last_vertebra_by_its_hu(c
     assert np.percentile(ratios, 10) < 0.95 and np.percentile(ratios, 90) > 1.1
 
 
+def test_both_endplates_beside_the_last_disc_are_as_bright(crowd):
+    """On the way from the last vertebra into the sacrum bone is brightest at both its ends."""
+    paint = jax.jit(lambda p, q: render(p, q, edge_mm=0.5)[0])
+    steps = jnp.arange(-7.0, 7.0, 0.25)
+    found = []
+    for i in range(24):
+        one = jax.tree.map(lambda a, i=i: a[i], crowd)
+        spine, sacrum = one["spine"], one["sacrum"]
+        last = int((np.asarray(spine["id"]) > 0).sum()) - 1
+        brightest = []
+        for origin, rotation, height in (
+            (spine["origin"][last], spine["rotation"][last], -spine["size"]["h"][last]),
+            (sacrum["origin"], sacrum["rotation"], sacrum["top"]),
+        ):
+            line = origin + (height + steps)[:, None] * rotation[:, 2]
+            brightest.append(float(paint(one, warp.unwarp(line, one)).max()))
+        found.append(brightest)
+    last, first = np.transpose(found)
+    assert 0.8 < np.median(first / last) < 1.25
+    assert np.mean(first > 250) > 0.9
+
+
+def test_a_joint_lies_between_sacrum_and_ilium(people):
+    """Bones of both meet at S1 in no person, however near they are."""
+    for i in range(4):
+        one = jax.tree.map(lambda a, i=i: a[i], people)
+        frame = one["sacrum"]
+        u = jnp.arange(0.0, 110.0, 0.25)
+        y = jnp.arange(-10.0, 50.0, 0.25)
+        rows = jnp.stack(jnp.broadcast_arrays(u[None], y[:, None], jnp.full((1, 1), -8.0)), -1)
+        points = (frame["origin"] + rows.reshape(-1, 3) @ frame["rotation"].T).astype(jnp.float32)
+        bone = np.asarray(bones.bones(points, one)[0] < 0).reshape(len(y), len(u))
+        parts, count = ndimage.label(bone)
+        sacral = parts[40, 0]
+        assert sacral > 0  # the body, in the midline
+        assert not (parts[:, -100:] == sacral).any()
+
+
 def test_places_of_metal_are_those_of_the_scan(crowd):
     """Places are given after displacement: warping them leads back into the undisplaced frame."""
     one = jax.tree.map(lambda a: a[0], crowd)

@@ -263,6 +263,16 @@ def test_any_number_of_ribs_may_lie_before_a_spine():
     assert found.labels == (*[0] * 30, 20, 21, 22, 23)
 
 
+@pytest.mark.parametrize(("between", "all_left_out"), [(20, True), (21, False)])
+def test_twenty_at_most_are_no_vertebra_between_two(between, all_left_out):
+    ids = (19, 20, *[3] * between, 21, 22)
+    aside = np.full((between, 3), (90.0, 90.0, 0.0))
+    places = np.insert(column(30, 30, 31), 2, aside, axis=0)
+    found = decode_sequence(seen(*ids), centroids_mm=places, costs=Costs(false=0.5))
+    assert len(found.labels) == between + 4
+    assert (found.labels == (19, 20, *[0] * between, 21, 22)) == all_left_out
+
+
 def test_to_overrule_what_a_vertebra_looks_like_costs_4_3():
     assert -np.diff(np.sort(seen(20)[0])[-2:]) == pytest.approx(-4.34, abs=0.01)
 
