@@ -40,8 +40,11 @@ def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
 
 def _sacrum(
     p: Array, frame: dict[str, Any], bone: dict[str, Array]
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Distance to the sacrum, to its canal and foramina; HU and mm more, how like a vertebra."""
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Distances to the sacrum, to its canal and foramina, and to the sac of the dura.
+
+    Then HU and mm more, and how like a vertebra.
+    """
     x, y, z = local(p, frame)
     m = frame["scale"]
     down = jnp.maximum(-z, 0.0)
@@ -85,27 +88,36 @@ def _sacrum(
         (jnp.maximum(13.0 - 0.08 * down, 4.0) * m, jnp.maximum(6.0 - 0.03 * down, 2.5) * m, FAR),
     )
     canal = jnp.maximum(canal, jnp.maximum(-z - 100.0 * m, z - 14.0 * m))
-    pipe = jnp.sqrt((side - 0.88 * width) ** 2 + off * off) - (5.4 - 0.025 * down) * m
-    pipe = jnp.maximum(pipe, jnp.abs(y - hole) - depth - 10.0 * m)
+    # Foramina lead outwards to the front, and a narrower part of each backwards.
+    out = 0.88 * width + 0.25 * jnp.maximum(hole - y, 0.0)
+    pipe = jnp.sqrt((side - out) ** 2 + off * off) - (1.0 - 0.005 * down) * frame["foramen"]
+    pipe = pipe + 0.35 * jnp.maximum(y - hole, 0.0)
+    # What fills them ends where the bone does.
+    pipe = jnp.maximum(pipe, shapes.smooth_min(d, mass, 2.0) - 1.0)
     holes = jnp.minimum(canal, pipe)
+    sac = jnp.maximum(canal + 2.0, -z - frame["sac"])
     d = shapes.smooth_max(d, top - 3.0 * jnp.maximum(y - 0.8 * depth, 0.0), 2.0)
     d = shapes.smooth_max(d, -gap, 1.0)
     under = jnp.maximum(-top, 0.0)
-    plate = bone["sacral_plate"] * jnp.exp(-under / bone["sacral_depth"]) * (radial < 1.1)
+    # Where load goes, under the plate and along the upper rim of the wings, bone is dense.
+    rim = 0.8 * jnp.exp(jnp.minimum(d, 0.0) / (0.5 * bone["sacral_depth"]))
+    rim = rim * jax.nn.sigmoid(0.4 * (z + 6.0))
+    load = jnp.exp(-under / bone["sacral_depth"]) * (radial < 1.1)
+    plate = bone["sacral_plate"] * jnp.maximum(load, rim)
     end = bone["sacral_end"] * jnp.exp(-((under / 2.0) ** 2)) * (radial < 1.1)
     body = jax.nn.sigmoid(6.0 * (1.2 - radial)) * jnp.clip(1.3 - down / (60.0 * m), 0.0, 1.0)
-    return shapes.smooth_max(d, -holes, 1.5), holes, plate, end, body
+    return shapes.smooth_max(d, -holes, 1.5), holes, sac, plate, end, body
 
 
-def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Array, Array]:
+def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Array, Array, Array]:
     """Distance to bones beyond the spine and ribs: sacrum, pelvis, skull, shoulders.
 
     Returns:
-        That distance; the distance to the canal and the foramina of the sacrum; by how many HU the
-        bone's inside is denser, in the head of a femur and in the socket's roof, which bear the
-        weight of the body, and under a worn disc; the thickness of its shell (mm), which is an
-        endplate where the sacrum carries the column; and how much the bone is that of a vertebra, 1
-        in the bodies of the upper sacrum.
+        That distance; those to the canal and the foramina of the sacrum, and to the sac in it; by
+        how many HU the bone's inside is denser, in the head of a femur and in the socket's roof,
+        which bear the weight of the body, and under a worn disc; the thickness of its shell (mm),
+        which is an endplate where the sacrum carries the column; and how much the bone is that of a
+        vertebra, 1 in the bodies of the upper sacrum.
     """
     far = jnp.full(p.shape[:1], FAR)
 
@@ -141,8 +153,10 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Ar
 
     sacrum, bone = parameters["sacrum"], parameters["marrow"]
     none = jnp.zeros_like(far)
-    d, holes, plate, end, body = when(
-        close(sacrum, -150.0, 60.0), lambda: _sacrum(p, sacrum, bone), (far, far, none, none, none)
+    d, holes, sac, plate, end, body = when(
+        close(sacrum, -150.0, 60.0),
+        lambda: _sacrum(p, sacrum, bone),
+        (far, far, far, none, none, none),
     )
     hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, none))
     # The sacroiliac joint lies where both are as near.
@@ -154,7 +168,7 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Ar
     ):
         d = jnp.minimum(d, when(close(parameters[name], low, high), draw, far))
     shell = bone["shell"] + body * (bone["sacral_shell"] - bone["shell"]) + end
-    return d, holes, dense, shell, body
+    return d, holes, sac, dense, shell, body
 
 
 def _rib(

@@ -45,8 +45,9 @@ def render_block(
         return hu
 
     if distractors:
-        reach, holes, dense, shell, body = bones.bones(p, parameters)
+        reach, holes, sac, dense, shell, body = bones.bones(p, parameters)
         hu = tissues.over(hu, t["epidural"], holes, edge)
+        hu = tissues.over(hu, t["cord"] + 3.0 * soft, sac, edge)
         bone = parameters["marrow"]
         # A joint's gap lies between the column and what articulates with it.
         other = jnp.maximum(jnp.minimum(rib, reach), JOINT_MM - d)

@@ -176,7 +176,7 @@ def frames(
         down: 1 where the arms lie beside the trunk, 0 where they are raised.
     """
     upright = jnp.eye(3)
-    u, n = draws.uniform(8), draws.normal(12)
+    u, n = draws.uniform(10), draws.normal(12)
     # The wing's normal in the plane of the upright pelvis.
     opening = 0.63 + 0.08 * n[0]
     normal = jnp.stack([jnp.cos(opening), jnp.sin(opening), jnp.full((), 0.16)])
@@ -206,6 +206,8 @@ def frames(
             "gaps": jnp.stack([1.8 * u[0] - 0.4, 1.5 * u[1] - 0.5, 1.3 * u[2] - 0.8, u[3] - 0.7]),
             "inset": 0.55 + 0.5 * u[4],
             "crest": 5.0 + 6.0 * u[5],
+            "sac": (12.0 + 36.0 * u[7]) * scale,  # how deep it ends: at S1 to S3
+            "foramen": (3.0 + 2.4 * u[6]) * scale,
             "scale": scale,
         },
         "pelvis": {
@@ -218,8 +220,8 @@ def frames(
                 "along": along,
                 "across": jnp.cross(normal, along),
                 "radii": jnp.array([70.0, 62.0]) * scale * (1.0 + 0.05 * n[10]),
-                "thickness": (4.2 + 2.0 * u[6]) * scale,
-                "bend": 0.0015 + 0.0016 * u[7],
+                "thickness": (4.2 + 2.0 * u[8]) * scale,
+                "bend": 0.0015 + 0.0016 * u[9],
             },
         },
         "head": {
