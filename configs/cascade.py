@@ -85,6 +85,7 @@ def phantom_vertebrae() -> ConfigDict:
     config.optim.learning_rate = 5e-3
     config.optim.ema_decay = 0.995
     config.predict.overlap = 0.5
+    config.predict.shifts = 2  # the vertebrae of a neck are two to three voxels high
     config.predict.margin_mm = 60.0  # training cubes show what lies around the spine
     config.predict.batch_size = 2
     return config
