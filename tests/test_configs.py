@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from spinejax.augment import augment
 from spinejax.data import preprocess
 from spinejax.data.patch_pipeline import PatchFeed
 from spinejax.tasks import build_task
-from spinejax.train.settings import check_config, flatten
+from spinejax.train.settings import check_config, flatten, plain, read_config
 from spinejax.volume import Volume
 
 PACKAGE = Path(__file__).parents[1] / "spinejax"
@@ -150,3 +151,13 @@ def test_demos_see_any_scan_at_the_scale_of_their_phantoms(experiment, spacing_m
     grid = preprocess.slice_geometry(scan, preprocess.from_config(data))
     assert data.phantom.min_spacing_mm == data.phantom.max_spacing_mm
     assert grid.spacing_mm == (data.phantom.max_spacing_mm,) * 2
+
+
+def test_runs_of_earlier_versions_predict_as_they_did(tmp_path):
+    old = plain(cascade.get_config("phantom"))
+    assert old["vertebrae"]["predict"].pop("shifts") == 2
+    del old["predict"]["shifts"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    found = read_config(tmp_path)
+    check_config(found)
+    assert found.predict.shifts == found.vertebrae.predict.shifts == 1

@@ -168,6 +168,10 @@ _CHECKS: dict[str, _Check] = {
 }
 
 
+_LATER_PREDICT = {"shifts": 1}
+"""Fields of `predict` that runs of earlier versions lack, as those versions predicted."""
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"a.b": value} of nested mappings."""
     flat = {}
@@ -237,6 +241,9 @@ def read_config(workdir: Path) -> ConfigDict:
         raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is damaged (it holds no fields); restore it from a copy")
+    for run in (config, config.get("vertebrae")):
+        if isinstance(run, dict) and isinstance(run.get("predict"), dict):
+            run["predict"] = {**_LATER_PREDICT, **run["predict"]}
     return ConfigDict(_tuples(config))
 
 
