@@ -196,11 +196,11 @@ def predict_block() -> ConfigDict:
             # Of the task vertebra_recognition: around the box of the mask; variants of the spine
             # that the decoder allows; leave vertebrae out that the scan cuts, as VerSe does.
             margin_mm=20.0,
-            # Cubes: the network also reads the scan on grids moved by parts of a voxel, this many
-            # along each axis, and vertebrae are told apart on the grid of all of them.
-            shifts=1,
             anomalies=("T13", "L6", "no T12", "no L5"),
             drop_cut=False,
+            # And: the network also reads the scan on grids moved by parts of a voxel, this many
+            # along each axis; vertebrae are told apart on the grid of all. n^3 times as many cubes.
+            shifts=1,
             opening_mm=0.0,  # radius of the opening within slices; 0: off
             min_component_ml=1.0,  # smaller pieces are dropped
             fill_holes=False,

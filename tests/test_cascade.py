@@ -1,5 +1,7 @@
 """Naming a scan's vertebrae: box, grids, outlines, centroids, and what can go wrong."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from cubes import ways
@@ -149,12 +151,16 @@ def test_a_face_of_the_box_is_no_end_of_the_scan():
     assert found.record.cut == ()
 
 
-def test_one_slice_and_tiny_scans_do_not_fail():
+@pytest.mark.parametrize("shifts", [1, 2, 3])
+def test_one_slice_and_tiny_scans_do_not_fail(shifts):
     array, affine = blocks()
     for box in (np.s_[30:31], np.s_[:, 40:41], np.s_[:, :, 120:121], np.s_[34:36, 40:42, 120:123]):
         volume, true = as_scan(array[box], affine)
-        found = cascade.label_scan(look_up, volume, true > 0, settings())
+        how = settings(shifts=shifts)
+        done = []
+        found = cascade.label_scan(look_up, volume, true > 0, how, advance=done.append)
         assert found.labels.shape == volume.shape
+        assert sum(done) == cascade.count_windows(volume, true > 0, how)
 
 
 def test_a_scan_upside_down_is_said():
@@ -199,6 +205,29 @@ def test_the_part_that_is_held_is_small(monkeypatch):
     grid = np.prod([n // 2 for n in volume.shape])
     assert max(sizes) < 0.6 * grid * labels.NUM_CLASSES * 4
     assert max(sizes) < cascade.estimate_bytes(volume, settings("none"), labels.NUM_CLASSES)
+
+
+@pytest.mark.parametrize(("shifts", "offsets"), [(1, False), (2, False), (2, True)])
+def test_memory_is_as_announced(shifts, offsets):
+    """What a whole scan takes at most, beside itself, by Python's own count of allocations.
+
+    Slabs of the preprocessing, 64 MB at most, come on top: here two of the whole scan.
+    """
+    volume, true = as_scan(*blocks(shape=(120, 130, 220)))
+    how = settings(
+        "none", spacing_mm=4.0, shifts=shifts, window=(16, 16, 32), offsets=offsets, batch_size=1
+    )
+
+    def network(cubes, masks, stats):
+        known = look_up(cubes, masks, stats)
+        return np.concatenate([known, np.zeros_like(known[..., :3])], -1) if offsets else known
+
+    tracemalloc.start()
+    cascade.label_scan(network, volume, None, how)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    announced = cascade.estimate_bytes(volume, how, labels.NUM_CLASSES)
+    assert 0.5 * announced < peak < 1.05 * announced + 8 * volume.array.size
 
 
 @pytest.mark.parametrize("shifts", [1, 2, 3])

@@ -435,6 +435,7 @@ def test_missing_data(tmp_path, capsys):
         ("--config.augment.enabled=yes", ["augment.enabled", "true or false"]),
         ("--config.predict.overlap=1.0", ["predict.overlap"]),
         ("--config.predict.threshold=nan", ["predict.threshold"]),
+        ("--config.predict.shifts=0", ["predict.shifts", "from 1 to 8"]),
         ("--config.loss.gamma=nan", ["loss.gamma"]),
         ("--config.loss.foo=1", ["--config.loss.foo", "no field"]),
         ("--config.seed=99999999999", ["seed"]),

@@ -197,7 +197,7 @@ def test_the_first_sacral_body_cannot_be_told_from_the_last_vertebra_by_its_hu(c
 
 
 def test_both_endplates_beside_the_last_disc_are_as_bright(crowd):
-    """On the way from the last vertebra into the sacrum bone is brightest at both its ends."""
+    """At the last vertebra's lower and at the sacrum's upper plate, brighter than between them."""
     paint = jax.jit(lambda p, q: render(p, q, edge_mm=0.5)[0])
     steps = jnp.arange(-7.0, 7.0, 0.25)
     found = []
@@ -211,27 +211,64 @@ def test_both_endplates_beside_the_last_disc_are_as_bright(crowd):
             (sacrum["origin"], sacrum["rotation"], sacrum["top"]),
         ):
             line = origin + (height + steps)[:, None] * rotation[:, 2]
-            brightest.append(float(paint(one, warp.unwarp(line, one)).max()))
+            hu = np.asarray(paint(one, warp.unwarp(line, one)))
+            brightest += [hu.max(), hu.min()]
         found.append(brightest)
-    last, first = np.transpose(found)
-    assert 0.8 < np.median(first / last) < 1.25
-    assert np.mean(first > 250) > 0.9
+    lower_plate, dark_above, upper_plate, dark_below = np.transpose(found)
+    assert 0.8 < np.median(upper_plate / lower_plate) < 1.25
+    assert np.mean(upper_plate > 250) > 0.9
+    assert np.median(lower_plate - dark_above) > 150 < np.median(upper_plate - dark_below)
 
 
 def test_a_joint_lies_between_sacrum_and_ilium(people):
-    """Bones of both meet at S1 in no person, however near they are."""
-    for i in range(4):
+    """In the plane of S1, bone of the wing of the ilium is another piece than the sacrum."""
+    for i in range(PEOPLE):
         one = jax.tree.map(lambda a, i=i: a[i], people)
         frame = one["sacrum"]
-        u = jnp.arange(0.0, 110.0, 0.25)
+        u = jnp.arange(0.0, 130.0, 0.25)
         y = jnp.arange(-10.0, 50.0, 0.25)
         rows = jnp.stack(jnp.broadcast_arrays(u[None], y[:, None], jnp.full((1, 1), -8.0)), -1)
         points = (frame["origin"] + rows.reshape(-1, 3) @ frame["rotation"].T).astype(jnp.float32)
         bone = np.asarray(bones.bones(points, one)[0] < 0).reshape(len(y), len(u))
-        parts, count = ndimage.label(bone)
+        parts = ndimage.label(bone)[0]
         sacral = parts[40, 0]
         assert sacral > 0  # the body, in the midline
-        assert not (parts[:, -100:] == sacral).any()
+        sizes = np.bincount(parts.ravel()) / 16.0  # mm2
+        sizes[[0, sacral]] = 0
+        assert sizes.max() > 100, i  # the ilium's
+
+
+def test_what_a_worn_disc_does_to_the_sacrum_it_does_to_no_other_bone(people):
+    one = jax.tree.map(lambda a: a[1], people)
+    worn = {**one, "marrow": {**one["marrow"], "sacral_plate": jnp.float32(500.0)}}
+    well = {**one, "marrow": {**one["marrow"], "sacral_plate": jnp.float32(0.0)}}
+    u = jnp.arange(0.0, 130.0, 1.0)
+    y, z = jnp.arange(-40.0, 50.0, 2.0), jnp.arange(-40.0, 50.0, 3.0)
+    grid = jnp.stack(jnp.meshgrid(u, y, z, indexing="ij"), -1).reshape(-1, 3)
+    frame = one["sacrum"]
+    points = (frame["origin"] + grid @ frame["rotation"].T).astype(jnp.float32)
+    drawn = bones.bones(points, worn)
+    more = np.asarray(drawn.dense - bones.bones(points, well).dense)
+    far = {**one, "pelvis": {**one["pelvis"], "origin": one["pelvis"]["origin"] + 1e4}}
+    alone = np.asarray(bones.bones(points, far).distance)
+    assert more[alone < -1.0].max() > 250
+    ilium = (np.asarray(drawn.distance) < 0) & (alone > 1.0)
+    assert ilium.sum() > 100 and more[ilium].max() == 0.0
+
+
+def test_the_sac_goes_on_into_the_sacrum_and_ends_there(people):
+    """Above its end the middle of the sacral canal is sac, far below it is fat."""
+    paint = jax.jit(lambda p, q: render(p, q, edge_mm=0.5)[0])
+    for i in range(4):
+        one = jax.tree.map(lambda a, i=i: a[i], people)
+        frame = one["sacrum"]
+        rows = np.stack(np.meshgrid([0.0], np.arange(-10.0, 50.0, 0.5), [-6.0, -70.0]), -1)
+        points = frame["origin"] + jnp.asarray(rows.reshape(-1, 3)) @ frame["rotation"].T
+        found = bones.bones(points.astype(jnp.float32), one)
+        deep = np.asarray(found.holes).reshape(-1, 2).argmin(0)
+        points = np.asarray(points).reshape(-1, 2, 3)[deep, [0, 1]]
+        upper, lower = np.asarray(paint(one, warp.unwarp(jnp.asarray(points), one)))
+        assert upper > 0.0 > -25.0 > lower
 
 
 def test_places_of_metal_are_those_of_the_scan(crowd):

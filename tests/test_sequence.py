@@ -269,8 +269,10 @@ def test_twenty_at_most_are_no_vertebra_between_two(between, all_left_out):
     aside = np.full((between, 3), (90.0, 90.0, 0.0))
     places = np.insert(column(30, 30, 31), 2, aside, axis=0)
     found = decode_sequence(seen(*ids), centroids_mm=places, costs=Costs(false=0.5))
-    assert len(found.labels) == between + 4
-    assert (found.labels == (19, 20, *[0] * between, 21, 22)) == all_left_out
+    if all_left_out:
+        assert found.labels == (19, 20, *[0] * between, 21, 22)
+    else:  # what is left out at an end of the spine has no limit
+        assert found.labels.count(0) > 20 and len({*found.labels}) < 5
 
 
 def test_to_overrule_what_a_vertebra_looks_like_costs_4_3():

@@ -47,26 +47,35 @@ def test_every_voxel_is_classified(shape, window, overlap, batch_size, seed):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    shape=st.tuples(*[st.integers(1, 23)] * 3), shifts=st.integers(1, 4), seed=st.integers(0, 99)
+    shape=st.tuples(*[st.integers(1, 23)] * 3),
+    shifts=st.integers(1, 4),
+    masked=st.booleans(),
+    offsets=st.booleans(),
+    seed=st.integers(0, 99),
 )
-def test_each_moved_grid_is_a_scan_of_its_own(shape, shifts, seed):
+def test_each_moved_grid_is_a_scan_of_its_own(shape, shifts, masked, offsets, seed):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 5, shape).astype(np.int16)
-    spine = rng.integers(0, 2, shape).astype(np.uint8)
-    how = dict(window=(3, 4, 5), overlap=0.5, batch_size=2, fill=0)
+    spine = rng.integers(0, 2, shape).astype(np.uint8) if masked else None
+    how = dict(window=(3, 4, 5), overlap=0.5, batch_size=2, fill=0, offsets=offsets)
 
     def of_its_cube(cubes, masks, stats):
         """A network whose answer depends on the whole window."""
         known = look_up(cubes, masks, stats) * (1 + masks[..., None] * (cubes[..., None] > 1))
-        return known + cubes.mean((1, 2, 3), keepdims=True)[..., None] * np.arange(known.shape[-1])
+        known = known + cubes.mean((1, 2, 3), keepdims=True)[..., None] * np.arange(5)
+        return np.concatenate([known, known[..., :3] - 1.0], -1) if offsets else known
 
     found = volumes.predict_moved(of_its_cube, image, spine, NO_STATS, shifts=shifts, **how)
     assert found.first.shape == shape
-    for grid in volumes.moved_grids(shifts):
-        if image[grid].size:
-            alone = volumes.predict_classes(of_its_cube, image[grid], spine[grid], NO_STATS, **how)
-            for part, expected in zip(found[:3], alone[:3], strict=True):
-                np.testing.assert_array_equal(part[grid], expected)
+    grids = volumes.moved_grids(shape, shifts)
+    assert sum(image[grid].size for grid in grids) == image.size
+    for grid in grids:
+        part = spine[grid] if masked else None
+        alone = volumes.predict_classes(of_its_cube, image[grid], part, NO_STATS, **how)
+        for whole, expected in zip(found, alone, strict=True):
+            if expected is not None:
+                np.testing.assert_array_equal(whole[grid], expected)
+    assert (found.offsets_mm is not None) == offsets
 
 
 def test_joined_windows_are_the_weighted_mean_of_all():

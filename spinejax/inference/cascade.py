@@ -143,7 +143,7 @@ def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettin
     if part is None:
         return 0
     count = 0
-    for grid in moved_grids(settings.shifts):
+    for grid in moved_grids(part.shape, settings.shifts):
         lengths = (len(range(n)[s]) for n, s in zip(part.shape, grid, strict=True))
         x, y, z = (max(n, side) for n, side in zip(lengths, settings.window, strict=True))
         at = layers((x, y, z), settings.window, settings.overlap, None)
@@ -154,18 +154,22 @@ def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettin
 def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
     """Return about how much memory `label_scan` holds at most beside scan, mask and network.
 
-    One byte a voxel of the scan for the labels and one for the outline; on the grid of all shifts,
-    for the whole scan, two bytes for HU, three for classes, six for offsets, a few for instances
-    and their finding, twelve for the nearest label; all channels of one layer of windows.
+    One byte a voxel of the scan for the labels; for the outline, rows of the grid of all shifts in
+    slices of the scan's, twice in float32. On that grid, for the whole scan, two bytes for HU,
+    three for classes, six for offsets, a few for instances and their finding, 48 while the nearest
+    label is looked for. All channels of one layer of windows. Slabs of the preprocessing are apart.
     """
     canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
     grid = preprocess.slice_geometry(Volume(canonical, affine), settings.sampling)
+    fine = (grid.n_slices, *grid.shape)
+    of_grid, channels = (72, classes + 3) if settings.offsets else (66, classes)
     x, y, z = (
-        max(n, side) for n, side in zip((grid.n_slices, *grid.shape), settings.window, strict=True)
+        max(-(-n // settings.shifts), side) for n, side in zip(fine, settings.window, strict=True)
     )
-    of_grid, channels = (36, classes + 3) if settings.offsets else (30, classes)
-    layer = 4 * channels * settings.window[2] // settings.shifts**2
-    return 2 * int(np.prod(volume.shape)) + x * y * (of_grid * z + layer)
+    layer = 4 * channels * x * y * settings.window[2]
+    moved = 5 * x * y * z  # of the grid that is being read
+    outline = 8 * grid.n_slices * canonical.shape[1] * canonical.shape[2]
+    return int(np.prod(volume.shape)) + outline + of_grid * math.prod(fine) + moved + layer
 
 
 def label_scan(
@@ -270,7 +274,7 @@ def _inner(canonical: np.ndarray, part: _Part) -> np.ndarray:
 def _stack(
     part: _Part, spine: np.ndarray | None, settings: CubeSettings
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image int16 and mask uint8 of the part on the network's grid."""
+    """Image int16 and mask uint8 of the part on its grid."""
     image = np.empty(part.shape, np.int16)
     mask = None if spine is None else np.empty(part.shape, np.uint8)
     marks = None

@@ -71,10 +71,13 @@ def _box(corner: Size, window: Size) -> tuple[slice, ...]:
     return tuple(slice(c, c + side) for c, side in zip(corner, window, strict=True))
 
 
-def moved_grids(shifts: int) -> Iterator[tuple[slice, ...]]:
-    """Yield where the grids lie whose voxels are `shifts` times as large, each once in a voxel."""
-    for first in product(range(shifts), repeat=3):
-        yield tuple(slice(i, None, shifts) for i in first)
+def moved_grids(shape: Size, shifts: int) -> list[tuple[slice, ...]]:
+    """Return the grids of every `shifts`-th voxel of a scan, one from each first voxel.
+
+    Together they hold each voxel once; a scan of fewer voxels has fewer grids.
+    """
+    firsts = product(*(range(min(n, shifts)) for n in shape))
+    return [tuple(slice(i, None, shifts) for i in first) for first in firsts]
 
 
 def predict_moved(
@@ -87,21 +90,23 @@ def predict_moved(
     offsets: bool = False,
     **how: Any,
 ) -> Classes:
-    """Return classes on a grid finer than the network's, from scans of it moved against each other.
+    """Return classes on a grid finer than the network's, which reads it as `moved_grids`.
 
-    Where a voxel holds half a vertebra, another grid, moved by a part of a voxel, holds all of it.
+    Where a voxel holds half a vertebra, one of another grid holds all of it.
 
     Args:
         predict: the network.
         image: as of `predict_classes`, but with voxels `shifts` times as small as the network's,
-            smoothed for those.
+            smoothed as for those.
         spine: on that grid, or None.
         stats: as of `predict_classes`.
-        shifts: 1 or more; `shifts`^3 times as many windows are classified.
+        shifts: 1 or more; `shifts`^3 times as many windows are classified. No batch holds windows
+            of two grids.
         offsets: as of `predict_classes`.
         **how: what else that takes.
     """
-    grids = [g for g in moved_grids(shifts) if image[g].size]
+    x, y, z = image.shape
+    grids = moved_grids((x, y, z), shifts)
     if len(grids) == 1:
         return predict_classes(predict, image, spine, stats, offsets=offsets, **how)
     first, second, share = (np.empty(image.shape, np.uint8) for _ in range(3))

@@ -51,10 +51,10 @@ _Check = tuple[Callable[[Any], bool], str]
 _MOST = 2**31 - 1  # what jax's integers hold
 
 
-def _integer(low: int) -> _Check:
+def _integer(low: int, high: int = _MOST) -> _Check:
     return (
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= _MOST,
-        f"a whole number from {low} to {_MOST}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+        f"a whole number from {low} to {high}",
     )
 
 
@@ -159,7 +159,7 @@ _CHECKS: dict[str, _Check] = {
     "predict.overlap": _number(0, 0.95),
     "predict.threshold": _number(0, 1),
     "predict.margin_mm": _number(0),
-    "predict.shifts": _integer(1),
+    "predict.shifts": _integer(1, 8),
     "predict.drop_cut": _BOOLEAN,
     "predict.opening_mm": _number(0),
     "predict.min_component_ml": _number(0),
@@ -222,7 +222,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Return the resolved config of a run, sequences as tuples.
+    """Return the resolved config of a run, sequences as tuples, later fields of `predict` added.
 
     Raises:
         InputError: the folder is not a run's.

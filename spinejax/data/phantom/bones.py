@@ -1,7 +1,7 @@
 """Bones beyond the column at points: ribs, sternum, sacrum, pelvis, skull, shoulders."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +38,25 @@ def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
     return jnp.argsort(~hit, stable=True), jnp.sum(hit)
 
 
-def _sacrum(
-    p: Array, frame: dict[str, Any], bone: dict[str, Array]
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Distances to the sacrum, to its canal and foramina, and to the sac of the dura.
+class Bones(NamedTuple):
+    """Bones beyond the spine and ribs at points (n,), distances in mm."""
 
-    Then HU and mm more, and how like a vertebra.
-    """
+    distance: Array
+    """To their surface."""
+    holes: Array
+    """To the canal and the foramina of the sacrum."""
+    sac: Array
+    """To the sac of the dura in that canal."""
+    dense: Array
+    """HU that bone has more where it bears the weight of the body."""
+    shell: Array
+    """Thickness of the compact shell (mm)."""
+    like: Array
+    """How much the bone is that of a vertebra: 1 in the bodies of the upper sacrum."""
+
+
+def _sacrum(p: Array, frame: dict[str, Any], bone: dict[str, Array]) -> Bones:
+    """The sacrum; `shell` is what its endplate has more."""
     x, y, z = local(p, frame)
     m = frame["scale"]
     down = jnp.maximum(-z, 0.0)
@@ -93,31 +105,27 @@ def _sacrum(
     pipe = jnp.sqrt((side - out) ** 2 + off * off) - (1.0 - 0.005 * down) * frame["foramen"]
     pipe = pipe + 0.35 * jnp.maximum(y - hole, 0.0)
     # What fills them ends where the bone does.
-    pipe = jnp.maximum(pipe, shapes.smooth_min(d, mass, 2.0) - 1.0)
+    pipe = jnp.maximum(pipe, d - 1.0)
     holes = jnp.minimum(canal, pipe)
     sac = jnp.maximum(canal + 2.0, -z - frame["sac"])
     d = shapes.smooth_max(d, top - 3.0 * jnp.maximum(y - 0.8 * depth, 0.0), 2.0)
     d = shapes.smooth_max(d, -gap, 1.0)
     under = jnp.maximum(-top, 0.0)
     # Where load goes, under the plate and along the upper rim of the wings, bone is dense.
-    rim = 0.8 * jnp.exp(jnp.minimum(d, 0.0) / (0.5 * bone["sacral_depth"]))
+    rim = 0.8 * jnp.exp(-jnp.abs(d) / (0.5 * bone["sacral_depth"]))
     rim = rim * jax.nn.sigmoid(0.4 * (z + 6.0))
     load = jnp.exp(-under / bone["sacral_depth"]) * (radial < 1.1)
     plate = bone["sacral_plate"] * jnp.maximum(load, rim)
     end = bone["sacral_end"] * jnp.exp(-((under / 2.0) ** 2)) * (radial < 1.1)
     body = jax.nn.sigmoid(6.0 * (1.2 - radial)) * jnp.clip(1.3 - down / (60.0 * m), 0.0, 1.0)
-    return shapes.smooth_max(d, -holes, 1.5), holes, sac, plate, end, body
+    return Bones(shapes.smooth_max(d, -holes, 1.5), holes, sac, plate, end, body)
 
 
-def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Distance to bones beyond the spine and ribs: sacrum, pelvis, skull, shoulders.
+def bones(p: Array, parameters: dict[str, Any]) -> Bones:
+    """Sacrum, pelvis, skull, shoulders at points (n, 3).
 
-    Returns:
-        That distance; those to the canal and the foramina of the sacrum, and to the sac in it; by
-        how many HU the bone's inside is denser, in the head of a femur and in the socket's roof,
-        which bear the weight of the body, and under a worn disc; the thickness of its shell (mm),
-        which is an endplate where the sacrum carries the column; and how much the bone is that of a
-        vertebra, 1 in the bodies of the upper sacrum.
+    Dense are the head of a femur, the roof of its socket, the sacrum under a worn disc and the
+    upper rim of its wings.
     """
     far = jnp.full(p.shape[:1], FAR)
 
@@ -153,22 +161,23 @@ def bones(p: Array, parameters: dict[str, Any]) -> tuple[Array, Array, Array, Ar
 
     sacrum, bone = parameters["sacrum"], parameters["marrow"]
     none = jnp.zeros_like(far)
-    d, holes, sac, plate, end, body = when(
+    os = when(
         close(sacrum, -150.0, 60.0),
         lambda: _sacrum(p, sacrum, bone),
-        (far, far, far, none, none, none),
+        Bones(far, far, far, none, none, none),
     )
     hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, none))
     # The sacroiliac joint lies where both are as near.
-    joint = 0.5 * (SACROILIAC_MM - jnp.abs(d - hip))
-    d, dense = jnp.maximum(jnp.minimum(d, hip), joint), jnp.maximum(dense, plate)
+    joint = 0.5 * (SACROILIAC_MM - jnp.abs(os.distance - hip))
+    d = jnp.maximum(jnp.minimum(os.distance, hip), joint)
+    dense = jnp.where(os.distance < hip, os.dense, dense)
     for name, draw, low, high in (
         ("head", head, -90.0, 400.0),
         ("shoulder", shoulder, -160.0, 180.0),
     ):
         d = jnp.minimum(d, when(close(parameters[name], low, high), draw, far))
-    shell = bone["shell"] + body * (bone["sacral_shell"] - bone["shell"]) + end
-    return d, holes, sac, dense, shell, body
+    shell = bone["shell"] + os.like * (bone["sacral_shell"] - bone["shell"]) + os.shell
+    return Bones(d, os.holes, os.sac, dense, shell, os.like)
 
 
 def _rib(

@@ -42,21 +42,16 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     one = jnp.ones(SLOTS)
     # Tube voltage and calibration scale all bone.
     voltage = 0.8 + 0.5 * u[0]
-    cancellous = (
-        voltage
-        * spine["cancellous"]
-        * jnp.exp(
-            # In some spines one vertebra is twice as dense as the next.
-            0.42 * n[0] + (0.08 + 0.28 * u[12] ** 2) * own[0] - 0.5
-        )
-    )
+    between = 0.08 + 0.28 * u[12] ** 2  # in some spines one vertebra is twice as dense as the next
+    cancellous = voltage * spine["cancellous"] * jnp.exp(0.42 * n[0] + between * own[0] - 0.5)
     cortical = voltage * spine["cortical"] * (1.10 + 0.15 * n[1])
     # Degeneration makes bone under endplates dense.
     worn = spine["wear"]
     dense = voltage * (spine["sclerosis"] * (0.6 + 0.8 * v[0]) + 40.0 * v[1])
     upper, lower = jnp.append(dense[:1] * 0.0, dense[:-1]), dense
     # The denser, the deeper: up to half of a body (Modic's third type).
-    deep = 1.0 + 1.2 * jnp.clip(jnp.maximum(upper, lower) / (400.0 * voltage), 0.0, 1.0)
+    share = 1.2 / (400.0 * voltage)
+    deep = 1.0 + jnp.minimum(share * jnp.maximum(upper, lower), 1.2)
     last = jnp.sum(spine["id"] > 0) - 1
 
     # Lesions: of bone islands and haemangiomas each vertebra has its chance, of metastases persons.
@@ -116,7 +111,7 @@ def marrow(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "sacral_shell": columns["shell"][last] * (1.0 + 0.4 * n[7] ** 2),
         "sacral_end": columns["plate"][last] * (0.6 + 0.8 * u[15]),
         "sacral_plate": dense[last] * (0.6 + 0.8 * u[13]),
-        "sacral_depth": (2.0 + 5.0 * u[14]) * deep[last],
+        "sacral_depth": (2.0 + 5.0 * u[14]) * (1.0 + jnp.minimum(share * dense[last], 1.2)),
         "dense": voltage * 320.0 * u[1],
         "voltage": voltage,
     }

@@ -42,22 +42,28 @@ def render_block(
     d = v["nearest"]
 
     def others(hu: Array) -> Array:
+        """Lay other bones over what surrounds the column, but not over the column."""
+        return hu
+
+    def sac(hu: Array) -> Array:
         return hu
 
     if distractors:
-        reach, holes, sac, dense, shell, body = bones.bones(p, parameters)
-        hu = tissues.over(hu, t["epidural"], holes, edge)
-        hu = tissues.over(hu, t["cord"] + 3.0 * soft, sac, edge)
+        other = bones.bones(p, parameters)
+        hu = tissues.over(hu, t["epidural"], other.holes, edge)
         bone = parameters["marrow"]
         # A joint's gap lies between the column and what articulates with it.
-        other = jnp.maximum(jnp.minimum(rib, reach), JOINT_MM - d)
+        apart_mm = jnp.maximum(jnp.minimum(rib, other.distance), JOINT_MM - d)
         inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft
         # The upper sacrum is made of what vertebrae are made of: it cannot be told by its HU.
         like = bone["sacral"] + bone["sacral_grain"] * fine + bone["sacral_blotch"] * soft
-        inner = inner + body * (like - inner) + dense
+        inner = inner + other.like * (like - inner) + other.dense
 
         def others(hu: Array) -> Array:
-            return tissues.bone(hu, other, shell, bone["cortical"], inner, edge)
+            return tissues.bone(hu, apart_mm, other.shell, bone["cortical"], inner, edge)
+
+        def sac(hu: Array) -> Array:
+            return tissues.over(hu, t["cord"] + 3.0 * soft, other.sac, edge)
 
     def column() -> tuple[Array, Array]:
         # Muscles leave a rim of fat, and tendons in it, on the bone that they cover; in front of
@@ -65,7 +71,7 @@ def render_block(
         front = jax.nn.sigmoid(-0.5 * (v["y"] + 6.0))
         rim = t["rim"] * (1.0 - 0.75 * front) * jax.nn.sigmoid(1.6 * (2.6 + 1.6 * soft - d))
         drawn = hu + rim * (jnp.minimum(hu, t["fat"] + 20.0) - hu)
-        drawn = _canal(drawn, v, parameters, edge, soft)
+        drawn = sac(_canal(drawn, v, parameters, edge, soft))  # one sac, across the last disc
         filled = marrow.disc(v, parameters, fine, soft)
         # Over the last disc lies the endplate of the sacrum.
         drawn = others(tissues.over(drawn, filled, v["disc"], edge))
@@ -76,7 +82,7 @@ def render_block(
         return drawn, jnp.where(d < RIM_MM, spine["id"][v["slot"]], 0)
 
     none = jnp.zeros(hu.shape, jnp.int32)
-    hu, label = bones.when(jnp.any(d < 60.0), column, (others(hu), none))
+    hu, label = bones.when(jnp.any(d < 60.0), column, (others(sac(hu)), none))
     if distractors:
         all_in = jnp.full_like(hu, -shapes.FAR)
         hu = scene.things(
