@@ -40,14 +40,20 @@ def render_block(
     hu, rib = scene.soft(p, parameters, edge, soft, fine, distractors)
     v = spine_at.vertebrae(p, spine)
     d = v["nearest"]
+    near = jnp.any(d < 60.0)
 
-    def others(hu: Array) -> Array:
-        """Lay other bones over what surrounds the column, but not over the column."""
-        return hu
+    def column() -> Array:
+        # Muscles leave a rim of fat, and tendons in it, on the bone that they cover; in front of
+        # the bodies lie a ligament and the crura instead.
+        front = jax.nn.sigmoid(-0.5 * (v["y"] + 6.0))
+        rim = t["rim"] * (1.0 - 0.75 * front) * jax.nn.sigmoid(1.6 * (2.6 + 1.6 * soft - d))
+        drawn = hu + rim * (jnp.minimum(hu, t["fat"] + 20.0) - hu)
+        drawn = _canal(drawn, v, parameters, edge, soft)
+        filled = marrow.disc(v, parameters, fine, soft)
+        return tissues.over(drawn, filled, v["disc"], edge)
 
-    def sac(hu: Array) -> Array:
-        return hu
-
+    hu = bones.when(near, column, hu)
+    # Other bones: over the last disc, for the sacrum's endplate, and under the column's own.
     if distractors:
         other = bones.bones(p, parameters)
         hu = tissues.over(hu, t["epidural"], other.holes, edge)
@@ -58,31 +64,18 @@ def render_block(
         # The upper sacrum is made of what vertebrae are made of: it cannot be told by its HU.
         like = bone["sacral"] + bone["sacral_grain"] * fine + bone["sacral_blotch"] * soft
         inner = inner + other.like * (like - inner) + other.dense
+        # One sac, from the column's canal into the sacrum's.
+        hu = tissues.over(hu, t["cord"] + 3.0 * soft, other.sac, edge)
+        hu = tissues.bone(hu, apart_mm, other.shell, bone["cortical"], inner, edge)
 
-        def others(hu: Array) -> Array:
-            return tissues.bone(hu, apart_mm, other.shell, bone["cortical"], inner, edge)
-
-        def sac(hu: Array) -> Array:
-            return tissues.over(hu, t["cord"] + 3.0 * soft, other.sac, edge)
-
-    def column() -> tuple[Array, Array]:
-        # Muscles leave a rim of fat, and tendons in it, on the bone that they cover; in front of
-        # the bodies lie a ligament and the crura instead.
-        front = jax.nn.sigmoid(-0.5 * (v["y"] + 6.0))
-        rim = t["rim"] * (1.0 - 0.75 * front) * jax.nn.sigmoid(1.6 * (2.6 + 1.6 * soft - d))
-        drawn = hu + rim * (jnp.minimum(hu, t["fat"] + 20.0) - hu)
-        drawn = sac(_canal(drawn, v, parameters, edge, soft))  # one sac, across the last disc
-        filled = marrow.disc(v, parameters, fine, soft)
-        # Over the last disc lies the endplate of the sacrum.
-        drawn = others(tissues.over(drawn, filled, v["disc"], edge))
+    def vertebra() -> tuple[Array, Array]:
         # Where two vertebrae meet, a joint: half its width is taken from each.
         apart = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
         shell, cortical, inner = marrow.vertebra(v, parameters, fine, soft)
-        drawn = tissues.bone(drawn, apart, shell, cortical, inner, edge)
+        drawn = tissues.bone(hu, apart, shell, cortical, inner, edge)
         return drawn, jnp.where(d < RIM_MM, spine["id"][v["slot"]], 0)
 
-    none = jnp.zeros(hu.shape, jnp.int32)
-    hu, label = bones.when(jnp.any(d < 60.0), column, (others(sac(hu)), none))
+    hu, label = bones.when(near, vertebra, (hu, jnp.zeros(hu.shape, jnp.int32)))
     if distractors:
         all_in = jnp.full_like(hu, -shapes.FAR)
         hu = scene.things(
