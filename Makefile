@@ -10,7 +10,6 @@ RUN ?= runs/demo
 # Tests compile far more than they run: with little optimisation and without fusion emitters XLA
 # compiles in half the time.
 COMPILE_FASTER := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1
-# Files in their order: else those of a single test, among them the longest, come last and alone.
 
 .PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -39,6 +38,7 @@ demo: $(STAMP)
 	$(BIN)/spinejax evaluate --workdir=$(RUN)
 	$(BIN)/spinejax report --workdir=$(RUN)
 
+# Files in their order: else those of a single test, among them the longest, come last and alone.
 test: $(STAMP)
 	XLA_FLAGS="$(XLA_FLAGS) $(COMPILE_FASTER)" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
