@@ -39,8 +39,8 @@ def vertebrae(run: Run) -> str:
     words = ""
     if isinstance(right, int | float) and isinstance(number, int):
         all_right = round(right * number)
-        scans = f"{all_right} of {count(number, 'scan')}"
-        words = f"Every vertebra has its right name, and nothing else has one, in {scans}. "
+        share = f"{all_right} of {count(number, 'scan')}"
+        words = f"Every vertebra has its right name, and nothing else has one, in {share}. "
     where = "the masks" if scores.get("reference_centroids") == "masks" else "the bodies"
     return (
         f"<section><h2>Names of the vertebrae</h2><p>{words}A vertebra counts as identified where "
