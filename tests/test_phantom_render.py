@@ -53,6 +53,22 @@ def test_result_does_not_depend_on_which_points_are_drawn_together(person):
     np.testing.assert_allclose(few_hu, hu[some], atol=0.05)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_vertebrae_are_skipped_only_where_they_change_nothing(seed):
+    person = jax.jit(lambda key: anatomy(key, fractures=4.0, scoliosis=0.7))(jax.random.key(seed))
+    spine = person["spine"]
+    everywhere = {"reach": 1e4, "low": -1e4, "high": 1e4}
+    full = {**spine, **{k: jnp.full_like(spine[k], v) for k, v in everywhere.items()}}
+    rng = np.random.default_rng(seed)
+    at = np.asarray(spine["origin"])[rng.integers(0, 22, 6000)]
+    points = jnp.asarray(at + rng.normal(0.0, [25.0, 30.0, 20.0], (6000, 3)), jnp.float32)
+    hu, label = paint(person, points)
+    all_hu, all_label = paint({**person, "spine": full}, points)
+    assert len(np.unique(label)) > 18
+    np.testing.assert_array_equal(label, all_label)
+    assert np.abs(np.asarray(hu) - np.asarray(all_hu)).max() < 2.0
+
+
 def test_vmap_equals_a_loop():
     keys = jax.random.split(jax.random.key(1), 2)
     people = jax.jit(jax.vmap(anatomy))(keys)

@@ -125,6 +125,22 @@ def _reach(parts: Array, size: dict[str, Array], centre_y: Array) -> Array:
     return jnp.maximum(arch, body) + 5.0
 
 
+_SPARE_MM = 10.0  # how far from a vertebra it still matters: blur, lips of its rim, fat around it
+
+
+def _span(parts: Array, size: dict[str, Array]) -> tuple[Array, Array]:
+    """Heights (26,) below and above a body's centroid between which all of a vertebra lies.
+
+    In its own frame, with the disc below it, which goes on under the next one's hollow endplate.
+    """
+    tall = (parts[:, :, 8] * jnp.maximum(1.0, parts[:, :, 9]))[..., None]
+    tilt = jnp.abs(size["slant"])[:, None, None] * jnp.abs(parts[:, :, [0, 3]])
+    ends = parts[:, :, [2, 5]]
+    half = size["h"] + jnp.abs(size["bz"]) + jnp.abs(size["wedge"]) + jnp.abs(size["tip"])
+    low = jnp.minimum(jnp.min(ends - tall - tilt, (1, 2)), -half - size["disc"] - 4.0)
+    return low - _SPARE_MM, jnp.maximum(jnp.max(ends + tall + tilt, (1, 2)), half) + _SPARE_MM
+
+
 RATES = (
     "t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised", "fractures", "scoliosis"
 )  # fmt: skip
@@ -226,8 +242,10 @@ def anatomy(
         "parts": parts[order],
         "centre_y": centre_y,
     }
-    # Everything of a vertebra lies in this ball about a point behind its body.
+    # Everything of a vertebra lies in this ball about a point behind its body, and between these
+    # heights.
     spine["reach"] = _reach(spine["parts"], size, centre_y)
+    spine["low"], spine["high"] = _span(spine["parts"], size)
     sacrum = {"origin": line["origin"][count], "rotation": line["axes"][count]}
     others = surroundings.surroundings(draws, spine, sacrum, present, line["origin"], count, scale)
     about = {name: who[name] for name in ("age", "scale", "worn", "brittle")}

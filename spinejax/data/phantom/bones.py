@@ -1,6 +1,5 @@
 """Bones beyond the column at points: ribs, sternum, sacrum, pelvis, skull, shoulders."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,28 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.data.phantom import shapes
+from spinejax.data.phantom.once import when
 from spinejax.data.phantom.shapes import FAR, local
 from spinejax.data.phantom.skeleton import ANGLE
+from spinejax.data.phantom.tissues import sine
 
 Array = jax.Array
 
 SACROILIAC_MM = 1.5
 """Width of the gap seen between sacrum and ilium."""
-
-
-def when(needed: Array, value: Callable[[], Any], otherwise: Any) -> Any:
-    """`value()` if needed; truly skipped otherwise, under vmap too if no member needs it."""
-    return lax.fori_loop(0, needed.astype(jnp.int32), lambda _, __: value(), otherwise)
-
-
-def kept(p: Array, values: Any) -> Any:
-    """`values` unchanged, computed once: XLA would repeat cheap arithmetic in each of its uses.
-
-    Args:
-        p: Points (n, 3). That they are finite is what the compiler cannot know.
-        values: Pytree of arrays.
-    """
-    return when(p[0, 0] < jnp.inf, lambda: values, jax.tree.map(jnp.zeros_like, values))
 
 
 def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
@@ -86,7 +72,7 @@ def _sacrum(p: Array, frame: dict[str, Any], bone: dict[str, Array]) -> Bones:
     mass = jnp.maximum(mass, jnp.maximum(z - 6.0 * m, -z - 92.0 * m))
     wall = jnp.maximum(jnp.abs(y - back) - 2.6 * m, side - (17.0 - 0.08 * down) * m)
     wall = jnp.maximum(wall, jnp.maximum(z + 2.0, -z - 78.0 * m))
-    crest = frame["crest"] * (0.75 + 0.25 * jnp.cos(0.27 * (z + 8.0 * m)))
+    crest = frame["crest"] * (0.75 + 0.25 * sine(0.27 * (z + 8.0 * m) + 0.5 * jnp.pi))
     spine = jnp.maximum(side - 2.6 * m, jnp.abs(y - back - 0.5 * crest) - 0.5 * crest)
     spine = jnp.maximum(spine, jnp.maximum(z + 4.0, -z - 66.0 * m))
     d = shapes.smooth_min(d, shapes.smooth_min(mass, wall, 3.0), 4.0)
@@ -196,7 +182,7 @@ def _rib(
     """
     turn = psi - ANGLE
     # Ribs climb a little at first and then fall, most steeply at the side.
-    height = row["z"] - row["slope"] * (turn - 0.35 * jnp.sin(1.6 * turn))
+    height = row["z"] - row["slope"] * (turn - 0.35 * sine(1.6 * turn))
     across = jnp.sqrt((wall / ribs["thick"]) ** 2 + ((z - height) / ribs["tall"]) ** 2 + 1e-6)
     band = (across - 1.0) * ribs["thick"]
     after = (psi - row["last"]) * ribs["radius"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from spinejax.data.phantom.draws import Draws, stacked
 from spinejax.data.phantom.levels import SLOTS
+from spinejax.data.phantom.tissues import sine
 
 Array = jax.Array
 
@@ -148,7 +149,7 @@ def vertebra(
     hu = hu + vein * (20.0 - hu)
     off = jnp.sqrt((x - row["lx"]) ** 2 + (y - row["ly"]) ** 2 + (z - row["lz"]) ** 2 + 1e-6)
     share = jax.nn.sigmoid(-1.6 * (off - row["radius"] + 1.2 * soft)) * (row["radius"] > 0.0)
-    struts = row["struts"] * jax.nn.relu(jnp.sin(1.9 * x) * jnp.sin(1.9 * y) - 0.1)
+    struts = row["struts"] * jax.nn.relu(sine(1.9 * x) * sine(1.9 * y) - 0.1)
     hu = hu + share * (row["lesion"] + struts + 20.0 * fine - hu)
     # Lytic lesions eat the shell, too.
     shell = shell * (1.0 - 0.9 * share * (row["lesion"] < 150.0) * (row["struts"] == 0.0))

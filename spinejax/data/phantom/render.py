@@ -1,7 +1,7 @@
 """Draw a phantom at any set of points: `render(parameters, points_mm) -> (HU, label)`.
 
 The value at a point depends on that point alone, so a slice is the same plane of the volume. For
-speed, points are sorted into blocks that are close to each other, and a block evaluates only the
+speed, points are drawn in blocks that lie close to each other, and a block evaluates only the
 vertebrae and bones that reach it; the result does not depend on how points fall into blocks.
 """
 
@@ -13,6 +13,7 @@ from jax import lax
 
 from spinejax.data.phantom import bones, marrow, scene, shapes, tissues
 from spinejax.data.phantom import spine as spine_at
+from spinejax.data.phantom.once import kept, when
 from spinejax.data.phantom.warp import warp
 
 Array = jax.Array
@@ -36,7 +37,7 @@ def render_block(
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     soft = tissues.texture(x, y, z, parameters["soft"])
     fine = tissues.texture(x, y, z, parameters["texture"], edge)
-    p, soft, fine = bones.kept(points, (p, soft, fine))
+    p, soft, fine = kept(points, (p, soft, fine))
     hu, rib = scene.soft(p, parameters, edge, soft, fine, distractors)
     v = spine_at.vertebrae(p, spine)
     d = v["nearest"]
@@ -52,7 +53,7 @@ def render_block(
         filled = marrow.disc(v, parameters, fine, soft)
         return tissues.over(drawn, filled, v["disc"], edge)
 
-    hu = bones.when(near, column, hu)
+    hu = when(near, column, hu)
     # Other bones: over the last disc, for the sacrum's endplate, and under the column's own.
     if distractors:
         other = bones.bones(p, parameters)
@@ -75,7 +76,7 @@ def render_block(
         drawn = tissues.bone(hu, apart, shell, cortical, inner, edge)
         return drawn, jnp.where(d < RIM_MM, spine["id"][v["slot"]], 0)
 
-    hu, label = bones.when(near, vertebra, (hu, jnp.zeros(hu.shape, jnp.int32)))
+    hu, label = when(near, vertebra, (hu, jnp.zeros(hu.shape, jnp.int32)))
     if distractors:
         all_in = jnp.full_like(hu, -shapes.FAR)
         hu = scene.things(
@@ -124,17 +125,26 @@ def render(
         HU (...) float32 without noise, and VerSe labels (...) int32, 0 for background. Every
         vertebra is labelled; `acquisition.whole_vertebrae` tells which ones a field of view keeps.
     """
+    points_mm = jnp.asarray(points_mm, jnp.float32)
+    if points_mm.ndim > 2:
+        # Level by level: the last axis of sagittal slices and of cubes runs along the body.
+        points_mm = jnp.moveaxis(points_mm, -2, 0)
     shape = points_mm.shape[:-1]
-    p = jnp.asarray(points_mm, jnp.float32).reshape(-1, 3)
+    p = points_mm.reshape(-1, 3)
     n = p.shape[0]
     block = min(BLOCK, n)
     pad = -n % block
-    # Points near the spine first, from top to bottom, then the others.
+    # Points near the spine first, in their order, then the others.
     far = ~jnp.any(spine_at.reaches(p, parameters["spine"]), -1)
-    order = jnp.argsort(-p[:, 2] + jnp.where(far, 1e4, 0.0))
+    index = jnp.arange(n, dtype=jnp.int32)
+    before = jnp.cumsum(far, dtype=jnp.int32)
+    place = jnp.where(far, n - before, index - before)
+    order = jnp.zeros(n, jnp.int32).at[place].set(index, unique_indices=True)
     order = jnp.concatenate([order, jnp.broadcast_to(order[-1:], (pad,))])
     hu, label = lax.map(
         lambda q: render_block(q, parameters, edge_mm, distractors), p[order].reshape(-1, block, 3)
     )
-    back = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n + pad, dtype=jnp.int32))
-    return hu.reshape(-1)[back].reshape(shape), label.reshape(-1)[back].reshape(shape)
+    hu, label = (a.reshape(-1)[place].reshape(shape) for a in (hu, label))
+    if points_mm.ndim > 2:
+        hu, label = jnp.moveaxis(hu, 0, -1), jnp.moveaxis(label, 0, -1)
+    return hu, label

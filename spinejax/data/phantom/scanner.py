@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.data.phantom import artefacts, grain
-from spinejax.data.phantom.bones import when
+from spinejax.data.phantom.once import when
+from spinejax.data.phantom.tissues import sine
 
 Array = jax.Array
 Protocol = dict[str, Array]
@@ -223,6 +224,12 @@ def _middle(
     return jnp.stack([x, jnp.where(trunk, body, y), z])
 
 
+def _turn(protocol: Protocol) -> tuple[Array, Array]:
+    """Cosines and sines (3,) of the angles, computed once rather than for every point."""
+    turn, zero = protocol["turn"], jnp.zeros(3)
+    return when(turn[0] < jnp.inf, lambda: (jnp.cos(turn), jnp.sin(turn)), (zero, zero))
+
+
 def where(points: Array, protocol: Protocol) -> Array:
     """Points of the body that a scan shows at `points` (..., 3): turned, tilted, moving.
 
@@ -231,13 +238,13 @@ def where(points: Array, protocol: Protocol) -> Array:
     """
     middle = 0.5 * (protocol["lower"] + protocol["upper"])
     x, y, z = (points[..., i] - middle[i] for i in range(3))
-    wave = jnp.sin(protocol["motion_wave"] * z + protocol["motion_phase"])
+    wave = sine(protocol["motion_wave"] * z + protocol["motion_phase"])
     y = y + protocol["tilt"] * z + protocol["motion_mm"] * wave
     x = x + 0.4 * protocol["motion_mm"] * wave
-    a, b, c = protocol["turn"][0], protocol["turn"][1], protocol["turn"][2]
-    y, z = y * jnp.cos(a) - z * jnp.sin(a), y * jnp.sin(a) + z * jnp.cos(a)
-    z, x = z * jnp.cos(b) - x * jnp.sin(b), z * jnp.sin(b) + x * jnp.cos(b)
-    x, y = x * jnp.cos(c) - y * jnp.sin(c), x * jnp.sin(c) + y * jnp.cos(c)
+    cos, sin = _turn(protocol)
+    y, z = y * cos[0] - z * sin[0], y * sin[0] + z * cos[0]
+    z, x = z * cos[1] - x * sin[1], z * sin[1] + x * cos[1]
+    x, y = x * cos[2] - y * sin[2], x * sin[2] + y * cos[2]
     return jnp.stack([x, y, z], -1) + middle
 
 
@@ -245,11 +252,11 @@ def shown_at(points: Array, protocol: Protocol) -> Array:
     """Where a scan shows points (..., 3) of the body: the inverse of `where`."""
     middle = 0.5 * (protocol["lower"] + protocol["upper"])
     x, y, z = (points[..., i] - middle[i] for i in range(3))
-    a, b, c = protocol["turn"][0], protocol["turn"][1], protocol["turn"][2]
-    x, y = x * jnp.cos(c) + y * jnp.sin(c), y * jnp.cos(c) - x * jnp.sin(c)
-    z, x = z * jnp.cos(b) + x * jnp.sin(b), x * jnp.cos(b) - z * jnp.sin(b)
-    y, z = y * jnp.cos(a) + z * jnp.sin(a), z * jnp.cos(a) - y * jnp.sin(a)
-    wave = protocol["motion_mm"] * jnp.sin(protocol["motion_wave"] * z + protocol["motion_phase"])
+    cos, sin = _turn(protocol)
+    x, y = x * cos[2] + y * sin[2], y * cos[2] - x * sin[2]
+    z, x = z * cos[1] + x * sin[1], x * cos[1] - z * sin[1]
+    y, z = y * cos[0] + z * sin[0], z * cos[0] - y * sin[0]
+    wave = protocol["motion_mm"] * sine(protocol["motion_wave"] * z + protocol["motion_phase"])
     return jnp.stack([x - 0.4 * wave, y - protocol["tilt"] * z - wave, z], -1) + middle
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.data.phantom import bones, shapes, tissues
-from spinejax.data.phantom.bones import near, when
+from spinejax.data.phantom.bones import near
+from spinejax.data.phantom.once import when
 from spinejax.data.phantom.shapes import FAR, local
 from spinejax.data.phantom.surroundings import PROFILE
 from spinejax.data.phantom.tissues import inside

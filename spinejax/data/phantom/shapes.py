@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spinejax.data.phantom.once import kept
+
 Array = jax.Array
 FAR = 1e3
 
@@ -172,7 +174,7 @@ def vertebra(
         Distances: `vertebra` to the whole, `drum` to the body alone, `disc` to what lies between
         this body and the next further down, and `canal` to the canal's tube.
     """
-    drum, wall, plates = body(x, y, z, size)
+    drum, wall, plates = kept(x, body(x, y, z, size))
     drum = jnp.where(has_body > 0, drum, FAR)
     side = x - size["bow"] * jnp.maximum(y - size["b"], 0.0)
     posterior = capsules(side, y - size["yaw"] * x, z - size["slant"] * x, parts, 2.0)

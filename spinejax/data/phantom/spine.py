@@ -11,20 +11,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.data.phantom import shapes
+from spinejax.data.phantom.once import kept
 from spinejax.data.phantom.shapes import FAR, local
 
 Array = jax.Array
 
 
 def reaches(p: Array, spine: dict[str, Any]) -> Array:
-    """Which vertebrae (26) may matter at which points (n): within the ball that bounds them."""
+    """Which vertebrae (26) may matter at which points (n), as bool (n, 26): see `anatomy`."""
     centre = spine["origin"] + spine["centre_y"][:, None] * spine["rotation"][:, :, 1]
-    square = (
-        jnp.sum(p * p, -1)[:, None]
-        - 2.0 * jnp.matmul(p, centre.T, precision="highest")
-        + jnp.sum(centre * centre, -1)
-    )
-    return square < (spine["reach"] ** 2) * (spine["id"] > 0)
+    up = spine["rotation"][:, :, 2]
+    x, y, z = (p[:, i : i + 1] - centre[:, i] for i in range(3))
+    height = x * up[:, 0] + y * up[:, 1] + z * up[:, 2]  # the centre lies at that of the body
+    near = x * x + y * y + z * z < (spine["reach"] ** 2) * (spine["id"] > 0)
+    return near & (height > spine["low"]) & (height < spine["high"])
 
 
 def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
@@ -45,17 +45,18 @@ def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
 
     def add(i: Array, best: dict[str, Array]) -> dict[str, Array]:
         take = jax.tree.map(lambda a: a[i], spine)
-        x, y, z = local(p, take)
+        x, y, z = kept(p, local(p, take))
         size = take["size"]
         at = shapes.vertebra(x, y, z, size, take["parts"], take["has_body"])
         canal = jnp.maximum(at["canal"], jnp.abs(z) - 0.5 * size["disc"] - size["h"] - 2.0)
         d = jnp.where(take["id"] > 0, at["vertebra"], FAR)
+        d, drum, disc, canal = kept(p, (d, at["drum"], at["disc"], canal))
         wins = d < best["nearest"]
         return {
             "nearest": jnp.minimum(d, best["nearest"]),
             "second": jnp.where(wins, best["nearest"], jnp.minimum(d, best["second"])),
-            "drum": jnp.where(wins, at["drum"], best["drum"]),
-            "disc": jnp.minimum(at["disc"], best["disc"]),
+            "drum": jnp.where(wins, drum, best["drum"]),
+            "disc": jnp.minimum(disc, best["disc"]),
             "canal": jnp.minimum(canal, best["canal"]),
             "slot": jnp.where(wins, i, best["slot"]),
             "x": jnp.where(wins, x, best["x"]),

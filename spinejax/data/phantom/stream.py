@@ -15,6 +15,7 @@ from jax import lax
 
 from spinejax.data.phantom import acquisition, scanner
 from spinejax.data.phantom.anatomy import anatomy
+from spinejax.data.phantom.once import kept
 from spinejax.data.phantom.render import render
 from spinejax.volume import PLANES
 
@@ -130,6 +131,7 @@ def _drawn(
     how: Sampling,
 ) -> tuple[Array, Array]:
     """HU and the labels that count, at points (..., 3)."""
+    points = kept(points, points)
     blur = jnp.sqrt(protocol["blur"] ** 2 + how.smoothing_mm**2)
     if how.acquisition:
         hu, label = render(

@@ -25,7 +25,7 @@ LONG, SHORT = 5, 7
 # equally rarely (the sum of all would have to exceed 1).
 _LONG_MM, _SHORT_MM = (60.0, 200.0), (10.0, 25.0)
 _SHARE = np.repeat([0.016, 0.018], [LONG, SHORT]).astype(np.float32)
-_ROUNDS = 16  # of the inverse: each shrinks the error by about 0.3
+_ROUNDS = 8  # of the inverse: each shrinks the error, at most some mm, by about 0.3
 
 
 def draw(draws: Draws) -> dict[str, Array]:
@@ -49,8 +49,13 @@ def draw(draws: Draws) -> dict[str, Array]:
 
 def displacement(p: Array, waves: dict[str, Array]) -> Array:
     """What `warp` adds to points (..., 3), mm."""
-    angle = jnp.matmul(p, waves["wave"].T, precision="highest") + waves["phase"]
-    return jnp.matmul(sine(angle), waves["push"], precision="highest")
+    # Wave by wave, all points at once: on CPUs five times as fast as two products of matrices.
+    x, y, z = p[..., 0], p[..., 1], p[..., 2]
+    total = [jnp.zeros_like(x)] * 3
+    for wave, phase, push in zip(waves["wave"], waves["phase"], waves["push"], strict=True):
+        height = sine(x * wave[0] + y * wave[1] + z * wave[2] + phase)
+        total = [total[i] + height * push[i] for i in range(3)]
+    return jnp.stack(total, -1)
 
 
 def warp(p: Array, parameters: dict[str, Any]) -> Array:
