@@ -133,7 +133,7 @@ def _evaluate(values: FlagValues) -> int:
         split=values.split,
         which=values.checkpoint,
         data=Path(values.data) if values.data else None,
-        second=Path(values.vertebrae) if values.vertebrae else None,
+        second=[Path(name) for name in values.vertebrae],
         flip=values.flip,
     )
 

@@ -152,7 +152,7 @@ def evaluate(
     split: str,
     which: str,
     data: Path | None = None,
-    second: Path | None = None,
+    second: Sequence[Path] | None = None,
     flip: bool = False,
 ) -> int:
     """Predict and score every case of a split; write `<workdir>/evaluation/<split>/`.
@@ -161,7 +161,7 @@ def evaluate(
     results' folder has its name. `second`, `flip`: see `prediction.load`. An interrupted evaluation
     goes on with the scans that it had not predicted.
     """
-    scanner = prediction.load(workdir, which, second, flip=flip)
+    scanner = prediction.load(workdir, which, second or None, flip=flip)
     config = scanner.config
     if data is None:
         cases = [(case.id, case.image, case.labels) for case in setup.cases(config, workdir)[split]]

@@ -108,10 +108,11 @@ def _checkpoint_flag(values: FlagValues) -> None:
 
 
 def _second_flag(values: FlagValues) -> None:
-    flags.DEFINE_string(
+    flags.DEFINE_multi_string(
         "vertebrae",
-        "",
-        "Folder of a run that names vertebrae, to follow --workdir's; default: its own, if any.",
+        [],
+        "Folder of a run that names vertebrae, to follow --workdir's; default: its own, if any. "
+        "Given again, runs are averaged.",
         flag_values=values,
     )
 
@@ -136,16 +137,11 @@ def evaluate(values: FlagValues, argv: list[str]) -> None:
 
 def predict(values: FlagValues, argv: list[str]) -> None:
     """Define the flags of `predict`."""
-    several = flags.DEFINE_multi_string
-    several("workdir", None, "Folder of a run; given again, runs are averaged.", flag_values=values)
-    flags.mark_flag_as_required("workdir", values)
-    several(
-        "vertebrae",
-        [],
-        "Folder of a run that names vertebrae, to follow --workdir's; default: its own, if any. "
-        "Given again, runs are averaged.",
-        flag_values=values,
+    flags.DEFINE_multi_string(
+        "workdir", None, "Folder of a run; given again, runs are averaged.", flag_values=values
     )
+    flags.mark_flag_as_required("workdir", values)
+    _second_flag(values)
     _checkpoint_flag(values)
     _flip_flag(values)
     flags.DEFINE_string("input", None, "A CT (NIfTI or MetaImage) or a folder.", flag_values=values)

@@ -178,7 +178,10 @@ def _second_folders(folders: Sequence[Path], second: Path | Sequence[Path] | Non
     return found
 
 
-_ALIKE = ("task", "data.preprocess", "data.plane", "data.size", "data.cube", "data.labels")
+_ALIKE = (
+    "task", "data.preprocess", "data.plane", "data.size", "data.cube.size",
+    "data.cube.spine_prior", "data.labels",
+)  # fmt: skip
 """Fields in which runs that are averaged must agree: they see the same preprocessed scans."""
 
 
