@@ -223,6 +223,29 @@ def test_two_runs_that_were_trained_apart_are_joined(scans, run, alone, tmp_path
     assert "T12-L2, 3 vertebrae" in capsys.readouterr().out
 
 
+def test_second_networks_are_averaged_if_they_see_the_same(scans, run, tmp_path, capsys):
+    """How masks were worn in training may differ; the size of the cubes may not."""
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    names = tmp_path / "run" / "vertebrae"
+
+    def changed(name, **fields):
+        shutil.copytree(names, tmp_path / name)
+        config = json.loads((names / "config.json").read_text())
+        config["data"]["cube"] |= fields
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return tmp_path / name
+
+    def scores(*seconds):
+        words = [f"--vertebrae={second}" for second in seconds]
+        assert main(["evaluate", f"--workdir={tmp_path / 'run'}", *words]) == 0
+        return (tmp_path / "run" / "evaluation" / "test" / "scores.json").read_text()
+
+    assert scores(names) == scores(names, changed("other", prior_sacrum=0.1))
+    capsys.readouterr()
+    words = [f"--vertebrae={second}" for second in (names, changed("large", size=[32, 32, 32]))]
+    fails(capsys, ["evaluate", f"--workdir={tmp_path / 'run'}", *words], "data.cube.size is [")
+
+
 def test_a_run_of_cubes_works_alone(scans, alone, tmp_path, capsys):
     ct = scans / "images" / "case0.nii.gz"
     arguments = ["predict", f"--workdir={alone}", f"--input={ct}", f"--output={tmp_path}"]
