@@ -117,6 +117,37 @@ def test_columns_are_parted_into_as_many_as_voted_for(count, apart, mm, noise, s
     assert (found.array == array)[array > 0].mean() > 0.95
 
 
+def test_votes_that_blur_are_parted_by_class():
+    """Two vertebrae of a neck whose votes lie half a vertebra apart, as coarse voxels make them."""
+    array = np.zeros((12, 12, 14), np.uint8)
+    array[1:-1, 1:-1, 2:7], array[1:-1, 1:-1, 7:12] = 5, 4
+    offsets = ways(array, [3.0] * 3)
+    offsets[array == 5, 2] += 3.5
+    offsets[array == 4, 2] -= 3.5
+    offsets += np.random.default_rng(0).normal(0, 3.0, offsets.shape)
+    one = find_instances(np.where(array > 0, 4, 0).astype(np.uint8), (3.0,) * 3, offsets_mm=offsets)
+    two = find_instances(array, (3.0,) * 3, offsets_mm=offsets)
+    assert len(one.items) == 1 and len(two.items) == 2
+    assert (two.array == np.array([0, 0, 0, 0, 1, 2])[array])[array > 0].mean() > 0.9
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_name_that_slips_within_a_vertebra_does_not_part_it(real_data, name):
+    """The upper half of every vertebra is called as the one above."""
+    volume = nifti.read_labels(real_data / MASKS[name])
+    array, affine = geometry.reorient(volume.array, volume.affine, "LPS")
+    steps = [max(1, round(5.0 / mm)) for mm in geometry.spacing_mm(affine)]
+    array = np.ascontiguousarray(array[tuple(slice(s // 2, None, s) for s in steps)])
+    spacing = tuple(float(a * b) for a, b in zip(geometry.spacing_mm(affine), steps, strict=True))
+    offsets = ways(array, spacing)
+    classes = labels.to_contiguous(array).astype(np.uint8)
+    slipped = np.where((offsets[..., 2] < 0) & (classes > 1), classes - 1, classes)
+    assert (slipped != classes)[classes > 1].mean() > 0.3
+    offsets += np.random.default_rng(0).normal(0, 3.0, offsets.shape)
+    found = find_instances(slipped, spacing, offsets_mm=offsets)
+    assert len(found.items) == len(np.unique(array)) - 1
+
+
 def test_specks_of_votes_go_to_the_next_centre():
     array = np.zeros((8, 8, 20), np.uint8)
     array[:, :, :10], array[:, :, 10:] = 2, 1
