@@ -204,7 +204,7 @@ def _check_alike(runs: Sequence[_Run]) -> None:
 
 
 def _gives_offsets(config: ConfigDict) -> bool:
-    return config.loss.get(losses.OFFSET_WEIGHT, 0.0) > 0
+    return config.loss[losses.OFFSET_WEIGHT] > 0
 
 
 def _mode(runs: Sequence[_Run]) -> str:

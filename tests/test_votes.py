@@ -131,6 +131,24 @@ def test_votes_that_blur_are_parted_by_class():
     assert (two.array == np.array([0, 0, 0, 0, 1, 2])[array])[array > 0].mean() > 0.9
 
 
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_a_vertebra_whose_votes_go_to_both_neighbours_stays_one(slope):
+    """The middle of three, in a straight and in a bent neck; its halves are pulled apart."""
+    array = np.zeros((12, 26, 19), np.uint8)
+    for z in range(2, 17):
+        y = 1 + round(slope * (16 - z) * 0.8)
+        array[1:-1, y : y + 10, z] = 6 - (z - 2) // 5
+    offsets = ways(array, [3.0] * 3)
+    z = np.indices(array.shape)[2]
+    axis = np.array([0.0, -0.8 * slope, 1.0])
+    pull = np.select([array == 6, array == 4, z > 9, z < 9], [4.0, -4.0, 4.0, -4.0], 0.0)
+    offsets += pull[..., None] * axis
+    offsets += np.random.default_rng(0).normal(0, 2.5, offsets.shape)
+    found = find_instances(array, (3.0,) * 3, offsets_mm=offsets)
+    assert len(found.items) == 3
+    assert (found.array == np.array([0, 0, 0, 0, 1, 2, 3])[array])[array > 0].mean() > 0.9
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_a_name_that_slips_within_a_vertebra_does_not_part_it(real_data, name):
     """The upper half of every vertebra is called as the one above."""

@@ -6,6 +6,8 @@ place a vertebra's height away. Centres are peaks of the votes' density, as in t
 (Ballard 1981; for instances with learnt offsets e.g. Neven et al., CVPR 2019).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
@@ -18,11 +20,21 @@ _SIGMA = 0.115  # of the density, over the usual distance of vertebrae of the cl
 # the density is rough by chance: by one over the root of how many a peak stands for.
 _SHARES = (0.3, 0.85)
 _ROUGH = 1.5
-# Two classes of one peak are two vertebrae if their votes lie further apart than that share of the
-# usual distance and each has so many of the voxels; then they are moved apart by a share more.
-_TWO, _LEAST_SHARE, _PUSH = 0.4, 0.1, 0.35
+# Two classes of one peak are two vertebrae if their votes lie further apart, along the spine, than
+# the first share of the usual distance and each has the second share of the voxels. Two parts of
+# one class are one vertebra if they lie nearer than the third.
+_TWO, _LEAST_SHARE, _NEAR = 0.4, 0.1, 0.7
 _MAX_CENTRES = 255
 _REACH_MM = 60.0  # peaks further apart are of two vertebrae
+
+
+class _Part(NamedTuple):
+    """What gathers at one place: indices of its votes, class, place in mm, whether parted."""
+
+    voters: np.ndarray
+    label: int
+    middle: np.ndarray
+    new: bool
 
 
 def vote_pieces(
@@ -49,16 +61,15 @@ def vote_pieces(
     sigma_mm = _SIGMA * STEP_MM[classes[where] - 1]
     centres = _peaks(votes, sigma_mm)
     least = max(1.0, speck_ml * 1000.0 / float(np.prod(spacing_mm)))
-    nearest = cKDTree(centres).query(votes)[1]
-    apart = _parted(votes, classes[where], nearest)
-    if apart is not votes:
-        votes, centres = apart, _peaks(apart, sigma_mm)
-        nearest = cKDTree(centres).query(votes)[1]
+    owner = cKDTree(centres).query(votes)[1]
+    owner, centres = _parted(votes, classes[where], owner, centres)
     # All may be specks: then there is no vertebra.
-    kept = np.flatnonzero(np.bincount(nearest, minlength=len(centres)) >= least)
+    kept = np.flatnonzero(np.bincount(owner, minlength=len(centres)) >= least)
     if not kept.size:
         return numbers, []
-    numbers[where] = 1 + cKDTree(centres[kept]).query(votes)[1]
+    speck = ~np.isin(owner, kept)
+    owner[speck] = kept[cKDTree(centres[kept]).query(votes[speck])[1]]
+    numbers[where] = 1 + np.searchsorted(kept, owner)
     found = []
     for number, box in enumerate(ndimage.find_objects(numbers), start=1):
         if box is not None:
@@ -68,25 +79,89 @@ def vote_pieces(
     return numbers, found
 
 
-def _parted(votes: np.ndarray, classes: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Votes of one class moved away from those of another, where both gather at one centre.
+def _parted(
+    votes: np.ndarray, classes: np.ndarray, owner: np.ndarray, centres: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return owners and centres with peaks parted that stand for vertebrae of several classes.
 
     Small vertebrae blur into one peak, though their voxels have two classes, whose votes lie half a
-    vertebra's height apart. Of one vertebra that may be either, they lie at one place.
+    vertebra's height apart. Of one vertebra that may be either, they lie at one place. What is
+    parted is united with what the next peak holds of its class, if that lies near.
+
+    Args:
+        votes: (m, 3) mm.
+        classes: (m,) contiguous.
+        owner: (m,) index of each vote's peak.
+        centres: (n, 3) mm, of the peaks.
     """
-    moved = votes
-    for box in ndimage.value_indices(owner).values():
+    parts: list[_Part] = []
+    ways = _directions(centres, 1 + np.bincount(owner, minlength=len(centres)))
+    for peak, (box,) in ndimage.value_indices(owner).items():
         own, counts = classes[box], count_values(classes[box], NUM_LABELS + 1)
-        main = int(np.argmax(counts))
-        middle = np.median(votes[box][own == main], axis=0)
-        for label in np.flatnonzero(counts >= max(1.0, _LEAST_SHARE * own.size)):
-            way = np.median(votes[box][own == label], axis=0) - middle
-            # Votes of processes lie beside each other's, too: height tells.
-            if label != main and abs(way[2]) > _TWO * STEP_MM[label - 1]:
-                moved = votes.copy() if moved is votes else moved
-                push = _PUSH * STEP_MM[label - 1] / np.linalg.norm(way)
-                moved[box[0][own == label]] += push * way
-    return moved
+        found: list[int] = []
+        middles: list[np.ndarray] = []
+        for label in np.argsort(-counts, kind="stable").tolist():
+            if counts[label] < max(1.0, _LEAST_SHARE * own.size):
+                break
+            middle = np.median(votes[box][own == label], axis=0)
+            # Votes of processes lie beside each other's, too: only along the spine is it far.
+            if all(
+                abs((middle - other) @ ways[peak]) > _TWO * _step_mm(label, at)
+                for at, other in zip(found, middles, strict=True)
+            ):
+                found.append(label)
+                middles.append(middle)
+        if len(found) < 2:
+            parts.append(_Part(box, int(counts.argmax()), centres[peak], False))
+            continue
+        nearest = cKDTree(middles).query(votes[box])[1]
+        for place, label in enumerate(found):
+            nearest[own == label] = place
+        for place, label in enumerate(found):
+            parts.append(_Part(box[nearest == place], label, middles[place], True))
+    return _united(parts, len(owner))
+
+
+def _united(parts: list[_Part], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return owners of `count` votes and centres; new parts joined to near ones of their class."""
+    owner = np.zeros(count, np.intp)
+    centres: list[np.ndarray] = []
+    left = sorted(parts, key=lambda part: -len(part.voters))
+    while left:
+        whole, *rest = left
+        left = []
+        for part in rest:
+            near = np.linalg.norm(part.middle - whole.middle) < _NEAR * STEP_MM[whole.label - 1]
+            if part.label == whole.label and (part.new or whole.new) and near:
+                share = len(part.voters) / (len(part.voters) + len(whole.voters))
+                middle = whole.middle + share * (part.middle - whole.middle)
+                voters = np.concatenate([whole.voters, part.voters])
+                whole = _Part(voters, whole.label, middle, True)
+            else:
+                left.append(part)
+        owner[whole.voters] = len(centres)
+        centres.append(whole.middle)
+    return owner, np.array(centres)
+
+
+def _step_mm(one: int, other: int) -> float:
+    """Usual distance between two vertebrae, by class, as if they were neighbours."""
+    return float(STEP_MM[min(one, other) - 1])
+
+
+def _directions(centres: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the direction of the spine at each of `centres` (n, 3), as (n, 3) of length 1.
+
+    That in which the centres around it lie, each with its weight (n,) above 0.
+    """
+    ways = np.tile([0.0, 0.0, 1.0], (len(centres), 1))
+    for way, centre in zip(ways, centres, strict=True):
+        near = np.linalg.norm(centres - centre, axis=1) < _REACH_MM
+        if near.sum() > 2:
+            apart = centres[near] - np.average(centres[near], axis=0, weights=weights[near])
+            spread = (apart * weights[near, None]).T @ apart
+            way[:] = np.linalg.eigh(spread)[1][:, -1]
+    return ways
 
 
 def _peaks(votes: np.ndarray, sigma_mm: np.ndarray) -> np.ndarray:

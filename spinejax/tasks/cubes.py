@@ -35,7 +35,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
     With `loss.offset_weight` above 0 it also learns where the centre of each voxel's vertebra is,
     by which vertebrae that touch are parted.
     """
-    offset_weight = config.loss.get(losses.OFFSET_WEIGHT, 0.0)
+    offset_weight = config.loss[losses.OFFSET_WEIGHT]
     out_channels = labels.NUM_CLASSES + (3 if offset_weight else 0)
     model = record.network(config, axis_name, out_channels=out_channels, of="cubes")
     x, y, z = config.data.cube.size
@@ -59,8 +59,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
     prior = config.data.cube.spine_prior
     check_choice("data.cube.spine_prior", prior, PRIORS)
     seen = prior == "channel"
-    cube = config.data.cube
-    sacrum = cube.prior_sacrum if "prior_sacrum" in cube else 0.0  # earlier runs, to predict
+    sacrum = config.data.cube.prior_sacrum
     if not 0 <= sacrum <= 0.75:
         raise InputError(f"data.cube.prior_sacrum={sacrum} must be from 0 to 0.75")
     mode = normalise.check_mode(config.data.normalise)

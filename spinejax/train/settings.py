@@ -168,8 +168,8 @@ _CHECKS: dict[str, _Check] = {
 }
 
 
-_LATER_PREDICT = {"shifts": 1}
-"""Fields of `predict` that runs of earlier versions lack, as those versions predicted."""
+_LATER = {"data.cube.prior_sacrum": 0.0, "loss.offset_weight": 0.0, "predict.shifts": 1}
+"""Fields that runs of earlier versions lack, with what those versions did."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -222,7 +222,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Return the resolved config of a run, sequences as tuples, later fields of `predict` added.
+    """Return the resolved config of a run, sequences as tuples, with the fields of `_LATER`.
 
     Raises:
         InputError: the folder is not a run's.
@@ -242,8 +242,13 @@ def read_config(workdir: Path) -> ConfigDict:
     if not isinstance(config, dict):
         raise InputError(f"{file} is damaged (it holds no fields); restore it from a copy")
     for run in (config, config.get("vertebrae")):
-        if isinstance(run, dict) and isinstance(run.get("predict"), dict):
-            run["predict"] = {**_LATER_PREDICT, **run["predict"]}
+        for key, value in _LATER.items():
+            *sections, name = key.split(".")
+            found = run
+            for section in sections:
+                found = found.get(section) if isinstance(found, dict) else None
+            if isinstance(found, dict):
+                found.setdefault(name, value)
     return ConfigDict(_tuples(config))
 
 
