@@ -46,6 +46,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
     second.augment.enabled = False
+    second.model.width_multiplier = 0.25
+    second.model.decoder_widths = (64, 32, 16, 16)
+    second.optim.learning_rate = 5e-3
     # Minutes teach names by where the mask ends; patients need more, see `phantom_vertebrae.py`.
     second.data.cube.prior_sacrum = 0.0
     second.train.steps = 1500

@@ -156,8 +156,18 @@ def test_demos_see_any_scan_at_the_scale_of_their_phantoms(experiment, spacing_m
 def test_runs_of_earlier_versions_predict_as_they_did(tmp_path):
     old = plain(cascade.get_config("phantom"))
     assert old["vertebrae"]["predict"].pop("shifts") == 2
-    del old["predict"]["shifts"]
+    del old["predict"]["shifts"], old["loss"]["offset_weight"], old["data"]["cube"]["prior_sacrum"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     found = read_config(tmp_path)
     check_config(found)
     assert found.predict.shifts == found.vertebrae.predict.shifts == 1
+    assert found.loss.offset_weight == found.data.cube.prior_sacrum == 0
+    assert found.vertebrae.loss.offset_weight == 1
+
+
+def test_rare_variants_are_frequent_for_the_network_that_must_know_them():
+    config = cascade.get_config("phantom")
+    first, second = (c.data.phantom.rates for c in (config, config.vertebrae))
+    assert second.t13 > 2 * first.t13 and second.fractures == first.fractures
+    config.data.phantom.rates.t13 = 0.5
+    assert second.t13 < 0.5
