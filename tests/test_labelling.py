@@ -17,12 +17,12 @@ from scipy import ndimage
 from spinejax import geometry, labels
 from spinejax.data import nifti
 from spinejax.errors import InputError
-from spinejax.inference.instances import find_instances
+from spinejax.inference.instances import Instance, Instances, find_instances
 from spinejax.inference.labelling import (
     UNCERTAIN_MARGIN,
     label_instances,
 )
-from spinejax.inference.pieces import STEP_MM, Axis
+from spinejax.inference.pieces import STEP_MM, VOLUME_ML, Axis
 
 FILES = {
     "verse004": "verse/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz",
@@ -213,6 +213,27 @@ def test_sums_of_probabilities_take_the_place_of_counts(real):
     with pytest.raises(InputError, match="class_sums") as error:
         label_instances(found, class_sums=sums[:4])
     one_line(error)
+
+
+@pytest.mark.parametrize("scale", [0.66, 1.0])
+def test_six_lumbar_vertebrae_end_with_l6_even_of_a_small_person(scale):
+    """The upper ones are known by their ribs, the lower ones by the sacrum; they do not agree."""
+    ids = (18, 19, 20, 21, 22, 23, 24, 25)
+    at = [labels.VERSE_IDS.index(i) for i in ids]
+    one_up = [0.0, 0.0, 0.0, 0.0, 0.1, 0.6, 0.8, 1.0]  # how much of each looks as the one above it
+    sums = np.zeros((8, 26))
+    for row, (place, share) in enumerate(zip(at, one_up, strict=True)):
+        sums[row, place] += 1 - share
+        sums[row, labels.VERSE_IDS.index(ids[row - 1])] += share
+    heights = -scale * np.cumsum([0.0, *STEP_MM[at[:-1]]])
+    items = tuple(
+        Instance(np.array([0.0, 0.0, z]), float(scale**3 * VOLUME_ML[place]), row, False, False)
+        for z, place, row in zip(heights, at, sums, strict=True)
+    )
+    spine = Instances(np.zeros((1, 1, 1), np.uint8), items, (6.0,) * 3, (0.0, 45.0))
+    record = label_instances(spine).record
+    assert record.labels == ids and record.anomalies == ("L6",)
+    assert label_instances(spine, anomalies=()).record.labels != ids
 
 
 def test_a_piece_that_is_no_vertebra_is_left_out_and_counted(real):

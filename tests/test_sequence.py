@@ -343,6 +343,19 @@ def test_scores_are_smoothed_shares():
     np.testing.assert_allclose(class_scores(counts * 50, smoothing=0.1, weight=0.5), scores / 2)
 
 
+def test_rare_variants_are_like_what_they_look_like():
+    counts = np.eye(26)[[PLACE[24], PLACE[19], PLACE[20]]]
+    alone = np.exp(class_scores(counts, smoothing=0.1, weight=1.0))
+    found = np.exp(class_scores(counts, smoothing=0.1, weight=1.0, likeness=[0.5, 0.2, 1.0]))
+    more = found - alone
+    assert more[0, PLACE[L6]] == pytest.approx(0.45) and more[1, PLACE[T13]] == pytest.approx(0.18)
+    more[0, PLACE[L6]] = more[1, PLACE[T13]] = 0
+    np.testing.assert_array_equal(more, 0)
+    np.testing.assert_array_equal(class_scores(np.zeros((1, 26)), likeness=1.0)[0].std(), 0)
+    with pytest.raises(InputError, match="likeness"):
+        class_scores(counts, likeness=1.5)
+
+
 @pytest.mark.parametrize(
     "change, text",
     [
