@@ -50,6 +50,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.phantom:
         config = phantom_to_real.get_config("debug" if args.debug else None)
         second = phantom_vertebrae()
+        if args.debug:
+            second.data.cube.size = (16, 16, 16)
+            second.train.steps = 2
     else:
         config = chasppraunet.get_config("debug" if args.debug else None)
         second = mrunet.get_config("debug" if args.debug else None)

@@ -14,9 +14,6 @@ from configs import cascade, common
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
     args = common.parse_arg(arg, debug=False)
+    both = cascade.get_config("phantom,debug" if args.debug else "phantom")
     # What it shares with the first network are references there.
-    config = cascade.get_config("phantom").copy_and_resolve_references().vertebrae
-    if args.debug:
-        config.data.cube.size = (16, 16, 16)
-        config.train.steps = 2
-    return config
+    return both.copy_and_resolve_references().vertebrae
