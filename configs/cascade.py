@@ -8,8 +8,11 @@ of the second are those under `vertebrae`, e.g. `--config.vertebrae.train.epochs
 were trained apart are joined by `--workdir=SPINE --vertebrae=VERTEBRAE` (paper A, sections 3.1, 3.8
 and 4.3). The second sees the mask of the first as a second channel, in the mask's box.
 
-Arguments: `phantom` trains both on phantoms alone, at the size of a laptop, `debug` in seconds.
+Arguments: `phantom` trains both on phantoms alone, at the size of a laptop, `debug` takes a few
+steps.
 """
+
+from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
@@ -23,18 +26,18 @@ SHARED = (
 PHANTOMS = ("region", "min_extent_mm", "max_extent_mm", "label_cut")
 """And of `data.phantom`, besides all rates: they learn from phantoms of one kind."""
 OFTEN = dict(t13=0.08, l6=0.12, no_t12=0.08, no_l5=0.04)
-"""The rates that differ with `phantom`: what is rare must be seen to be told apart, and how rare it
-is, the costs of the decoder say."""
+"""The second one's own rates with `phantom`: what is rare must be seen to be told apart, and how
+rare it is, the costs of the decoder say."""
 
 
-def join(first: ConfigDict, second: ConfigDict) -> ConfigDict:
-    """Return the config of a pipeline."""
+def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> ConfigDict:
+    """Return the config of a pipeline; the second network keeps its `own` rates of phantoms."""
     for name in SHARED:
         second.data[name] = first.data.get_ref(name)
     here, there = first.data.phantom, second.data.phantom
     for name in PHANTOMS:
         there[name] = here.get_ref(name)
-    for name in here.rates:
+    for name in set(here.rates) - set(own):
         there.rates[name] = here.rates.get_ref(name)
     second.seed = first.get_ref("seed")
     second.data.cube.spine_prior = "channel"
@@ -57,10 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config = chasppraunet.get_config("debug" if args.debug else None)
         second = mrunet.get_config("debug" if args.debug else None)
     config.name = "cascade"
-    join(config, second)
-    if args.phantom:
-        second.data.phantom.rates = ConfigDict({**config.data.phantom.rates, **OFTEN})
-    return config
+    return join(config, second, own=OFTEN if args.phantom else ())
 
 
 def phantom_vertebrae() -> ConfigDict:
@@ -69,6 +69,7 @@ def phantom_vertebrae() -> ConfigDict:
     mrunet.recipe(config)
     config.data.source = "phantom_stream"
     config.data.phantom.cases = 0
+    config.data.phantom.rates.update(OFTEN)
     config.data.preprocess.clamp_hu = (-200.0, 600.0)
     config.data.normalise = "sym"
     # What names a vertebra is its place in the spine, which a wide view shows, and outlines are

@@ -3,7 +3,7 @@
     spinejax train --config=configs/phantom_vertebrae.py --workdir=runs/vertebrae
     spinejax predict --workdir=SPINE --vertebrae=runs/vertebrae --input=CT.nii.gz --output=out
 
-Arguments: `debug` (seconds).
+Arguments: `debug` (a few steps).
 """
 
 from ml_collections import ConfigDict

@@ -108,13 +108,14 @@ def label_instances(
     class_sums = np.asarray(class_sums)
     centroids = np.array([item.centroid_mm for item in items]).reshape(-1, 3)
     cut = np.array([item.cut_head or item.cut_foot for item in items], bool)
-    sizes = np.array([item.volume_ml for item in items]) / VOLUME_ML[class_sums.argmax(axis=1)]
+    classes = class_sums.argmax(axis=1)
+    sizes = np.array([item.volume_ml for item in items]) / VOLUME_ML[classes]
     if not cut.all():
         sizes /= min(1.0, np.median(sizes[~cut]))  # of a child, all vertebrae are small
     sizes[cut] = 1.0  # that the scan shows less of a vertebra does not make it less of one
     # A scrap below L5 is rather a part of the sacrum than an L6.
     scores = class_scores(class_sums, likeness=np.where(sizes < 0.5, 0.0, _LIKENESS))
-    rule = _rule(class_sums.argmax(axis=1), centroids, cut)
+    rule = _rule(classes, centroids, cut)
     room = (instances.room_mm[0] / rule, instances.room_mm[1] / rule)
 
     def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
