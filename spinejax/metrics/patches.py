@@ -58,14 +58,14 @@ def patch_scores(
         name: asdict(counts) | {metric: score(counts) for metric, score in PATCH_METRICS.items()}
         for name, counts in cases.items()
     }
-    pooled = classification.pooled(cases.values())
+    together = classification.pooled(cases.values())
     summary = {}
     for metric, score in PATCH_METRICS.items():
         values = [row[metric] for row in table.values()]
         summary[metric] = {
             "mean": float(np.mean(values)) if values else None,
             "std": float(np.std(values)) if values else None,
-            "pooled": score(pooled) if values else None,
+            "pooled": score(together) if values else None,
             "n": len(values),
         }
     balanced = None
@@ -89,8 +89,8 @@ def summary_table(scores: Mapping[str, Any]) -> str:
     """
     lines = [f"{'patches':<22}{'mean ± std':>18}{'pooled':>10}{'n':>6}"]
     for metric, row in scores["summary"].items():
-        mean, std, pooled = (
+        mean, std, total = (
             "-" if row[key] is None else f"{row[key]:.4f}" for key in ("mean", "std", "pooled")
         )
-        lines.append(f"{metric:<22}{f'{mean} ± {std}':>18}{pooled:>10}{row['n']:>6}")
+        lines.append(f"{metric:<22}{f'{mean} ± {std}':>18}{total:>10}{row['n']:>6}")
     return "\n".join(lines)
