@@ -103,7 +103,7 @@ def data_block() -> ConfigDict:
     data.phantom.max_spacing_mm = 3.0
     data.phantom.min_extent_mm = 116.0  # of the height; both also of what a stream draws
     data.phantom.max_extent_mm = 400.0
-    # Probabilities of variants, as in VerSe'20 (`spinejax.data.phantom.anatomy`); fractures are
+    # Probabilities of variants, as in VerSe'20 (`spinejax.phantom.person.anatomy`); fractures are
     # relative to the usual number.
     data.phantom.rates = ConfigDict(
         dict(

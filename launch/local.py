@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from launch import plan, status, unit
-from spinejax import sweep
+from spinejax import sweep_state
 from spinejax.errors import EXIT_INTERRUPTED, InputError
-from spinejax.sweep import State, Unit
+from spinejax.sweep_state import State, Unit
 
 _ALONE = {"SLURM_NTASKS": "1"}  # within somebody's allocation, too, a unit is one process
 _POLL_S = 0.5
@@ -83,7 +83,7 @@ def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) 
                 if one is None:
                     break
                 waiting.remove(one)
-                if sweep.state(workdir / one.name).kind == "done":
+                if sweep_state.state(workdir / one.name).kind == "done":
                     continue
                 place = next(at for at in range(len(places)) if at not in running)
                 words = plan.command(one, workdir)
@@ -113,7 +113,7 @@ def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) 
 
 def _is_taken(one: Unit, workdir: Path) -> bool:
     """Whether something else is at work in the unit's folder, such as what a kill left behind."""
-    return sweep.state(workdir / one.name).kind == "running"
+    return sweep_state.state(workdir / one.name).kind == "running"
 
 
 @contextmanager

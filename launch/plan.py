@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import sweeps
 from spinejax import arguments
 from spinejax.errors import InputError
-from spinejax.sweep import SECOND, Sweep, Unit
+from spinejax.sweep_state import SECOND, Sweep, Unit
 
 _FREE = ("data.root", "data.cache_dir", "data.threads", "data.prefetch")
 MOVABLE = (*_FREE, *(f"{SECOND}.{key}" for key in _FREE))

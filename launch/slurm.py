@@ -19,7 +19,7 @@ from absl.flags import FlagValues
 from launch import plan, status, unit
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
-from spinejax.sweep import JOB, OUTCOME, Unit, read_json
+from spinejax.sweep_state import JOB, OUTCOME, Unit, read_json
 
 _POLL_S = 0.5
 _KILL_WAIT_S = 300.0  # longer than Slurm waits between asking to stop and killing

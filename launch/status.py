@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from spinejax import sweep
-from spinejax.sweep import State, Unit
+from spinejax import sweep_state
+from spinejax.sweep_state import State, Unit
 
 _ORDER = ("done", "running", "stopped", "failed", "waiting")
 
 
 def states(units: Sequence[Unit], workdir: Path) -> dict[str, State]:
     """Return unit name -> how far it is."""
-    return {unit.name: sweep.state(workdir / unit.name) for unit in units}
+    return {unit.name: sweep_state.state(workdir / unit.name) for unit in units}
 
 
 def table(found: dict[str, State]) -> str:

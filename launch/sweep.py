@@ -20,9 +20,9 @@ from absl import flags
 from absl.flags import FlagValues
 
 from launch import local, plan, status
-from spinejax import arguments, sweep
+from spinejax import arguments, sweep_state
 from spinejax.errors import InputError, describe_os_error
-from spinejax.sweep import Sweep
+from spinejax.sweep_state import Sweep
 
 EXECUTORS = ("local", "slurm")
 _LOCK = ".launcher"  # held by the launcher of a sweep
@@ -111,9 +111,9 @@ def main(argv: list[str] | None = None) -> int:
 def _show(workdir: Path, *, watch: bool) -> int:
     """Print the table of a sweep; with `watch` again and again, until nothing runs or is queued."""
     while True:
-        found = status.states(sweep.read(workdir).units, workdir)
+        found = status.states(sweep_state.read(workdir).units, workdir)
         print(status.table(found), flush=True)
-        goes_on = sweep.is_locked(workdir / _LOCK) or any(
+        goes_on = sweep_state.is_locked(workdir / _LOCK) or any(
             state.kind == "running" or "job " in state.note
             for state in found.values()
             if state.kind not in ("done", "failed")
@@ -155,7 +155,7 @@ def _alone(workdir: Path) -> Iterator[None]:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / _LOCK).open("ab") as file:
-        if not sweep.take_lock(file):
+        if not sweep_state.take_lock(file):
             raise InputError(
                 f"{workdir}: another `launch.sweep` is at work in it; wait until it ends, or stop "
                 "it with Ctrl-C"
@@ -165,15 +165,15 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 def _open(wanted: Sweep, workdir: Path) -> None:
     """Check or write sweep.json."""
-    if (workdir / sweep.FILE).exists():
-        old = sweep.read(workdir)
-        begun = [u.name for u in old.units if sweep.state(workdir / u.name).kind != "waiting"]
+    if (workdir / sweep_state.FILE).exists():
+        old = sweep_state.read(workdir)
+        begun = [u.name for u in old.units if sweep_state.state(workdir / u.name).kind != "waiting"]
         plan.check_same(old, wanted, begun, workdir)
     elif (workdir / "config.json").exists():
         raise InputError(
             f"{workdir} is the folder of a single run; give the sweep another --workdir"
         )
-    sweep.write(workdir, wanted)
+    sweep_state.write(workdir, wanted)
 
 
 if __name__ == "__main__":

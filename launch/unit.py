@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.sweep import LOG, OUTCOME, take_lock
+from spinejax.sweep_state import LOG, OUTCOME, take_lock
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a child gets when its parent dies
 

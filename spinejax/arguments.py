@@ -14,8 +14,7 @@ from absl import flags
 from absl.flags import FlagValues
 from ml_collections import config_flags
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 
 DEFAULT_CONFIG = "configs/demo.py"
 

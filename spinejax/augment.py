@@ -17,7 +17,7 @@ from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
 from spinejax import labels
-from spinejax.choices import check_choice
+from spinejax.errors import check_choice
 
 _L1, _L6 = labels.id_of("L1"), labels.id_of("L6")
 

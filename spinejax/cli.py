@@ -61,7 +61,7 @@ def _phantom(values: FlagValues) -> int:
         print(realism.table(record))
         print(f"{out / realism.FIGURE_NAME}, {out / realism.JSON_NAME}")
         return 0
-    from spinejax.data.phantom.dataset import write_dataset
+    from spinejax.phantom.dataset import write_dataset
 
     cases = write_dataset(values.out, values.cases, values.seed, workers=values.workers, **limits)
     print(f"{len(cases)} phantoms in {values.out}")

@@ -12,15 +12,17 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spinejax import costs, prediction, scoring
-from spinejax.data import centroids, found_scans, nifti, preprocess, scanfile, verse_names
-from spinejax.data import doctor as inventory
+from spinejax import costs, predictor, scoring
+from spinejax.data import preprocess
+from spinejax.datasets import doctor as inventory
+from spinejax.datasets import plain_folders
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.metrics import patches, slices
-from spinejax.metrics import summary as summarised
+from spinejax.io import centroids, file_names, nifti, scanfile
+from spinejax.metrics import aggregate as summarised
+from spinejax.metrics import classification, slice_dice
 from spinejax.reports import figures, tables
-from spinejax.sweep import SECOND, read_json
+from spinejax.sweep_state import SECOND, read_json
 from spinejax.tasks import build_task
 from spinejax.train import loop, parallel, patch_level, settings, setup
 
@@ -77,10 +79,10 @@ def _stages(config: ConfigDict) -> list[ConfigDict]:
         stages.append(config[SECOND])
     for stage in stages:
         settings.check_config(stage)
-    if len(stages) > 1 and (config.task == prediction.CUBES or stages[1].task != prediction.CUBES):
+    if len(stages) > 1 and (config.task == predictor.CUBES or stages[1].task != predictor.CUBES):
         raise InputError(
             f"task={config.task} with {SECOND}.task={stages[1].task}: a pipeline "
-            f"segments the spine first; its second task is {prediction.CUBES}"
+            f"segments the spine first; its second task is {predictor.CUBES}"
         )
     return stages
 
@@ -161,12 +163,12 @@ def evaluate(
     results' folder has its name. `second`, `flip`: see `prediction.load`. An interrupted evaluation
     goes on with the scans that it had not predicted.
     """
-    scanner = prediction.load(workdir, which, second or None, flip=flip)
+    scanner = predictor.load(workdir, which, second or None, flip=flip)
     config = scanner.config
     if data is None:
         cases = [(case.id, case.image, case.labels) for case in setup.cases(config, workdir)[split]]
     else:
-        cases = [(found.id, found.image, found.labels) for found in found_scans.with_masks(data)]
+        cases = [(found.id, found.image, found.labels) for found in plain_folders.with_masks(data)]
         split = data.resolve().name or "scans"
         if split in tables.OWN_SPLITS:  # a folder of that name is not that part of the run's data
             split = f"folder_{split}"
@@ -206,7 +208,7 @@ def evaluate(
             preprocess.slice_view(array, volume.affine, config.data.plane)
             for array in (array, reference.array)
         )
-        by_slice[case] = slices.slice_dice(*views, axis=0)
+        by_slice[case] = slice_dice.slice_dice(*views, axis=0)
         index[case] = {
             "image": _within(workdir, image),
             "labels": _within(workdir, labels),
@@ -214,14 +216,14 @@ def evaluate(
         }
     scores = scoring.collect(scored)
     write_json(folder / "cases.json", index)
-    chosen = {"plane": config.data.plane, **slices.best_and_worst(by_slice)}
+    chosen = {"plane": config.data.plane, **slice_dice.best_and_worst(by_slice)}
     write_json(folder / "slices.json", chosen)
     print(summarised.case_table(scores))
     print(summarised.summary_table(scores))
     if config.task == "patch_classification" and data is None:
-        variables = prediction.load_run(workdir, which)[1]
+        variables = predictor.load_run(workdir, which)[1]
         of_patches = patch_level.write_patch_level(config, variables, workdir, split, folder)
-        print(patches.summary_table(of_patches))
+        print(classification.summary_table(of_patches))
     # Last: where this file is, the evaluation is whole.
     write_json(folder / "scores.json", scores)
     unfinished.unlink(missing_ok=True)
@@ -255,7 +257,7 @@ def predict(
         )
     paths = _scans(source)
     references = {} if reference is None else _references(reference, paths)
-    scanner = prediction.load(workdirs, which, second or None, flip=flip)
+    scanner = predictor.load(workdirs, which, second or None, flip=flip)
     output.mkdir(parents=True, exist_ok=True)
     valid = scoring.comparable_labels(scanner.config.data.labels)
     failed = 0
@@ -287,7 +289,7 @@ def predict(
             title=case_id,
             centroids=found.centroids,
         )
-        words = prediction.describe(found, volume, taken)
+        words = predictor.describe(found, volume, taken)
         print(f"{output / f'{case_id}_seg.nii.gz'}: {words}")
     if failed:
         raise InputError(f"{failed} of {len(paths)} scans failed (named above); the rest are done")
@@ -328,10 +330,10 @@ def _scans(source: Path) -> dict[str, Path]:
         raise InputError(f"{source}: no such file or folder; check --input")
     outer = _nnunet_folder(source if source.is_dir() else source.parent)
     if source.is_file():
-        return {verse_names.parse(source, outer).id or scanfile.case_id(source): source}
+        return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
     scans: dict[str, Path] = {}
     for path in _scan_files(source):
-        name = verse_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
+        name = file_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
         if name.role != "image":
             continue
         case = name.id or scanfile.case_id(path)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from spinejax.errors import InputError
-from spinejax.models import summary
+from spinejax.models import layer_table
 from spinejax.tasks import build_task
-from spinejax.train import footprint, settings
+from spinejax.train import settings, step
 
 _MEASURES = (("parameters", ","), ("GFLOPs of a sample", ".3g"), ("GiB of a step", ".3g"))
 
@@ -16,7 +16,7 @@ _MEASURES = (("parameters", ","), ("GFLOPs of a sample", ".3g"), ("GiB of a step
 def summarize(stages: Sequence[ConfigDict]) -> str:
     """Return the layer table, `parameters: N` and the GFLOPs of each network of an experiment."""
     tasks = [build_task(stage) for stage in stages]
-    return "\n\n".join(summary.summarize(task.model, task.input_shape) for task in tasks)
+    return "\n\n".join(layer_table.summarize(task.model, task.input_shape) for task in tasks)
 
 
 def compare(
@@ -61,5 +61,5 @@ def _table(pair: tuple[ConfigDict, ConfigDict], names: tuple[str, str]) -> str:
 
 def _measure(config: ConfigDict) -> tuple[int, float, float]:
     task = build_task(config)
-    parameters, giga = summary.totals(task.model, task.input_shape)
-    return parameters, giga, (footprint.step_bytes(config) or math.nan) / 2**30
+    parameters, giga = layer_table.totals(task.model, task.input_shape)
+    return parameters, giga, (step.step_bytes(config) or math.nan) / 2**30

@@ -1,7 +1,12 @@
-"""The one exception that means: what the user gave cannot be used; and exit statuses."""
+"""The one exception that means: what the user gave cannot be used; and exit statuses.
 
+Looking up a name that the user gave among those there are.
+"""
+
+import difflib
 import errno
 import re
+from collections.abc import Collection
 
 EXIT_INTERRUPTED = 75
 """Exit status of what was stopped with everything saved (EX_TEMPFAIL): run it again."""
@@ -32,3 +37,12 @@ def describe_os_error(error: OSError) -> str:
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     }
     return where + advice.get(error.errno or 0, error.strerror or str(error))
+
+
+def check_choice(field: str, value: object, choices: Collection[str]) -> None:
+    """Raise InputError unless `value` is one of `choices`, naming all of them and the closest."""
+    if value in choices:
+        return
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise InputError(f"{field} = {value!r} is unknown: choose one of {sorted(choices)}{hint}")

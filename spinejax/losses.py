@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.labels import NUM_CLASSES
 
 SMOOTH = 1e-5

@@ -39,20 +39,12 @@ import numpy as np
 from tqdm import tqdm
 
 from spinejax import geometry
-from spinejax.data import scanfile, verse_names
-from spinejax.data.case_files import centroid_files, label_files, read_reference_centroids
-from spinejax.data.centroids import Points
-from spinejax.data.pairs import on_grid_of
+from spinejax.datasets.plain_folders import centroid_files, label_files, read_reference_centroids
 from spinejax.errors import InputError
-from spinejax.metrics import (
-    boundary,
-    classification,
-    identification,
-    overlap,
-    summary,
-    surface,
-    vertebra_scores,
-)
+from spinejax.io import file_names, scanfile
+from spinejax.io.centroids import Points
+from spinejax.io.grids import on_grid_of
+from spinejax.metrics import aggregate, boundary, classification, identification, overlap, surface
 from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
 from spinejax.metrics.identification import NSD_TOLERANCE_MM, ScanScore
@@ -150,7 +142,7 @@ def score_arrays(
         contours=boundary.count_boundary(prediction, reference, spacing, slice_axis=axial),
         bf_tolerance_mm=boundary.default_tolerance_mm(reference.shape, spacing, axial),
         vertebrae=(
-            vertebra_scores.of_scan(prediction, reference, affine, centroids) if vertebrae else None
+            identification.of_scan(prediction, reference, affine, centroids) if vertebrae else None
         ),
     )
     if score.counts.tp + score.counts.fn == 0:
@@ -266,7 +258,7 @@ def score_paths(
         )
     points = None if reference_centroids is None else Path(reference_centroids)
     if not prediction.is_dir():
-        name = verse_names.parse(reference, ()).id or reference.name
+        name = file_names.parse(reference, ()).id or reference.name
         return score_files(
             {name: (prediction, reference)},
             labels=labels,
@@ -279,8 +271,8 @@ def score_paths(
     if not both:
         raise InputError(
             f"no case is in both folders: {prediction} has "
-            f"{summary.some(name for name, _ in found.values())}, {reference} has "
-            f"{summary.some(name for name, _ in true.values())}; name the files alike"
+            f"{aggregate.some(name for name, _ in found.values())}, {reference} has "
+            f"{aggregate.some(name for name, _ in true.values())}; name the files alike"
         )
     missing = {
         "prediction": [names[key] for key in true if key not in found],
@@ -289,7 +281,7 @@ def score_paths(
     for kind, ids in missing.items():
         if ids:
             _log.warning(
-                "%d cases have no %s and are not scored: %s", len(ids), kind, summary.some(ids)
+                "%d cases have no %s and are not scored: %s", len(ids), kind, aggregate.some(ids)
             )
     pairs = {names[key]: (found[key][1], true[key][1]) for key in both}
     return score_files(
@@ -318,7 +310,7 @@ def collect(
     pooled_range = _of_counts(
         classification.pooled(score.in_range for score in everything), RANGE_METRICS
     )
-    vertebrae, without = vertebra_scores.split(
+    vertebrae, without = identification.split(
         {name: score.vertebrae for name, score in scores.items() if score.vertebrae is not None}
     )
     result: dict[str, Any] = {
@@ -332,17 +324,17 @@ def collect(
             for name, score in scores.items()
         },
         "summary": {
-            "binary": summary.over_cases(cases, pooled),
-            "labelled_range": summary.over_cases(ranges, pooled_range),
+            "binary": aggregate.over_cases(cases, pooled),
+            "labelled_range": aggregate.over_cases(ranges, pooled_range),
         },
         "missing": {
             kind: list((missing or {}).get(kind, ())) for kind in ("prediction", "reference")
         },
     }
     for name, scan in vertebrae.items():
-        result["cases"][name]["vertebrae"] = vertebra_scores.case_block(scan)
+        result["cases"][name]["vertebrae"] = identification.case_block(scan)
     if vertebrae:
-        result["summary"]["vertebrae"] = vertebra_scores.summarise(vertebrae)
+        result["summary"]["vertebrae"] = identification.summarise(vertebrae)
     if without:
         result["without_vertebrae"] = without
     return result

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from spinejax.data import scanfile
-from spinejax.data.centroids import read_centroids
-from spinejax.metrics.bodies import body_centres
+from spinejax.io import scanfile
+from spinejax.io.centroids import read_centroids
+from spinejax.metrics.body_centres import body_centres
 
 
 def test_thickest_part_of_a_body_with_an_arch():

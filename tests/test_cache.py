@@ -14,10 +14,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from spinejax.data import cache, nifti, scanfile
+from spinejax.data import cache
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs
-from spinejax.data.verse import Case
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
+from spinejax.io import nifti, scanfile
 
 HOW = SlicePreprocess()
 

@@ -7,10 +7,10 @@ import pytest
 from cubes import ways
 
 from spinejax import geometry, labels
-from spinejax.data import interpolate, scanfile
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference import cascade
-from spinejax.inference.transitions import ANOMALIES
+from spinejax.inference.sequence import ANOMALIES
+from spinejax.io import scanfile
 from spinejax.volume import Volume
 
 CLASS_OF = np.zeros(labels.MAX_ID + 1, int)
@@ -266,7 +266,7 @@ def test_what_the_mask_misses_of_a_vertebra_is_completed(kept, completed):
     mask[true == 21] = place[:, 1] < low + round(kept * (place[:, 1].max() + 1 - low))
     part = cascade._part(volume, true > 0, settings())
     net = cascade._inner(true, part)
-    net = net[np.ix_(*(interpolate.nearest(n, m) for n, m in zip(net.shape, part.shape)))]  # noqa: B905
+    net = net[np.ix_(*(geometry.nearest(n, m) for n, m in zip(net.shape, part.shape)))]  # noqa: B905
 
     def network(cubes, masks, stats):
         classes = np.eye(labels.NUM_CLASSES, dtype=np.float32)[CLASS_OF[net]]
@@ -341,5 +341,5 @@ def on_the_networks_grid(real_data, files):
     part = cascade._part(volume, spine, settings())
     marks = cascade._inner(cascade._canonical(true, volume), part)
     sides = zip(marks.shape, part.shape, strict=True)
-    net = marks[np.ix_(*(interpolate.nearest(native, side) for native, side in sides))]
+    net = marks[np.ix_(*(geometry.nearest(native, side) for native, side in sides))]
     return volume, true, net

@@ -6,8 +6,8 @@ import pytest
 from scipy import ndimage
 
 from spinejax import geometry
-from spinejax.data import centroids, nifti
 from spinejax.errors import InputError
+from spinejax.io import centroids, nifti
 from spinejax.volume import LabelVolume, Volume
 
 MASKS = {

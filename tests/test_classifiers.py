@@ -10,9 +10,9 @@ from scipy import signal
 from spinejax.errors import InputError
 from spinejax.models import build_model
 from spinejax.models.densenet import DenseNet
+from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS, ConvNorm
 from spinejax.models.resnet import Block, ResNet
-from spinejax.models.summary import count_parameters
 from spinejax.models.vgg import VGG
 
 LARGE = dict(widths=(64, 128, 256, 512), stem="7x7", shortcut="projection")

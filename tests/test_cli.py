@@ -19,7 +19,7 @@ import pytest
 from cli_runs import ROOT, fails, snapshot
 
 from spinejax.cli import main
-from spinejax.train import lock
+from spinejax.train import run_folder
 
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
 
@@ -473,7 +473,7 @@ def test_bad_config_files(tmp_path, capsys):
 
 def test_two_runs_in_one_workdir_are_refused(dataset, run, capsys):
     before = snapshot(run)
-    with lock.alone(run):
+    with run_folder.alone(run):
         fails(capsys, train_arguments(dataset, run), str(run), "another", "--workdir")
     assert snapshot(run) == before
     assert main(train_arguments(dataset, run)) == 0

@@ -25,7 +25,7 @@ from configs import (
 from spinejax import losses, models
 from spinejax.augment import augment
 from spinejax.data import preprocess
-from spinejax.data.patch_pipeline import PatchFeed
+from spinejax.data.patch_feed import PatchFeed
 from spinejax.tasks import build_task
 from spinejax.train.settings import check_config, flatten, plain, read_config
 from spinejax.volume import Volume

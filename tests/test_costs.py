@@ -7,9 +7,9 @@ import pytest
 from configs import cascade
 from spinejax import cli, costs
 from spinejax.errors import InputError
-from spinejax.models import summary
+from spinejax.models import layer_table
 from spinejax.tasks import build_task
-from spinejax.train import footprint
+from spinejax.train import step
 from tests import tiny_run
 
 
@@ -18,9 +18,9 @@ def tiny(**changes):
 
 
 def test_the_memory_of_a_step_holds_the_network_and_grows_with_the_batch():
-    one, four = (footprint.step_bytes(tiny(**{"train.batch_size": n})) for n in (4, 16))
+    one, four = (step.step_bytes(tiny(**{"train.batch_size": n})) for n in (4, 16))
     task = build_task(tiny())
-    parameters, _ = summary.totals(task.model, task.input_shape)
+    parameters, _ = layer_table.totals(task.model, task.input_shape)
     # Parameters, their average and both moments of Adam, in and out of the step as one.
     state = 4 * 4 * parameters
     batch = 4 * 32 * 32 * 3
@@ -36,7 +36,7 @@ def test_costs_are_those_of_the_summary_and_differing_fields_are_named():
     counts = []
     for config in (first, second):
         task = build_task(config)
-        text = summary.summarize(task.model, task.input_shape)
+        text = layer_table.summarize(task.model, task.input_shape)
         counts.append(text.partition("parameters: ")[2].splitlines()[0])
     assert lines[1].split()[1:3] == counts
     assert [line.split()[0] for line in lines[4:]] == ["model.widths", "train.epochs"]

@@ -10,10 +10,12 @@ import pytest
 
 from configs import common
 from spinejax.cli import main
-from spinejax.data import cache, nifti, scanfile, splits, verse
-from spinejax.data.doctor import doctor
+from spinejax.data import cache
 from spinejax.data.preprocess import SlicePreprocess
+from spinejax.datasets import splits, verse
+from spinejax.datasets.doctor import doctor
 from spinejax.errors import InputError
+from spinejax.io import nifti, scanfile
 from spinejax.train import settings
 from spinejax.volume import Volume
 

@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from spinejax.data import cache, cubes
+from spinejax.data import cache, cube_feed
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.errors import InputError
 from tests.test_pipeline import assert_equal, make_cached
@@ -21,7 +21,7 @@ def cached(tmp_path_factory):
 
 def feed(cached, **fields):
     fields = {"size": SIZE, "batch_size": 4, "seed": 3, "threads": 2, "prefetch": 2} | fields
-    return cubes.CubeFeed({"train": cached, "val": cached}, **fields)
+    return cube_feed.CubeFeed({"train": cached, "val": cached}, **fields)
 
 
 def take(cached, count, *, start=0, process=0, processes=1, **fields):
@@ -117,7 +117,7 @@ def test_validation_sees_every_voxel_once(cached):
             rows += 1
             if batch["weight"][i]:
                 sums[batch["case"][i]] += int((batch["label"][i] > 0).sum())
-    table = cubes.tile_table(cached, SIZE)
+    table = cube_feed.tile_table(cached, SIZE)
     for case, *start in table:
         region = tuple(slice(max(s, 0), max(s + n, 0)) for s, n in zip(start, SIZE, strict=True))
         counts[case][region] += 1

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spinejax.data import centroids, nifti
-from spinejax.data.doctor import CENTROID_TOLERANCE_MM, EXPECTED, EXPECTED_BOTH, doctor
+from spinejax.datasets.doctor import CENTROID_TOLERANCE_MM, EXPECTED, EXPECTED_BOTH, doctor
 from spinejax.errors import InputError
+from spinejax.io import centroids, nifti
 from spinejax.volume import LabelVolume, Volume
 
 SHAPE = (24, 30, 40)

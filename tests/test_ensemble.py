@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from spinejax import cli
-from spinejax.data.scanfile import read_volume
 from spinejax.inference import ensemble
-from spinejax.prediction import load
+from spinejax.io.scanfile import read_volume
+from spinejax.predictor import load
 from spinejax.train import loop
 from tests import tiny_run
 

@@ -16,9 +16,9 @@ from test_page import add_scores, make_run, read
 
 from spinejax import geometry, scoring
 from spinejax.cli import main
-from spinejax.data import nifti
 from spinejax.errors import InputError
-from spinejax.metrics import errors
+from spinejax.io import nifti
+from spinejax.metrics import mistakes
 from spinejax.reports import error_tables, montage
 from spinejax.reports.page import write_report
 from spinejax.volume import Volume
@@ -41,7 +41,7 @@ def example():
 
 
 def test_vertebrae_in_closed_form():
-    rows = errors.vertebrae(*example(), SPACING, axial=2)
+    rows = mistakes.vertebrae(*example(), SPACING, axial=2)
     assert [row["label"] for row in rows] == [20, 21]
     upper, lower = rows
     assert upper["ml"] == pytest.approx(24 * VOXEL_ML)
@@ -52,7 +52,9 @@ def test_vertebrae_in_closed_form():
 
 def test_the_border_of_the_scan_and_its_ends():
     image, reference, prediction = (array[2:, :, 2:] for array in example())
-    rows = {r["label"]: r for r in errors.vertebrae(image, reference, prediction, SPACING, axial=2)}
+    rows = {
+        r["label"]: r for r in mistakes.vertebrae(image, reference, prediction, SPACING, axial=2)
+    }
     assert rows[20]["at_border"] and not rows[20]["at_end"]  # a side only
     assert rows[21]["at_border"] and rows[21]["at_end"]
 
@@ -66,7 +68,7 @@ def test_false_positives_by_place_in_closed_form():
     prediction[0, 2, 5:7] = 1  # 2 mm off, and sqrt(4 + 9) off
     prediction[5, 4, 3] = 1  # sqrt(4 + 4) mm off
     image[2, 2, 11], image[0, 2, 5] = 700, 300
-    found = errors.false_positives(image, reference, prediction, SPACING, axial=2)
+    found = mistakes.false_positives(image, reference, prediction, SPACING, axial=2)
     voxels = {place: round(value["ml"] / VOXEL_ML) for place, value in found.items()}
     assert voxels == {"total": 7, "above": 1, "below": 2, "within": 4, "near": 3, "far": 1}
     assert found["above"]["hu"] == 700 and found["far"]["hu"] == 300 and found["total"]["hu"] == 50
@@ -75,27 +77,27 @@ def test_false_positives_by_place_in_closed_form():
 def test_places_do_not_depend_on_the_order_of_the_axes():
     image, reference, _ = example()
     prediction = np.random.default_rng(0).random(reference.shape) < 0.2
-    expected = errors.analyse(image, reference, prediction, SPACING, axial=2)
+    expected = mistakes.analyse(image, reference, prediction, SPACING, axial=2)
     turned = [array.transpose(2, 0, 1)[::-1] for array in (image, reference, prediction)]
     spacing = (SPACING[2], SPACING[0], SPACING[1])
-    assert errors.analyse(*turned, spacing, axial=0, superior_last=False) == expected
+    assert mistakes.analyse(*turned, spacing, axial=0, superior_last=False) == expected
 
 
 def test_empty_masks_and_what_does_not_fit():
     image, reference, prediction = example()
     nothing = np.zeros_like(reference)
-    found = errors.analyse(image, nothing, prediction, SPACING, axial=2)
+    found = mistakes.analyse(image, nothing, prediction, SPACING, axial=2)
     assert found["vertebrae"] == []
     assert found["false_positives"]["total"]["ml"] == pytest.approx(24 * VOXEL_ML)
     assert found["false_positives"]["within"] == {"ml": None, "hu": None}
-    found = errors.analyse(image, reference, nothing, SPACING, axial=2)
+    found = mistakes.analyse(image, reference, nothing, SPACING, axial=2)
     assert [row["recall"] for row in found["vertebrae"]] == [0, 0]
     assert all(v == {"ml": 0, "hu": None} for v in found["false_positives"].values())
     json.dumps(found)
     with pytest.raises(ValueError, match="shape"):
-        errors.analyse(image[1:], reference, prediction, SPACING, axial=2)
+        mistakes.analyse(image[1:], reference, prediction, SPACING, axial=2)
     with pytest.raises(ValueError, match="spacing"):
-        errors.analyse(image, reference, prediction, (1, 1), axial=2)
+        mistakes.analyse(image, reference, prediction, (1, 1), axial=2)
 
 
 shapes = st.tuples(*[st.integers(1, 6)] * 3)
@@ -113,7 +115,7 @@ def test_parts_add_up_and_agree_with_the_scores(data, shape, axial):
     for world, axis in zip((2, 0, 1), order, strict=True):
         affine[world, axis] = SPACING[axis]
     score = scoring.score_arrays(prediction, reference, affine)
-    found = errors.analyse(image, reference, prediction, SPACING, axial=axial)
+    found = mistakes.analyse(image, reference, prediction, SPACING, axial=axial)
     places = found["false_positives"]
     total = score.counts.fp * VOXEL_ML
     assert places["total"]["ml"] == pytest.approx(total)
@@ -125,9 +127,9 @@ def test_parts_add_up_and_agree_with_the_scores(data, shape, axial):
         score.counts.fn * VOXEL_ML
     )
     if not reference.any():
-        assert all(places[place]["ml"] is None for place in errors.PLACES)
+        assert all(places[place]["ml"] is None for place in mistakes.PLACES)
         return
-    assert sum(places[place]["ml"] for place in errors.PLACES) == pytest.approx(total)
+    assert sum(places[place]["ml"] for place in mistakes.PLACES) == pytest.approx(total)
     assert places["near"]["ml"] + places["far"]["ml"] == pytest.approx(places["within"]["ml"])
     assert places["within"]["ml"] == pytest.approx(score.in_range.fp * VOXEL_ML)
     for row in rows:

@@ -15,10 +15,10 @@ from test_centroids import miccai_records
 
 from spinejax import geometry, labels, scoring
 from spinejax.cli import main
-from spinejax.data import centroids
 from spinejax.errors import InputError
-from spinejax.metrics import identification, vertebra_scores
-from spinejax.metrics.summary import summary_table
+from spinejax.io import centroids
+from spinejax.metrics import identification
+from spinejax.metrics.aggregate import summary_table
 from spinejax.volume import LabelVolume
 
 CASE_KEYS = [
@@ -140,12 +140,12 @@ def test_real_masks_agree_with_the_dullest_implementation(real_data, name, how):
     reference, affine = real_mask(real_data, name)
     prediction, missed, extra = change(reference, how)
     scan = identification.score_scan(prediction, reference, affine)
-    block = vertebra_scores.case_block(scan)
+    block = identification.case_block(scan)
     hits, expected = dull_block(prediction, reference, affine)
     assert_same({key: block[key] for key in CASE_KEYS}, expected)
     assert (block["n_missed"], block["n_extra"]) == (missed, extra)
     assert not block["all_correct"]
-    whole = vertebra_scores.summarise({"a": scan})
+    whole = identification.summarise({"a": scan})
     assert whole["id_precision"] == pytest.approx(hits / block["n_predicted"])
     if how == "swapped":
         assert hits == block["n_reference"] - 2
@@ -160,7 +160,7 @@ def test_outlines_equal_those_of_the_whole_volume(real_data, name):
 
     reference, affine = real_mask(real_data, name)
     prediction, _, _ = change(reference, "deleted")
-    rows = vertebra_scores.case_block(
+    rows = identification.case_block(
         identification.score_scan(np.asfortranarray(prediction), reference, affine)
     )["per_label"]
     for label, row in rows.items():
@@ -202,7 +202,7 @@ def cases(draw):
 
 
 def block_of(prediction, reference, affine, **kwargs):
-    return vertebra_scores.case_block(
+    return identification.case_block(
         identification.score_scan(prediction, reference, affine, **kwargs)
     )
 
@@ -246,7 +246,7 @@ def test_a_deleted_vertebra_is_missed_and_has_no_distance(case, which):
     }  # fmt: skip
     # The other way round it is extra, and no mean sees it but precision.
     scan = identification.score_scan(reference, prediction, affine)
-    whole = vertebra_scores.summarise({"a": scan})
+    whole = identification.summarise({"a": scan})
     assert (whole["n_extra"], whole["n_missed"], scan.extra) == (1, 0, (gone,))
     assert (whole["id_rate"], whole["dice_mean"], whole["all_correct"]) == (1, 1, 0)
     assert whole["id_precision"] == pytest.approx((len(ids) - 1) / len(ids))
@@ -392,7 +392,7 @@ def test_binary_masks_have_no_vertebrae(tmp_path):
         assert "vertebrae" not in scores["summary"]
         assert not any("vertebrae" in case for case in scores["cases"].values())
         assert ("without_vertebrae" in scores) == (labels_ == "verse")
-    binary, empty = identification.BINARY_PREDICTION, vertebra_scores.EMPTY_AMONG_BINARY
+    binary, empty = identification.BINARY_PREDICTION, identification.EMPTY_AMONG_BINARY
     assert scores["without_vertebrae"] == {"a": binary, "b": binary, "c": empty}
     table = summary_table(scores)
     assert "no scores per vertebra, the prediction is binary: a, b" in table

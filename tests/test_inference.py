@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spinejax import geometry
 from spinejax.data.preprocess import SlicePreprocess
-from spinejax.inference import scan, sliding_window
+from spinejax.inference import masks, windows2d
 from spinejax.volume import Volume
 
 
@@ -28,7 +28,7 @@ def test_a_pointwise_network_is_unchanged_by_windows(shape, window, overlap, bat
         shapes.add(batch.shape)
         return (batch > 150).astype(np.float32)
 
-    result = sliding_window.predict_stack(
+    result = windows2d.predict_stack(
         network, stack, window=window, overlap=overlap, batch_size=batch_size, fill=-1000
     )
     assert shapes == {(batch_size, *window)}  # compiled once
@@ -43,7 +43,7 @@ def test_one_window_has_the_context_of_training():
         seen.append(batch)
         return np.zeros(batch.shape, np.float32)
 
-    sliding_window.predict_stack(
+    windows2d.predict_stack(
         network,
         np.full((1, 2, 3), 7, np.int16),
         window=(6, 5),
@@ -76,7 +76,7 @@ def in_windows(network, window=(32, 24)):
     """A stack predictor of `network(image (3, h, w), stats (3, 4))`."""
 
     def predict(stack, stats, advance):
-        return sliding_window.predict_stack(
+        return windows2d.predict_stack(
             lambda batch: network(batch, np.tile(stats, (3, 1))),
             stack,
             window=window,
@@ -89,8 +89,8 @@ def in_windows(network, window=(32, 24)):
     return predict
 
 
-def scan_settings(plane: str, **how) -> scan.ScanSettings:
-    return scan.ScanSettings(
+def scan_settings(plane: str, **how) -> masks.ScanSettings:
+    return masks.ScanSettings(
         preprocess=SlicePreprocess(plane=plane, **how),
         size=(32, 24),
         normalise="hu",
@@ -112,7 +112,7 @@ def test_scans_of_every_orientation_come_back_on_their_own_grid(plane, orientati
     del canonical[{"sagittal": 0, "coronal": 1, "axial": 2}[plane]]
     how = scan_settings(plane, mode="resize", size=tuple(canonical), smoothing_sigma_mm=0.0)
     done = []
-    result = scan.predict_scan(in_windows(threshold_network), volume, how, advance=done.append)
+    result = masks.predict_scan(in_windows(threshold_network), volume, how, advance=done.append)
     assert result.dtype == np.uint8 and result.shape == volume.shape
     np.testing.assert_array_equal(result, truth)
     assert sum(done) == {"sagittal": 44, "coronal": 40, "axial": 36}[plane]
@@ -121,16 +121,16 @@ def test_scans_of_every_orientation_come_back_on_their_own_grid(plane, orientati
 def test_resampled_and_smoothed_scans_keep_the_ball():
     volume, truth = ball_scan("PIR")
     for plane in ("sagittal", "coronal", "axial"):
-        result = scan.predict_scan(in_windows(threshold_network), volume, scan_settings(plane)) > 0
+        result = masks.predict_scan(in_windows(threshold_network), volume, scan_settings(plane)) > 0
         dice = 2 * (result & truth).sum() / (result.sum() + truth.sum())
         assert dice > 0.97, plane
 
 
 def test_many_slices_much_smaller_than_the_window_take_bounded_memory():
     volume = Volume(np.zeros((600, 16, 16), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
-    how = scan.ScanSettings(**{**scan_settings("sagittal").__dict__, "size": (256, 256)})
+    how = masks.ScanSettings(**{**scan_settings("sagittal").__dict__, "size": (256, 256)})
     tracemalloc.start()
-    scan.predict_scan(in_windows(threshold_network, (256, 256)), volume, how)
+    masks.predict_scan(in_windows(threshold_network, (256, 256)), volume, how)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.5 * 2**26
@@ -138,7 +138,7 @@ def test_many_slices_much_smaller_than_the_window_take_bounded_memory():
 
 def test_an_empty_prediction_is_all_background():
     volume, _ = ball_scan("LPS")
-    result = scan.predict_scan(
+    result = masks.predict_scan(
         lambda stack, *_: np.zeros(stack.shape, np.float32), volume, scan_settings("axial")
     )
     assert result.shape == volume.shape and not result.any()
@@ -153,8 +153,8 @@ def test_statistics_of_the_whole_scan_reach_the_network():
         return np.zeros(image.shape, np.float32)
 
     how = scan_settings("axial", smoothing_sigma_mm=0.0, mode="resize", size=(44, 40))
-    how = scan.ScanSettings(**{**how.__dict__, "normalise": "zscore"})
-    scan.predict_scan(in_windows(network), volume, how)
+    how = masks.ScanSettings(**{**how.__dict__, "normalise": "zscore"})
+    masks.predict_scan(in_windows(network), volume, how)
     values = volume.array.astype(np.float64)
     expected = [values.mean(), values.std(), values.min(), values.max()]
     for stats in seen:
@@ -171,9 +171,9 @@ def test_islands_are_dropped_whatever_the_orientation(orientation):
     larger = volume.affine @ np.diag([3.0, 3.0, 3.0, 1.0])
     both = Volume(np.where(stored, 400, volume.array).astype(np.int16), larger)
     how = scan_settings("axial", mode="resize", size=(44, 40), smoothing_sigma_mm=0.0)
-    how = scan.ScanSettings(**{**how.__dict__, "min_component_ml": 0.0})
-    found = scan.predict_scan(in_windows(threshold_network), both, how)
+    how = masks.ScanSettings(**{**how.__dict__, "min_component_ml": 0.0})
+    found = masks.predict_scan(in_windows(threshold_network), both, how)
     np.testing.assert_array_equal(found, spine | stored)
-    how = scan.ScanSettings(**{**how.__dict__, "drop_islands": True})
-    found = scan.predict_scan(in_windows(threshold_network), both, how)
+    how = masks.ScanSettings(**{**how.__dict__, "drop_islands": True})
+    found = masks.predict_scan(in_windows(threshold_network), both, how)
     np.testing.assert_array_equal(found, spine)

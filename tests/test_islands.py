@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinejax import geometry
-from spinejax.data import scanfile
-from spinejax.inference.islands import without_islands
+from spinejax.inference.masks import without_islands
+from spinejax.io import scanfile
 
 MASKS = [
     "verse/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz",

@@ -15,14 +15,11 @@ from nifti_files import one_line
 from scipy import ndimage
 
 from spinejax import geometry, labels
-from spinejax.data import nifti
 from spinejax.errors import InputError
 from spinejax.inference.instances import Instance, Instances, find_instances
-from spinejax.inference.labelling import (
-    UNCERTAIN_MARGIN,
-    label_instances,
-)
 from spinejax.inference.pieces import STEP_MM, VOLUME_ML, Axis
+from spinejax.inference.sequence import UNCERTAIN_MARGIN, label_instances
+from spinejax.io import nifti
 
 FILES = {
     "verse004": "verse/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz",

@@ -14,7 +14,7 @@ from tiny_run import tiny_config, write_scans
 
 from spinejax.errors import InputError
 from spinejax.metrics import classification
-from spinejax.train import checkpoint, disk, log, loop, parallel, setup, signals
+from spinejax.train import checkpoint, log, loop, parallel, run_folder, setup, signals
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -255,7 +255,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
         calls.append(folder)
         return types.SimpleNamespace(free=10**12 if len(calls) <= when else 1000)
 
-    monkeypatch.setattr(disk.shutil, "disk_usage", usage)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", usage)
     with pytest.raises(InputError, match=r"the disk is full \(0.0 MiB free"):
         loop.train(tiny_config(scans), tmp_path, progress=False)
     assert "Traceback" not in capfd.readouterr().err
@@ -299,7 +299,7 @@ def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
 
 
 def test_phantoms_are_written_once(tmp_path, monkeypatch):
-    from spinejax.data.phantom import dataset
+    from spinejax.phantom import dataset
 
     calls = []
     monkeypatch.setattr(
@@ -321,7 +321,7 @@ def test_scans_without_a_mask_are_left_out_and_said(tmp_path, caplog):
 
 
 def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
-    from spinejax.data.phantom import dataset
+    from spinejax.phantom import dataset
 
     def touch(root, cases, *args, **options):
         for index in range(cases):

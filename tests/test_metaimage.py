@@ -10,8 +10,8 @@ from nifti_files import one_line
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry, scoring
-from spinejax.data import metaimage, nifti, scanfile, voxelfile
 from spinejax.errors import InputError
+from spinejax.io import metaimage, nifti, scanfile, voxels
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the dicom extra (SimpleITK)")
 
@@ -380,7 +380,7 @@ def test_a_header_without_voxel_size_is_warned_of(tmp_path, caplog):
 
 def test_more_than_the_free_memory_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.mha", values((30, 30, 30)))
-    monkeypatch.setattr(voxelfile, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(voxels, "available_bytes", lambda: 1000)
     with pytest.raises(InputError, match="bytes of memory"):
         scanfile.read_volume(path)
 

@@ -9,6 +9,7 @@ from networks import init, normal, quick_jit
 
 from spinejax.errors import InputError
 from spinejax.models import CLASSIFIERS, build_model
+from spinejax.models.layer_table import count_parameters, flops
 from spinejax.models.layers import NORMS
 from spinejax.models.mobilenet import (
     WIDTHS,
@@ -18,7 +19,6 @@ from spinejax.models.mobilenet import (
     depthwise,
     scale_width,
 )
-from spinejax.models.summary import count_parameters, flops
 
 SMALL = dict(
     name="mobilenet",

@@ -15,9 +15,9 @@ from spinejax.errors import InputError
 from spinejax.losses import dice_ce
 from spinejax.models import build_model
 from spinejax.models.attention import ATTENTIONS, Attention, attend
+from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS, SpatialDropout, Upsample, average_pool_to, max_pool
 from spinejax.models.pyramid import PYRAMIDS
-from spinejax.models.summary import count_parameters
 
 SLICE_NETWORKS = ("chasppraunet", "unet")
 SMALL = dict(name="chasppraunet", widths=(4, 8), attention_key_size=4, dropout=0.0)

@@ -14,10 +14,10 @@ from spinejax.cli import main
 from spinejax.errors import InputError
 from spinejax.labels import NUM_CLASSES
 from spinejax.models import BUILT, build_model
+from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS
 from spinejax.models.mobilenet import MobileNetEncoder
 from spinejax.models.mrunet import MRUNet, join_slices, slices_of
-from spinejax.models.summary import count_parameters
 from spinejax.train.settings import check_config
 from spinejax.volume import PLANES
 

@@ -11,7 +11,7 @@ import pytest
 from nifti_files import forms, oblique_affine, save, scan_values, shifted
 from scipy.spatial.transform import Rotation
 
-from spinejax.data import nifti, scanfile, voxelfile
+from spinejax.io import nifti, scanfile, voxels
 from spinejax.volume import Volume
 
 
@@ -44,7 +44,7 @@ def test_slope_and_intercept_are_applied(tmp_path, dtype, slope, inter, expected
     raw = rng.uniform(0, 1, (5, 6, 7)) if dtype == "float32" else rng.integers(0, 250, (5, 6, 7))
     if dtype == "int32":
         raw[0, 0, 0] = 500  # 50 000 does not fit int16
-    layout = voxelfile.Layout((5, 6, 7), np.dtype(dtype), slope, inter)
+    layout = voxels.Layout((5, 6, 7), np.dtype(dtype), slope, inter)
     header = nib.Nifti1Header()
     header.set_data_shape((5, 6, 7))
     header.set_data_dtype(dtype)
@@ -90,7 +90,7 @@ def test_values_outside_the_scan_circle_become_air(tmp_path, dtype):
 
 
 def test_fractions_are_kept_in_float32_even_when_they_come_late(tmp_path, monkeypatch):
-    monkeypatch.setattr(voxelfile, "_SLAB_VOXELS", 1)
+    monkeypatch.setattr(voxels, "_SLAB_VOXELS", 1)
     values = scan_values().astype(np.float64)
     values[0, 0, -1] = 0.5
     volume = nifti.read_volume(save(tmp_path / "a.nii.gz", values))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from nifti_files import forms, one_line, save, scan_values, unprivileged
 
-from spinejax.data import nifti, voxelfile
 from spinejax.errors import InputError
+from spinejax.io import nifti, voxels
 
 
 def patched(path, array, offset, data):
@@ -171,14 +171,14 @@ def test_a_header_that_claims_too_much_allocates_nothing(tmp_path, name):
 
 def test_more_than_the_free_memory_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", scan_values((30, 30, 30)).astype(np.int16))
-    monkeypatch.setattr(voxelfile, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(voxels, "available_bytes", lambda: 1000)
     with pytest.raises(InputError, match="bytes of memory") as error:
         nifti.read_volume(path)
     assert str(path) in one_line(error)
 
 
 def test_available_memory_is_known_here():
-    assert voxelfile.available_bytes() > 1e6
+    assert voxels.available_bytes() > 1e6
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path):

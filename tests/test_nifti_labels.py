@@ -6,8 +6,8 @@ import pytest
 from nifti_files import forms, oblique_affine, one_line, save, scan_values, shifted
 
 from spinejax import geometry
-from spinejax.data import nifti, scanfile
 from spinejax.errors import InputError
+from spinejax.io import nifti, scanfile
 from spinejax.volume import LabelVolume
 
 

@@ -12,8 +12,8 @@ from nifti_files import GRID_FIELDS, oblique_affine, one_line, save, scan_values
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry
-from spinejax.data import nifti, scanfile
 from spinejax.errors import InputError
+from spinejax.io import nifti, scanfile
 from spinejax.volume import DiskGrid, Volume
 
 

@@ -10,9 +10,9 @@ from scipy import signal, stats
 
 from spinejax.errors import InputError
 from spinejax.models import build_model
+from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import MaxPool, ProductConv, max_pool
 from spinejax.models.opconvnet import OPConvNet
-from spinejax.models.summary import count_parameters
 
 SMALL = dict(name="opconvnet", widths=(5, 6, 7), fc_widths=(9, 8))
 # Fields and side of the patch: no two alike in padding, strides and remainders.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs import chasppraunet
-from spinejax.data import nifti
 from spinejax.errors import InputError
+from spinejax.io import nifti
 from spinejax.reports import facts
 from spinejax.reports.page import write_report
 from spinejax.reports.pictures import chosen_cases

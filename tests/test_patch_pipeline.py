@@ -9,7 +9,7 @@ import pytest
 from patch_scans import SIZE, STRIDE, make_case, make_cases
 
 from spinejax.data import patches
-from spinejax.data.patch_pipeline import PatchFeed
+from spinejax.data.patch_feed import PatchFeed
 from spinejax.errors import InputError
 
 BATCH = 12

@@ -6,14 +6,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from spinejax.metrics import classification, patches
+from spinejax.metrics import classification
 from spinejax.metrics.classification import Counts
 
 FIELDS = dict(size=32, stride=12, label_rule="majority")
 
 
 def test_two_cases_by_hand():
-    scores = patches.patch_scores(
+    scores = classification.patch_scores(
         {"a": Counts(tp=30, fp=10, fn=20, tn=40), "b": Counts(tp=1, fp=1, fn=0, tn=8)}, **FIELDS
     )
     a, b = scores["cases"]["a"], scores["cases"]["b"]
@@ -25,7 +25,7 @@ def test_two_cases_by_hand():
         "f_score": (Fraction(60, 90), Fraction(2, 3), Fraction(62, 93)),
         "recall": (Fraction(30, 50), Fraction(1), Fraction(31, 51)),
     }
-    assert set(scores["summary"]) == set(expected) == set(patches.PATCH_METRICS)
+    assert set(scores["summary"]) == set(expected) == set(classification.PATCH_METRICS)
     for metric, (of_a, of_b, pooled) in expected.items():
         assert a[metric] == pytest.approx(float(of_a))
         assert b[metric] == pytest.approx(float(of_b))
@@ -42,7 +42,9 @@ def test_two_cases_by_hand():
 def test_counts_of_labels_are_the_confusion_matrix():
     rng = np.random.default_rng(0)
     label, found = rng.random((2, 500)) > 0.7
-    row = patches.patch_scores({"a": classification.count(found, label)}, **FIELDS)["cases"]["a"]
+    row = classification.patch_scores({"a": classification.count(found, label)}, **FIELDS)["cases"][
+        "a"
+    ]
     matrix = np.zeros((2, 2), int)
     np.add.at(matrix, (label.astype(int), found.astype(int)), 1)
     assert [[row["tn"], row["fp"]], [row["fn"], row["tp"]]] == matrix.tolist()
@@ -58,14 +60,16 @@ def test_counts_of_labels_are_the_confusion_matrix():
     ],
 )
 def test_cases_of_one_class_are_defined(counts, expected):
-    scores = patches.patch_scores({"a": counts}, **FIELDS)
+    scores = classification.patch_scores({"a": counts}, **FIELDS)
     for metric, value in expected.items():
         assert scores["cases"]["a"][metric] == value
         assert scores["summary"][metric]["n"] == 1
 
 
 def test_balanced_training_says_how_much_of_it_was_used():
-    scores = patches.patch_scores({}, **FIELDS, balanced_training=(Counts(40, 5, 10, 45), 1234))
+    scores = classification.patch_scores(
+        {}, **FIELDS, balanced_training=(Counts(40, 5, 10, 45), 1234)
+    )
     assert scores["balanced_training"] == {
         "tp": 40, "fp": 5, "fn": 10, "tn": 45, "of": 1234, "used": 100
     }  # fmt: skip
@@ -78,18 +82,18 @@ def test_table_2_of_the_paper_is_consistent_with_a_prevalence():
     tp, positives, negatives = 51_357, 57_000, 943_000
     fp = round(tp / 0.901) - tp
     counts = Counts(tp=tp, fp=fp, fn=positives - tp, tn=negatives - fp)
-    row = patches.patch_scores({"a": counts}, **FIELDS)["cases"]["a"]
+    row = classification.patch_scores({"a": counts}, **FIELDS)["cases"]["a"]
     for metric, value in {"precision": 0.901, "specificity": 0.994, "accuracy": 0.988}.items():
         assert row[metric] == pytest.approx(value, abs=1.1e-3)
     assert row["f_score"] == pytest.approx(0.901, abs=1e-3)
 
 
 def test_the_table_has_a_line_per_metric():
-    scores = patches.patch_scores(
+    scores = classification.patch_scores(
         {"a": Counts(tp=30, fp=10, fn=20, tn=40), "b": Counts(tp=1, fp=1, fn=0, tn=8)}, **FIELDS
     )
-    lines = [line.split() for line in patches.summary_table(scores).splitlines()]
-    assert [line[0] for line in lines] == ["patches", *patches.PATCH_METRICS]
+    lines = [line.split() for line in classification.summary_table(scores).splitlines()]
+    assert [line[0] for line in lines] == ["patches", *classification.PATCH_METRICS]
     assert lines[1] == ["precision", "0.6250", "±", "0.1250", "0.7381", "2"]  # 31 / 42
-    empty = patches.summary_table(patches.patch_scores({}, **FIELDS)).splitlines()
+    empty = classification.summary_table(classification.patch_scores({}, **FIELDS)).splitlines()
     assert empty[1].split() == ["precision", "-", "±", "-", "-", "0"]

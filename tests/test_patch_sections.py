@@ -7,8 +7,7 @@ from test_page import add_scores, make_run, read
 
 from configs import opconvnet
 from spinejax.errors import InputError
-from spinejax.metrics.classification import Counts
-from spinejax.metrics.patches import patch_scores
+from spinejax.metrics.classification import Counts, patch_scores
 from spinejax.reports.page import write_report
 
 COUNTS = {

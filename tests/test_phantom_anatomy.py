@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.data.phantom import acquisition, anatomy, centroids
-from spinejax.data.phantom.anatomy import unwarp, warp
+from spinejax.phantom import centroids
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.person.anatomy import unwarp, warp
+from spinejax.phantom.scanner import acquisition
 
 SPACING = 1.8
 SEEDS = (1, 2)

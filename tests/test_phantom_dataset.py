@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.data import centroids, nifti, scanfile, verse
-from spinejax.data.phantom import acquisition, anatomy, dataset
+from spinejax.datasets import verse
 from spinejax.errors import InputError
+from spinejax.io import centroids, nifti, scanfile
+from spinejax.phantom import dataset
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.scanner import acquisition
 from spinejax.volume import Volume
 
 LIMITS = {"max_spacing_mm": 3.0, "min_spacing_mm": 1.5, "max_extent_mm": 200.0}

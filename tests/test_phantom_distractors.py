@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.data.phantom import anatomy, bones, contents, implants, render, scene, warp
+from spinejax.phantom.body import bones, render, scene, warp
+from spinejax.phantom.person import anatomy, contents, implants
 
 PEOPLE = 16
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.data.phantom import anatomy, centroids, render
-from spinejax.data.phantom.anatomy import unwarp
+from spinejax.phantom import centroids
+from spinejax.phantom.body import render
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.person.anatomy import unwarp
 
 PEOPLE = 600
 paint = jax.jit(lambda p, points: render(p, points, distractors=False)[1])

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spinejax.data.phantom import acquisition, anatomy, render, shapes, tissues
+from spinejax.phantom.body import render, shapes, tissues
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.scanner import acquisition
 
 draw = jax.jit(anatomy)
 paint = jax.jit(render)

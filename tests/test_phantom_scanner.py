@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.data.phantom import acquisition, anatomy, artefacts, grain, scanner
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.scanner import acquisition, artefacts, noise_field, physics
 
-plan = jax.jit(scanner.protocol)
+plan = jax.jit(physics.protocol)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def grid(middle, shape, step=1.0):
     return points[0] if len(shape) == 2 else points
 
 
-signal = jax.jit(scanner.signal, static_argnames=("smoothing_mm",))
+signal = jax.jit(physics.signal, static_argnames=("smoothing_mm",))
 
 
 def correlation(x, lag, axis):
@@ -65,20 +66,20 @@ def test_values_are_clipped_as_by_twelve_bits_and_at_air(person, quiet):
 
 
 def test_white_noise_is_normal_and_independent():
-    x = np.asarray(grain.white(jnp.uint32(5), (300, 300), (0, 0)))
+    x = np.asarray(noise_field.white(jnp.uint32(5), (300, 300), (0, 0)))
     assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
     assert abs((x**4).mean() - 3.0) < 0.4
     for lag, axis in ((1, 0), (1, 1), (2, 0), (16, 1)):
         assert abs(correlation(x, lag, axis)) < 0.015
-    other = np.asarray(grain.white(jnp.uint32(6), (300, 300), (0, 0)))
+    other = np.asarray(noise_field.white(jnp.uint32(6), (300, 300), (0, 0)))
     assert abs((x * other).mean()) < 0.01
 
 
 def test_noise_of_a_block_continues_its_neighbour():
-    whole = np.asarray(grain.white(jnp.uint32(9), (20, 30), (0, 0)))
-    part = np.asarray(grain.white(jnp.uint32(9), (6, 7), (3, 11)))
+    whole = np.asarray(noise_field.white(jnp.uint32(9), (20, 30), (0, 0)))
+    part = np.asarray(noise_field.white(jnp.uint32(9), (6, 7), (3, 11)))
     np.testing.assert_array_equal(whole[3:9, 11:18], part)
-    before = np.asarray(grain.white(jnp.uint32(9), (6, 7), (-2, -1)))
+    before = np.asarray(noise_field.white(jnp.uint32(9), (6, 7), (-2, -1)))
     np.testing.assert_array_equal(whole[:4, :6], before[2:, 1:])
 
 
@@ -96,7 +97,7 @@ def test_noise_has_the_stated_strength_and_correlation(person, quiet, shape, wid
     factor = artefacts.attenuation(points, body, chosen)["noise"]
     x = out / np.asarray(factor)
     assert abs(x.std() / level - 1.0) < 0.06
-    total = width**2 + scanner.SMOOTHING_MM**2
+    total = width**2 + physics.SMOOTHING_MM**2
     for axis in range(len(shape)):
         for lag in (1, 2):
             expected = np.exp(-(lag**2) / (4 * total))
@@ -114,7 +115,7 @@ def test_stored_noise_becomes_that_of_slices_by_preprocessing(person, quiet):
     stored = signal(
         jax.random.key(1), jnp.zeros(shape), points, person, sharp, 1.0, smoothing_mm=0.0
     )
-    smooth = ndimage.gaussian_filter(np.asarray(stored), scanner.SMOOTHING_MM)[8:-8, 8:-8, 8:-8]
+    smooth = ndimage.gaussian_filter(np.asarray(stored), physics.SMOOTHING_MM)[8:-8, 8:-8, 8:-8]
     flat = np.asarray(
         signal(
             jax.random.key(2), jnp.zeros((64, 64)), points[32], person, sharp, 1.0
@@ -227,16 +228,16 @@ def test_beyond_the_circle_and_the_field_stand_their_values(person, quiet):
 def test_tilt_is_a_shear_and_has_an_inverse(person, quiet):
     tilted = {**quiet, "tilt": jnp.asarray(0.2), "lower": jnp.zeros(3), "upper": jnp.zeros(3)}
     points = jax.random.normal(jax.random.key(0), (50, 3)) * 60.0
-    there = scanner.where(points, tilted)
+    there = physics.where(points, tilted)
     np.testing.assert_allclose(there[:, 1] - points[:, 1], 0.2 * points[:, 2], atol=1e-3)
     np.testing.assert_allclose(there[:, ::2], points[:, ::2], atol=1e-4)
     moved = {
         **tilted, "motion_mm": jnp.asarray(2.0), "turn": jnp.array([0.05, -0.04, 0.1]),
         "motion_wave": jnp.asarray(0.1), "lower": jnp.full(3, -7.0), "upper": jnp.full(3, 90.0),
     }  # fmt: skip
-    again = scanner.shown_at(scanner.where(points, moved), moved)
+    again = physics.shown_at(physics.where(points, moved), moved)
     np.testing.assert_allclose(again, points, atol=2e-3)
-    back = scanner.where(scanner.shown_at(points, moved), moved)
+    back = physics.where(physics.shown_at(points, moved), moved)
     np.testing.assert_allclose(back, points, atol=2e-3)
 
 
@@ -260,10 +261,10 @@ def test_protocols_vary_as_spine_scans_do(person):
     assert 0.15 < hips.mean() < 0.5
     assert (many["upper"][:, 2] > float(person["sacrum"]["origin"][2]) + 45).all()
     assert 6 < np.median(many["noise"]) < 20
-    native = jax.vmap(lambda p: scanner.noise_level(p, 0.0))(many)
+    native = jax.vmap(lambda p: physics.noise_level(p, 0.0))(many)
     assert float(jnp.max(native)) <= 160 and float(jnp.median(native)) > np.median(many["noise"])
     assert 0.1 < (many["circle_mm"] < 1e4).mean() < 0.3
-    assert 0.7 < (many["clip"] == scanner.LARGEST_HU).mean() < 0.95
+    assert 0.7 < (many["clip"] == physics.LARGEST_HU).mean() < 0.95
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_protocols_vary_as_spine_scans_do(person):
 )
 def test_a_region_is_where_scans_are_centred(person, region, ids):
     keys = jax.random.split(jax.random.key(0), 200)
-    of = jax.vmap(lambda key: scanner.protocol(key, person, region=region))
+    of = jax.vmap(lambda key: physics.protocol(key, person, region=region))
     many = jax.tree.map(np.asarray, jax.jit(of)(keys))
     names, z = np.asarray(person["spine"]["id"]), np.asarray(person["spine"]["origin"])[:, 2]
     shown = z[(names >= ids[0]) & (names <= ids[1])]

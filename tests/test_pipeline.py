@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinejax.data import cache, pipeline, sources
+from spinejax.data import cache, feeds
 from spinejax.data.preprocess import SlicePreprocess
-from spinejax.data.verse import Case
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 
 SIZE = (32, 24)
@@ -48,7 +48,7 @@ def cached(tmp_path_factory):
 
 def take(cached, count, **options):
     options = {"size": SIZE, "batch_size": 8, "seed": 3, "spine_free_fraction": 0.25} | options
-    with closing(pipeline.train_batches(cached, **options)) as batches:
+    with closing(feeds.train_batches(cached, **options)) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -171,7 +171,7 @@ def test_random_windows_lie_within_slices_or_hold_them(cached, shape, size, seed
     label = np.zeros(shape, np.uint8)
     label[int(spot[0] * shape[0]), int(spot[1] * shape[1])] = 9
     element = {"image": image, "label": label, "case": np.int32(0)}
-    cut = sources.RandomWindow(cached, size)
+    cut = feeds.RandomWindow(cached, size)
     result = cut.random_map(element, np.random.default_rng(seed))
     inside = result["image"] != -1000
     assert inside.sum() == min(shape[0], size[0]) * min(shape[1], size[1])
@@ -188,7 +188,7 @@ def test_two_thirds_of_crops_look_at_the_spine(cached):
     label = np.zeros((200, 200), np.uint8)
     label[150, 30] = 20
     element = {"image": coordinates((200, 200)), "label": label, "case": np.int32(0)}
-    cut = sources.RandomWindow(cached, (10, 10))
+    cut = feeds.RandomWindow(cached, (10, 10))
     rng = np.random.default_rng(0)
     places = []
     for _ in range(600):
@@ -203,7 +203,7 @@ def test_two_thirds_of_crops_look_at_the_spine(cached):
 def test_evaluation_sees_every_pixel_exactly_once(cached, size):
     images = [np.zeros(0, np.int16) for _ in cached]
     labels = 0
-    for batch in pipeline.eval_batches(cached, size=size, batch_size=16):
+    for batch in feeds.eval_batches(cached, size=size, batch_size=16):
         assert batch["image"].shape == (16, *size)
         for i in np.flatnonzero(batch["weight"]):
             case = batch["case"][i]
@@ -221,10 +221,10 @@ def test_evaluation_sees_every_pixel_exactly_once(cached, size):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_evaluation_gives_every_process_as_many_batches(cached, processes):
-    whole = list(pipeline.eval_batches(cached, size=SIZE, batch_size=8))
+    whole = list(feeds.eval_batches(cached, size=SIZE, batch_size=8))
     shares = [
         list(
-            pipeline.eval_batches(
+            feeds.eval_batches(
                 cached, size=SIZE, batch_size=8, process_index=p, process_count=processes
             )
         )
@@ -238,9 +238,9 @@ def test_evaluation_gives_every_process_as_many_batches(cached, processes):
 
 
 def test_evaluation_windows_are_centred():
-    assert sources.tile_starts(10, 10) == [0]
-    assert sources.tile_starts(6, 10) == [-2]
-    assert sources.tile_starts(21, 10) == [-4, 6, 16]
+    assert feeds.tile_starts(10, 10) == [0]
+    assert feeds.tile_starts(6, 10) == [-2]
+    assert feeds.tile_starts(21, 10) == [-4, 6, 16]
 
 
 def test_outside_a_slice_is_what_the_preprocessing_fills_with(tmp_path):
@@ -251,7 +251,7 @@ def test_outside_a_slice_is_what_the_preprocessing_fills_with(tmp_path):
     size = (70, 60)
     outside = np.ones(size, bool)
     outside[10:60, 10:50] = False  # the slice of 50 by 40, centred
-    for batch in pipeline.eval_batches(cached, size=size, batch_size=4):
+    for batch in feeds.eval_batches(cached, size=size, batch_size=4):
         assert not batch["image"][:, outside].any()
         assert not batch["image"][batch["weight"] == 0].any()
     (batch,) = take(cached, 1, size=size)
@@ -262,8 +262,8 @@ def test_outside_a_slice_is_what_the_preprocessing_fills_with(tmp_path):
 def test_steps_per_epoch_rounds_up(cached):
     slices = sum(case.shape[0] for case in cached)
     assert slices == 15 + 16 + 17
-    assert pipeline.steps_per_epoch(cached, 8) == 6
-    assert pipeline.steps_per_epoch(cached, 7) == 7
+    assert feeds.steps_per_epoch(cached, 8) == 6
+    assert feeds.steps_per_epoch(cached, 7) == 7
 
 
 @pytest.mark.parametrize(
@@ -283,14 +283,14 @@ def test_steps_per_epoch_rounds_up(cached):
 def test_unusable_values_are_named_at_once(cached, options, named):
     values = {"size": SIZE, "batch_size": 8, "seed": 0} | options
     with pytest.raises(InputError, match=named):
-        pipeline.train_batches(cached, **values)
+        feeds.train_batches(cached, **values)
 
 
 def test_no_slices_is_an_input_error():
     with pytest.raises(InputError, match="no slices"):
-        pipeline.train_batches([], size=SIZE, batch_size=8, seed=0)
+        feeds.train_batches([], size=SIZE, batch_size=8, seed=0)
     with pytest.raises(InputError, match="no slices"):
-        pipeline.eval_batches([], size=SIZE, batch_size=8)
+        feeds.eval_batches([], size=SIZE, batch_size=8)
 
 
 def test_a_vanished_cache_file_is_named(tmp_path):
@@ -304,7 +304,7 @@ def test_closing_ends_the_threads(cached):
     def readers():
         return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
 
-    batches = pipeline.train_batches(cached, size=SIZE, batch_size=8, seed=0, threads=2)
+    batches = feeds.train_batches(cached, size=SIZE, batch_size=8, seed=0, threads=2)
     next(batches)
     assert readers()
     batches.close()

@@ -8,8 +8,8 @@ from tiny_run import tiny_config, write_scans
 from configs import opconvnet
 from spinejax.errors import InputError
 from spinejax.tasks import build_task
-from spinejax.train import log, loop, optim, parallel, population, setup, signals
-from spinejax.train.population import Setting
+from spinejax.train import log, loop, optim, parallel, search, setup, signals
+from spinejax.train.search import Setting
 
 SETTINGS = [Setting(0.05, 0.9, 1e-2), Setting(0.01, 0.0, 0.0)]
 
@@ -69,7 +69,7 @@ def together(config, settings, workdir, stop=None):
     feed = task.feed(setup.cached(config, workdir, split, wanted=("train", "val"), progress=False))
     mapped = parallel.make_parallel(config.train.parallel, 1)
     stop = signals.Stop() if stop is None else stop
-    return population.train(config, settings, task, feed, mapped, stop=stop)
+    return search.train(config, settings, task, feed, mapped, stop=stop)
 
 
 def assert_is_what_it_is_alone(trained, k, config, setting, workdir):
@@ -148,7 +148,7 @@ def test_a_member_that_diverges_disturbs_no_other(scans, tmp_path):
     with pytest.raises(InputError, match=f"diverged at step {bad.step}:"):
         loop.train(config, tmp_path / "alone", progress=False)
     assert (bad.finite, bad.loss) == (False, np.inf)
-    assert population.merit(bad, "loss") == population.merit(bad, "dice") == -np.inf
+    assert search.merit(bad, "loss") == search.merit(bad, "dice") == -np.inf
 
 
 def test_it_ends_when_all_have_diverged_or_it_is_told_to(scans, tmp_path):

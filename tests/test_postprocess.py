@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from spinejax.data import nifti
-from spinejax.inference import postprocess
+from spinejax.inference import masks
+from spinejax.io import nifti
 
 SPACINGS = st.sampled_from([0.4, 0.5, 0.7, 1.0, 2.5])
 
@@ -53,7 +53,7 @@ def opened_by_hand(mask, spacing, radius, axis):
 )
 def test_opening_is_the_union_of_the_elements_that_fit(mask, spacing, radius, axis):
     before = mask.copy()
-    result = postprocess.opening(mask, spacing_mm=spacing, radius_mm=radius, axis=axis)
+    result = masks.opening(mask, spacing_mm=spacing, radius_mm=radius, axis=axis)
     np.testing.assert_array_equal(result, opened_by_hand(mask, spacing, radius, axis))
     np.testing.assert_array_equal(mask, before)
     assert not (result & ~mask).any()
@@ -68,9 +68,9 @@ def smooth(shape, seed=0):
 def test_slabs_change_nothing(axis, order, monkeypatch):
     mask = np.asarray(smooth((30, 25, 40)), order=order)
     how = dict(spacing_mm=(0.5, 0.4, 0.8), radius_mm=1.0, axis=axis)
-    whole = postprocess.opening(mask, **how)
-    monkeypatch.setattr(postprocess, "_SLAB_VOXELS", 1)
-    np.testing.assert_array_equal(postprocess.opening(mask, **how), whole)
+    whole = masks.opening(mask, **how)
+    monkeypatch.setattr(masks, "_SLAB_VOXELS", 1)
+    np.testing.assert_array_equal(masks.opening(mask, **how), whole)
     assert whole.sum() < mask.sum()
 
 
@@ -78,7 +78,7 @@ def test_slabs_change_nothing(axis, order, monkeypatch):
 def test_one_and_a_half_pixels_are_a_square_of_three(axis):
     mask = np.zeros((24, 26, 22), bool)
     mask[3:-3, 3:-3, 3:-3] = smooth((18, 20, 16))
-    result = postprocess.opening(mask, spacing_mm=(0.35, 0.35, 0.35), radius_mm=0.525, axis=axis)
+    result = masks.opening(mask, spacing_mm=(0.35, 0.35, 0.35), radius_mm=0.525, axis=axis)
     for one, other in zip(np.moveaxis(mask, axis, 0), np.moveaxis(result, axis, 0), strict=True):
         np.testing.assert_array_equal(other, ndimage.binary_opening(one, np.ones((3, 3))))
 
@@ -87,9 +87,9 @@ def test_one_and_a_half_pixels_are_a_square_of_three(axis):
 def test_a_radius_that_reaches_no_neighbour_changes_nothing(radius_mm, axis):
     mask = smooth((9, 9, 9))
     spacing = (0.5, 2.0, 2.0) if axis == 0 else (1.0, 0.5, 1.0)
-    assert postprocess.opening(mask, spacing_mm=spacing, radius_mm=radius_mm, axis=axis) is mask
+    assert masks.opening(mask, spacing_mm=spacing, radius_mm=radius_mm, axis=axis) is mask
     empty = np.zeros((4, 4, 4), bool)
-    assert not postprocess.opening(empty, spacing_mm=(1, 1, 1), radius_mm=3.0, axis=axis).any()
+    assert not masks.opening(empty, spacing_mm=(1, 1, 1), radius_mm=3.0, axis=axis).any()
 
 
 @pytest.mark.parametrize("spacing", [0.25, 0.5])
@@ -98,7 +98,7 @@ def test_the_same_millimetres_go_on_every_grid(spacing):
     x, y, z = np.meshgrid(grid, grid, grid, indexing="ij")
     ball = (x - 8) ** 2 + (y - 8) ** 2 + (z - 8) ** 2 < 5**2
     plate = np.abs(y - 8) < 0.5  # 1 mm thick
-    result = postprocess.opening(ball | plate, spacing_mm=(spacing,) * 3, radius_mm=1.0, axis=None)
+    result = masks.opening(ball | plate, spacing_mm=(spacing,) * 3, radius_mm=1.0, axis=None)
     assert not result[np.abs(x - 8) > 6.5].any()
     assert (result & ball).sum() > 0.98 * ball.sum()
 
@@ -108,21 +108,21 @@ def test_what_the_border_of_the_scan_cuts_is_not_eaten():
     mask[5:15, 5:15, :] = True  # runs out at both ends
     mask[:2, :5, :] = True  # the corner of something larger outside
     for axis in (None, 0, 1, 2):
-        result = postprocess.opening(mask, spacing_mm=(1, 1, 1), radius_mm=1.5, axis=axis)
+        result = masks.opening(mask, spacing_mm=(1, 1, 1), radius_mm=1.5, axis=axis)
         np.testing.assert_array_equal(result, mask)
     mask[:, 18, 10] = True  # thin, from border to border: not thicker for being cut
     mask[0, 10, 0] = True
-    result = postprocess.opening(mask, spacing_mm=(1, 1, 1), radius_mm=1.5, axis=2)
+    result = masks.opening(mask, spacing_mm=(1, 1, 1), radius_mm=1.5, axis=2)
     assert not result[:, 18].any() and not result[0, 10, 0]
 
 
 def test_opening_takes_the_stated_memory(monkeypatch):
-    monkeypatch.setattr(postprocess, "_SLAB_VOXELS", 2**17)
+    monkeypatch.setattr(masks, "_SLAB_VOXELS", 2**17)
     mask = np.zeros((160, 160, 160), bool)
     mask[:12, :12, :12] = mask[-12:, -12:, -12:] = True
     for axis in (None, 2):
         tracemalloc.start()
-        postprocess.opening(mask, spacing_mm=(1, 1, 1), radius_mm=1.0, axis=axis)
+        masks.opening(mask, spacing_mm=(1, 1, 1), radius_mm=1.0, axis=axis)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < mask.size + 8 * 2**17
@@ -133,11 +133,11 @@ def test_small_components_go_by_volume_not_by_voxels():
     mask[2:6, 2:6, 2:6] = True  # 64 voxels
     mask[10:12, 10:12, 10:12] = True  # 8 voxels
     mask[12, 12, 12] = True  # touches by a corner: the same component, 9 voxels
-    keep = postprocess.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.125)
+    keep = masks.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.125)
     np.testing.assert_array_equal(keep, mask)  # 9 x 0.125 ml
-    keep = postprocess.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.126)
+    keep = masks.remove_small_components(mask, spacing_mm=(5, 5, 5), min_ml=1.126)
     assert keep.sum() == 64
-    keep = postprocess.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
+    keep = masks.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
     assert not keep.any()
 
 
@@ -146,7 +146,7 @@ def test_components_of_a_mask_with_voxels_in_every_corner_take_the_stated_memory
     mask[:12, :12, :12] = mask[-12:, -12:, -12:] = True  # 1.7 ml each
     mask[80, 80, 80] = True
     tracemalloc.start()
-    keep = postprocess.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
+    keep = masks.remove_small_components(mask, spacing_mm=(1, 1, 1), min_ml=1.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert keep.sum() == 2 * 12**3
@@ -158,16 +158,16 @@ def test_cavities_are_filled_only_where_enclosed():
     mask[2:7, 2:7, 2:7] = True
     hollow = mask.copy()
     hollow[4, 4, 4] = False
-    np.testing.assert_array_equal(postprocess.fill_cavities(hollow), mask)
+    np.testing.assert_array_equal(masks.fill_cavities(hollow), mask)
     hollow[4, 4, 5:] = False  # a canal to the outside
-    np.testing.assert_array_equal(postprocess.fill_cavities(hollow), hollow)
+    np.testing.assert_array_equal(masks.fill_cavities(hollow), hollow)
 
 
 def cleaned(mask, **how):
     fields = dict(
         spacing_mm=(1, 1, 1), opening_mm=0, min_component_ml=0, fill_holes=False, slice_axis=2
     )
-    return postprocess.clean(mask, **{**fields, **how})
+    return masks.clean(mask, **{**fields, **how})
 
 
 def spine(shape=(40, 40, 60)):
@@ -220,7 +220,7 @@ def test_opening_comes_before_components_and_these_before_filling():
     assert cleaned(mask, min_component_ml=0.1)[35, 20, 22]
     result = cleaned(mask, **how, fill_holes=True)
     assert not result[33:].any()
-    opened = postprocess.opening(tube, spacing_mm=(1, 1, 1), radius_mm=1.5, axis=2)
+    opened = masks.opening(tube, spacing_mm=(1, 1, 1), radius_mm=1.5, axis=2)
     np.testing.assert_array_equal(result, opened)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import cascade, unet3d
-from spinejax import commands, prediction
+from spinejax import commands, predictor
 from spinejax.cli import main
-from spinejax.data.centroids import read_centroids
-from spinejax.data.scanfile import read_volume
 from spinejax.errors import InputError
+from spinejax.io.centroids import read_centroids
+from spinejax.io.scanfile import read_volume
 from spinejax.train.loop import train
 from tests.cli_runs import fails
 from tests.tiny_run import tiny_config
@@ -145,7 +145,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_scan(
     assert main(words) == 0
     names = ("scores.json", "slices.json", "cases.json")
     undisturbed = [(folder / name).read_bytes() for name in names]
-    load, segmented = prediction.load, []
+    load, segmented = predictor.load, []
 
     def at_most(count):
         def loaded(*args, **options):
@@ -159,7 +159,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_scan(
 
             return replace(scanner, segment=segment)
 
-        monkeypatch.setattr(prediction, "load", loaded)
+        monkeypatch.setattr(predictor, "load", loaded)
         segmented.clear()
 
     at_most(2)
@@ -290,7 +290,7 @@ def test_mirrored_and_upside_down_headers_are_followed(scans, run, tmp_path):
     flipped[2, 2] *= -1
     flipped[2, 3] = AFFINE[2, 2] * (array.shape[2] - 1)
     nib.save(nib.Nifti1Image(array[:, :, ::-1], flipped), tmp_path / "turned_ct.nii.gz")
-    scanner = prediction.load(run, "latest")
+    scanner = predictor.load(run, "latest")
     plain = read_volume(scans / "images" / f"{case}.nii.gz")
     turned = read_volume(tmp_path / "turned_ct.nii.gz")
     one = scanner.segment(plain, tmp_path, "a").labels

@@ -314,7 +314,7 @@ def test_identity_ignores_fields_that_the_mode_does_not_use():
 
 def test_real_scan_keeps_its_bone(real_data):
     """Labelled voxels of an anisotropic scan stay bright, and Dice survives the trip."""
-    from spinejax.data import scanfile
+    from spinejax.io import scanfile
 
     folder = real_data / "totalsegmentator"
     scan, labels = scanfile.read_pair(

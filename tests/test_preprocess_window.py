@@ -122,7 +122,7 @@ def test_native_keeps_the_grid_of_the_scan(plane, intensity):
 
 def test_real_scan_through_the_window_of_paper_b(real_data):
     """Vertebrae lie inside 100 to 1500 HU almost whole, and less than half of the rest does."""
-    from spinejax.data import scanfile
+    from spinejax.io import scanfile
 
     scan, labels = scanfile.read_pair(
         real_data / "verse/rawdata/sub-verse014/sub-verse014_ct.nii.gz",

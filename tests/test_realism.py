@@ -11,10 +11,10 @@ from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.cli import main
-from spinejax.data.found_scans import real_scans
-from spinejax.data.phantom import dataset, statistics
+from spinejax.datasets.plain_folders import real_scans
+from spinejax.phantom import dataset, statistics
 from spinejax.reports import realism
-from spinejax.reports.realism_scans import Measured, measure_files
+from spinejax.reports.realism import Measured, measure_files
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SMALL = {

@@ -12,7 +12,7 @@ from configs import unet3d
 from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.losses import offset_error
-from spinejax.tasks import build_task, cubes
+from spinejax.tasks import build_task, vertebra_recognition
 from spinejax.train.loop import train
 
 SHAPE = (20, 24, 32)
@@ -49,7 +49,7 @@ def test_what_cannot_work_is_refused_in_one_line(field, value, named):
 def test_another_vertebras_name_is_a_false_positive_and_a_false_negative():
     truth = jnp.array([[[[0, 0, 5, 5, 6, 6]]], [[[0, 0, 0, 0, 0, 7]]]])
     found = jnp.array([[[[0, 5, 5, 6, 6, 0]]], [[[0, 0, 0, 0, 0, 7]]]])
-    sums = cubes._counts(found, truth, jnp.array([1.0, 0.5]))
+    sums = vertebra_recognition._counts(found, truth, jnp.array([1.0, 0.5]))
     np.testing.assert_array_equal(sums, [[2, 2, 2, 1], [0.5, 0, 0, 2.5]])
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from test_page import add_scores, make_run, read
 
 from spinejax import geometry, overlay
-from spinejax.data import nifti
-from spinejax.metrics.slices import best_and_worst, slice_dice
+from spinejax.io import nifti
+from spinejax.metrics.slice_dice import best_and_worst, slice_dice
 from spinejax.reports.page import write_report
 from spinejax.volume import PLANES, Volume
 

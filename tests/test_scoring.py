@@ -12,7 +12,7 @@ from scipy import ndimage
 from spinejax import scoring
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.metrics.summary import summary_table
+from spinejax.metrics.aggregate import summary_table
 
 AFFINE = np.diag([-0.8, -0.8, 2.0, 1.0])  # LPS
 

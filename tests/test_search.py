@@ -18,8 +18,8 @@ from tiny_run import tiny_config, write_scans
 from configs import opconvnet
 from configs.search import BATCH_SIZES, BOX, random_search
 from spinejax.errors import InputError
-from spinejax.train import log, loop, population, search, setup, signals
-from spinejax.train.population import Outcome
+from spinejax.train import log, loop, search, setup, signals
+from spinejax.train.search import Outcome
 
 CENTRE = {
     "optim.learning_rate": 0.01,
@@ -121,7 +121,7 @@ class Trainings:
     """Stands for `population.train`; `stop_at` is the group that is interrupted."""
 
     def __init__(self, stop_at: int = 10**9) -> None:
-        self.groups: list[list[population.Setting]] = []
+        self.groups: list[list[search.Setting]] = []
         self.stop_at = stop_at
 
     def __call__(self, config, settings, task, feed, mapped, *, stop, advance):
@@ -134,7 +134,7 @@ class Trainings:
             finite = one.learning_rate < 0.05
             loss, dice = (loss, 1 / (1 + loss)) if finite else (math.inf, 0.0)
             outcomes.append(Outcome(finite, 7, loss, dice, dice))
-        return population.Trained(outcomes, None, np.zeros((0, len(settings))))
+        return search.Trained(outcomes, None, np.zeros((0, len(settings))))
 
 
 @pytest.fixture(scope="module")

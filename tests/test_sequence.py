@@ -15,8 +15,7 @@ from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.inference import sequence
 from spinejax.inference.pieces import STEP_MM
-from spinejax.inference.sequence import class_scores, decode_sequence
-from spinejax.inference.transitions import ANOMALIES, Costs
+from spinejax.inference.sequence import ANOMALIES, Costs, class_scores, decode_sequence
 
 PLACE = {verse_id: place for place, verse_id in enumerate(labels.VERSE_IDS)}
 T11, T12, T13, L1, L4, L5, L6 = (labels.id_of(n) for n in "T11 T12 T13 L1 L4 L5 L6".split())

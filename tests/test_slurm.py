@@ -13,7 +13,7 @@ import submitit
 
 from launch import slurm
 from launch import sweep as launcher
-from spinejax import sweep
+from spinejax import sweep_state
 from spinejax.errors import InputError
 from spinejax.train import checkpoint
 from tests import slurm_cluster, tiny_run
@@ -65,7 +65,7 @@ def run(words, environment):
 
 
 def states(workdir):
-    return {u.name: sweep.state(workdir / u.name) for u in sweep.read(workdir).units}
+    return {u.name: sweep_state.state(workdir / u.name) for u in sweep_state.read(workdir).units}
 
 
 def until(condition, workdir):
@@ -123,7 +123,7 @@ class TestOnSlurm:
         out = run(words, cluster)
         assert out.startswith("submitted 2 units: job ")
         first = "zscore,seed=0"
-        job = sweep.read_json(tmp_path / first / sweep.JOB)["job"]
+        job = sweep_state.read_json(tmp_path / first / sweep_state.JOB)["job"]
         until(lambda: (states(tmp_path)[first].step or 0) >= 6, tmp_path)
         assert "not submitted again" in run(words, cluster)
         asked = [sys.executable, "-m", "launch.sweep", "--status", f"--workdir={tmp_path}"]
@@ -140,7 +140,7 @@ class TestOnSlurm:
         until(ended, tmp_path)
         assert "2 of 2 units done" in run(asked, cluster)
 
-        record = sweep.read_json(tmp_path / first / "run.json")
+        record = sweep_state.read_json(tmp_path / first / "run.json")
         assert record["starts"] == 2
         for unit in states(tmp_path):
             alone, queued = weights(undisturbed / unit), weights(tmp_path / unit)
@@ -157,7 +157,7 @@ class TestOnSlurm:
         name = "zscore,seed=0"
         until(lambda: states(tmp_path)[name].kind in ("done", "failed"), tmp_path)
         assert states(tmp_path)[name].kind == "done", states(tmp_path)[name].note
-        record = sweep.read_json(tmp_path / name / "run.json")
+        record = sweep_state.read_json(tmp_path / name / "run.json")
         assert (record["processes"], record["devices"]) == (2, 2)
         assert (tmp_path / name / "unit-1.log").exists()
 
@@ -175,7 +175,7 @@ class TestOnSlurm:
         job = run(["sbatch", *options, "launch/multihost.sh", *words], environment).strip()
 
         def step():
-            return (sweep.state(folder).step or 0) if folder.exists() else 0
+            return (sweep_state.state(folder).step or 0) if folder.exists() else 0
 
         def printed():
             return (tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""
@@ -194,7 +194,7 @@ class TestOnSlurm:
             seen = run(["scontrol", "show", "job", job], cluster), run(["sinfo", "-R"], cluster)
             assert time.monotonic() < end, (printed(), seen)
             time.sleep(1)
-        record = sweep.read_json(folder / "run.json")
+        record = sweep_state.read_json(folder / "run.json")
         assert (record["starts"], record["processes"]) == (2, 2)
 
 
@@ -228,9 +228,9 @@ def test_submitit_without_slurm_runs_units_saves_and_starts_them_again(place, tm
     executor.update_parameters(timeout_min=5)
     job = executor.submit(slurm.Job(), str(folder), words)
     assert job.result() == 0
-    assert sweep.state(folder).kind == "done"
+    assert sweep_state.state(folder).kind == "done"
     failing = executor.submit(slurm.Job(), str(tmp_path / "bad"), ["train", "--nonsense"])
     with pytest.raises(submitit.core.utils.FailedJobError, match="exit status 1"):
         failing.result()
-    state = sweep.state(tmp_path / "bad")
+    state = sweep_state.state(tmp_path / "bad")
     assert state.kind == "failed" and "nonsense" in state.note

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinejax.data.splits import moved_patients, split_cases
-from spinejax.data.verse import Case
+from spinejax.datasets.splits import moved_patients, split_cases
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 
 

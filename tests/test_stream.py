@@ -11,12 +11,13 @@ import pytest
 from tiny_run import tiny_config
 
 from configs import common, phantom_to_real
-from spinejax import streams
-from spinejax.data.phantom import anatomy, scanner, stream
-from spinejax.data.phantom.anatomy import RATES
-from spinejax.data.phantom.feed import StreamFeed
-from spinejax.data.phantom.levels import SLOT_IDS
 from spinejax.errors import InputError
+from spinejax.phantom import stream, stream_feed
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.person.anatomy import RATES
+from spinejax.phantom.person.levels import SLOT_IDS
+from spinejax.phantom.scanner import physics
+from spinejax.phantom.stream_feed import StreamFeed
 from spinejax.train import checkpoint, loop, parallel, settings
 from spinejax.volume import PLANES
 
@@ -44,7 +45,7 @@ def drawn():
 def people():
     keys = jax.random.split(jax.random.key(3), 12)
     persons = jax.jit(jax.vmap(anatomy))(keys)
-    protocols = jax.jit(jax.vmap(scanner.protocol))(keys, persons)
+    protocols = jax.jit(jax.vmap(physics.protocol))(keys, persons)
     return [jax.tree.map(lambda x, i=i: x[i], (persons, protocols)) for i in range(len(keys))]
 
 
@@ -162,7 +163,7 @@ def test_a_cube_shows_vertebrae_of_a_plausible_size():
     assert volumes and 5 < np.median(volumes) < 90
 
 
-def _stub(group: int = 1) -> streams.Stream:
+def _stub(group: int = 1) -> stream_feed.Stream:
     """A stream that is cheap to compile."""
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
@@ -171,7 +172,7 @@ def _stub(group: int = 1) -> streams.Stream:
         stats = jnp.broadcast_to(jnp.array([0.0, 1.0, -1.0, 1.0]), (*shape[:-2], 4))
         return {"image": 400.0 * label, "label": label, "stats": stats}
 
-    return streams.Stream(partial(stream.batch_of, one, group=group), group)
+    return stream_feed.Stream(partial(stream.batch_of, one, group=group), group)
 
 
 def test_groups_are_drawn_whole_and_depend_on_their_number_alone():
@@ -208,7 +209,7 @@ def _streaming(**changes: object):
 
 
 def test_training_on_a_stream_needs_no_files_and_resumes_bitwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "of_slices", lambda config: _stub())
+    monkeypatch.setattr(stream_feed, "of_slices", lambda config: _stub())
     straight = loop.train(_streaming(**{"train.steps": 6}), tmp_path / "a", progress=False)
     stop = loop.Stop()
     config = _streaming(**{"train.steps": 6})
@@ -243,7 +244,7 @@ def test_each_step_of_the_ablation_adds_one_thing():
     for name in phantom_to_real.STEPS:
         config = phantom_to_real.get_config(f"step={name}")
         settings.check_config(config)
-        how = streams.sampling(config, (8, 8))
+        how = stream_feed.sampling(config, (8, 8))
         found.append((how.distractors, how.acquisition, config.augment.enabled))
     assert found == [
         (False, False, False),
@@ -261,7 +262,7 @@ def test_rates_reach_the_persons_that_are_drawn(monkeypatch):
     config = phantom_to_real.get_config()
     config.data.phantom.rates.t13 = 1.0
     settings.check_config(config)
-    asked = dict(streams.sampling(config, (8, 8)).rates)
+    asked = dict(stream_feed.sampling(config, (8, 8)).rates)
     assert asked["t13"] == 1.0 and set(asked) == set(RATES)
     defaults = inspect.signature(anatomy).parameters
     shared = common.data_block().phantom.rates

@@ -9,7 +9,7 @@ import pytest
 
 from configs import chasppraunet, unet
 from spinejax.models import build_model
-from spinejax.models.summary import flops, summarize
+from spinejax.models.layer_table import flops, summarize
 
 
 def test_flops_of_one_convolution_are_the_closed_form():

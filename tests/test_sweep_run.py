@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spinejax import sweep
+from spinejax import sweep_state
 from tests import tiny_run
 
 ROOT = Path(__file__).parents[1]
@@ -82,11 +82,11 @@ def members(session):
 
 
 def states(workdir):
-    return {u.name: sweep.state(workdir / u.name) for u in sweep.read(workdir).units}
+    return {u.name: sweep_state.state(workdir / u.name) for u in sweep_state.read(workdir).units}
 
 
 def kinds(workdir):
-    if not (workdir / sweep.FILE).exists():
+    if not (workdir / sweep_state.FILE).exists():
         return []
     return [state.kind for state in states(workdir).values()]
 
@@ -192,5 +192,5 @@ def test_the_folder_of_a_run_or_of_another_sweep_is_refused(place, tmp_path):
     (tmp_path / "config.json").unlink()
     run(place, tmp_path, "--config.train.steps=1", "--units=*zscore,seed=0", name="table3")
     assert "belongs to sweep table3" in said("four")
-    (tmp_path / sweep.FILE).write_text("{")
+    (tmp_path / sweep_state.FILE).write_text("{")
     assert "is damaged" in said("table3")

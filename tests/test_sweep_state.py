@@ -9,17 +9,17 @@ import subprocess
 import pytest
 
 from launch import plan, status
-from spinejax import cli, sweep
+from spinejax import cli, sweep_state
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.reports import paper_tables, sweep_page, sweep_scores
-from spinejax.sweep import State, Sweep, Unit
+from spinejax.sweep_state import State, Sweep, Unit
 
 
 def make(folder, *, step=None, steps=40, test=("a",), log="", outcome=None, **config):
     """A unit's folder as a run leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / sweep.LOG).write_text(log)
+    (folder / sweep_state.LOG).write_text(log)
     if step is not None:
         write_json(folder / "config.json", config)
         write_json(folder / "run.json", {"steps": steps, "cases": {"test": list(test)}})
@@ -31,7 +31,7 @@ def make(folder, *, step=None, steps=40, test=("a",), log="", outcome=None, **co
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "metrics.jsonl").write_text(text + '{"step": 99, "ki')  # cut by a kill
     if outcome is not None:
-        write_json(folder / sweep.OUTCOME, {"status": outcome})
+        write_json(folder / sweep_state.OUTCOME, {"status": outcome})
     return folder
 
 
@@ -45,27 +45,27 @@ def finish(folder, dice=None, **more):
 
 
 def test_nothing_there_is_waiting_and_may_have_a_job(tmp_path):
-    assert sweep.state(tmp_path / "a") == State("waiting")
-    write_json(tmp_path / "a" / sweep.JOB, {"job": "12_3"})
-    assert sweep.state(tmp_path / "a") == State("waiting", note="job 12_3")
+    assert sweep_state.state(tmp_path / "a") == State("waiting")
+    write_json(tmp_path / "a" / sweep_state.JOB, {"job": "12_3"})
+    assert sweep_state.state(tmp_path / "a") == State("waiting", note="job 12_3")
 
 
 def test_a_unit_whose_log_is_locked_runs_and_says_how_long_it_will(tmp_path):
     folder = make(tmp_path / "a", step=30)
-    with (folder / sweep.LOG).open("ab") as log:
+    with (folder / sweep_state.LOG).open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         # 10 steps are left, 2 s each.
-        assert sweep.state(folder) == State("running", 30, 40, 0.5, pytest.approx(20.0))
-    assert sweep.state(folder) == State("stopped", 30, 40, 0.5)
+        assert sweep_state.state(folder) == State("running", 30, 40, 0.5, pytest.approx(20.0))
+    assert sweep_state.state(folder) == State("stopped", 30, 40, 0.5)
 
 
 def test_a_unit_that_is_trained_by_hand_runs(tmp_path):
     folder = make(tmp_path / "a", step=30, outcome=1)
-    with (folder / sweep.LOCK).open("ab") as lock:
-        assert sweep.take_lock(lock) and sweep.state(folder).kind == "running"
-        with (folder / sweep.LOCK).open("ab") as other:
-            assert not sweep.take_lock(other)
-    assert sweep.state(folder).kind == "failed"
+    with (folder / sweep_state.LOCK).open("ab") as lock:
+        assert sweep_state.take_lock(lock) and sweep_state.state(folder).kind == "running"
+        with (folder / sweep_state.LOCK).open("ab") as other:
+            assert not sweep_state.take_lock(other)
+    assert sweep_state.state(folder).kind == "failed"
 
 
 def test_the_last_validation_is_found_however_far_back(tmp_path):
@@ -74,55 +74,57 @@ def test_the_last_validation_is_found_however_far_back(tmp_path):
         file.write("\n")
         for step in range(4, 2000):
             file.write(json.dumps({"step": step, "kind": "train", "seconds": 2.0 * step}) + "\n")
-    assert sweep.state(folder) == State("stopped", 1999, 40, 0.5)
+    assert sweep_state.state(folder) == State("stopped", 1999, 40, 0.5)
 
 
 def test_the_lock_of_a_log_goes_with_the_last_process_that_holds_it(tmp_path):
     folder = make(tmp_path / "a", step=3)
-    with (folder / sweep.LOG).open("ab") as log:
+    with (folder / sweep_state.LOG).open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         child = subprocess.Popen(["sleep", "60"], stdout=log)
-    assert sweep.state(folder).kind == "running"
+    assert sweep_state.state(folder).kind == "running"
     child.kill()
     child.wait()
-    assert sweep.state(folder).kind == "stopped"
+    assert sweep_state.state(folder).kind == "stopped"
 
 
 @pytest.mark.parametrize("status_", [0, 75, -15, -2])
 def test_what_was_asked_to_stop_is_to_be_resumed(tmp_path, status_):
-    assert sweep.state(make(tmp_path / "a", step=4, outcome=status_)).kind == "stopped"
+    assert sweep_state.state(make(tmp_path / "a", step=4, outcome=status_)).kind == "stopped"
 
 
 def test_what_failed_says_why(tmp_path):
     log = "step 1\rstep 2\nspinejax train: error: the disk is full; free some\n"
-    state = sweep.state(make(tmp_path / "a", log=log, outcome=1))
+    state = sweep_state.state(make(tmp_path / "a", log=log, outcome=1))
     assert (state.kind, state.note) == (
         "failed",
         "spinejax train: error: the disk is full; free some",
     )
-    state = sweep.state(make(tmp_path / "b", log="half a batch", outcome=-9))
+    state = sweep_state.state(make(tmp_path / "b", log="half a batch", outcome=-9))
     assert state.note == "ended by SIGKILL, out of memory perhaps; last line: half a batch"
-    assert sweep.state(make(tmp_path / "c", outcome=3)).note == "exit status 3, nothing printed"
+    assert (
+        sweep_state.state(make(tmp_path / "c", outcome=3)).note == "exit status 3, nothing printed"
+    )
 
 
 def test_done_is_trained_and_scored_unless_there_is_nothing_to_score(tmp_path):
     folder = make(tmp_path / "a", step=40, outcome=0)
     finish(folder)
-    assert sweep.state(folder).kind == "stopped"
+    assert sweep_state.state(folder).kind == "stopped"
     finish(folder, dice=0.0)
-    assert sweep.state(folder) == State("done", 40, 40, 0.0)
+    assert sweep_state.state(folder) == State("done", 40, 40, 0.0)
     folder = make(tmp_path / "b", step=40, test=())
     finish(folder)
-    assert sweep.state(folder) == State("done", 40, 40, 0.5)
+    assert sweep_state.state(folder) == State("done", 40, 40, 0.5)
 
 
 def test_a_pipeline_is_done_when_both_networks_are(tmp_path):
     folder = make(tmp_path / "a", step=40, vertebrae={})
     finish(folder, dice=0.9)
     make(folder / "vertebrae", step=7, steps=9)
-    assert sweep.state(folder) == State("stopped", 7, 9, 0.5, note="network 2 of 2")
+    assert sweep_state.state(folder) == State("stopped", 7, 9, 0.5, note="network 2 of 2")
     (folder / "vertebrae" / "DONE").write_text("9 steps\n")
-    assert sweep.state(folder).kind == "done"
+    assert sweep_state.state(folder).kind == "done"
 
 
 def test_the_table_counts_and_a_change_is_said_once():
@@ -145,7 +147,7 @@ def swept(tmp_path):
         Unit(f"own{seed}", ("--config=c.py",), {"model.norm": "batch", "seed": seed})
         for seed in range(2)
     ]
-    sweep.write(tmp_path, Sweep("mixed", "c.py", tuple(units)))
+    sweep_state.write(tmp_path, Sweep("mixed", "c.py", tuple(units)))
     for seed, dice in ((0, 0.5), (1, 0.7)):
         finish(make(tmp_path / f"s{seed}", step=40), dice=dice)
     make(tmp_path / "s2", step=4, log="error: no scans\n", outcome=1)
@@ -154,7 +156,7 @@ def swept(tmp_path):
 
 
 def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_the_published_one(swept):
-    tables = {t.name: t for t in sweep_scores.tables(swept, sweep.read(swept))}
+    tables = {t.name: t for t in sweep_scores.tables(swept, sweep_state.read(swept))}
     assert list(tables) == ["saeed2023_table3", "saeed2023_table4", "mixed"]
     table = tables["saeed2023_table3"]
     published = paper_tables.tables()["saeed2023_table3"]
@@ -235,7 +237,7 @@ def test_a_split_that_is_swept_is_no_repetition(swept):
 
 
 def test_wrong_cells_and_folders_are_refused(swept, capsys):
-    found = sweep.read(swept)
+    found = sweep_state.read(swept)
     wrong = {"table": "saeed2023_table3", "Dataset": "VerSe 2021"}
     for cell, said in ((wrong, "no row"), ({"table": "saeed2023_table2"}, "not published")):
         units = (Unit("a", (), {}, cell),)
@@ -245,7 +247,7 @@ def test_wrong_cells_and_folders_are_refused(swept, capsys):
     assert "not the folder of a sweep" in capsys.readouterr().err
     assert cli.main(["report"]) == 1
     assert "give either --workdir of a run or --sweep" in capsys.readouterr().err
-    (swept / sweep.FILE).write_text('{"name": "a"}')
+    (swept / sweep_state.FILE).write_text('{"name": "a"}')
     assert cli.main(["report", f"--sweep={swept}"]) == 1
     assert "sweep.json is damaged" in capsys.readouterr().err
     assert found.name == "mixed"

@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from spinejax.metrics.classification import Counts
-from spinejax.metrics.patches import patch_scores
+from spinejax.metrics.classification import Counts, patch_scores
 from spinejax.reports import published_b, tables, tables_b
 
 

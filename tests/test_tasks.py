@@ -9,7 +9,7 @@ import pytest
 from configs import mrunet, opconvnet, unet
 from spinejax import augment, tasks
 from spinejax.errors import InputError
-from spinejax.tasks import patches
+from spinejax.tasks import patch_classification
 
 N = 9
 
@@ -27,7 +27,7 @@ N = 9
 )
 def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
     """The extremes of all ranges read nothing from beyond, where other pixels are."""
-    margin, more = patches._margin(N, **ranges), 6
+    margin, more = patch_classification._margin(N, **ranges), 6
     side = N + 2 * (margin + more)
     wide = np.random.default_rng(0).uniform(-500, 500, (side, side)).astype(np.float32)
     label = np.arange(side * side).reshape(side, side)

@@ -13,9 +13,8 @@ from spinejax.cli import main
 from spinejax.errors import InputError
 from spinejax.labels import NUM_CLASSES
 from spinejax.models import VOLUMETRIC, build_model
-from spinejax.models.layers import NORMS, SpatialDropout, Upsample, max_pool
-from spinejax.models.layers3d import Conv3D, Downsample3D
-from spinejax.models.summary import count_parameters
+from spinejax.models.layer_table import count_parameters
+from spinejax.models.layers import NORMS, Conv3D, Downsample3D, SpatialDropout, Upsample, max_pool
 from spinejax.tasks import build_task
 from spinejax.train.settings import check_config
 

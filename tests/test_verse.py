@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from spinejax.data import verse, verse_names
+from spinejax.datasets import verse
 from spinejax.errors import InputError
+from spinejax.io import file_names
 
 
 def make(root: Path, *names: str) -> Path:
@@ -327,9 +328,9 @@ def test_thousands_of_files_are_indexed_quickly(tmp_path):
 def test_table_of_series_agrees_with_the_published_counts():
     # VerSe'19: 160 scans of 141 patients, hence 19 scans beyond the first. The second series of
     # verse412 is not in the table.
-    extra = sum(len(series) - 1 for series in verse_names.SERIES_OF_PATIENT.values())
+    extra = sum(len(series) - 1 for series in file_names.SERIES_OF_PATIENT.values())
     assert extra + 1 == 160 - 141
-    series = [s for group in verse_names.SERIES_OF_PATIENT.values() for s in group]
+    series = [s for group in file_names.SERIES_OF_PATIENT.values() for s in group]
     assert len(set(series)) == len(series)
 
 
@@ -379,7 +380,7 @@ def test_whole_challenge_training_set_has_the_published_number_of_patients(tmp_p
     # The scans that '19 has too, under '19's own names: the same scans of the same patients.
     for stem in VERSE20_TRAINING:
         if stem.startswith("verse") and int(stem[5:8]) < 450:
-            series = verse_names.verse_ids(stem)[-1]
+            series = file_names.verse_ids(stem)[-1]
             make(tmp_path, f"VerSe19/train/{series}.nii.gz", f"VerSe19/train/{series}_seg.nii.gz")
     cases = verse.index_dataset(tmp_path)
     assert len(cases) == 113 + 52

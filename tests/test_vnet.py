@@ -14,8 +14,8 @@ from spinejax.cli import main
 from spinejax.errors import InputError
 from spinejax.labels import NUM_CLASSES
 from spinejax.models import BUILT, build_model
+from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS
-from spinejax.models.summary import count_parameters
 from spinejax.models.vnet import PReLU, Stage, VNet
 from spinejax.train.settings import check_config
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinejax.inference import volumes
+from spinejax.inference import windows3d
 
 NO_STATS = np.zeros(4, np.float32)
 
@@ -26,7 +26,7 @@ def look_up(cubes, masks, stats):
 def test_every_voxel_is_classified(shape, window, overlap, batch_size, seed):
     image = np.random.default_rng(seed).integers(0, 5, shape).astype(np.int16)
     done = []
-    found = volumes.predict_classes(
+    found = windows3d.predict_classes(
         look_up,
         image,
         None,
@@ -42,7 +42,7 @@ def test_every_voxel_is_classified(shape, window, overlap, batch_size, seed):
     assert found.offsets_mm is None
     assert (found.share == 255).all()
     padded = tuple(max(n, side) for n, side in zip(shape, window, strict=True))
-    assert sum(done) == sum(len(c) for _, c in volumes.layers(padded, window, overlap, None))
+    assert sum(done) == sum(len(c) for _, c in windows3d.layers(padded, window, overlap, None))
 
 
 @settings(deadline=None, max_examples=25)
@@ -65,13 +65,13 @@ def test_each_moved_grid_is_a_scan_of_its_own(shape, shifts, masked, offsets, se
         known = known + cubes.mean((1, 2, 3), keepdims=True)[..., None] * np.arange(5)
         return np.concatenate([known, known[..., :3] - 1.0], -1) if offsets else known
 
-    found = volumes.predict_moved(of_its_cube, image, spine, NO_STATS, shifts=shifts, **how)
+    found = windows3d.predict_moved(of_its_cube, image, spine, NO_STATS, shifts=shifts, **how)
     assert found.first.shape == shape
-    grids = volumes.moved_grids(shape, shifts)
+    grids = windows3d.moved_grids(shape, shifts)
     assert sum(image[grid].size for grid in grids) == image.size
     for grid in grids:
         part = spine[grid] if masked else None
-        alone = volumes.predict_classes(of_its_cube, image[grid], part, NO_STATS, **how)
+        alone = windows3d.predict_classes(of_its_cube, image[grid], part, NO_STATS, **how)
         for whole, expected in zip(found, alone, strict=True):
             if expected is not None:
                 np.testing.assert_array_equal(whole[grid], expected)
@@ -89,12 +89,12 @@ def test_joined_windows_are_the_weighted_mean_of_all():
         corner = cubes[:, :1, :1, :1].astype(int)  # windows differ in what they say of a voxel
         return noise[place] + 0.3 * (1 + np.sin(corner[..., None] + np.arange(3)))
 
-    whole, weight = np.zeros((*shape, 3)), volumes.gaussian_weights(window)[..., None]
-    for _, corners in volumes.layers(shape, window, 0.5, None):
+    whole, weight = np.zeros((*shape, 3)), windows3d.gaussian_weights(window)[..., None]
+    for _, corners in windows3d.layers(shape, window, 0.5, None):
         for c in corners:
             box = tuple(slice(a, a + n) for a, n in zip(c, window, strict=True))
             whole[box] += weight * network(image[box][None], None, None)[0]
-    found = volumes.predict_classes(
+    found = windows3d.predict_classes(
         network, image, None, NO_STATS, window=window, overlap=0.5, batch_size=3, fill=0
     )
     order = np.argsort(-whole, -1)
@@ -120,13 +120,13 @@ def test_offsets_are_the_weighted_mean_of_all_windows_in_mm():
 
     total = np.zeros((*shape, 3))
     weights = np.zeros((*shape, 1))
-    weight = volumes.gaussian_weights(window)[..., None]
-    for _, corners in volumes.layers(shape, window, 0.5, None):
+    weight = windows3d.gaussian_weights(window)[..., None]
+    for _, corners in windows3d.layers(shape, window, 0.5, None):
         for c in corners:
             box = tuple(slice(a, a + n) for a, n in zip(c, window, strict=True))
             total[box] += weight * network(image[box][None], None, None)[0][..., 3:]
             weights[box] += weight
-    found = volumes.predict_classes(
+    found = windows3d.predict_classes(
         network,
         image,
         None,
@@ -151,7 +151,7 @@ def test_windows_without_spine_are_left_out():
         seen.append(int(masks.any((1, 2, 3)).sum()))
         return look_up(cubes, masks, stats)
 
-    found = volumes.predict_classes(
+    found = windows3d.predict_classes(
         network, image, spine, NO_STATS, window=(8, 8, 8), overlap=0.0, batch_size=1, fill=0
     )
     assert seen == [1]
@@ -159,7 +159,7 @@ def test_windows_without_spine_are_left_out():
 
 
 def test_gaussian_weights_peak_in_the_middle_and_never_vanish():
-    weights = volumes.gaussian_weights((16, 8, 32))
+    weights = windows3d.gaussian_weights((16, 8, 32))
     assert weights.min() == pytest.approx(1e-3)
     assert weights.max() == weights[8, 4, 16]
     np.testing.assert_allclose(weights, weights[::-1, ::-1, ::-1], rtol=1e-5)

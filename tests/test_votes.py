@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinejax import geometry, labels
-from spinejax.data import nifti
 from spinejax.errors import InputError
 from spinejax.inference.instances import find_instances
+from spinejax.io import nifti
 from spinejax.losses import centre_offsets, offset_error
 
 MASKS = {

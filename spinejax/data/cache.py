@@ -1,4 +1,6 @@
-"""Preprocessed scans on disk, memory-mapped, and found again by what they were made of.
+"""Digests of file contents, without reading unchanged files again.
+
+Preprocessed scans on disk, memory-mapped, and found again by what they were made of.
 
 One folder per scan, named by a digest of the preprocessing settings and the *contents* of the image
 and label files: another setting, an edited mask or a replaced scan is another entry, and a file
@@ -29,20 +31,71 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from spinejax.data import scanfile
-from spinejax.data.digests import ContentDigests
 from spinejax.data.normalise import ScanStats
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
 from spinejax.errors import InputError
+from spinejax.files import write_json
+from spinejax.io import scanfile
 from spinejax.volume import LabelVolume, Volume
 
+# A file that changed so recently may change again within the resolution of its time stamp.
+_RACY_NS = 2 * 10**9
+
+
+class ContentDigests:
+    """Content digests of files, remembered by path, size and time of change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list[Any]] = {}
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(known, dict):
+                self._known = known
+        except (OSError, ValueError):
+            pass  # nothing remembered: files are read again
+        self._changed = False
+
+    def of(self, path: Path) -> str:
+        """Return the hexadecimal SHA-256 of a file.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            status = path.stat()
+            signature = [status.st_size, status.st_mtime_ns]
+            known = self._known.get(str(path.absolute()))
+            if isinstance(known, list) and known[:2] == signature and len(known) == 3:
+                return str(known[2])
+            now = time.time_ns()
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from error
+        if now - status.st_mtime_ns > _RACY_NS:
+            self._known[str(path.absolute())] = [*signature, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write what was learnt; a cache folder that cannot take it only costs time later."""
+        if self._changed:
+            try:
+                write_json(self._path, dict(sorted(self._known.items())))
+            except OSError:
+                pass
+
+
 if TYPE_CHECKING:
-    from spinejax.data.verse import Case
+    from spinejax.datasets.verse import Case
 
 FORMAT = 1
 """Version of what `preprocess` computes and of the files here. Raise it when either changes."""

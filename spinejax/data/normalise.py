@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from spinejax.choices import check_choice
+from spinejax.errors import check_choice
 
 MODES = ("hu", "zscore", "unit", "sym", "minmax_to_hu")
 """Names of the normalisations, with the row of paper A's tables 3-8 that each can stand for.

@@ -18,9 +18,8 @@ from functools import cached_property
 
 import numpy as np
 
-from spinejax.choices import check_choice
 from spinejax.data.cache import CachedCase
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 
 LABEL_RULES = ("majority", "centre")
 RUS_KINDS = ("once", "epoch", "none")

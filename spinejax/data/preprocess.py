@@ -31,9 +31,7 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry
-from spinejax.choices import check_choice
-from spinejax.data import interpolate
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
 
 INTENSITIES = ("clamp", "op_window")
@@ -268,14 +266,12 @@ def preprocess_slabs(
         slab_slices = max(1, held * grid.n_slices // grid.native_slices)
     if slab_slices < 1:
         raise ValueError(f"`slab_slices` (={slab_slices}) must be positive")
-    nearest = [
-        interpolate.nearest(n, m) for n, m in zip(grid.native_shape, grid.shape, strict=True)
-    ]
-    slices = interpolate.nearest(grid.native_slices, grid.n_slices)
+    nearest = [geometry.nearest(n, m) for n, m in zip(grid.native_shape, grid.shape, strict=True)]
+    slices = geometry.nearest(grid.native_slices, grid.n_slices)
     for start in range(0, grid.n_slices, slab_slices):
         stop = min(start + slab_slices, grid.n_slices)
         slab = _between(scan, start, stop, settings, grid, kernels)
-        slab = interpolate.linear(interpolate.linear(slab, 1, grid.shape[0]), 2, grid.shape[1])
+        slab = geometry.linear(geometry.linear(slab, 1, grid.shape[0]), 2, grid.shape[1])
         image = np.rint(slab, out=slab).astype(np.int16)
         label = None
         if marks is not None:
@@ -300,8 +296,8 @@ def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
     if tuple(foreground.shape[1:]) != grid.shape:
         raise ValueError(f"`foreground` (shape={foreground.shape}) must be (n, *{grid.shape})")
     values = np.asarray(foreground, np.float32)
-    return interpolate.linear(
-        interpolate.linear(values, 1, grid.native_shape[0]), 2, grid.native_shape[1]
+    return geometry.linear(
+        geometry.linear(values, 1, grid.native_shape[0]), 2, grid.native_shape[1]
     )
 
 
@@ -356,10 +352,10 @@ def _between(
     """Slices [start, stop) of the preprocessed grid, in the plane still on the scan's, float32."""
     if grid.n_slices == grid.native_slices:
         return _filtered(scan, start, stop, settings, kernels)
-    centres = interpolate.centres_of(grid.native_slices, grid.n_slices)[start:stop]
+    centres = geometry.centres_of(grid.native_slices, grid.n_slices)[start:stop]
     centres = np.clip(centres, 0, grid.native_slices - 1)
     first, last = int(centres[0]), min(int(centres[-1]) + 2, grid.native_slices)
-    return interpolate.at(_filtered(scan, first, last, settings, kernels), 0, centres - first)
+    return geometry.at(_filtered(scan, first, last, settings, kernels), 0, centres - first)
 
 
 def _filtered(

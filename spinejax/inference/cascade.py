@@ -1,4 +1,9 @@
-"""Naming the vertebrae of a whole scan: windows of a network of cubes, decoder, the scan's grid.
+"""What the first step missed of vertebrae that the second step sees.
+
+Where marrow is as dark as muscle, a network of slices follows the bright rim of a body and leaves
+out the rest. A network of cubes sees the whole vertebra, if only coarsely.
+
+Naming the vertebrae of a whole scan: windows of a network of cubes, decoder, the scan's grid.
 
 The second step of paper A (Saeed et al. 2023, sections 3.1 and 3.8). Its first step, the mask of
 the spine, may narrow the scan to a box ("crop") and be what the network sees besides the image
@@ -15,12 +20,11 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry, labels
-from spinejax.data import interpolate, normalise, preprocess
+from spinejax.data import normalise, preprocess
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference.instances import Instances, find_instances
-from spinejax.inference.labelling import Record, label_instances
-from spinejax.inference.missed import missed_parts
-from spinejax.inference.volumes import (
+from spinejax.inference.sequence import Record, label_instances
+from spinejax.inference.windows3d import (
     Classes,
     CubePredictor,
     Size,
@@ -28,8 +32,35 @@ from spinejax.inference.volumes import (
     moved_grids,
     predict_moved,
 )
-from spinejax.metrics.bodies import body_centres
+from spinejax.metrics.body_centres import body_centres
 from spinejax.volume import CANONICAL, LabelVolume, Volume
+
+ENOUGH = 0.8
+"""A mask that covers this share of a vertebra is trusted: it has finer voxels. On 20 phantoms a
+good mask covered 0.8 or more of all vertebrae, a bad one 0.7 or less of most."""
+
+LEAST = 0.1
+"""What the mask does not touch at all stays out: the first step is to find the spine."""
+
+
+def missed_parts(instances: Instances, mask: np.ndarray) -> np.ndarray:
+    """Return whole vertebrae of which the mask holds a part that is too small.
+
+    Args:
+        instances: of the second step, found without the mask.
+        mask: (x, y, z) bool of the first step on the same grid.
+
+    Returns:
+        (x, y, z) bool, to be added to the mask.
+    """
+    count = len(instances.items) + 1
+    whole = np.bincount(instances.array.ravel(), minlength=count)
+    held = np.bincount(instances.array[mask], minlength=count)
+    share = held / np.maximum(whole, 1)
+    wanted = (share >= LEAST) & (share < ENOUGH)
+    wanted[0] = False
+    return wanted[instances.array]
+
 
 PRIORS = ("none", "crop", "channel")
 """What the second step takes of the first one's mask of the spine."""
@@ -318,7 +349,7 @@ def _restore(
     filled[wide] = np.where(distance <= reach_mm, inner[tuple(nearest)], 0)
     del distance, nearest
     index = [
-        interpolate.nearest(net, native) for native, net in zip(out.shape, part.shape, strict=True)
+        geometry.nearest(net, native) for native, net in zip(out.shape, part.shape, strict=True)
     ]
     outlines: list[Callable[[slice], np.ndarray]] = []
     if spine is not None:
@@ -337,7 +368,7 @@ def _outline(
     """Rows of the scan's grid -> where the interpolated mask exceeds one half."""
     inside = mask.astype(np.float32)
     for axis, length in enumerate(shape, start=1):
-        inside = interpolate.linear(inside, axis, length)
+        inside = geometry.linear(inside, axis, length)
     rows = part.volume.shape[0]
-    centres = np.clip(interpolate.centres_of(part.shape[0], rows), 0, part.shape[0] - 1)
-    return lambda wanted: interpolate.at(inside, 0, centres[wanted]) > 0.5
+    centres = np.clip(geometry.centres_of(part.shape[0], rows), 0, part.shape[0] - 1)
+    return lambda wanted: geometry.at(inside, 0, centres[wanted]) > 0.5

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spinejax.inference.scan import StackPredictor
-from spinejax.inference.volumes import CubePredictor
+from spinejax.inference.masks import StackPredictor
+from spinejax.inference.windows3d import CubePredictor
 
 
 def mean_stack(predictors: Sequence[StackPredictor]) -> StackPredictor:

@@ -21,10 +21,10 @@ from scipy import ndimage
 
 from spinejax.errors import InputError
 from spinejax.geometry import bounding_box
-from spinejax.inference import joining, votes
+from spinejax.inference import pieces, votes
 from spinejax.inference import pieces as pieces_
+from spinejax.inference.masks import remove_small_components
 from spinejax.inference.pieces import NUM_LABELS, Axis
-from spinejax.inference.postprocess import remove_small_components
 
 MAX_INSTANCES = 255
 
@@ -109,10 +109,10 @@ def find_instances(
     ends = (heights[1] == 0 and beyond_mm[0] <= 0, heights[0] == 0 and beyond_mm[1] <= 0)
     if offsets_mm is None:
         found = pieces_.split_pieces(numbers, found, spacing, axis)
-        groups = joining.join_pieces(numbers, found, spacing, axis, ends)
+        groups = pieces.join_pieces(numbers, found, spacing, axis, ends)
     else:
-        groups = joining.groups_of(numbers, found, spacing, axis, ends)
-    groups = [g for g in groups if g.cut or g.volume >= max(min_ml, joining.FRAGMENT * g.usual_ml)]
+        groups = pieces.groups_of(numbers, found, spacing, axis, ends)
+    groups = [g for g in groups if g.cut or g.volume >= max(min_ml, pieces.FRAGMENT * g.usual_ml)]
     groups = sorted(groups, key=lambda g: -g.volume)[:MAX_INSTANCES]
     if not groups:
         return empty
@@ -248,7 +248,7 @@ def _measured(
         if place is None:  # never: absorbing and filling take no voxel away
             continue
         own = array[place] == number
-        centroid, size = joining.centre(own, place, spacing)
+        centroid, size = pieces.centre(own, place, spacing)
         counts = pieces_.count_values(clean[place][own], NUM_LABELS + 1)[1:]
         z = place[2]
         head, foot = ends[0] and z.stop == array.shape[2], ends[1] and z.start == 0

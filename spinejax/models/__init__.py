@@ -8,8 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.models.attention import ATTENTIONS
 from spinejax.models.chasppraunet import CHASPPRAUNet
 from spinejax.models.densenet import DenseNet

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
+from spinejax.errors import check_choice
 from spinejax.models.layers import ConvNorm, Dtype, average_pool_to
 
 QUERY_CHUNK = 512  # most queries whose scores exist at one time

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
+from spinejax.errors import check_choice
 from spinejax.models.attention import ATTENTIONS, Attention
 from spinejax.models.layers import (
     NORMS,

@@ -17,8 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.models.layers import HE_NORMAL, NORMS, ConvBlock, ConvNorm, Dtype, Norm
 
 # Of the standard network, Sandler et al., Table 2.

@@ -12,11 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.labels import NUM_CLASSES
-from spinejax.models.layers import NORMS, Dtype, Logits
-from spinejax.models.layers3d import ExpandingLevel, check_cube
+from spinejax.models.layers import NORMS, Dtype, ExpandingLevel, Logits, check_cube
 from spinejax.models.mobilenet import (
     DEPTHS,
     EXPANSIONS,

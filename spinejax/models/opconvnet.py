@@ -12,8 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.models.layers import Dtype, MaxPool, ProductConv
 
 PADDINGS = ("valid", "same")

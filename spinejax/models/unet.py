@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
+from spinejax.errors import check_choice
 from spinejax.models.layers import (
     HE_NORMAL,
     NORMS,

@@ -14,10 +14,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
+from spinejax.errors import check_choice
 from spinejax.labels import NUM_CLASSES
-from spinejax.models.layers import NORMS, Dtype, Logits, max_pool
-from spinejax.models.layers3d import ConvNorm3D, ExpandingLevel, check_cube
+from spinejax.models.layers import (
+    NORMS,
+    ConvNorm3D,
+    Dtype,
+    ExpandingLevel,
+    Logits,
+    check_cube,
+    max_pool,
+)
 
 
 class AnalysisLevel(nn.Module):

@@ -10,10 +10,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.choices import check_choice
+from spinejax.errors import check_choice
 from spinejax.labels import NUM_CLASSES
-from spinejax.models.layers import NORMS, Dtype, Logits, Norm, SpatialDropout, Upsample
-from spinejax.models.layers3d import Conv3D, Downsample3D, check_cube
+from spinejax.models.layers import (
+    NORMS,
+    Conv3D,
+    Downsample3D,
+    Dtype,
+    Logits,
+    Norm,
+    SpatialDropout,
+    Upsample,
+    check_cube,
+)
 
 KERNEL = 5  # side of the convolutions, section 2
 

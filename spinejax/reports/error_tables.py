@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from spinejax import labels
-from spinejax.metrics import errors
+from spinejax.metrics import mistakes
 from spinejax.reports import markup, tables
 
 NOTABLE = 5
@@ -109,7 +109,7 @@ def _false(places: Mapping[str, Mapping[str, float | None]], before: str) -> str
 
 _PLACES = {
     "above": "above the labelled range",
-    "near": f"within it, up to {errors.NEAR_MM:g} mm off: a border too wide",
+    "near": f"within it, up to {mistakes.NEAR_MM:g} mm off: a border too wide",
     "far": "within it, farther off: other structure, or bone without a label",
     "below": "below the labelled range",
 }

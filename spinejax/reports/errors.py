@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from spinejax import geometry, overlay
-from spinejax.data import scanfile
-from spinejax.data.pairs import match_labels
 from spinejax.errors import InputError
-from spinejax.metrics import errors
+from spinejax.io import scanfile
+from spinejax.io.grids import match_labels
+from spinejax.metrics import mistakes
 from spinejax.reports import error_tables, figures, markup, montage, pictures, tables
 from spinejax.reports.run import Run
 from spinejax.volume import CANONICAL, PLANES, Volume
@@ -157,7 +157,7 @@ def _read(run: Run, before: Run | None, split: str, case: str, dice: float) -> _
         reference = (reference > 0).astype(np.uint8)
 
     def measured(mask: np.ndarray) -> dict[str, Any]:
-        return errors.analyse(image, reference, mask, scan.spacing_mm, axial=PLANES["axial"])
+        return mistakes.analyse(image, reference, mask, scan.spacing_mm, axial=PLANES["axial"])
 
     mask, dice_before, note = None, None, ""
     if before is not None:

@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.reports import figures, markup
 from spinejax.reports.run import Run
 from spinejax.volume import PLANES

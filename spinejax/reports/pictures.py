@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spinejax.data import scanfile
-from spinejax.data.pairs import match_labels
 from spinejax.errors import InputError
-from spinejax.metrics.bodies import body_centres
+from spinejax.io import scanfile
+from spinejax.io.grids import match_labels
+from spinejax.metrics.body_centres import body_centres
 from spinejax.reports import figures, markup, tables
 from spinejax.reports.run import Run
 from spinejax.volume import Volume

@@ -14,8 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry, overlay
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.reports import figures, markup, tables, tables_b
 from spinejax.reports.pictures import read_case
 from spinejax.reports.run import Run, read_json

@@ -7,7 +7,7 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from spinejax import __version__, files, sweep
+from spinejax import __version__, files, sweep_state
 from spinejax.errors import InputError
 from spinejax.reports import sweep_scores
 from spinejax.reports.markup import count
@@ -31,7 +31,7 @@ def write(workdir: Path, output: Path | None = None) -> tuple[Path, str]:
     Raises:
         InputError: the folder is no sweep's, or the files cannot be written.
     """
-    found = sweep.read(workdir)
+    found = sweep_state.read(workdir)
     output = workdir / "report.html" if output is None else output
     if output.is_dir() or output.suffix != ".html":
         raise InputError(f"{output}: give the name of an HTML file, as {output.stem}.html")
@@ -202,9 +202,9 @@ def latex(tables: list[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(workdir: Path, found: sweep.Sweep, tables: list[Table]) -> str:
+def page(workdir: Path, found: sweep_state.Sweep, tables: list[Table]) -> str:
     """Return the page: the tables, what is to be said of them, and how far each unit is."""
-    states = {unit.name: sweep.state(workdir / unit.name) for unit in found.units}
+    states = {unit.name: sweep_state.state(workdir / unit.name) for unit in found.units}
     done = Counter(state.kind for state in states.values())["done"]
     title = f"{found.name}: {done} of {count(len(states), 'unit')} done"
     body = [
@@ -271,7 +271,7 @@ def _sup(mark: str) -> str:
     return f"<sup>{escape(mark)}</sup>" if mark else ""
 
 
-def _units(states: dict[str, sweep.State]) -> str:
+def _units(states: dict[str, sweep_state.State]) -> str:
     rows = []
     for name, state in states.items():
         step = DASH if state.step is None else f"{state.step:,}"

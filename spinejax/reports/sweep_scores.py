@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spinejax import sweep
+from spinejax import sweep_state
 from spinejax.errors import InputError
 from spinejax.reports import doubts, paper_tables
 from spinejax.reports.paper_tables import PaperTable
 from spinejax.reports.tables import finite, is_phantom, item
-from spinejax.sweep import State, Sweep, Unit
+from spinejax.sweep_state import State, Sweep, Unit
 
 _FOLDS = {"data.split": "kfold", "data.folds": None, "data.fold": None}
 
@@ -92,9 +92,9 @@ def results(workdir: Path, found: Sweep) -> list[Result]:
         read.append(
             Result(
                 unit,
-                sweep.state(folder),
-                *(sweep.read_json(folder / name) for name in files[0]),
-                *(sweep.read_json(scored / name) for name in files[1]),
+                sweep_state.state(folder),
+                *(sweep_state.read_json(folder / name) for name in files[0]),
+                *(sweep_state.read_json(scored / name) for name in files[1]),
             )
         )
     return read

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from spinejax.choices import check_choice
-from spinejax.tasks.cubes import vertebra_recognition
-from spinejax.tasks.patches import patch_classification
+from spinejax.errors import check_choice
+from spinejax.tasks.patch_classification import patch_classification
 from spinejax.tasks.record import Keys, Loss, LossAux, Task
-from spinejax.tasks.slices import slice_segmentation
+from spinejax.tasks.slice_segmentation import slice_segmentation
+from spinejax.tasks.vertebra_recognition import vertebra_recognition
 
 __all__ = ["TASKS", "Keys", "Loss", "LossAux", "Task", "build_task"]
 

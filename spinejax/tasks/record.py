@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from spinejax import models, streams
+from spinejax import models
 from spinejax.data.cache import CachedCase
-from spinejax.data.pipeline import Feed
+from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
-from spinejax.inference.scan import StackPredictor
+from spinejax.inference.masks import StackPredictor
+from spinejax.phantom import stream_feed
 
 
 class Keys(NamedTuple):
@@ -88,7 +89,7 @@ class Task:
     sample_shape: tuple[int, ...]
     init: Callable[[jax.Array], dict[str, Any]]
     loss: Loss
-    stream: streams.Stream | None
+    stream: stream_feed.Stream | None
     feed: Callable[[Mapping[str, Sequence[CachedCase]]], Feed]
     stack_predictor: Callable[[Mapping[str, Any]], StackPredictor] | None
     least_side: int

@@ -12,6 +12,8 @@ needs), "optimizer" (only in latest), and "meta" (JSON). Arrays are saved as num
 particular devices, and can be restored on any number of devices and processes. When a step is
 whole, `crc32.json` with the checksums of its files is added: what a disk or a copy damages later is
 noticed before anything is read (the step of a run that was killed before that is taken as it is).
+
+Weights to begin with: those of an earlier run, trained on phantoms perhaps.
 """
 
 import json
@@ -24,11 +26,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.tree_util import keystr, tree_flatten_with_path
 from ml_collections import ConfigDict
 
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.train import disk, parallel
+from spinejax.tasks import Task
+from spinejax.train import parallel, run_folder
 from spinejax.train.settings import read_config
 from spinejax.train.state import TrainState, inference_variables
 
@@ -191,7 +195,7 @@ class Checkpoints:
         variables, optimizer = _items(host)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer)))
         # Both copies, uncompressed, before old ones are deleted; files are padded to blocks.
-        disk.require_room(self._paths["latest"], 2 * size + 2**20)
+        run_folder.require_room(self._paths["latest"], 2 * size + 2**20)
         if best:
             network = {**inference_variables(variables), "ema": None}
             self._write("best", meta, {"variables": network})
@@ -388,3 +392,36 @@ def load_for_inference(
     if problem is not None:
         raise InputError(f"{problem}; train again in another --workdir")
     raise InputError(f"{workdir} has no checkpoint yet; let `spinejax train` run longer")
+
+
+FIELD = "train.init_from"
+
+
+def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] | None:
+    """Return the variables of the run that `train.init_from` names, its best or else its latest.
+
+    Of its moving average, where it has one. None without such a run, and where the run in
+    `workdir` has begun: it goes on with its own.
+
+    Raises:
+        InputError: not a run's folder, or another network.
+    """
+    source = config.train.init_from
+    if not source or begun(workdir):
+        return None
+    _, found = load_for_inference(source)
+    like = jax.eval_shape(task.init, jax.random.key(0))
+    for name in ("params", "batch_stats"):
+        theirs, ours = _leaf_shapes(found.get(name, {})), _leaf_shapes(like.get(name, {}))
+        for leaf in sorted(theirs.keys() | ours.keys()):
+            here, there = ours.get(leaf, "absent"), theirs.get(leaf, "absent")
+            if here != there:
+                raise InputError(
+                    f"{FIELD}={source}: another network: {name}{leaf} is {there} there and {here} "
+                    "here; give a run of the same `model` and task"
+                )
+    return found
+
+
+def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {keystr(path): tuple(leaf.shape) for path, leaf in tree_flatten_with_path(tree)[0]}

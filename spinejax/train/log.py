@@ -11,10 +11,10 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
-from spinejax import sweep
+from spinejax import sweep_state
 from spinejax.errors import InputError
 from spinejax.files import write_text
-from spinejax.train import disk
+from spinejax.train import run_folder
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         text = (workdir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    return sweep.records(text)
+    return sweep_state.records(text)
 
 
 def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:
@@ -140,7 +140,7 @@ class RunLog:
     def _line(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         if not self._active:
             return
-        disk.require_room(self._workdir)
+        run_folder.require_room(self._workdir)
         seconds = round(time.monotonic() - self._started, 3)
         line = {"step": step, "kind": kind, **{k: float(v) for k, v in values.items()}}
         self._file.write(json.dumps({**line, "seconds": seconds}, allow_nan=False) + "\n")

@@ -1,4 +1,6 @@
-"""Training a run from its config and folder, from the beginning or from where it stopped.
+"""Looking after the metrics of each update, one step behind the device.
+
+Training a run from its config and folder, from the beginning or from where it stopped.
 
 The order in a step is evaluate, save, next batch, update. So the score of a checkpoint is that of
 the very parameters in it, and a resumed run goes on with the batch that the killed one had next.
@@ -6,25 +8,77 @@ the very parameters in it, and a resumed run goes on with the batch that the kil
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax.data import pipeline
+from spinejax.data import feeds
+from spinejax.data.feeds import TrainingSource
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
-from spinejax.models.summary import count_parameters
+from spinejax.models.layer_table import count_parameters
 from spinejax.tasks import Task, build_task
-from spinejax.train import disk, initial, lock, log, parallel, settings, setup, step
+from spinejax.train import checkpoint, log, parallel, run_folder, settings, setup, step
 from spinejax.train.checkpoint import Checkpoints, Meta, begun
-from spinejax.train.evaluation import evaluate
-from spinejax.train.pending import Pending
+from spinejax.train.log import RunLog
 from spinejax.train.signals import Stop, listen
 from spinejax.train.state import TrainState, create_state, inference_variables
 from spinejax.train.step import parameter_names
+from spinejax.train.validation import evaluate
+
+
+class Pending:
+    """Metrics of the last update, fetched one step late so that the device is never waited for."""
+
+    def __init__(
+        self, cases: Sequence[TrainingSource], names: Sequence[str], writer: RunLog, every: int
+    ) -> None:
+        self._cases, self._names, self._writer, self._every = cases, names, writer, every
+        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self._largest = ""
+
+    def push(self, at: int, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of the update that leads to step `at`, and deal with those before."""
+        before, self._waiting = self._waiting, (at, metrics)
+        self._check(before)
+
+    def flush(self) -> None:
+        """Deal with what is waiting; afterwards the current state is known to be finite."""
+        before, self._waiting = self._waiting, None
+        self._check(before)
+
+    def _check(self, item: tuple[int, dict[str, jax.Array]] | None) -> None:
+        if item is None:
+            return
+        at, values = item[0], jax.device_get(item[1])
+        if not values["finite"]:
+            raise InputError(self._problem(at, values))
+        leaf_max = values["leaf_max"]
+        self._largest = f"{leaf_max.max():.3g} in {self._names[int(leaf_max.argmax())]}"
+        if at % self._every == 0:
+            scalars = ("loss", "dice", "accuracy", "learning_rate", "grad_norm")
+            self._writer.train(at, {k: float(values[k]) for k in scalars})
+        self._writer.advance(at, float(values["loss"]), float(values["dice"]))
+
+    def _problem(self, at: int, values: dict[str, np.ndarray]) -> str:
+        rows = zip(values["case"].tolist(), values["slice"].tolist(), strict=True)
+        where = ", ".join(sorted({f"{self._cases[c].id}[{s}]" for c, s in rows}))
+        leaf_max = values["leaf_max"]
+        # NaN counts as larger than any number.
+        worst = int(np.where(np.isnan(leaf_max), np.inf, leaf_max).argmax())
+        before = f" (in the update before: {self._largest})" if self._largest else ""
+        bad = int((~np.isfinite(leaf_max)).sum())
+        return (
+            f"training diverged at step {at}: loss {values['loss']:.6g}, largest gradient "
+            f"{leaf_max[worst]:.3g} in {self._names[worst]}{before}, {bad} of {len(leaf_max)} "
+            f"gradients not finite; slices of the batch: {where}; look at these slices, or lower "
+            "optim.learning_rate or optim.clip_norm; what is saved is from before, and whole"
+        )
 
 
 class Result(NamedTuple):
@@ -104,7 +158,7 @@ def _open(config: ConfigDict, workdir: Path) -> None:
         if file.exists() and begun(workdir):
             settings.check_same(settings.read_config(workdir), config, workdir)
         if parallel.process_index() == 0:
-            disk.require_room(workdir)
+            run_folder.require_room(workdir)
             write_json(file, settings.plain(config))
     except OSError as error:
         raise InputError(
@@ -144,8 +198,8 @@ def train(
     task = build_task(config, axis_name=parallel.AXIS)
     group = task.stream.group if task.stream else 1
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
-    pretrained = initial.pretrained(config, task, workdir)
-    with lock.alone(workdir):
+    pretrained = checkpoint.pretrained(config, task, workdir)
+    with run_folder.alone(workdir):
         _open(config, workdir)
         if (workdir / "DONE").exists():
             return _finished(workdir)
@@ -244,7 +298,7 @@ class _Run:
     task: Task
     program: _Program
     lengths: Durations
-    feed: pipeline.Feed
+    feed: feeds.Feed
     checkpoints: Checkpoints
     writer: log.RunLog
     record: setup.RunRecord

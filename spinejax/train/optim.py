@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spinejax.choices import check_choice
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 
 
 def _constant(learning_rate: float, **_: Any) -> optax.Schedule:

@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax.data import normalise, pipeline
+from spinejax.data import feeds, normalise
 from spinejax.data.cache import CachedCase
-from spinejax.data.patch_pipeline import PatchFeed
+from spinejax.data.patch_feed import PatchFeed
 from spinejax.data.patches import patch_classes
 from spinejax.errors import InputError
 from spinejax.files import atomic_path, write_json
 from spinejax.inference import activations
-from spinejax.metrics.classification import Counts, count, f_score, pooled
-from spinejax.metrics.patches import patch_scores
+from spinejax.metrics.classification import Counts, count, f_score, patch_scores, pooled
 from spinejax.tasks import Task, build_task
 from spinejax.train import parallel, setup, step
-from spinejax.train.evaluation import evaluate
 from spinejax.train.signals import Stop
+from spinejax.train.validation import evaluate
 
 _log = logging.getLogger("spinejax")
 
@@ -44,7 +43,7 @@ class _Balanced:
     def val_cases(self) -> Sequence[CachedCase]:
         return self.feed.train_cases
 
-    def val(self, **_: Any) -> Generator[pipeline.Batch, None, None]:
+    def val(self, **_: Any) -> Generator[feeds.Batch, None, None]:
         return self.feed.balanced(BALANCED_LIMIT)
 
 

@@ -8,23 +8,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax import streams
-from spinejax.choices import check_choice
-from spinejax.data.patch_pipeline import SPLIT_UNITS
+from spinejax.data.patch_feed import SPLIT_UNITS
 from spinejax.data.patches import LABEL_RULES, RUS_KINDS
-from spinejax.data.phantom.anatomy import RATES
-from spinejax.data.phantom.scanner import REGIONS
-from spinejax.data.scanfile import LABELS
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.inference.cascade import PRIORS
 from spinejax.inference.patch_scan import PADDINGS
-from spinejax.inference.transitions import ANOMALIES
+from spinejax.inference.sequence import ANOMALIES
+from spinejax.io.scanfile import LABELS
+from spinejax.phantom import stream_feed
+from spinejax.phantom.person.anatomy import RATES
+from spinejax.phantom.scanner.physics import REGIONS
 from spinejax.train.parallel import KINDS
 
 MOST_DIFFERENCES = 12  # that are named
 COMPUTE_DTYPES = ("float32", "bfloat16")
 EDITIONS = ("", "verse19", "verse20")
-SOURCES = ("verse", "phantom", streams.SOURCE)
+SOURCES = ("verse", "phantom", stream_feed.SOURCE)
 BEST = ("dice", "loss")
 
 FREE_KEYS = frozenset(

@@ -15,14 +15,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from spinejax import streams
-from spinejax.data import cache, splits, verse
+from spinejax.data import cache
 from spinejax.data.cache import CachedCase
-from spinejax.data.pipeline import TrainingSource
+from spinejax.data.feeds import TrainingSource
 from spinejax.data.preprocess import from_config
-from spinejax.data.verse import Case
+from spinejax.datasets import splits, verse
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
+from spinejax.phantom import stream_feed
 from spinejax.train import parallel
 from spinejax.train.checkpoint import begun
 
@@ -56,7 +57,7 @@ def dataset_root(config: ConfigDict, workdir: Path) -> Path:
 
 
 def _phantoms(config: ConfigDict, workdir: Path) -> Path:
-    from spinejax.data.phantom import dataset
+    from spinejax.phantom import dataset
 
     root, fields = workdir / "phantoms", config.data.phantom
     # Written last: a folder without it is one whose writing was interrupted.
@@ -86,7 +87,7 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
         InputError: no folder, no usable case, a split that cannot be made, or other splits than
             those that the run in `workdir` was trained on.
     """
-    if config.data.source == streams.SOURCE and config.data.phantom.cases == 0:
+    if config.data.source == stream_feed.SOURCE and config.data.phantom.cases == 0:
         return {name: [] for name in SPLITS}
     root = dataset_root(config, workdir)
     index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
@@ -127,7 +128,7 @@ def cases(config: ConfigDict, workdir: Path) -> dict[str, list[Case]]:
         folds=config.data.folds,
         fold=config.data.fold,
     )
-    if config.data.source == streams.SOURCE:
+    if config.data.source == stream_feed.SOURCE:
         # Training draws its own phantoms; those that were written validate and test.
         split = {"train": [], "val": split["train"] + split["val"], "test": split["test"]}
     if begun(workdir):
@@ -142,7 +143,7 @@ def case_ids(split: dict[str, list[Case]]) -> dict[str, list[str]]:
 
 
 def _phantom_names(count: int) -> set[str]:
-    from spinejax.data.phantom import dataset
+    from spinejax.phantom import dataset
 
     return {dataset.case_name(index) for index in range(count)}
 

@@ -1,4 +1,7 @@
-"""One update and one evaluation, pure, as one device of the axis sees them."""
+"""One update and one evaluation, pure, as one device of the axis sees them.
+
+Memory of a training step, as the compiler plans it; nothing is run.
+"""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -9,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from spinejax.tasks import Keys, Task
+from spinejax.tasks import Keys, Task, build_task
 from spinejax.train import optim
 from spinejax.train.parallel import AXIS
-from spinejax.train.state import TrainState
+from spinejax.train.state import TrainState, create_state
 
 Batch = Mapping[str, jax.Array]
 
@@ -178,3 +181,40 @@ def parameter_names(params: Any) -> list[str]:
     """Path of each parameter array, such as "Conv_0/kernel", in the order of `jax.tree.leaves`."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def step_bytes(config: ConfigDict) -> int | None:
+    """Return the bytes that an update of the config's batch needs on one device.
+
+    Parameters, optimiser, batch, and all that is held in between: what XLA reserves for the
+    compiled program; None where it does not say. Samples come from a data set, not from a stream of
+    phantoms.
+    """
+    config = config.copy_and_resolve_references()
+    config.data.source = "verse"
+    task = build_task(config, axis_name=AXIS)
+    update, optimizer = from_config(config, task, total_steps=1, steps_per_epoch=1)
+    averaged = config.optim.ema_decay > 0
+    state = jax.eval_shape(
+        lambda key: create_state(task.init(key), optimizer, ema=averaged),
+        jax.random.key(0),
+    )
+    rows = config.train.batch_size
+
+    def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, rows, *shape), dtype)
+
+    batch = {
+        "image": of(jnp.int16, *task.sample_shape),
+        "label": of(jnp.uint8, *task.sample_shape),
+        "stats": of(jnp.float32, 4),
+        "weight": of(jnp.float32),
+        **{name: of(jnp.int32) for name in ("case", "slice", "position")},
+    }
+    # One device of the axis; the state is updated in place, as in training.
+    mapped = jax.jit(jax.vmap(update, in_axes=(None, 0), axis_name=AXIS), donate_argnums=0)
+    plan = mapped.lower(state, batch).compile().memory_analysis()
+    if plan is None:
+        return None
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return int(held + plan.temp_size_in_bytes)

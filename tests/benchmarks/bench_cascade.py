@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from configs import cascade as pipeline
-from spinejax import labels, prediction
-from spinejax.inference import cascade, scan, volumes
+from spinejax import labels, predictor
+from spinejax.inference import cascade, masks, windows3d
 from spinejax.tasks import build_task
 from spinejax.volume import Volume
 
@@ -42,19 +42,19 @@ def networks():
     first = pipeline.get_config("phantom")
     task = build_task(first)
     predict = task.stack_predictor(jax.jit(task.init)(jax.random.key(0)))
-    scans = prediction.scan_settings(first, task)
+    scans = predictor.scan_settings(first, task)
     second = build_task(first.vertebrae)
-    classes, rows = volumes.make_cube_predictor(
+    classes, rows = windows3d.make_cube_predictor(
         second.class_probability,
         jax.jit(second.init)(jax.random.key(1)),
         batch_size=first.vertebrae.predict.batch_size,
     )
-    cubes = prediction.cube_settings(first.vertebrae, second, rows)
+    cubes = predictor.cube_settings(first.vertebrae, second, rows)
     return (
-        lambda volume: scan.predict_scan(predict, volume, scans),
+        lambda volume: masks.predict_scan(predict, volume, scans),
         lambda volume, mask: cascade.label_scan(classes, volume, mask, cubes),
         lambda volume: max(
-            scan.estimate_bytes(volume, scans),
+            masks.estimate_bytes(volume, scans),
             cascade.estimate_bytes(volume, cubes, labels.NUM_CLASSES),
         ),
     )

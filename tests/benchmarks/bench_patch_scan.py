@@ -22,9 +22,11 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax.data import normalise, preprocess
-from spinejax.data.phantom import acquisition, anatomy, centroids
 from spinejax.inference import patch_scan
 from spinejax.models.opconvnet import OPConvNet
+from spinejax.phantom import centroids
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.scanner import acquisition
 from spinejax.volume import Volume
 
 SIDE, SPACING_MM, PATCH = 512, 0.7, 32

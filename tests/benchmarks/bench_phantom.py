@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spinejax.data.phantom import acquisition, anatomy, centroids, scanner
+from spinejax.phantom import centroids
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.scanner import acquisition, physics
 
 LIMIT_S = 10.0
 
@@ -27,7 +29,7 @@ def whole_spine(seed, shape):
     middle = points[ids > 0].mean(0) + [0.0, 0.0, -20.0]  # the sacrum lies below the last vertebra
     affine = np.eye(4)
     affine[:3, 3] = middle - (np.array(shape) - 1) / 2
-    protocol = dict(jax.jit(scanner.protocol)(jax.random.fold_in(key, 1), person))
+    protocol = dict(jax.jit(physics.protocol)(jax.random.fold_in(key, 1), person))
     protocol["lower"] = jnp.asarray(affine[:3, 3], jnp.float32)
     protocol["upper"] = protocol["lower"] + jnp.asarray(shape, jnp.float32) - 1.0
     return person, affine, protocol

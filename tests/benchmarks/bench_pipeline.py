@@ -17,9 +17,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from spinejax.data import cache, pipeline, sources
+from spinejax.data import cache, feeds
 from spinejax.data.preprocess import SlicePreprocess
-from spinejax.data.verse import Case
+from spinejax.datasets.verse import Case
 
 SIZE = (256, 256)
 BATCH = 8
@@ -40,9 +40,9 @@ def write_scan(folder, name):
 
 def plain_batches(cached, seed):
     rng = np.random.default_rng(seed)
-    table, _ = sources.slice_table(cached)
-    cut = sources.RandomWindow(cached, SIZE)
-    source = sources.SliceSource(cached, table)
+    table, _ = feeds.slice_table(cached)
+    cut = feeds.RandomWindow(cached, SIZE)
+    source = feeds.SliceSource(cached, table)
     while True:
         picks = rng.permutation(len(table))
         for start in range(0, len(picks) - BATCH + 1, BATCH):
@@ -77,7 +77,7 @@ def main():
                 results["plain loop"].append(slices_per_second(batches, options.seconds))
             for threads in (0, 2):
                 with closing(
-                    pipeline.train_batches(
+                    feeds.train_batches(
                         cached, size=SIZE, batch_size=BATCH, seed=0, threads=threads
                     )
                 ) as batches:

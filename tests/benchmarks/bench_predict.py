@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from configs import demo
-from spinejax import prediction
-from spinejax.inference import scan
+from spinejax import predictor
+from spinejax.inference import masks
 from spinejax.tasks import build_task
 from spinejax.volume import Volume
 
@@ -31,18 +31,18 @@ def main():
     config = demo.get_config()
     variables = jax.jit(build_task(config).init)(jax.random.key(0))
     task = build_task(config)
-    predict, settings = task.stack_predictor(variables), prediction.scan_settings(config, task)
+    predict, settings = task.stack_predictor(variables), predictor.scan_settings(config, task)
     small = Volume(np.zeros((32, 96, 96), np.int16), np.diag([-2.0, -2.0, 2.0, 1.0]))
-    scan.predict_scan(predict, small, settings)
+    masks.predict_scan(predict, small, settings)
     before = peak_bytes()
     rng = np.random.default_rng(0)
     array = np.empty(options.shape, np.int16)
     for part in array:  # row by row: no float copy of the whole
         part[...] = rng.normal(0, 100, part.shape)
     volume = Volume(array, np.diag([-0.8, -0.8, 1.0, 1.0]))
-    estimate = scan.estimate_bytes(volume, settings)
+    estimate = masks.estimate_bytes(volume, settings)
     start = time.perf_counter()
-    scan.predict_scan(predict, volume, settings)
+    masks.predict_scan(predict, volume, settings)
     seconds = time.perf_counter() - start
     added = peak_bytes() - before
     shape = "x".join(map(str, options.shape))

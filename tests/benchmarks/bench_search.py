@@ -16,8 +16,8 @@ import numpy as np
 
 from configs import opconvnet
 from spinejax.tasks import build_task
-from spinejax.train import optim, parallel, population, step
-from spinejax.train.population import Setting
+from spinejax.train import optim, parallel, search, step
+from spinejax.train.search import Setting
 from spinejax.train.state import create_state
 
 STEPS = dict(total_steps=1000, steps_per_epoch=100)
@@ -64,9 +64,9 @@ def ways(config, settings, batch):
             float(metrics["loss"])
 
     several = mapped.map(
-        population.make_train_step(task, config, build), sharded=(False, False), donate=True
+        search.make_train_step(task, config, build), sharded=(False, False), donate=True
     )
-    members = [mapped.replicate(population.create(settings, variables, build, ema=False))]
+    members = [mapped.replicate(search.create(settings, variables, build, ema=False))]
 
     def at_once():
         members[0], metrics = several(members[0], mapped.put(batch))

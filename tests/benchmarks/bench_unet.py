@@ -35,7 +35,7 @@ def jax_step(batch: int, side: int) -> tuple[Callable[[], float], dict]:
 
     from spinejax.losses import ce
     from spinejax.models import build_model
-    from spinejax.models.summary import count_parameters
+    from spinejax.models.layer_table import count_parameters
 
     model = build_model(dict(name="unet"))
     image, label = data(batch, side)

@@ -1,0 +1,388 @@
+"""Takes stock of a dataset folder: counts against the published ones, and every problem by file.
+
+Published counts: VerSe'19 from Loeffler et al. 2020 (10.1148/ryai.2020190138); VerSe'20 from Liebl
+et al. 2021 (10.1038/s41597-021-01060-0) and Sekuboyina et al. 2021 (10.1016/j.media.2021.102166).
+105 scans are in both editions; the subject-based download of '20 holds only the 214 others.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from spinejax import geometry, labels
+from spinejax.datasets import splits, verse
+from spinejax.datasets.verse import Case
+from spinejax.errors import InputError
+from spinejax.io import centroids, metaimage, scanfile
+from spinejax.io.grids import TOLERANCE_MM
+from spinejax.volume import LabelVolume, Volume
+
+CENTROID_TOLERANCE_MM = 5.0
+"""How far a centroid may lie outside its own vertebra before it is reported."""
+
+# The centre of C1 is in its ring, about where the dens of C2 is: 9 mm from its bone in sub-gl003.
+_C1_TOLERANCE_MM = 15.0
+# Masks of several hundred MB are open at the same time, one per thread.
+_THREADS = 2
+_SUBSETS = {"train": "training", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Published counts of one download; None where no source gives one."""
+
+    title: str
+    scans: Mapping[str, int]
+    vertebrae: Mapping[str, int]
+    total_scans: int
+    total_patients: int
+    total_vertebrae: int
+
+
+EXPECTED = {
+    "verse19": Expected(
+        "VerSe'19",
+        {"train": 80, "val": 40, "test": 40},
+        {"train": 862, "val": 434, "test": 429},
+        160,
+        141,
+        1725,
+    ),
+    "verse20": Expected(
+        "VerSe'20", {"train": 113, "val": 103, "test": 103}, {"train": 1428}, 319, 300, 4142
+    ),
+    # Differences: 319 - 105 scans, 355 - 141 patients, 4505 - 1725 vertebrae.
+    "verse20 new": Expected(
+        "VerSe'20 without the scans of '19",
+        {"train": 61, "val": 80, "test": 73},
+        {},
+        214,
+        214,
+        2780,
+    ),
+}
+EXPECTED_BOTH = (374, 355, 4505)
+"""Scans, patients and vertebrae of both editions together."""
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What `doctor` found: `lines` is the inventory, `problems` one line each, with the file."""
+
+    lines: list[str]
+    problems: list[str]
+
+
+@dataclass
+class _Finding:
+    """What one case's files hold; `is_verse` is False where the mask's numbers are no VerSe ids."""
+
+    ids: tuple[int, ...] = ()
+    is_verse: bool = True
+    problems: list[str] = field(default_factory=list)
+
+
+def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorReport:
+    """Read every file under `root` that the index knows, and judge it.
+
+    A file that cannot be read is a problem of the report, not an error. Scans, masks and centroids
+    are read in full, so that truncated files are found; a progress bar shows how far it is.
+
+    Args:
+        root: folder of a dataset, see `verse.index_dataset`.
+        exclude_gl: leave out the `gl*` scans.
+
+    Raises:
+        InputError: `root` is missing, is no folder, holds no scans, or holds MetaImage files and
+            SimpleITK is not installed.
+    """
+    root = Path(root)
+    cases = verse.index_dataset(root, exclude_gl)
+    paths = (path for case in cases for path in (case.image, case.labels) if path)
+    needing = next(filter(metaimage.is_metaimage, paths), None)
+    if needing is not None:  # said once here, not once per file
+        metaimage.require_simpleitk(needing)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(lambda case: _examine(case, root), cases)
+        bar = tqdm(results, total=len(cases), desc="reading scans", unit="scan", disable=None)
+        findings = list(bar)
+    problems = []
+    for case, finding in zip(cases, findings, strict=True):
+        problems += [f"{case.id}: {text}" for text in (*case.problems, *finding.problems)]
+    lines = _summary(root, cases)
+    lines += _numbering(cases, findings)
+    lines += _table(cases, findings)
+    lines += _histogram(cases, findings)
+    return DoctorReport(lines, problems)
+
+
+def _examine(case: Case, root: Path) -> _Finding:
+    """Read the files of one case; whatever is wrong becomes a line."""
+    finding = _Finding()
+    image: Volume | None = None
+    mask: LabelVolume | None = None
+    try:
+        if case.image:
+            # Only the grid is needed below: let the voxels go before the mask is read.
+            image = _without_voxels(scanfile.read_volume(case.image))
+    except InputError as error:
+        finding.problems.append(str(error))
+    try:
+        if case.labels:
+            mask, finding.is_verse = _read_mask(case.labels, case.edition)
+    except InputError as error:
+        finding.problems.append(str(error))
+    if mask is not None and case.labels is not None:
+        ids = _present(mask)
+        # A spine of nothing but C1 is a binary mask.
+        finding.is_verse = finding.is_verse and not (case.edition is None and ids == (1,))
+        if finding.is_verse:
+            finding.ids = ids
+            finding.problems += _check_mask(ids, _shown(case.labels, root))
+        if image is not None and case.image is not None:
+            shown = _shown(case.labels, root), _shown(case.image, root)
+            finding.problems += _check_grids(image, mask, *shown)
+    if case.centroids and finding.is_verse:
+        try:
+            finding.problems += _check_centroids(case, image, mask, finding.ids, root)
+        except InputError as error:
+            finding.problems.append(str(error))
+    return finding
+
+
+def _read_mask(path: Path, edition: str | None) -> tuple[LabelVolume, bool]:
+    """A mask, and whether its numbers are VerSe ids; other data sets may have numbers of theirs."""
+    try:
+        return scanfile.read_labels(path), True
+    except InputError:
+        if edition is not None:
+            raise
+        return scanfile.read_labels(path, valid=None), False
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root))
+
+
+def _without_voxels(volume: Volume) -> Volume:
+    """The same grid with an array that takes no memory."""
+    return Volume(np.broadcast_to(np.zeros((), np.int16), volume.shape), volume.affine)
+
+
+def _present(mask: LabelVolume) -> tuple[int, ...]:
+    """Ids in the mask from top to bottom; by slices, since counting copies its input."""
+    counts = np.zeros(256, np.int64)
+    for k in range(mask.shape[2]):
+        counts += np.bincount(mask.array[:, :, k].ravel(), minlength=256)
+    found = [int(i) for i in np.flatnonzero(counts) if i]
+    return tuple(sorted(found, key=lambda i: labels.order(i) if i in labels.NAMES else i))
+
+
+def _check_mask(ids: Sequence[int], shown: str) -> Iterable[str]:
+    if not ids:
+        yield f"{shown} is empty"
+    for unused in (i for i in ids if i not in labels.NAMES):
+        yield f"{shown} has label {unused}, which VerSe never uses"
+    bones = [i for i in ids if i in labels.NAMES]
+    for upper, lower in zip(bones, bones[1:], strict=False):
+        if lower not in labels.successors(upper):
+            yield f"{shown} goes from {labels.name(upper)} to {labels.name(lower)}"
+
+
+def _check_grids(
+    image: Volume, mask: LabelVolume, mask_name: str, image_name: str
+) -> Iterable[str]:
+    """Whether mask and CT share a grid, up to axis order and a small shift."""
+    array, affine = geometry.reorient(mask.array, mask.affine, image.orientation)
+    if array.shape != image.shape:
+        what = f"has {_sides(array.shape)} voxels, its CT {image_name} {_sides(image.shape)}"
+    else:
+        distance = geometry.max_corner_distance_mm(affine, image.affine, image.shape)
+        if distance <= TOLERANCE_MM:
+            if mask.orientation != image.orientation:
+                stored = f"{mask.orientation}, its CT in {image.orientation}"
+                yield f"{mask_name} is stored in {stored} (read correctly)"
+            return
+        what = f"lies up to {distance:.3g} mm off its CT {image_name}"
+    inside = geometry.overlap_fraction(mask.shape, mask.affine, image.shape, image.affine)
+    covered = geometry.overlap_fraction(image.shape, image.affine, mask.shape, mask.affine)
+    if max(inside, covered) == 0:
+        yield f"{mask_name} {what} and does not overlap it: the case cannot be used"
+    else:
+        yield f"{mask_name} {what} (it will be resampled)"
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _check_centroids(
+    case: Case, image: Volume | None, mask: LabelVolume | None, ids: Sequence[int], root: Path
+) -> Iterable[str]:
+    path = case.centroids
+    if path is None:
+        return []
+    shown = _shown(path, root)
+    problems = []
+    direction = centroids.read_direction(path)
+    grid = image if image is not None else mask
+    if grid is None:
+        return []
+    points = centroids.read_centroids(path, grid, edition=case.edition, mask=mask)
+    if direction is not None and direction != grid.orientation:
+        problems.append(
+            f"{shown} has direction {direction}, the scan {grid.orientation} (points are turned)"
+        )
+    if mask is None:
+        return problems
+    for label, point in points.items():
+        name = labels.name(label)
+        if label not in ids:
+            problems.append(f"{shown} has a centroid of {name}, which is not in the mask")
+            continue
+        limit = _C1_TOLERANCE_MM if label == 1 else CENTROID_TOLERANCE_MM
+        world = geometry.voxel_to_world(grid.affine, point)
+        distance = distance_to_label_mm(world, label, mask, limit)
+        if distance > limit:
+            far = f"{distance:.1f} mm" if np.isfinite(distance) else f"more than {limit:g} mm"
+            problems.append(f"{shown}: the centroid of {name} lies {far} outside its mask")
+    without = [labels.name(i) for i in ids if i in labels.NAMES and i not in points]
+    if without:
+        problems.append(f"{shown} lacks a centroid of {', '.join(without)}")
+    return problems
+
+
+def distance_to_label_mm(
+    world: np.ndarray, label: int, mask: LabelVolume, limit_mm: float
+) -> float:
+    """Distance from a world point (3,) in mm to the nearest voxel centre of a label.
+
+    0 where the point's own voxel has the label; searched up to four times `limit_mm`, beyond that
+    infinite.
+    """
+    index = geometry.world_to_voxel(mask.affine, world)
+    if centroids.label_at(index, mask, mask) == label:
+        return 0.0
+    reach = np.ceil(4 * limit_mm / np.asarray(mask.spacing_mm))
+    low = np.clip(index - reach, 0, mask.shape).astype(int)
+    high = np.clip(index + reach + 1, 0, mask.shape).astype(int)
+    box = mask.array[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    voxels = np.argwhere(box == label) + low
+    if not len(voxels):
+        return float("inf")
+    return float(np.linalg.norm(geometry.voxel_to_world(mask.affine, voxels) - world, axis=1).min())
+
+
+def _summary(root: Path, cases: Sequence[Case]) -> list[str]:
+    usable = verse.usable(cases)
+    copies = sum(case.duplicate_of is not None for case in cases)
+    patients = len({case.subject for case in cases})
+    complete = f"{len(usable)} usable (CT and mask)"
+    lines = [
+        f"dataset   {root}",
+        f"scans     {len(cases)} listed, of {patients} patients; {complete}",
+    ]
+    if copies:
+        lines.append(
+            f"copies    {copies} of scans that lie in several folders, each scan is used once"
+        )
+    moved = splits.moved_patients(usable)
+    if moved:
+        lines.append(
+            f"subsets   {len(moved)} patients are in several official subsets; the official split "
+            f"puts each wholly into the most held-out one: {', '.join(moved)}"
+        )
+    return lines
+
+
+def _numbering(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
+    """How many masks tell no more than vertebra from background."""
+    others = [
+        case.labels
+        for case, finding in zip(cases, findings, strict=True)
+        if not finding.is_verse and case.labels
+    ]
+    if not others:
+        return []
+    return [
+        f"masks     {len(others)} have numbers that are no VerSe ids (first: {others[0].name}); "
+        "train with --config.data.labels=binary"
+    ]
+
+
+def _table(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
+    """Counts per edition and subset, found / expected; a scan counts once per edition."""
+    groups: dict[str, dict[str | None, list[int]]] = defaultdict(lambda: defaultdict(list))
+    editions = {case.id: case.edition for case in cases}
+    for i, case in enumerate(cases):
+        is_copy = case.duplicate_of and editions[case.duplicate_of] == case.edition
+        if case.edition and not is_copy:
+            groups[case.edition][case.subset].append(i)
+    lines: list[str] = []
+    for edition in sorted(groups):
+        members = [i for group in groups[edition].values() for i in group]
+        expected = EXPECTED[edition]
+        if edition == "verse20" and not any(_is_of_19(cases[i]) for i in members):
+            expected = EXPECTED["verse20 new"]
+        lines += ["", f"{expected.title:<34}{'scans':>12}{'patients':>12}{'vertebrae':>16}"]
+        for subset, title in _SUBSETS.items():
+            counts = _counts(cases, findings, groups[edition].get(subset, []))
+            wanted = (expected.scans.get(subset), None, expected.vertebrae.get(subset))
+            lines.append(_row(title, counts, wanted))
+        if None in groups[edition]:
+            counts = _counts(cases, findings, groups[edition][None])
+            lines.append(_row("no subset named", counts, (None, None, None)))
+        totals = (expected.total_scans, expected.total_patients, expected.total_vertebrae)
+        lines.append(_row("all", _counts(cases, findings, members), totals))
+    if {"verse19", "verse20"} <= set(groups):
+        union = [i for i, case in enumerate(cases) if case.edition and not case.duplicate_of]
+        lines += [
+            "",
+            _row("both editions, copies once", _counts(cases, findings, union), EXPECTED_BOTH),
+        ]
+    other = [i for i, case in enumerate(cases) if not case.edition]
+    if other and groups:
+        lines += ["", _row("other scans", _counts(cases, findings, other), (None, None, None))]
+    if groups:
+        lines += ["", "found / published; scans count when CT or mask is there"]
+    return lines
+
+
+def _is_of_19(case: Case) -> bool:
+    return case.subject.startswith("verse") and int(case.subject.removeprefix("verse")) < 450
+
+
+def _counts(
+    cases: Sequence[Case], findings: Sequence[_Finding], members: Sequence[int]
+) -> tuple[int, int, int]:
+    scans = [i for i in members if cases[i].image or cases[i].labels]
+    vertebrae = sum(len(findings[i].ids) for i in members)
+    return len(scans), len({cases[i].subject for i in scans}), vertebrae
+
+
+def _row(title: str, found: Sequence[int], wanted: Sequence[int | None]) -> str:
+    cells = [
+        f"{n:,}" if w is None else f"{n:,} / {w:,}" for n, w in zip(found, wanted, strict=True)
+    ]
+    return f"  {title:<32}{cells[0]:>12}{cells[1]:>12}{cells[2]:>16}"
+
+
+def _histogram(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
+    """Scans that contain each label, copies left out."""
+    counts: Counter[int] = Counter()
+    for case, finding in zip(cases, findings, strict=True):
+        if case.duplicate_of is None:
+            counts.update(finding.ids)
+    if not counts:
+        return []
+    lines = ["", "scans with each vertebra"]
+    for region in labels.REGIONS:
+        ids = sorted((i for i in labels.VERSE_IDS if labels.region(i) == region), key=labels.order)
+        lines.append("  " + "  ".join(f"{labels.name(i)} {counts[i]}" for i in ids))
+    return lines

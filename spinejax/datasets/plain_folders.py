@@ -1,0 +1,238 @@
+"""CTs and masks under any folder, whichever way they are laid out and named.
+
+Label and centroid files by case: a folder's files, and the centroids of a reference.
+"""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from spinejax import labels
+from spinejax.datasets import verse
+from spinejax.errors import InputError
+from spinejax.io import file_names, scanfile
+from spinejax.io.centroids import Points, label_at, read_centroids
+from spinejax.io.file_names import FileName
+from spinejax.volume import LabelVolume
+
+
+@dataclass(frozen=True)
+class Files:
+    """A real scan: its CT, its mask or both."""
+
+    id: str
+    image: Path | None
+    labels: Path | None
+    centroids: Path | None = None
+    edition: str | None = None
+
+
+def real_scans(root: Path) -> list[Files]:
+    """Find CTs and masks under a folder, whichever of the two a scan has.
+
+    Besides all that `verse.index_dataset` pairs: of files that it takes for CTs, one whose name
+    begins with that of another of the same folder ("example_vertebrae", "example") is taken for a
+    mask of that. Where a CT has no other, the first of them that holds VerSe's numbers alone is its
+    mask, those that say "verse" coming first.
+
+    Raises:
+        InputError: `root` is no folder or holds no scan.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give a folder of real CTs and masks")
+    cases = [case for case in verse.index_dataset(root) if case.duplicate_of is None]
+    masks: dict[str, list[verse.Case]] = {}
+    for case in cases:
+        if case.image is None or case.labels is not None:
+            continue
+        owners = [
+            other
+            for other in cases
+            if other is not case
+            and _folder(other) == _folder(case)
+            and case.id.lower().startswith((other.id.lower() + "_", other.id.lower() + "-"))
+        ]
+        if owners:  # the shortest name is the CT's
+            masks.setdefault(min(owners, key=lambda other: len(other.id)).id, []).append(case)
+    spare = {case.id for group in masks.values() for case in group}
+    found = []
+    for case in cases:
+        if case.id in spare:
+            continue
+        mask = case.labels
+        for candidate in sorted(
+            masks.get(case.id, ()), key=lambda one: ("verse" not in one.id.lower(), one.id)
+        ):
+            if mask is None and candidate.image is not None and _is_mask(candidate.image):
+                mask = candidate.image
+        if case.image is not None or mask is not None:
+            found.append(Files(case.id, case.image, mask, case.centroids, case.edition))
+    return found
+
+
+def _folder(case: verse.Case) -> Path | None:
+    return case.image.parent if case.image is not None else None
+
+
+def _is_mask(path: Path) -> bool:
+    try:
+        scanfile.read_labels(path)
+    except InputError:
+        return False
+    return True
+
+
+def with_masks(root: Path) -> list[Files]:
+    """Return those of `real_scans` that have both.
+
+    Raises:
+        InputError: `root` is no folder, or no scan in it has both.
+    """
+    found = [files for files in real_scans(root) if files.image and files.labels]
+    if not found:
+        raise InputError(
+            f"{root} has no CT with a mask; `spinejax doctor --data={root}` names what is missing"
+        )
+    return found
+
+
+_log = logging.getLogger("spinejax")
+
+
+def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
+    """The label files under a folder: lower-case id -> (id, path), sorted.
+
+    Raises:
+        InputError: there is none, or there are two of one case.
+    """
+    paths = (path for path in folder.rglob("*") if scanfile.is_scan(path))
+    # Names that do not say "mask" are taken for labels where nothing else is.
+    chosen = _of_role(folder, paths, ("labels", "image"))
+    if not chosen:
+        raise InputError(f"{folder}: holds no label file ({scanfile.ENDINGS}); check the path")
+    return {
+        case: (name.id, name.path) for case, name in _by_case(folder, chosen, "label file").items()
+    }
+
+
+def centroid_files(path: Path, cases: Collection[str]) -> dict[str, Path]:
+    """The centroid file of each case: the file itself, or those of a folder.
+
+    In a folder, files belong to a case whose names agree after dropping what says "centroids"
+    (`_ctd`, `_iso-ctd`, `_seg-subreg_ctd`, ...) and upper case; where none does, names with VerSe
+    ids may also differ in `-` or `_` and in the words of the layouts (`sub`, `ct`, `dir`, `split`).
+
+    Args:
+        path: JSON file, for one case only, or a folder, searched through its subfolders.
+        cases: ids, as `label_files` gives them.
+
+    Raises:
+        InputError: no such path, no centroid file or two of one case in the folder, none for a
+            case, or one file for several cases.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check --reference_centroids")
+    if not path.is_dir():
+        if len(cases) > 1:
+            raise InputError(
+                f"{path}: is one file for {len(cases)} cases; give --reference_centroids=FOLDER"
+            )
+        return dict.fromkeys(cases, path)
+    paths = (file for file in path.rglob("*") if _is_json(file))
+    chosen = _of_role(path, paths, ("centroids", "other"))
+    if not chosen:
+        raise InputError(f"{path}: holds no centroid file (.json); check --reference_centroids")
+    exact = _by_case(path, chosen, "centroid file")
+    loose: dict[tuple[str, ...], list[Path]] = {}
+    for name in exact.values():
+        loose.setdefault(name.loose, []).append(name.path)
+    files = {}
+    for case in cases:
+        words = file_names.parse(Path(f"{case}_seg.nii.gz"), ()).loose
+        found = [exact[case.lower()].path] if case.lower() in exact else loose.get(words, [])
+        if len(found) != 1:
+            what = "several centroid files" if found else "no centroid file"
+            raise InputError(
+                f"{path}: {what} for case {case}; name one like the case, or leave out "
+                "--reference_centroids to take the masks' centroids"
+            )
+        files[case] = found[0]
+    return files
+
+
+def read_reference_centroids(
+    path: Path, reference: LabelVolume, boxes: Mapping[int, tuple[slice, ...]]
+) -> Points:
+    """Centroids of a label map, checked against it.
+
+    A centroid is at its vertebra if the map has its label there, or has none there and the point is
+    in the box around the vertebra: that of C1, which has no body, lies in the hole of its ring.
+    Vertebrae that only one of map and file has are warned of.
+
+    Args:
+        path: JSON file in any of the conventions of `centroids.read_centroids`.
+        reference: the label map that they belong to.
+        boxes: label -> box around it, of every label of the map.
+
+    Returns:
+        VerSe id -> (3,) voxel index in the axes of `reference.array`; labels of the map only.
+
+    Raises:
+        InputError: as for `read_centroids`, the file has no point, or most of its points are not at
+            their vertebrae.
+    """
+    edition = file_names.edition_of(path.parts[:-1])
+    points = read_centroids(path, reference, edition=edition, mask=reference)
+    if not points:
+        raise InputError(f"{path}: holds no centroid with numbers; take another file")
+    at_home = 0
+    for label, point in points.items():
+        there = label_at(point, reference, reference)
+        box = boxes.get(label, ())
+        inside = bool(box) and all(
+            side.start - 0.5 <= index <= side.stop - 0.5
+            for side, index in zip(box, point, strict=True)
+        )
+        at_home += there == label or (there == 0 and inside)
+    if 2 * at_home < len(points):
+        raise InputError(
+            f"{path}: {at_home} of {len(points)} centroids are at their vertebrae of the reference "
+            "mask; the file belongs to another scan, or has another convention or numbering"
+        )
+    present = boxes.keys() & labels.NAMES.keys()
+    for those, what in (
+        (present - points.keys(), "no centroid of %s; id.rate and d_mean leave them out"),
+        (points.keys() - present, "centroids of %s, which the mask lacks; they do not count"),
+    ):
+        if those:
+            names = map(labels.name, sorted(those, key=labels.order))
+            _log.warning(f"%s: has {what}", path, ", ".join(names))
+    return {label: point for label, point in points.items() if label in present}
+
+
+def _is_json(path: Path) -> bool:
+    return file_names.is_relevant(path.name) and not scanfile.is_scan(path)
+
+
+def _of_role(folder: Path, paths: Iterable[Path], roles: tuple[str, str]) -> list[FileName]:
+    """What the names of those files say that have the first role; if none has, the second."""
+    names = [
+        file_names.parse(path, path.relative_to(folder).parts[:-1])
+        for path in sorted(paths)
+        if path.is_file()
+    ]
+    first, second = ([name for name in names if name.role == role] for role in roles)
+    return first or second
+
+
+def _by_case(folder: Path, names: Iterable[FileName], what: str) -> dict[str, FileName]:
+    files: dict[str, FileName] = {}
+    for name in names:
+        other = files.setdefault(name.id.lower(), name)
+        if other is not name:
+            raise InputError(
+                f"{folder}: {other.path.relative_to(folder)} and {name.path.relative_to(folder)} "
+                f"are both of case {name.id!r}; keep one {what} per case"
+            )
+    return files

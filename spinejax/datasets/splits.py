@@ -1,0 +1,189 @@
+"""Training, validation and test sets that never share a patient."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from spinejax.datasets.verse import Case
+from spinejax.errors import InputError
+
+KINDS = ("auto", "official", "ratio", "kfold")
+"""How a split is made; see `split_cases`."""
+
+Split = dict[str, list[Case]]
+
+_log = logging.getLogger("spinejax")
+_NAMES = ("train", "val", "test")
+_HELD_OUT = {"train": 0, "val": 1, "test": 2}
+
+
+def split_cases(
+    cases: Iterable[Case],
+    *,
+    kind: str = "auto",
+    seed: int = 0,
+    test_fraction: float = 0.2,
+    val_fraction: float = 0.1,
+    folds: int = 5,
+    fold: int = 0,
+) -> Split:
+    """Deal cases into "train", "val" and "test", whole patients at a time.
+
+    The result depends on the set of patients and the seed only, not on the order of `cases`. Copies
+    of a scan (`Case.duplicate_of`) are left out.
+
+    Args:
+        cases: usable cases (`verse.usable`).
+        kind: "official": by `Case.subset`; a patient with scans or copies in several subsets (as
+            VerSe'19 and '20 together may have) goes wholly to the most held-out one, test before
+            val before train, and one line is logged. Where no case is "val", `val_fraction` of the
+            training patients is taken. "ratio": by chance (paper A and B: 80/20). "kfold": fold
+            number `fold` of `folds` is the test set. "auto": official when every case has a subset
+            and there are training and test cases, else ratio.
+        seed: of the permutation of the patients, used by all but "official".
+        test_fraction: of all patients.
+        val_fraction: of the patients that are left when the test patients are taken out.
+        folds: number of folds, at least 2.
+        fold: 0 to folds - 1.
+
+    Returns:
+        {"train": [...], "val": [...], "test": [...]}, each sorted by id, disjoint by patient and
+        none empty from three patients on. With two patients val and test are the same patient, with
+        one all three are; both are logged as warnings. "official" and "kfold" refuse such data.
+
+    Raises:
+        InputError: no cases, an unknown kind, fractions or folds out of range, or no official
+            subset.
+    """
+    chosen = sorted((case for case in cases if case.duplicate_of is None), key=lambda c: c.id)
+    if not chosen:
+        raise InputError("no usable case to split: every scan needs its CT and its mask")
+    _check(kind, test_fraction, val_fraction, folds, fold)
+    if kind == "auto":
+        kind = "official" if _has_official(chosen) else "ratio"
+    if kind == "official":
+        return _official(chosen, seed, val_fraction)
+    subjects = sorted({case.subject for case in chosen})
+    count = len(subjects)
+    if kind == "kfold" and (folds > count or count - -(-count // folds) < 2):
+        raise InputError(
+            f"{count} patients cannot fill {folds} folds and leave two for training and "
+            "validation; change data.folds or use data.split=ratio"
+        )
+    if len(subjects) < 3:
+        return _tiny(chosen, subjects, seed)
+    order = [subjects[i] for i in np.random.default_rng(seed).permutation(len(subjects))]
+    if kind == "kfold":
+        # Folds are consecutive runs of the permutation, sizes equal within one.
+        test = order[fold * count // folds : (fold + 1) * count // folds]
+    else:
+        test = order[: _share(len(order), test_fraction, keep=2)]
+    held = set(test)
+    rest = [subject for subject in order if subject not in held]
+    val = rest[: _share(len(rest), val_fraction, keep=1)]
+    parts = dict.fromkeys(order, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
+    return _deal(chosen, parts)
+
+
+def _check(kind: str, test_fraction: float, val_fraction: float, folds: int, fold: int) -> None:
+    if kind not in KINDS:
+        raise InputError(f"data.split must be one of {', '.join(KINDS)}, not {kind!r}")
+    for name, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
+        if not 0 < value < 1:
+            raise InputError(f"data.{name} must lie between 0 and 1 (exclusive), not {value}")
+    if kind == "kfold":
+        if folds < 2:
+            raise InputError(f"data.folds must be at least 2, not {folds}")
+        if not 0 <= fold < folds:
+            raise InputError(f"data.fold must be 0 to {folds - 1} for {folds} folds, not {fold}")
+
+
+def _share(count: int, fraction: float, keep: int) -> int:
+    """Rounded share of `count`, at least 1, leaving at least `keep`."""
+    return max(1, min(round(count * fraction), count - keep))
+
+
+def _deal(cases: Sequence[Case], parts: dict[str, str]) -> Split:
+    split: Split = {name: [] for name in _NAMES}
+    for case in cases:
+        split[parts[case.subject]].append(case)
+    return split
+
+
+def _tiny(cases: Sequence[Case], subjects: Sequence[str], seed: int) -> Split:
+    if len(subjects) == 1:
+        _log.warning(
+            "one patient only: training, validation and test are the same scans, so scores say "
+            "nothing about other patients"
+        )
+        return {name: list(cases) for name in _NAMES}
+    _log.warning(
+        "two patients only: one is for training, the other for validation and test both, so the "
+        "test score is that of the checkpoint chosen on the same scans"
+    )
+    first = subjects[int(np.random.default_rng(seed).integers(2))]
+    train = [case for case in cases if case.subject == first]
+    other = [case for case in cases if case.subject != first]
+    return {"train": train, "val": other, "test": list(other)}
+
+
+def _has_official(cases: Sequence[Case]) -> bool:
+    parts = _official_parts(cases)
+    return all(case.subset for case in cases) and {"train", "test"} <= set(parts.values())
+
+
+def _official_parts(cases: Sequence[Case]) -> dict[str, str]:
+    """Patient -> the most held-out subset among its scans and their copies."""
+    parts: dict[str, str] = {}
+    for case in cases:
+        for subset in (case.subset, *case.copy_subsets):
+            if subset is not None:
+                known = parts.get(case.subject, "train")
+                parts[case.subject] = max(known, subset, key=_HELD_OUT.__getitem__)
+    return parts
+
+
+def _official(cases: Sequence[Case], seed: int, val_fraction: float) -> Split:
+    unnamed = [case.id for case in cases if case.subset is None]
+    if unnamed:
+        raise InputError(
+            f"no official subset for {len(unnamed)} of {len(cases)} scans (first: {unnamed[0]}): "
+            "their folders are not named training, validation, test; use data.split=ratio"
+        )
+    parts = _official_parts(cases)
+    missing = [name for name in ("train", "test") if name not in parts.values()]
+    if missing:
+        raise InputError(
+            f"the official split has no usable {' and no '.join(missing)} scans here; "
+            "add that folder or use data.split=ratio"
+        )
+    moved = moved_patients(cases)
+    if moved:
+        _log.warning(
+            "official split: %d patients have scans in several subsets; each is wholly in the most "
+            "held-out one (first: %s)",
+            len(moved),
+            moved[0],
+        )
+    if "val" not in parts.values():
+        training = sorted(subject for subject, part in parts.items() if part == "train")
+        if len(training) < 2:
+            raise InputError(
+                "the official split has one training patient and no validation scans; "
+                "add the validation folder or use data.split=ratio"
+            )
+        _log.warning("no official validation scans: taking some of the training patients")
+        order = np.random.default_rng(seed).permutation(len(training))
+        for i in order[: _share(len(training), val_fraction, keep=1)]:
+            parts[training[i]] = "val"
+    return _deal(cases, parts)
+
+
+def moved_patients(cases: Iterable[Case]) -> list[str]:
+    """Patients whose scans, or copies of them, are in more than one official subset, sorted."""
+    subsets: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        subsets[case.subject] |= {s for s in (case.subset, *case.copy_subsets) if s}
+    return sorted(subject for subject, found in subsets.items() if len(found) > 1)

@@ -1,0 +1,1 @@
+"""Scans and label maps in and out: NIfTI, MetaImage, centroids, file names, grids that differ."""

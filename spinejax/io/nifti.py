@@ -1,0 +1,344 @@
+"""NIfTI files in and out: the only module that knows nibabel and what NIfTI headers mean.
+
+Reading goes slab by slab along the last axis, straight from the (gzipped) file: beside the result
+only some 100 MB are needed, whatever the type on disk. What a header says is checked against what
+the file can hold before anything is allocated.
+
+NIfTI-1 and NIfTI-2 are read, little and big endian, gzipped or not, whatever the file's name ends
+in. Analyze files and .hdr/.img pairs are refused. Header fields are those of the NIfTI-1 standard
+(nifti1.h, NIMH 2004).
+"""
+
+import logging
+import math
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.quaternions import fillpositive, quat2mat
+
+from spinejax import geometry
+from spinejax.errors import InputError
+from spinejax.io import voxels
+from spinejax.io.grids import TOLERANCE_MM
+from spinejax.io.voxels import Layout
+from spinejax.volume import DiskGrid, LabelVolume, Volume
+
+logger = logging.getLogger("spinejax")
+
+VERSE_LABELS = range(29)
+
+# Bytes of the header -> its class, first bytes of its magic, where voxels start at the earliest.
+_HEADERS = {348: (Nifti1Header, b"n+1", 352), 540: (Nifti2Header, b"n+2", 544)}
+_UNITS = {1: ("meter", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
+
+_Header = Nifti1Header | Nifti2Header
+
+
+@dataclass(frozen=True, eq=False)
+class _NiftiGrid(DiskGrid):
+    """A grid with its whole header, so that what is written on it repeats it to the bit."""
+
+    header: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What the header says of the voxels that follow it in the stream."""
+
+    layout: Layout
+    affine: np.ndarray
+    disk: _NiftiGrid
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read a CT.
+
+    Slope and intercept are applied. NaN, both infinities and everything below -1024 HU (fillers
+    outside the scan circle, such as -2048) become -1024. Trailing axes of length one are dropped.
+
+    The affine is the sform if its code is set and it is usable, else the qform, else the voxel
+    sizes alone with the origin in the middle (nibabel's rule). A sform and qform that disagree by
+    more than 0.5 mm are warned of on the logger "spinejax".
+
+    Returns:
+        Volume of int16 if every value is a whole number that fits, else float32.
+
+    Raises:
+        InputError: no such file, not a NIfTI file, truncated, not one 3D image, no usable affine,
+            larger than the file or the memory can hold, or no finite value.
+    """
+    path = Path(path)
+    with voxels.opened(path) as (stream, limit):
+        source = _read_source(path, stream, limit)
+        array = voxels.intensities(path, stream, source.layout)
+    return Volume(array, source.affine, source.disk)
+
+
+def read_labels(
+    path: str | os.PathLike[str], valid: Collection[int] | None = VERSE_LABELS
+) -> LabelVolume:
+    """Read a label map of any numeric type on disk, as uint8.
+
+    Args:
+        path: a NIfTI file; see `read_volume` for what is accepted.
+        valid: the labels that may occur; None allows any whole number from 0, and wraps those above
+            255 into 1 to 255.
+
+    Raises:
+        InputError: as for `read_volume`; a value that is negative, is not a whole number (to 0.01,
+            or half a quantisation step where the file has a slope) or is not one of `valid`.
+    """
+    path = Path(path)
+    with voxels.opened(path) as (stream, limit):
+        source = _read_source(path, stream, limit)
+        array = voxels.label_values(path, stream, source.layout, valid)
+    return LabelVolume(array, source.affine, source.disk)
+
+
+def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
+    """Write a label map on the grid of the file that `like` was read from, atomically.
+
+    The file has the sform, qform, their codes, the units and the shape (trailing axes of length
+    one too) of that file; type uint8, slope 1, intercept 0. A `like` that comes from no file is
+    written with its affine as sform and qform, code 1.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        array: (x, y, z) uint8, in the axes of `like.array`.
+        like: the scan that was segmented, as read.
+
+    Raises:
+        InputError: the folder cannot be written, the disk is full, or the name has another ending.
+        ValueError: `array` is not uint8 or not of the shape of `like`.
+    """
+    if array.dtype != np.uint8 or array.shape != like.shape:
+        raise ValueError(
+            f"`array` must be uint8 {like.shape}, is {array.dtype} {array.shape}; convert it first"
+        )
+    _write(Path(path), array, like, Layout(like.shape, np.dtype(np.uint8)))
+
+
+def write_volume(
+    path: str | os.PathLike[str],
+    volume: Volume,
+    dtype: str = "int16",
+    *,
+    slope: float = 1,
+    inter: float = 0,
+) -> None:
+    """Write a CT, atomically, on the grid of its file or with its affine (see `write_labels`).
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        volume: what to write.
+        dtype: type on disk, e.g. "int16", "uint16", "int32", "float32", "float64".
+        slope: stored value * slope + inter is the HU value; not 0.
+        inter: see `slope`.
+
+    Raises:
+        InputError: the folder cannot be written, the disk is full, or the name has another ending.
+        ValueError: a value does not fit `dtype`.
+    """
+    on_disk = np.dtype(dtype)
+    array = volume.array
+    if on_disk.kind in "iu" and array.size:
+        stored = sorted((float(v) - inter) / slope for v in (array.min(), array.max()))
+        bounds = np.iinfo(on_disk)
+        if not (bounds.min <= round(stored[0]) and round(stored[1]) <= bounds.max):
+            raise ValueError(f"values {stored[0]:g} to {stored[1]:g} do not fit {on_disk}")
+    _write(Path(path), array, volume, Layout(volume.shape, on_disk, slope, inter))
+
+
+@np.errstate(all="ignore")  # damaged headers hold any bit pattern; what they say is checked here
+def _read_source(path: Path, stream: BinaryIO, limit: int) -> _Source:
+    """Read and judge the header; leaves the stream at the first voxel."""
+    header, block = _read_header(path, stream)
+    full_shape = _checked_shape(path, header)
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):
+        slope, inter = 1.0, 0.0  # the standard: then the data are not scaled
+    if not math.isfinite(inter):
+        inter = 0.0
+    x, y, z = full_shape[:3]
+    layout = Layout((x, y, z), _checked_dtype(path, header), slope, inter)
+    first, offset = _HEADERS[len(block)][2], float(header["vox_offset"])
+    # Some writers leave the offset at 0.
+    offset = max(first, int(offset)) if math.isfinite(offset) else first
+    voxels.check_claim(path, layout, offset, limit)
+    affine, disk = _affine_and_grid(path, header, block, full_shape)
+    voxels.skip(path, stream, offset - len(block))
+    return _Source(layout, affine, disk)
+
+
+def _read_header(path: Path, stream: BinaryIO) -> tuple[_Header, bytes]:
+    start = stream.read(4)
+    sizes = {int.from_bytes(start, "little"): "<", int.from_bytes(start, "big"): ">"}
+    size = next((s for s in sizes if s in _HEADERS), None)
+    if size is None or len(start) < 4:
+        raise InputError(
+            f"{path}: is not a NIfTI file, whatever its name; convert the scan to .nii.gz"
+        )
+    block = start + stream.read(size - 4)
+    if len(block) < size:
+        raise InputError(f"{path}: truncated inside the header; copy or download it again")
+    header = _parse(block)
+    if bytes(header["magic"].item())[:3] != _HEADERS[size][1]:
+        raise InputError(
+            f"{path}: is half of an Analyze or NIfTI .hdr/.img pair; convert it to one .nii.gz file"
+        )
+    return header, block
+
+
+def _parse(block: bytes) -> _Header:
+    size = len(block)
+    endianness = "<" if int.from_bytes(block[:4], "little") == size else ">"
+    return _HEADERS[size][0](block, endianness=endianness, check=False)
+
+
+def _checked_shape(path: Path, header: _Header) -> tuple[int, ...]:
+    """The whole shape, of at least three axes, those beyond the third of length one."""
+    axes = int(header["dim"][0])
+    shape = tuple(int(n) for n in header["dim"][1 : 1 + max(0, axes)])
+    if not 1 <= axes <= 7 or min(shape) < 1:
+        raise InputError(
+            f"{path}: the header's dimensions {header['dim'].tolist()} make no image; the file is "
+            "damaged, copy or download it again"
+        )
+    if axes < 3:
+        raise InputError(f"{path}: is a {axes}D image ({_times(shape)}); give a 3D scan")
+    if math.prod(shape[3:]) > 1:
+        raise InputError(
+            f"{path}: holds {math.prod(shape[3:])} volumes ({_times(shape)}); split it and give "
+            "one 3D scan"
+        )
+    return shape
+
+
+def _checked_dtype(path: Path, header: _Header) -> np.dtype:
+    try:
+        dtype = np.dtype(header.get_data_dtype())
+    except (KeyError, ValueError):
+        dtype = np.dtype("V")
+    if dtype.kind not in "iuf":
+        kind = "RGB" if dtype.names else {"c": "complex"}.get(dtype.kind, "unknown")
+        raise InputError(
+            f"{path}: voxels are of {kind} type (NIfTI code {int(header['datatype'])}); convert it "
+            "to int16 or float32"
+        )
+    return dtype
+
+
+def _affine_and_grid(
+    path: Path, header: _Header, block: bytes, full_shape: tuple[int, ...]
+) -> tuple[np.ndarray, _NiftiGrid]:
+    """The affine to believe, in mm, and everything the header says of the grid."""
+    sform = header.get_sform().astype(np.float64)
+    qform = _qform(header)
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    unit, factor = _UNITS.get(int(header["xyzt_units"]) & 7, ("unknown", 1.0))
+    size = factor * float(np.abs(header["pixdim"][1:4]).max())
+    if factor != 1 and not 0.01 <= size <= 50:
+        logger.warning("%s: voxels of %.3g mm cannot be; ignoring the unit %s", path, size, unit)
+        factor = 1.0
+    disk = _NiftiGrid(path, full_shape, sform, codes[0], qform, codes[1], unit, block)
+    to_mm = np.diag([factor, factor, factor, 1.0])
+    sform, qform = to_mm @ sform, to_mm @ qform
+    sform_ok = codes[0] > 0 and geometry.is_usable_affine(sform)
+    qform_ok = codes[1] > 0 and geometry.is_usable_affine(qform)
+    if sform_ok:
+        if qform_ok:
+            distance = geometry.max_corner_distance_mm(sform, qform, full_shape)
+            if distance > TOLERANCE_MM:
+                logger.warning(
+                    "%s: sform and qform disagree by up to %.3g mm; using the sform", path, distance
+                )
+        return sform, disk
+    if qform_ok:
+        if codes[0] > 0:
+            logger.warning("%s: the sform is unusable (zero, NaN or flat); using the qform", path)
+        return qform, disk
+    base = to_mm @ header.get_base_affine()
+    if codes[0] <= 0 and codes[1] <= 0 and geometry.is_usable_affine(base):
+        logger.warning(
+            "%s: the header gives no orientation (sform and qform codes are 0); taking it for %s",
+            path,
+            geometry.orientation(base),
+        )
+        return base, disk
+    raise InputError(
+        f"{path}: the header's affine is unusable (zero, NaN, flat, or voxels not of 0.001 to 1000 "
+        "mm); export the scan again or repair its sform"
+    )
+
+
+def _qform(header: _Header) -> np.ndarray:
+    """Affine of the qform by the standard's formula, in the header's units; NaN if invalid."""
+    quaternion = [float(header[f"quatern_{letter}"]) for letter in "bcd"]
+    offsets = [float(header[f"qoffset_{letter}"]) for letter in "xyz"]
+    affine = np.full((4, 4), np.nan)
+    affine[3] = (0, 0, 0, 1)
+    norm = math.fsum(q * q for q in quaternion)
+    if not norm <= 1 + 1e-4:
+        return affine
+    if norm > 1:  # rounding of float32: the real part is zero
+        quaternion = [q / math.sqrt(norm) for q in quaternion]
+    zooms = np.abs(header["pixdim"][1:4].astype(np.float64))
+    if header["pixdim"][0] < 0:
+        zooms[2] *= -1
+    affine[:3, :3] = quat2mat(fillpositive(quaternion)) * zooms
+    affine[:3, 3] = offsets
+    return affine
+
+
+def _write(path: Path, array: np.ndarray, like: Volume, layout: Layout) -> None:
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: the name of the output must end in .nii or .nii.gz; rename it")
+    disk = like.disk
+    if disk is not None and disk.shape[:3] != like.shape:
+        raise ValueError(f"array {like.shape} is not on the grid {disk.shape} of {disk.path}")
+    header = _parse(disk.header) if isinstance(disk, _NiftiGrid) else _new_header(like)
+    header.set_data_dtype(layout.dtype)
+    header["scl_slope"], header["scl_inter"] = layout.slope, layout.inter
+    header["cal_min"] = header["cal_max"] = 0
+    header["intent_code"] = 0
+    header["intent_name"] = header["aux_file"] = b""
+    header["descrip"] = b"spinejax"
+    first = _HEADERS[int(header["sizeof_hdr"])][2]
+    header["vox_offset"] = first
+    block = header.binaryblock
+    # After the header: four bytes that say "no extension".
+    block += bytes(first - len(block))
+    on_disk = Layout(layout.shape, header.get_data_dtype(), layout.slope, layout.inter)
+    voxels.write(path, block, array, on_disk)
+
+
+def _new_header(like: Volume) -> _Header:
+    """A header for a volume that was not read by this module; NIfTI-2 where a side needs it."""
+    disk = like.disk
+    shape = disk.shape if disk is not None else like.shape
+    header = Nifti1Header() if max(shape) < 2**15 else Nifti2Header()
+    header.set_data_shape(shape)
+    if disk is not None:
+        if np.isfinite(disk.qform).all():
+            header.set_qform(disk.qform, 0)
+        header["qform_code"] = disk.qform_code
+        header.set_sform(disk.sform, disk.sform_code)
+        header.set_xyzt_units(disk.units)
+        return header
+    header.set_qform(like.affine, 1)
+    header.set_sform(like.affine, 1)
+    header.set_xyzt_units("mm")
+    # A qform cannot hold shear: rather none than a wrong one.
+    if geometry.max_corner_distance_mm(_qform(header), like.affine, shape) > 0.01:
+        header["qform_code"] = 0
+    return header
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,97 @@
+"""Scans and label maps from files of any format that is read: NIfTI and MetaImage.
+
+The name's ending decides. Everything is written as NIfTI (`nifti.py`).
+"""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from spinejax.errors import check_choice
+from spinejax.io import metaimage, nifti
+from spinejax.io.grids import TOLERANCE_MM, match_labels
+from spinejax.io.nifti import VERSE_LABELS
+from spinejax.volume import LabelVolume, Volume
+
+LABELS = ("verse", "binary")
+"""What label files hold: VerSe ids, or any numbers above 0 that all mean vertebra."""
+
+ENDINGS = ".nii, .nii.gz, .mha or .mhd"
+"""For messages."""
+
+_ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad])$", re.IGNORECASE)
+
+
+def is_scan(path: str | os.PathLike[str]) -> bool:
+    """Whether the name ends as one of a scan and is not hidden, as unfinished files are."""
+    name = Path(path).name
+    return bool(_ENDING.search(name)) and not name.startswith(".")
+
+
+def stem(path: str | os.PathLike[str]) -> str:
+    """The file's name without the ending of its format."""
+    return _ENDING.sub("", Path(path).name)
+
+
+def case_id(path: str | os.PathLike[str]) -> str:
+    """Name of the case a file belongs to: the same for an image and its masks.
+
+    The ending goes, and so do a suffix that says what the file is (`_ct`, `_seg`, `_msk`, `_mask`,
+    `_label`, `_labels`, `_pred`) and a BIDS `_seg-*` entity: `sub-verse521_dir-ax_ct.nii.gz` and
+    `sub-verse521_dir-ax_seg-vert_msk.nii.gz` are both `sub-verse521_dir-ax`.
+    """
+    name = stem(path)
+    kind = r"(_seg-[a-z0-9]+)?_(ct|seg|msk|mask|labels?|pred)$"
+    return re.sub(kind, "", name, flags=re.IGNORECASE) or name
+
+
+def valid_labels(kind: str) -> Collection[int] | None:
+    """What `read_labels` takes as `valid` for one of `LABELS`.
+
+    Raises:
+        InputError: `kind` is none of them.
+    """
+    check_choice("data.labels", kind, LABELS)
+    return VERSE_LABELS if kind == "verse" else None
+
+
+def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """The files whose contents make up an image: itself, and a MetaImage's voxel file.
+
+    Raises:
+        InputError: the voxel file cannot be told or is missing.
+    """
+    return metaimage.parts(path) if metaimage.is_metaimage(path) else (Path(path),)
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read a CT; see `nifti.read_volume` and `metaimage.read_volume`."""
+    return (metaimage if metaimage.is_metaimage(path) else nifti).read_volume(path)
+
+
+def read_labels(
+    path: str | os.PathLike[str], valid: Collection[int] | None = VERSE_LABELS
+) -> LabelVolume:
+    """Read a label map as uint8; see `nifti.read_labels` and `metaimage.read_labels`."""
+    return (metaimage if metaimage.is_metaimage(path) else nifti).read_labels(path, valid)
+
+
+def read_pair(
+    image_path: str | os.PathLike[str],
+    labels_path: str | os.PathLike[str],
+    tolerance_mm: float = TOLERANCE_MM,
+    valid: Collection[int] | None = VERSE_LABELS,
+) -> tuple[Volume, LabelVolume]:
+    """Read a CT and its label map, the labels on the CT's grid.
+
+    The map may be stored in another format or axis order. Where the corners of the two grids are
+    within `tolerance_mm`, voxels are paired as they are; else the map is resampled (nearest
+    neighbour).
+
+    Raises:
+        InputError: as for `read_volume` and `read_labels`; the two do not overlap in space, or no
+            label is left on the CT's grid.
+    """
+    image = read_volume(image_path)
+    return image, match_labels(image, read_labels(labels_path, valid), tolerance_mm)

@@ -1,0 +1,67 @@
+"""The column at points: which vertebra is nearest, and where discs and the canal lie.
+
+Points of a block lie close together, so that only the vertebrae between the first and the last one
+that reach the block are evaluated.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from spinejax.phantom.body import shapes
+from spinejax.phantom.body.once import kept
+from spinejax.phantom.body.shapes import FAR, local
+
+Array = jax.Array
+
+
+def reaches(p: Array, spine: dict[str, Any]) -> Array:
+    """Which vertebrae (26) may matter at which points (n), as bool (n, 26): see `anatomy`."""
+    centre = spine["origin"] + spine["centre_y"][:, None] * spine["rotation"][:, :, 1]
+    up = spine["rotation"][:, :, 2]
+    x, y, z = (p[:, i : i + 1] - centre[:, i] for i in range(3))
+    height = x * up[:, 0] + y * up[:, 1] + z * up[:, 2]  # the centre lies at that of the body
+    near = x * x + y * y + z * z < (spine["reach"] ** 2) * (spine["id"] > 0)
+    return near & (height > spine["low"]) & (height < spine["high"])
+
+
+def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
+    """Nearest and second nearest vertebra, discs and canal, at points (n, 3).
+
+    Under x, y and z: coordinates in the frame of the nearest vertebra.
+    """
+    hit = jnp.any(reaches(p, spine), 0)
+    index = jnp.arange(hit.shape[0])
+    first = jnp.min(jnp.where(hit, index, hit.shape[0]))
+    last = jnp.max(jnp.where(hit, index, -1)) + 1
+    far = jnp.full(p.shape[:1], FAR)
+    start = {
+        "nearest": far, "second": far, "drum": far, "disc": far, "canal": far,
+        "x": far, "y": far, "z": far,
+        "slot": jnp.zeros(p.shape[:1], jnp.int32),
+    }  # fmt: skip
+
+    def add(i: Array, best: dict[str, Array]) -> dict[str, Array]:
+        take = jax.tree.map(lambda a: a[i], spine)
+        x, y, z = kept(p, local(p, take))
+        size = take["size"]
+        at = shapes.vertebra(x, y, z, size, take["parts"], take["has_body"])
+        canal = jnp.maximum(at["canal"], jnp.abs(z) - 0.5 * size["disc"] - size["h"] - 2.0)
+        d = jnp.where(take["id"] > 0, at["vertebra"], FAR)
+        d, drum, disc, canal = kept(p, (d, at["drum"], at["disc"], canal))
+        wins = d < best["nearest"]
+        return {
+            "nearest": jnp.minimum(d, best["nearest"]),
+            "second": jnp.where(wins, best["nearest"], jnp.minimum(d, best["second"])),
+            "drum": jnp.where(wins, drum, best["drum"]),
+            "disc": jnp.minimum(disc, best["disc"]),
+            "canal": jnp.minimum(canal, best["canal"]),
+            "slot": jnp.where(wins, i, best["slot"]),
+            "x": jnp.where(wins, x, best["x"]),
+            "y": jnp.where(wins, y, best["y"]),
+            "z": jnp.where(wins, z, best["z"]),
+        }
+
+    return lax.fori_loop(first, last, add, start)

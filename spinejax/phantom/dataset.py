@@ -1,0 +1,302 @@
+"""Phantoms written as a VerSe-like data set: CT, masks, body centroids, in VerSe's layout."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import spinejax
+from spinejax import geometry
+from spinejax.errors import InputError, check_choice
+from spinejax.files import write_json, write_text
+from spinejax.io import centroids as centroid_files
+from spinejax.io import nifti
+from spinejax.phantom.person.anatomy import RATES, anatomy, centroids
+from spinejax.phantom.scanner import acquisition, physics
+from spinejax.volume import Volume
+
+_ATTEMPTS = 20  # at a field of view that shows a whole vertebra
+DESCRIPTION = "dataset_description.json"
+_README = """Synthetic spine CT written by spinejax {version} (`spinejax phantom --seed={seed}`).
+
+No patient is shown here. The layout is that of VerSe (subject-based):
+rawdata/sub-*/sub-*_ct.nii[.gz]                          CT, HU, of several types
+derivatives/sub-*/sub-*_seg-vert_msk.nii.gz              VerSe ids; vertebrae cut by the field of
+                                                         view are bone but not labelled
+derivatives/sub-*/sub-*_seg-subreg_ctd.json              body centroids, voxels of the image
+"""
+
+
+def case_name(index: int) -> str:
+    """Name of the case of that number."""
+    return f"sub-phantom{index:03d}"
+
+
+def case_paths(out: Path, index: int) -> tuple[Path, Path, Path]:
+    """CT (.nii where it was written uncompressed, else .nii.gz), mask and centroids of a case."""
+    name = case_name(index)
+    derived = out / "derivatives" / name
+    image = out / "rawdata" / name / f"{name}_ct.nii.gz"
+    return (
+        image.with_suffix("") if image.with_suffix("").is_file() else image,
+        derived / f"{name}_seg-vert_msk.nii.gz",
+        derived / f"{name}_seg-subreg_ctd.json",
+    )
+
+
+def write_dataset(
+    out: str | os.PathLike[str],
+    cases: int,
+    seed: int,
+    *,
+    max_spacing_mm: float = 3.0,
+    min_extent_mm: float = 116.0,
+    max_extent_mm: float = 400.0,
+    min_spacing_mm: float = 0.3,
+    max_voxels: int = 2_000_000,
+    rates: Mapping[str, float] | None = None,
+    label_cut: bool = False,
+    region: str = "any",
+    workers: int = 1,
+    progress: bool = True,
+) -> list[str]:
+    """Render phantoms and write them; cases that are already there are kept.
+
+    A case depends on `seed`, its number and the limits alone, to the bit: not on how many cases are
+    written, nor by how many processes.
+
+    Args:
+        out: Folder; made if needed.
+        cases: How many.
+        seed: Seed.
+        max_spacing_mm: Coarsest voxel size.
+        min_extent_mm: Least height (S-I) of a scan.
+        max_extent_mm: Longest side of a scan, at least 80 mm.
+        min_spacing_mm: Finest voxel size (in the plane of thick slices).
+        max_voxels: Fields of view are made to fit this many voxels.
+        rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`; what is
+            not named has its default.
+        label_cut: Label vertebrae that the field of view cuts, too; VerSe leaves them out.
+        region: Where scans are centred: "any", "cervical", "thoracic" or "lumbar".
+        workers: Processes that write, each with a core or more to itself.
+        progress: Show a progress bar.
+
+    Returns:
+        Ids of all cases, without the `sub-`.
+
+    Raises:
+        InputError: unusable numbers, a folder that cannot be written, or one that holds phantoms
+            of another seed or other limits.
+    """
+    limits = check_limits(
+        cases,
+        seed,
+        min_spacing_mm=min_spacing_mm,
+        max_spacing_mm=max_spacing_mm,
+        min_extent_mm=min_extent_mm,
+        max_extent_mm=max_extent_mm,
+        max_voxels=max_voxels,
+        rates=rates,
+        label_cut=label_cut,
+        region=region,
+    )
+    root = Path(out)
+    try:
+        _describe(root, limits)
+        missing = [index for index in range(cases) if not _complete(root, index)]
+        done = cases - len(missing)
+        with tqdm(
+            total=cases, desc="phantoms", unit="scan", initial=done, disable=not progress
+        ) as bar:
+            for _ in _written(root, missing, limits, workers):
+                bar.update()
+    except OSError as error:
+        raise InputError(
+            f"{root}: cannot write phantoms there ({error.strerror or error}); choose a folder "
+            "with write permission and free space"
+        ) from error
+    return [case_name(index).removeprefix("sub-") for index in range(cases)]
+
+
+def check_limits(
+    cases: int,
+    seed: int,
+    *,
+    min_spacing_mm: float,
+    max_spacing_mm: float,
+    min_extent_mm: float,
+    max_extent_mm: float,
+    max_voxels: int,
+    rates: Mapping[str, float] | None = None,
+    label_cut: bool = False,
+    region: str = "any",
+) -> dict[str, Any]:
+    """Return the settings of phantoms as `draw_case` takes them; see `write_dataset`.
+
+    Raises:
+        InputError: a number is unusable.
+    """
+    if cases < 1:
+        raise InputError(f"cases={cases}: at least one phantom is needed; give a number from 1 up")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed={seed}: give a number from 0 to {2**31 - 1}")
+    if not 0.1 <= min_spacing_mm <= max_spacing_mm <= 10.0:
+        raise InputError(
+            f"voxel sizes from {min_spacing_mm} to {max_spacing_mm} mm: the limits must rise and "
+            "lie between 0.1 and 10"
+        )
+    if not 80.0 <= max_extent_mm <= 2000.0:
+        raise InputError(f"max_extent_mm={max_extent_mm}: a vertebra needs 80 mm; give 80 to 2000")
+    if not 0 < min_extent_mm <= 2000.0:
+        raise InputError(f"min_extent_mm={min_extent_mm}: give a height in mm above 0, to 2000")
+    if max_voxels < 1000:
+        raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
+    check_choice("region", region, physics.REGIONS)
+    chosen = {name: float(rate) for name, rate in (rates or {}).items()}
+    for name, rate in chosen.items():
+        check_choice("rate", name, RATES)
+        # Fractures are counted relative to the usual number.
+        if not 0.0 <= rate <= (1000.0 if name == "fractures" else 1.0):
+            raise InputError(f"rate {name}={rate}: give a probability from 0 to 1")
+    return {
+        "seed": seed,
+        "min_spacing_mm": min_spacing_mm,
+        "max_spacing_mm": max_spacing_mm,
+        "min_extent_mm": min_extent_mm,
+        "max_extent_mm": max_extent_mm,
+        "max_voxels": max_voxels,
+        **({"rates": chosen} if chosen else {}),
+        **({"label_cut": True} if label_cut else {}),
+        **({"region": region} if region != "any" else {}),
+    }
+
+
+def _complete(root: Path, index: int) -> bool:
+    """Whether all files of a case are there; the CT may be stored uncompressed."""
+    image, *others = case_paths(root, index)
+    found = image.is_file() or image.with_suffix("").is_file()
+    return found and all(path.is_file() for path in others)
+
+
+def _written(
+    root: Path, missing: list[int], limits: dict[str, Any], workers: int
+) -> Iterator[None]:
+    """Write cases, here or in other processes, and yield after each."""
+    if workers == 1 or len(missing) < 2:
+        for index in missing:
+            _write_case(root, index, limits)
+            yield
+        return
+    # Not forked: JAX has threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
+        futures = [pool.submit(_write_case, root, index, limits) for index in missing]
+        for future in as_completed(futures):
+            future.result()
+            yield
+
+
+def _describe(root: Path, limits: dict[str, Any]) -> None:
+    """Write what the folder holds, or refuse one that holds something else."""
+    path = root / DESCRIPTION
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("Phantom")
+        except (ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path}: not readable as JSON; delete it or choose another folder"
+            ) from error
+        if found is None:
+            raise InputError(f"{root} holds a data set of another kind; choose another folder")
+        if found != limits:
+            raise InputError(
+                f"{root} holds phantoms of other settings ({found}); choose another folder or "
+                "delete this one"
+            )
+        return
+    if root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+        raise InputError(
+            f"{root} holds other files; choose an empty or a new folder, so that phantoms and "
+            "scans stay apart"
+        )
+    description = {
+        "Name": "spinejax phantoms",
+        "BIDSVersion": "1.6.0",
+        "DatasetType": "raw",
+        "GeneratedBy": [{"Name": "spinejax", "Version": spinejax.__version__}],
+        "Phantom": limits,
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    # First, since a folder without it is refused: an interrupted start must find its own again.
+    write_json(path, description)
+    write_text(root / "README", _README.format(version=spinejax.__version__, seed=limits["seed"]))
+
+
+@jax.jit
+def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any, jax.Array]:
+    key = jax.random.fold_in(jax.random.key(seed), index)
+    return anatomy(key, **rates), jax.random.split(jax.random.fold_in(key, 1))
+
+
+def draw_case(
+    seed: int, index: int, limits: dict[str, Any]
+) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], acquisition.Storage]:
+    """One case: CT (HU, axes as on disk), mask (uint8), centroids by id (voxels of the CT)."""
+    parameters, keys = _draw(seed, index, limits.get("rates", {}))
+    rng = np.random.default_rng([seed, index])
+    for attempt in range(_ATTEMPTS):
+        scan = acquisition.plan_scan(
+            jax.random.fold_in(keys[0], attempt), rng, parameters, geometry.ALL_ORIENTATIONS, limits
+        )
+        whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
+        if whole.any():
+            break
+    image, labels = acquisition.acquire(keys[1], parameters, scan)
+    ids = np.asarray(parameters["spine"]["id"])
+    if limits.get("label_cut"):
+        kept = {int(i) for i in np.unique(labels) if i}
+    else:
+        # The outermost points are a handful; voxels on the first or last slice settle the matter.
+        cut = np.union1d(labels[:, :, 0], labels[:, :, -1])
+        kept = {int(i) for i in ids[whole] if i not in cut}
+    lookup = np.array([i if i in kept else 0 for i in range(256)], np.uint8)
+    affine = acquisition.LPS_TO_RAS @ scan.affine
+    image, affine_disk = geometry.reorient(image, affine, scan.orientation)
+    mask, _ = geometry.reorient(lookup[labels], affine, scan.orientation)
+    volume = Volume(np.ascontiguousarray(image), affine_disk)
+    centres = {
+        int(i): geometry.world_to_voxel(affine_disk, acquisition.LPS_TO_RAS[:3, :3] @ point)
+        for i, point in zip(ids, points.astype(float), strict=True)
+        if int(i) in kept
+    }
+    # The body of a cut vertebra may lie beyond the scan.
+    most = np.array(volume.shape) - 0.5
+    centres = {i: at for i, at in centres.items() if (at >= -0.5).all() and (at <= most).all()}
+    return volume, np.ascontiguousarray(mask), centres, scan.storage
+
+
+@jax.jit
+def _landmarks(parameters: Any, protocol: physics.Protocol) -> tuple[jax.Array, jax.Array]:
+    """Which vertebrae a scan shows whole, and where it shows the centroids of all."""
+    whole = acquisition.whole_vertebrae(
+        parameters, protocol["lower"], protocol["upper"], protocol=protocol
+    )
+    return whole, physics.shown_at(centroids(parameters)[1], protocol)
+
+
+def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:
+    volume, mask, points, storage = draw_case(limits["seed"], index, limits)
+    image_path, mask_path, centroid_path = case_paths(root, index)
+    if not storage.compressed:
+        image_path = image_path.with_suffix("")
+    nifti.write_volume(image_path, volume, storage.dtype, slope=storage.slope, inter=storage.inter)
+    nifti.write_labels(mask_path, mask, volume)
+    # Last, so that a case that has it is complete.
+    centroid_files.write_centroids(centroid_path, points, volume)

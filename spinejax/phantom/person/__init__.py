@@ -1,0 +1,1 @@
+"""Everything of a person that is drawn at random."""

@@ -1,0 +1,1 @@
+"""What a CT scanner makes of a body: field of view, blur, noise, artefacts, storage."""

@@ -1,0 +1,315 @@
+"""Endless phantoms: slices, patches and cubes rendered from a key, inside a jitted step.
+
+Every sample is a person of its own under a scanner of its own, and a pure function of its key and
+of the options, which are Python numbers and fixed when jitted. So a batch needs no file, depends
+neither on the number of devices nor on what was drawn before, and resuming means naming the step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from spinejax.phantom.body.once import kept
+from spinejax.phantom.body.render import render
+from spinejax.phantom.person.anatomy import anatomy
+from spinejax.phantom.scanner import acquisition, physics
+from spinejax.volume import PLANES
+
+Array = jax.Array
+
+NEAR_SPINE_MM = {"sagittal": (-46.0, 46.0), "coronal": (-26.0, 62.0), "axial": (-30.0, 30.0)}
+"""Where slices with vertebrae lie, from a body's centroid along the axis across the slices."""
+
+THROUGH_BODY_MM = {"sagittal": (-20.0, 20.0), "coronal": (-15.0, 15.0), "axial": (-12.0, 12.0)}
+"""Where half of these lie: they pass through the body, which is most of a vertebra's volume."""
+
+BODY_MM = {"sagittal": (-150.0, 150.0), "coronal": (-170.0, 90.0), "axial": (-1e4, 1e4)}
+"""Where the other slices lie, from the top of the sacrum: wide fields of view hold much air."""
+
+LOW_LUMBAR = (23, 25)
+"""L4 to L6 are chosen three times as often as others: what lies below them looks much like them."""
+
+AIMED_SHARE = 0.85
+"""Share of the windows of these slices that hold the chosen vertebra, at a random place."""
+
+PELVIS_MM = 130.0
+PELVIS_SHARE = 0.7
+"""Share of the other slices whose window lies at a height down to that far below the top of the
+sacrum, where the field of view reaches there: hips and pelvis look most like vertebrae."""
+
+PATCHES_PER_SLICE = 16
+"""Neighbouring patches of a batch that are cut from one slice."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How slices of phantoms are taken and prepared: the fields of `SlicePreprocess`, as it does.
+
+    Attributes:
+        plane: "sagittal", "coronal" or "axial".
+        size: (h, w) pixels.
+        mode: "resample" to `spacing_mm`, "native" pixels of the scanner, or "resize" the whole
+            field of view to `size`.
+        spacing_mm: of "resample".
+        smoothing_mm: standard deviation of the Gaussian that preprocessing smooths with.
+        clamp_hu: (low, high).
+        window: values outside `clamp_hu` are set to 0 (paper B) rather than clamped.
+        fill_hu: what lies outside the field of view.
+        spine_free_fraction: share of slices that lie anywhere in the field of view.
+        distractors: draw what is not spine (`render`).
+        acquisition: what a scanner adds (`scanner.signal`); without, only its field of view.
+        label_cut: vertebrae that the field of view cuts are labelled, as in crops of annotated
+            scans and by TotalSegmentator; VerSe leaves them out.
+        region: where fields of view are centred, of `scanner.REGIONS`.
+        extents_mm: (least height, longest side) of fields of view.
+        rates: frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
+    """
+
+    plane: str
+    size: tuple[int, int]
+    mode: str
+    spacing_mm: float
+    smoothing_mm: float
+    clamp_hu: tuple[float, float]
+    window: bool
+    fill_hu: float
+    spine_free_fraction: float
+    distractors: bool = True
+    acquisition: bool = True
+    label_cut: bool = False
+    region: str = "any"
+    extents_mm: tuple[float, float] = (0.0, 700.0)
+    rates: tuple[tuple[str, float], ...] = ()
+
+
+def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
+    """Draw one slice of one person.
+
+    Returns:
+        "image" (h, w) float32 HU, preprocessed but not normalised; "label" (h, w) int32 VerSe ids,
+        of vertebrae that count (`Sampling.label_cut`); "stats" (4,) float32 mean, standard
+        deviation, minimum and maximum, which stand for the scan's and are the slice's own.
+    """
+    keys = jax.random.split(key, 4)
+    person = anatomy(keys[0], **dict(how.rates))
+    protocol = _protocol(keys[1], person, how)
+    points, within, pixel_mm = _grid(keys[2], person, protocol, how)
+    hu, label = _drawn(keys[3], person, protocol, points, pixel_mm, how)
+    return prepared(hu, label, within, how)
+
+
+def _protocol(key: Array, person: Any, how: Sampling) -> physics.Protocol:
+    least, most = how.extents_mm
+    return physics.protocol(key, person, region=how.region, min_extent_mm=least, max_extent_mm=most)
+
+
+def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str, Array]:
+    """Clamp or window HU and leave out what lies outside the field of view."""
+    low, high = how.clamp_hu
+    if how.window:
+        image = jnp.where((hu >= low) & (hu <= high), hu, 0.0)
+    else:
+        image = jnp.clip(hu, low, high)
+    image = jnp.round(jnp.where(within, image, how.fill_hu))
+    count = jnp.maximum(jnp.sum(within), 1)
+    mean = jnp.sum(jnp.where(within, image, 0.0)) / count
+    std = jnp.sqrt(jnp.sum(jnp.where(within, (image - mean) ** 2, 0.0)) / count)
+    stats = jnp.stack([mean, std, jnp.min(image), jnp.max(image)])
+    return {"image": image, "label": jnp.where(within, label, 0), "stats": stats}
+
+
+def _drawn(
+    key: Array,
+    person: Any,
+    protocol: dict[str, Array],
+    points: Array,
+    pixel_mm: Array,
+    how: Sampling,
+) -> tuple[Array, Array]:
+    """HU and the labels that count, at points (..., 3)."""
+    points = kept(points, points)
+    blur = jnp.sqrt(protocol["blur"] ** 2 + how.smoothing_mm**2)
+    if how.acquisition:
+        hu, label = render(
+            person, physics.where(points, protocol), edge_mm=blur, distractors=how.distractors
+        )
+        hu = physics.signal(
+            key, hu, points, person, protocol, pixel_mm, smoothing_mm=how.smoothing_mm
+        )
+    else:
+        edge = 0.5 * jnp.mean(pixel_mm)
+        hu, label = render(person, points, edge_mm=edge, distractors=how.distractors)
+    if how.label_cut:
+        return hu, label
+    whole = acquisition.whole_vertebrae(
+        person,
+        protocol["lower"],
+        protocol["upper"],
+        protocol=protocol if how.acquisition else None,
+    )
+    return hu, acquisition.keep_labels(label, person["spine"]["id"], whole)
+
+
+def _any_centre(key: Array, person: Any, protocol: dict[str, Array]) -> Array:
+    """Centroid (3,) of a random vertebra at a height that the field of view covers.
+
+    See `LOW_LUMBAR`.
+    """
+    spine = person["spine"]
+    z = spine["origin"][:, 2]
+    seen = (spine["id"] > 0) & (z > protocol["lower"][2]) & (z < protocol["upper"][2])
+    # A field of view between two vertebrae shows both of them cut: any will do.
+    seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
+    weight = jnp.where((spine["id"] >= LOW_LUMBAR[0]) & (spine["id"] <= LOW_LUMBAR[1]), 3.0, 1.0)
+    return spine["origin"][jax.random.categorical(key, jnp.where(seen, jnp.log(weight), -jnp.inf))]
+
+
+def _grid(
+    key: Array, person: Any, protocol: dict[str, Array], how: Sampling
+) -> tuple[Array, Array, Array]:
+    """Points (h, w, 3) of a random slice, which of them were scanned, and the pixels' (2,) mm."""
+    lower, upper = protocol["lower"], protocol["upper"]
+    axis = PLANES[how.plane]
+    inner = [i for i in range(3) if i != axis]
+    size = jnp.asarray(how.size, jnp.float32)
+    extent = (upper - lower)[jnp.array(inner)]
+    if how.mode == "resample":
+        pixel = jnp.full(2, how.spacing_mm)
+    elif how.mode == "native":
+        pixel = protocol["spacing"][jnp.array(inner)]
+    else:
+        pixel = extent / size
+    kind, across, aim, place, pick, body, pelvis, depth = jax.random.split(key, 8)
+    chosen = _any_centre(pick, person, protocol)
+    free = jax.random.uniform(kind) < how.spine_free_fraction
+
+    low, high = lower[axis], upper[axis]
+    ranges = jnp.asarray([NEAR_SPINE_MM[how.plane], THROUGH_BODY_MM[how.plane]])
+    offsets = ranges[jax.random.bernoulli(body).astype(jnp.int32)]
+    near = jnp.clip(chosen[axis] + offsets, low, high)
+    sacrum = person["sacrum"]["origin"]
+    body_mm = jnp.clip(sacrum[axis] + jnp.asarray(BODY_MM[how.plane]), low, high)
+    low, high = jnp.where(free, body_mm, near)
+    below = jnp.clip(sacrum[2] - lower[2], 0.0, PELVIS_MM)
+    pelvic = free & (below > 30.0) & (jax.random.uniform(pelvis) < PELVIS_SHARE)
+    height = sacrum[2] - below * jax.random.uniform(depth)
+    level = low + (high - low) * jax.random.uniform(across)
+
+    # The window lies anywhere on the slice; or, mostly, so that it holds the chosen vertebra.
+    u = jax.random.uniform(place, (2,))
+    room = extent - size * pixel
+    anywhere = lower[jnp.array(inner)] + u * room
+    target = chosen[jnp.array(inner)]
+    reach = jnp.maximum(0.5 * size * pixel - 25.0, 0.0)
+    if axis == 2:
+        level = jnp.where(pelvic, height, level)
+    else:
+        anywhere = anywhere.at[1].set(
+            jnp.where(pelvic, height - 0.5 * size[1] * pixel[1], anywhere[1])
+        )
+    aimed = target + (2.0 * u - 1.0) * reach - 0.5 * size * pixel
+    least = lower[jnp.array(inner)] + jnp.minimum(room, 0.0)
+    aimed = jnp.clip(aimed, least, least + jnp.abs(room))
+    start = jnp.where(~free & (jax.random.uniform(aim) < AIMED_SHARE), aimed, anywhere)
+    rows, columns = (start[i] + (jnp.arange(how.size[i]) + 0.5) * pixel[i] for i in (0, 1))
+    first, second = jnp.meshgrid(rows, columns, indexing="ij")
+    planes: list[Any] = [None] * 3
+    planes[axis], planes[inner[0]], planes[inner[1]] = jnp.full_like(first, level), first, second
+    points = jnp.stack(planes, -1)
+    within = jnp.all((points >= lower) & (points <= upper), -1)
+    return points, within, pixel
+
+
+def patch_samples(
+    key: Array, count: int, *, side: int, margin: int, how: Sampling
+) -> dict[str, Array]:
+    """Draw square patches of one slice: half of them about a vertebra's pixel, half elsewhere.
+
+    Args:
+        key: of the slice and of the places.
+        count: patches.
+        side: pixels of a patch.
+        margin: pixels around it, for augmentation to draw from.
+        how: of the slice.
+
+    Returns:
+        Fields of `slice_sample` with a leading axis of `count` and sides of side + 2 margin. The
+        pixel in row and column side // 2 of the patch is the drawn one; where no pixel is of a
+        kind, any is taken.
+    """
+    slice_key, place_key = jax.random.split(key)
+    drawn = slice_sample(slice_key, how)
+    whole = side + 2 * margin
+    before = margin + side // 2
+    pad = [(before, whole - 1 - before)] * 2
+    image = jnp.pad(drawn["image"], pad, constant_values=how.fill_hu)
+    label = jnp.pad(drawn["label"], pad)
+    foreground = (drawn["label"] > 0).reshape(-1)
+
+    def one(i: Array) -> tuple[Array, Array]:
+        wanted = foreground == (i % 2 == 0)
+        logits = jnp.where(wanted | ~jnp.any(wanted), 0.0, -jnp.inf)
+        at = jax.random.categorical(jax.random.fold_in(place_key, i), logits)
+        start = (at // how.size[1], at % how.size[1])
+        cut = lambda array: lax.dynamic_slice(array, start, (whole, whole))  # noqa: E731
+        return cut(image), cut(label)
+
+    images, labels = jax.vmap(one)(jnp.arange(count))
+    stats = jnp.broadcast_to(drawn["stats"], (count, 4))
+    return {"image": images, "label": labels, "stats": stats}
+
+
+def cube_sample(
+    key: Array, *, size: tuple[int, int, int], spacing_mm: float, how: Sampling
+) -> dict[str, Array]:
+    """Draw a cube of one person about a random vertebra.
+
+    Args:
+        key: of person, scanner and place.
+        size: (x, y, z) voxels along the canonical L, P, S axes.
+        spacing_mm: of the voxels.
+        how: preprocessing; of its plane, size and mode nothing is used.
+
+    Returns:
+        Fields of `slice_sample`, image and label (x, y, z).
+    """
+    keys = jax.random.split(key, 4)
+    person = anatomy(keys[0], **dict(how.rates))
+    protocol = _protocol(keys[1], person, how)
+    lower, upper = protocol["lower"], protocol["upper"]
+    pick, place = jax.random.split(keys[2])
+    chosen = _any_centre(pick, person, protocol)
+    extent = jnp.asarray(size, jnp.float32) * spacing_mm
+    shift = (jax.random.uniform(place, (3,)) - 0.5) * jnp.maximum(extent - 50.0, 0.0)
+    # The cube lies within the field of view, or that within the cube, as when scans are read.
+    a, b = lower + 0.5 * extent, upper - 0.5 * extent
+    centre = jnp.clip(chosen + shift, jnp.minimum(a, b), jnp.maximum(a, b))
+    axes = [centre[i] + (jnp.arange(size[i]) - (size[i] - 1) / 2) * spacing_mm for i in range(3)]
+    points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
+    within = jnp.all((points >= lower) & (points <= upper), -1)
+    pixel_mm = jnp.full(3, spacing_mm)
+    hu, label = _drawn(keys[3], person, protocol, points, pixel_mm, how)
+    return prepared(hu, label, within, how)
+
+
+def batch_of(
+    one: Callable[[Array], dict[str, Array]], key: Array, positions: Array, group: int = 1
+) -> dict[str, Array]:
+    """Draw the samples of a batch at `positions` (b,), one after the other.
+
+    Args:
+        one: key -> sample; or, with `group` g > 1, key -> g samples.
+        key: of the batch of all devices.
+        positions: places in that batch. With g > 1 they are whole groups: g numbers in a row, the
+            first a multiple of g.
+        group: g.
+    """
+    groups = positions[::group] // group
+    drawn = lax.map(lambda p: one(jax.random.fold_in(key, p)), groups)
+    if group == 1:
+        return drawn
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn)

@@ -1,0 +1,138 @@
+"""Classification of patches, and of pixels by the patches around them (paper B)."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from spinejax import augment, losses
+from spinejax.data import normalise, preprocess
+from spinejax.data.cache import CachedCase
+from spinejax.data.feeds import Feed
+from spinejax.data.patch_feed import PatchFeed
+from spinejax.errors import InputError, check_choice
+from spinejax.inference import patch_scan
+from spinejax.inference.masks import StackPredictor
+from spinejax.phantom import stream_feed
+from spinejax.tasks import record
+from spinejax.tasks.record import Keys, LossAux, Task
+
+
+def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
+    """Classification of square patches, vertebra or not, and of every pixel by its patch (paper B).
+
+    A patch is labelled by its pixels after augmentation, which may turn or shift the one rule's
+    answer. A pixel's patch is the one in whose row and column n // 2 it lies.
+    """
+    n = config.data.patches.size
+    model = record.network(config, axis_name, out_channels=2, of="patches")
+    how = preprocess.from_config(config.data)
+    if how.mode == "isotropic":
+        raise InputError(
+            "data.preprocess.mode=isotropic is for networks of cubes; patches take resample, "
+            "resize or native"
+        )
+    mode = normalise.check_mode(config.data.normalise)
+    loss_fn = losses.make_loss(config.loss)
+    rule = config.data.patches.label_rule
+    check_choice("data.patches.label_rule", rule, PATCH_LABELS)
+    label_of = PATCH_LABELS[rule]
+    arrays = record.arrays_of(
+        config, partial(augment.augment, plane=how.plane, fill_hu=how.fill_hu)
+    )
+    moves = {k: config.augment[k] for k in ("scale", "rotation_deg", "translation_px")}
+    margin = _margin(n, **moves) if config.augment.enabled else 0
+
+    def to_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
+        return normalise.network_input(image_hu, mode, how.range_hu, stats)
+
+    def loss(
+        params: Any,
+        batch_stats: Any,
+        batch: Mapping[str, jax.Array],
+        keys: Keys | None,
+        *,
+        train: bool,
+    ) -> tuple[jax.Array, LossAux]:
+        image, label = arrays(batch, keys)
+        border = (image.shape[1] - n) // 2
+        inner = slice(border, border + n)
+        truth = label_of(label[:, inner, inner] > 0)
+        x = to_input(image[:, inner, inner], batch["stats"])[..., None]
+        logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
+        weight = batch["weight"]
+        value = loss_fn(logits, truth.astype(jnp.int32), weight=weight, axis_name=axis_name)
+        found = logits[:, 1] > logits[:, 0]
+        return value, LossAux(batch_stats, record.counts(found, truth, weight), found)
+
+    init = record.initial(model, (n, n, 1))
+    jax.eval_shape(init, jax.random.key(0))  # a patch too small for the layers is refused here
+
+    def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
+        make = partial(
+            PatchFeed,
+            **config.data.patches,
+            val_fraction=config.data.val_fraction,
+            margin=margin,
+            **record.common_shares(config),
+        )
+        return stream_feed.feed(config, split, make)
+
+    def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
+        return patch_scan.make_stack_predictor(
+            model,
+            variables,
+            patch=n,
+            to_input=to_input,
+            fill_hu=int(how.fill_hu),
+            padding=config.predict.padding,
+            batch_size=config.predict.batch_size,
+        )
+
+    return Task(
+        "patch_classification",
+        model=model,
+        input_shape=(n, n, 1),
+        sample_shape=(n + 2 * margin, n + 2 * margin),
+        init=init,
+        loss=loss,
+        stream=stream_feed.of_patches(config, n, margin),
+        feed=feed,
+        stack_predictor=stack_predictor,
+        least_side=1,
+        sample="patches",
+        overlap="F-score",
+    )
+
+
+def _majority(foreground: jax.Array) -> jax.Array:
+    """(b, n, n) bool -> (b,): whether more than half of the pixels are foreground."""
+    return 2 * foreground.sum((1, 2)) > foreground.shape[1] * foreground.shape[2]
+
+
+def _centre(foreground: jax.Array) -> jax.Array:
+    """(b, n, n) bool -> (b,): the pixel of row and column n // 2."""
+    n = foreground.shape[1]
+    return foreground[:, n // 2, n // 2]
+
+
+PATCH_LABELS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "majority": _majority,
+    "centre": _centre,
+}
+"""Label of a patch: paper B, section II.B, has the majority, 513 of 1024 pixels."""
+
+
+def _margin(
+    n: int, *, scale: tuple[float, float], rotation_deg: float, translation_px: float
+) -> int:
+    """Pixels around a patch that turning, shifting and shrinking may bring into it."""
+    angle = math.radians(min(rotation_deg, 45.0))
+    half = (n - 1) / 2  # to the centre of the outermost pixel
+    # A shift along both axes is turned, too.
+    reach = (half + translation_px) * (math.cos(angle) + math.sin(angle)) / min(scale)
+    return max(0, math.ceil(reach - half + 0.01))  # 0.01: rounding on the device

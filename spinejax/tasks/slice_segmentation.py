@@ -1,0 +1,99 @@
+"""Binary segmentation of slices: vertebra or not (paper A)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from spinejax import augment, losses
+from spinejax.data import normalise, preprocess
+from spinejax.data.cache import CachedCase
+from spinejax.data.feeds import Feed, SliceFeed
+from spinejax.errors import InputError
+from spinejax.inference import windows2d
+from spinejax.inference.masks import StackPredictor
+from spinejax.phantom import stream_feed
+from spinejax.tasks import record
+from spinejax.tasks.record import Keys, LossAux, Task
+
+
+def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
+    """Binary segmentation of slices: vertebra or not (paper A)."""
+    model = record.network(config, axis_name, out_channels=1, of="slices")
+    size = tuple(config.data.size)
+    if any(side % model.stride for side in size):
+        raise InputError(
+            f"data.size={size} must be multiples of {model.stride}, the stride of model "
+            f"{config.model.name!r}"
+        )
+    how = preprocess.from_config(config.data)
+    if how.mode == "isotropic":
+        raise InputError(
+            "data.preprocess.mode=isotropic is for networks of cubes; slices take resample, resize "
+            "or native"
+        )
+    mode = normalise.check_mode(config.data.normalise)
+    loss_fn = losses.make_loss(config.loss)
+    arrays = record.arrays_of(
+        config, partial(augment.augment, plane=how.plane, fill_hu=how.fill_hu)
+    )
+
+    def network_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
+        return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
+
+    def loss(
+        params: Any,
+        batch_stats: Any,
+        batch: Mapping[str, jax.Array],
+        keys: Keys | None,
+        *,
+        train: bool,
+    ) -> tuple[jax.Array, LossAux]:
+        image, label = arrays(batch, keys)
+        x = network_input(image, batch["stats"])
+        logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
+        weight = batch["weight"]
+        value = loss_fn(logits, label, weight=weight, axis_name=axis_name)
+        mask = logits[..., 0] > 0
+        return value, LossAux(batch_stats, record.counts(mask, label > 0, weight), mask)
+
+    def probability(
+        variables: Mapping[str, Any], image_hu: jax.Array, stats: jax.Array
+    ) -> jax.Array:
+        logits, _ = model.apply(dict(variables), network_input(image_hu, stats), train=False)
+        return jax.nn.sigmoid(logits[..., 0].astype(jnp.float32))
+
+    def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
+        free = config.data.spine_free_fraction
+        make = partial(
+            SliceFeed, size=size, spine_free_fraction=free, **record.common_shares(config)
+        )
+        return stream_feed.feed(config, split, make)
+
+    def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
+        return windows2d.make_stack_predictor(
+            probability,
+            variables,
+            window=(size[0], size[1]),
+            overlap=config.predict.overlap,
+            batch_size=config.predict.batch_size,
+            fill=int(how.fill_hu),
+        )
+
+    return Task(
+        "slice_segmentation",
+        model=model,
+        input_shape=(size[0], size[1], config.model.get("in_channels", 1)),
+        sample_shape=(size[0], size[1]),
+        init=record.initial(model, (*size, 1)),
+        loss=loss,
+        stream=stream_feed.of_slices(config),
+        feed=feed,
+        stack_predictor=stack_predictor,
+        least_side=model.stride,
+        sample="slices",
+        overlap="Dice",
+    )

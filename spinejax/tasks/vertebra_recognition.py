@@ -1,0 +1,135 @@
+"""Recognition of vertebrae in cubes: every voxel by the name of its vertebra (paper A)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from spinejax import augment, labels, losses
+from spinejax.data import normalise, preprocess
+from spinejax.data.cache import CachedCase
+from spinejax.data.cube_feed import CubeFeed
+from spinejax.data.feeds import Feed
+from spinejax.errors import InputError, check_choice
+from spinejax.inference.cascade import PRIORS
+from spinejax.phantom import stream_feed
+from spinejax.tasks import record
+from spinejax.tasks.record import Keys, LossAux, Task
+
+_WORN = 7  # sets the keys of masks apart from those of augmentation
+
+
+def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
+    """Segmentation of cubes into background, C1 to L6 and T13 (paper A, sections 3.8 and 4.3.2).
+
+    What counts as right: a voxel of a vertebra that is given that vertebra's name. One that is
+    given another's counts as a false positive and as a false negative.
+
+    With `data.cube.spine_prior="channel"` the network sees the mask of the spine besides the image:
+    in training the true one with the faults of a predicted one, in validation the true one.
+
+    With `loss.offset_weight` above 0 it also learns where the centre of each voxel's vertebra is,
+    by which vertebrae that touch are parted.
+    """
+    offset_weight = config.loss[losses.OFFSET_WEIGHT]
+    out_channels = labels.NUM_CLASSES + (3 if offset_weight else 0)
+    model = record.network(config, axis_name, out_channels=out_channels, of="cubes")
+    x, y, z = config.data.cube.size
+    size = (x, y, z)
+    if any(side % model.stride for side in size):
+        raise InputError(
+            f"data.cube.size={size} must be multiples of {model.stride}, the stride of model "
+            f"{config.model.name!r}"
+        )
+    how = preprocess.from_config(config.data)
+    if (how.mode, how.plane, how.intensity) != ("isotropic", "sagittal", "clamp"):
+        raise InputError(
+            f"task={config.task} needs data.preprocess.mode=isotropic, data.plane=sagittal and "
+            f"data.preprocess.intensity=clamp, not {how.mode}, {how.plane} and {how.intensity}"
+        )
+    if config.data.labels != "verse":
+        raise InputError(
+            f"task={config.task} needs masks that number vertebrae as VerSe does; data.labels="
+            f"{config.data.labels} has no names to learn"
+        )
+    prior = config.data.cube.spine_prior
+    check_choice("data.cube.spine_prior", prior, PRIORS)
+    seen = prior == "channel"
+    sacrum = config.data.cube.prior_sacrum
+    if not 0 <= sacrum <= 0.75:
+        raise InputError(f"data.cube.prior_sacrum={sacrum} must be from 0 to 0.75")
+    mode = normalise.check_mode(config.data.normalise)
+    loss_fn = losses.make_loss(config.loss)
+    arrays = record.arrays_of(config, partial(augment.augment_cubes, fill_hu=how.fill_hu))
+    class_of = np.zeros(labels.MAX_ID + 1, np.int32)
+    class_of[list(labels.VERSE_IDS)] = labels.to_contiguous(np.array(labels.VERSE_IDS))
+
+    def network_input(image_hu: jax.Array, stats: jax.Array, spine: jax.Array) -> jax.Array:
+        x = normalise.network_input(image_hu, mode, how.range_hu, stats[:, None])
+        return jnp.stack([x, spine.astype(x.dtype)], -1) if seen else x[..., None]
+
+    def loss(
+        params: Any,
+        batch_stats: Any,
+        batch: Mapping[str, jax.Array],
+        keys: Keys | None,
+        *,
+        train: bool,
+    ) -> tuple[jax.Array, LossAux]:
+        image, label = arrays(batch, keys)
+        truth = jnp.asarray(class_of)[label]
+        spine = truth > 0
+        if seen and keys is not None:
+            own = jax.vmap(lambda key: jax.random.fold_in(key, _WORN))(keys.augment)
+            spine = augment.worn_masks(own, label, image, spacing_mm=how.spacing_mm, sacrum=sacrum)
+        x = network_input(image, batch["stats"], spine)
+        logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
+        weight = batch["weight"]
+        logits, offsets = jnp.split(logits, [labels.NUM_CLASSES], -1)
+        common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
+        value = loss_fn(logits, truth, **common)
+        if offset_weight:
+            error = losses.offset_error(offsets, truth, spacing_mm=how.spacing_mm, **common)
+            value += offset_weight * error
+        found = jnp.argmax(logits, -1)
+        return value, LossAux(batch_stats, _counts(found, truth, weight), found > 0)
+
+    def class_probability(
+        variables: Mapping[str, Any], image_hu: jax.Array, spine: jax.Array, stats: jax.Array
+    ) -> jax.Array:
+        x = network_input(image_hu.astype(jnp.float32), stats, spine)
+        logits, _ = model.apply(dict(variables), x, train=False)
+        logits, offsets = jnp.split(logits.astype(jnp.float32), [labels.NUM_CLASSES], -1)
+        return jnp.concatenate([jax.nn.softmax(logits), offsets], -1)
+
+    def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
+        make = partial(CubeFeed, size=size, **record.common_shares(config))
+        return stream_feed.feed(config, split, make)
+
+    return Task(
+        "vertebra_recognition",
+        model=model,
+        input_shape=(*size, 1 + seen),
+        sample_shape=size,
+        init=record.initial(model, (*size, 1 + seen)),
+        loss=loss,
+        stream=stream_feed.of_cubes(config, size),
+        feed=feed,
+        stack_predictor=None,
+        least_side=1,
+        sample="cubes",
+        overlap="Dice",
+        class_probability=class_probability,
+    )
+
+
+def _counts(found: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
+    """Counts of `LossAux.sums` of (b, x, y, z) classes."""
+    right = found == truth
+    cells = (right & (truth > 0), ~right & (found > 0), ~right & (truth > 0), right & (truth == 0))
+    sums = jnp.stack([jnp.sum(c, axis=(1, 2, 3), dtype=jnp.float32) for c in cells], axis=-1)
+    return sums * weight[:, None]
