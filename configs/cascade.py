@@ -16,7 +16,7 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from configs import chasppraunet, common, mrunet, phantom_to_real
+from spinejax.configs import chasppraunet, common, mrunet, phantom_to_real
 
 SHARED = (
     "root", "labels", "edition", "exclude_gl", "split", "test_fraction", "val_fraction", "folds",

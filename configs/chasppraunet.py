@@ -11,8 +11,8 @@ three readings of the paper's attention.
 
 from ml_collections import ConfigDict
 
-from configs import common, saeed2023, sweeps
-from configs.sweeps import Unit
+from spinejax.configs import common, saeed2023, sweeps
+from spinejax.configs.sweeps import Unit
 
 
 def model(widths: tuple[int, ...] = (24, 48, 96, 192)) -> dict:

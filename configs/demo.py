@@ -11,8 +11,8 @@ are small. It shows that everything works on this machine; `phantom_to_real.py` 
 
 from ml_collections import ConfigDict
 
-from configs import cascade, chasppraunet, common, sweeps
-from configs.sweeps import Unit
+from spinejax.configs import cascade, chasppraunet, common, sweeps
+from spinejax.configs.sweeps import Unit
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

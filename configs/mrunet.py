@@ -14,8 +14,8 @@ Sweeps: `saeed2023_table4`, `_table6`, `_table7`, `_table8` and `_table10` of th
 
 from ml_collections import ConfigDict
 
-from configs import common, saeed2023
-from configs.sweeps import Unit
+from spinejax.configs import common, saeed2023
+from spinejax.configs.sweeps import Unit
 
 # Table -> what is on.
 TABLES = {

@@ -38,8 +38,8 @@ Sweeps: `random_search` (also `spinejax search`), `qadri2021_table2` and `qadri2
 
 from ml_collections import ConfigDict
 
-from configs import common, search
-from configs.sweeps import Unit
+from spinejax.configs import common, search
+from spinejax.configs.sweeps import Unit
 
 # Network -> its fields. Table 1, then the classifiers of Table 2, whose members the paper does not
 # name: why these, their modules say.

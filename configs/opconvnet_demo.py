@@ -9,7 +9,7 @@ machine; it says nothing about patients.
 
 from ml_collections import ConfigDict
 
-from configs import common, opconvnet
+from spinejax.configs import common, opconvnet
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

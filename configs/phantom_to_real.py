@@ -17,7 +17,7 @@ The default fits two CPU cores: pixels of 2 mm and half of the paper's channels.
 
 from ml_collections import ConfigDict
 
-from configs import chasppraunet, common
+from spinejax.configs import chasppraunet, common
 
 STEPS = ("anatomy", "distractors", "acquisition", "intensity")
 

@@ -8,7 +8,7 @@ Arguments: `debug` (a few steps).
 
 from ml_collections import ConfigDict
 
-from configs import cascade, common
+from spinejax.configs import cascade, common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -4,8 +4,8 @@
 Tables 4, 6, 7, 8 and 10. `cell` holds the words of the printed row.
 """
 
-from configs import sweeps
-from configs.sweeps import Sweep, Unit
+from spinejax.configs import sweeps
+from spinejax.configs.sweeps import Sweep, Unit
 
 DATASETS = (
     Unit("verse20", {"data.edition": "verse20"}, {"Dataset": "VerSe 2020"}),

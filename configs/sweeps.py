@@ -5,7 +5,7 @@
 
 A unit is a name and flat overrides of the config, the words of the command line: what is written
 `--config.optim.learning_rate=0.001` there is `{"optim.learning_rate": 1e-3}` here. A sweep may
-yield plain mappings, too; they are named after what they set. `python -m launch.sweep` runs them.
+yield plain mappings, too; they are named after what they set. `python -m spinejax.launch.sweep` runs them.
 
 The key `config` names another config file than the sweep's own, in the same folder, with its
 arguments: `{"config": "unet.py"}`, `{"config": "mrunet.py:table=4"}`.

@@ -8,7 +8,7 @@ VerSe. Arguments: `debug` (minutes on a laptop).
 
 from ml_collections import ConfigDict
 
-from configs import common
+from spinejax.configs import common
 
 
 def model(widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> dict:

@@ -8,7 +8,7 @@ three channels and three classes. Arguments: `debug` (minutes on a laptop).
 
 from ml_collections import ConfigDict
 
-from configs import common, mrunet
+from spinejax.configs import common, mrunet
 
 
 def model(widths: tuple[int, ...] = (64, 128, 256, 512)) -> dict:

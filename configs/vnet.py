@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common, mrunet
+from spinejax.configs import common, mrunet
 
 
 def model(

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch import plan, status, unit
 from spinejax import sweep_state
 from spinejax.errors import EXIT_INTERRUPTED, InputError
+from spinejax.launch import plan, status, unit
 from spinejax.sweep_state import State, Unit
 
 _ALONE = {"SLURM_NTASKS": "1"}  # within somebody's allocation, too, a unit is one process

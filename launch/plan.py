@@ -10,8 +10,8 @@ from pathlib import Path
 from absl.flags import FlagValues
 from ml_collections import ConfigDict, config_flags
 
-from configs import sweeps
 from spinejax import arguments
+from spinejax.configs import sweeps
 from spinejax.errors import InputError
 from spinejax.sweep_state import SECOND, Sweep, Unit
 

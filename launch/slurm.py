@@ -16,9 +16,9 @@ from typing import Any
 
 from absl.flags import FlagValues
 
-from launch import plan, status, unit
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
+from spinejax.launch import plan, status, unit
 from spinejax.sweep_state import JOB, OUTCOME, Unit, read_json
 
 _POLL_S = 0.5
@@ -174,7 +174,7 @@ def submit(executor: Any, units: Sequence[Unit], workdir: Path) -> int:
             write_json(workdir / one.name / JOB, {"job": job.job_id})
         print(f"submitted {len(todo)} units: job {jobs[0].job_id.partition('_')[0]}")
     print(f"{len(units) - len(todo)} of {len(units)} units done, running or queued before")
-    print(f"python -m launch.sweep --status --workdir={workdir}")
+    print(f"python -m spinejax.launch.sweep --status --workdir={workdir}")
     return 0
 
 

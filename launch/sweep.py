@@ -1,8 +1,8 @@
 """Running a sweep, or seeing how far it is.
 
-    python -m launch.sweep --config=FILE --sweep=NAME --workdir=W --dry_run   # units, command lines
-    python -m launch.sweep --config=FILE --sweep=NAME --workdir=W             # run, or go on
-    python -m launch.sweep --status --workdir=W [--watch]                     # from anywhere
+    python -m spinejax.launch.sweep --config=FILE --sweep=NAME --workdir=W --dry_run   # units, command lines
+    python -m spinejax.launch.sweep --config=FILE --sweep=NAME --workdir=W             # run, or go on
+    python -m spinejax.launch.sweep --status --workdir=W [--watch]                     # from anywhere
     spinejax report --sweep=W                                                 # the tables
 
 Each unit is a run of its own, `spinejax train ... --evaluate`, in the folder W/<name of the unit>;
@@ -19,9 +19,9 @@ from pathlib import Path
 from absl import flags
 from absl.flags import FlagValues
 
-from launch import local, plan, status
 from spinejax import arguments, sweep_state
 from spinejax.errors import InputError, describe_os_error
+from spinejax.launch import local, plan, status
 from spinejax.sweep_state import Sweep
 
 EXECUTORS = ("local", "slurm")
@@ -134,7 +134,7 @@ def _launch(values: FlagValues, workdir: Path) -> int:
         return 0
     # Everything that can be refused is refused before the folder is touched.
     if values.executor == "slurm":
-        from launch import slurm
+        from spinejax.launch import slurm
 
         executor = slurm.executor(values, workdir)
         with _alone(workdir):

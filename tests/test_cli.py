@@ -16,10 +16,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_runs import ROOT, fails, snapshot
 
 from spinejax.cli import main
 from spinejax.train import run_folder
+from tests.support.cli_runs import ROOT, fails, snapshot
 
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
 

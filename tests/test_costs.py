@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import cascade
 from spinejax import cli, costs
+from spinejax.configs import cascade
 from spinejax.errors import InputError
 from spinejax.models import layer_table
 from spinejax.tasks import build_task
 from spinejax.train import step
-from tests import tiny_run
+from tests.support import tiny_run
 
 
 def tiny(**changes):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from test_floors import FLOORS
 
-from configs import chasppraunet
-from launch import sweep
 from spinejax import arguments
 from spinejax.cli import COMMANDS
+from spinejax.configs import chasppraunet
+from spinejax.launch import sweep
 from spinejax.train.settings import flatten
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def test_commands_have_flags_that_exist(words, monkeypatch):
 SWEEPS = [
     words
     for line in LINES
-    if line.startswith("python -m launch.sweep") and "channel_attention" not in line
+    if line.startswith("python -m spinejax.launch.sweep") and "channel_attention" not in line
     for words in [shlex.split(line, comments=True)[3:]]
 ]
 

@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from launch import plan, status
 from spinejax import cli, sweep_state
 from spinejax.errors import InputError
 from spinejax.files import write_json
+from spinejax.launch import plan, status
 from spinejax.reports import paper_tables, sweep_page, sweep_scores
 from spinejax.sweep_state import State, Sweep, Unit
 

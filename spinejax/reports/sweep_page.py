@@ -22,7 +22,7 @@ def write(workdir: Path, output: Path | None = None) -> tuple[Path, str]:
     """Write the page of a sweep, and its tables beside it as .md, .csv and .tex.
 
     Args:
-        workdir: of `python -m launch.sweep`.
+        workdir: of `python -m spinejax.launch.sweep`.
         output: the HTML file; by default `<workdir>/report.html`.
 
     Returns:

@@ -14,8 +14,8 @@ import time
 import jax
 import numpy as np
 
-from configs import cascade as pipeline
 from spinejax import labels, predictor
+from spinejax.configs import cascade as pipeline
 from spinejax.inference import cascade, masks, windows3d
 from spinejax.tasks import build_task
 from spinejax.volume import Volume

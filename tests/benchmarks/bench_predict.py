@@ -13,8 +13,8 @@ import time
 import jax
 import numpy as np
 
-from configs import demo
 from spinejax import predictor
+from spinejax.configs import demo
 from spinejax.inference import masks
 from spinejax.tasks import build_task
 from spinejax.volume import Volume

@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 
-from configs import opconvnet
+from spinejax.configs import opconvnet
 from spinejax.tasks import build_task
 from spinejax.train import optim, parallel, search, step
 from spinejax.train.search import Setting

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import opconvnet, phantom_to_real, phantom_vertebrae
+from spinejax.configs import opconvnet, phantom_to_real, phantom_vertebrae
 from spinejax.tasks import build_task
 from spinejax.train import optim, parallel, step
 from spinejax.train.state import create_state

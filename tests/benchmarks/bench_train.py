@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 
-from configs import chasppraunet, mrunet, unet, unet3d
+from spinejax.configs import chasppraunet, mrunet, unet, unet3d
 from spinejax.tasks import build_task
 from spinejax.train import optim, parallel, step
 from spinejax.train.state import create_state

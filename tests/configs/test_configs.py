@@ -1,0 +1,173 @@
+"""Configs: every field is read, arguments are typed, each experiment can be built."""
+
+import ast
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spinejax import losses, models
+from spinejax.augment import augment
+from spinejax.configs import (
+    cascade,
+    chasppraunet,
+    common,
+    demo,
+    mrunet,
+    opconvnet,
+    opconvnet_demo,
+    phantom_to_real,
+    phantom_vertebrae,
+    unet,
+    unet3d,
+    vnet,
+)
+from spinejax.data import preprocess
+from spinejax.data.patch_feed import PatchFeed
+from spinejax.tasks import build_task
+from spinejax.train.settings import check_config, flatten, plain, read_config
+from spinejax.volume import Volume
+
+PACKAGE = Path(__file__).parents[2] / "spinejax"
+EXPERIMENTS = {
+    "cascade": cascade,
+    "chasppraunet": chasppraunet,
+    "demo": demo,
+    "mrunet": mrunet,
+    "opconvnet": opconvnet,
+    "opconvnet_demo": opconvnet_demo,
+    "phantom_to_real": phantom_to_real,
+    "phantom_vertebrae": phantom_vertebrae,
+    "unet": unet,
+    "unet3d": unet3d,
+    "vnet": vnet,
+}
+
+
+def test_every_field_is_read_somewhere():
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    nodes = [n for tree in trees for n in ast.walk(tree)]
+    read = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    subscripts = [n.slice for n in nodes if isinstance(n, ast.Subscript)]
+    read |= {n.value for n in subscripts if isinstance(n, ast.Constant)}
+    config = common.base("any", chasppraunet.model())
+    # These blocks go to functions as a whole; the name is for the report, which reads JSON.
+    whole = ("augment.", "data.patches.", "data.phantom.rates.", "loss.", "model.", "name")
+    unread = [
+        k for k in flatten(config) if not k.startswith(whole) and k.split(".")[-1] not in read
+    ]
+    assert not unread
+
+
+def test_blocks_passed_whole_have_the_fields_of_their_functions():
+    known = inspect.signature(augment).parameters
+    fields = set(common.augment_block()) - {"enabled"}
+    assert fields == set(known) - {"keys", "image", "label", "plane", "fill_hu"}
+    for field in fields:
+        assert common.augment_block()[field] == known[field].default, field
+    patches = set(common.data_block().patches)
+    assert patches <= set(inspect.signature(PatchFeed).parameters)
+    loss = common.base("any", {}).loss
+    read = {field for names in losses.FIELDS.values() for field in names}
+    assert set(loss) - {"name"} == read | {losses.OFFSET_WEIGHT}
+
+
+@pytest.mark.parametrize("argument", [None, "debug"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_each_experiment_can_be_built(name, argument):
+    config = EXPERIMENTS[name].get_config(argument)
+    check_config(config)
+    assert build_task(config).least_side <= min(config.data.size)
+    if "vertebrae" in config:
+        check_config(config.vertebrae)
+        assert build_task(config.vertebrae).name == "vertebra_recognition"
+
+
+@pytest.mark.parametrize("net", opconvnet.NETS)
+def test_each_classifier_of_paper_b_can_be_built_and_has_its_defaults(net):
+    config = opconvnet.get_config(f"net={net}")
+    check_config(config)
+    defaults = inspect.signature(models.MODELS[net]).parameters
+    assert set(config.model) == set(defaults) - models.BUILT | {"name"}
+    for field, value in config.model.items():
+        assert field == "name" or value == defaults[field].default, field
+    assert build_task(opconvnet.get_config(f"net={net},debug")).sample == "patches"
+
+
+def test_paper_b_is_trained_as_it_says():
+    config = opconvnet.get_config()
+    optim, patches = config.optim, config.data.patches
+    assert (optim.name, optim.learning_rate, optim.momentum) == ("sgd", 0.01, 0.9)
+    assert (optim.weight_decay, optim.schedule, optim.decay_every_epochs) == (1e-4, "step", 10)
+    assert (optim.decay_factor, optim.clip_norm) == (0.1, 0)
+    assert (config.train.epochs, config.train.batch_size, config.train.best) == (30, 128, "loss")
+    assert (patches.size, patches.stride, patches.label_rule) == (32, 12, "majority")
+    assert config.data.preprocess.clamp_hu == (100.0, 1500.0)
+    assert config.loss.name == "ce" and config.model.dropout == 0.5
+    assert config.predict.opening_mm > 0 and config.predict.fill_holes
+
+
+def test_paper_a_is_trained_as_it_says():
+    config = chasppraunet.get_config()
+    assert (config.train.epochs, config.train.steps) == (150, 0)
+    assert (config.optim.name, config.optim.learning_rate) == ("adam", 1e-3)
+    assert config.data.size == (256, 256)
+    assert config.data.preprocess.clamp_hu == (-1000.0, 800.0)
+
+
+def test_preprocessing_of_the_blocks_is_that_of_its_class():
+    assert preprocess.from_config(common.data_block()) == preprocess.SlicePreprocess()
+
+
+def test_arguments_are_read_in_the_type_of_their_defaults():
+    defaults = {"debug": False, "fold": 0, "rate": 0.5, "net": "a"}
+    args = common.parse_arg("debug,fold=3,rate=1,net=b", **defaults)
+    assert dict(args) == {"debug": True, "fold": 3, "rate": 1.0, "net": "b"}
+    assert isinstance(args.rate, float)
+    assert dict(common.parse_arg(None, **defaults)) == defaults
+    assert common.parse_arg("debug=false", debug=True).debug is False
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("dbug", "'dbug' is unknown; this config knows .'debug', 'fold'."),
+        ("fold=two", "fold='two' must be of type int"),
+        ("debug=perhaps", "debug='perhaps' must be true or false"),
+    ],
+)
+def test_wrong_arguments_are_named(argument, words):
+    with pytest.raises(ValueError, match=words):
+        common.parse_arg(argument, debug=False, fold=0)
+
+
+@pytest.mark.parametrize("experiment", [demo, opconvnet_demo])
+@pytest.mark.parametrize("spacing_mm", [0.5, 1.0, 2.0])
+def test_demos_see_any_scan_at_the_scale_of_their_phantoms(experiment, spacing_mm):
+    data = experiment.get_config().data
+    scan = Volume(np.zeros((8, 64, 64), np.int16), np.diag([-3.0, -spacing_mm, spacing_mm, 1.0]))
+    grid = preprocess.slice_geometry(scan, preprocess.from_config(data))
+    assert data.phantom.min_spacing_mm == data.phantom.max_spacing_mm
+    assert grid.spacing_mm == (data.phantom.max_spacing_mm,) * 2
+
+
+def test_runs_of_earlier_versions_predict_as_they_did(tmp_path):
+    old = plain(cascade.get_config("phantom"))
+    assert old["vertebrae"]["predict"].pop("shifts") == 2
+    del old["predict"]["shifts"], old["loss"]["offset_weight"], old["data"]["cube"]["prior_sacrum"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    found = read_config(tmp_path)
+    check_config(found)
+    assert found.predict.shifts == found.vertebrae.predict.shifts == 1
+    assert found.loss.offset_weight == found.data.cube.prior_sacrum == 0
+    assert found.vertebrae.loss.offset_weight == 1
+
+
+def test_rare_variants_are_frequent_for_the_network_that_must_know_them():
+    config = cascade.get_config("phantom")
+    first, second = (c.data.phantom.rates for c in (config, config.vertebrae))
+    assert second.t13 > 2 * first.t13 and second.fractures == first.fractures
+    first.t13 = first.fractures = 0.5
+    assert second.t13 < 0.5 and second.fractures == 0.5

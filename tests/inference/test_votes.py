@@ -1,0 +1,185 @@
+"""Votes for centres: what is learnt against scipy, what is parted on real masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinejax import geometry, labels
+from spinejax.errors import InputError
+from spinejax.inference.instances import find_instances
+from spinejax.io import nifti
+from spinejax.losses import centre_offsets, offset_error
+from tests.support.cubes import ways
+
+MASKS = {
+    "verse004": "verse/derivatives/sub-verse004/sub-verse004_seg-vert_msk.nii.gz",
+    "verse014": "verse/derivatives/sub-verse014/sub-verse014_seg-vert_msk.nii.gz",
+    "gl003": "verse/derivatives/sub-gl003/sub-gl003_dir-ax_seg-vert_msk.nii.gz",
+    "totalsegmentator": "totalsegmentator/example_vertebrae_verse-ids.nii.gz",
+}
+
+
+def test_offsets_lead_to_the_centre_that_scipy_finds():
+    array = np.random.default_rng(0).integers(0, 4, (2, 5, 6, 7)) * 8
+    found = np.asarray(centre_offsets(jnp.asarray(array), 4.0)) * 10
+    for one, own in zip(found, array, strict=True):
+        inside = own > 0
+        np.testing.assert_allclose(one[inside], ways(own, [4.0] * 3)[inside], atol=1e-3)
+
+
+def test_error_is_the_mean_distance_along_an_axis_over_vertebrae():
+    array = np.zeros((3, 4, 4, 4), int)
+    array[:2, 1:3], array[1, 3] = 5, 6
+    right = centre_offsets(jnp.asarray(array), 5.0)
+    assert float(offset_error(right, jnp.asarray(array), spacing_mm=5.0)) == 0
+    wrong = right + jnp.where(jnp.asarray(array)[..., None] > 0, 0.25, 99.0)
+    wrong = wrong.at[0].add(1.0)
+    error = float(offset_error(wrong, jnp.asarray(array), spacing_mm=5.0))
+    first, second = (array[i] > 0 for i in (0, 1))
+    share = first.sum() / (first.sum() + second.sum())
+    assert error == pytest.approx(0.25 + share, rel=1e-5)
+    weight = jnp.array([0.0, 1.0, 1.0])
+    error = offset_error(wrong, jnp.asarray(array), spacing_mm=5.0, weight=weight)
+    assert float(error) == pytest.approx(0.25, rel=1e-5)
+    nothing = offset_error(wrong[2:], jnp.asarray(array[2:]), spacing_mm=5.0)
+    assert float(nothing) == 0
+
+
+def test_error_and_gradient_over_an_axis_are_those_of_the_whole_batch():
+    rng = np.random.default_rng(1)
+    array = jnp.asarray(rng.integers(0, 3, (4, 3, 4, 5)))
+    x = jnp.asarray(rng.normal(size=(4, 3, 4, 5, 3)), jnp.float32)
+    weight = jnp.array([1.0, 0.0, 1.0, 1.0])
+
+    def step(scale, x, array, weight):
+        def error(scale):
+            return offset_error(
+                scale * x, array, spacing_mm=3.0, weight=weight, axis_name="devices"
+            )
+
+        value, gradient = jax.value_and_grad(error)(scale)
+        return value, jax.lax.pmean(gradient, "devices")
+
+    split = [a.reshape(2, 2, *a.shape[1:]) for a in (x, array, weight)]
+    found = jax.vmap(step, (None, 0, 0, 0), axis_name="devices")(jnp.float32(1.3), *split)
+    expected = jax.value_and_grad(
+        lambda scale: offset_error(scale * x, array, spacing_mm=3.0, weight=weight)
+    )(jnp.float32(1.3))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, np.full(2, b), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("noise_mm", [0.0, 4.0])
+def test_a_spine_of_one_class_falls_into_its_vertebrae(real_data, name, noise_mm):
+    """No names at all, voxels of 5 mm: where each voxel sees its centre is enough."""
+    volume = nifti.read_labels(real_data / MASKS[name])
+    array, affine = geometry.reorient(volume.array, volume.affine, "LPS")
+    fine = geometry.spacing_mm(affine)
+    steps = [max(1, round(5.0 / mm)) for mm in fine]
+    array = np.ascontiguousarray(array[tuple(slice(s // 2, None, s) for s in steps)])
+    spacing = tuple(float(a * b) for a, b in zip(fine, steps, strict=True))
+    one = np.where(array > 0, 20, 0).astype(np.uint8)
+    noise = np.random.default_rng(0).normal(0, noise_mm, (*array.shape, 3))
+    found = find_instances(one, spacing, offsets_mm=ways(array, spacing) + noise)
+    wanted = sorted((i for i in np.unique(array) if i), key=labels.order)
+    assert len(found.items) == len(wanted)
+    for place, label in enumerate(wanted, start=1):
+        own, true = found.array == place, array == label
+        assert 2 * (own & true).sum() / (own.sum() + true.sum()) > (0.9 if noise_mm else 0.999)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 9),
+    apart=st.floats(14.0, 40.0),
+    mm=st.floats(1.0, 6.0),
+    noise=st.floats(0.0, 0.12),
+    seed=st.integers(0, 99),
+)
+def test_columns_are_parted_into_as_many_as_voted_for(count, apart, mm, noise, seed):
+    """Blocks that touch, all of one class: noise up to an eighth of their height does not mix."""
+    height = max(2, round(apart / mm))
+    side = round(30.0 / mm)
+    array = np.zeros((side + 2, side + 2, height * count + 4), np.uint8)
+    for i in range(count):
+        array[1:-1, 1:-1, 2 + i * height : 2 + (i + 1) * height] = count - i
+    offsets = ways(array, [mm] * 3)
+    offsets += np.random.default_rng(seed).normal(0, noise * height * mm, offsets.shape)
+    one = np.where(array > 0, 7, 0).astype(np.uint8)
+    found = find_instances(one, (mm, mm, mm), offsets_mm=offsets, speck_ml=0.0, min_ml=0.0)
+    volumes = np.array([item.volume_ml for item in found.items])
+    real = volumes > 0.2 * volumes.max()  # a few strays may gather
+    assert real.sum() == count
+    assert (found.array == array)[array > 0].mean() > 0.95
+
+
+def test_votes_that_blur_are_parted_by_class():
+    """Two vertebrae of a neck whose votes lie half a vertebra apart, as coarse voxels make them."""
+    array = np.zeros((12, 12, 14), np.uint8)
+    array[1:-1, 1:-1, 2:7], array[1:-1, 1:-1, 7:12] = 5, 4
+    offsets = ways(array, [3.0] * 3)
+    offsets[array == 5, 2] += 3.5
+    offsets[array == 4, 2] -= 3.5
+    offsets += np.random.default_rng(0).normal(0, 3.0, offsets.shape)
+    one = find_instances(np.where(array > 0, 4, 0).astype(np.uint8), (3.0,) * 3, offsets_mm=offsets)
+    two = find_instances(array, (3.0,) * 3, offsets_mm=offsets)
+    assert len(one.items) == 1 and len(two.items) == 2
+    assert (two.array == np.array([0, 0, 0, 0, 1, 2])[array])[array > 0].mean() > 0.9
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_a_vertebra_whose_votes_go_to_both_neighbours_stays_one(slope):
+    """The middle of three, in a straight and in a bent neck; its halves are pulled apart."""
+    array = np.zeros((12, 26, 19), np.uint8)
+    for z in range(2, 17):
+        y = 1 + round(slope * (16 - z) * 0.8)
+        array[1:-1, y : y + 10, z] = 6 - (z - 2) // 5
+    offsets = ways(array, [3.0] * 3)
+    z = np.indices(array.shape)[2]
+    axis = np.array([0.0, -0.8 * slope, 1.0])
+    pull = np.select([array == 6, array == 4, z > 9, z < 9], [4.0, -4.0, 4.0, -4.0], 0.0)
+    offsets += pull[..., None] * axis
+    offsets += np.random.default_rng(0).normal(0, 2.5, offsets.shape)
+    found = find_instances(array, (3.0,) * 3, offsets_mm=offsets)
+    assert len(found.items) == 3
+    assert (found.array == np.array([0, 0, 0, 0, 1, 2, 3])[array])[array > 0].mean() > 0.9
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_name_that_slips_within_a_vertebra_does_not_part_it(real_data, name):
+    """The upper half of every vertebra is called as the one above."""
+    volume = nifti.read_labels(real_data / MASKS[name])
+    array, affine = geometry.reorient(volume.array, volume.affine, "LPS")
+    steps = [max(1, round(5.0 / mm)) for mm in geometry.spacing_mm(affine)]
+    array = np.ascontiguousarray(array[tuple(slice(s // 2, None, s) for s in steps)])
+    spacing = tuple(float(a * b) for a, b in zip(geometry.spacing_mm(affine), steps, strict=True))
+    offsets = ways(array, spacing)
+    classes = labels.to_contiguous(array).astype(np.uint8)
+    slipped = np.where((offsets[..., 2] < 0) & (classes > 1), classes - 1, classes)
+    assert (slipped != classes)[classes > 1].mean() > 0.3
+    offsets += np.random.default_rng(0).normal(0, 3.0, offsets.shape)
+    found = find_instances(slipped, spacing, offsets_mm=offsets)
+    assert len(found.items) == len(np.unique(array)) - 1
+
+
+def test_specks_of_votes_go_to_the_next_centre():
+    array = np.zeros((8, 8, 20), np.uint8)
+    array[:, :, :10], array[:, :, 10:] = 2, 1
+    offsets = ways(array, [5.0] * 3)
+    offsets[0, 0, :2] = 200.0  # two voxels that see a centre far away
+    one = np.full(array.shape, 9, np.uint8)
+    found = find_instances(one, (5.0, 5.0, 5.0), offsets_mm=offsets)
+    assert len(found.items) == 2
+    wild = np.random.default_rng(0).normal(0, 1e4, offsets.shape)
+    find_instances(one, (5.0, 5.0, 5.0), offsets_mm=wild)  # ends, with whatever result
+
+
+def test_offsets_of_another_shape_are_refused():
+    with pytest.raises(InputError, match="three for each voxel"):
+        find_instances(
+            np.ones((2, 3, 4), np.uint8), (1.0, 1.0, 1.0), offsets_mm=np.zeros((2, 3, 4))
+        )

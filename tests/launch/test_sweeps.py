@@ -1,0 +1,220 @@
+"""Sweeps: how they combine, that those of the papers fit their tables, what is refused."""
+
+import importlib
+import itertools
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spinejax import arguments
+from spinejax.configs import chasppraunet, mrunet, opconvnet, sweeps
+from spinejax.errors import InputError
+from spinejax.launch import plan
+from spinejax.launch import sweep as launcher
+from spinejax.reports import paper_tables
+from spinejax.train import settings
+
+# ml_collections loads config files in a way that Python is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+
+MODULES = ("chasppraunet", "mrunet", "opconvnet", "demo")
+
+
+def all_sweeps():
+    for name in MODULES:
+        module = importlib.import_module(f"configs.{name}")
+        for key, value in vars(module).items():
+            if key.startswith("sweep_"):
+                yield name, key.removeprefix("sweep_"), value
+
+
+def dry_run(capsys, *words):
+    """Names and command lines of the units that the launcher prints."""
+    status = launcher.main([*words, "--dry_run", "--workdir=unused"])
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, ""), err
+    *lines, last = out.splitlines()
+    assert last == f"{len(lines)} units"
+    return dict(line.split(": ", 1) for line in lines)
+
+
+def refused(capsys, *words):
+    """The one line that the launcher says."""
+    assert launcher.main(list(words)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("launch.sweep: error: ") and err.count("\n") == 1
+    return err
+
+
+axes = st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True)
+
+
+@given(axes, axes, axes)
+def test_a_product_is_that_of_sets_and_a_chain_their_sum(a, b, c):
+    parts = [sweeps.axis(key, values) for key, values in (("x.a", a), ("x.b", b), ("c", c))]
+    units = sweeps.product(*parts)
+    assert [tuple(unit.overrides.values()) for unit in units] == list(itertools.product(a, b, c))
+    assert len({unit.name for unit in units}) == len(units)
+    assert len(sweeps.chain(*parts)) == len(a) + len(b) + len(c)
+    drawn = sweeps.sample(units, 3, seed=1)
+    assert drawn == sweeps.sample(units, 3, seed=1)
+    assert len({unit.name for unit in drawn}) == len(drawn) == min(3, len(units))
+
+
+def test_units_are_named_after_what_they_set_and_keep_their_types():
+    sweep = [{"optim.learning_rate": 1e-3, "data.size": (64, 32), "augment.enabled": False}]
+    [unit] = sweeps.units(sweep)
+    assert unit.name == "learning_rate=0.001,size=64x32,enabled=false"
+    assert unit.overrides == sweep[0]
+    words = [f"--config.{key}={sweeps.text(value)}" for key, value in unit.overrides.items()]
+    values = arguments.parse(
+        "train", "", arguments.config_flag, ["--config=configs/unet.py", *words]
+    )
+    assert values.config.data.size == (64, 32) and values.config.augment.enabled is False
+
+
+def test_numbers_of_numpy_are_numbers(capsys):
+    [unit] = sweeps.axis("data.size", [np.array([64, 32])])
+    assert unit.overrides["data.size"] == (64, 32) and sweeps.text(np.float64(0.5)) == "0.5"
+    assert sweeps.axis("seed", np.arange(2))[1].name == "seed=1"
+
+
+def test_a_product_refuses_to_set_a_field_twice():
+    with pytest.raises(ValueError, match="optim.momentum is set by two sweeps"):
+        sweeps.product(sweeps.axis("optim.momentum", (0.9,)), sweeps.axis("optim.momentum", (0.5,)))
+
+
+@pytest.mark.parametrize(("config", "name"), [(config, name) for config, name, _ in all_sweeps()])
+def test_every_sweep_gives_configs_that_can_be_trained(capsys, config, name):
+    units = dry_run(capsys, f"--config=configs/{config}.py:debug", f"--sweep={name}")
+    for line in units.values():
+        program, command, *words = shlex.split(line)
+        assert (program, command) == ("spinejax", "train")
+        given = [word for word in words if word.startswith("--config")]
+        values = arguments.parse("train", "", arguments.config_flag, given)
+        settings.check_config(values.config)
+
+
+def test_each_table_has_a_sweep_and_each_unit_a_row():
+    of_tables = {name: sweep for _, name, sweep in all_sweeps() if name[-1].isdecimal()}
+    assert set(of_tables) == set(paper_tables.tables())
+    for name, sweep in of_tables.items():
+        table = paper_tables.tables()[name]
+        rows = []
+        for unit in sweep():
+            assert unit.cell["table"] == name
+            fits = [
+                row
+                for row in table.rows
+                if all(
+                    unit.cell.get(key, word) == word
+                    for key, word in zip(table.labels, row, strict=False)
+                )
+            ]
+            assert len(fits) == 1, unit
+            rows.append(fits[0])
+        assert len(set(rows)) == len(rows)
+        if table.system:  # a table of one of our networks is covered whole
+            assert set(rows) == set(table.rows)
+    # Of the others, what the rows without a network are is said in the table itself.
+    assert len(list(chasppraunet.sweep_saeed2023_table11())) == 5
+    assert len(opconvnet.sweep_qadri2021_table2()) == 4
+    assert len(opconvnet.sweep_qadri2021_table3()) == 5
+
+
+def test_tables_4_to_8_are_the_stages_of_mrunet():
+    for number in (4, 6, 7, 8):
+        unit = getattr(mrunet, f"sweep_saeed2023_table{number}")()[0]
+        config = mrunet.get_config(f"table={number}")
+        own = mrunet.get_config()
+        own.update_from_flattened_dict(dict(unit.overrides))
+        for field in ("augment.enabled", "model.residual", "model.dropout"):
+            block, key = field.split(".")
+            assert own[block][key] == config[block][key], (number, field)
+
+
+def test_seeds_and_folds_multiply_any_sweep(capsys):
+    words = ("--config=configs/chasppraunet.py", "--sweep=attention")
+    alone = dry_run(capsys, *words)
+    both = dry_run(capsys, *words, "--seeds=2", "--folds=3")
+    assert len(both) == 6 * len(alone)
+    line = both["attention=gate,seed=1,fold=2"]
+    for word in ("model.attention=gate", "seed=1", "data.split=kfold", "data.fold=2"):
+        assert f"--config.{word}" in line
+    some = dry_run(capsys, *words, "--seeds=2", "--units=*seed=1")
+    assert len(some) == len(alone)
+
+
+def test_another_config_lies_beside_and_gets_the_arguments():
+    assert plan.beside("configs/a.py:debug", "") == "configs/a.py:debug"
+    assert plan.beside("configs/a.py:debug", "b.py:net=vgg") == "configs/b.py:net=vgg,debug"
+    assert plan.beside("/x/a.py", "b.py") == "/x/b.py"
+    with pytest.raises(InputError, match="varies the argument 'net'"):
+        plan.beside("configs/a.py:debug,net=vgg", "b.py:net=resnet")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--sweep=atention", "--workdir=w"), "did you mean 'attention'?"),
+        (("--sweep=atention", "--workdir=w"), "'saeed2023_table3'"),
+        (("--workdir=w",), "--sweep is required"),
+        (("--sweep=attention",), "--workdir is required"),
+        (("--sweep=attention", "--workdir=w", "--unit=a"), "unit"),
+        (("--sweep=attention", "--workdir=w", "--units=x*"), "no unit of sweep attention"),
+        (
+            ("--sweep=attention", "--workdir=w", "--config.model.attention=gate"),
+            "varies this field",
+        ),
+        (("--sweep=attention", "--workdir=w", "--config.nonsense=1"), "no field 'nonsense'"),
+        (("--sweep=attention", "--workdir=w", "--executor=pbs"), "pbs"),
+        (("--sweep=attention", "--workdir=w", "--gpus=64"), "--gpus=64: this machine has"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
+    words = [
+        word.replace("=w", f"={tmp_path / 'w'}") if "workdir" in word else word for word in words
+    ]
+    assert said in refused(capsys, "--config=configs/chasppraunet.py", *words)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ("same", "2 units are called 'a'"),
+        ("unknown", "no field 'learning_rat'; did you mean 'learning_rate'?"),
+        ("mistyped", "must be a whole number"),
+        ("empty", "yields no units"),
+        ("broken", "KeyError: nothing"),
+        ("odd", "is neither a Unit nor a mapping"),
+        ("nothing", "None is no value of a field"),
+    ],
+)
+def test_wrong_sweeps_are_refused_before_anything_starts(capsys, tmp_path, sweep, said):
+    folder = tmp_path / "w"
+    words = (f"--sweep={sweep}", f"--workdir={folder}")
+    assert said in refused(capsys, "--config=tests/support/tiny_sweep.py", *words)
+    assert not folder.exists()
+
+
+def test_a_config_without_sweeps_says_how_to_write_one(capsys):
+    said = refused(capsys, "--config=configs/unet.py", "--sweep=a", "--workdir=w")
+    assert "configs/unet.py: has no sweep; write `def sweep_NAME()`" in said
+
+
+def test_the_launcher_never_imports_jax():
+    code = (
+        "import sys; from launch import sweep, slurm\n"
+        "status = sweep.main(['--config=configs/demo.py', '--sweep=learning_rates', '--dry_run',"
+        "'--workdir=w'])\n"
+        "assert status == 0 and 'jax' not in sys.modules and 'flax' not in sys.modules"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, stdout=subprocess.DEVNULL)

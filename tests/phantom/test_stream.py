@@ -1,0 +1,272 @@
+"""Phantoms drawn inside the training step."""
+
+import inspect
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spinejax.configs import common, phantom_to_real
+from spinejax.errors import InputError
+from spinejax.phantom import stream, stream_feed
+from spinejax.phantom.person import anatomy
+from spinejax.phantom.person.anatomy import RATES
+from spinejax.phantom.person.levels import SLOT_IDS
+from spinejax.phantom.scanner import physics
+from spinejax.phantom.stream_feed import StreamFeed
+from spinejax.train import checkpoint, loop, parallel, settings
+from spinejax.volume import PLANES
+from tests.support.tiny_run import tiny_config
+
+HOW = stream.Sampling(
+    plane="sagittal",
+    size=(40, 64),
+    mode="resample",
+    spacing_mm=3.0,
+    smoothing_mm=0.75,
+    clamp_hu=(-1000.0, 800.0),
+    window=False,
+    fill_hu=-1000.0,
+    spine_free_fraction=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A compiled batch of eight and what it draws at the first eight positions."""
+    run = jax.jit(partial(stream.batch_of, partial(stream.slice_sample, how=HOW)))
+    return run, jax.device_get(run(jax.random.key(1), jnp.arange(8)))
+
+
+@pytest.fixture(scope="module")
+def people():
+    keys = jax.random.split(jax.random.key(3), 12)
+    persons = jax.jit(jax.vmap(anatomy))(keys)
+    protocols = jax.jit(jax.vmap(physics.protocol))(keys, persons)
+    return [jax.tree.map(lambda x, i=i: x[i], (persons, protocols)) for i in range(len(keys))]
+
+
+def test_a_sample_is_a_function_of_key_and_position_alone(drawn):
+    run, first = drawn
+    order = np.array([5, 2, 7, 0, 1, 6, 3, 4])
+    again = jax.device_get(run(jax.random.key(1), jnp.asarray(order)))
+    for name in first:
+        np.testing.assert_array_equal(again[name], first[name][order])
+    other = jax.device_get(run(jax.random.key(2), jnp.arange(8)))
+    assert all((other["image"][i] != first["image"][i]).any() for i in range(8))
+
+
+def test_samples_look_like_preprocessed_slices(drawn):
+    run, first = drawn
+    image, label = first["image"], first["label"]
+    assert image.shape == label.shape == (8, *HOW.size)
+    assert image.min() >= -1000 and image.max() <= 800
+    np.testing.assert_array_equal(image, np.round(image))
+    more = jax.device_get(run(jax.random.key(7), jnp.arange(8, 16)))
+    image, label = (np.concatenate([first[n], more[n]]) for n in ("image", "label"))
+    assert set(np.unique(label)) <= {0, *SLOT_IDS.tolist()}
+    assert (label > 0).any((1, 2)).mean() >= 0.4
+    inside, body = image[label > 0], image[(label == 0) & (image > -300)]
+    assert np.median(inside) > np.median(body) + 60
+    mean, std, least, greatest = first["stats"].T
+    np.testing.assert_array_equal(least, first["image"].min((1, 2)))
+    np.testing.assert_array_equal(greatest, first["image"].max((1, 2)))
+    assert ((mean > least) & (mean < greatest) & (std > 0)).all()
+
+
+@pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
+@pytest.mark.parametrize("mode", ["resample", "native", "resize"])
+def test_a_slice_lies_on_its_plane_and_knows_what_was_scanned(people, plane, mode):
+    how = replace(HOW, plane=plane, mode=mode, spine_free_fraction=0.0)
+    axis = PLANES[plane]
+    inner = [i for i in range(3) if i != axis]
+    holding = 0
+    for i, (person, protocol) in enumerate(people):
+        points, within, pixel = map(
+            np.asarray, stream._grid(jax.random.key(i), person, protocol, how)
+        )
+        lower, upper = np.asarray(protocol["lower"]), np.asarray(protocol["upper"])
+        assert np.ptp(points[..., axis]) == 0
+        assert lower[axis] <= points[0, 0, axis] <= upper[axis]
+        steps = points[1, 1] - points[0, 0]
+        np.testing.assert_allclose(steps[inner], pixel, rtol=1e-3)
+        if mode == "resample":
+            np.testing.assert_array_equal(pixel, 3.0)
+        elif mode == "native":
+            np.testing.assert_array_equal(pixel, np.asarray(protocol["spacing"])[inner])
+        else:
+            assert within.all()
+        inside = ((points >= lower) & (points <= upper)).all(-1)
+        np.testing.assert_array_equal(within, inside)
+        # A smaller field of view lies within the window whole, up to a pixel at its borders.
+        small = (upper - lower)[inner] <= pixel * how.size
+        for k in np.flatnonzero(small):
+            seen = np.ptp(points[within][:, inner[k]]) if within.any() else 0.0
+            assert seen >= (upper - lower)[inner[k]] - 2.1 * pixel[k]
+        origins = np.asarray(person["spine"]["origin"])[np.asarray(person["spine"]["id"]) > 0]
+        low, high = points[0, 0], points[-1, -1]
+        holding += (
+            ((origins[:, inner] > low[inner]) & (origins[:, inner] < high[inner])).all(1).any()
+        )
+    assert holding >= 8  # most windows are aimed at a vertebra
+
+
+def test_outside_the_field_of_view_is_filled_and_unlabelled():
+    hu, label = jnp.full((4, 6), 300.4), jnp.full((4, 6), 20)
+    within = jnp.arange(6)[None] < jnp.full((4, 1), 3)
+    drawn = stream.prepared(hu, label, within, HOW)
+    np.testing.assert_array_equal(drawn["image"], np.where(within, 300, -1000))
+    np.testing.assert_array_equal(drawn["label"], np.where(within, 20, 0))
+    np.testing.assert_allclose(drawn["stats"], [300, 0, -1000, 300])
+    window = replace(HOW, clamp_hu=(100.0, 1500.0), window=True, fill_hu=0.0)
+    hu = jnp.array([[50.0, 100.0, 1500.0, 1501.0, 700.2]])
+    drawn = stream.prepared(hu, hu.astype(int), jnp.ones((1, 5), bool), window)
+    np.testing.assert_array_equal(drawn["image"], [[0, 100, 1500, 0, 700]])
+
+
+def test_half_of_the_patches_have_a_vertebra_in_their_middle(monkeypatch):
+    label = np.zeros((20, 30), np.int32)
+    label[0:3, 27:30] = 22  # in a corner: patches reach beyond the slice
+    fake = {
+        "image": jnp.arange(600.0).reshape(20, 30),
+        "label": jnp.asarray(label),
+        "stats": jnp.arange(4.0),
+    }
+    monkeypatch.setattr(stream, "slice_sample", lambda key, how: fake)
+    how = replace(HOW, size=(20, 30))
+    drawn = stream.patch_samples(jax.random.key(0), 16, side=8, margin=2, how=how)
+    assert drawn["image"].shape == drawn["label"].shape == (16, 12, 12)
+    middle = np.asarray(drawn["label"][:, 6, 6] > 0)
+    np.testing.assert_array_equal(middle, np.arange(16) % 2 == 0)
+    for image, patch in zip(np.asarray(drawn["image"]), np.asarray(drawn["label"]), strict=True):
+        row, column = divmod(int(image[6, 6]), 30)
+        np.testing.assert_array_equal(patch, np.pad(label, 6)[row : row + 12, column : column + 12])
+    fake["label"] = jnp.zeros((20, 30), jnp.int32)
+    drawn = stream.patch_samples(jax.random.key(0), 16, side=8, margin=0, how=how)
+    assert drawn["image"].shape == (16, 8, 8) and not drawn["label"].any()
+
+
+def test_a_cube_shows_vertebrae_of_a_plausible_size():
+    one = jax.jit(partial(stream.cube_sample, size=(40, 40, 40), spacing_mm=3.0, how=HOW))
+    volumes = []
+    for i in range(12):
+        drawn = jax.device_get(one(jax.random.key(i)))
+        assert drawn["image"].shape == drawn["label"].shape == (40, 40, 40)
+        inner = np.setdiff1d(drawn["label"][2:-2, 2:-2, 2:-2], [0])
+        edges = np.unique(np.concatenate([np.unique(np.take(drawn["label"], e, a))
+                                          for a in range(3) for e in (0, -1)]))  # fmt: skip
+        for number in np.setdiff1d(inner, edges):
+            volumes.append((drawn["label"] == number).sum() * 0.027)
+    assert volumes and 5 < np.median(volumes) < 90
+
+
+def _stub(group: int = 1) -> stream_feed.Stream:
+    """A stream that is cheap to compile."""
+
+    def one(key: jax.Array) -> dict[str, jax.Array]:
+        shape = (group, 16, 16) if group > 1 else (16, 16)
+        label = jax.random.bernoulli(key, 0.3, shape).astype(jnp.int32)
+        stats = jnp.broadcast_to(jnp.array([0.0, 1.0, -1.0, 1.0]), (*shape[:-2], 4))
+        return {"image": 400.0 * label, "label": label, "stats": stats}
+
+    return stream_feed.Stream(partial(stream.batch_of, one, group=group), group)
+
+
+def test_groups_are_drawn_whole_and_depend_on_their_number_alone():
+    draw = _stub(4).draw
+    whole = draw(jax.random.key(0), jnp.arange(12))
+    assert whole["image"].shape == (12, 16, 16) and whole["stats"].shape == (12, 4)
+    part = draw(jax.random.key(0), jnp.arange(4, 12))
+    np.testing.assert_array_equal(part["label"], whole["label"][4:])
+    assert (whole["label"][0] != whole["label"][1]).any()
+
+
+def test_processes_take_runs_of_positions_that_make_up_the_batch():
+    feed = StreamFeed(None, batch_size=8, per_epoch=3, spacing_mm=(1.0, 1.0))
+    shares = [feed.train(start_step=5, process_index=p, process_count=2) for p in range(2)]
+    batches = [next(share) for share in shares]
+    np.testing.assert_array_equal(np.concatenate([b["position"] for b in batches]), np.arange(8))
+    np.testing.assert_array_equal(np.concatenate([b["slice"] for b in batches]), np.arange(40, 48))
+    assert list(next(shares[0])["slice"]) == [48, 49, 50, 51]
+    assert feed.counts() == {} and list(feed.val()) == [] and len(feed.val_cases) == 0
+
+
+def _streaming(**changes: object):
+    return tiny_config(
+        "unused",
+        **{
+            "data.source": "phantom_stream",
+            "data.phantom.cases": 0,
+            "data.size": (16, 16),
+            "model.dropout": 0.0,
+            "train.eval_every_epochs": 100,
+            **changes,
+        },
+    )
+
+
+def test_training_on_a_stream_needs_no_files_and_resumes_bitwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_feed, "of_slices", lambda config: _stub())
+    straight = loop.train(_streaming(**{"train.steps": 6}), tmp_path / "a", progress=False)
+    stop = loop.Stop()
+    config = _streaming(**{"train.steps": 6})
+    real = StreamFeed.train
+
+    def interrupted(self, **kwargs):
+        for number, batch in enumerate(real(self, **kwargs)):
+            if number == 3 and kwargs["start_step"] == 0:
+                stop.request()
+            yield batch
+
+    monkeypatch.setattr(StreamFeed, "train", interrupted)
+    first = loop.train(config, tmp_path / "b", progress=False, stop=stop)
+    assert first.interrupted and first.step < 6
+    second = loop.train(config, tmp_path / "b", progress=False)
+    assert second.step == straight.step == 6
+    ends = [checkpoint.load_for_inference(tmp_path / n, "latest")[1] for n in "ab"]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    assert not (tmp_path / "a" / "phantoms").exists()
+    assert not list((tmp_path / "a").rglob("*.nii.gz"))
+
+
+def test_a_batch_of_patches_must_hold_whole_groups():
+    mapped = parallel.make_parallel("pmap", 1)
+    mapped.check_batch(32, 2, 16)
+    with pytest.raises(InputError, match="groups of 16 drawn together; use 32 or 48"):
+        mapped.check_batch(40, 1, 16)
+
+
+def test_each_step_of_the_ablation_adds_one_thing():
+    found = []
+    for name in phantom_to_real.STEPS:
+        config = phantom_to_real.get_config(f"step={name}")
+        settings.check_config(config)
+        how = stream_feed.sampling(config, (8, 8))
+        found.append((how.distractors, how.acquisition, config.augment.enabled))
+    assert found == [
+        (False, False, False),
+        (True, False, False),
+        (True, True, False),
+        (True, True, True),
+    ]
+    with pytest.raises(ValueError, match="one of anatomy, distractors, acquisition, intensity"):
+        phantom_to_real.get_config("step=all")
+    paper = phantom_to_real.get_config("paper_size")
+    assert paper.model.widths == (24, 48, 96, 192) and paper.data.preprocess.spacing_mm == 1.0
+
+
+def test_rates_reach_the_persons_that_are_drawn(monkeypatch):
+    config = phantom_to_real.get_config()
+    config.data.phantom.rates.t13 = 1.0
+    settings.check_config(config)
+    asked = dict(stream_feed.sampling(config, (8, 8)).rates)
+    assert asked["t13"] == 1.0 and set(asked) == set(RATES)
+    defaults = inspect.signature(anatomy).parameters
+    shared = common.data_block().phantom.rates
+    assert {name: defaults[name].default for name in RATES} == dict(shared)
+    config.data.phantom.rates.l6 = 1.5
+    with pytest.raises(InputError, match="data.phantom.rates.l6"):
+        settings.check_config(config)

@@ -1,0 +1,452 @@
+"""Phantoms beside real scans: every statistic in closed form, on real scans, and the command."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from spinejax import geometry
+from spinejax.cli import main
+from spinejax.datasets.plain_folders import real_scans
+from spinejax.phantom import dataset, statistics
+from spinejax.reports import realism
+from spinejax.reports.realism import Measured, measure_files
+from tests.support.cli_runs import fails
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SMALL = {
+    "min_spacing_mm": 2.5,
+    "max_spacing_mm": 3.0,
+    "min_extent_mm": 120.0,
+    "max_extent_mm": 130.0,
+    "max_voxels": 100_000,
+}
+FLAGS = [f"--{name}={value}" for name, value in SMALL.items()]
+
+
+def grid(x: float, y: float, z: float) -> np.ndarray:
+    """Affine of canonical axes with these voxel sizes."""
+    return LPS @ np.diag([x, y, z, 1.0])
+
+
+def two_boxes() -> np.ndarray:
+    """L1 of 4x5x6 voxels over L2 of 6x5x4, nothing at the border."""
+    mask = np.zeros((12, 12, 20), np.uint8)
+    mask[4:8, 3:8, 11:17] = 20
+    mask[3:9, 3:8, 3:7] = 21
+    return mask
+
+
+# Sizes and distances.
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PIR", "RAS", "SAL"])
+def test_sizes_are_those_of_boxes_in_any_orientation(orientation):
+    mask, affine = geometry.reorient(two_boxes(), grid(1.0, 2.0, 3.0), orientation)
+    found = statistics.measure_labels(mask, affine)
+    assert found["volume_ml"] == pytest.approx({"L1": 120 * 6 / 1000, "L2": 120 * 6 / 1000})
+    assert found["right_left_mm"] == pytest.approx({"L1": 4 * 1, "L2": 6 * 1})
+    assert found["front_back_mm"] == pytest.approx({"L1": 5 * 2, "L2": 5 * 2})
+    assert found["height_mm"] == pytest.approx({"L1": 6 * 3, "L2": 4 * 3})
+    # Middles at z = 13.5 and 4.5, at x = 5.5 both.
+    assert found["mask_distance_mm"] == pytest.approx({"L1-L2": 9 * 3})
+    assert found["scan"] == pytest.approx({"cut_share": 0, "labelled_height": 14 / 20})
+
+
+def test_vertebrae_cut_above_or_below_are_counted_but_not_measured():
+    mask = two_boxes()[:, :, :15]
+    found = statistics.measure_labels(mask, LPS)
+    assert set(found["volume_ml"]) == {"L2"}
+    assert "mask_distance_mm" not in found
+    assert found["scan"] == pytest.approx({"cut_share": 1 / 2, "labelled_height": 12 / 15})
+
+
+def test_an_extent_that_the_side_of_the_scan_ends_is_left_out():
+    found = statistics.measure_labels(two_boxes()[3:], LPS)
+    assert set(found["volume_ml"]) == {"L1", "L2"}
+    assert set(found["right_left_mm"]) == {"L1"}
+    assert set(found["front_back_mm"]) == {"L1", "L2"}
+
+
+def test_body_distances_are_between_successive_levels_only():
+    points = {1: [0, 0, 90], 2: [0, 0, 80], 4: [0, 0, 60], 18: [3, 4, 30], 20: [3, 0, 27]}
+    points = {label: np.array(point, float) for label, point in points.items()}
+    found = statistics.measure_labels(two_boxes(), grid(1.0, 1.0, 2.0), points)
+    # C2-C4 skips one; T11-L1 are neighbours in a spine without T12.
+    assert found["body_distance_mm"] == pytest.approx({"C1-C2": 20, "T11-L1": np.hypot(4, 6)})
+
+
+# Grey values.
+
+
+def cube(size: int = 9) -> np.ndarray:
+    mask = np.zeros((30, 30, 30), np.uint8)
+    mask[10 : 10 + size, 10 : 10 + size, 10 : 10 + size] = 22
+    return mask
+
+
+def test_layers_of_a_cube_have_the_voxels_that_geometry_says():
+    _, parts, depth = statistics.layers(cube(), np.ones(3))
+    assert parts["inside"].sum() == 9**3
+    assert parts["shell"].sum() == 9**3 - 7**3
+    assert parts["deep"].sum() == 5**3
+    # Six faces of 9x9 three deep, and along edges and at corners what lies within 3 mm.
+    quarter = sum(a * a + b * b <= 9 for a in range(1, 4) for b in range(1, 4))
+    eighth = sum(
+        a * a + b * b + c * c <= 9 for a in range(1, 4) for b in range(1, 4) for c in range(1, 4)
+    )
+    assert parts["around"].sum() == 6 * 81 * 3 + 12 * 9 * quarter + 8 * eighth
+    assert depth[parts["shell"]].max() == depth.max(where=parts["inside"], initial=-9) == -0.5
+    assert depth[parts["around"]].min() == 0.5
+
+
+def test_the_border_of_a_scan_is_no_surface():
+    _, parts, _ = statistics.layers(np.ones((6, 6, 6), np.uint8), np.ones(3))
+    assert parts["deep"].all() and not parts["shell"].any()
+
+
+def test_grey_values_of_each_layer_are_found_again():
+    mask = cube()
+    hu = np.full(mask.shape, -100.0, np.float32)
+    _, parts, _ = statistics.layers(mask, np.ones(3))
+    hu[mask > 0] = 300
+    hu[11:18, 11:18, 11:18] = 200
+    hu[12:17, 12:17, 12:17] = 100
+    found, histograms = statistics.measure_hu(hu, mask, LPS)
+    assert set(found["shell_hu"].values()) == {300.0}
+    assert set(found["deep_hu"].values()) == {100.0}
+    assert set(found["around_hu"].values()) == {-100.0}
+    # 125 voxels of 100, 218 of 200, 386 of 300.
+    assert found["inside_hu"] == {"5": 100.0, "25": 200.0, "50": 300.0, "75": 300.0, "95": 300.0}
+    # The innermost 28 voxels are too few.
+    inside = {"-2.5": 100.0, "-1.5": 200.0, "-0.5": 300.0}
+    outside = dict.fromkeys(("+0.5", "+1.5", "+2.5", "+3.5"), -100.0)
+    assert found["depth_hu"] == inside | outside
+    assert histograms["shell"].sum() == pytest.approx(1)
+    assert statistics.BINS_HU[histograms["shell"].argmax()] == 300
+
+
+def test_bright_elsewhere_is_the_share_of_bright_voxels_without_label():
+    mask = cube()
+    hu = np.where(mask > 0, 151, 0)
+    hu[0, 0, :27] = 151
+    hu[1, 0, :10] = 150  # not above
+    found, _ = statistics.measure_hu(hu, mask, LPS)
+    assert found["scan"]["bright_elsewhere"] == pytest.approx(27 / (27 + 729))
+
+
+# Noise.
+
+
+def muscle(sd: float, *, grain: float = 0.0, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((72, 72, 72)).astype(np.float32)
+    if grain:
+        noise = ndimage.gaussian_filter(noise, grain, mode="wrap")
+        noise /= noise.std()
+    return 50 + sd * noise
+
+
+@pytest.mark.parametrize("sd", [5.0, 20.0, 90.0])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5), (3.0, 3.0, 3.0)])
+def test_white_noise_is_measured_as_it_is(sd, spacing):
+    hu = muscle(sd)
+    found = statistics.noise(hu, np.zeros(hu.shape, bool), np.array(spacing))
+    assert found["noise_hu"] == pytest.approx(sd, rel=0.03)
+
+
+def test_grainy_noise_is_measured_and_outlives_smoothing():
+    nothing = np.zeros((72, 72, 72), bool)
+    fine, coarse = (statistics.noise(muscle(20, grain=g), nothing, np.ones(3)) for g in (0, 0.8))
+    assert coarse["noise_hu"] == pytest.approx(20, rel=0.08)
+    # A Gaussian of 0.75 voxels leaves of white noise (2 sqrt(pi) 0.75)^-1.5 = 0.23, less what the
+    # local mean takes.
+    assert fine["noise_prepared_hu"] == pytest.approx(20 * 0.23, rel=0.1)
+    assert coarse["noise_prepared_hu"] > 2 * fine["noise_prepared_hu"]
+
+
+def test_bone_fat_and_air_do_not_count_as_noise():
+    hu = muscle(20)
+    plain = statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))["noise_hu"]
+    hu[:20] += 600
+    hu[-15:] -= 150
+    hu[30:34, 30:34] = -1000
+    assert statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))["noise_hu"] == pytest.approx(
+        plain, rel=0.05
+    )
+
+
+def test_a_few_vessels_in_muscle_hardly_change_the_noise():
+    hu = muscle(20)
+    hu[10, 10] += 60
+    hu[40, 50] += 60
+    found = statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))
+    assert found["noise_hu"] == pytest.approx(20, rel=0.03)
+
+
+def test_without_muscle_there_is_no_noise():
+    hu = muscle(20) + 300
+    assert statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3)) == {}
+    assert statistics.noise(muscle(20), np.ones(hu.shape, bool), np.ones(3)) == {}
+
+
+def test_tall_scans_give_the_noise_of_their_middle(monkeypatch):
+    monkeypatch.setattr(statistics, "_MOST_VOXELS", 72 * 72 * 24)
+    hu = muscle(20)
+    hu[:, :, :20] = hu[:, :, -20:] = 50
+    found = statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))
+    assert found["noise_hu"] == pytest.approx(20, rel=0.05)
+
+
+# Comparing.
+
+
+def scans(name: str, values: list[float]) -> list[Measured]:
+    return [Measured(f"{name}{i}", {"scan/noise_hu": value}) for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("real", "phantoms", "off"),
+    [
+        ([10.0, 12.0], [1.0, 2, 3, 4, 5], "low"),
+        ([10.0, 12.0], [13.0, 14, 15, 16, 17], "high"),
+        ([10.0, 12.0], [1.0, 2, 3, 4, 20], None),
+        ([10.0], [8.0, 9, 10, 11, 12], None),
+        # One stray phantom in a hundred is outside its own range.
+        ([10.0], [*np.linspace(1, 5, 99), 11.0], "low"),
+        ([10.0], [1.0, 2, 3, 4], None),  # too few to say
+        ([10.0], [], None),
+        ([], [1.0, 2, 3, 4, 5], None),
+    ],
+    ids=["below", "above", "reaching in", "around", "stray", "too few", "no phantom", "no real"],
+)
+def test_off_means_that_ranges_do_not_overlap(real, phantoms, off):
+    found = realism.collect(scans("r", real), scans("p", phantoms))["statistics"]
+    assert found["scan/noise_hu"]["off"] == off
+
+
+def test_collected_ranges_are_extremes_of_real_scans_and_percentiles_of_phantoms():
+    found = realism.collect(scans("r", [3.0, 1.0]), scans("p", list(range(101))))
+    assert found["statistics"]["scan/noise_hu"] == {
+        "real": {"n": 2, "low": 1.0, "high": 3.0},
+        "phantom": {"n": 101, "p5": 5.0, "p50": 50.0, "p95": 95.0},
+        "off": "high",
+    }
+    assert found["real"] == {"r0": {"scan/noise_hu": 3.0}, "r1": {"scan/noise_hu": 1.0}}
+
+
+def test_the_table_shows_ranges_and_marks_what_is_off():
+    real = [
+        Measured("r", {"volume_ml/L1": 38.0, "scan/noise_hu": 82.0, "body_distance_mm/C1-C2": 17.5})
+    ]
+    ours = [
+        Measured(f"p{i}", {"volume_ml/L1": 30.0 + i, "scan/noise_hu": 90.0, "deep_hu/50": 70.0})
+        for i in range(5)
+    ]
+    record = realism.collect(real, ours)
+    lines = realism.table({"real_data": "DIR", "phantoms": {"seed": 4}, **record}).splitlines()
+    found = {line.split("  ")[0]: line.split() for line in lines if line}
+    assert lines[0] == "1 real scans of DIR | 5 phantoms of seed 4, 5 to 95 %"
+    assert found["L1"][:5] == ["L1", "38.0", "|", "30.2..33.8", "<"]
+    assert found["C1-C2"][:4] == ["C1-C2", "17.5", "|", "-"]
+    assert found["noise hu"] == ["noise", "hu", "82", "90", ">", "90"]
+    assert found["HU deep 50 %"] == ["HU", "deep", "50", "%", "-", "70", "70"]
+    assert lines[-1] == "2 of 2 statistics are off"
+
+
+# Real scans.
+
+
+@pytest.fixture(scope="module")
+def real(real_data):
+    return {one.case: one.values for f in real_scans(real_data) if (one := measure_files(f))}
+
+
+VOLUMES = {
+    "C1": (15, 15), "C2": (19, 19), "C3": (13, 16), "C6": (13, 16), "C7": (19, 19),
+    "T1": (24, 24), "T3": (24, 24), "T4": (28, 29), "T5": (28, 29), "T9": (28, 28),
+    "T10": (32, 32), "T11": (36, 36), "T12": (41, 48),
+    "L1": (38, 58), "L2": (49, 61), "L3": (55, 63), "L4": (59, 65), "L5": (58, 66),
+}  # fmt: skip
+BODIES = {
+    "C1-C2": 17.5, "C2-C3": 23.6, "C7-T1": 20.5, "T9-T10": 22.5, "T10-T11": 25.4, "T11-T12": 29.2,
+    "T12-L1": 25.7, "L1-L2": 27.7, "L3-L4": 33.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("level", VOLUMES)
+def test_volumes_of_real_vertebrae_are_the_published_ones(real, level):
+    found = [values[key] for values in real.values() if (key := f"volume_ml/{level}") in values]
+    low, high = VOLUMES[level]
+    assert found and low - 0.6 <= min(found) and max(found) <= high + 0.6
+
+
+def test_extents_of_real_vertebrae_are_the_published_ones(real):
+    gl003 = real["sub-gl003_dir-ax"]
+    for level, sizes in {"C1": (82, 47, 29), "C2": (56, 52, 44), "C7": (69, 64, 34)}.items():
+        found = [gl003[f"{extent}/{level}"] for extent in statistics.EXTENTS]
+        assert found == pytest.approx(sizes, abs=0.6)
+    verse004 = real["sub-verse004"]
+    found = [verse004[f"{extent}/T9"] for extent in statistics.EXTENTS]
+    assert found == pytest.approx((56, 67, 47), abs=0.6)
+    # Of sub-verse014 the field of view ends at the transverse processes.
+    assert not any(name.startswith("right_left_mm") for name in real["sub-verse014"])
+
+
+@pytest.mark.parametrize("pair", BODIES)
+def test_distances_of_real_bodies_are_the_published_ones(real, pair):
+    key = f"body_distance_mm/{pair}"
+    found = [values[key] for values in real.values() if key in values]
+    assert found and found == pytest.approx([BODIES[pair]] * len(found), abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("case", "percentiles"),
+    [
+        ("sub-verse014", (1, 154, 322, 581, 1046)),
+        ("example", (64, 114, 172, 272, 517)),
+        ("sub-ct_label-22", (-60, 52, 166, 383, 896)),
+    ],
+)
+def test_grey_values_inside_real_vertebrae_are_the_published_ones(real, case, percentiles):
+    found = [real[case][f"inside_hu/{p}"] for p in statistics.PERCENTILES]
+    assert found == pytest.approx(percentiles, abs=1)
+
+
+def test_layers_of_real_vertebrae_are_the_published_ones(real):
+    cases = [values for values in real.values() if "deep_hu/50" in values]
+    assert len(cases) == 3
+    for layer, low, high in (("deep", 67, 201), ("shell", 246, 406)):
+        medians = [values[f"{layer}_hu/50"] for values in cases]
+        assert low <= min(medians) and max(medians) <= high
+    assert [np.median([v[f"around_hu/{p}"] for v in cases]) for p in (5, 95)] == pytest.approx(
+        [-168, 345], abs=50
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "published"), [("sub-verse014", 93), ("sub-ct_label-22", 82), ("example", 17)]
+)
+def test_noise_of_real_scans_is_near_the_published_one(real, case, published):
+    # That number is a plain standard deviation in soft tissue; ours leaves its structure out.
+    assert 0.65 * published < real[case]["scan/noise_hu"] < published
+
+
+def test_bright_voxels_of_real_scans_are_mostly_something_else(real):
+    shares = [v["scan/bright_elsewhere"] for v in real.values() if "scan/bright_elsewhere" in v]
+    assert len(shares) == 3
+    assert 0.395 < min(shares) and max(shares) < 0.8
+
+
+def test_of_two_masks_the_one_in_verse_numbers_is_taken(real_data):
+    found = {files.id: files for files in real_scans(real_data)}
+    assert found["example"].labels.name == "example_vertebrae_verse-ids.nii.gz"
+    assert len([case for case in found if case.startswith("example")]) == 1
+    assert found["sub-verse004"].image is None
+    assert found["LIDC-IDRI-0003"].labels is None
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantoms") / "data"
+    dataset.write_dataset(root, 5, 3, progress=False, **SMALL)
+    return root
+
+
+def test_phantoms_are_like_themselves(phantoms, tmp_path, capsys):
+    words = [f"--compare={phantoms}", "--cases=5", "--seed=3", *FLAGS]
+    assert main(["phantom", *words, f"--out={tmp_path / 'a'}"]) == 0
+    record = json.loads((tmp_path / "a" / "realism.json").read_text())
+    for case, values in record["phantom"].items():
+        # On disk centroids are rounded, and grey values to what the file's type holds.
+        assert record["real"][case] == pytest.approx(values, rel=0.01, abs=1.0)
+    assert not any(row["off"] for row in record["statistics"].values())
+    printed = capsys.readouterr().out
+    assert "\n0 of " in printed and "HU inside 50 %" in printed and "mask distance mm" in printed
+    with Image.open(tmp_path / "a" / "realism.png") as picture:
+        assert picture.size[0] > 1500 and picture.size[1] > 1500
+    assert main(["phantom", *words, f"--out={tmp_path / 'b'}"]) == 0
+    for name in ("realism.json", "realism.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"realism.json", "realism.png"}
+
+
+def test_masks_without_ct_still_give_shapes(phantoms, tmp_path, capsys):
+    data = tmp_path / "data"
+    for path in phantoms.rglob("*msk.nii.gz"):
+        (data / path.name).parent.mkdir(exist_ok=True)
+        (data / path.name).write_bytes(path.read_bytes())
+    assert main(["phantom", f"--compare={data}", "--cases=1", *FLAGS, f"--out={tmp_path}/o"]) == 0
+    record = json.loads((tmp_path / "o" / "realism.json").read_text())
+    names = {name.partition("/")[0] for values in record["real"].values() for name in values}
+    assert "volume_ml" in names and "inside_hu" not in names
+
+
+def test_a_loose_mask_is_found_and_a_damaged_scan_is_left_out(tmp_path, caplog):
+    mask = two_boxes()
+    for name, array in {
+        "a": muscle(20)[:12, :12, :20].astype(np.int16),
+        "a_vertebrae": mask,
+        "a_other": mask * 10,
+        "b_seg": mask,
+        "b_old": mask,  # not a CT of its own
+    }.items():
+        nib.save(nib.Nifti1Image(array, LPS), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(b"no image")
+    found = {files.id: files for files in real_scans(tmp_path)}
+    assert found.keys() == {"a", "b"}
+    assert found["a"].labels.name == "a_vertebrae.nii.gz"
+    assert measure_files(found["a"]).values["volume_ml/L1"] == pytest.approx(0.12)
+    assert measure_files(found["b"]) is None
+    assert "b: left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "problem", ["missing", "empty", "unreadable", "no cases", "spacing", "out"]
+)
+def test_bad_input_is_one_line(problem, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    nib.save(nib.Nifti1Image(two_boxes(), LPS), data / "x_seg.nii.gz")
+    more, words = [], []
+    if problem == "missing":
+        data, words = tmp_path / "none", ["none", "no such folder"]
+    elif problem == "empty":
+        (data / "x_seg.nii.gz").unlink()
+        words = [str(data), "no "]
+    elif problem == "unreadable":
+        (data / "x_seg.nii.gz").write_bytes(b"x")
+        words = [str(data), "none of its scans"]
+    elif problem == "no cases":
+        more, words = ["--cases=0"], ["cases=0"]
+    elif problem == "spacing":
+        more, words = ["--min_spacing_mm=9"], ["voxel sizes"]
+    else:
+        out.write_text("")
+        words = [str(out), "is a file"]
+    fails(capsys, ["phantom", f"--compare={data}", f"--out={out}", *more], *words)
+    assert not out.is_dir()
+
+
+def test_an_empty_name_of_the_folder_is_refused(tmp_path, capsys):
+    fails(capsys, ["phantom", "--compare=", f"--out={tmp_path / 'o'}"], "--compare is empty")
+
+
+def test_detail_is_the_share_of_structure_finer_than_two_millimetres():
+    x, y, z = np.meshgrid(*(np.arange(48.0),) * 3, indexing="ij")
+    near = np.ones(x.shape, bool)
+
+    def of(wave_mm):
+        return statistics.detail(200 * np.sin(2 * np.pi * y / wave_mm), near, (1.0, 1.0, 1.0))
+
+    # A Gaussian of s mm leaves exp(-(2 pi s / wave)^2 / 2) of a wave; ends of the array disturb it.
+    for wave in (8.0, 16.0):
+        left = np.exp(-((2 * np.pi * 2.0 / wave) ** 2) / 2)
+        assert of(wave) == pytest.approx(1 - left, abs=0.04)
+    assert of(6.0) > of(12.0) > of(24.0)

@@ -1,0 +1,88 @@
+"""A run small enough to be killed twenty times: four scans, a few thousand parameters.
+
+Imported by the tests of training, and run by them as a process of its own:
+
+    python -m tests.support.tiny_run SCANS WORKDIR [--processes=2 --process=0 --port=N] [key=json ...]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from ml_collections import ConfigDict
+
+from spinejax.configs import common
+
+EXIT_INTERRUPTED = 75
+
+
+def write_scans(root: Path, cases: int = 4) -> Path:
+    """Write `cases` pairs of 10 x 32 x 32 voxels, each with a bright column on noise."""
+    for number in range(cases):
+        rng = np.random.default_rng(number)
+        label = np.zeros((10, 32, 32), np.uint8)
+        y = int(rng.integers(8, 16))
+        label[2:8, y : y + 8, 4:28] = 20
+        image = np.where(label > 0, 400, 0) + rng.normal(0, 30, label.shape)
+        # Index directions L, P, S: the project's canonical orientation.
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+        for folder, array in (("images", image.astype(np.int16)), ("labels", label)):
+            path = root / folder / f"case{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, affine), path)
+    return root
+
+
+def tiny_config(root: Path, **changes: object) -> ConfigDict:
+    """Return an experiment of 12 steps on `write_scans`; `changes` are dotted keys and values."""
+    model = dict(name="unet", widths=(4, 8), in_channels=1, norm="group", dropout=0.2)
+    config = common.base("tiny", model)
+    with config.unlocked():
+        config.data.root = str(root)
+        config.data.split = "ratio"
+        config.data.test_fraction = 0.25
+        config.data.val_fraction = 0.3
+        config.data.size = (32, 32)
+        config.data.threads = 1
+        config.data.prefetch = 2
+        config.optim.ema_decay = 0.5
+        config.optim.learning_rate = 0.1
+        config.optim.schedule = "constant"
+        config.train.steps = 12
+        config.train.batch_size = 4
+        config.train.eval_every_epochs = 1
+        config.train.checkpoint_every_steps = 3
+        config.train.log_every_steps = 1
+        config.train.pictures = 1
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def main(argv: list[str]) -> int:
+    """Train in this process; the exit status is that of the command line."""
+    from spinejax.errors import InputError
+    from spinejax.train import loop, parallel
+
+    flags = dict(a[2:].split("=", 1) for a in argv if a.startswith("--"))
+    root, workdir, *pairs = [a for a in argv if not a.startswith("--")]
+    changes = {key: json.loads(value) for key, _, value in (p.partition("=") for p in pairs)}
+    if "processes" in flags:
+        parallel.initialize_distributed(
+            coordinator_address=f"127.0.0.1:{flags['port']}",
+            num_processes=int(flags["processes"]),
+            process_id=int(flags["process"]),
+            initialization_timeout_s=60,
+            heartbeat_timeout_s=10,
+        )
+    try:
+        result = loop.train(tiny_config(Path(root), **changes), workdir, progress=False)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return EXIT_INTERRUPTED if result.interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

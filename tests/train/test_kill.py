@@ -1,0 +1,173 @@
+"""Runs that are killed at random moments, saves included, end with the same parameters.
+
+Every kill is a SIGKILL of a training process of its own; its successor is the same command.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from spinejax.tasks import build_task
+from spinejax.train import checkpoint, log, optim
+from spinejax.train.state import create_state
+from tests.support.tiny_run import EXIT_INTERRUPTED, tiny_config, write_scans
+
+HERE = Path(__file__).parents[1] / "support"
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """Folder of the scans, the compiled programs, and an uninterrupted run."""
+    base = tmp_path_factory.mktemp("kill")
+    write_scans(base / "scans")
+    finish(base, "whole")
+    return base
+
+
+def start(base: Path, name: str) -> subprocess.Popen:
+    """Start the command of a run; its cache of scans is shared."""
+    command = [sys.executable, str(HERE / "tiny_run.py"), str(base / "scans"), str(base / name)]
+    settings = {
+        "train.steps": STEPS,
+        "train.eval_every_epochs": 2,
+        "train.pictures": 0,
+        "model.norm": "batch",
+        "data.cache_dir": str(base / "cache"),
+    }
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(HERE.parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    pairs = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    with open(base / f"{name}.log", "a") as out:
+        return subprocess.Popen([*command, *pairs], env=env, stdout=out, stderr=out)
+
+
+def finish(base: Path, name: str, status: int = 0) -> str:
+    """Run to the end, and return all that the run ever printed."""
+    code = start(base, name).wait(timeout=300)
+    printed = (base / f"{name}.log").read_text()
+    assert code == status, printed[-3000:]
+    return printed
+
+
+def last_step(workdir: Path) -> int:
+    lines = log.read_metrics(workdir)
+    return lines[-1]["step"] if lines else 0
+
+
+def is_saving(workdir: Path) -> bool:
+    folders = [checkpoint.folder(workdir, which) for which in checkpoint.FOLDERS]
+    return any("tmp" in p.name for f in folders if f.is_dir() for p in f.iterdir())
+
+
+def is_deleting(workdir: Path) -> bool:
+    return any((checkpoint.folder(workdir, w) / "_todelete").is_dir() for w in checkpoint.FOLDERS)
+
+
+def kill_once(process: subprocess.Popen, workdir: Path, how: str, chance: random.Random) -> bool:
+    """Kill at a random moment of the kind `how`; False where the run was over before."""
+    deadline = time.monotonic() + 120
+    begun = last_step(workdir)
+    target = begun + chance.randrange(1, 6)
+    while process.poll() is None and time.monotonic() < deadline:
+        reached = how == "starting" or last_step(workdir) >= target
+        if reached and how == "saving" and not is_saving(workdir):
+            reached = False
+        if reached and how == "deleting" and not is_deleting(workdir):
+            reached = False
+        if reached:
+            longest = {"starting": 3.0, "updating": 0.1, "saving": 0.05, "deleting": 0.01}[how]
+            time.sleep(chance.random() * longest)
+            process.kill()
+            process.wait()
+            return process.returncode == -signal.SIGKILL
+        time.sleep(0.001)
+    assert process.poll() is not None, "the run got stuck"
+    return False
+
+
+def final_state(base: Path, name: str):
+    config = tiny_config(base / "scans", **{"model.norm": "batch"})
+    optimizer = optim.make_optimizer(
+        "adam", optim.make_schedule("constant", learning_rate=1.0, total_steps=1), clip_norm=1.0
+    )
+    variables = jax.eval_shape(build_task(config).init, jax.random.key(0))
+    like = jax.eval_shape(lambda v: create_state(v, optimizer, ema=True), variables)
+    with checkpoint.Checkpoints(base / name) as checkpoints:
+        state, meta = checkpoints.restore(like)
+        return state, meta, checkpoints.best()
+
+
+def assert_same_end(base: Path, name: str) -> None:
+    (a, meta_a, best_a), (b, meta_b, best_b) = final_state(base, "whole"), final_state(base, name)
+    assert (meta_b, best_b) == (meta_a, best_a) and meta_b.step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    best = [checkpoint.load_for_inference(base / n)[1] for n in ("whole", name)]
+    jax.tree.map(np.testing.assert_array_equal, *best)
+    times = ("seconds", "samples_per_s")
+    lines = [
+        [{k: v for k, v in x.items() if k not in times} for x in log.read_metrics(base / n)]
+        for n in ("whole", name)
+    ]
+    assert lines[0] == lines[1]
+
+
+def torture(base: Path, name: str, kills: int, seed: int) -> dict[str, int]:
+    """Kill a run `kills` times, or until it is done; let it end; return how often each way."""
+    chance = random.Random(seed)
+    counts = dict.fromkeys(("starting", "updating", "saving", "deleting"), 0)
+    for _ in range(kills):
+        how = chance.choices(list(counts), weights=(1, 3, 4, 2))[0]
+        if not kill_once(start(base, name), base / name, how, chance):
+            break
+        counts[how] += 1
+    printed = finish(base, name)
+    assert "Traceback" not in printed, printed[-3000:]
+    assert_same_end(base, name)
+    return counts
+
+
+def test_a_run_killed_now_and_then_ends_like_the_uninterrupted_one(base):
+    counts = torture(base, "killed", kills=5, seed=1)
+    assert sum(counts.values()) == 5
+
+
+@pytest.mark.slow
+def test_twenty_kills_in_all_and_each_run_ends_the_same(base):
+    total = dict.fromkeys(("starting", "updating", "saving", "deleting"), 0)
+    for seed in range(100, 120):
+        left = 20 - sum(total.values())
+        if left <= 0:
+            break
+        for how, count in torture(base, f"killed{seed}", min(left, 10), seed).items():
+            total[how] += count
+    print("kills:", total)
+    assert sum(total.values()) == 20 and total["saving"] >= 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_and_the_same_command_resumes(base, number):
+    name = f"signal{number}"
+    process = start(base, name)
+    while last_step(base / name) < 4 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=120) == EXIT_INTERRUPTED
+    steps = [int(p.name) for p in checkpoint.folder(base / name, "latest").iterdir()]
+    assert 4 <= max(steps) == last_step(base / name) < STEPS
+    assert "Traceback" not in finish(base, name)
+    assert_same_end(base, name)

@@ -1,0 +1,341 @@
+"""Whole runs on four tiny scans: what they leave behind, how they resume, what they refuse."""
+
+import json
+import shutil
+import struct
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from spinejax.errors import InputError
+from spinejax.metrics import classification
+from spinejax.train import checkpoint, log, loop, parallel, run_folder, setup, signals
+from tests.support.tiny_run import tiny_config, write_scans
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs of one config share their compiled programs, as they do on the command line."""
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, key) for key in keys]
+    for key, value in zip(keys, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
+        jax.config.update(key, value)
+    yield
+    for key, value in zip(keys, before, strict=True):
+        jax.config.update(key, value)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    return write_scans(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="module")
+def finished(scans, tmp_path_factory) -> tuple[Path, loop.Result]:
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, loop.train(tiny_config(scans), workdir, progress=False)
+
+
+class StopAt(signals.Stop):
+    """Asks to stop at a given step, as a signal that came in the update before."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def agreed(self, at: int) -> bool:
+        return at >= self.step
+
+
+def assert_same(a: object, b: object) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def numbers(workdir: Path) -> list[dict]:
+    """Lines of metrics.jsonl without the times."""
+    times = ("seconds", "samples_per_s")
+    return [{k: v for k, v in line.items() if k not in times} for line in log.read_metrics(workdir)]
+
+
+def events(workdir: Path) -> list[event_pb2.Event]:
+    found = []
+    for file in sorted((workdir / "tensorboard").iterdir()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event()
+            event.ParseFromString(data[at + 12 : at + 12 + length])
+            found.append(event)
+            at += 16 + length
+    return found
+
+
+def test_a_finished_run_says_what_it_did(finished):
+    workdir, result = finished
+    assert (result.step, result.interrupted) == (12, False)
+    assert (workdir / "DONE").exists()
+    record = json.loads((workdir / "run.json").read_text())
+    assert {k: len(v) for k, v in record["cases"].items()} == {"train": 2, "val": 1, "test": 1}
+    leaves = jax.tree.leaves(result.state.params)
+    assert record["parameters"] == sum(leaf.size for leaf in leaves)
+    assert record["finished"] and record["seconds"] > 0 and record["devices"] == 1
+    assert json.loads((workdir / "config.json").read_text())["data"]["size"] == [32, 32]
+    lines = numbers(workdir)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
+    # 10 + 10 slices in batches of 4: an epoch has 5 steps.
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [5, 10, 12]
+    assert set(lines[0]) == {
+        "step",
+        "kind",
+        "loss",
+        "dice",
+        "accuracy",
+        "learning_rate",
+        "grad_norm",
+    }
+
+
+def test_the_best_checkpoint_is_that_of_the_best_validation(finished):
+    workdir, result = finished
+    scores = {x["step"]: x["dice"] for x in numbers(workdir) if x["kind"] == "val"}
+    assert result.best.score == max(scores.values()) == scores[result.best.step]
+    config, variables = checkpoint.load_for_inference(workdir)
+    assert config.model.widths == (4, 8)
+    if result.best.step == result.step:
+        assert_same(variables["params"], result.state.ema)
+
+
+def test_tensorboard_has_scalars_and_pictures(finished):
+    values = [(e.step, v) for e in events(finished[0]) for v in e.summary.value]
+    tags = {v.tag for _, v in values}
+    assert {"train/loss", "train/dice", "train/learning_rate", "val/dice"} <= tags
+    pictures = [(s, v.image) for s, v in values if v.HasField("image")]
+    assert [s for s, _ in pictures] == [5, 10, 12]
+    assert {(p.width, p.height) for _, p in pictures} == {(32, 32)}
+
+
+def test_training_learns(finished):
+    val = [x for x in numbers(finished[0]) if x["kind"] == "val"]
+    assert val[-1]["loss"] < val[0]["loss"] and val[-1]["dice"] > val[0]["dice"]
+
+
+@pytest.mark.parametrize(
+    "at", [4, 5, 12], ids=["between saves", "before an evaluation", "at the end"]
+)
+def test_a_stopped_run_resumes_bit_for_bit(finished, scans, tmp_path, at):
+    config = tiny_config(scans)
+    stopped = loop.train(config, tmp_path, progress=False, stop=StopAt(at))
+    assert stopped.interrupted and stopped.step == at and not (tmp_path / "DONE").exists()
+    resumed = loop.train(config, tmp_path, progress=False)
+    assert not resumed.interrupted
+    assert_same(resumed.state, finished[1].state)
+    assert resumed.best == finished[1].best
+    assert numbers(tmp_path) == numbers(finished[0])
+    assert json.loads((tmp_path / "run.json").read_text())["starts"] == 2
+
+
+def test_a_finished_run_is_not_run_again(finished, scans, capsys):
+    before = numbers(finished[0])
+    again = loop.train(tiny_config(scans), finished[0], progress=False)
+    assert (again.state, again.step, again.best) == (None, 12, finished[1].best)
+    assert "was finished at step 12: nothing to do" in capsys.readouterr().out
+    assert numbers(finished[0]) == before
+
+
+def test_another_config_is_refused_and_every_differing_key_named(finished, scans):
+    other = tiny_config(scans, **{"seed": 3, "optim.learning_rate": 0.5, "train.pictures": 0})
+    before = (finished[0] / "config.json").read_bytes()
+    with pytest.raises(InputError) as info:
+        loop.train(other, finished[0], progress=False)
+    text = str(info.value)
+    assert "optim.learning_rate (there 0.1, now 0.5), seed (there 0, now 3);" in text
+    assert "pictures" not in text and "\n" not in text
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_a_start_that_saved_nothing_does_not_bind_the_next(finished, scans, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        wrong = {"data.root": "/nowhere", "seed": 5, "train.steps": 3}
+        loop.train(tiny_config(scans, **wrong), tmp_path, progress=False)
+    # As left by a kill between the first best and the first latest.
+    best = checkpoint.folder(finished[0], "best")
+    shutil.copytree(best, checkpoint.folder(tmp_path, "best"))
+    result = loop.train(tiny_config(scans), tmp_path, progress=False, stop=StopAt(2))
+    assert result.step == 2 and result.best is None
+    assert (tmp_path / "config.json").read_bytes() == (finished[0] / "config.json").read_bytes()
+
+
+def test_keys_that_train_nothing_else_may_change(finished, scans):
+    free = {"train.log_every_steps": 7, "data.threads": 0, "predict.threshold": 0.4}
+    loop.train(tiny_config(scans, **free), finished[0], progress=False)
+    loop.train(tiny_config(scans), finished[0], progress=False)
+
+
+def test_other_cases_are_refused(scans, tmp_path):
+    config = tiny_config(scans)
+    loop.train(config, tmp_path / "run", progress=False, stop=StopAt(1))
+    changed = tiny_config(write_scans(tmp_path / "more", cases=8))
+    with pytest.raises(InputError, match="run.json: the train split now has other cases, .* new"):
+        loop.train(changed, tmp_path / "run", progress=False)
+    # Nor are they evaluated: some of the new test cases were trained on.
+    with pytest.raises(InputError, match="other cases"):
+        setup.cases(changed, tmp_path / "run")
+    setup.cases(changed, tmp_path / "elsewhere")
+
+
+def test_divergence_names_step_slices_and_gradient_and_saves_nothing_bad(scans, tmp_path):
+    wild = {"optim.name": "sgd", "optim.learning_rate": 1e30, "optim.clip_norm": 0.0}
+    config = tiny_config(scans, **wild, **{"train.checkpoint_every_steps": 1})
+    with pytest.raises(InputError) as info:
+        loop.train(config, tmp_path, progress=False)
+    text = str(info.value)
+    assert text.startswith("training diverged at step ") and "\n" not in text
+    assert "largest gradient" in text and "kernel" in text
+    assert any(f"case{i}[" in text for i in range(4))
+    assert not (tmp_path / "DONE").exists()
+    saved = checkpoint.folder(tmp_path, "latest")
+    for step in saved.iterdir():
+        variables = checkpoint.load_for_inference(tmp_path, "latest")[1]
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables)), step
+
+
+BAD = {
+    "negative": ({"train.batch_size": -1}, "train.batch_size=-1 must be a whole number"),
+    "zero": ({"optim.learning_rate": 0.0}, "optim.learning_rate=0.0 must be a number above 0"),
+    "nan": ({"optim.clip_norm": float("nan")}, "optim.clip_norm=nan must be a number"),
+    "no length": ({"train.epochs": 0}, "train.epochs and train.steps are both 0"),
+    "microbatches": ({"optim.accumulate_steps": 3}, "train.batch_size=4 does not divide"),
+    "optimiser": ({"optim.name": "adamm"}, "did you mean 'adam"),
+    "schedule": ({"optim.schedule": "cosines"}, "did you mean 'cosine'"),
+    "parallel": ({"train.parallel": "pmapp"}, "did you mean 'pmap'"),
+    "dtype": ({"train.compute_dtype": "bfloat61"}, "did you mean 'bfloat16'"),
+    "task": ({"task": "slice_segmentatio"}, "did you mean 'slice_segmentation'"),
+    "size": ({"data.size": (33, 32)}, "multiples of 2"),
+    "no root": ({"data.root": ""}, "--config.data.root=DIR"),
+    "missing root": ({"data.root": "/nowhere/at/all"}, "there is no such folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_values_are_one_line_that_names_the_key(scans, tmp_path, name):
+    changes, expected = BAD[name]
+    steps = {"train.steps": 0} if name == "no length" else {}
+    with pytest.raises(InputError) as info:
+        loop.train(tiny_config(scans, **steps, **changes), tmp_path, progress=False)
+    assert expected in str(info.value) and "\n" not in str(info.value)
+
+
+def test_a_wrong_type_is_named(scans, tmp_path):
+    config = tiny_config(scans)
+    with config.ignore_type():
+        config.train.batch_size = "8"
+    with pytest.raises(InputError, match="train.batch_size='8' must be a whole number"):
+        loop.train(config, tmp_path, progress=False)
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(scans, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        loop.train(tiny_config(scans), tmp_path / "file", progress=False)
+
+
+@pytest.mark.parametrize("when", [0, 7, 18], ids=["at the start", "later", "later still"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    finished, scans, tmp_path, monkeypatch, capfd, when
+):
+    calls = []
+
+    def usage(folder):
+        calls.append(folder)
+        return types.SimpleNamespace(free=10**12 if len(calls) <= when else 1000)
+
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", usage)
+    with pytest.raises(InputError, match=r"the disk is full \(0.0 MiB free"):
+        loop.train(tiny_config(scans), tmp_path, progress=False)
+    assert "Traceback" not in capfd.readouterr().err
+    monkeypatch.undo()
+    loop.train(tiny_config(scans), tmp_path, progress=False)
+    assert numbers(tmp_path) == numbers(finished[0])
+
+
+def test_durations_convert_epochs_once(scans):
+    config = tiny_config(scans, **{"train.steps": 0, "train.epochs": 3})
+    assert loop.durations(config, 5) == loop.Durations(15, 5, 3)
+    lengths = loop.Durations(total=7, eval_every=3, save_every=2)
+    assert [s for s in range(8) if lengths.evaluates(s)] == [3, 6, 7]
+    assert [s for s in range(8) if lengths.saves(s)] == [2, 3, 4, 6, 7]
+
+
+def test_metrics_are_rewound_to_the_step_and_its_evaluation(tmp_path):
+    lines = [(1, "train"), (2, "train"), (2, "val"), (3, "train")]
+    text = "".join(json.dumps({"step": s, "kind": k}) + "\n" for s, k in lines)
+    for evaluated, kept in ((True, lines[:3]), (False, lines[:2])):
+        (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "ki')
+        log.rewind(tmp_path, 2, evaluated=evaluated)
+        assert [(x["step"], x["kind"]) for x in log.read_metrics(tmp_path)] == kept
+
+
+def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
+    """Against predictions of whole slices made outside the loop."""
+    workdir, result = finished
+    config = tiny_config(scans)
+    from spinejax.tasks import build_task
+
+    task = build_task(config)
+    variables = {"params": result.state.ema, "batch_stats": result.state.batch_stats}
+    predict = task.stack_predictor(variables)
+    scores = []
+    for case in setup.prepare(config, workdir, progress=False)["val"]:
+        found = predict(case.image, case.stats, lambda slices: None) > 0.5
+        scores.append(classification.f_score(classification.count(found, case.label)))
+    last = [x["dice"] for x in numbers(workdir) if x["kind"] == "val"][-1]
+    assert last == pytest.approx(np.mean(scores), abs=1e-4)
+
+
+def test_phantoms_are_written_once(tmp_path, monkeypatch):
+    from spinejax.phantom import dataset
+
+    calls = []
+    monkeypatch.setattr(
+        dataset, "write_dataset", lambda root, *args, **options: calls.append((args, options))
+    )
+    config = tiny_config("", **{"data.source": "phantom", "data.phantom.cases": 5})
+    for _ in range(2):
+        assert setup.dataset_root(config, tmp_path) == tmp_path / "phantoms"
+    assert [args for args, _ in calls] == [(5, 0)]
+    assert calls[0][1]["max_spacing_mm"] == 3.0 and calls[0][1]["max_extent_mm"] == 400.0
+
+
+def test_scans_without_a_mask_are_left_out_and_said(tmp_path, caplog):
+    write_scans(tmp_path, cases=5)
+    (tmp_path / "labels" / "case3.nii.gz").unlink()
+    split = setup.cases(tiny_config(tmp_path), tmp_path / "run")
+    assert sum(map(len, split.values())) == 4
+    assert "left out: 1 of 5 scans lack CT or mask (first: case3)" in caplog.text
+
+
+def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
+    from spinejax.phantom import dataset
+
+    def touch(root, cases, *args, **options):
+        for index in range(cases):
+            for path in dataset.case_paths(root, index):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+
+    monkeypatch.setattr(dataset, "write_dataset", touch)
+    for count in (8, 5):
+        changes = {"data.source": "phantom", "data.phantom.cases": count}
+        split = setup.cases(tiny_config("", **changes), tmp_path)
+        assert sum(map(len, split.values())) == count
+
+
+def test_one_process_is_its_own_first():
+    assert (parallel.process_index(), parallel.process_count()) == (0, 1)
+    assert not parallel.reached_preemption(0)

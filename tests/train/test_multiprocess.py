@@ -1,0 +1,108 @@
+"""Two processes of two devices each, on one machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from spinejax.train import checkpoint, log
+from tests.support.tiny_run import EXIT_INTERRUPTED, write_scans
+
+HERE = Path(__file__).parents[1] / "support"
+# No dropout, which depends on the device, and SGD, which does not blow up rounding.
+SETTINGS = {
+    "train.steps": 30,
+    "train.pictures": 0,
+    "model.dropout": 0.0,
+    "optim.name": "sgd",
+    "optim.clip_norm": 0.0,
+    "optim.learning_rate": 0.01,
+    "optim.momentum": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    base = tmp_path_factory.mktemp("processes")
+    write_scans(base / "scans")
+    return base
+
+
+def start(base: Path, name: str, processes: int, devices: int, **changes: object) -> list:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(HERE.parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
+    }
+    pairs = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **changes}.items()]
+    command = [sys.executable, str(HERE / "tiny_run.py"), str(base / "scans"), str(base / name)]
+    started = []
+    for process in range(processes):
+        rank = [f"--processes={processes}", f"--process={process}", f"--port={port}"]
+        started.append(
+            subprocess.Popen(
+                [*command, *pairs, *(rank if processes > 1 else [])],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(processes: list[subprocess.Popen], status: int = 0) -> None:
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [status] * len(processes), errors
+
+
+def end(base: Path, name: str) -> dict:
+    return checkpoint.load_for_inference(base / name, "latest")[1]
+
+
+def assert_close(a: dict, b: dict) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+@pytest.fixture(scope="module")
+def alone(base) -> Path:
+    """The same run in one process on one device."""
+    finish(start(base, "alone", 1, 1))
+    return base
+
+
+@pytest.mark.parametrize("kind", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(alone, kind):
+    finish(start(alone, kind, 2, 2, **{"train.parallel": kind}))
+    assert_close(end(alone, kind), end(alone, "alone"))
+    lines = [log.read_metrics(alone / name) for name in (kind, "alone")]
+    for two, one in zip(*lines, strict=True):
+        assert (two["step"], two["kind"]) == (one["step"], one["kind"])
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert two["dice"] == pytest.approx(one["dice"], abs=1e-3)
+    assert json.loads((alone / kind / "run.json").read_text())["processes"] == 2
+
+
+def test_sigterm_to_one_process_stops_both_and_one_process_can_go_on(alone):
+    processes = start(alone, "stopped", 2, 2)
+    while len(log.read_metrics(alone / "stopped")) < 3 and processes[0].poll() is None:
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    finish(processes, EXIT_INTERRUPTED)
+    steps = [int(p.name) for p in checkpoint.folder(alone / "stopped", "latest").iterdir()]
+    assert 3 <= max(steps) < 30
+    finish(start(alone, "stopped", 1, 1))
+    assert_close(end(alone, "stopped"), end(alone, "alone"))
