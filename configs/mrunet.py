@@ -12,6 +12,8 @@ augmentation, 7 residual blocks, 8 dropout. The rows of each are `--config.data.
 Sweeps: `saeed2023_table4`, `_table6`, `_table7`, `_table8` and `_table10` of the paper.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from spinejax.configs import common, saeed2023
@@ -66,7 +68,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(
             f"table={args.table} is unknown; choose from {', '.join(map(str, TABLES))}"
         )
-    fields = dict(TABLES[args.table])
+    fields: dict[str, Any] = dict(TABLES[args.table])
     augment = fields.pop("augment")
     config = common.base("mrunet", model(**fields))
     recipe(config)

@@ -36,6 +36,8 @@ Arguments: `net=opconvnet` (default), or the classifiers of Table 2, `vgg`, `res
 Sweeps: `random_search` (also `spinejax search`), `qadri2021_table2` and `qadri2021_table3`.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from spinejax.configs import common, search
@@ -43,7 +45,7 @@ from spinejax.configs.sweeps import Unit
 
 # Network -> its fields. Table 1, then the classifiers of Table 2, whose members the paper does not
 # name: why these, their modules say.
-NETS = {
+NETS: dict[str, dict[str, Any]] = {
     "opconvnet": dict(
         widths=(64, 128, 256),
         kernels=(3, 3, 3),

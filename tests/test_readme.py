@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_floors import FLOORS
+from tests.test_floors import FLOORS
 
 from spinejax import arguments
 from spinejax.cli import COMMANDS

@@ -24,8 +24,7 @@ from scipy import ndimage
 from spinejax.data import normalise, preprocess
 from spinejax.inference import patch_scan
 from spinejax.models.opconvnet import OPConvNet
-from spinejax.phantom import centroids
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy, centroids
 from spinejax.phantom.scanner import acquisition
 from spinejax.volume import Volume
 

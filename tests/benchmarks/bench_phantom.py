@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spinejax.phantom import centroids
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy, centroids
 from spinejax.phantom.scanner import acquisition, physics
 
 LIMIT_S = 10.0

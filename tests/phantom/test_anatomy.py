@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.phantom import centroids
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy, centroids
 from spinejax.phantom.person.anatomy import unwarp, warp
 from spinejax.phantom.scanner import acquisition
 

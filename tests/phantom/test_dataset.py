@@ -12,8 +12,7 @@ from scipy import ndimage
 from spinejax.datasets import verse
 from spinejax.errors import InputError
 from spinejax.io import centroids, nifti, scanfile
-from spinejax.phantom import dataset
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy, dataset
 from spinejax.phantom.scanner import acquisition
 from spinejax.volume import Volume
 

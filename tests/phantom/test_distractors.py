@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.phantom.body import bones, render, scene, warp
-from spinejax.phantom.person import anatomy, contents, implants
+from spinejax.phantom import anatomy, render
+from spinejax.phantom.body import bones, scene, warp
+from spinejax.phantom.person import contents, implants
 
 PEOPLE = 16
 

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.phantom import centroids
-from spinejax.phantom.body import render
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy, centroids, render
 from spinejax.phantom.person.anatomy import unwarp
 
 PEOPLE = 600

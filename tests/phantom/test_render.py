@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spinejax.phantom.body import render, shapes, tissues
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy, render
+from spinejax.phantom.body import shapes, tissues
 from spinejax.phantom.scanner import acquisition
 
 draw = jax.jit(anatomy)

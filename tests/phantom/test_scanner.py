@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy
 from spinejax.phantom.scanner import acquisition, artefacts, noise_field, physics
 
 plan = jax.jit(physics.protocol)

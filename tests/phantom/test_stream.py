@@ -11,8 +11,7 @@ import pytest
 
 from spinejax.configs import common, phantom_to_real
 from spinejax.errors import InputError
-from spinejax.phantom import stream, stream_feed
-from spinejax.phantom.person import anatomy
+from spinejax.phantom import anatomy, stream, stream_feed
 from spinejax.phantom.person.anatomy import RATES
 from spinejax.phantom.person.levels import SLOT_IDS
 from spinejax.phantom.scanner import physics
