@@ -11,7 +11,7 @@ PACKAGE = ROOT / "spinejax"
 # The longest matching prefix decides. Modules of one row are siblings, and siblings do not import
 # one another, except inside a package.
 FLOORS = [
-    {"errors", "files", "progress"},
+    {"errors", "files", "progress", "text_table"},
     {"geometry", "labels", "schema", "sweep_state"},
     {"volume"},
     {"io"},
