@@ -1,9 +1,6 @@
 """What the commands of the command line do, with their values already parsed."""
 
-import logging
-import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -18,15 +15,13 @@ from spinejax.datasets import doctor as inventory
 from spinejax.datasets import plain_folders
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.io import centroids, file_names, nifti, scanfile
+from spinejax.io import centroids, nifti, scanfile
 from spinejax.metrics import aggregate as summarised
 from spinejax.metrics import classification, slice_dice
 from spinejax.reports import figures, tables
 from spinejax.sweep_state import SECOND, read_json
 from spinejax.tasks import build_task
 from spinejax.train import loop, parallel, patch_level, settings, setup
-
-logger = logging.getLogger("spinejax")
 
 PACKAGES = (
     "jax",
@@ -255,8 +250,8 @@ def predict(
         raise InputError(
             f"{output}: --output is a folder, files in it get the names of their scans"
         )
-    paths = _scans(source)
-    references = {} if reference is None else _references(reference, paths)
+    paths = plain_folders.scan_files(source)
+    references = {} if reference is None else plain_folders.reference_files(reference, paths)
     scanner = predictor.load(workdirs, which, second or None, flip=flip)
     output.mkdir(parents=True, exist_ok=True)
     valid = scoring.comparable_labels(scanner.config.data.labels)
@@ -318,74 +313,3 @@ def score(
     print(summarised.summary_table(scores))
     print(f"scores: {output}")
     return 0
-
-
-def _scans(source: Path) -> dict[str, Path]:
-    """Return the CT of a file, or the CTs of a folder, by case id.
-
-    A folder may have any layout of a data set, and hold the masks too; names and folders that say
-    "mask", as those of earlier predictions do, are passed over.
-    """
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder; check --input")
-    outer = _nnunet_folder(source if source.is_dir() else source.parent)
-    if source.is_file():
-        return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
-    scans: dict[str, Path] = {}
-    for path in _scan_files(source):
-        name = file_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
-        if name.role != "image":
-            continue
-        case = name.id or scanfile.case_id(path)
-        if case in scans:
-            raise InputError(
-                f"{source}: several scans are called {case!r} and would overwrite each other's "
-                "results; predict their folders one by one"
-            )
-        scans[case] = path
-    if not scans:
-        raise InputError(
-            f"{source}: no CT ({scanfile.ENDINGS}) in it; check --input, and convert DICOM to "
-            "NIfTI first, e.g. with dcm2niix"
-        )
-    return scans
-
-
-def _nnunet_folder(folder: Path) -> tuple[str, ...]:
-    """The folder's own name where it tells how files in it are named: nnU-Net's `imagesTr`."""
-    name = folder.resolve().name
-    return (name,) if re.fullmatch(r"images(tr|ts|val)", name, re.IGNORECASE) else ()
-
-
-def _scan_files(folder: Path) -> list[Path]:
-    """NIfTI and MetaImage files under `folder`, links followed, loops not."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [Path(place) / name for name in files if scanfile.is_scan(name)]
-    return sorted(found)
-
-
-def _references(reference: Path, scans: dict[str, Path]) -> dict[str, Path]:
-    """Return the label file of each scan: the file itself, or those of a folder by case id."""
-    if not reference.exists():
-        raise InputError(f"{reference}: no such file or folder; check --reference")
-    if not reference.is_dir():
-        if len(scans) > 1:
-            raise InputError(
-                f"{reference}: is one file for {len(scans)} scans; give --reference=FOLDER"
-            )
-        return dict.fromkeys(scans, reference)
-    files = scoring.label_files(reference)
-    found = {case: files[case.lower()][1] for case in scans if case.lower() in files}
-    if not found:
-        raise InputError(
-            f"{reference}: no label file for case {next(iter(scans))}; check --reference"
-        )
-    for case in scans.keys() - found.keys():
-        logger.warning("%s: no label file for case %s; predicting it without", reference, case)
-    return found

@@ -1,9 +1,8 @@
-"""CTs and masks under any folder, whichever way they are laid out and named.
-
-Label and centroid files by case: a folder's files, and the centroids of a reference.
-"""
+"""CTs, masks and centroid files under any folder, whichever way they are laid out and named."""
 
 import logging
+import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from spinejax.io import file_names, scanfile
 from spinejax.io.centroids import Points, label_at, read_centroids
 from spinejax.io.file_names import FileName
 from spinejax.volume import LabelVolume
+
+_log = logging.getLogger("spinejax")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,88 @@ def with_masks(root: Path) -> list[Files]:
     return found
 
 
-_log = logging.getLogger("spinejax")
+def scan_files(source: Path) -> dict[str, Path]:
+    """Find the CT of a file, or the CTs under a folder, by case id.
+
+    The folder may have any layout of a data set and may hold masks, too: files whose name or folder
+    says "mask", as earlier predictions do, are passed over.
+
+    Raises:
+        InputError: `source` does not exist, holds no CT, or two CTs have the same id.
+    """
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; check --input")
+    outer = _nnunet_folder(source if source.is_dir() else source.parent)
+    if source.is_file():
+        return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
+    scans: dict[str, Path] = {}
+    for path in _walk(source):
+        name = file_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
+        if name.role != "image":
+            continue
+        case = name.id or scanfile.case_id(path)
+        if case in scans:
+            raise InputError(
+                f"{source}: several scans are called {case!r} and would overwrite each other's "
+                "results; predict their folders one by one"
+            )
+        scans[case] = path
+    if not scans:
+        raise InputError(
+            f"{source}: no CT ({scanfile.ENDINGS}) in it; check --input, and convert DICOM to "
+            "NIfTI first, e.g. with dcm2niix"
+        )
+    return scans
+
+
+def _nnunet_folder(folder: Path) -> tuple[str, ...]:
+    """Return the folder's name where it says how its files are named (nnU-Net's `imagesTr`)."""
+    name = folder.resolve().name
+    return (name,) if re.fullmatch(r"images(tr|ts|val)", name, re.IGNORECASE) else ()
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Return the scan files under `folder`, sorted; links are followed, loops of links are not."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place) / name for name in files if scanfile.is_scan(name)]
+    return sorted(found)
+
+
+def reference_files(reference: Path, scans: Collection[str]) -> dict[str, Path]:
+    """Find the label file of each scan: the file itself, or those of a folder by case id.
+
+    A scan without a label file is left out with a warning.
+
+    Args:
+        reference: a label file, for one scan only, or a folder of label files.
+        scans: case ids, for example the keys of `scan_files`.
+
+    Raises:
+        InputError: no such path, one file for several scans, or no label file for any scan.
+    """
+    if not reference.exists():
+        raise InputError(f"{reference}: no such file or folder; check --reference")
+    if not reference.is_dir():
+        if len(scans) > 1:
+            raise InputError(
+                f"{reference}: is one file for {len(scans)} scans; give --reference=FOLDER"
+            )
+        return dict.fromkeys(scans, reference)
+    files = label_files(reference)
+    found = {case: files[case.lower()][1] for case in scans if case.lower() in files}
+    if not found:
+        raise InputError(
+            f"{reference}: no label file for case {next(iter(scans))}; check --reference"
+        )
+    for case in sorted(set(scans) - found.keys()):
+        _log.warning("%s: no label file for case %s; predicting it without", reference, case)
+    return found
 
 
 def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
