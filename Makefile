@@ -1,36 +1,45 @@
-# Every target sets up .venv itself when it is missing, or older than what it was made from.
+# Every target sets up .venv when it is missing or older than the files that it is made from.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 BENCH_STAMP := $(VENV)/.installed-bench
 CONFIG ?= configs/demo.py
 RUN ?= runs/demo
 
-# Tests compile far more than they run: with little optimisation and without fusion emitters XLA
-# compiles in half the time.
-COMPILE_FASTER := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1
+# The tests compile much and run little. With little optimisation and without fusion emitters XLA
+# compiles in half the time, and a cache lets all processes of one `make test` share what they compile.
+TEST_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1
+COMPILED := $(VENV)/compiled
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   phantoms -> train -> evaluate -> report, about 13 minutes on two idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
-	@echo "make test   the whole test suite"
+	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation, as HTML in site/"
 	@echo "make bench  throughput, memory, and ratios to PyTorch (installs the bench extra)"
+	@echo "make clean  removes .venv"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "spinejax needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(INSTALL) -r requirements.lock
+	$(INSTALL) --no-deps -e .
+	@touch $@
+
+$(DEV_STAMP): $(STAMP) requirements-dev.lock
+	$(INSTALL) -r requirements-dev.lock
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP) requirements-bench.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.lock
+	$(INSTALL) -r requirements-bench.lock
 	@touch $@
 
 demo: $(STAMP)
@@ -38,14 +47,21 @@ demo: $(STAMP)
 	$(BIN)/spinejax evaluate --workdir=$(RUN)
 	$(BIN)/spinejax report --workdir=$(RUN)
 
-# Files in their order: else those of a single test, among them the longest, come last and alone.
-test: $(STAMP)
-	XLA_FLAGS="$(XLA_FLAGS) $(COMPILE_FASTER)" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# The files run in their order. Otherwise pytest starts files of a single test last, and the longest
+# of them runs alone.
+test: $(DEV_STAMP)
+	@rm -rf $(COMPILED)
+	XLA_FLAGS="$(XLA_FLAGS) $(TEST_FLAGS)" JAX_COMPILATION_CACHE_DIR=$(abspath $(COMPILED)) \
+	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 \
+	  $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(STAMP)
+lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(DEV_STAMP)
+	$(BIN)/mkdocs build --strict
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m tests.benchmarks
