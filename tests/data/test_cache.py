@@ -249,7 +249,7 @@ import sys, time
 from pathlib import Path
 from spinejax.data import cache
 from spinejax.data.preprocess import SlicePreprocess
-from spinejax.data.verse import Case
+from spinejax.datasets.verse import Case
 folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
 original = cache.preprocess_slabs
 def slow(*args, **kwargs):

@@ -317,9 +317,9 @@ def test_leaving_batches_open_does_not_disturb_the_exit(cached, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import pathlib, pickle, sys\n"
-        "from spinejax.data import pipeline\n"
+        "from spinejax.data import feeds\n"
         "cached = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-        "batches = pipeline.train_batches(cached, size=(32, 32), batch_size=4, seed=0)\n"
+        "batches = feeds.train_batches(cached, size=(32, 32), batch_size=4, seed=0)\n"
         "print(next(batches)['image'].shape)\n"
     )
     (tmp_path / "cached").write_bytes(pickle.dumps(cached))
