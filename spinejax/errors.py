@@ -1,7 +1,4 @@
-"""The one exception that means: what the user gave cannot be used; and exit statuses.
-
-Looking up a name that the user gave among those there are.
-"""
+"""InputError, the exception for bad input; exit statuses; suggestions for typing errors."""
 
 import difflib
 import errno
@@ -9,7 +6,7 @@ import re
 from collections.abc import Collection
 
 EXIT_INTERRUPTED = 75
-"""Exit status of what was stopped with everything saved (EX_TEMPFAIL): run it again."""
+"""Exit status of a run that a signal stopped after it saved (EX_TEMPFAIL): run it again."""
 
 
 class InputError(ValueError):
@@ -23,7 +20,7 @@ class InputError(ValueError):
 
 def describe_os_error(error: OSError) -> str:
     """Return the path, what is wrong and the remedy, on one line."""
-    # Files are written under a temporary name first, which says nothing to anybody.
+    # A file is written under a temporary name first; the user knows only its final name.
     where = re.sub(r"\.tmp-[0-9a-f]{8}-", "", f"{error.filename}: ") if error.filename else ""
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -39,10 +36,20 @@ def describe_os_error(error: OSError) -> str:
     return where + advice.get(error.errno or 0, error.strerror or str(error))
 
 
+def did_you_mean(name: str, choices: Collection[str]) -> str:
+    """Return "; did you mean 'x'?" with the choice that is closest to `name`, "" without any."""
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def check_choice(field: str, value: object, choices: Collection[str]) -> None:
-    """Raise InputError unless `value` is one of `choices`, naming all of them and the closest."""
-    if value in choices:
-        return
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"{field} = {value!r} is unknown: choose one of {sorted(choices)}{hint}")
+    """Raise InputError unless `value` is one of `choices`; the message lists them.
+
+    Args:
+        field: name of the field or flag, for the message.
+        value: what the user gave.
+        choices: what is allowed.
+    """
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise InputError(f"{field} = {value!r} is unknown: choose one of {sorted(choices)}{hint}")

@@ -1,0 +1,219 @@
+"""Configs: finding the file that a user names, loading it, setting fields. Imports no jax."""
+
+import ast
+import difflib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spinejax.errors import InputError, check_choice
+
+PACKAGED = Path(__file__).parent / "configs"
+"""Folder of the configs that come with spinejax."""
+
+Sweep = Callable[..., Iterable[Any]]
+"""A function `sweep_NAME` of a config file, see `spinejax.configs.sweeps`."""
+
+
+def find(name: str) -> Path:
+    """Return the file of a config.
+
+    Args:
+        name: a path, `FILE.py`, or the bare name of a config, such as "chasppraunet"; arguments
+            after a colon are ignored. A file in the current folder, or in its folder `configs`,
+            comes before the packaged config of the same name. "configs/chasppraunet.py" also
+            finds the packaged config from a folder that has no `configs`.
+
+    Raises:
+        InputError: there is no such config.
+    """
+    path = Path(name.partition(":")[0]).expanduser()
+    places = [path]
+    if path.name and path.parent in (Path(), Path("configs")):
+        file = path.name if path.suffix == ".py" else f"{path.name}.py"
+        places += [path.with_name(file), Path("configs", file), PACKAGED / file]
+    for place in places:
+        if place.suffix == ".py" and place.is_file():
+            return place
+    known = sorted(place.stem for place in PACKAGED.glob("*.py") if _is_experiment(place))
+    close = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the packaged configs are {', '.join(known)}"
+    raise InputError(
+        f"--config={name}: there is no such file in {Path.cwd()}; give --config=FILE.py or the "
+        f"name of a packaged config: {hint}"
+    )
+
+
+def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Load a config and set fields of it.
+
+    Args:
+        name: see `find`; its file's `get_config` gets what follows a colon:
+            "chasppraunet:debug", "configs/mrunet.py:table=4".
+        overrides: values by dotted key, `{"optim.learning_rate": 1e-3}`, or as the text that the
+            command line has, `{"optim.learning_rate": "1e-3"}`.
+
+    Raises:
+        InputError: there is no such config, its file fails, or it has no such field; a value of
+            another type than the field's.
+    """
+    file = find(name)
+    module = _load(file)
+    arguments = name.partition(":")[2] or None
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{file}: has no function get_config(arg); see configs/demo.py")
+    try:
+        config = module.get_config(arguments)
+    except Exception as error:  # the file's own code may raise anything
+        raise _failed(file, error) from error
+    for key, value in (overrides or {}).items():
+        _set(config, key, value)
+    return config
+
+
+def find_sweep(config: str, name: str) -> Sweep:
+    """Return the function `sweep_NAME` of a config file.
+
+    Raises:
+        InputError: the file has no sweep of that name; the message lists its sweeps.
+    """
+    file = find(config)
+    prefix = "sweep_"
+    functions = {
+        key.removeprefix(prefix): value
+        for key, value in vars(_load(file)).items()
+        if key.startswith(prefix)
+    }
+    if not functions:
+        raise InputError(
+            f"{file}: has no sweep; write `def sweep_NAME()` in it, see configs/sweeps.py, or use "
+            "--config=opconvnet"
+        )
+    check_choice("--sweep", name, functions)
+    return functions[name]
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception on one line, without the quotes that KeyError adds."""
+    text = str(error.args[0] if error.args else type(error).__name__)
+    return " ".join((str(error) if isinstance(error, OSError) else text).split())
+
+
+def _is_experiment(file: Path) -> bool:
+    return "\ndef get_config(" in file.read_text(encoding="utf-8")
+
+
+def _load(file: Path) -> ModuleType:
+    """Run a config file; its parts are imported from where Python finds them, as in any module."""
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{file}: is not a Python file; give --config=FILE.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _failed(file, error) from error
+    return module
+
+
+def _failed(file: Path, error: Exception) -> InputError:
+    """Return the error for a config file whose code raised `error`."""
+    if isinstance(error, ValueError):  # the config's own words, such as those of `parse_arg`
+        return InputError(f"{file}: {one_line(error)}")
+    line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    return InputError(f"{file}{line}: the config does not load ({one_line(error)}); correct it")
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    """Set one field; text is read in the type of the field."""
+    flag = f"--config.{key}={value}"
+    if "[" in key:
+        raise InputError(f"{flag}: a tuple is set as a whole, as in --config.data.size='(64, 64)'")
+    *blocks, name = key.split(".")
+    block = config
+    for part in blocks:
+        block = block[part] if isinstance(block, ConfigDict) and part in block else None
+    if not isinstance(block, ConfigDict) or name not in block:
+        raise InputError(
+            f"--config.{key}: the config has no field {key!r}; {_closest(key, config)}"
+        )
+    old = block[name]
+    if isinstance(old, ConfigDict):
+        raise InputError(f"{flag}: {key} is a block; set one of its fields, --config.{key}.FIELD=")
+    block[name] = _typed(flag, value, old)
+
+
+def _typed(flag: str, value: Any, old: Any) -> Any:
+    """Return `value` in the type of a field's present value `old`."""
+    if isinstance(old, bool):
+        words = {"true": True, "1": True, "false": False, "0": False}
+        value = words.get(value.lower(), value) if isinstance(value, str) else value
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(old, int):
+        value = _number(int, value)
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif isinstance(old, float):
+        value = _number(float, value)
+        fits, wanted = isinstance(value, float), "a number"
+    elif isinstance(old, str):
+        fits, wanted = isinstance(value, str), "a word"
+    elif isinstance(old, tuple):
+        value = _tuple(value) if isinstance(value, str) else value
+        value = tuple(value) if isinstance(value, list) else value
+        fits, wanted = isinstance(value, tuple), "several values, as '(64, 64)'"
+    else:
+        fits, wanted = True, ""
+    if not fits:
+        raise InputError(f"{flag}: must be {wanted}")
+    return value
+
+
+def _number(kind: Callable[[Any], Any], value: Any) -> Any:
+    """Return a number given as text or, for a float field, as an integer; else `value` itself."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _tuple(text: str) -> Any:
+    """Read `(64, 32)`, `64,32` or `same,valid,same`; return `text` itself if it is none of them."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        words = [word.strip() for word in text.split(",")]
+        return tuple(words) if all(word.isidentifier() for word in words) else text
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _closest(key: str, config: ConfigDict) -> str:
+    """Return advice that names the fields closest to `key`, by their full path."""
+    fields = list(_fields(config))
+    block, _, name = key.rpartition(".")
+    # An abbreviation such as `lr` shares hardly a letter with `learning_rate`.
+    close = [f for f in fields if name in ("".join(w[:1] for w in _words(f)), _words(f)[-1])]
+    close += difflib.get_close_matches(key, fields, n=3)
+    close.sort(key=lambda field: field.rpartition(".")[0] != block)
+    if not close:
+        return "`spinejax config --config=...` lists its fields"
+    return f"did you mean {' or '.join(list(dict.fromkeys(close))[:3])}?"
+
+
+def _words(field: str) -> list[str]:
+    return field.rpartition(".")[2].split("_")
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterable[str]:
+    """Yield the full path of each field."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
