@@ -61,7 +61,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/mypy
 
 docs: $(DEV_STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m tests.benchmarks
