@@ -1,15 +1,15 @@
-"""Trained runs, ready for whole scans: one that segments the spine, one that names vertebrae, both.
+"""Trained runs, ready for whole scans: `load` makes a `Model`, which makes a `Segmentation`.
 
-A run of slices or patches gives a mask. With a second run of cubes, in its folder's `vertebrae` or
-named by the caller, the two are the pipeline of paper A: the mask, then the vertebrae in it. A run
-of cubes also works alone, unless it was trained to see a mask.
+A run of slices or patches segments the spine. A run of cubes names vertebrae. The two together are
+the pipeline of Saeed et al. 2023: the first run finds the spine, the second names the vertebrae in
+it. The second run lies in the folder `vertebrae` of the first one, or the caller names it. A run of
+cubes also works alone, unless its network was trained to see the mask of the spine.
 """
 
 import hashlib
 import json
 import logging
-import resource
-import sys
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +18,19 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from spinejax import labels, losses
+from spinejax import geometry, labels, losses, schema
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
 from spinejax.inference import cascade, ensemble, masks
 from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
 from spinejax.inference.windows3d import make_cube_predictor
+from spinejax.io import centroids, nifti, scanfile, voxels
+from spinejax.progress import Progress, silent
 from spinejax.sweep_state import SECOND
 from spinejax.tasks import Task, build_task
-from spinejax.train import checkpoint, settings, setup
+from spinejax.train import setup
+from spinejax.train.checkpoint import load_for_inference
 from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")
@@ -36,51 +38,240 @@ logger = logging.getLogger("spinejax")
 CUBES = "vertebra_recognition"
 
 OTHER_SCALE = 1.5
-"""Scans whose pixels differ by more than this factor from those of training are warned of."""
+"""A scan causes a warning if its pixels are this many times larger or smaller than in training."""
+
+StrPath = str | os.PathLike[str]
+Scan = StrPath | Volume | nifti.SpatialImage | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """What was found in a scan.
+class Vertebra:
+    """A vertebra that was found and written.
 
-    labels: (x, y, z) uint8 on the scan's grid: VerSe ids where vertebrae are named, else 0 and 1.
-    named: whether they are.
-    centroids: VerSe id -> (3,) voxel index of the body's centre.
-    record: of the decoder; None where nothing was found, or named.
+    Attributes:
+        name: "C1" to "C7", "T1" to "T13", "L1" to "L6".
+        id: its number in the labels, a VerSe id.
+        centroid: (3,) voxel index of the vertebral body's centre in the scan's array; None where
+            the vertebra has no body that can be measured.
+        centroid_mm: (3,) the same point in the scan's world, mm in RAS+; None likewise.
+        volume_ml: volume of its voxels.
+        margin: how much more the best sequence of names costs that names it differently, as a
+            difference of log probabilities.
+        cut: whether an end of the scan cuts it.
     """
 
-    labels: np.ndarray
+    name: str
+    id: int
+    centroid: np.ndarray | None
+    centroid_mm: np.ndarray | None
+    volume_ml: float
+    margin: float
+    cut: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The spine or the vertebrae that a `Model` found in a scan.
+
+    Attributes:
+        mask: (x, y, z) uint8 on the grid of `scan.array`: VerSe ids if `named`, else 0 and 1.
+        scan: the scan.
+        name: what the scan is called.
+        named: whether the labels are VerSe ids.
+        centroids: VerSe id -> (3,) voxel index in `mask` of the vertebral body's centre.
+        record: the decisions of the decoder that names vertebrae; None where it found none.
+    """
+
+    mask: np.ndarray
+    scan: Volume
+    name: str
     named: bool = False
     centroids: dict[int, np.ndarray] = field(default_factory=dict)
     record: Record | None = None
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels in the order of the scan's file or of the array that was given, (x, y, z)."""
+        return self.scan.to_native(self.mask)
 
-Segment = Callable[[Volume, Path, str], Result]
-"""(scan, its file, title of the progress bar) -> what was found."""
+    @property
+    def vertebrae(self) -> tuple[Vertebra, ...]:
+        """The vertebrae in `labels`, from head to foot; none if they are not named."""
+        if self.record is None:
+            return ()
+        counts = np.bincount(self.mask.ravel(order="K"), minlength=labels.MAX_ID + 1)
+        found = []
+        for verse_id, margin in zip(self.record.labels, self.record.margins, strict=True):
+            if counts[verse_id] == 0:
+                continue
+            centre = self.centroids.get(verse_id)
+            found.append(
+                Vertebra(
+                    name=labels.name(verse_id),
+                    id=verse_id,
+                    centroid=None if centre is None else self.scan.native_index(centre),
+                    centroid_mm=(
+                        None
+                        if centre is None
+                        else geometry.voxel_to_world(self.scan.affine, centre)
+                    ),
+                    volume_ml=float(counts[verse_id]) * self._voxel_ml,
+                    margin=margin,
+                    cut=verse_id in self.record.cut,
+                )
+            )
+        return tuple(found)
+
+    @property
+    def _voxel_ml(self) -> float:
+        return float(np.prod(self.scan.spacing_mm)) / 1000
+
+    def summary(self) -> str:
+        """Return what was found in one line.
+
+        For example "L1-L5 written; T11, T12 cut by the scan's edge and left out", or for labels
+        without names "63 ml of spine written".
+        """
+        if not self.named:
+            count = np.count_nonzero(self.mask)
+            if not count:
+                return "no spine found, the labels are empty"
+            return f"{count * self._voxel_ml:.0f} ml of spine written"
+        record = self.record
+        if record is None or not record.labels:
+            return "no vertebra found, the labels are empty"
+        written = [i for i in record.labels if i not in record.dropped]
+        ends = dict.fromkeys(labels.name(written[i]) for i in (0, -1)) if written else ["nothing"]
+        parts = [f"{'-'.join(ends)} written"]
+        kept = [i for i in record.cut if i not in record.dropped]
+        if kept:
+            parts.append(f"{_names(kept)} cut by the scan's edge")
+        if record.dropped:
+            parts.append(f"{_names(record.dropped)} cut by the scan's edge and left out")
+        if record.skipped:
+            parts.append(f"{_names(record.skipped)} not found")
+        if record.anomalies:
+            parts.append(f"the spine has {', '.join(record.anomalies)}")
+        if record.unnamed == 1:
+            parts.append("1 piece is no vertebra and was left out")
+        elif record.unnamed:
+            parts.append(f"{record.unnamed} pieces are no vertebrae and were left out")
+        if record.margin < UNCERTAIN_MARGIN:
+            parts.append(f"names UNCERTAIN (margin {record.margin:.1f})")
+        return "; ".join(parts)
+
+    def save(
+        self,
+        folder: StrPath,
+        name: str | None = None,
+        *,
+        reference: np.ndarray | None = None,
+        picture: bool = True,
+    ) -> tuple[Path, ...]:
+        """Write labels, centroids and a picture; each file appears whole or not at all.
+
+        Args:
+            folder: where the files go; made if missing.
+            name: the files are called `<name>_seg.nii.gz` and, if vertebrae are named,
+                `<name>_ctd.json` (VerSe) and `<name>_ctd.mrk.json` (3D Slicer), and
+                `<name>_quicklook.png`. None takes the name of the scan.
+            reference: (x, y, z) true labels on the grid of `mask`, to be drawn in the picture.
+            picture: whether to draw it.
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            InputError: the folder cannot be written, or the disk is full.
+        """
+        from spinejax.reports import figures  # matplotlib takes a second to import
+
+        name = self.name if name is None else name
+        folder = Path(folder)
+        paths = [folder / f"{name}_seg.nii.gz"]
+        nifti.write_labels(paths[0], self.labels, self.scan)
+        if self.named:
+            paths += [folder / f"{name}_ctd.json", folder / f"{name}_ctd.mrk.json"]
+            centroids.write_centroids(paths[1], self.centroids, self.scan)
+            centroids.write_markups(paths[2], self.centroids, self.scan)
+        if picture:
+            paths.append(folder / f"{name}_quicklook.png")
+            figures.quicklook(
+                self.scan, self.mask, reference, paths[-1], title=name, centroids=self.centroids
+            )
+        return tuple(paths)
 
 
-@dataclass(frozen=True)
-class Scanner:
-    """A run, or the two of a pipeline.
+def _names(ids: Sequence[int]) -> str:
+    return ", ".join(labels.name(i) for i in ids)
 
-    config: that of the first.
-    segment: what finds the vertebrae of a scan.
-    digest: of all configs and parameters: equal digests find the same in a scan.
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One trained run, the average of several, or a pipeline of two networks; `load` makes it.
+
+    Attributes:
+        config: the config of the (first) run.
+        variables: the variables of its network.
+        digest: of all configs and parameters. Models with equal digests find the same in a scan.
     """
 
     config: ConfigDict
-    segment: Segment
+    variables: dict[str, Any]
     digest: str
+    _segment: Callable[[Volume, str, Progress], Segmentation]
+    _bytes: Callable[[Volume], int]
+
+    def segment(
+        self,
+        scan: Scan,
+        *,
+        affine: np.ndarray | None = None,
+        name: str = "",
+        progress: Progress = silent,
+    ) -> Segmentation:
+        """Find the spine or the vertebrae in a scan.
+
+        Args:
+            scan: a CT in HU, in any orientation: the path of a file, a `Volume`, a nibabel image,
+                or an array (x, y, z) with its `affine`.
+            affine: (4, 4) of an array, from voxel indices to mm in NIfTI's RAS+ world.
+            name: what to call the scan; by default its file's name.
+            progress: shows the progress in slices or cubes.
+
+        Returns:
+            Labels on the scan's own grid, and the vertebrae.
+
+        Raises:
+            InputError: the scan cannot be read, or is smaller than the network's stride.
+        """
+        volume = as_volume(scan, affine)
+        if not name:
+            name = "scan" if volume.disk is None else scanfile.case_id(volume.disk.path)
+        return self._segment(volume, name, progress)
+
+    def estimate_bytes(self, scan: Volume) -> int:
+        """Return about how much memory `segment` needs for a scan, beside scan and network."""
+        return self._bytes(scan)
 
 
-def load_run(workdir: Path, which: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """Return the config and variables of a run; an incomplete or edited config is refused."""
-    config, variables = checkpoint.load_for_inference(workdir, which)
-    try:
-        settings.check_config(config)
-    except InputError as error:
-        raise InputError(f"{workdir / 'config.json'}: {error}") from error
-    return config, variables
+def as_volume(scan: Scan, affine: np.ndarray | None = None) -> Volume:
+    """Return a scan as a `Volume`; see `Model.segment` for what is accepted.
+
+    Raises:
+        InputError: the scan cannot be read, or an array has no usable affine.
+    """
+    if isinstance(scan, np.ndarray):
+        if affine is None:
+            raise InputError(
+                "an array says nothing of its voxels' size and directions; give affine= as well"
+            )
+        return voxels.from_array(scan, affine)
+    if affine is not None:
+        raise InputError("affine= belongs to an array; a file or an image has its own")
+    if isinstance(scan, str | os.PathLike):
+        return scanfile.read_volume(scan)
+    return scan if isinstance(scan, Volume) else nifti.from_image(scan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,83 +283,118 @@ class _Run:
     variables: dict[str, Any]
 
 
+def _load_runs(folders: Sequence[Path], which: str) -> list[_Run]:
+    """Load runs that are to be averaged; refuse incomplete or edited configs, and unlike runs."""
+    runs = []
+    for workdir in folders:
+        config, variables = load_for_inference(workdir, which)
+        try:
+            schema.check(config)
+        except InputError as error:
+            raise InputError(f"{workdir / 'config.json'}: {error}") from error
+        runs.append(_Run(workdir, config, variables))
+    _check_alike(runs)
+    return runs
+
+
+def _paths(runs: StrPath | Sequence[StrPath]) -> list[Path]:
+    return [Path(runs)] if isinstance(runs, str | os.PathLike) else [Path(run) for run in runs]
+
+
 def load(
-    workdirs: Path | Sequence[Path],
-    which: str,
-    second: Path | Sequence[Path] | None = None,
+    runs: StrPath | Sequence[StrPath],
     *,
+    vertebrae: StrPath | Sequence[StrPath] | None = None,
+    checkpoint: str = "best",
     flip: bool = False,
-) -> Scanner:
-    """Compile what the runs need for whole scans.
+) -> Model:
+    """Load trained runs for whole scans.
 
     Args:
-        workdirs: of a run, or of several whose probabilities are averaged: seeds, folds, networks
-            that see the same preprocessed scans.
-        which: "best" or "latest" checkpoint.
-        second: of a run that names vertebrae, or of several; None takes the folders `vertebrae` in
-            `workdirs`, if there are any.
-        flip: average over the mirror image, left and right, too; of sagittal slices there is none.
+        runs: folder of a run, or of several runs whose probabilities are averaged: seeds, folds,
+            networks that see the same preprocessed scans.
+        vertebrae: folder of the run, or of several, that names vertebrae. None takes the folders
+            `vertebrae` in `runs`, if there are any.
+        checkpoint: "best" or "latest".
+        flip: average over the scan and its mirror image, left and right exchanged. Runs of sagittal
+            slices cannot do this.
 
     Raises:
-        InputError: not a run's folder, or runs that do not fit together.
+        InputError: a folder is no run, or the runs do not fit together.
     """
-    folders = [workdirs] if isinstance(workdirs, Path) else list(workdirs)
-    runs = [_Run(folder, *load_run(folder, which)) for folder in folders]
-    config, workdir = runs[0].config, runs[0].workdir
-    _check_alike(runs)
+    folders = _paths(runs)
+    first = _load_runs(folders, checkpoint)
+    config, workdir = first[0].config, first[0].workdir
     if config.task == CUBES:
-        if second is not None:
+        if vertebrae is not None:
             raise InputError(
-                f"--workdir={workdir} names vertebrae and --vertebrae={second} comes after it; "
-                "exchange the two: --workdir is the run that segments the spine"
+                f"{workdir} names vertebrae and --vertebrae={vertebrae} comes after it; exchange "
+                "the two: the run that segments the spine comes first"
             )
         if config.data.cube.spine_prior == "channel":
             raise InputError(
                 f"{workdir}: this network needs the mask of an earlier one "
-                "(data.cube.spine_prior=channel); give --workdir=RUN_OF_SLICES "
+                "(data.cube.spine_prior=channel); give the run that segments the spine, and "
                 f"--vertebrae={workdir}"
             )
-        return Scanner(config, _namer(runs, flip=flip), _digest(runs, flip=flip))
-    later = _second_folders(folders, second)
+        name, cubes = _namer(first, flip=flip)
+
+        def named(volume: Volume, title: str, progress: Progress) -> Segmentation:
+            return name(volume, None, title, progress)
+
+        return Model(
+            config,
+            first[0].variables,
+            _digest(first, flip=flip),
+            named,
+            lambda volume: cascade.estimate_bytes(volume, cubes, labels.NUM_CLASSES),
+        )
+    later = _second_folders(folders, vertebrae)
     if flip and not later and config.data.plane == "sagittal":
         raise InputError(
             f"--flip: {workdir} sees sagittal slices, whose mirror image is another patient's "
             "back to front; leave --flip out"
         )
-    find = _masker(runs, flip=flip)
-    if not later:
-        alone = _digest(runs, flip=flip)
-        return Scanner(config, lambda *scan_: Result(find(*scan_)), alone)
-    others = [_Run(folder, *load_run(folder, which)) for folder in later]
-    for other in others:
-        if other.config.task != CUBES:
+    find, scans = _masker(first, flip=flip)
+    second = _load_runs(later, checkpoint)
+    for run in second:
+        if run.config.task != CUBES:
             raise InputError(
-                f"--vertebrae={other.workdir} is a run of task={other.config.task}, which names no "
-                f"vertebrae; give one of task={CUBES}, and the run that segments the spine as "
-                "--workdir"
+                f"--vertebrae={run.workdir} is a run of task={run.config.task}, which names no "
+                f"vertebrae; give a run of task={CUBES}"
             )
-    _check_alike(others)
-    name = _namer(others, flip=flip)
+    name_in = _namer(second, flip=flip)[0] if second else None
 
-    def both(volume: Volume, path: Path, title: str) -> Result:
-        return name(volume, path, title, find(volume, path, title))
+    def segment(volume: Volume, title: str, progress: Progress) -> Segmentation:
+        spine = find(volume, title, progress)
+        if name_in is None:
+            return Segmentation(spine, volume, title)
+        return name_in(volume, spine, title, progress)
 
-    return Scanner(config, both, _digest([*runs, *others], flip=flip))
+    return Model(
+        config,
+        first[0].variables,
+        _digest([*first, *second], flip=flip),
+        segment,
+        lambda volume: masks.estimate_bytes(volume, scans),
+    )
 
 
 def _digest(runs: Sequence[_Run], *, flip: bool) -> str:
     found = hashlib.sha256(f"{flip}".encode())
     for run in runs:
-        found.update(json.dumps(settings.plain(run.config), sort_keys=True).encode())
+        found.update(json.dumps(schema.plain(run.config), sort_keys=True).encode())
         for leaf in jax.tree.leaves(run.variables):
             found.update(np.asarray(leaf).tobytes())
     return found.hexdigest()
 
 
-def _second_folders(folders: Sequence[Path], second: Path | Sequence[Path] | None) -> list[Path]:
-    """Return the runs that name vertebrae: those given, else those in the folders of the first."""
-    if second is not None:
-        return [second] if isinstance(second, Path) else list(second)
+def _second_folders(
+    folders: Sequence[Path], given: StrPath | Sequence[StrPath] | None
+) -> list[Path]:
+    """Return the runs that name vertebrae: the given ones, else those inside `folders`."""
+    if given is not None:
+        return _paths(given)
     found = [folder / SECOND for folder in folders if (folder / SECOND / "config.json").exists()]
     if found and len(found) < len(folders):
         raise InputError(
@@ -186,9 +412,9 @@ _ALIKE = (
 
 
 def _check_alike(runs: Sequence[_Run]) -> None:
-    first = settings.flatten(settings.plain(runs[0].config))
+    first = schema.flatten(schema.plain(runs[0].config))
     for run in runs[1:]:
-        other = settings.flatten(settings.plain(run.config))
+        other = schema.flatten(schema.plain(run.config))
         for key in sorted(first | other):
             if key.startswith(_ALIKE) and first.get(key) != other.get(key):
                 raise InputError(
@@ -204,7 +430,7 @@ def _check_alike(runs: Sequence[_Run]) -> None:
 
 
 def _gives_offsets(config: ConfigDict) -> bool:
-    return config.loss[losses.OFFSET_WEIGHT] > 0
+    return config.loss.get(losses.OFFSET_WEIGHT, 0.0) > 0
 
 
 def _mode(runs: Sequence[_Run]) -> str:
@@ -248,8 +474,10 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
     )
 
 
-def _masker(runs: Sequence[_Run], *, flip: bool) -> Callable[[Volume, Path, str], np.ndarray]:
-    """Return what segments the spine."""
+def _masker(
+    runs: Sequence[_Run], *, flip: bool
+) -> tuple[Callable[[Volume, str, Progress], np.ndarray], masks.ScanSettings]:
+    """Return the function that segments the spine, and its settings."""
     members = []
     for run in runs:
         task = build_task(run.config)
@@ -263,23 +491,26 @@ def _masker(runs: Sequence[_Run], *, flip: bool) -> Callable[[Volume, Path, str]
     known = [mm for run in runs if (mm := setup.recorded_pixels_mm(run.workdir)) is not None]
     pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
-    def find(volume: Volume, path: Path, title: str) -> np.ndarray:
+    def find(volume: Volume, title: str, progress: Progress) -> np.ndarray:
+        where = _where(volume, title)
         grid = preprocess.slice_geometry(volume, scans.preprocess)
         if min(grid.shape) < task.least_side:
             raise InputError(
-                f"{path}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, "
+                f"{where}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, "
                 f"smaller than the network's stride of {task.least_side}; give a larger scan"
             )
-        _warn_of_scale(grid.spacing_mm, pixels_mm, path)
-        _say_memory(title, volume, masks.estimate_bytes(volume, scans))
-        with tqdm(total=grid.n_slices, desc=title, unit="slice", leave=False) as bar:
-            return masks.predict_scan(predict, volume, scans, advance=bar.update)
+        _warn_of_scale(grid.spacing_mm, pixels_mm, where)
+        with progress(title, grid.n_slices, "slice") as bar:
+            return masks.predict_scan(predict, volume, scans, advance=bar.advance)
 
-    return find
+    return find, scans
 
 
-def _namer(runs: Sequence[_Run], *, flip: bool) -> Callable[..., Result]:
-    """Return what names vertebrae: as `Segment`, with the mask of the spine if there is one."""
+_Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
+
+
+def _namer(runs: Sequence[_Run], *, flip: bool) -> tuple[_Name, cascade.CubeSettings]:
+    """Return the function that names vertebrae, with or without a mask, and its settings."""
     config = runs[0].config
     members = []
     for run in runs:
@@ -295,85 +526,41 @@ def _namer(runs: Sequence[_Run], *, flip: bool) -> Callable[..., Result]:
     if flip:
         predict = ensemble.mirrored_cubes(predict, offsets=cubes.offsets)
 
-    def name(volume: Volume, path: Path, title: str, spine: np.ndarray | None = None) -> Result:
+    def name(
+        volume: Volume, spine: np.ndarray | None, title: str, progress: Progress
+    ) -> Segmentation:
         used = cubes if spine is not None else replace(cubes, prior="none")
-        memory = cascade.estimate_bytes(volume, used, labels.NUM_CLASSES)
-        if spine is None:
-            _say_memory(title, volume, memory)
-        total = cascade.count_windows(volume, spine, used)
-        with tqdm(total=total, desc=title, unit="cube", leave=False) as bar:
-            found = cascade.label_scan(predict, volume, spine, used, advance=bar.update)
+        with progress(title, cascade.count_windows(volume, spine, used), "cube") as bar:
+            found = cascade.label_scan(predict, volume, spine, used, advance=bar.advance)
         if found.record is not None and found.record.reversed:
             logger.warning(
-                "%s: the vertebrae make far more sense from foot to head; check the header's "
-                "orientation. The labels follow the header",
-                path,
+                "%s: the names would fit far better from foot to head; check the orientation in "
+                "the header. The labels follow the header",
+                _where(volume, title),
             )
-        return Result(found.labels, True, found.centroids, found.record)
+        return Segmentation(found.labels, volume, title, True, found.centroids, found.record)
 
-    return name
+    return name, replace(cubes, prior="none")
 
 
-def _say_memory(title: str, volume: Volume, size: int) -> None:
-    shape = "x".join(map(str, volume.shape))
-    memory = f"about {size / 2**30:.1f} GiB beside the network"
-    print(f"{title}: {shape} voxels, {memory}", flush=True)
+def _where(volume: Volume, title: str) -> str:
+    return title if volume.disk is None else str(volume.disk.path)
 
 
 def _warn_of_scale(
-    pixels_mm: tuple[float, float], trained_mm: tuple[float, float] | None, path: Path
+    pixels_mm: tuple[float, float], trained_mm: tuple[float, float] | None, where: str
 ) -> None:
-    """Say that the network sees this scan larger or smaller than those it learnt from."""
+    """Warn if the network sees this scan much larger or smaller than the scans of training."""
     if trained_mm is None:
         return
     low, high = trained_mm
     if min(pixels_mm) * OTHER_SCALE < low or max(pixels_mm) > high * OTHER_SCALE:
         logger.warning(
-            "%s: the network sees its slices in pixels of %.2f x %.2f mm and was trained on %.2f "
-            "to %.2f mm, so everything looks larger or smaller than it learnt; expect a poor "
-            "result, or train with data.preprocess.mode=resample",
-            path,
+            "%s: the network sees its slices in pixels of %.2f x %.2f mm and was trained on pixels "
+            "of %.2f to %.2f mm, so the spine looks larger or smaller than in training; expect a "
+            "poor result, or train with data.preprocess.mode=resample",
+            where,
             *pixels_mm,
             low,
             high,
         )
-
-
-def describe(found: Result, volume: Volume, seconds: float) -> str:
-    """Return e.g. "T9-L5, 9 vertebrae, 1 cut, 12.4 s, 1.1 GB"; of a mask alone its volume in ml.
-
-    The memory is the greatest that this process has held so far.
-    """
-    if not found.named:
-        volume_ml = np.count_nonzero(found.labels) * float(np.prod(volume.spacing_mm)) / 1000
-        return f"{volume_ml:.0f} ml of spine"
-    record = found.record
-    words = []
-    if record is None or not record.labels:
-        words.append("no vertebra found, labels are empty")
-    else:
-        first, last = (labels.name(record.labels[i]) for i in (0, -1))
-        count = len(record.labels)
-        words.append(f"{first}-{last}" if count > 1 else first)
-        words.append(f"{count} vertebra{'e' * (count > 1)}")
-        if record.cut:
-            words.append(f"{len(record.cut)} cut{' and left out' * bool(record.dropped)}")
-        if record.skipped:
-            words.append(f"not found: {_names(record.skipped)}")
-        if record.anomalies:
-            words.append(", ".join(record.anomalies))
-        if record.unnamed:
-            words.append(f"{record.unnamed} piece{'s' * (record.unnamed > 1)} taken for none")
-        if record.margin < UNCERTAIN_MARGIN:
-            words.append(f"names UNCERTAIN (margin {record.margin:.1f})")
-    words += [f"{seconds:.1f} s", f"{_peak_bytes() / 1e9:.1f} GB"]
-    return ", ".join(words)
-
-
-def _names(ids: tuple[int, ...]) -> str:
-    return " ".join(labels.name(i) for i in ids)
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,30 +1,18 @@
-"""Comparing label files: which files belong together, all metrics of each pair, and the summary.
+"""Scores of predicted labels against reference labels: of files, of folders, of a `Segmentation`.
 
 Every pair is scored as *binary*: foreground is every voxel with a label above 0, whichever
-vertebra. Where both masks number their vertebrae, each vertebra is scored too. The metrics and
-their rules for empty masks are defined in `spinejax.metrics`; here an undefined value is None,
-which JSON writes as null.
-
-    {"cases": {id: {"binary": {metric: value or None}, "voxels": {"tp", "fp", "fn", "tn"},
-                    "labelled_range": {"dice", "precision", "recall"}, "bf_tolerance_mm": value,
-                    "vertebrae": see `vertebra_scores.case_block`}},
-     "summary": {"binary": {metric: {"mean", "std", "median", "pooled", "n"}},
-                 "labelled_range": {"dice", "precision", "recall": as above},
-                 "vertebrae": see `vertebra_scores.summarise`},
-     "missing": {"prediction": [ids], "reference": [ids]},
-     "without_vertebrae": {id: why its "vertebrae" are left out}}
-
-"vertebrae" are left out of cases that have none, and of the summary if none has them; so is
-"without_vertebrae" where nothing is left out or vertebrae were not asked for.
+vertebra. If both masks number their vertebrae, each vertebra is scored, too. `spinejax.metrics`
+defines the metrics and their rules for empty masks. Here an undefined value is None (null in JSON).
+`Scores` is what `score` returns and what `scores.json` holds.
 
 `mean`, `std` (of the population: divided by n, as numpy does) and `median` are over the `n` cases
-where the metric is defined. `pooled` is the metric of all cases taken as one: voxel counts, surface
-distances and contour counts are joined first, so that a large scan weighs more than a small one.
-Cases where a mask is empty have no distances and stay out of the pooled `hd95_mm` and `assd_mm`;
-in the pooled `nsd_1mm` their surface counts as missed. Cases in `missing` are in no figure.
+in which the metric is defined. `pooled` is the metric of all cases taken as one: voxel counts,
+surface distances and contour counts are added first, so a large scan weighs more than a small one.
+A case with an empty mask has no distances. It does not enter the pooled `hd95_mm` and `assd_mm`; in
+the pooled `nsd_1mm` its surface counts as missed. Cases in `missing` enter no figure.
 
-`labelled_range` counts the axial slices from the lowest to the highest with a label: masks leave
-vertebrae out that the scan cuts, and beyond this range nobody says which bone is spine.
+`labelled_range` counts the axial slices from the lowest to the highest labelled one. Reference
+masks leave out the vertebrae that the scan cuts, so beyond this range the truth is unknown.
 """
 
 import logging
@@ -33,10 +21,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from spinejax import geometry
 from spinejax.datasets.plain_folders import centroid_files, label_files, read_reference_centroids
@@ -49,9 +36,102 @@ from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
 from spinejax.metrics.identification import NSD_TOLERANCE_MM, ScanScore
 from spinejax.metrics.surface import SurfaceDistances
+from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume
 
+if TYPE_CHECKING:  # scoring files needs no jax
+    from spinejax.predictor import Segmentation
+
 _log = logging.getLogger("spinejax")
+
+StrPath = str | os.PathLike[str]
+Values = dict[str, float | None]
+"""Metric -> its value, None where it is undefined."""
+
+
+class Statistics(TypedDict):
+    """A metric over cases."""
+
+    mean: float | None
+    std: float | None
+    median: float | None
+    pooled: float | None
+    n: int
+
+
+class VertebraScores(TypedDict):
+    """Vertebrae of one scan, see `metrics.identification`."""
+
+    per_label: dict[str, Values]
+    dice_mean: float | None
+    id_rate: float | None
+    d_mean_mm: float | None
+    n_reference: int
+    n_predicted: int
+    n_missed: int
+    n_extra: int
+    all_correct: bool
+
+
+class CaseScores(TypedDict):
+    """One case; "vertebrae" is left out if it has none."""
+
+    binary: Values
+    labelled_range: Values
+    voxels: dict[str, int]
+    bf_tolerance_mm: float
+    vertebrae: NotRequired[VertebraScores]
+
+
+class VertebraSummary(TypedDict):
+    """Vertebrae of all scans, see `metrics.identification.summarise`."""
+
+    reference_centroids: str
+    n_scans: int
+    n_reference: int
+    n_predicted: int
+    n_missed: int
+    n_extra: int
+    dice_mean: float | None
+    iou_mean: float | None
+    precision_mean: float | None
+    recall_mean: float | None
+    hd_mean_mm: float | None
+    hd95_mean_mm: float | None
+    assd_mean_mm: float | None
+    nsd_1mm_mean: float | None
+    id_rate: float | None
+    id_precision: float | None
+    d_mean_mm: float | None
+    all_correct: float
+    per_region: dict[str, Values]
+    per_label: dict[str, Values]
+    over_scans: dict[str, Statistics]
+
+
+class Summary(TypedDict):
+    """All cases; "vertebrae" is left out if no case has them."""
+
+    binary: dict[str, Statistics]
+    labelled_range: dict[str, Statistics]
+    vertebrae: NotRequired[VertebraSummary]
+
+
+class Scores(TypedDict):
+    """Scores of cases.
+
+    Attributes:
+        cases: by case id.
+        summary: over the cases.
+        missing: "prediction" and "reference" -> ids of the cases that lack it.
+        without_vertebrae: case id -> why it has no "vertebrae"; left out if there is no such case.
+    """
+
+    cases: dict[str, CaseScores]
+    summary: Summary
+    missing: dict[str, list[str]]
+    without_vertebrae: NotRequired[dict[str, str]]
+
 
 _OF_COUNTS = {
     "dice": overlap.dice,
@@ -65,7 +145,7 @@ _OF_COUNTS = {
 }
 
 RANGE_METRICS = ("dice", "precision", "recall")
-"""Metrics that are also given of the labelled range."""
+"""Metrics that are also given for the labelled range."""
 
 METRICS: tuple[str, ...] = (
     "dice",
@@ -86,9 +166,9 @@ METRICS: tuple[str, ...] = (
 
 @dataclass(frozen=True, eq=False)
 class PairScore:
-    """All that is measured on one pair of masks; small, whatever the size of the masks.
+    """The measurements of one pair of masks; small, whatever the size of the masks.
 
-    `vertebrae` is None where it was not asked for, and a reason in words where it cannot be had.
+    `vertebrae` is None if vertebrae are not scored, and text with the reason if they cannot be.
     """
 
     counts: Counts
@@ -116,7 +196,7 @@ def score_arrays(
     """Measure one prediction against its reference.
 
     Args:
-        prediction: (x, y, z) integer labels or bool; foreground is everything above 0.
+        prediction: (x, y, z) integer labels or bool; foreground is every value above 0.
         reference: the same shape, on the same grid.
         affine: (4, 4) of that grid. Gives the spacing in mm, and which axis runs from foot to head:
             `bf_score` compares axial slices.
@@ -148,14 +228,14 @@ def score_arrays(
     if score.counts.tp + score.counts.fn == 0:
         _log.warning(
             "%s: the reference has no foreground; its distances are undefined, and the other "
-            "metrics say only whether the prediction is empty too",
+            "metrics say only whether the prediction is empty, too",
             name or "a case",
         )
     return score
 
 
 def comparable_labels(labels: str) -> Collection[int] | None:
-    """What `scanfile.read_labels` takes as `valid` where only foreground is compared.
+    """Return the argument `valid` of `scanfile.read_labels` for masks that are to be compared.
 
     Raises:
         InputError: `labels` is neither "verse" nor "binary".
@@ -163,114 +243,95 @@ def comparable_labels(labels: str) -> Collection[int] | None:
     return None if scanfile.valid_labels(labels) is None else range(256)
 
 
-def score_files(
-    pairs: Mapping[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]],
+def score(
+    prediction: "StrPath | Segmentation",
+    reference: StrPath,
     *,
-    missing: Mapping[str, Iterable[str]] | None = None,
     labels: str = "verse",
-    reference_centroids: Mapping[str, Path] | None = None,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Score pairs of label files, one after the other.
+    reference_centroids: StrPath | None = None,
+    progress: Progress = silent,
+) -> Scores:
+    """Score a label file against another, a folder of them against another, or a segmentation.
+
+    Two files are compared whatever their names; the case is called after the reference. Folders are
+    searched with their subfolders. Two files belong to one case if their names agree after dropping
+    upper case and the words for "mask" (`_seg`, `_msk`, `_seg-vert_msk`, `_ct`, ...). Scans among
+    the label files are ignored.
+
+    A case that only one folder has is not scored: it is listed under "missing" and a warning names
+    it. A missing prediction is no empty prediction; the reader decides how to count it.
 
     Memory holds one pair at a time.
 
     Args:
-        pairs: case id -> (prediction, reference); NIfTI or MetaImage files.
-        labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0, of which only
-            the foreground is scored.
-        reference_centroids: case id -> JSON of the reference's centroids, in any of the conventions
-            of `data.centroids`; None takes those of the masks.
-        missing: ids that lack their "prediction" or "reference", to be listed in the result.
-        progress: whether to show a bar.
-
-    Returns:
-        What the module's docstring shows.
+        prediction: NIfTI or MetaImage label file, a folder of them, or a `Segmentation`.
+        reference: NIfTI or MetaImage label file; a folder of them if `prediction` is a folder.
+        labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0; only the
+            foreground of "binary" labels is scored.
+        reference_centroids: JSON file of the reference's centroids, or a folder of them, in any of
+            the conventions of `io.centroids`; None takes the centroids of the masks.
+        progress: shows the progress in scans.
 
     Raises:
-        InputError: a file cannot be read, the two of a pair are on different grids, or centroids do
-            not belong to their reference.
+        InputError: a path does not exist or cannot be read, one is a file and the other a folder, a
+            folder has no label file or two for one case, no case is in both, the two of a pair are
+            on different grids, or centroids are missing or do not belong to their reference.
     """
-    scores = {}
-    valid = comparable_labels(labels)
-    bar = tqdm(pairs.items(), desc="scoring", unit="scan", disable=not progress)
-    for name, (prediction, reference) in bar:
-        found, true = (scanfile.read_labels(path, valid) for path in (prediction, reference))
-        array = on_grid_of(true, found, Path(reference), Path(prediction))
-        file = (reference_centroids or {}).get(name)
-        scores[name] = score_arrays(
-            array,
-            true.array,
-            true.affine,
-            name,
-            vertebrae=labels == "verse",
-            centroids=None if file is None else _read_centroids(file, true),
-        )
-    return collect(scores, missing)
-
-
-def score_paths(
-    prediction: str | os.PathLike[str],
-    reference: str | os.PathLike[str],
-    *,
-    labels: str = "verse",
-    reference_centroids: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Score a label file against another, or a folder of them against another.
-
-    Two files are compared whatever their names; the case is called after the reference. In folders
-    (searched through their subfolders) files of one case are those whose names agree after
-    dropping what says "mask" (`_seg`, `_msk`, `_seg-vert_msk`, `_ct`, ...) and upper case. A folder
-    that also holds scans is searched for its label files only.
-
-    A case that only one folder has is not scored: it is listed under "missing" and warned of. A
-    missing prediction is no empty prediction, and how to count it is up to the reader.
-
-    Args:
-        prediction: NIfTI or MetaImage label file, or a folder of them.
-        reference: the same kind of path.
-        labels: as for `score_files`.
-        reference_centroids: JSON file of the reference's centroids, or a folder of them, see
-            `data.case_files.centroid_files`; None takes those of the masks.
-        progress: whether to show a bar.
-
-    Returns:
-        What the module's docstring shows, ready for `files.write_json`.
-
-    Raises:
-        InputError: a path does not exist, one is a file and the other a folder, a folder has no
-            label file or two for one case, no case is in both, a case has no centroids, or as for
-            `score_files`.
-    """
-    prediction, reference = Path(prediction), Path(reference)
     if reference_centroids is not None and labels != "verse":
         raise InputError(
             "centroids are of numbered vertebrae; leave out --reference_centroids or --labels"
         )
-    for path in (prediction, reference):
-        if not path.exists():
+    valid = comparable_labels(labels)
+    pairs, missing = _pairs(prediction, Path(reference))
+    points = {}
+    if reference_centroids is not None:
+        points = centroid_files(Path(reference_centroids), pairs)
+    scores = {}
+    with progress("scoring", len(pairs), "scan") as bar:
+        for name, (one, file) in pairs.items():
+            true = scanfile.read_labels(file, valid)
+            if isinstance(one, Path):
+                found, where = scanfile.read_labels(one, valid), one
+            else:
+                found = LabelVolume(one.labels, one.scan.native_affine, one.scan.disk)
+                where = Path(one.name)
+            scores[name] = score_arrays(
+                on_grid_of(true, found, file, where),
+                true.array,
+                true.affine,
+                name,
+                vertebrae=labels == "verse",
+                centroids=_read_centroids(points[name], true) if points else None,
+            )
+            bar.advance()
+    return collect(scores, missing)
+
+
+def _pairs(
+    prediction: "StrPath | Segmentation", reference: Path
+) -> tuple[dict[str, tuple["Path | Segmentation", Path]], dict[str, list[str]]]:
+    """Return case id -> (prediction, reference), and the ids that lack either."""
+    one = Path(prediction) if isinstance(prediction, str | os.PathLike) else prediction
+    for path in (one, reference):
+        if isinstance(path, Path) and not path.exists():
             raise InputError(f"{path}: no such file or folder; check the path")
-    if prediction.is_dir() != reference.is_dir():
-        folder, file = sorted((prediction, reference), key=lambda path: path.is_file())
+    if not isinstance(one, Path) or not one.is_dir():
+        if reference.is_dir():
+            given = f"{one} is a file" if isinstance(one, Path) else "the prediction is one scan"
+            raise InputError(
+                f"{reference} is a folder and {given}; give two label files or two folders"
+            )
+        return {file_names.parse(reference, ()).id or reference.name: (one, reference)}, {}
+    if not reference.is_dir():
         raise InputError(
-            f"{folder} is a folder and {file} is a file; give two label files or two folders"
+            f"{one} is a folder and {reference} is a file; give two label files or two folders"
         )
-    points = None if reference_centroids is None else Path(reference_centroids)
-    if not prediction.is_dir():
-        name = file_names.parse(reference, ()).id or reference.name
-        return score_files(
-            {name: (prediction, reference)},
-            labels=labels,
-            reference_centroids=None if points is None else centroid_files(points, [name]),
-            progress=progress,
-        )
-    found, true = label_files(prediction), label_files(reference)
+    found, true = label_files(one), label_files(reference)
     names = {key: name for key, (name, _) in {**found, **true}.items()}
     both = [key for key in true if key in found]
     if not both:
         raise InputError(
-            f"no case is in both folders: {prediction} has "
+            f"no case is in both folders: {one} has "
             f"{aggregate.some(name for name, _ in found.values())}, {reference} has "
             f"{aggregate.some(name for name, _ in true.values())}; name the files alike"
         )
@@ -283,20 +344,13 @@ def score_paths(
             _log.warning(
                 "%d cases have no %s and are not scored: %s", len(ids), kind, aggregate.some(ids)
             )
-    pairs = {names[key]: (found[key][1], true[key][1]) for key in both}
-    return score_files(
-        pairs,
-        missing=missing,
-        labels=labels,
-        reference_centroids=None if points is None else centroid_files(points, pairs),
-        progress=progress,
-    )
+    return {names[key]: (found[key][1], true[key][1]) for key in both}, missing
 
 
 def collect(
     scores: Mapping[str, PairScore], missing: Mapping[str, Iterable[str]] | None = None
-) -> dict[str, Any]:
-    """The result of scored cases, as the module's docstring shows it."""
+) -> Scores:
+    """Return the scores of cases from their measurements."""
     everything = list(scores.values())
     defined = [score.distances for score in everything if score.distances.defined]
     pooled = _metrics(
@@ -313,41 +367,47 @@ def collect(
     vertebrae, without = identification.split(
         {name: score.vertebrae for name, score in scores.items() if score.vertebrae is not None}
     )
-    result: dict[str, Any] = {
-        "cases": {
-            name: {
-                "binary": cases[name],
-                "labelled_range": ranges[name],
-                "voxels": asdict(score.counts),
-                "bf_tolerance_mm": score.bf_tolerance_mm,
-            }
-            for name, score in scores.items()
-        },
-        "summary": {
-            "binary": aggregate.over_cases(cases, pooled),
-            "labelled_range": aggregate.over_cases(ranges, pooled_range),
-        },
+    by_case: dict[str, CaseScores] = {
+        name: {
+            "binary": cases[name],
+            "labelled_range": ranges[name],
+            "voxels": asdict(score.counts),
+            "bf_tolerance_mm": score.bf_tolerance_mm,
+        }
+        for name, score in scores.items()
+    }
+    summary: Summary = {
+        "binary": _over_cases(cases, pooled),
+        "labelled_range": _over_cases(ranges, pooled_range),
+    }
+    for name, scan in vertebrae.items():
+        by_case[name]["vertebrae"] = cast(VertebraScores, identification.case_block(scan))
+    if vertebrae:
+        summary["vertebrae"] = cast(VertebraSummary, identification.summarise(vertebrae))
+    result: Scores = {
+        "cases": by_case,
+        "summary": summary,
         "missing": {
             kind: list((missing or {}).get(kind, ())) for kind in ("prediction", "reference")
         },
     }
-    for name, scan in vertebrae.items():
-        result["cases"][name]["vertebrae"] = identification.case_block(scan)
-    if vertebrae:
-        result["summary"]["vertebrae"] = identification.summarise(vertebrae)
     if without:
         result["without_vertebrae"] = without
     return result
 
 
+def _over_cases(cases: Mapping[str, Values], pooled: Values) -> dict[str, Statistics]:
+    return cast(dict[str, Statistics], aggregate.over_cases(cases, pooled))
+
+
 def _read_centroids(path: Path, reference: LabelVolume) -> Points | None:
-    """Centroids of a reference; None where it has no numbers that they could belong to."""
+    """Return the centroids of a reference; None if the reference is binary."""
     boxes = identification.find_labels(reference.array)
     return read_reference_centroids(path, reference, boxes) if max(boxes, default=0) > 1 else None
 
 
 def _count_in_range(prediction: np.ndarray, reference: np.ndarray, axial: int) -> Counts:
-    """Counts of the slices along axis `axial` from the first to the last labelled one."""
+    """Return the counts of the slices along axis `axial` from the first to the last labelled."""
     others = tuple(axis for axis in range(3) if axis != axial)
     labelled = np.flatnonzero((reference > 0).any(axis=others))
     if not labelled.size:
@@ -357,7 +417,7 @@ def _count_in_range(prediction: np.ndarray, reference: np.ndarray, axial: int) -
 
 
 def _of_counts(counts: Counts, names: Iterable[str]) -> dict[str, float | None]:
-    """Metrics of counts by name, None where undefined."""
+    """Return metrics of counts by name, None where undefined."""
     values = {name: _OF_COUNTS[name](counts) for name in names}
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 

@@ -67,7 +67,7 @@ def by_scipy(prediction, reference, spacing, axial):
 
 def test_two_files(tmp_path):
     prediction, reference = vertebrae(1), vertebrae(0)
-    scores = scoring.score_paths(
+    scores = scoring.score(
         save(tmp_path / "anything.nii.gz", prediction),
         save(tmp_path / "case7_seg-vert_msk.nii.gz", reference),
     )
@@ -85,7 +85,7 @@ def test_two_files(tmp_path):
 
 def test_a_mask_against_itself_is_perfect(tmp_path):
     path = save(tmp_path / "a_seg.nii.gz", vertebrae())
-    case = scoring.score_paths(path, path)["cases"]["a"]["binary"]
+    case = scoring.score(path, path)["cases"]["a"]["binary"]
     assert case.pop("hd95_mm") == case.pop("assd_mm") == 0
     assert set(case.values()) == {1.0}
 
@@ -101,7 +101,7 @@ def test_folders_are_matched_and_summarised(tmp_path, caplog):
     save(tmp_path / "ref/derivatives/sub-d/sub-d_seg-vert_msk.nii.gz", vertebrae())
     save(tmp_path / "pred" / "sub-e_seg.nii.gz", vertebrae())
     with caplog.at_level(logging.WARNING):
-        scores = scoring.score_paths(tmp_path / "pred", tmp_path / "ref")
+        scores = scoring.score(tmp_path / "pred", tmp_path / "ref")
     assert list(scores["cases"]) == ["sub-a", "sub-b", "sub-c"]
     assert scores["missing"] == {"prediction": ["sub-d"], "reference": ["sub-e"]}
     assert len(caplog.records) == 2 and "sub-d" in caplog.text and "sub-e" in caplog.text
@@ -130,13 +130,13 @@ def test_folders_are_matched_and_summarised(tmp_path, caplog):
 def test_folders_without_a_suffix_are_matched(tmp_path):
     for folder in ("p", "r"):
         save(tmp_path / folder / "Case_01.nii.gz", vertebrae())
-    assert list(scoring.score_paths(tmp_path / "p", tmp_path / "r")["cases"]) == ["Case_01"]
+    assert list(scoring.score(tmp_path / "p", tmp_path / "r")["cases"]) == ["Case_01"]
 
 
 def test_orientation_of_the_file_does_not_matter(tmp_path):
     prediction, reference = vertebrae(1), vertebrae(0)
     there = save(tmp_path / "r.nii.gz", reference)
-    straight = scoring.score_paths(save(tmp_path / "p.nii.gz", prediction), there)
+    straight = scoring.score(save(tmp_path / "p.nii.gz", prediction), there)
     image = nibabel.Nifti1Image(prediction, AFFINE)
     for code in ("RAS", "PIR", "SLA"):
         turned = image.as_reoriented(
@@ -145,9 +145,9 @@ def test_orientation_of_the_file_does_not_matter(tmp_path):
             )
         )
         turned.to_filename(tmp_path / f"{code}.nii.gz")
-        assert scoring.score_paths(tmp_path / f"{code}.nii.gz", there) == straight
+        assert scoring.score(tmp_path / f"{code}.nii.gz", there) == straight
         # Both turned: the axial axis is found, whichever it is.
-        both = scoring.score_paths(tmp_path / f"{code}.nii.gz", tmp_path / f"{code}.nii.gz")
+        both = scoring.score(tmp_path / f"{code}.nii.gz", tmp_path / f"{code}.nii.gz")
         assert both["cases"][code]["bf_tolerance_mm"] == pytest.approx(
             straight["cases"]["r"]["bf_tolerance_mm"]
         )
@@ -164,7 +164,7 @@ def test_undefined_values_are_null_and_the_json_is_valid(tmp_path, caplog):
         save(tmp_path / "p" / f"{name}_seg.nii.gz", prediction)
         save(tmp_path / "r" / f"{name}_seg.nii.gz", reference)
     with caplog.at_level(logging.WARNING):
-        scores = scoring.score_paths(tmp_path / "p", tmp_path / "r")
+        scores = scoring.score(tmp_path / "p", tmp_path / "r")
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 2 and all("\n" not in line for line in warned)
     write_json(tmp_path / "scores.json", scores)
@@ -185,7 +185,7 @@ def test_undefined_values_are_null_and_the_json_is_valid(tmp_path, caplog):
         (tmp_path / "p" / f"{name}_seg.nii.gz").unlink()
     (tmp_path / "p" / "fine_seg.nii.gz").rename(tmp_path / "p" / "missed_seg.nii.gz")
     save(tmp_path / "p" / "missed_seg.nii.gz", empty)
-    scores = scoring.score_paths(tmp_path / "p", tmp_path / "r")
+    scores = scoring.score(tmp_path / "p", tmp_path / "r")
     assert scores["summary"]["binary"]["hd95_mm"] == {
         "mean": None, "std": None, "median": None, "pooled": None, "n": 0
     }  # fmt: skip
@@ -220,7 +220,7 @@ def bad_inputs(root: Path) -> dict[str, tuple[Path, Path, str]]:
 def test_bad_input_is_told_in_one_line(tmp_path, kind):
     prediction, reference, message = bad_inputs(tmp_path)[kind]
     with pytest.raises(InputError, match=message) as caught:
-        scoring.score_paths(prediction, reference)
+        scoring.score(prediction, reference)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
@@ -245,7 +245,7 @@ def test_real_masks_agree_with_scipy(real_data, tmp_path, name, change):
     else:
         prediction[reference == np.unique(reference)[2]] = 0
     nibabel.Nifti1Image(prediction, image.affine).to_filename(tmp_path / "p.nii.gz")
-    scores = scoring.score_paths(tmp_path / "p.nii.gz", real_data / name)
+    scores = scoring.score(tmp_path / "p.nii.gz", real_data / name)
     spacing = [float(size) for size in nibabel.affines.voxel_sizes(image.affine)]
     axial = next(i for i, c in enumerate(nibabel.aff2axcodes(image.affine)) if c in "IS")
     (case,) = scores["cases"].values()

@@ -1,0 +1,323 @@
+"""Evaluation of a run: predict and score the scans of a split, or of a folder.
+
+A run of patches is also scored patch by patch: confusion matrices on the patches of the split and
+on the balanced training patches (paper B, table 2 and figure 13), and the filters and activations
+of one patch (figures 9 and 10).
+"""
+
+import logging
+import os
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from spinejax import predictor, scoring
+from spinejax.data import feeds, normalise
+from spinejax.data.cache import CachedCase
+from spinejax.data.patch_feed import PatchFeed
+from spinejax.data.patches import patch_classes
+from spinejax.datasets import plain_folders
+from spinejax.errors import InputError, check_choice
+from spinejax.files import atomic_path, write_json
+from spinejax.inference import activations
+from spinejax.io import nifti, scanfile
+from spinejax.metrics import slice_dice
+from spinejax.metrics.classification import Counts, count, f_score, patch_scores, pooled
+from spinejax.progress import Progress, silent
+from spinejax.sweep_state import read_json
+from spinejax.tasks import Task, build_task
+from spinejax.train import parallel, setup, step, validation
+from spinejax.train.signals import Stop
+from spinejax.volume import slice_view
+
+_log = logging.getLogger("spinejax")
+
+StrPath = str | os.PathLike[str]
+
+
+def results_folder(
+    workdir: StrPath, split: str = "test", *, data: StrPath | None = None, flip: bool = False
+) -> Path:
+    """Return the folder that `evaluate` writes to, `<workdir>/evaluation/<name>`.
+
+    The name is the split, or the name of the folder `data`. Averages over the mirror image have
+    their own folder beside the plain results, which the table of a sweep reads.
+    """
+    name = split
+    if data is not None:
+        name = Path(data).resolve().name or "scans"
+        if name in setup.SPLITS:  # such a folder is not that split of the run's data
+            name = f"folder_{name}"
+    return Path(workdir) / "evaluation" / (f"{name}_flip" if flip else name)
+
+
+def evaluate(
+    workdir: StrPath,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+    data: StrPath | None = None,
+    vertebrae: StrPath | Sequence[StrPath] | None = None,
+    flip: bool = False,
+    progress: Progress = silent,
+) -> scoring.Scores:
+    """Predict and score every scan of a split, and write `results_folder`.
+
+    The folder holds `scores.json`, written last; `cases.json`, the files of each case;
+    `slices.json`, the best and the worst slices; `predictions/`; and for a run of patches
+    `patches.json` and `network.npz`. An evaluation that was interrupted continues with the scans
+    that it had not predicted.
+
+    Args:
+        workdir: folder of the run.
+        split: "test", "val" or "train".
+        checkpoint: "best" or "latest".
+        data: a folder of other scans: every CT with a mask in it is evaluated, and `split` is
+            ignored.
+        vertebrae: see `predictor.load`.
+        flip: see `predictor.load`.
+        progress: shows the progress, scan by scan.
+
+    Returns:
+        The scores, see `spinejax.scoring`.
+
+    Raises:
+        InputError: no such run, or no case in the split; a scan or a mask that cannot be read.
+    """
+    check_choice("split", split, setup.SPLITS)
+    workdir = Path(workdir)
+    model = predictor.load(workdir, vertebrae=vertebrae, checkpoint=checkpoint, flip=flip)
+    config = model.config
+    usable = (
+        setup.cases(config, workdir)[split]
+        if data is None
+        else plain_folders.with_masks(Path(data))
+    )
+    cases = [(one.id, one.image, one.labels) for one in usable if one.image and one.labels]
+    if not cases:
+        raise InputError(f"{workdir}: the {split} split has no cases; choose another split")
+    folder = results_folder(workdir, split, data=data, flip=flip)
+    unfinished = folder / "unfinished.json"
+    done = read_json(unfinished)
+    if done.get("digest") != model.digest:
+        done = {"digest": model.digest, "cases": {}}
+    scored, index, by_slice = {}, {}, {}
+    numbers = scanfile.valid_labels(config.data.labels)
+    for number, (case, image, labels) in enumerate(cases, 1):
+        volume, reference = scanfile.read_pair(image, labels, valid=numbers)
+        path = folder / "predictions" / f"{case}_seg.nii.gz"
+        title = f"{number}/{len(cases)} {case}"
+        scan = f"{image.resolve()} {image.stat().st_mtime_ns}"
+        before = done["cases"].get(case, {})
+        if before.get("scan") == scan and path.exists():
+            _log.info("%s: predicted before the interruption", title)
+            array, named = scanfile.read_labels(path).array, before["named"]
+        else:
+            found = model.segment(volume, name=title, progress=progress)
+            array, named = found.mask, found.named
+            nifti.write_labels(path, found.labels, volume)
+            done["cases"][case] = {"scan": scan, "named": named}
+            write_json(unfinished, done)
+        scored[case] = scoring.score_arrays(
+            array,
+            reference.array,
+            volume.affine,
+            case,
+            vertebrae=named and config.data.labels == "verse",
+        )
+        views = (slice_view(array, config.data.plane) for array in (array, reference.array))
+        by_slice[case] = slice_dice.slice_dice(*views, axis=0)
+        index[case] = {
+            "image": _within(workdir, image),
+            "labels": _within(workdir, labels),
+            "prediction": _within(workdir, path),
+        }
+    scores = scoring.collect(scored)
+    write_json(folder / "cases.json", index)
+    chosen = {"plane": config.data.plane, **slice_dice.best_and_worst(by_slice)}
+    write_json(folder / "slices.json", chosen)
+    if config.task == "patch_classification" and data is None:
+        _score_patches(config, model.variables, workdir, split, folder, progress)
+    # Written last: the evaluation is complete if this file exists.
+    write_json(folder / "scores.json", scores)
+    unfinished.unlink(missing_ok=True)
+    return scores
+
+
+def _within(workdir: Path, path: Path) -> str:
+    """Return `path` relative to the workdir if it lies in it, so that the run can be moved."""
+    path, workdir = path.resolve(), workdir.resolve()
+    return str(path.relative_to(workdir) if path.is_relative_to(workdir) else path)
+
+
+BALANCED_LIMIT = 20_000
+"""At most this many balanced training patches are classified, drawn at random if there are more;
+the result says how many."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Balanced:
+    """A feed whose validation patches are the balanced training patches."""
+
+    feed: PatchFeed
+
+    @property
+    def val_cases(self) -> Sequence[CachedCase]:
+        return self.feed.train_cases
+
+    def val(self, **_: Any) -> Generator[feeds.Batch, None, None]:
+        return self.feed.balanced(BALANCED_LIMIT)
+
+
+def rule_dice(cases: Sequence[CachedCase], size: int, rule: str) -> float:
+    """Return the Dice that a perfect patch classifier would reach on these scans.
+
+    Every pixel gets the true label of the patch around it. The majority rule thus smooths the mask
+    over `size` pixels and loses what is thinner than half a patch; no training can recover that.
+    With the centre rule the Dice is 1.
+
+    Args:
+        cases: preprocessed scans.
+        size: side of a patch in pixels.
+        rule: `data.patches.label_rule`.
+
+    Returns:
+        Dice of all pixels together, on the preprocessed grid.
+    """
+    total = Counts(0, 0, 0, 0)
+    before = size // 2
+    for case in cases:
+        # Slices without foreground are true negatives, which Dice does not count.
+        for position in np.flatnonzero(case.foreground_counts):
+            label = case.label[position] > 0
+            padded = np.pad(label, (before, size - 1 - before))
+            total += count(patch_classes(padded, size, 1, rule), label)
+    return f_score(total)
+
+
+def describe_patches(config: ConfigDict, cached: Mapping[str, Sequence[CachedCase]]) -> list[str]:
+    """Return lines of text that count the patches of training and validation."""
+    fields = config.data.patches
+    counts = build_task(config).feed(cached).counts()
+    lines = [f"patches of {fields.size}x{fields.size} pixels, stride {fields.stride}"]
+    for name, what in (
+        ("before", "in the training scans"),
+        ("after", f"trained on (under-sampling: {fields.rus})"),
+        ("validation", "validating"),
+    ):
+        both = counts[name]
+        lines.append(f"{both['background']:>10,} background {both['vertebra']:>8,} vertebra {what}")
+    ceiling = rule_dice(cached["train"], fields.size, fields.label_rule)
+    lines.append(
+        f"Dice of a perfect classifier under the {fields.label_rule} rule: {ceiling:.3f} "
+        "(training scans)"
+    )
+    return lines
+
+
+def _score_patches(
+    config: ConfigDict,
+    variables: Mapping[str, Any],
+    workdir: Path,
+    split: str,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Classify the patches of a split; write patches.json and network.npz to `folder`.
+
+    patches.json holds `metrics.classification.patch_scores`, and "rule_dice" of the split.
+
+    Args:
+        config: of a run of the task patch_classification.
+        variables: {"params", "batch_stats"} of its network.
+        workdir: of the run.
+        split: "train", "val" or "test".
+        folder: see above.
+        progress: shows the progress of preprocessing.
+
+    Raises:
+        InputError: scans that cannot be used, as in training.
+    """
+    cached = setup.prepare(
+        config, workdir, wanted=tuple({"train", "val", split}), progress=progress
+    )
+    task = build_task(config, axis_name=parallel.AXIS)
+    trained: Any = task.feed({name: cached[name] for name in ("train", "val")})
+    by_scan = config.copy_and_resolve_references()
+    # Every patch of the split is scored, even if training split patches instead of scans.
+    by_scan.data.patches.split_unit = "scan"
+    chosen = _that_fit(cached[split], config.data.patches.size)
+    # A feed needs training patches of both classes. The scans that were trained on have both.
+    scored: Any = build_task(by_scan).feed({"train": trained.train_cases, "val": chosen})
+    classify = _classifier(config, task, variables)
+    balanced = pooled(classify(_Balanced(trained)).values())
+    fields = config.data.patches
+    scores = patch_scores(
+        classify(scored),
+        size=fields.size,
+        stride=fields.stride,
+        label_rule=fields.label_rule,
+        balanced_training=(balanced, trained.counts()["balanced_total"]),
+    )
+    scores["rule_dice"] = rule_dice(chosen, fields.size, fields.label_rule)
+    write_json(folder / "patches.json", scores)
+    arrays = _network(config, task, variables, chosen)
+    with atomic_path(folder / "network.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _that_fit(cases: Sequence[CachedCase], size: int) -> list[CachedCase]:
+    """Return the cases large enough for a patch; smaller scans are segmented all the same."""
+    fit = [case for case in cases if min(case.shape[1:]) >= size]
+    for case in cases:
+        if case not in fit:
+            _log.warning(
+                "case %s has slices of %dx%d pixels, smaller than a patch of %d; its pixels are "
+                "scored, its patches are not",
+                case.id,
+                *case.shape[1:],
+                size,
+            )
+    if not fit:
+        raise InputError(
+            f"no case of the split has slices of at least {size}x{size} pixels, so there are no "
+            "patches to score; its pixels are scored"
+        )
+    return fit
+
+
+def _classifier(config: ConfigDict, task: Task, variables: Mapping[str, Any]) -> Any:
+    """Return a function from a feed to the counts of each of its validation cases."""
+    mapped = parallel.make_parallel_dividing(config.train.parallel, config.train.batch_size)
+    run = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
+    held = mapped.replicate(dict(variables))
+
+    def classify(feed: Any) -> dict[str, Counts]:
+        outcome = validation.evaluate(run, mapped, held, feed, pictures=0, stop=Stop())
+        if outcome is None:
+            raise InputError("the evaluation was stopped; run it again")
+        return {
+            name: Counts(*(int(round(value)) for value in counts))
+            for name, counts in outcome.cases.items()
+        }
+
+    return classify
+
+
+def _network(
+    config: ConfigDict, task: Task, variables: Mapping[str, Any], cases: Sequence[CachedCase]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of network.npz, for a vertebra patch of the case with most foreground."""
+    case = max(cases, key=lambda c: int(c.foreground_counts.sum()))
+    n = config.data.patches.size
+    position, row, column = activations.choose_patch(case.label, n)
+    image = case.image[position, row : row + n, column : column + n]
+    patch = normalise.network_input(
+        image, config.data.normalise, case.settings.range_hu, case.stats
+    )
+    arrays = activations.network_arrays(task.model, variables, patch)
+    return arrays | {"where": np.array(f"{case.id} {position} {row} {column}")}

@@ -1,0 +1,78 @@
+"""Training a pipeline: a run that segments the spine, then a run that names the vertebrae.
+
+The config of the second run is the block `vertebrae` of the first run's config, and its folder is
+the folder `vertebrae` in the first run's folder. A config without that block is a single run.
+"""
+
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from spinejax import schema
+from spinejax.config_files import get_config
+from spinejax.errors import InputError
+from spinejax.progress import Progress, silent
+from spinejax.sweep_state import SECOND
+from spinejax.tasks import build_task
+from spinejax.train import loop
+from spinejax.train.loop import TrainResult
+from spinejax.train.signals import Stop
+
+CUBES = "vertebra_recognition"
+"""The task of the second run."""
+
+
+def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[ConfigDict, Path]]:
+    """Return the config and the folder of each run, checked.
+
+    Raises:
+        InputError: a config cannot be used, or the two are no pipeline.
+    """
+    found = [(config, Path(workdir))]
+    if SECOND in config:
+        found.append((config[SECOND], Path(workdir) / SECOND))
+    for stage, _ in found:
+        schema.check(stage)
+    if len(found) > 1 and (config.task == CUBES or config[SECOND].task != CUBES):
+        raise InputError(
+            f"task={config.task} with {SECOND}.task={config[SECOND].task}: a pipeline segments the "
+            f"spine first; its second task is {CUBES}"
+        )
+    return found
+
+
+def train(
+    config: ConfigDict | str,
+    workdir: str | os.PathLike[str],
+    *,
+    progress: Progress = silent,
+    devices: int | None = None,
+    stop: Stop | None = None,
+) -> TrainResult:
+    """Train a run or a pipeline in a folder, or resume it there.
+
+    Args:
+        config: the experiment, or where it is: "configs/demo.py", "chasppraunet:debug".
+        workdir: folder of the run; made if missing.
+        progress: shows the progress of preparing and training.
+        devices: use only this many devices; None uses all devices of all processes.
+        stop: another thread may ask it to save and stop, as the signals of `signals.SIGNALS` do.
+
+    Returns:
+        How the last run ended; the second run does not begin if the first was interrupted.
+
+    Raises:
+        InputError: bad config, data or workdir, a damaged checkpoint, a full disk, or a loss that
+            is not finite.
+    """
+    if isinstance(config, str):
+        config = get_config(config)
+    runs = stages(config, workdir)
+    for stage, _ in runs[1:]:
+        build_task(stage)  # refuse a bad second config before the first run trains
+    for stage, folder in runs:
+        result = loop.train(stage, folder, progress=progress, devices=devices, stop=stop)
+        if result.interrupted:
+            break
+    return result
