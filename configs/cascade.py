@@ -65,8 +65,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def phantom_vertebrae() -> ConfigDict:
     """Return MRU-Net on phantoms alone: coarse cubes as high as half a spine."""
-    config = common.base("phantom_vertebrae", mrunet.model(dropout=0.0))
-    mrunet.recipe(config)
+    config = mrunet.base("phantom_vertebrae", mrunet.model(dropout=0.0))
     config.data.source = "phantom_stream"
     config.data.phantom.cases = 0
     config.data.phantom.rates.update(OFTEN)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from spinejax import schema
 from spinejax.configs import common, saeed2023
 from spinejax.configs.sweeps import Unit
 
@@ -47,12 +48,12 @@ def model(residual: bool = True, dropout: float = 0.3) -> dict:
     )
 
 
-def recipe(config: ConfigDict) -> None:
-    """Set what every network of cubes shares."""
-    config.task = "vertebra_recognition"
-    config.data.preprocess.mode = "isotropic"
+def base(name: str, model: dict[str, Any]) -> ConfigDict:
+    """Return an experiment with a network of cubes."""
+    config = common.base(name, model, schema.CUBES)
     config.data.preprocess.spacing_mm = 2.0
     config.train.batch_size = 2
+    return config
 
 
 def debug(config: ConfigDict) -> None:
@@ -70,8 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     fields: dict[str, Any] = dict(TABLES[args.table])
     augment = fields.pop("augment")
-    config = common.base("mrunet", model(**fields))
-    recipe(config)
+    config = base("mrunet", model(**fields))
     config.augment.enabled = augment
     if args.debug:
         debug(config)

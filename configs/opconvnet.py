@@ -40,6 +40,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from spinejax import schema
 from spinejax.configs import common, search
 from spinejax.configs.sweeps import Unit
 
@@ -100,7 +101,6 @@ def model(net: str = "opconvnet") -> dict:
 
 def recipe(config: ConfigDict) -> None:
     """Set what the paper's sections II and IV say of data and training."""
-    config.task = "patch_classification"
     config.data.labels = "binary"  # the CSI masks do not number their vertebrae as VerSe does
     config.data.plane = "axial"
     config.data.preprocess.intensity = "op_window"
@@ -144,7 +144,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = common.parse_arg(arg, net="opconvnet", debug=False)
     if args.net not in NETS:
         raise ValueError(f"net={args.net!r} is unknown; choose from {', '.join(NETS)}")
-    config = common.base(args.net, model(args.net))
+    config = common.base(args.net, model(args.net), schema.PATCHES)
     recipe(config)
     if args.debug:
         config.train.steps = 8

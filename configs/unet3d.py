@@ -24,8 +24,7 @@ def model(widths: tuple[int, ...] = (64, 128, 256, 512)) -> dict:
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment: MRU-Net's data and training with this network."""
     args = common.parse_arg(arg, debug=False)
-    config = common.base("unet3d", model())
-    mrunet.recipe(config)
+    config = mrunet.base("unet3d", model())
     if args.debug:
         mrunet.debug(config)
         config.model.widths = (8, 16, 32)

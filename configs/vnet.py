@@ -26,8 +26,7 @@ def model(
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment: MRU-Net's data and training with this network."""
     args = common.parse_arg(arg, debug=False)
-    config = common.base("vnet", model())
-    mrunet.recipe(config)
+    config = mrunet.base("vnet", model())
     if args.debug:
         mrunet.debug(config)
         config.model.widths = (8, 16, 32)

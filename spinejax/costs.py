@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from spinejax import schema
 from spinejax.errors import InputError
 from spinejax.models import layer_table
 from spinejax.tasks import build_task
-from spinejax.train import settings, step
+from spinejax.train import step
 
 _MEASURES = (("parameters", ","), ("GFLOPs of a sample", ".3g"), ("GiB of a step", ".3g"))
 
@@ -44,7 +45,7 @@ def _table(pair: tuple[ConfigDict, ConfigDict], names: tuple[str, str]) -> str:
     rows = [("", *names, "ratio")]
     for (title, form), a, b in zip(_MEASURES, *map(_measure, pair), strict=True):
         rows.append((title, format(a, form), format(b, form), f"{b / a:.2f}"))
-    flat = [settings.flatten(settings.plain(stage)) for stage in pair]
+    flat = [schema.flatten(schema.plain(stage)) for stage in pair]
     for key in sorted(flat[0] | flat[1]):
         values = [fields.get(key, "-") for fields in flat]
         if values[0] != values[1]:

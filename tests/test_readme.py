@@ -5,13 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tests.test_floors import FLOORS
 
-from spinejax import arguments
+from spinejax import arguments, schema
 from spinejax.cli import COMMANDS
 from spinejax.configs import chasppraunet
 from spinejax.launch import sweep
-from spinejax.train.settings import flatten
+from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,7 +78,7 @@ def test_every_make_target_exists():
 
 
 def test_every_config_field_exists():
-    fields = set(flatten(chasppraunet.get_config()))
+    fields = set(schema.flatten(chasppraunet.get_config()))
     blocks = {field.split(".")[0] for field in fields if "." in field}
     named = set(re.findall(r"`(?:--config\.)?((?:\w+\.)+(?:\w+|\*))[`=]", README))
     named = {field for field in named if field.split(".")[0] in blocks}

@@ -117,7 +117,7 @@ def sampling(config: ConfigDict, size: tuple[int, int]) -> stream.Sampling:
         clamp_hu=how.clamp_hu,
         window=how.intensity == "op_window",
         fill_hu=how.fill_hu,
-        spine_free_fraction=config.data.spine_free_fraction,
+        spine_free_fraction=config.data.get("spine_free_fraction", 0.0),  # cubes have none
         distractors=config.data.phantom.distractors,
         acquisition=config.data.phantom.acquisition,
         label_cut=config.data.phantom.label_cut,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from spinejax.errors import check_choice
 from spinejax.tasks.patch_classification import patch_classification
 from spinejax.tasks.record import Keys, Loss, LossAux, Task
 from spinejax.tasks.slice_segmentation import slice_segmentation
@@ -30,5 +29,4 @@ def build_task(config: ConfigDict, *, axis_name: str | None = None) -> Task:
     Raises:
         InputError: unknown task, model, loss or normalisation, or sizes that do not fit.
     """
-    check_choice("task", config.task, TASKS)
     return TASKS[config.task](config, axis_name)

@@ -14,7 +14,6 @@ from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.data.patch_feed import PatchFeed
-from spinejax.errors import InputError, check_choice
 from spinejax.inference import patch_scan
 from spinejax.inference.masks import StackPredictor
 from spinejax.phantom import stream_feed
@@ -31,16 +30,9 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
     n = config.data.patches.size
     model = record.network(config, axis_name, out_channels=2, of="patches")
     how = preprocess.from_config(config.data)
-    if how.mode == "isotropic":
-        raise InputError(
-            "data.preprocess.mode=isotropic is for networks of cubes; patches take resample, "
-            "resize or native"
-        )
-    mode = normalise.check_mode(config.data.normalise)
+    mode = config.data.normalise
     loss_fn = losses.make_loss(config.loss)
-    rule = config.data.patches.label_rule
-    check_choice("data.patches.label_rule", rule, PATCH_LABELS)
-    label_of = PATCH_LABELS[rule]
+    label_of = PATCH_LABELS[config.data.patches.label_rule]
     arrays = record.arrays_of(
         config, partial(augment.augment, plane=how.plane, fill_hu=how.fill_hu)
     )

@@ -30,12 +30,7 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
             f"{config.model.name!r}"
         )
     how = preprocess.from_config(config.data)
-    if how.mode == "isotropic":
-        raise InputError(
-            "data.preprocess.mode=isotropic is for networks of cubes; slices take resample, resize "
-            "or native"
-        )
-    mode = normalise.check_mode(config.data.normalise)
+    mode = config.data.normalise
     loss_fn = losses.make_loss(config.loss)
     arrays = record.arrays_of(
         config, partial(augment.augment, plane=how.plane, fill_hu=how.fill_hu)

@@ -14,8 +14,7 @@ from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.cube_feed import CubeFeed
 from spinejax.data.feeds import Feed
-from spinejax.errors import InputError, check_choice
-from spinejax.inference.cascade import PRIORS
+from spinejax.errors import InputError
 from spinejax.phantom import stream_feed
 from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, Task
@@ -46,23 +45,9 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
             f"{config.model.name!r}"
         )
     how = preprocess.from_config(config.data)
-    if (how.mode, how.plane, how.intensity) != ("isotropic", "sagittal", "clamp"):
-        raise InputError(
-            f"task={config.task} needs data.preprocess.mode=isotropic, data.plane=sagittal and "
-            f"data.preprocess.intensity=clamp, not {how.mode}, {how.plane} and {how.intensity}"
-        )
-    if config.data.labels != "verse":
-        raise InputError(
-            f"task={config.task} needs masks that number vertebrae as VerSe does; data.labels="
-            f"{config.data.labels} has no names to learn"
-        )
-    prior = config.data.cube.spine_prior
-    check_choice("data.cube.spine_prior", prior, PRIORS)
-    seen = prior == "channel"
+    seen = config.data.cube.spine_prior == "channel"
     sacrum = config.data.cube.prior_sacrum
-    if not 0 <= sacrum <= 0.75:
-        raise InputError(f"data.cube.prior_sacrum={sacrum} must be from 0 to 0.75")
-    mode = normalise.check_mode(config.data.normalise)
+    mode = config.data.normalise
     loss_fn = losses.make_loss(config.loss)
     arrays = record.arrays_of(config, partial(augment.augment_cubes, fill_hu=how.fill_hu))
     class_of = np.zeros(labels.MAX_ID + 1, np.int32)

@@ -33,7 +33,7 @@ from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.tasks import Task
 from spinejax.train import parallel, run_folder
-from spinejax.train.settings import read_config
+from spinejax.train.run_folder import read_config
 from spinejax.train.state import TrainState, inference_variables
 
 FOLDERS = ("latest", "best")

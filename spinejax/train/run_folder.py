@@ -1,18 +1,34 @@
-"""Noticing a full disk before writing to it.
+"""The folder of a run: its lock, the room on its disk, and run.json.
+
+    <workdir>/.lock          held while a training is at work in the folder
+    <workdir>/config.json    the resolved config
+    <workdir>/run.json       what ran, where, for how long, on which cases
 
 Orbax and tensorboardX write in background threads, which print tracebacks of their own when the
-disk is full, so they are not let near it.
-
-One run at a time in a folder.
+disk is full. So the room on the disk is checked before each write.
 """
 
+import json
+import os
+import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import jax
+from ml_collections import ConfigDict
+
+from spinejax import schema
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.sweep_state import LOCK, take_lock
+from spinejax.files import write_json
+from spinejax.sweep_state import LOCK, read_json, take_lock
 from spinejax.train import parallel
 
 RESERVE_BYTES = 2 * 2**20
@@ -34,30 +50,237 @@ def require_room(folder: Path, needed_bytes: int = 0) -> None:
         )
 
 
+# Patterns of what is worth keeping in a folder whose start failed.
+_RESULTS = (
+    "cache/*/meta.json",
+    "checkpoints/*/[0-9]*",
+    "metrics.jsonl",
+    "phantoms/*",
+    "search.jsonl",
+)
+
+
 @contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Make `workdir` and hold its lock while the block runs; the first process of a run does.
+    """Make `workdir` and hold its lock while the block runs; only the first process does both.
 
-    The kernel drops it when the process ends, however it ends, so that a killed run leaves nothing
-    to clean up. Where the file system knows no locks there is none.
+    The kernel drops the lock when the process ends, however it ends, so a killed run leaves nothing
+    to clean up. On a file system without locks the block runs unprotected. If the block fails, a
+    folder that was made here and holds no results is removed again.
 
     Raises:
-        InputError: another process holds it, or the folder cannot be written.
+        InputError: another process holds the lock, or the folder cannot be written.
     """
     if parallel.process_index() != 0:
         yield
         return
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / LOCK).open("ab")
     except OSError as error:
-        raise InputError(
-            f"{workdir}: cannot be written ({error.strerror}); give a --workdir that can"
-        ) from error
+        raise not_writable(workdir, error) from error
     with file:
         if not take_lock(file):
             raise InputError(
                 f"{workdir}: another `spinejax train` is at work in it; wait until it ends, stop "
                 "it, or give another --workdir"
             )
-        yield
+        try:
+            yield
+        except BaseException:
+            if made and not any(next(workdir.glob(results), None) for results in _RESULTS):
+                shutil.rmtree(workdir, ignore_errors=True)
+                for parent in made[1:]:
+                    with suppress(OSError):  # another run may use the parent by now
+                        parent.rmdir()
+            raise
+
+
+def not_writable(workdir: Path, error: OSError) -> InputError:
+    """Return the error for a folder that cannot be written."""
+    return InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir")
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Write config.json; only the first process does.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    if parallel.process_index() == 0:
+        require_room(workdir)
+        try:
+            write_json(workdir / "config.json", schema.plain(config))
+        except OSError as error:
+            raise not_writable(workdir, error) from error
+
+
+MOST_DIFFERENCES = 12
+"""An error names at most this many differing fields."""
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Return the config of a run, sequences as tuples; a field that it lacks is filled in.
+
+    Raises:
+        InputError: the folder holds no run, or its config.json is damaged.
+    """
+    file = workdir / "config.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{workdir} is not the folder of a run (no readable config.json); give --workdir of a "
+            "finished or running `spinejax train`"
+        ) from error
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is damaged (it holds no fields); restore it from a copy")
+    return ConfigDict(_tuples(schema.complete(config)))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in value)
+    return value
+
+
+def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
+    """Refuse to resume in `workdir` with a config that would train another network.
+
+    Raises:
+        InputError: names the differing fields with their old and new values.
+    """
+    before, after = schema.flatten(schema.plain(old)), schema.flatten(schema.plain(new))
+    missing = "(absent)"
+    differing = [
+        f"{key} (there {before.get(key, missing)!r}, now {after.get(key, missing)!r})"
+        for key in sorted(before | after)
+        if before.get(key, missing) != after.get(key, missing) and not schema.is_free(key)
+    ]
+    if differing:
+        # What the run is comes before its details.
+        first = ("name ", "task ", "model.name ")
+        differing.sort(key=lambda text: not text.startswith(first))
+        shown = ", ".join(differing[:MOST_DIFFERENCES])
+        more = len(differing) - MOST_DIFFERENCES
+        raise InputError(
+            f"{workdir} holds a run of another config: {shown}{f' and {more} more' * (more > 0)}; "
+            "give this one another --workdir, or the old values to resume"
+        )
+
+
+SPLITS = ("train", "val", "test")
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "spinejax")
+
+
+def recorded_cases(workdir: Path) -> dict[str, list[str]]:
+    """Return the ids of the cases of each split of a run; empty lists where none are recorded."""
+    found = read_json(workdir / "run.json").get("cases", {})
+    return {name: list(found.get(name, [])) for name in SPLITS}
+
+
+def recorded_pixels_mm(workdir: Path) -> tuple[float, float] | None:
+    """Return the finest and the coarsest pixel spacing, in mm, of the scans that trained a run.
+
+    Returns:
+        None where run.json has no such record.
+    """
+    found = read_json(workdir / "run.json").get("pixels_mm")
+    if isinstance(found, list) and len(found) == 2:
+        if all(isinstance(side, int | float) and side > 0 for side in found):
+            return float(found[0]), float(found[1])
+    return None
+
+
+def _commit() -> str:
+    """Return the commit of this source tree; "+" marks changes, "" no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunRecord:
+    """Writes run.json."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        cases: Mapping[str, Sequence[Case]],
+        *,
+        resumes: bool,
+        devices: int,
+        steps: int,
+        parameters: int,
+        pixels_mm: tuple[float, float],
+    ) -> None:
+        """Write the record of this start; a resumed run adds to the record of earlier starts.
+
+        Args:
+            workdir: folder of the run.
+            cases: of each split.
+            resumes: whether an earlier start saved a checkpoint.
+            devices: number of devices.
+            steps: updates of the whole run.
+            parameters: number of parameters of the network.
+            pixels_mm: finest and coarsest pixel spacing of the training scans.
+        """
+        self._path = workdir / "run.json"
+        earlier = read_json(self._path) if resumes else {}
+        self._began = time.monotonic()
+        self._seconds = float(earlier.get("seconds", 0.0))
+        kinds = sorted({d.device_kind for d in jax.devices()})
+        self._record: dict[str, Any] = {
+            "started": earlier.get("started", _now()),
+            "finished": None,
+            "seconds": self._seconds,
+            "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, {', '.join(kinds)}",
+            "backend": jax.default_backend(),
+            "devices": devices,
+            "processes": parallel.process_count(),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: _version(name) for name in _PACKAGES},
+            },
+            "commit": _commit(),
+            "steps": steps,
+            "parameters": parameters,
+            "starts": int(earlier.get("starts", 0)) + 1,
+            "pixels_mm": list(pixels_mm),
+            "cases": {name: [case.id for case in cases[name]] for name in SPLITS},
+        }
+        self._write()
+
+    def update(self, *, finished: bool = False) -> None:
+        """Write the duration so far, summed over all starts."""
+        self._record["seconds"] = round(self._seconds + time.monotonic() - self._began, 3)
+        if finished:
+            self._record["finished"] = _now()
+        self._write()
+
+    def _write(self) -> None:
+        if parallel.process_index() == 0:
+            write_json(self._path, self._record)

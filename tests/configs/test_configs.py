@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spinejax import losses, models
+from spinejax import losses, models, schema
 from spinejax.augment import augment
 from spinejax.configs import (
     cascade,
@@ -27,7 +27,7 @@ from spinejax.configs import (
 from spinejax.data import preprocess
 from spinejax.data.patch_feed import PatchFeed
 from spinejax.tasks import build_task
-from spinejax.train.settings import check_config, flatten, plain, read_config
+from spinejax.train.run_folder import read_config
 from spinejax.volume import Volume
 
 PACKAGE = Path(__file__).parents[2] / "spinejax"
@@ -46,49 +46,58 @@ EXPERIMENTS = {
 }
 
 
-def test_every_field_is_read_somewhere():
+@pytest.mark.parametrize("task", schema.TASKS)
+def test_every_field_is_read_somewhere(task):
     trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
     nodes = [n for tree in trees for n in ast.walk(tree)]
     read = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
     subscripts = [n.slice for n in nodes if isinstance(n, ast.Subscript)]
     read |= {n.value for n in subscripts if isinstance(n, ast.Constant)}
-    config = common.base("any", chasppraunet.model())
-    # These blocks go to functions as a whole; the name is for the report, which reads JSON.
-    whole = ("augment.", "data.patches.", "data.phantom.rates.", "loss.", "model.", "name")
+    read.add("name")  # the report reads it from JSON
+    # These blocks go to functions as a whole.
+    whole = (
+        "augment.",
+        "data.patches.",
+        "data.phantom.rates.",
+        "data.preprocess.",
+        "loss.",
+        "name",
+    )
     unread = [
-        k for k in flatten(config) if not k.startswith(whole) and k.split(".")[-1] not in read
+        k for k in schema.fields(task) if not k.startswith(whole) and k.split(".")[-1] not in read
     ]
     assert not unread
 
 
 def test_blocks_passed_whole_have_the_fields_of_their_functions():
+    blocks = schema.defaults(schema.PATCHES)
     known = inspect.signature(augment).parameters
-    fields = set(common.augment_block()) - {"enabled"}
+    fields = set(blocks["augment"]) - {"enabled"}
     assert fields == set(known) - {"keys", "image", "label", "plane", "fill_hu"}
     for field in fields:
-        assert common.augment_block()[field] == known[field].default, field
-    patches = set(common.data_block().patches)
-    assert patches <= set(inspect.signature(PatchFeed).parameters)
-    loss = common.base("any", {}).loss
-    read = {field for names in losses.FIELDS.values() for field in names}
-    assert set(loss) - {"name"} == read | {losses.OFFSET_WEIGHT}
+        assert blocks["augment"][field] == known[field].default, field
+    assert set(blocks["data"]["patches"]) <= set(inspect.signature(PatchFeed).parameters)
+    preprocessing = set(inspect.signature(preprocess.SlicePreprocess).parameters)
+    assert set(blocks["data"]["preprocess"]) == preprocessing - {"plane", "size"}
+    read = {"name"} | {field for names in losses.FIELDS.values() for field in names}
+    assert set(blocks["loss"]) == read
+    assert set(schema.defaults(schema.CUBES)["loss"]) == read | {losses.OFFSET_WEIGHT}
 
 
 @pytest.mark.parametrize("argument", [None, "debug"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_each_experiment_can_be_built(name, argument):
     config = EXPERIMENTS[name].get_config(argument)
-    check_config(config)
-    assert build_task(config).least_side <= min(config.data.size)
+    schema.check(config)
+    assert build_task(config).least_side <= min(config.data.get("size", (16, 16)))
     if "vertebrae" in config:
-        check_config(config.vertebrae)
         assert build_task(config.vertebrae).name == "vertebra_recognition"
 
 
 @pytest.mark.parametrize("net", opconvnet.NETS)
 def test_each_classifier_of_paper_b_can_be_built_and_has_its_defaults(net):
     config = opconvnet.get_config(f"net={net}")
-    check_config(config)
+    schema.check(config)
     defaults = inspect.signature(models.MODELS[net]).parameters
     assert set(config.model) == set(defaults) - models.BUILT | {"name"}
     for field, value in config.model.items():
@@ -118,7 +127,10 @@ def test_paper_a_is_trained_as_it_says():
 
 
 def test_preprocessing_of_the_blocks_is_that_of_its_class():
-    assert preprocess.from_config(common.data_block()) == preprocess.SlicePreprocess()
+    config = common.base("any", {})
+    assert preprocess.from_config(config.data) == preprocess.SlicePreprocess()
+    cubes = preprocess.from_config(common.base("any", {}, schema.CUBES).data)
+    assert cubes == preprocess.SlicePreprocess(mode="isotropic")
 
 
 def test_arguments_are_read_in_the_type_of_their_defaults():
@@ -154,15 +166,17 @@ def test_demos_see_any_scan_at_the_scale_of_their_phantoms(experiment, spacing_m
 
 
 def test_runs_of_earlier_versions_predict_as_they_did(tmp_path):
-    old = plain(cascade.get_config("phantom"))
+    old = schema.plain(cascade.get_config("phantom"))
     assert old["vertebrae"]["predict"].pop("shifts") == 2
-    del old["predict"]["shifts"], old["loss"]["offset_weight"], old["data"]["cube"]["prior_sacrum"]
+    del old["vertebrae"]["data"]["cube"]["prior_sacrum"], old["predict"]["drop_islands"]
+    second = old["vertebrae"]["loss"].pop("offset_weight")
+    assert second == 1
     (tmp_path / "config.json").write_text(json.dumps(old))
     found = read_config(tmp_path)
-    check_config(found)
-    assert found.predict.shifts == found.vertebrae.predict.shifts == 1
-    assert found.loss.offset_weight == found.data.cube.prior_sacrum == 0
-    assert found.vertebrae.loss.offset_weight == 1
+    schema.check(found)
+    assert found.vertebrae.predict.shifts == 1 and found.predict.drop_islands is False
+    assert found.vertebrae.loss.offset_weight == found.vertebrae.data.cube.prior_sacrum == 0
+    assert "offset_weight" not in found.loss and "cube" not in found.data
 
 
 def test_rare_variants_are_frequent_for_the_network_that_must_know_them():

@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinejax import arguments
+from spinejax import arguments, schema
 from spinejax.configs import chasppraunet, mrunet, opconvnet, sweeps
 from spinejax.errors import InputError
 from spinejax.launch import plan
 from spinejax.launch import sweep as launcher
 from spinejax.reports import paper_tables
-from spinejax.train import settings
 
 # ml_collections loads config files in a way that Python is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -98,7 +97,7 @@ def test_every_sweep_gives_configs_that_can_be_trained(capsys, config, name):
         assert (program, command) == ("spinejax", "train")
         given = [word for word in words if word.startswith("--config")]
         values = arguments.parse("train", "", arguments.config_flag, given)
-        settings.check_config(values.config)
+        schema.check(values.config)
 
 
 def test_each_table_has_a_sweep_and_each_unit_a_row():

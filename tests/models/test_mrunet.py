@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spinejax import schema
 from spinejax.cli import main
 from spinejax.configs import mrunet
 from spinejax.errors import InputError
@@ -16,7 +17,6 @@ from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS
 from spinejax.models.mobilenet import MobileNetEncoder
 from spinejax.models.mrunet import MRUNet, join_slices, slices_of
-from spinejax.train.settings import check_config
 from spinejax.volume import PLANES
 from tests.support.cubes import check_gradients, shapes
 from tests.support.networks import apply, init, normal, quick_jit
@@ -252,14 +252,14 @@ def test_stages_that_do_not_fit_the_decoder_are_refused(fields, words):
 
 def test_config_has_the_defaults_and_its_debug_cube_fits():
     config = mrunet.get_config()
-    check_config(config)
+    schema.check(config)
     assert config.task == "vertebra_recognition"
     defaults = inspect.signature(MRUNet).parameters
     assert set(config.model) == set(defaults) - BUILT | {"name"}
     for field, value in config.model.items():
         assert field == "name" or value == defaults[field].default, field
     config = mrunet.get_config("debug")
-    check_config(config)
+    schema.check(config)
     shapes(build_model(config.model, out_channels=NUM_CLASSES), *config.data.cube.size)
 
 

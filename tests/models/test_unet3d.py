@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spinejax import schema
 from spinejax.cli import main
-from spinejax.configs import unet3d
+from spinejax.configs import unet, unet3d
 from spinejax.errors import InputError
 from spinejax.labels import NUM_CLASSES
 from spinejax.models import VOLUMETRIC, build_model
 from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS, Conv3D, Downsample3D, SpatialDropout, Upsample, max_pool
 from spinejax.tasks import build_task
-from spinejax.train.settings import check_config
 from tests.support.cubes import check_gradients, shapes
 from tests.support.networks import apply, init, normal, quick_jit
 
@@ -159,8 +159,7 @@ def test_cubes_that_do_not_fit_are_refused(name, shape, words):
 
 @pytest.mark.parametrize("name", VOLUMETRIC)
 def test_other_tasks_refuse_networks_of_cubes(name):
-    config = unet3d.get_config("debug")
-    config.task = "slice_segmentation"
+    config = unet.get_config("debug")
     config.model = dict(name=name)
     with pytest.raises(InputError, match="no network of task='slice_segmentation'"):
         build_task(config)
@@ -172,7 +171,7 @@ def test_other_tasks_refuse_networks_of_cubes(name):
 def test_config_is_accepted_and_its_debug_cube_fits():
     for argument in (None, "debug"):
         config = unet3d.get_config(argument)
-        check_config(config)
+        schema.check(config)
         model = build_model(config.model, out_channels=NUM_CLASSES)
         shapes(model, *config.data.cube.size)
 

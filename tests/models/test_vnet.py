@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spinejax import schema
 from spinejax.cli import main
 from spinejax.configs import vnet
 from spinejax.errors import InputError
@@ -15,7 +16,6 @@ from spinejax.models import BUILT, build_model
 from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS
 from spinejax.models.vnet import PReLU, Stage, VNet
-from spinejax.train.settings import check_config
 from tests.support.cubes import check_gradients, shapes
 from tests.support.networks import normal, quick_jit
 
@@ -86,13 +86,13 @@ def test_depths_must_match_the_widths():
 
 def test_config_has_the_defaults_and_its_debug_cube_fits():
     config = vnet.get_config()
-    check_config(config)
+    schema.check(config)
     defaults = inspect.signature(VNet).parameters
     assert set(config.model) == set(defaults) - BUILT | {"name"}
     for field, value in config.model.items():
         assert field == "name" or value == defaults[field].default, field
     config = vnet.get_config("debug")
-    check_config(config)
+    schema.check(config)
     shapes(build_model(config.model, out_channels=NUM_CLASSES), *config.data.cube.size)
 
 

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from spinejax import labels
+from spinejax import labels, schema
 from spinejax.configs import unet3d
 from spinejax.errors import InputError
 from spinejax.losses import offset_error
@@ -34,7 +34,7 @@ def small():
         ("data.preprocess.mode", "resample", "isotropic"),
         ("data.plane", "axial", "sagittal"),
         ("data.preprocess.intensity", "op_window", "clamp"),
-        ("data.labels", "binary", "number vertebrae"),
+        ("data.labels", "binary", "VerSe's ids"),
         ("data.normalise", "percent", "percent"),
     ],
 )
@@ -42,6 +42,7 @@ def test_what_cannot_work_is_refused_in_one_line(field, value, named):
     config = small()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=named) as error:
+        schema.check(config)
         build_task(config)
     assert "\n" not in str(error.value)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spinejax.cli import main
-from spinejax.train import checkpoint, loop, settings, signals
+from spinejax.train import checkpoint, loop, run_folder, signals
 from tests.support.cli_runs import ROOT, fails, snapshot
 
 TINY = (
@@ -139,7 +139,7 @@ def test_the_same_command_resumes(boxes, run, tmp_path):
         def agreed(self, step):
             return step == 12
 
-    config = settings.read_config(run)
+    config = run_folder.read_config(run)
     workdir = tmp_path / "w"
     assert loop.train(config, workdir, progress=False, stop=StopAt12()).step == 12
     assert main(arguments(boxes, workdir)) == 0

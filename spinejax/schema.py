@@ -1,0 +1,688 @@
+"""Every field of a config: its default, its allowed values, its unit and its meaning, said once.
+
+Defaults, checks, error messages, `docs/config.md` and `spinejax config` all come from `FIELDS`. A
+config holds the fields that its task reads, and no others. The fields of a network are those of its
+module: `spinejax.models.fields` derives them from the types and the docstring of the class.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spinejax.errors import InputError, check_choice
+
+SLICES, PATCHES, CUBES = TASKS = (
+    "slice_segmentation",
+    "patch_classification",
+    "vertebra_recognition",
+)
+SECOND = "vertebrae"
+"""Block of a pipeline's config that holds the whole config of the second network."""
+STREAM = "phantom_stream"
+"""Value of `data.source` with which training draws its own phantoms."""
+
+
+# Allowed values. Each class has `fits(value)`; its `str` completes "must be ...".
+
+
+@dataclass(frozen=True, eq=False)
+class Number:
+    """A number from `low` to `high`; `above` excludes `low`, `below` excludes `high`."""
+
+    low: float = 0
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is such a number."""
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and (self.low < value if self.above else self.low <= value)
+            and (value < self.high if self.below else value <= self.high)
+        )
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+        if self.high == math.inf:
+            return f"a number {low}"
+        return f"a number {low} and {'below' if self.below else 'at most'} {self.high:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """A whole number from `low` to `high`, the largest that jax's integers hold; `odd` or any."""
+
+    low: int = 0
+    high: int = 2**31 - 1
+    odd: bool = False
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is such a number."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and self.low <= value <= self.high and (not self.odd or value % 2 == 1)
+
+    def __str__(self) -> str:
+        return f"a{'n odd' * self.odd} whole number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One of some words. A dictionary of what the words stand for may grow after this is made."""
+
+    words: Collection[str]
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is one of the words."""
+        return isinstance(value, str) and value in self.words
+
+    def __str__(self) -> str:
+        return " or ".join(repr(word) for word in self.words)
+
+
+@dataclass(frozen=True, eq=False)
+class Flag:
+    """True or False."""
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is one of them."""
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Any text."""
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is text."""
+        return isinstance(value, str)
+
+    def __str__(self) -> str:
+        return "text"
+
+
+@dataclass(frozen=True, eq=False)
+class Several:
+    """A sequence whose items are all allowed: `count` of them, or at least `least`."""
+
+    item: "Number | Whole | Choice | Text"
+    count: int = 0
+    least: int = 1
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is such a sequence."""
+        return (
+            isinstance(value, list | tuple)
+            and (len(value) == self.count if self.count else len(value) >= self.least)
+            and all(map(self.item.fits, value))
+        )
+
+    def __str__(self) -> str:
+        number = f"{self.count}" if self.count else f"{self.least} or more"
+        return f"({number} values), each {self.item}"
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """(low, high), two allowed items with low <= high; `strict` refuses low = high."""
+
+    item: Number | Whole
+    strict: bool = False
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is such a pair."""
+        if not Several(self.item, count=2).fits(value):
+            return False
+        return value[0] < value[1] if self.strict else value[0] <= value[1]
+
+    def __str__(self) -> str:
+        return f"(low, high) with low {'<' if self.strict else '<='} high, each {self.item}"
+
+
+Allowed = Number | Whole | Choice | Flag | Text | Several | Range
+
+_SAME = object()
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One field of a config.
+
+    Attributes:
+        path: dotted, as on the command line.
+        default: of the tasks that have the field.
+        allowed: which values the field may have.
+        meaning: one sentence or two.
+        unit: of the value; "" for none.
+        tasks: which have the field. A path has several entries where tasks differ.
+        free: whether the field may change between two starts of a run, because no parameter
+            depends on it.
+        before: what runs did that lack the field, where that is not the default.
+    """
+
+    path: str
+    default: Any
+    allowed: Allowed
+    meaning: str
+    unit: str = ""
+    tasks: Collection[str] = TASKS
+    free: bool = False
+    before: Any = _SAME
+
+    @property
+    def missing(self) -> Any:
+        """What a run did whose config lacks the field."""
+        return self.default if self.before is _SAME else self.before
+
+    def check(self, value: Any, path: str = "") -> None:
+        """Raise InputError unless `value` is allowed; `path` is how the message names the field."""
+        if self.allowed.fits(value):
+            return
+        path = path or self.path
+        allowed, reason = self.allowed, ""
+        if isinstance(allowed, Several) and isinstance(value, list | tuple):
+            wrong = [item for item in value if not allowed.item.fits(item)]
+            if isinstance(allowed.item, Choice) and wrong:
+                allowed, value = allowed.item, wrong[0]
+        if isinstance(allowed, Choice):
+            if len(allowed.words) > 1:
+                check_choice(path, value, allowed.words)
+            reason = f": {self.meaning}"
+        raise InputError(f"{path}={value!r} must be {allowed}{reason}")
+
+
+def _rates() -> Iterator[Field]:
+    share = Number(0, 1)
+    for name, default, allowed, meaning in (
+        ("t13", 0.025, share, "a 13th thoracic vertebra"),
+        ("l6", 0.19, share, "a sixth lumbar vertebra"),
+        ("no_t12", 0.036, share, "no 12th thoracic vertebra"),
+        ("no_l5", 0.025, share, "no fifth lumbar vertebra"),
+        ("cervical_ribs", 0.01, share, "ribs at C7"),
+        ("sacralised", 0.08, share, "a last lumbar vertebra that is fused with the sacrum"),
+        ("fractures", 1.0, Number(0, 1000), ""),
+        ("scoliosis", 0.12, share, "scoliosis"),
+    ):
+        says = f"Share of phantoms with {meaning}. The default is VerSe'20's."
+        if not meaning:
+            says = "Number of fractured vertebrae, relative to VerSe'20."
+        yield Field(f"data.phantom.rates.{name}", default, allowed, says)
+
+
+_WINDOWED = (SLICES, CUBES)
+_MASKS = (SLICES, PATCHES)
+_SHARE = Number(0, 1)
+
+FIELDS: tuple[Field, ...] = (
+    Field("name", "", Text(), "Name of the experiment, for reports."),
+    Field("seed", 0, Whole(), "Seed of the split, the first weights and the order of samples."),
+    Field(
+        "task", SLICES, Choice(TASKS), "What is learnt: the spine in slices, whether a patch shows "
+        "a vertebra, or the name of every voxel's vertebra in cubes.",
+    ),
+    # Where scans come from.
+    Field(
+        "data.source", "verse", Choice(("verse", "phantom", STREAM)), "'verse': the folder "
+        "data.root. 'phantom': synthetic scans, written into the workdir first. 'phantom_stream': "
+        "training draws every sample anew on the device.",
+    ),
+    Field(
+        "data.root", "", Text(), "Folder of the scans: VerSe in any layout, or the folders images/ "
+        "and labels/.", free=True,
+    ),
+    Field(
+        "data.labels", "verse", Choice(("verse", "binary")), "Numbers in the masks: VerSe's ids, "
+        "or any number above 0 for a vertebra.", tasks=_MASKS,
+    ),
+    Field(
+        "data.labels", "verse", Choice(("verse",)), "Numbers in the masks: VerSe's ids, from which "
+        "the network learns the names.", tasks=(CUBES,),
+    ),
+    Field(
+        "data.edition", "", Choice(("", "verse19", "verse20")), "Edition of VerSe whose scans are "
+        "used; '': all. The editions share 105 scans.",
+    ),
+    Field(
+        "data.exclude_gl", False, Flag(), "Leave out the scans sub-gl*, whose licence is stricter."
+    ),
+    Field(
+        "data.split", "auto", Choice(("auto", "official", "ratio", "kfold")), "How scans are "
+        "split, always by patient. 'auto': the official split where the folders name it, else by "
+        "ratio.",
+    ),
+    Field(
+        "data.test_fraction", 0.2, Number(0, 1, above=True, below=True), "Share of the patients "
+        "that test; of the ratio split.",
+    ),
+    Field(
+        "data.val_fraction", 0.1, Number(0, 1, above=True, below=True), "Share of the patients "
+        "that validate, of those that do not test.",
+    ),
+    Field("data.folds", 5, Whole(2), "Number of folds of the split 'kfold'."),
+    Field("data.fold", 0, Whole(), "Fold that tests, from 0; of the split 'kfold'."),
+    Field(
+        "data.cache_dir", "", Text(), "Folder of preprocessed scans, which runs may share; '': the "
+        "folder cache in the workdir.", free=True,
+    ),
+    # Preprocessing.
+    Field(
+        "data.plane", "sagittal", Choice(("sagittal", "coronal", "axial")), "Plane of the slices.",
+        tasks=_MASKS,
+    ),
+    Field(
+        "data.plane", "sagittal", Choice(("sagittal",)), "Plane of the slices in which cubes are "
+        "stored.", tasks=(CUBES,),
+    ),
+    Field(
+        "data.preprocess.intensity", "clamp", Choice(("clamp", "op_window")), "'clamp': smooth, "
+        "then clamp to clamp_hu (paper A, section 4.2). 'op_window': set to 0 what lies outside "
+        "clamp_hu, then smooth each slice (paper B, section II.A).", tasks=_MASKS,
+    ),
+    Field(
+        "data.preprocess.intensity", "clamp", Choice(("clamp",)), "Smooth, then clamp to clamp_hu "
+        "(paper A, section 4.2).", tasks=(CUBES,),
+    ),
+    Field(
+        "data.preprocess.smoothing_sigma_mm", 0.75, Number(0, 50, below=True), "Standard deviation "
+        "of the smoothing of 'clamp'.", "mm",
+    ),
+    Field(
+        "data.preprocess.smoothing_sigma_px", 0.7, Number(0, 50, below=True), "Standard deviation "
+        "of the smoothing of 'op_window'.", "pixels", _MASKS,
+    ),
+    Field(
+        "data.preprocess.smoothing_kernel_px", 3, Whole(1, 301, odd=True), "Side of the kernel of "
+        "the smoothing of 'op_window'.", "pixels", _MASKS,
+    ),
+    Field(
+        "data.preprocess.clamp_hu", (-1000.0, 800.0),
+        Range(Number(-32768, 32767), strict=True), "Range of intensities that is kept, in whole "
+        "numbers.", "HU",
+    ),
+    Field(
+        "data.preprocess.mode", "resample", Choice(("resample", "resize", "native")), "'resample': "
+        "to spacing_mm in the plane, then crops of data.size. 'resize': each whole slice to "
+        "data.size, as paper A words it. 'native': the scan's own pixels, then crops.",
+        tasks=_MASKS,
+    ),
+    Field(
+        "data.preprocess.mode", "isotropic", Choice(("isotropic",)), "Resample to spacing_mm along "
+        "all three axes.", tasks=(CUBES,),
+    ),
+    Field(
+        "data.preprocess.spacing_mm", 1.0, Number(0.05, 50), "Spacing of pixels or voxels after "
+        "resampling.", "mm",
+    ),
+    Field(
+        "data.size", (256, 256), Several(Whole(1), 2), "Rows and columns of a slice or crop.",
+        "pixels", _MASKS,
+    ),
+    Field(
+        "data.normalise", "hu", Choice(("hu", "zscore", "unit", "sym", "minmax_to_hu")), "'hu': "
+        "preprocessed HU as they are. 'zscore': zero mean and unit variance of the scan. 'unit': "
+        "0 to 1. 'sym': -1 to 1. 'minmax_to_hu': the scan's range to -1000 to 800.",
+    ),
+    Field(
+        "data.spine_free_fraction", 0.1, _SHARE, "Share of training slices without any vertebra.",
+        tasks=_MASKS,
+    ),
+    # Patches (paper B, sections II.B and II.C).
+    Field("data.patches.size", 32, Whole(1), "Side of a patch.", "pixels", (PATCHES,)),
+    Field("data.patches.stride", 12, Whole(1), "From patch to patch.", "pixels", (PATCHES,)),
+    Field(
+        "data.patches.label_rule", "majority", Choice(("majority", "centre")), "Label of a patch: "
+        "that of most of its pixels, or of the pixel in its centre.", tasks=(PATCHES,),
+    ),
+    Field(
+        "data.patches.split_unit", "scan", Choice(("scan", "patch")), "What validates: 'scan': "
+        "scans of their own. 'patch': a share of all patches, as in the paper, which leaks.",
+        tasks=(PATCHES,),
+    ),
+    Field(
+        "data.patches.rus", "once", Choice(("once", "epoch", "none")), "Random under-sampling of "
+        "background patches: once, anew in each epoch, or none.", tasks=(PATCHES,),
+    ),
+    Field(
+        "data.patches.rus_ratio", 1.0, Number(0, above=True), "Background patches that are kept "
+        "for each patch of vertebra.", tasks=(PATCHES,),
+    ),
+    # Cubes.
+    Field(
+        "data.cube.size", (96, 96, 96), Several(Whole(1), 3), "Sides of a cube: left, back, up.",
+        "voxels", (CUBES,),
+    ),
+    Field(
+        "data.cube.spine_prior", "crop", Choice(("none", "crop", "channel")), "How the network "
+        "uses an earlier network's mask of the spine: not at all, its box only, or its box and the "
+        "mask as a second channel.", tasks=(CUBES,),
+    ),
+    Field(
+        "data.cube.prior_sacrum", 0.3, Number(0, 0.75), "Share of training masks to which the top "
+        "of the sacrum is added; of spine_prior 'channel'.", tasks=(CUBES,), before=0.0,
+    ),
+    Field("data.threads", 2, Whole(), "Threads that read samples.", free=True),
+    Field("data.prefetch", 4, Whole(), "Batches that are read ahead.", free=True),
+    # Phantoms.
+    Field(
+        "data.phantom.cases", 12, Whole(), "Phantoms that are written; of 'phantom_stream' those "
+        "that validate and test (0: none).",
+    ),
+    Field("data.phantom.seed", 0, Whole(), "Seed of the phantoms that are written."),
+    Field("data.phantom.min_spacing_mm", 0.3, Number(0.1, 10), "Finest voxels.", "mm"),
+    Field("data.phantom.max_spacing_mm", 3.0, Number(0.1, 10), "Coarsest voxels.", "mm"),
+    Field(
+        "data.phantom.min_extent_mm", 116.0, Number(0, 2000, above=True), "Least height of a scan.",
+        "mm",
+    ),
+    Field("data.phantom.max_extent_mm", 400.0, Number(80, 2000), "Longest side of a scan.", "mm"),
+    *_rates(),
+    Field("data.phantom.epoch_batches", 100, Whole(1), "Batches of an epoch of 'phantom_stream'."),
+    Field("data.phantom.distractors", True, Flag(), "Draw other bones, organs, vessels, implants."),
+    Field("data.phantom.acquisition", True, Flag(), "Add noise, blur, streaks, offsets."),
+    Field(
+        "data.phantom.region", "any", Choice(("any", "cervical", "thoracic", "lumbar")), "Part of "
+        "the spine that scans show.",
+    ),
+    Field(
+        "data.phantom.label_cut", False, Flag(), "Label vertebrae that the scan's edge cuts, which "
+        "VerSe leaves out.",
+    ),
+    # Augmentation (paper A, section 4.3.1: scaling, rotation, flips).
+    Field("augment.enabled", True, Flag(), "Change training samples at random."),
+    Field(
+        "augment.scale", (0.85, 1.15), Range(Number(0, above=True)), "Range of the magnification."
+    ),
+    Field("augment.rotation_deg", 15.0, Number(0, 180), "Most rotation either way.", "degrees"),
+    Field("augment.translation_px", 0.0, Number(), "Most shift along each axis.", "pixels"),
+    Field(
+        "augment.flip_probability", 0.5, _SHARE, "Share of samples in which left and right are "
+        "exchanged; sagittal slices are never mirrored.",
+    ),
+    Field("augment.shift_hu", 30.0, Number(), "Most that is added to all intensities.", "HU"),
+    Field("augment.gain", 0.1, _SHARE, "Most by which intensities are scaled, relative to 1."),
+    Field("augment.noise_hu", 20.0, Number(), "Most standard deviation of added noise.", "HU"),
+    # Loss.
+    Field(
+        "loss.name", "dice_ce", Choice(("dice_ce", "dice", "ce", "focal", "tversky")), "Loss; "
+        "'dice_ce' is the weighted sum of Dice and cross entropy.",
+    ),
+    Field("loss.dice_weight", 1.0, Number(), "Weight of Dice in 'dice_ce'."),
+    Field("loss.ce_weight", 1.0, Number(), "Weight of cross entropy in 'dice_ce'."),
+    Field("loss.gamma", 2.0, Number(), "Exponent of 'focal'."),
+    Field("loss.alpha", 0.3, _SHARE, "Weight of false positives in 'tversky'."),
+    Field(
+        "loss.offset_weight", 0.0, Number(), "Weight of the error of the way to each vertebra's "
+        "centre. Above 0 the network learns that way too, which parts vertebrae that touch.",
+        "1/cm", (CUBES,),
+    ),
+    # Optimiser (the defaults are paper A's, section 4.2).
+    Field("optim.name", "adam", Choice(("adam", "adamw", "sgd")), "Optimiser."),
+    Field("optim.learning_rate", 1e-3, Number(0, above=True), "Learning rate after the warm-up."),
+    Field("optim.momentum", 0.9, _SHARE, "Momentum of 'sgd'."),
+    Field(
+        "optim.weight_decay", 0.0, Number(), "Decay of kernels: L2 with adam and sgd, decoupled "
+        "with adamw.",
+    ),
+    Field(
+        "optim.schedule", "cosine", Choice(("constant", "cosine", "step", "exponential")),
+        "How the learning rate falls.",
+    ),
+    Field("optim.warmup_steps", 0, Whole(), "Steps over which the learning rate rises first."),
+    Field(
+        "optim.decay_every_epochs", 50.0, Number(0, above=True), "Epochs after which 'step' and "
+        "'exponential' have multiplied the learning rate by decay_factor.", "epochs",
+    ),
+    Field(
+        "optim.decay_factor", 0.1, Number(0, 1, above=True), "Factor of 'step' and 'exponential'."
+    ),
+    Field("optim.clip_norm", 1.0, Number(), "Most norm of the gradient; 0: any."),
+    Field("optim.accumulate_steps", 1, Whole(1), "Parts in which a batch is processed."),
+    Field(
+        "optim.ema_decay", 0.0, Number(0, 0.999999), "Decay of the running mean of the parameters, "
+        "which predicts; 0: no mean.",
+    ),
+    # Training.
+    Field("train.epochs", 150.0, Number(), "Length of the training.", "epochs"),
+    Field("train.steps", 0, Whole(), "Length of the training; 0: train.epochs decide.", "steps"),
+    Field("train.batch_size", 8, Whole(1), "Samples of an update, over all devices."),
+    Field(
+        "train.eval_every_epochs", 1.0, Number(0, above=True), "From evaluation to evaluation.",
+        "epochs",
+    ),
+    Field(
+        "train.checkpoint_every_steps", 0, Whole(), "From checkpoint to checkpoint; 0: with every "
+        "evaluation only.", "steps", free=True,
+    ),
+    Field(
+        "train.best", "dice", Choice(("dice", "loss")), "The best checkpoint has the highest "
+        "validation Dice, or the lowest validation loss.",
+    ),
+    Field("train.log_every_steps", 10, Whole(1), "From log line to log line.", "steps", free=True),
+    Field("train.pictures", 4, Whole(), "Pictures that each evaluation writes.", free=True),
+    Field(
+        "train.compute_dtype", "float32", Choice(("float32", "bfloat16")), "Precision of the "
+        "computation; parameters and losses are float32.",
+    ),
+    Field("train.remat", False, Flag(), "Compute again in the backward pass to save memory."),
+    Field(
+        "train.init_from", "", Text(), "Folder of a run of the same network whose weights are the "
+        "first; '': random weights.",
+    ),
+    Field(
+        "train.parallel", "pmap", Choice(("pmap", "shard_map")), "How devices share a batch.",
+        free=True,
+    ),
+    # Prediction of whole scans.
+    Field("predict.batch_size", 8, Whole(1), "Windows in one call of the network.", free=True),
+    Field(
+        "predict.overlap", 0.25, Number(0, 0.95), "Share of a window that its neighbour covers, "
+        "too.", tasks=_WINDOWED, free=True,
+    ),
+    Field(
+        "predict.padding", "zero", Choice(("zero", "reflect")), "What lies around a slice: "
+        "nothing, or its mirror image.", tasks=(PATCHES,), free=True,
+    ),
+    Field(
+        "predict.threshold", 0.5, _SHARE, "Least probability of a vertebra.", tasks=_MASKS,
+        free=True,
+    ),
+    Field(
+        "predict.opening_mm", 0.0, Number(), "Radius of the morphological opening within slices; "
+        "0: none.", "mm", _MASKS, free=True,
+    ),
+    Field(
+        "predict.min_component_ml", 1.0, Number(), "Smaller pieces are dropped.", "ml", _MASKS,
+        free=True,
+    ),
+    Field("predict.fill_holes", False, Flag(), "Fill cavities.", tasks=_MASKS, free=True),
+    Field(
+        "predict.drop_islands", False, Flag(), "Drop pieces away from the line of the spine, such "
+        "as hips.", tasks=_MASKS, free=True,
+    ),
+    Field(
+        "predict.margin_mm", 20.0, Number(), "Margin around the box of the spine's mask.", "mm",
+        (CUBES,), free=True,
+    ),
+    Field(
+        "predict.anomalies", ("T13", "L6", "no T12", "no L5"),
+        Several(Choice(("T13", "L6", "no T12", "no L5")), least=0), "Variants of the spine that "
+        "the decoder allows.", tasks=(CUBES,), free=True,
+    ),
+    Field(
+        "predict.drop_cut", False, Flag(), "Leave out vertebrae that the scan's edge cuts, as "
+        "VerSe does.", tasks=(CUBES,), free=True,
+    ),
+    Field(
+        "predict.shifts", 1, Whole(1, 8), "Grids along each axis, moved by parts of a voxel, on "
+        "which the scan is read; n means n^3 times as many cubes.", tasks=(CUBES,), free=True,
+    ),
+)  # fmt: skip
+
+
+def fields(task: str) -> dict[str, Field]:
+    """Return the fields of a task by path, without those of its network.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    check_choice("task", task, TASKS)
+    return {field.path: field for field in FIELDS if task in field.tasks}
+
+
+def defaults(task: str = SLICES) -> dict[str, Any]:
+    """Return the nested blocks of a task's config at their defaults, without `model`."""
+    return nested({**{p: f.default for p, f in fields(task).items()}, "task": task})
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"a": {"b": value}} of {"a.b": value}; the reverse of `flatten`."""
+    result: dict[str, Any] = {}
+    for path, value in flat.items():
+        *blocks, name = path.split(".")
+        block = result
+        for part in blocks:
+            block = block.setdefault(part, {})
+        block[name] = value
+    return result
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} of nested mappings."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """Return the config as JSON holds it: nested dicts, sequences as lists."""
+    return json.loads(config.to_json())
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested fields of a run, with what the run did for each field that it lacks."""
+    config = dict(config)
+    if isinstance(second := config.pop(SECOND, None), Mapping):
+        config[SECOND] = complete(second)
+    if config.get("task") in TASKS:
+        flat = {path: field.missing for path, field in fields(config["task"]).items()}
+        return nested(flat | flatten(config))
+    return config
+
+
+def choices(path: str) -> tuple[str, ...]:
+    """Return the words that a field may have in any task."""
+    words: dict[str, None] = {}
+    for field in FIELDS:
+        allowed = field.allowed.item if isinstance(field.allowed, Several) else field.allowed
+        if field.path == path and isinstance(allowed, Choice):
+            words |= dict.fromkeys(allowed.words)
+    return tuple(words)
+
+
+def is_free(path: str) -> bool:
+    """Whether a field may change between two starts of a run; of either network of a pipeline."""
+    path = path.removeprefix(f"{SECOND}.")
+    return any(field.free for field in FIELDS if field.path == path)
+
+
+def check(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> None:
+    """Refuse a config with a missing or unknown field, or a value that is not allowed.
+
+    The values of `model` are checked by `spinejax.models.check`. `prefix` is how messages begin the
+    names of the fields.
+
+    Raises:
+        InputError: names the field, its value, what is allowed, and the closest names.
+    """
+    blocks = dict(config.items())
+    second = blocks.pop(SECOND, None)
+    flat = flatten(blocks)
+    known = fields(flat.get("task", ""))
+    for path, value in flat.items():
+        if path not in known and not path.startswith("model."):
+            raise InputError(unknown(flat, path, prefix))
+        if path in known:
+            known[path].check(value, prefix + path)
+    for path in known.keys() - flat.keys():
+        raise InputError(
+            f"the config has no {prefix}{path}, which task={flat['task']} needs; begin with `base` "
+            "of configs/common.py for this task"
+        )
+    if not flat["train.steps"] and not flat["train.epochs"]:
+        raise InputError(
+            f"{prefix}train.epochs and {prefix}train.steps are both 0; set one of them"
+        )
+    for low in ("data.phantom.min_spacing_mm", "data.phantom.min_extent_mm"):
+        high = low.replace("min", "max")
+        if flat[low] > flat[high]:
+            raise InputError(f"{prefix}{low}={flat[low]!r} must be at most {high}={flat[high]!r}")
+    if flat["data.split"] == "kfold" and flat["data.fold"] >= flat["data.folds"]:
+        raise InputError(
+            f"{prefix}data.fold={flat['data.fold']} must be below data.folds={flat['data.folds']}"
+        )
+    if second is not None:
+        if flat["task"] == CUBES or second.get("task") != CUBES:
+            raise InputError(
+                f"task={flat['task']} with {SECOND}.task={second.get('task')}: a pipeline segments "
+                f"the spine first; its second task is {CUBES}"
+            )
+        check(second, f"{prefix}{SECOND}.")
+
+
+def check_block(
+    values: Mapping[str, Any], known: Mapping[str, Field], block: str, prefix: str = ""
+) -> None:
+    """Refuse unknown fields and values of one block, e.g. "model"; `known` are its fields by name.
+
+    Raises:
+        InputError: as `check`.
+    """
+    for name, value in values.items():
+        if name not in known:
+            flat = {f"{block}.{other}": None for other in known}
+            raise InputError(unknown(flat, f"{block}.{name}", prefix))
+        known[name].check(value, f"{prefix}{block}.{name}")
+
+
+def unknown(config: Mapping[str, Any] | ConfigDict, path: str, prefix: str = "") -> str:
+    """Return the message that a config has no field `path`, with the closest fields it has."""
+    close = nearest(config, path)
+    hint = f"did you mean {' or '.join(prefix + p for p in close)}?" if close else ""
+    hint = hint or "see `spinejax config` for the fields"
+    return f"the config has no field {prefix}{path}; {hint}"
+
+
+def nearest(config: Mapping[str, Any] | ConfigDict, path: str, count: int = 3) -> list[str]:
+    """Return the full paths of the fields of a config that are closest to an unknown path.
+
+    The last word counts, or its initials ("lr" is "learning_rate"); a field of the same block
+    comes first.
+    """
+    block, _, word = path.rpartition(".")
+    found = []
+    for candidate in flatten(config):
+        its_block, _, name = candidate.rpartition(".")
+        likeness = difflib.SequenceMatcher(None, word.lower(), name).ratio()
+        if word.lower() == "".join(part[:1] for part in name.split("_")) and len(word) > 1:
+            likeness = 0.9
+        elif len(word) > 2 and word.lower() in name.split("_"):
+            likeness = max(likeness, 0.75)
+        if likeness >= 0.6:
+            found.append((likeness + 0.2 * (its_block == block), candidate))
+    best = max((score for score, _ in found), default=0.0)
+    found = sorted((f for f in found if f[0] > best - 0.15), key=lambda f: -f[0])
+    return [candidate for _, candidate in found[:count]]
