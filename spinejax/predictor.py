@@ -27,15 +27,13 @@ from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
 from spinejax.inference.windows3d import make_cube_predictor
 from spinejax.io import centroids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
-from spinejax.sweep_state import SECOND
+from spinejax.schema import CUBES, SECOND
 from spinejax.tasks import Task, build_task
 from spinejax.train import setup
 from spinejax.train.checkpoint import load_for_inference
 from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")
-
-CUBES = "vertebra_recognition"
 
 OTHER_SCALE = 1.5
 """A scan causes a warning if its pixels are this many times larger or smaller than in training."""

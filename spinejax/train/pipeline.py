@@ -11,34 +11,23 @@ from ml_collections import ConfigDict
 
 from spinejax import schema
 from spinejax.config_files import get_config
-from spinejax.errors import InputError
 from spinejax.progress import Progress, silent
-from spinejax.sweep_state import SECOND
 from spinejax.tasks import build_task
 from spinejax.train import loop
 from spinejax.train.loop import TrainResult
 from spinejax.train.signals import Stop
 
-CUBES = "vertebra_recognition"
-"""The task of the second run."""
-
 
 def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[ConfigDict, Path]]:
-    """Return the config and the folder of each run, checked.
+    """Return the config and the folder of each run.
 
     Raises:
-        InputError: a config cannot be used, or the two are no pipeline.
+        InputError: the config cannot be used.
     """
+    schema.check(config)
     found = [(config, Path(workdir))]
-    if SECOND in config:
-        found.append((config[SECOND], Path(workdir) / SECOND))
-    for stage, _ in found:
-        schema.check(stage)
-    if len(found) > 1 and (config.task == CUBES or config[SECOND].task != CUBES):
-        raise InputError(
-            f"task={config.task} with {SECOND}.task={config[SECOND].task}: a pipeline segments the "
-            f"spine first; its second task is {CUBES}"
-        )
+    if schema.SECOND in config:
+        found.append((config[schema.SECOND], Path(workdir) / schema.SECOND))
     return found
 
 
