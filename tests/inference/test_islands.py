@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinejax import geometry
 from spinejax.inference.masks import without_islands
 from spinejax.io import scanfile
 
@@ -27,8 +26,9 @@ def ball(shape, spacing, centre, radius):
 @pytest.mark.parametrize("path", MASKS)
 def test_real_vertebrae_stay_and_balls_at_the_hips_go(real_data, path):
     volume = scanfile.read_labels(real_data / path, None)
-    array, affine = geometry.reorient(volume.array, volume.affine, "LPS")
-    spacing = geometry.spacing_mm(affine)
+    array, spacing = volume.array, volume.spacing_mm
+    if min(spacing) < 0.4:  # gl003: a quarter of its resolution shows the same, 16 times as fast
+        array, spacing = array[::4, ::4], (4 * spacing[0], 4 * spacing[1], spacing[2])
     # The arches of one vertebra are often apart from its body, and vertebrae from each other.
     spine = array > 0
     np.testing.assert_array_equal(without_islands(spine, spacing), spine)
