@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spinejax import costs, predictor, scoring
-from spinejax.data import preprocess
+from spinejax import costs, predictor, schema, scoring
 from spinejax.datasets import doctor as inventory
 from spinejax.datasets import plain_folders
 from spinejax.errors import InputError
@@ -21,7 +20,8 @@ from spinejax.metrics import classification, slice_dice
 from spinejax.reports import figures, tables
 from spinejax.sweep_state import SECOND, read_json
 from spinejax.tasks import build_task
-from spinejax.train import loop, parallel, patch_level, settings, setup
+from spinejax.train import loop, parallel, patch_level, setup
+from spinejax.volume import slice_view
 
 PACKAGES = (
     "jax",
@@ -73,7 +73,7 @@ def _stages(config: ConfigDict) -> list[ConfigDict]:
     if SECOND in config:
         stages.append(config[SECOND])
     for stage in stages:
-        settings.check_config(stage)
+        schema.check(stage)
     if len(stages) > 1 and (config.task == predictor.CUBES or stages[1].task != predictor.CUBES):
         raise InputError(
             f"task={config.task} with {SECOND}.task={stages[1].task}: a pipeline "
@@ -193,16 +193,13 @@ def evaluate(
         else:
             found = scanner.segment(volume, image, title)
             array, named = found.labels, found.named
-            nifti.write_labels(path, array, volume)
+            nifti.write_labels(path, volume.to_native(array), volume)
             done["cases"][case] = {"scan": scan, "named": named}
             write_json(unfinished, done)
         scored[case] = scoring.score_arrays(
             array, reference.array, volume.affine, case, vertebrae=named and numbered
         )
-        views = (
-            preprocess.slice_view(array, volume.affine, config.data.plane)
-            for array in (array, reference.array)
-        )
+        views = (slice_view(array, config.data.plane) for array in (array, reference.array))
         by_slice[case] = slice_dice.slice_dice(*views, axis=0)
         index[case] = {
             "image": _within(workdir, image),
@@ -271,7 +268,8 @@ def predict(
             failed += 1
             continue
         taken = time.monotonic() - started
-        nifti.write_labels(output / f"{case_id}_seg.nii.gz", found.labels, volume)
+        native = volume.to_native(found.labels)
+        nifti.write_labels(output / f"{case_id}_seg.nii.gz", native, volume)
         if found.named:
             points = found.centroids
             centroids.write_centroids(output / f"{case_id}_ctd.json", points, volume)

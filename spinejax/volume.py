@@ -2,13 +2,13 @@
 
 This is the one statement of array order, units and axis names; nothing else repeats it.
 
-* Arrays of volumes are `(x, y, z)`: the three axes in the order of the file (NIfTI order, first
-  axis fastest on disk). Nothing is reordered on reading.
+* Arrays of volumes are `(x, y, z)` and canonical: index 0 grows to the patient's left, index 1 to
+  posterior, index 2 to superior (`"LPS"`, what ITK calls RAI). A `Volume` turns the array that it
+  is given when it is made, without copying; `Volume.to_native` undoes it. Files and users see the
+  native order, that of the file; everything between reading and writing sees the canonical one.
 * `affine` maps voxel indices `(i, j, k, 1)` to world millimetres in NIfTI's RAS+ world: x grows to
   the patient's right, y to anterior, z to superior. An orientation code such as `"LPS"` names the
   direction in which each array index *grows*.
-* The canonical orientation of the project is `"LPS"` (what ITK calls RAI): index 0 grows to the
-  patient's left, index 1 to posterior, index 2 to superior.
 * Planes are named by what they cut: a *sagittal* slice fixes axis 0 of a canonical array and is
   `(y, z)`; a *coronal* one fixes axis 1, `(x, z)`; an *axial* one fixes axis 2, `(x, y)`.
 * Intensities are Hounsfield units (HU); spacings are millimetres (`spacing_mm`, per array axis).
@@ -17,7 +17,7 @@ This is the one statement of array order, units and axis names; nothing else rep
   order above.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,11 @@ PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Plane -> the canonical array axis that a slice of it fixes."""
 
 CANONICAL = "LPS"
+
+
+def slice_view(array: np.ndarray, plane: str) -> np.ndarray:
+    """Return a canonical array (x, y, z) as slices (n, h, w) of `plane`, without copying."""
+    return np.moveaxis(array, PLANES[plane], 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,27 +50,65 @@ class DiskGrid:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A CT: `array` (x, y, z) int16 or float32 HU, all finite; `affine` (4, 4) float64."""
+    """A CT.
+
+    It is made of an array in any orientation with its affine, for example those of a file.
+
+    Attributes:
+        array: (x, y, z) int16 or float32 HU, all finite: the canonical view of what was given.
+        affine: (4, 4) float64, of `array`.
+        disk: the grid of the file that the volume was read from, if any.
+        native_affine: (4, 4) float64, of what was given.
+
+    Raises:
+        ValueError: the array has fewer than three axes, or the affine a column that is zero or not
+            finite.
+    """
 
     array: np.ndarray
     affine: np.ndarray
     disk: DiskGrid | None = None
+    native_affine: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        array, affine = geometry.reorient(self.array, self.affine, CANONICAL)
+        object.__setattr__(self, "native_affine", np.asarray(self.affine, np.float64))
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "affine", affine)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along each array axis."""
+        """Voxels along each canonical axis."""
         x, y, z = self.array.shape
         return x, y, z
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size in mm along each array axis."""
+        """Voxel size in mm along each canonical axis."""
         return geometry.spacing_mm(self.affine)
 
     @property
+    def native(self) -> np.ndarray:
+        """The array as it was given: (x, y, z) in the order of the file."""
+        return self.to_native(self.array)
+
+    @property
     def orientation(self) -> str:
-        """Direction in which each index grows, as three letters of R/L, A/P, S/I."""
-        return geometry.orientation(self.affine)
+        """Direction in which each native index grows, as three letters of R/L, A/P, S/I."""
+        return geometry.orientation(self.native_affine)
+
+    def to_native(self, array: np.ndarray) -> np.ndarray:
+        """Return a view of an array on the grid of `array` that is on the grid of `native`."""
+        return geometry.reorient(array, self.affine, self.orientation)[0]
+
+    def to_canonical(self, array: np.ndarray) -> np.ndarray:
+        """Return a view of an array on the grid of `native` that is on the grid of `array`."""
+        return geometry.reorient(array, self.native_affine, CANONICAL)[0]
+
+    def native_index(self, points: np.ndarray) -> np.ndarray:
+        """Return voxel indices (..., 3) of `native` for voxel indices (..., 3) of `array`."""
+        to_native = np.linalg.inv(self.native_affine) @ self.affine
+        return geometry.voxel_to_world(to_native, points)
 
 
 @dataclass(frozen=True, eq=False)

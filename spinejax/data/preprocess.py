@@ -32,7 +32,7 @@ from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.errors import InputError, check_choice
-from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
+from spinejax.volume import PLANES, LabelVolume, Volume, slice_view
 
 INTENSITIES = ("clamp", "op_window")
 SAMPLING_MODES = ("resample", "resize", "native", "isotropic")
@@ -146,11 +146,10 @@ class SliceGeometry:
     """Where the slices of one scan lie.
 
     `h w` are the two in-plane axes in canonical order (volume.py); native is the scan's own
-    in-plane grid after reorientation, output the grid of the preprocessed slices.
+    in-plane grid, output the grid of the preprocessed slices.
     """
 
     plane: str
-    canonical_shape: tuple[int, int, int]
     native_slices: int
     native_slice_spacing_mm: float
     n_slices: int
@@ -169,21 +168,6 @@ class SliceGeometry:
         )
 
 
-def slice_view(array: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
-    """Return `array` (x, y, z) of any orientation as canonical slices (n, H, W), without copying.
-
-    Writing into the view writes into `array`: predictions made slab by slab land in the input's own
-    orientation this way, with no second copy.
-
-    Args:
-        array: (x, y, z) in the orientation of `affine`.
-        affine: (4, 4) voxel to world.
-        plane: one of `volume.PLANES`.
-    """
-    canonical, _ = geometry.reorient(array, affine, CANONICAL)
-    return np.moveaxis(canonical, PLANES[plane], 0)
-
-
 def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
     """Return the grids of the slices that `preprocess_slabs` makes of `volume`.
 
@@ -191,12 +175,11 @@ def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
     the wanted one up to half a pixel in the whole width.
     """
     axis = PLANES[settings.plane]
-    canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    spacing = geometry.spacing_mm(affine)
+    spacing = volume.spacing_mm
     rows, columns = (i for i in range(3) if i != axis)
-    native_shape = (canonical.shape[rows], canonical.shape[columns])
+    native_shape = (volume.shape[rows], volume.shape[columns])
     native_spacing = (spacing[rows], spacing[columns])
-    slices = canonical.shape[axis]
+    slices = volume.shape[axis]
     if settings.mode == "isotropic":
         slices = _resampled_length(slices, spacing[axis], settings.spacing_mm)
     if settings.mode == "resize":
@@ -210,11 +193,10 @@ def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
         )
     return SliceGeometry(
         plane=settings.plane,
-        canonical_shape=(canonical.shape[0], canonical.shape[1], canonical.shape[2]),
-        native_slices=canonical.shape[axis],
+        native_slices=volume.shape[axis],
         native_slice_spacing_mm=float(spacing[axis]),
         n_slices=slices,
-        slice_spacing_mm=float(spacing[axis] * canonical.shape[axis] / slices),
+        slice_spacing_mm=float(spacing[axis] * volume.shape[axis] / slices),
         native_shape=native_shape,
         native_spacing_mm=(float(native_spacing[0]), float(native_spacing[1])),
         shape=shape,
@@ -235,7 +217,7 @@ def preprocess_slabs(
     """Yield the preprocessed slices of a scan, a slab at a time, in slice order.
 
     Args:
-        volume: the scan, int16 or float32 HU, any orientation.
+        volume: the scan, int16 or float32 HU.
         settings: how.
         labels: label map on the same array grid (`scanfile.read_pair` sees to that), or None.
         slab_slices: slices per slab; None chooses by memory (about 64 MB in float32). It changes
@@ -253,10 +235,8 @@ def preprocess_slabs(
             f"`labels` (shape={labels.shape}) must have the shape of `volume` ({volume.shape})"
         )
     grid = slice_geometry(volume, settings)
-    scan = slice_view(volume.array, volume.affine, settings.plane)
-    # The labels' own affine may differ from the image's within a tolerance, or name an oblique
-    # grid's axes differently; the arrays share a grid, so the image's affine holds for both.
-    marks = None if labels is None else slice_view(labels.array, volume.affine, settings.plane)
+    scan = slice_view(volume.array, settings.plane)
+    marks = None if labels is None else slice_view(labels.array, settings.plane)
     kernels = _kernels(grid, settings)
     halo = kernels[0][1]
     if slab_slices is None:
@@ -307,18 +287,8 @@ def from_config(data: Any) -> SlicePreprocess:
     Raises:
         InputError: a value that cannot be used, with the field named.
     """
-    fields = data.preprocess
-    return SlicePreprocess(
-        plane=data.plane,
-        smoothing_sigma_mm=fields.smoothing_sigma_mm,
-        clamp_hu=tuple(fields.clamp_hu),
-        mode=fields.mode,
-        spacing_mm=fields.spacing_mm,
-        size=tuple(data.size),
-        intensity=fields.intensity,
-        smoothing_sigma_px=fields.smoothing_sigma_px,
-        smoothing_kernel_px=fields.smoothing_kernel_px,
-    )
+    size = {"size": tuple(data.size)} if "size" in data else {}  # cubes have none
+    return SlicePreprocess(plane=data.plane, **data.preprocess, **size)
 
 
 def _resampled_length(pixels: int, spacing_mm: float, wanted_mm: float) -> int:

@@ -172,7 +172,8 @@ def _shown(path: Path, root: Path) -> str:
 
 def _without_voxels(volume: Volume) -> Volume:
     """The same grid with an array that takes no memory."""
-    return Volume(np.broadcast_to(np.zeros((), np.int16), volume.shape), volume.affine)
+    nothing = np.broadcast_to(np.zeros((), np.int16), volume.native.shape)
+    return Volume(nothing, volume.native_affine)
 
 
 def _present(mask: LabelVolume) -> tuple[int, ...]:
@@ -199,11 +200,11 @@ def _check_grids(
     image: Volume, mask: LabelVolume, mask_name: str, image_name: str
 ) -> Iterable[str]:
     """Whether mask and CT share a grid, up to axis order and a small shift."""
-    array, affine = geometry.reorient(mask.array, mask.affine, image.orientation)
-    if array.shape != image.shape:
-        what = f"has {_sides(array.shape)} voxels, its CT {image_name} {_sides(image.shape)}"
+    if mask.shape != image.shape:
+        sides = _sides(image.to_native(mask.array).shape), _sides(image.native.shape)
+        what = f"has {sides[0]} voxels, its CT {image_name} {sides[1]}"
     else:
-        distance = geometry.max_corner_distance_mm(affine, image.affine, image.shape)
+        distance = geometry.max_corner_distance_mm(mask.affine, image.affine, image.shape)
         if distance <= TOLERANCE_MM:
             if mask.orientation != image.orientation:
                 stored = f"{mask.orientation}, its CT in {image.orientation}"

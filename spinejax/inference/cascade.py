@@ -33,7 +33,7 @@ from spinejax.inference.windows3d import (
     predict_moved,
 )
 from spinejax.metrics.body_centres import body_centres
-from spinejax.volume import CANONICAL, LabelVolume, Volume
+from spinejax.volume import LabelVolume, Volume
 
 ENOUGH = 0.8
 """A mask that covers this share of a vertebra is trusted: it has finer voxels. On 20 phantoms a
@@ -110,8 +110,8 @@ class Vertebrae:
     """Named vertebrae of a scan.
 
     Attributes:
-        labels: (x, y, z) uint8 VerSe ids on the scan's own grid.
-        centroids: VerSe id -> (3,) voxel index of the body's centre in the scan's array.
+        labels: (x, y, z) uint8 VerSe ids on the grid of the scan's `array`.
+        centroids: VerSe id -> (3,) voxel index there of the body's centre.
         record: what the decoder says.
     """
 
@@ -142,34 +142,29 @@ class _Part:
 
 def _part(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> _Part | None:
     """Return the box of the spine with a margin, or all; None if there is no spine."""
-    array, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    x, y, z = array.shape
+    x, y, z = volume.shape
     box: tuple[slice, ...] = (slice(0, x), slice(0, y), slice(0, z))
     if spine is not None:
         tight = geometry.bounding_box(spine)
         if tight is None:
             return None
-        margins = [math.ceil(settings.margin_mm / mm) for mm in geometry.spacing_mm(affine)]
+        margins = [math.ceil(settings.margin_mm / mm) for mm in volume.spacing_mm]
         box = tuple(
             slice(max(0, side.start - margin), min(n, side.stop + margin))
-            for side, margin, n in zip(tight, margins, array.shape, strict=True)
+            for side, margin, n in zip(tight, margins, volume.shape, strict=True)
         )
     corner = np.array([side.start for side in box])
-    moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ corner
-    inner = Volume(array[box], moved)
+    moved = volume.affine.copy()
+    moved[:3, 3] += moved[:3, :3] @ corner
+    inner = Volume(volume.array[box], moved)
     a, b, c = (int(side.start) for side in box)
     grid = preprocess.slice_geometry(inner, settings.sampling)
     return _Part(inner, (a, b, c), (x, y, z), grid)
 
 
-def _canonical(mask: np.ndarray, volume: Volume) -> np.ndarray:
-    return geometry.reorient(mask, volume.affine, CANONICAL)[0]
-
-
 def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> int:
     """Return about how many windows `label_scan` classifies, for a progress bar."""
-    used = None if spine is None or settings.prior == "none" else _canonical(spine, volume)
+    used = None if settings.prior == "none" else spine
     part = _part(volume, used, settings)
     if part is None:
         return 0
@@ -190,8 +185,7 @@ def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
     three for classes, six for offsets, a few for instances and their finding, 48 while the nearest
     label is looked for. All channels of one layer of windows. Slabs of the preprocessing are apart.
     """
-    canonical, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    grid = preprocess.slice_geometry(Volume(canonical, affine), settings.sampling)
+    grid = preprocess.slice_geometry(volume, settings.sampling)
     fine = (grid.n_slices, *grid.shape)
     of_grid, channels = (72, classes + 3) if settings.offsets else (66, classes)
     x, y, z = (
@@ -199,7 +193,7 @@ def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
     )
     layer = 4 * channels * x * y * settings.window[2]
     moved = 5 * x * y * z  # of the grid that is being read
-    outline = 8 * grid.n_slices * canonical.shape[1] * canonical.shape[2]
+    outline = 8 * grid.n_slices * volume.shape[1] * volume.shape[2]
     return int(np.prod(volume.shape)) + outline + of_grid * math.prod(fine) + moved + layer
 
 
@@ -215,15 +209,15 @@ def label_scan(
 
     Args:
         predict: the network.
-        volume: the scan, any orientation and spacing.
-        spine: (x, y, z) mask of the first step on the scan's grid, or None without one.
+        volume: the scan, of any spacing.
+        spine: (x, y, z) mask of the first step on the grid of `volume.array`, or None without one.
         settings: how.
         advance: called with the number of windows done, for a progress bar.
 
     Returns:
-        Labels and centroids on the scan's own grid; none of them and no record without a spine.
+        Labels and centroids; none of them and no record without a spine.
     """
-    used = None if spine is None or settings.prior == "none" else _canonical(spine, volume)
+    used = None if settings.prior == "none" else spine
     array = np.zeros(volume.shape, np.uint8)
     part = _part(volume, used, settings)
     if part is None:
@@ -270,17 +264,13 @@ def label_scan(
     )
     if not named.record.labels:
         return Vertebrae(array, {}, None)
-    inner = _inner(_canonical(array, volume), part)
+    inner = _inner(array, part)
     outline = None if used is None else _inner(used, part)
     reach_mm = 2.0 * settings.shifts * max(part.spacing_mm)
     _restore(named.array, instances.array > 0, part, outline, added, inner, reach_mm)
     found = body_centres(inner, part.volume.spacing_mm)
-    canonical = geometry.reorient(volume.array, volume.affine, CANONICAL)[1]
-    to_array = np.linalg.inv(volume.affine) @ canonical
     centroids = {
-        label: geometry.voxel_to_world(to_array, found[label] + part.start)
-        for label in named.record.labels
-        if label in found
+        label: found[label] + part.start for label in named.record.labels if label in found
     }
     return Vertebrae(array, centroids, named.record)
 
@@ -296,10 +286,10 @@ def _evidence(classes: Classes, instances: Instances) -> np.ndarray:
     return sums[:, 1:]
 
 
-def _inner(canonical: np.ndarray, part: _Part) -> np.ndarray:
-    """View of the part of a canonical array of the scan."""
+def _inner(array: np.ndarray, part: _Part) -> np.ndarray:
+    """View of the part of an array on the scan's grid."""
     box = (slice(s, s + n) for s, n in zip(part.start, part.volume.shape, strict=True))
-    return canonical[tuple(box)]
+    return array[tuple(box)]
 
 
 def _stack(

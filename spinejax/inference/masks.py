@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from spinejax import geometry
 from spinejax.data import normalise, preprocess
 from spinejax.geometry import bounding_box
-from spinejax.volume import CANONICAL, PLANES, Volume
+from spinejax.volume import PLANES, Volume, slice_view
 
 # Spacings come from float32 affines: a voxel at exactly the radius must not drop out by rounding.
 _ROUNDING_MM = 1e-5
@@ -160,7 +159,7 @@ def without_islands(mask: np.ndarray, spacing_mm: tuple[float, float, float]) ->
     Needs four bytes for each voxel of the box around the foreground, and one for each of the mask.
 
     Args:
-        mask: (x, y, z) bool in the canonical orientation (volume.py): z along the body.
+        mask: (x, y, z) bool, canonical (volume.py): z runs along the body.
         spacing_mm: voxel size along each axis.
     """
     box = bounding_box(mask)
@@ -322,7 +321,7 @@ def predict_scan(
     *,
     advance: Callable[[int], object] = lambda slices: None,
 ) -> np.ndarray:
-    """Return the binary spine mask of a scan on its own grid.
+    """Return the binary spine mask of a scan.
 
     Slices are preprocessed, predicted and brought back to the scan's in-plane grid slab by slab;
     the probabilities are interpolated and then thresholded, so that a coarser network grid does not
@@ -330,12 +329,12 @@ def predict_scan(
 
     Args:
         predict_stack: probabilities of a stack of slices.
-        volume: the scan, any orientation and spacing.
+        volume: the scan, of any spacing.
         settings: as in training.
         advance: called with the number of slices done, for a progress bar.
 
     Returns:
-        (x, y, z) uint8 in the order of `volume.array`: 1 is spine, 0 background.
+        (x, y, z) uint8 on the grid of `volume.array`: 1 is spine, 0 background.
     """
     how = settings.preprocess
     grid = preprocess.slice_geometry(volume, how)
@@ -346,7 +345,7 @@ def predict_scan(
             image for _, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step)
         )
     labels = np.zeros(volume.shape, np.uint8)
-    slices = preprocess.slice_view(labels, volume.affine, how.plane)
+    slices = slice_view(labels, how.plane)
     for start, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step):
         probability = predict_stack(image, stats, advance)
         restored = preprocess.restore_slices(probability, grid)
@@ -358,16 +357,8 @@ def predict_scan(
         opening_mm=settings.opening_mm,
         min_component_ml=settings.min_component_ml,
         fill_holes=settings.fill_holes,
-        slice_axis=_slice_axis(volume, how.plane),
+        slice_axis=PLANES[how.plane],
     )
     if settings.drop_islands:
-        canonical, affine = geometry.reorient(mask, volume.affine, CANONICAL)
-        kept = without_islands(canonical, geometry.spacing_mm(affine))
-        mask = geometry.reorient(kept, affine, volume.orientation)[0]
+        mask = without_islands(mask, volume.spacing_mm)
     return mask.view(np.uint8) * np.uint8(FOREGROUND)
-
-
-def _slice_axis(volume: Volume, plane: str) -> int:
-    """Axis of `volume.array` along which slices of `plane` are stacked."""
-    letters = {"L": "LR", "P": "PA", "S": "IS"}[CANONICAL[PLANES[plane]]]
-    return next(axis for axis, letter in enumerate(volume.orientation) if letter in letters)

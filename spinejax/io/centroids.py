@@ -123,7 +123,7 @@ def write_centroids(
     """
     records: list[dict[str, Any]] = [{"direction": list(volume.orientation)}]
     for label in sorted(centroids, key=labels.order):
-        x, y, z = (round(float(value), 2) for value in centroids[label])
+        x, y, z = (round(float(value), 2) for value in volume.native_index(centroids[label]))
         records.append({"label": int(label), "X": x, "Y": y, "Z": z})
     write_json(path, records)
 

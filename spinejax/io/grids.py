@@ -28,23 +28,24 @@ def match_labels(
     a warning is logged.
 
     Returns:
-        LabelVolume with the shape and the affine of `image`, and the `disk` of `labels`.
+        LabelVolume on the canonical and native grid of `image`, with the `disk` of `labels`.
 
     Raises:
         InputError: the two do not overlap in space, or no label is left on the grid of `image`.
     """
     name, image_name = _name(labels), _name(image)
-    array, affine = geometry.reorient(labels.array, labels.affine, image.orientation)
-    if array.shape == image.shape:
-        distance = geometry.max_corner_distance_mm(affine, image.affine, image.shape)
+    theirs, ours = labels.native, image.native
+    if labels.shape == image.shape:
+        distance = geometry.max_corner_distance_mm(labels.affine, image.affine, image.shape)
         if distance <= tolerance_mm:
-            return LabelVolume(array, image.affine, labels.disk)
+            # The image's way to the native grid holds for both.
+            return LabelVolume(image.to_native(labels.array), image.native_affine, labels.disk)
         why = f"its corners are up to {distance:.3g} mm away"
     else:
-        why = f"its shape {_sides(labels.shape)} is not {_sides(image.shape)}"
-    if labels.shape == image.shape and _same_grid_by_header(image, labels, tolerance_mm):
+        why = f"its shape {_sides(theirs.shape)} is not {_sides(ours.shape)}"
+    if theirs.shape == ours.shape and _same_grid_by_header(image, labels, tolerance_mm):
         logger.warning("%s: taken to be on the grid of %s, although %s", name, image_name, why)
-        return LabelVolume(labels.array, image.affine, labels.disk)
+        return LabelVolume(theirs, image.native_affine, labels.disk)
     inside = geometry.overlap_fraction(labels.shape, labels.affine, image.shape, image.affine)
     covered = geometry.overlap_fraction(image.shape, image.affine, labels.shape, labels.affine)
     if max(inside, covered) == 0:
@@ -60,14 +61,14 @@ def match_labels(
         100 * inside,
     )
     array = geometry.resample(
-        labels.array, labels.affine, image.shape, image.affine, order=0, fill=0
+        theirs, labels.native_affine, ours.shape, image.native_affine, order=0, fill=0
     )
-    if labels.array.any() and not array.any():
+    if theirs.any() and not array.any():
         raise InputError(
             f"{name}: no labelled voxel of the mask lies inside {image_name} ({why}); check that "
             "the two belong together"
         )
-    return LabelVolume(array, image.affine, labels.disk)
+    return LabelVolume(array, image.native_affine, labels.disk)
 
 
 def on_grid_of(
@@ -81,14 +82,20 @@ def on_grid_of(
         InputError: the grids differ; the paths name the files.
     """
     distance = math.inf
-    candidates = [(prediction.array, prediction.affine)]
-    candidates.append(geometry.reorient(*candidates[0], reference.orientation))
-    for array, affine in candidates:
-        if array.shape == reference.shape:
-            apart = geometry.max_corner_distance_mm(affine, reference.affine, reference.shape)
-            if apart <= TOLERANCE_MM:
-                return array
-            distance = min(distance, apart)
+    if prediction.native.shape == reference.native.shape:
+        # Grids that are turned by 45 degrees may have two canonical views.
+        distance = geometry.max_corner_distance_mm(
+            prediction.native_affine, reference.native_affine, reference.native.shape
+        )
+        if distance <= TOLERANCE_MM:
+            return reference.to_canonical(prediction.native)
+    if prediction.shape == reference.shape:
+        apart = geometry.max_corner_distance_mm(
+            prediction.affine, reference.affine, reference.shape
+        )
+        if apart <= TOLERANCE_MM:
+            return prediction.array
+        distance = min(distance, apart)
     why = (
         f"shapes {_grid(prediction)} and {_grid(reference)}"
         if math.isinf(distance)
@@ -101,7 +108,7 @@ def on_grid_of(
 
 
 def _grid(volume: LabelVolume) -> str:
-    return f"{'x'.join(map(str, volume.shape))} {volume.orientation}"
+    return f"{'x'.join(map(str, volume.native.shape))} {volume.orientation}"
 
 
 def _same_grid_by_header(image: Volume, labels: LabelVolume, tolerance_mm: float) -> bool:
@@ -112,7 +119,7 @@ def _same_grid_by_header(image: Volume, labels: LabelVolume, tolerance_mm: float
     if not ours or not theirs:
         return True
     return any(
-        geometry.max_corner_distance_mm(a, b, image.shape) <= tolerance_mm
+        geometry.max_corner_distance_mm(a, b, image.native.shape) <= tolerance_mm
         for a in ours
         for b in theirs
     )

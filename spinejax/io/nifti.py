@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.quaternions import fillpositive, quat2mat
+from nibabel.spatialimages import SpatialImage
 
 from spinejax import geometry
 from spinejax.errors import InputError
@@ -101,6 +102,28 @@ def read_labels(
     return LabelVolume(array, source.affine, source.disk)
 
 
+def from_image(image: SpatialImage) -> Volume:
+    """Return the CT that a nibabel image holds, as `read_volume` would read it from a file.
+
+    Labels are written back on the grid of the image's header.
+
+    Raises:
+        InputError: it is no nibabel image, or for the reasons of `read_volume`.
+    """
+    if not isinstance(image, SpatialImage):
+        raise InputError(
+            f"{type(image).__name__} is no scan; give a path, a Volume, a nibabel image, or an "
+            "array and its affine"
+        )
+    path = Path(image.get_filename() or "the image")
+    kind = Nifti2Image if isinstance(image, Nifti2Image) else Nifti1Image
+    header = kind.from_image(image).header
+    x, y, z, *_ = shape = _checked_shape(path, header)
+    affine, disk = _affine_and_grid(path, header, header.binaryblock, shape)
+    array = np.asanyarray(image.dataobj).reshape((x, y, z))
+    return Volume(voxels.from_array(array, affine, path).native, affine, disk)
+
+
 def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
     """Write a label map on the grid of the file that `like` was read from, atomically.
 
@@ -110,18 +133,19 @@ def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
 
     Args:
         path: ends in .nii or .nii.gz.
-        array: (x, y, z) uint8, in the axes of `like.array`.
-        like: the scan that was segmented, as read.
+        array: (x, y, z) uint8, in the order of the file: on the grid of `like.native`.
+        like: the scan that was segmented.
 
     Raises:
         InputError: the folder cannot be written, the disk is full, or the name has another ending.
-        ValueError: `array` is not uint8 or not of the shape of `like`.
+        ValueError: `array` is not uint8 or not of the shape of `like.native`.
     """
-    if array.dtype != np.uint8 or array.shape != like.shape:
+    shape = like.native.shape
+    if array.dtype != np.uint8 or array.shape != shape:
         raise ValueError(
-            f"`array` must be uint8 {like.shape}, is {array.dtype} {array.shape}; convert it first"
+            f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
         )
-    _write(Path(path), array, like, Layout(like.shape, np.dtype(np.uint8)))
+    _write(Path(path), array, like, np.dtype(np.uint8))
 
 
 def write_volume(
@@ -146,13 +170,13 @@ def write_volume(
         ValueError: a value does not fit `dtype`.
     """
     on_disk = np.dtype(dtype)
-    array = volume.array
+    array = volume.native
     if on_disk.kind in "iu" and array.size:
         stored = sorted((float(v) - inter) / slope for v in (array.min(), array.max()))
         bounds = np.iinfo(on_disk)
         if not (bounds.min <= round(stored[0]) and round(stored[1]) <= bounds.max):
             raise ValueError(f"values {stored[0]:g} to {stored[1]:g} do not fit {on_disk}")
-    _write(Path(path), array, volume, Layout(volume.shape, on_disk, slope, inter))
+    _write(Path(path), array, volume, on_disk, slope, inter)
 
 
 @np.errstate(all="ignore")  # damaged headers hold any bit pattern; what they say is checked here
@@ -296,15 +320,24 @@ def _qform(header: _Header) -> np.ndarray:
     return affine
 
 
-def _write(path: Path, array: np.ndarray, like: Volume, layout: Layout) -> None:
+def _write(
+    path: Path,
+    array: np.ndarray,
+    like: Volume,
+    dtype: np.dtype,
+    slope: float = 1.0,
+    inter: float = 0.0,
+) -> None:
+    """Write an array on the grid of `like.native`."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: the name of the output must end in .nii or .nii.gz; rename it")
     disk = like.disk
-    if disk is not None and disk.shape[:3] != like.shape:
-        raise ValueError(f"array {like.shape} is not on the grid {disk.shape} of {disk.path}")
+    x, y, z = array.shape
+    if disk is not None and disk.shape[:3] != (x, y, z):
+        raise ValueError(f"array {array.shape} is not on the grid {disk.shape} of {disk.path}")
     header = _parse(disk.header) if isinstance(disk, _NiftiGrid) else _new_header(like)
-    header.set_data_dtype(layout.dtype)
-    header["scl_slope"], header["scl_inter"] = layout.slope, layout.inter
+    header.set_data_dtype(dtype)
+    header["scl_slope"], header["scl_inter"] = slope, inter
     header["cal_min"] = header["cal_max"] = 0
     header["intent_code"] = 0
     header["intent_name"] = header["aux_file"] = b""
@@ -314,14 +347,13 @@ def _write(path: Path, array: np.ndarray, like: Volume, layout: Layout) -> None:
     block = header.binaryblock
     # After the header: four bytes that say "no extension".
     block += bytes(first - len(block))
-    on_disk = Layout(layout.shape, header.get_data_dtype(), layout.slope, layout.inter)
-    voxels.write(path, block, array, on_disk)
+    voxels.write(path, block, array, Layout((x, y, z), header.get_data_dtype(), slope, inter))
 
 
 def _new_header(like: Volume) -> _Header:
     """A header for a volume that was not read by this module; NIfTI-2 where a side needs it."""
     disk = like.disk
-    shape = disk.shape if disk is not None else like.shape
+    shape = disk.shape if disk is not None else like.native.shape
     header = Nifti1Header() if max(shape) < 2**15 else Nifti2Header()
     header.set_data_shape(shape)
     if disk is not None:
@@ -331,11 +363,11 @@ def _new_header(like: Volume) -> _Header:
         header.set_sform(disk.sform, disk.sform_code)
         header.set_xyzt_units(disk.units)
         return header
-    header.set_qform(like.affine, 1)
-    header.set_sform(like.affine, 1)
+    header.set_qform(like.native_affine, 1)
+    header.set_sform(like.native_affine, 1)
     header.set_xyzt_units("mm")
     # A qform cannot hold shear: rather none than a wrong one.
-    if geometry.max_corner_distance_mm(_qform(header), like.affine, shape) > 0.01:
+    if geometry.max_corner_distance_mm(_qform(header), like.native_affine, shape) > 0.01:
         header["qform_code"] = 0
     return header
 

@@ -13,13 +13,16 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 
+from spinejax import geometry
 from spinejax.errors import InputError
 from spinejax.files import atomic_path
+from spinejax.volume import DiskGrid, Volume
 
 AIR_HU = -1024
 """Air, the lowest value of a calibrated CT: what lies below, NaN and infinities become it."""
@@ -196,6 +199,39 @@ def intensities(path: Path, stream: BinaryIO, layout: Layout) -> np.ndarray:
     if not some_finite:
         raise InputError(f"{path}: no voxel is a finite number; export the scan again")
     return out
+
+
+def from_array(
+    array: np.ndarray,
+    affine: np.ndarray,
+    disk: DiskGrid | None = None,
+    path: Path = Path("the array"),
+) -> Volume:
+    """Return the CT that an array holds, its values treated as those of a file.
+
+    Args:
+        array: (x, y, z) HU, integers or floats.
+        affine: (4, 4) from voxel indices to mm in NIfTI's RAS+ world.
+        disk: the grid on which labels are to be written; by default that of `affine`.
+        path: what to call the array in errors.
+
+    Raises:
+        InputError: the array is not 3D, holds no numbers or no finite one, or the affine is
+            unusable.
+    """
+    affine = np.array(affine, np.float64)
+    if array.ndim != 3 or not array.size or array.dtype.kind not in "iuf":
+        raise InputError(
+            f"{path}: {array.dtype} of shape {array.shape} is no scan; give numbers (x, y, z)"
+        )
+    if not geometry.is_usable_affine(affine):
+        raise InputError(
+            f"{path}: the affine is unusable (not 4 x 4, zero, NaN, flat, or voxels not of 0.001 "
+            "to 1000 mm)"
+        )
+    x, y, z = array.shape
+    stream = BytesIO(array.tobytes(order="F"))
+    return Volume(intensities(path, stream, Layout((x, y, z), array.dtype)), affine, disk)
 
 
 def label_values(

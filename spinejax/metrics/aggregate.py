@@ -51,7 +51,7 @@ def case_table(scores: Mapping[str, Any]) -> str:
 
 
 def summary_table(scores: Mapping[str, Any]) -> str:
-    """A table for the terminal of what `scoring.score_paths` returned: one line per metric.
+    """A table for the terminal of what `scoring.score` returned: one line per metric.
 
     Ratios are fractions, not percent; distances are in mm. "-" stands for undefined.
     """

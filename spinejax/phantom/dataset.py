@@ -248,7 +248,7 @@ def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any
 def draw_case(
     seed: int, index: int, limits: dict[str, Any]
 ) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], acquisition.Storage]:
-    """One case: CT (HU, axes as on disk), mask (uint8), centroids by id (voxels of the CT)."""
+    """One case: CT in HU, mask uint8 and centroids by id (voxel indices), both on the CT's grid."""
     parameters, keys = _draw(seed, index, limits.get("rates", {}))
     rng = np.random.default_rng([seed, index])
     for attempt in range(_ATTEMPTS):
@@ -268,18 +268,17 @@ def draw_case(
         kept = {int(i) for i in ids[whole] if i not in cut}
     lookup = np.array([i if i in kept else 0 for i in range(256)], np.uint8)
     affine = acquisition.LPS_TO_RAS @ scan.affine
-    image, affine_disk = geometry.reorient(image, affine, scan.orientation)
-    mask, _ = geometry.reorient(lookup[labels], affine, scan.orientation)
-    volume = Volume(np.ascontiguousarray(image), affine_disk)
+    stored, affine = geometry.reorient(image, affine, scan.orientation)
+    volume = Volume(np.ascontiguousarray(stored), affine)
     centres = {
-        int(i): geometry.world_to_voxel(affine_disk, acquisition.LPS_TO_RAS[:3, :3] @ point)
+        int(i): geometry.world_to_voxel(volume.affine, acquisition.LPS_TO_RAS[:3, :3] @ point)
         for i, point in zip(ids, points.astype(float), strict=True)
         if int(i) in kept
     }
     # The body of a cut vertebra may lie beyond the scan.
     most = np.array(volume.shape) - 0.5
     centres = {i: at for i, at in centres.items() if (at >= -0.5).all() and (at <= most).all()}
-    return volume, np.ascontiguousarray(mask), centres, scan.storage
+    return volume, lookup[labels], centres, scan.storage
 
 
 @jax.jit
@@ -297,6 +296,6 @@ def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:
     if not storage.compressed:
         image_path = image_path.with_suffix("")
     nifti.write_volume(image_path, volume, storage.dtype, slope=storage.slope, inter=storage.inter)
-    nifti.write_labels(mask_path, mask, volume)
+    nifti.write_labels(mask_path, volume.to_native(mask), volume)
     # Last, so that a case that has it is complete.
     centroid_files.write_centroids(centroid_path, points, volume)

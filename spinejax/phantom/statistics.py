@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from spinejax import geometry, labels
 from spinejax.phantom.body import tissues
-from spinejax.volume import CANONICAL
+from spinejax.volume import LabelVolume, Volume
 
 Statistics = dict[str, dict[str, float]]
 
@@ -56,13 +56,12 @@ _MOST_VOXELS = 16_000_000  # of one scan, for noise: more would only cost time a
 
 
 def measure_labels(
-    mask: np.ndarray, affine: np.ndarray, centroids: Mapping[int, np.ndarray] | None = None
+    mask: LabelVolume, centroids: Mapping[int, np.ndarray] | None = None
 ) -> Statistics:
     """Sizes and distances of the vertebrae of one label map.
 
     Args:
-        mask: (x, y, z) VerSe ids, any orientation.
-        affine: (4, 4), its voxel -> world mm.
+        mask: VerSe ids.
         centroids: VerSe id -> (3,) voxel index of the body's centroid, or None.
 
     Returns:
@@ -72,8 +71,7 @@ def measure_labels(
         that the first or last slice cuts (`cut_share`) and the share of the scan's height between
         the highest and the lowest labelled voxel (`labelled_height`). Empty groups are left out.
     """
-    array, turned = geometry.reorient(mask, affine, CANONICAL)
-    spacing = np.array(geometry.spacing_mm(turned))
+    array, spacing = mask.array, np.array(mask.spacing_mm)
     found: Statistics = {name: {} for name in ("volume_ml", *EXTENTS)}
     middles: dict[int, np.ndarray] = {}
     levels, cut, low, high = 0, 0, array.shape[2], 0
@@ -102,7 +100,7 @@ def measure_labels(
         middles[label] = (np.array(sums) / count + start) * spacing
     found["mask_distance_mm"] = _distances(middles)
     if centroids is not None:
-        world = {i: geometry.voxel_to_world(affine, point) for i, point in centroids.items()}
+        world = {i: geometry.voxel_to_world(mask.affine, point) for i, point in centroids.items()}
         found["body_distance_mm"] = _distances(world)
     if levels:
         found["scan"] = {
@@ -157,15 +155,13 @@ def layers(
     return box, parts, np.where(inside, half - inner, outer - half).astype(np.float32)
 
 
-def measure_hu(
-    hu: np.ndarray, mask: np.ndarray, affine: np.ndarray
-) -> tuple[Statistics, dict[str, np.ndarray]]:
+def measure_hu(volume: Volume, mask: np.ndarray) -> tuple[Statistics, dict[str, np.ndarray]]:
     """Grey values in and around the vertebrae of one scan, and its noise.
 
     Args:
-        hu: (x, y, z) HU.
-        mask: (x, y, z) VerSe ids on the same grid; without any vertebra only noise is measured.
-        affine: (4, 4), voxel -> world mm.
+        volume: the CT.
+        mask: (x, y, z) VerSe ids on the grid of `volume.array`; without any vertebra only noise is
+            measured.
 
     Returns:
         `<layer>_hu` by percentile for each of `LAYERS`; `depth_hu` by depth in mm; in `scan`
@@ -174,9 +170,7 @@ def measure_hu(
         vertebra. And for each layer its histogram
         over `BINS_HU`, as shares.
     """
-    hu, turned = geometry.reorient(hu, affine, CANONICAL)
-    mask, _ = geometry.reorient(mask, affine, CANONICAL)
-    spacing = np.array(geometry.spacing_mm(turned))
+    hu, spacing = volume.array, np.array(volume.spacing_mm)
     found: Statistics = {"scan": {}}
     histograms = {}
     avoid = mask != 0

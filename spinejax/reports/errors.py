@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from spinejax import geometry, overlay
+from spinejax import overlay
 from spinejax.errors import InputError
 from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
 from spinejax.metrics import mistakes
 from spinejax.reports import error_tables, figures, markup, montage, pictures, tables
 from spinejax.reports.run import Run
-from spinejax.volume import CANONICAL, PLANES, Volume
+from spinejax.volume import PLANES, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,31 +146,27 @@ def _read(run: Run, before: Run | None, split: str, case: str, dice: float) -> _
     volume, masks = pictures.read_case(run, case, split)
     if "labels" not in masks:
         raise InputError("The file of the reference is gone, so that errors cannot be told.")
-    image, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    scan = Volume(image, affine)
-    reference, prediction = (
-        geometry.reorient(masks[name], volume.affine, CANONICAL)[0]
-        for name in ("labels", "prediction")
-    )
+    reference, prediction = masks["labels"], masks["prediction"]
     numbered = tables.item(run.config, "data", "labels") != "binary" and reference.max() != 1
     if not numbered:
         reference = (reference > 0).astype(np.uint8)
 
     def measured(mask: np.ndarray) -> dict[str, Any]:
-        return mistakes.analyse(image, reference, mask, scan.spacing_mm, axial=PLANES["axial"])
+        return mistakes.analyse(
+            volume.array, reference, mask, volume.spacing_mm, axial=PLANES["axial"]
+        )
 
     mask, dice_before, note = None, None, ""
     if before is not None:
         try:
             mask = _read_before(before, volume, masks["labels"], split, case)
-            mask = geometry.reorient(mask, volume.affine, CANONICAL)[0]
             dice_before = tables.case_values(before.evaluations[split], "dice").get(case)
         except InputError as error:
             note = f"Without a Before: {error}"
     found = error_tables.Found(
         measured(prediction), None if mask is None else measured(mask), numbered
     )
-    return _Case(case, dice, scan, reference, prediction, found, mask, dice_before, note)
+    return _Case(case, dice, volume, reference, prediction, found, mask, dice_before, note)
 
 
 def _read_before(

@@ -1,35 +1,85 @@
-"""The quick-look picture of a scan: three planes with the outlines of prediction and reference.
+"""Pictures of scans: how slices are hung and coloured, and the quick-look picture of three planes.
 
-Only the three slices that are shown are ever copied, so the picture costs the same few megabytes
-for a scan of 512 x 512 x 1000 voxels as for a small one.
+Pictures follow the radiological convention: superior, in axial slices anterior, is at the top; the
+patient's right, in sagittal slices anterior, is on the left. Every level of the spine has one
+colour, the same in all pictures.
+
+What lies over a scan is an array of numbers of `PALETTE`. The page stores it as a PNG with clear
+pixels over a JPEG of the scan; `quicklook` blends the two into one PNG.
 """
 
+import base64
 import io
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import font_manager, patheffects
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
+from scipy import ndimage
+from scipy.interpolate import PchipInterpolator
 
-from spinejax import files, geometry, labels, overlay
-from spinejax.volume import CANONICAL, PLANES, Volume
+from spinejax import files, labels, overlay
+from spinejax.metrics.body_centres import body_centres
+from spinejax.volume import PLANES, Volume
 
-_PIXELS = (1560, 980)
-"""Largest width of the three panels together and largest height of one, in pixels."""
+LEVEL_RGB: dict[int, tuple[int, int, int]] = dict(
+    zip(
+        sorted(labels.NAMES, key=labels.order),
+        (
+            *((105, 235, 212), (133, 106, 245), (228, 73, 25), (220, 216, 72)),  # C1
+            *((105, 193, 252), (25, 157, 120), (63, 242, 189)),
+            *((69, 124, 253), (146, 172, 24), (27, 176, 206), (44, 246, 151)),  # T1
+            *((106, 115, 251), (96, 153, 29), (69, 202, 232), (193, 227, 25)),
+            *((155, 97, 234), (178, 121, 35), (209, 161, 239), (246, 202, 112)),
+            (174, 89, 219),  # T13
+            *((156, 133, 26), (93, 232, 245), (171, 198, 62), (51, 143, 199)),  # L1
+            *((230, 66, 70), (248, 182, 254)),
+        ),
+        strict=True,
+    )
+)
+"""VerSe id -> colour. Neighbours differ with every common form of colour blindness, too."""
 
-_MAX_PIXELS_PER_MM = 6.0
-_GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 84, 40
-_BACKGROUND, _TEXT, _FAINT = "#0c0e11", "#eef1f4", "#9aa4af"
-_DPI = 100
+REFERENCE_LINE_RGB = (255, 255, 255)
+"""White: the outline of the reference where the prediction has one colour a level."""
+
+# Told apart with every common form of colour blindness, on any grey: the pale one is also the
+# lightest and has no outline, the other two differ in blue against yellow.
+FOUND_RGB, FALSE_RGB, MISSED_RGB = (120, 240, 170), (255, 64, 32), (64, 110, 255)
+
+# Numbers of the palette. Levels have their VerSe id, other labels `_OTHER`.
+_OTHER, OUTLINE = 60, 100  # `OUTLINE` is added to a fill's number where it is outlined
+PREDICTION, REFERENCE, FOUND, FALSE, MISSED = 61, 62, 63, 64, 65
+BOTH_OUTLINE, REFERENCE_LINE = 201, 202
+
+
+def _palette() -> np.ndarray:
+    table = np.zeros((256, 4), np.uint8)
+    fills = {label: (rgb, 96) for label, rgb in LEVEL_RGB.items()} | {
+        _OTHER: ((200, 200, 200), 96),
+        PREDICTION: (overlay.PREDICTION_RGB, 96),
+        REFERENCE: (overlay.REFERENCE_RGB, 96),
+        FOUND: (FOUND_RGB, 84),
+        FALSE: (FALSE_RGB, 128),
+        MISSED: (MISSED_RGB, 128),
+    }
+    for number, (rgb, opacity) in fills.items():
+        table[number], table[number + OUTLINE] = (*rgb, opacity), (*rgb, 255)
+    table[BOTH_OUTLINE] = (*overlay.BOTH_RGB, 255)
+    table[REFERENCE_LINE] = (*REFERENCE_LINE_RGB, 255)
+    return table
+
+
+PALETTE = _palette()
+"""(256, 4) uint8 RGBA of every number in a layer; 0 is clear."""
 
 EDGES = {
     "sagittal": ("A", "P", "S", "I"),
@@ -38,19 +88,192 @@ EDGES = {
 }
 """Plane -> (left, right, top, bottom) of its picture as directions of the patient."""
 
-_FROM = {"sagittal": "from the right", "coronal": "from the front", "axial": "from below"}
+_PIXELS = (1560, 980)
+"""Largest width of the three panels together and largest height of one, in pixels."""
+
+_MAX_PIXELS_PER_MM = 6.0
 _NEAR_AXIAL_MM = 15.0
 _SLAB = 32
+_APART_MM = 5.0
+"""Body centres that lie closer along the spine than this are one point of its curve."""
+
+_NAME_MM, _NAME_SHARE = 13.0, 0.036
+"""Height of a name: at most this length, and at most this share of the picture's height."""
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """One plane, ready to show: rgb (rows, columns, 3) uint8 at `pixels_per_mm`."""
+class Name(NamedTuple):
+    """Words at a place of a picture, in its pixels."""
+
+    x: float
+    y: float
+    words: str
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One plane of a scan, ready to show.
+
+    Attributes:
+        plane: one of `volume.PLANES`.
+        caption: what the picture shows, in words.
+        grey: (rows, columns) uint8, the scan at `pixels_per_mm`.
+        layer: (rows, columns) uint8 numbers of `PALETTE`.
+        names: of vertebrae, where their bodies are.
+        pixels_per_mm: scale, the same for all panels of a scan.
+    """
 
     plane: str
-    index: int
-    count: int
-    rgb: np.ndarray
+    caption: str
+    grey: np.ndarray
+    layer: np.ndarray
+    names: tuple[Name, ...]
+    pixels_per_mm: float
+
+
+def display(slice_2d: np.ndarray, plane: str) -> np.ndarray:
+    """Turn a canonical slice into rows and columns of a picture (radiological convention).
+
+    Args:
+        slice_2d: (h, w), the in-plane axes in canonical order.
+        plane: one of `volume.PLANES`.
+
+    Returns:
+        A view (rows, columns).
+    """
+    # (first axis, second axis) -> (row, column): sagittal (y, z) and coronal (x, z) show superior
+    # at the top, so z runs upwards; axial (x, y) shows anterior at the top, where y starts.
+    rows = slice_2d.T
+    return rows if plane == "axial" else rows[::-1]
+
+
+def take_slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """Return one slice of a canonical (x, y, z) array as (h, w), without copying."""
+    # numpy.take would copy the whole array first if it is a flipped view.
+    return np.moveaxis(array, PLANES[plane], 0)[index]
+
+
+def resize(picture: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
+    """Resize (rows, columns) to `size` (rows, columns); labels (smooth=False) stay labels."""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.asarray(image.resize((size[1], size[0]), how))
+
+
+def hanging(plane: str) -> str:
+    """Return how slices of a plane are hung, in words."""
+    left, _, top, _ = EDGES[plane]
+    sides = {"R": "the patient’s right is on the left", "A": "anterior is on the left"}[left]
+    return f"{sides}, { ({'A': 'anterior', 'S': 'superior'}[top]) } at the top"
+
+
+def window_words() -> str:
+    """Return the grey levels of all pictures, in words."""
+    low, high = (f"{hu:.0f}".replace("-", "−") for hu in overlay.BONE_WINDOW_HU)
+    return f"{low} to {high} HU"
+
+
+def scale_bar_mm(width_mm: float) -> int:
+    """Return a round length of at most a quarter of a picture's width."""
+    lengths = [1, 2, 5, 10, 20, 50, 100]
+    return max((mm for mm in lengths if mm <= max(1.0, width_mm / 4)), default=1)
+
+
+def fill(mask: np.ndarray, number: int | np.ndarray) -> np.ndarray:
+    """Return a layer with a filled and outlined mask.
+
+    Args:
+        mask: (rows, columns) bool or labels; each label gets its own outline.
+        number: of the palette, or (rows, columns) numbers.
+    """
+    layer = np.where(mask > 0, number, 0).astype(np.uint8)
+    edge = overlay.outline(mask)
+    edge = ndimage.binary_dilation(edge) & (mask > 0)
+    layer[edge] += OUTLINE
+    return layer
+
+
+def level_numbers(mask: np.ndarray) -> np.ndarray:
+    """Return the palette's numbers for VerSe ids; labels that are no vertebra share one."""
+    known = np.full(256, _OTHER, np.uint8)
+    known[[0, *labels.NAMES]] = [0, *labels.NAMES]
+    return known[np.clip(mask, 0, 255)]
+
+
+def compare_layer(prediction: np.ndarray, reference: np.ndarray | None, named: bool) -> np.ndarray:
+    """Return what lies over a slice: the prediction, and the outline of the reference.
+
+    Args:
+        prediction: (rows, columns) labels at the picture's resolution.
+        reference: likewise, or None.
+        named: whether the labels are VerSe ids. Then each level is filled in its colour and the
+            reference is a white line. Else there are outlines only: the prediction's orange, the
+            reference's cyan, yellow where both run.
+    """
+    if named:
+        layer = fill(prediction, level_numbers(prediction))
+        if reference is not None:
+            layer[overlay.outline(reference)] = REFERENCE_LINE
+        return layer
+    layer = np.zeros(prediction.shape, np.uint8)
+    found = _thick(prediction)
+    layer[found] = PREDICTION + OUTLINE
+    if reference is not None:
+        given = _thick(reference)
+        layer[given] = REFERENCE + OUTLINE
+        layer[found & given] = BOTH_OUTLINE
+    return layer
+
+
+def _thick(mask: np.ndarray) -> np.ndarray:
+    return ndimage.binary_dilation(overlay.outline(mask)) & (mask != 0)
+
+
+def blend(grey: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """Return a scan (rows, columns) with a layer over it as (rows, columns, 3) uint8."""
+    rgba = PALETTE[layer].astype(np.float32)
+    opacity = rgba[..., 3:] / 255
+    return np.rint(grey[..., None] * (1 - opacity) + rgba[..., :3] * opacity).astype(np.uint8)
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Return the bytes of a picture ("png" or "jpeg") as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def pixels_uri(pixels: np.ndarray) -> str:
+    """Return pixels as the data URI of a PNG.
+
+    Args:
+        pixels: uint8 (h, w) grey, (h, w, 2) grey and opacity, (h, w, 3) RGB or (h, w, 4) RGBA.
+    """
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", optimize=True)
+    return data_uri(stream.getvalue(), "png")
+
+
+def layer_uri(layer: np.ndarray) -> str:
+    """Return a layer as the data URI of a PNG of few colours."""
+    used, numbers = np.unique(layer, return_inverse=True)
+    picture = Image.fromarray(numbers.reshape(layer.shape).astype(np.uint8), mode="P")
+    picture.putpalette(PALETTE[used, :3].tobytes())
+    stream = io.BytesIO()
+    opacity = PALETTE[used, 3].tobytes()
+    picture.save(stream, format="PNG", optimize=True, transparency=opacity)
+    return data_uri(stream.getvalue(), "png")
+
+
+def jpegs(pictures: Sequence[np.ndarray], most_bytes: int) -> list[bytes]:
+    """Return grey pictures as JPEGs of `most_bytes` together, if a low quality reaches that."""
+    found: list[bytes] = []
+    for quality in (88, 78, 65, 50, 35, 20):  # noise needs a lower one
+        found = []
+        for picture in pictures:
+            stream = io.BytesIO()
+            Image.fromarray(picture).save(stream, format="JPEG", quality=quality, optimize=True)
+            found.append(stream.getvalue())
+        if sum(map(len, found)) <= most_bytes:
+            break
+    return found
 
 
 def centre(mask: np.ndarray) -> tuple[int, int, int] | None:
@@ -76,132 +299,230 @@ def centre(mask: np.ndarray) -> tuple[int, int, int] | None:
     return i, j, k
 
 
-def display(slice_2d: np.ndarray, plane: str) -> np.ndarray:
-    """Turn a canonical slice into rows and columns of a picture (radiological convention).
+def spine_curve(
+    centres: np.ndarray, shape: tuple[int, ...], spacing_mm: Sequence[float], step_mm: float
+) -> np.ndarray:
+    """Return the curve of the vertebral bodies seen from the side, at equal steps along it.
+
+    The coronal surface through this curve, straight from left to right, is flattened without
+    stretching: lengths along the spine and from left to right stay true.
 
     Args:
-        slice_2d: (h, w), the in-plane axes in canonical order.
-        plane: one of `volume.PLANES`.
+        centres: (n, 3) voxel indices of body centres, canonical, at least one.
+        shape: of the scan.
+        spacing_mm: of the scan.
+        step_mm: distance of two points along the curve.
 
     Returns:
-        A view: superior, in axial slices anterior, at the top; the patient's right, in sagittal
-        slices anterior, on the left.
+        (m, 2) voxel indices (y, z) from the top of the scan to its bottom.
     """
-    # (first axis, second axis) -> (row, column): sagittal (y, z) and coronal (x, z) show superior
-    # at the top, so z runs upwards; axial (x, y) shows anterior at the top, where y starts.
-    rows = slice_2d.T
-    return rows if plane == "axial" else rows[::-1]
+    points = centres[np.argsort(centres[:, 2])][:, 1:] * np.asarray(spacing_mm)[1:]
+    kept = [points[0]]
+    for point in points[1:]:
+        if point[1] - kept[-1][1] >= _APART_MM:
+            kept.append(point)
+    (y, z), top = np.array(kept).T, (shape[2] - 1) * spacing_mm[2]
+    fine = np.arange(0, max(top, step_mm), min(step_mm, spacing_mm[2]) / 2)
+    if len(z) == 1:
+        along = np.full(len(fine), y[0])
+    else:
+        curve = PchipInterpolator(z, y)
+        along = curve(np.clip(fine, z[0], z[-1]))
+        for end, side in ((0, np.minimum(fine - z[0], 0)), (-1, np.maximum(fine - z[-1], 0))):
+            along += float(curve(z[end], 1)) * side
+    along = np.clip(along, 0, (shape[1] - 1) * spacing_mm[1])
+    length = np.r_[0, np.cumsum(np.hypot(np.diff(along), np.diff(fine)))]
+    equal = np.arange(length[-1], -step_mm / 2, -step_mm).clip(0)
+    return np.stack(
+        [
+            np.interp(equal, length, along) / spacing_mm[1],
+            np.interp(equal, length, fine) / spacing_mm[2],
+        ],
+        axis=1,
+    )
 
 
-def resize(picture: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
-    """Resize (rows, columns) to `size` (rows, columns); labels (smooth=False) stay labels."""
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return np.asarray(image.resize((size[1], size[0]), how))
+def straightened(array: np.ndarray, curve: np.ndarray, columns: int, order: int) -> np.ndarray:
+    """Sample the coronal surface through a curve.
+
+    Args:
+        array: (x, y, z) canonical scan or labels.
+        curve: (rows, 2) voxel indices, as `spine_curve` returns.
+        columns: of the picture.
+        order: 1 for a scan (linear), 0 for labels (nearest).
+
+    Returns:
+        (rows, columns) of the array's kind; the patient's right is on the left.
+    """
+    x = (np.arange(columns) + 0.5) * array.shape[0] / columns - 0.5
+    places = np.broadcast_arrays(x[None], curve[:, :1], curve[:, 1:])
+    return ndimage.map_coordinates(array, places, order=order, mode="nearest")
 
 
-def take_slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
-    """Return one slice of a canonical (x, y, z) array as (h, w), without copying."""
-    # Not numpy.take: that copies the whole array first when it is a flipped view.
-    return np.moveaxis(array, PLANES[plane], 0)[index]
+def _words(
+    prediction: np.ndarray, reference: np.ndarray | None, named: Sequence[int]
+) -> dict[int, str]:
+    """Return the name of each vertebra, and what the reference says if it does not agree."""
+    words = {label: labels.name(label) for label in named}
+    if reference is None or reference.max() <= 1:
+        return words
+    given = {label for label, box in enumerate(ndimage.find_objects(reference), 1) if box}
+    for label, box in enumerate(ndimage.find_objects(prediction), 1):
+        if box is None or label not in words:
+            continue
+        there = np.bincount(reference[box][prediction[box] == label], minlength=256)
+        real = int(there[1:].argmax()) + 1
+        if there[real] and real != label and there[0] < there.sum() / 2:
+            known = labels.name(real) if real in labels.NAMES else str(real)
+            words[label] += f" ({known} in reference)"
+        elif label not in given:
+            words[label] += " extra"
+    return words
 
 
-def _panels(
+def panels(
     volume: Volume,
     prediction: np.ndarray,
-    reference: np.ndarray | None,
-    window_hu: tuple[float, float],
-) -> tuple[list[_Panel], float]:
-    """Return the three panels and their common scale in pixels per mm."""
-    image, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    masks = [
-        None if mask is None else geometry.reorient(mask, volume.affine, CANONICAL)[0]
-        for mask in (prediction, reference)
-    ]
-    spacing = geometry.spacing_mm(affine)
+    reference: np.ndarray | None = None,
+    centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
+) -> list[Panel]:
+    """Return a sagittal, a coronal and an axial picture of a scan, all at one scale in mm.
+
+    The planes pass through the median voxel of the reference, else of the prediction, else through
+    the middle of the scan; the axial one is the slice within 15 mm of it that shows most
+    foreground. With named vertebrae the coronal picture is straightened along the spine.
+
+    Args:
+        volume: the scan.
+        prediction: (x, y, z) bool or integer labels on the grid of `volume.array`; 0 is background.
+        reference: likewise, or None.
+        centroids: VerSe id -> (3,) voxel index of a vertebral body; empty if labels are not VerSe
+            ids.
+
+    Raises:
+        ValueError: a label map has another shape than the volume.
+    """
+    for name, mask in (("prediction", prediction), ("reference", reference)):
+        if mask is not None and mask.shape != volume.shape:
+            raise ValueError(
+                f"`{name}` of shape {mask.shape} is not on the volume's grid {volume.shape}"
+            )
+    spacing, image = volume.spacing_mm, volume.array
     extent = [length * mm for length, mm in zip(image.shape, spacing, strict=True)]
-    where: tuple[int, ...] | None = None
-    for mask in (masks[1], masks[0]):  # the reference says better where the spine is
-        if mask is not None and where is None:
-            where = centre(mask)
-            guide = mask
-    if where is None:
+    guides = [mask for mask in (reference, prediction) if mask is not None]
+    # The reference says better where the spine is.
+    guide, where = next(((m, c) for m in guides if (c := centre(m))), (None, None))
+    if guide is None or where is None:
         where = tuple((length - 1) // 2 for length in image.shape)
     else:
         # The median level may be a disc; take the slice nearby that shows most of a vertebra.
         reach = int(_NEAR_AXIAL_MM / spacing[2])
         low = max(0, where[2] - reach)
-        areas = [
-            np.count_nonzero(guide[:, :, k])
-            for k in range(low, where[2] + reach + 1)
-            if k < guide.shape[2]
-        ]
+        near = range(low, min(where[2] + reach + 1, image.shape[2]))
+        areas = [np.count_nonzero(guide[:, :, k]) for k in near]
         where = (where[0], where[1], low + int(np.argmax(areas)))
-
+    curve = None
+    if centroids:
+        better = guide is reference and guide is not None and guide.max() > 1
+        centres = body_centres(guide, spacing) if better and guide is not None else centroids
+        fine_mm = 1 / _MAX_PIXELS_PER_MM
+        curve = spine_curve(np.array(list(centres.values())), image.shape, spacing, fine_mm)
+        where = (int(np.median([point[0] for point in centres.values()]).round()), *where[1:])
+    along_mm = extent[2] if curve is None else len(curve) / _MAX_PIXELS_PER_MM
     across = extent[1] + extent[0] + extent[0]
-    tallest = max(extent[2], extent[1])
+    tallest = max(extent[2], extent[1], along_mm)
     scale = min(_PIXELS[0] / across, _PIXELS[1] / tallest, _MAX_PIXELS_PER_MM)
-    panels = []
+    words = _words(prediction, reference, list(centroids))
+    found = []
     for plane, axis in PLANES.items():
         column_axis, row_axis = (other for other in range(3) if other != axis)
-        size = (
-            max(8, round(extent[row_axis] * scale)),
-            max(8, round(extent[column_axis] * scale)),
-        )
-        index = where[axis]
-        grey = overlay.window(display(take_slice(image, plane, index), plane), window_hu)
-        labels = [
-            None
-            if mask is None
-            else resize(
-                display(take_slice(mask, plane, index), plane).astype(np.int32), size, smooth=False
-            )
-            for mask in masks
-        ]
-        rgb = overlay.paint(resize(grey, size, smooth=True), labels[0], labels[1], width=2)
-        panels.append(_Panel(plane, index, image.shape[axis], rgb))
-    return panels, scale
+        is_curved = plane == "coronal" and curve is not None
+        high_mm = along_mm if is_curved else extent[row_axis]
+        size = (max(8, round(high_mm * scale)), max(8, round(extent[column_axis] * scale)))
+        caption = f"{plane.capitalize()}, slice {where[axis] + 1} of {image.shape[axis]}"
+        if is_curved and curve is not None:
+            rows = np.interp(np.arange(size[0]) + 0.5, (0, size[0]), (0, len(curve) - 1))
+            path = np.stack([np.interp(rows, range(len(curve)), side) for side in curve.T], 1)
+            grey = overlay.window(straightened(image, path, size[1], order=1))
+            masks = [None if m is None else straightened(m, path, size[1], 0) for m in
+                     (prediction, reference)]  # fmt: skip
+            caption = "Coronal, along the vertebral bodies"
+        else:
+            path = None
+
+            def cut(array: np.ndarray, plane: str = plane, axis: int = axis) -> np.ndarray:
+                return display(take_slice(array, plane, where[axis]), plane)
+
+            grey = resize(overlay.window(cut(image)), size, smooth=True)
+            masks = [
+                None if m is None else resize(cut(m).astype(np.int32), size, smooth=False)
+                for m in (prediction, reference)
+            ]
+        predicted, given = masks
+        layer = compare_layer(predicted, given, bool(centroids))
+        names = () if plane == "axial" else tuple(
+            _name_at(point, words[label], size, image.shape, spacing, plane, path)
+            for label, point in centroids.items()
+        )  # fmt: skip
+        found.append(Panel(plane, caption, grey, layer, names, scale))
+    return found
 
 
-def scale_bar_mm(width_mm: float) -> int:
-    """Return a round length of about a fifth of a panel."""
-    lengths = [1, 2, 5, 10, 20, 50, 100]
-    return max((mm for mm in lengths if mm <= max(1.0, width_mm / 4)), default=1)
+def _name_at(
+    point: np.ndarray,
+    words: str,
+    size: tuple[int, int],
+    shape: tuple[int, ...],
+    spacing_mm: Sequence[float],
+    plane: str,
+    path: np.ndarray | None,
+) -> Name:
+    """Return a name where a vertebral body is on a sagittal or (straightened) coronal picture."""
+    across = 1 if plane == "sagittal" else 0
+    x = (point[across] + 0.5) / shape[across] * size[1]
+    if path is None:
+        return Name(x, (1 - (point[2] + 0.5) / shape[2]) * size[0], words)
+    apart = (path - np.asarray(point)[1:]) * np.asarray(spacing_mm)[1:]
+    return Name(x, float(np.argmin((apart**2).sum(axis=1))), words)
 
 
-def _annotate(axes: Axes, panel: _Panel, scale: float) -> None:
-    rows, columns = panel.rgb.shape[:2]
-    shadow = [patheffects.withStroke(linewidth=2.5, foreground=_BACKGROUND)]
-    style: dict[str, Any] = {
-        "color": _TEXT,
-        "fontsize": 13,
-        "fontweight": "bold",
-        "path_effects": shadow,
-    }
+def name_size(panel_height: int, pixels_per_mm: float) -> float:
+    """Return the height of names on a picture, in its pixels."""
+    return max(9.0, min(_NAME_MM * pixels_per_mm, _NAME_SHARE * panel_height))
+
+
+# The quick-look picture as one file.
+
+_GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 84, 40
+_BACKGROUND, _TEXT, _FAINT = "#0c0e11", "#eef1f4", "#9aa4af"
+_DPI = 100
+_SHADOW = [patheffects.withStroke(linewidth=2.5, foreground=_BACKGROUND)]
+
+
+def _points(pixels: float) -> float:
+    return pixels * 72 / _DPI
+
+
+def _annotate(axes: Any, panel: Panel) -> None:
+    """Write directions, a scale bar and names on a panel."""
+    rows, columns = panel.grey.shape
+    style: dict[str, Any] = {"color": _TEXT, "fontweight": "bold", "path_effects": _SHADOW}
     left, right, top, bottom = EDGES[panel.plane]
-    axes.text(6, rows / 2, left, ha="left", va="center", **style)
-    axes.text(columns - 7, rows / 2, right, ha="right", va="center", **style)
-    axes.text(columns / 2, 5, top, ha="center", va="top", **style)
-    axes.text(columns / 2, rows - 6, bottom, ha="center", va="bottom", **style)
-    length = scale_bar_mm(columns / scale)
-    y = rows - 12
+    for x, y, letter, ha, va in (
+        (6, rows / 2, left, "left", "center"),
+        (columns - 7, rows / 2, right, "right", "center"),
+        (columns / 2, 5, top, "center", "top"),
+        (columns / 2, rows - 6, bottom, "center", "bottom"),
+    ):
+        axes.text(x, y, letter, ha=ha, va=va, fontsize=13, **style)
+    length, y = scale_bar_mm(columns / panel.pixels_per_mm), rows - 12
     for width, colour in ((4.5, _BACKGROUND), (2.0, _TEXT)):
-        axes.plot([12, 12 + length * scale], [y, y], color=colour, lw=width, solid_capstyle="butt")
-    axes.text(
-        12,
-        y - 7,
-        f"{length} mm",
-        ha="left",
-        va="bottom",
-        color=_TEXT,
-        fontsize=10,
-        path_effects=shadow,
-    )
-
-
-def _colour(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
-    red, green, blue = rgb
-    return red / 255, green / 255, blue / 255
+        ends = [12, 12 + length * panel.pixels_per_mm]
+        axes.plot(ends, [y, y], color=colour, lw=width, solid_capstyle="butt")
+    axes.text(12, y - 7, f"{length} mm", fontsize=10, va="bottom", **style)
+    size = _points(name_size(rows, panel.pixels_per_mm))
+    for x, y, words in panel.names:
+        axes.text(x - 0.5, y - 0.5, words, ha="center", va="center", fontsize=size, **style)
 
 
 def printable(words: str, length: int) -> str:
@@ -211,118 +532,60 @@ def printable(words: str, length: int) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
-def _name_vertebrae(
-    axes: Axes, panel: _Panel, centroids: Mapping[int, np.ndarray], volume: Volume
-) -> None:
-    """Write names of vertebrae where their bodies are, in planes that show several."""
-    if panel.plane == "axial":
-        return
-    array, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    to_canonical = np.linalg.inv(affine) @ volume.affine
-    rows, columns = panel.rgb.shape[:2]
-    across = 1 if panel.plane == "sagittal" else 0
-    shadow = [patheffects.withStroke(linewidth=2.5, foreground=_BACKGROUND)]
-    for label, point in centroids.items():
-        place = (geometry.voxel_to_world(to_canonical, point) + 0.5) / array.shape
-        axes.text(
-            place[across] * columns - 0.5,
-            (1 - place[2]) * rows - 0.5,
-            labels.name(label),
-            ha="center",
-            va="center",
-            color=_TEXT,
-            fontsize=9 if len(centroids) > 12 else 11,
-            fontweight="bold",
-            path_effects=shadow,
-        )
-
-
-def _figure(
-    volume: Volume,
-    prediction: np.ndarray,
-    reference: np.ndarray | None,
-    title: str,
-    window_hu: tuple[float, float],
-    centroids: Mapping[int, np.ndarray],
-) -> Figure:
-    panels, scale = _panels(volume, prediction, reference, window_hu)
-    total = sum(panel.rgb.shape[1] for panel in panels) + 2 * _GAP
-    width = max(total, 640) + 2 * _MARGIN
-    tallest = max(panel.rgb.shape[0] for panel in panels)
-    height = _HEADER + tallest + _FOOTER + _MARGIN
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
-    FigureCanvasAgg(figure)
-
-    def text(x: float, y: float, words: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, words, parse_math=False, **style)
-
-    spacing = " × ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
-    shape = " × ".join(str(length) for length in volume.shape)
-    text(
-        _MARGIN,
-        38,
-        printable(title, (width - 460) // 12),
-        color=_TEXT,
-        fontsize=15,
-        fontweight="bold",
-        va="baseline",
-    )
-    text(
-        _MARGIN,
-        64,
-        f"{shape} voxels of {spacing} mm, {volume.orientation}",
-        color=_FAINT,
-        fontsize=11,
-        va="baseline",
-    )
-    found = "prediction" if centre(prediction) is not None else "prediction (empty)"
-    entries = [(overlay.PREDICTION_RGB, found)]
-    if reference is not None:
-        entries += [(overlay.REFERENCE_RGB, "reference"), (overlay.BOTH_RGB, "both")]
-    figure.legend(
-        handles=[
-            Line2D([], [], color=_colour(rgb), lw=3, label=name) for rgb, name in entries
-        ],
-        loc="upper right", bbox_to_anchor=(1 - (_MARGIN - 4) / width, 1 - 16 / height),
-        ncols=len(entries), frameon=False, labelcolor=_TEXT, fontsize=12, handlelength=1.4,
-        borderaxespad=0, borderpad=0, columnspacing=1.6,
-    )  # fmt: skip
-    left = _MARGIN + (width - 2 * _MARGIN - total) // 2
-    for panel in panels:
-        rows, columns = panel.rgb.shape[:2]
-        # Exactly one picture pixel per screen pixel: outlines stay sharp.
-        axes = figure.add_axes(
-            (left / width, (height - _HEADER - rows) / height, columns / width, rows / height)
-        )
-        axes.imshow(panel.rgb, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        _annotate(axes, panel, scale)
-        _name_vertebrae(axes, panel, centroids, volume)
-        axes.set_xlim(-0.5, columns - 0.5)
-        axes.set_ylim(rows - 0.5, -0.5)
-        caption = f"{panel.plane.capitalize()}, slice {panel.index + 1} of {panel.count}"
-        caption = f"{caption} {_FROM[panel.plane]}" if columns > 280 else caption
-        text(left, _HEADER + rows + 25, caption, color=_FAINT, fontsize=11, va="baseline")
-        left += columns + _GAP
-    return figure
-
-
 def quicklook_png(
     volume: Volume,
     prediction: np.ndarray,
     reference: np.ndarray | None = None,
     *,
     title: str = "",
-    window_hu: tuple[float, float] = overlay.BONE_WINDOW_HU,
     centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
 ) -> bytes:
     """Return the quick-look picture as the bytes of a PNG; see `quicklook`."""
-    for name, mask in (("prediction", prediction), ("reference", reference)):
-        if mask is not None and mask.shape != volume.array.shape:
-            raise ValueError(
-                f"`{name}` of shape {mask.shape} is not on the volume's grid {volume.array.shape}"
-            )
-    figure = _figure(volume, prediction, reference, title, window_hu, centroids)
+    shown = panels(volume, prediction, reference, centroids)
+    total = sum(panel.grey.shape[1] for panel in shown) + 2 * _GAP
+    width = max(total, 640) + 2 * _MARGIN
+    height = _HEADER + max(panel.grey.shape[0] for panel in shown) + _FOOTER + _MARGIN
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
+    FigureCanvasAgg(figure)
+
+    def text(x: float, y: float, words: str, **style: Any) -> None:
+        figure.text(x / width, 1 - y / height, words, parse_math=False, va="baseline", **style)
+
+    spacing = " × ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
+    voxels = f"{' × '.join(map(str, volume.shape))} voxels of {spacing} mm"
+    heading = printable(title, (width - 460) // 12)
+    text(_MARGIN, 38, heading, color=_TEXT, fontsize=15, fontweight="bold")
+    text(_MARGIN, 64, f"{voxels}, {volume.orientation}", color=_FAINT, fontsize=11)
+    found = "prediction" if prediction.any() else "prediction (empty)"
+    entries = [(overlay.PREDICTION_RGB, found), (overlay.REFERENCE_RGB, "reference")]
+    if centroids:
+        entries = [(LEVEL_RGB[20], f"{found}, one colour a level")]
+        entries.append((REFERENCE_LINE_RGB, "reference"))
+    entries.append((overlay.BOTH_RGB, "both"))
+    entries = entries[: 1 if reference is None else 2 if centroids else 3]
+    figure.legend(
+        handles=[
+            Line2D([], [], color=tuple(value / 255 for value in rgb), lw=3, label=name)
+            for rgb, name in entries
+        ],
+        loc="upper right", bbox_to_anchor=(1 - (_MARGIN - 4) / width, 1 - 16 / height),
+        ncols=len(entries), frameon=False, labelcolor=_TEXT, fontsize=12, handlelength=1.4,
+        borderaxespad=0, borderpad=0, columnspacing=1.6,
+    )  # fmt: skip
+    left = _MARGIN + (width - 2 * _MARGIN - total) // 2
+    for panel in shown:
+        rows, columns = panel.grey.shape
+        # Exactly one picture pixel per screen pixel: outlines stay sharp.
+        axes = figure.add_axes(
+            (left / width, (height - _HEADER - rows) / height, columns / width, rows / height)
+        )
+        axes.imshow(blend(panel.grey, panel.layer), interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        _annotate(axes, panel)
+        axes.set_xlim(-0.5, columns - 0.5)
+        axes.set_ylim(rows - 0.5, -0.5)
+        text(left, _HEADER + rows + 25, panel.caption, color=_FAINT, fontsize=11)
+        left += columns + _GAP
     stream = io.BytesIO()
     # No `Software` tag: the same picture gives the same bytes whatever made it.
     figure.savefig(stream, format="png", metadata={"Software": None})
@@ -336,24 +599,18 @@ def quicklook(
     path: str | os.PathLike[str],
     *,
     title: str = "",
-    window_hu: tuple[float, float] = overlay.BONE_WINDOW_HU,
     centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
 ) -> Path:
-    """Write a picture of three planes through the spine with outlines of label maps.
-
-    Sagittal (anterior on the left), coronal and axial (patient's right on the left), superior or
-    anterior at the top, all at one scale in mm. The planes pass through the median voxel of the
-    reference, else of the prediction, else through the middle of the scan; the axial one is the
-    slice within 15 mm of it that shows most foreground.
+    """Write a picture of three planes through the spine with a prediction on it; see `panels`.
 
     Args:
-        volume: the scan, in any orientation.
-        prediction: (x, y, z) bool or integer labels in the volume's own axes; 0 is background.
+        volume: the scan.
+        prediction: (x, y, z) bool or integer labels on the grid of `volume.array`; 0 is background.
         reference: likewise, or None.
         path: the PNG to write; appears whole or not at all.
         title: printed on the picture; by default the file's name without `.png`.
-        window_hu: (black, white) HU.
-        centroids: VerSe id -> (3,) voxel index; names are written there.
+        centroids: VerSe id -> (3,) voxel index of a vertebral body; names are written there. Empty
+            if labels are not VerSe ids.
 
     Returns:
         `path`.
@@ -363,12 +620,7 @@ def quicklook(
     """
     path = Path(path)
     png = quicklook_png(
-        volume,
-        prediction,
-        reference,
-        title=title or path.stem,
-        window_hu=window_hu,
-        centroids=centroids,
+        volume, prediction, reference, title=title or path.stem, centroids=centroids
     )
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(png)

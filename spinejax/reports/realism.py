@@ -30,7 +30,7 @@ from matplotlib.patches import Patch
 from scipy import ndimage
 from tqdm import tqdm
 
-from spinejax import files, geometry, labels, overlay
+from spinejax import files, labels, overlay
 from spinejax.datasets.plain_folders import Files, real_scans
 from spinejax.errors import InputError
 from spinejax.files import write_json
@@ -39,7 +39,7 @@ from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
 from spinejax.phantom import dataset, statistics
 from spinejax.reports import figures
-from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
+from spinejax.volume import PLANES, LabelVolume, Volume
 
 logger = logging.getLogger("spinejax")
 
@@ -103,14 +103,12 @@ def measure_files(files: Files) -> Measured | None:
         if files.image is None:
             if mask is None:
                 return None
-            found = statistics.measure_labels(mask.array, mask.affine, points)
+            found = statistics.measure_labels(mask, points)
             return Measured(files.id, _flat(found))
         if mask is None:
             volume = scanfile.read_volume(files.image)
             nothing = np.zeros(volume.shape, np.uint8)
-            return Measured(
-                files.id, _flat(statistics.measure_hu(volume.array, nothing, volume.affine)[0])
-            )
+            return Measured(files.id, _flat(statistics.measure_hu(volume, nothing)[0]))
         volume = scanfile.read_volume(files.image)
         return measure(files.id, volume, match_labels(volume, mask).array, points, mask)
     except InputError as error:
@@ -127,8 +125,8 @@ def measure(
 ) -> Measured:
     """Measure a scan and its mask; `points` are voxels of `own_grid`, else of the scan."""
     shape = LabelVolume(mask, volume.affine) if own_grid is None else own_grid
-    sizes = statistics.measure_labels(shape.array, shape.affine, points)
-    greys, histograms = statistics.measure_hu(volume.array, mask, volume.affine)
+    sizes = statistics.measure_labels(shape, points)
+    greys, histograms = statistics.measure_hu(volume, mask)
     values = _flat(sizes) | _flat(greys)
     words = " × ".join(f"{side:.2g}" for side in volume.spacing_mm) + " mm"
     names = [labels.name(i) for i in sorted(np.unique(mask[mask > 0]), key=labels.order)]
@@ -156,10 +154,8 @@ def panels(volume: Volume, mask: np.ndarray) -> list[Panel]:
     middle = figures.centre(mask)
     if middle is None:
         return []
-    hu, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-    mask, _ = geometry.reorient(mask, volume.affine, CANONICAL)
-    spacing = geometry.spacing_mm(affine)
-    x, y, z = figures.centre(mask) or middle
+    hu, spacing = volume.array, volume.spacing_mm
+    x, y, z = middle
     reach = round(_ASIDE_MM / spacing[2])
     slices = range(max(0, z - reach), min(mask.shape[2], z + reach + 1))
     level = max(slices, key=lambda k: int(np.count_nonzero(mask[:, :, k])))

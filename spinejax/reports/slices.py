@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from spinejax import geometry, overlay
+from spinejax import overlay
 from spinejax.errors import InputError, check_choice
 from spinejax.reports import figures, markup, tables, tables_b
 from spinejax.reports.pictures import read_case
 from spinejax.reports.run import Run, read_json
-from spinejax.volume import CANONICAL, PLANES
+from spinejax.volume import PLANES
 
 _MOST = 4  # slices of a kind
 _MARGIN_MM = 12.0
@@ -131,10 +131,7 @@ def _load(
         except InputError as error:
             problems.update({(case, index): error for index in wanted})
             continue
-        image, affine = geometry.reorient(volume.array, volume.affine, CANONICAL)
-        turned = {k: geometry.reorient(m, volume.affine, CANONICAL)[0] for k, m in masks.items()}
-        count = image.shape[PLANES[plane]]
-        spacing = geometry.spacing_mm(affine)
+        count, spacing = volume.shape[PLANES[plane]], volume.spacing_mm
         column_axis, row_axis = (axis for axis in range(3) if axis != PLANES[plane])
         for index in wanted:
             if index >= count:
@@ -144,10 +141,10 @@ def _load(
             def cut(array: np.ndarray, index: int = index) -> np.ndarray:
                 return figures.display(figures.take_slice(array, plane, index), plane)
 
-            reference = turned.get("labels")
+            reference = masks.get("labels")
             found[case, index] = _Slice(
-                grey=overlay.window(cut(image)),
-                prediction=cut(turned["prediction"]) > 0,
+                grey=overlay.window(cut(volume.array)),
+                prediction=cut(masks["prediction"]) > 0,
                 reference=None if reference is None else cut(reference) > 0,
                 spacing_mm=(spacing[row_axis], spacing[column_axis]),
                 count=count,

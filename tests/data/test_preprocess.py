@@ -16,10 +16,9 @@ from spinejax.data.preprocess import (
     preprocess_slabs,
     restore_slices,
     slice_geometry,
-    slice_view,
 )
 from spinejax.errors import InputError
-from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
+from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume, slice_view
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PLAIN = {"smoothing_sigma_mm": 0.0, "clamp_hu": (-2000, 4000)}
@@ -55,9 +54,9 @@ def preprocess_scan(volume, how):
 
 
 def put_back(slices, volume, plane):
-    """Slices as an array in the volume's own orientation, as predictions are written."""
+    """Slices as an array on the volume's grid, as predictions are made."""
     output = np.zeros(volume.shape, slices.dtype)
-    slice_view(output, volume.affine, plane)[:] = slices
+    slice_view(output, plane)[:] = slices
     return output
 
 
@@ -225,7 +224,7 @@ def test_labels_return_exactly_in_every_orientation(orientation):
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 29, (5, 7, 6)).astype(np.uint8)
     volume = volume_of(labels.astype(np.int16), orientation=orientation)
-    stored = LabelVolume(volume.array.astype(np.uint8), volume.affine)
+    stored = LabelVolume(volume.native.astype(np.uint8), volume.native_affine)
     for plane in PLANES:
         how = SlicePreprocess(plane=plane)
         grid = slice_geometry(volume, how)
@@ -241,7 +240,7 @@ def test_resampled_labels_return_with_dice_above_97_percent(spacing, plane):
     shape = tuple(int(60 / s) for s in spacing)
     mask = ball(shape, spacing, 22.0)
     volume = volume_of(mask.astype(np.int16), spacing, "RAS")
-    labels = LabelVolume(volume.array.astype(np.uint8), volume.affine)
+    labels = LabelVolume(volume.native.astype(np.uint8), volume.native_affine)
     how = SlicePreprocess(plane=plane, spacing_mm=1.0)
     slices = all_labels(volume, labels, how)
     restored = restore_slices(slices.astype(np.float32), slice_geometry(volume, how)) > 0.5

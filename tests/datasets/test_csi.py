@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from spinejax import schema
 from spinejax.cli import main
 from spinejax.configs import common
 from spinejax.data import cache
@@ -16,7 +17,6 @@ from spinejax.datasets import splits, verse
 from spinejax.datasets.doctor import doctor
 from spinejax.errors import InputError
 from spinejax.io import nifti, scanfile
-from spinejax.train import settings
 from spinejax.volume import Volume
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the dicom extra (SimpleITK)")
@@ -187,7 +187,7 @@ def test_the_config_knows_what_labels_there_are():
     assert config.data.labels == "verse"
     config.data.labels = "binry"
     with pytest.raises(InputError, match="did you mean 'binary'"):
-        settings.check_config(config)
+        schema.check(config)
 
 
 def test_doctor_sums_up_masks_of_other_numbers(csi):

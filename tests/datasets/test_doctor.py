@@ -31,7 +31,7 @@ def write_case(folder: Path, stem: str, labels=(20, 21, 22), points=None, affine
     image = Volume(np.zeros(SHAPE, np.int16), LPS)
     mask = LabelVolume(boxes(*labels), affine)
     nifti.write_volume(raw / f"{stem}_ct.nii.gz", image)
-    nifti.write_labels(derived / f"{stem}_seg-vert_msk.nii.gz", mask.array, mask)
+    nifti.write_labels(derived / f"{stem}_seg-vert_msk.nii.gz", mask.native, mask)
     if points is None:
         points = {label: centre(i) for i, label in enumerate(labels)}
     centroids.write_centroids(derived / f"{stem}_seg-subreg_ctd.json", points, image)

@@ -65,10 +65,10 @@ def blocks(ids=(19, 20, 21, 22), spacing=(1.0, 1.0, 1.0), shape=(70, 80, 150)):
 
 
 def as_scan(array, affine, code="LPS"):
-    """Scan whose HU tell the labels, in any orientation, and the labels likewise."""
+    """Scan whose HU tell the labels, stored in any orientation, and the labels."""
     turned, moved = geometry.reorient(array, affine, code)
     turned = np.ascontiguousarray(turned)
-    return Volume(turned.astype(np.int16) * STEP, moved), turned
+    return Volume(turned.astype(np.int16) * STEP, moved), array
 
 
 @pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "ASL"])
@@ -337,9 +337,9 @@ def on_the_networks_grid(real_data, files):
     scan, mask = (real_data / file for file in files)
     volume, reference = scanfile.read_pair(scan, mask, valid=None)
     true = reference.array
-    spine = cascade._canonical((true > 0).view(np.uint8), volume)
+    spine = (true > 0).view(np.uint8)
     part = cascade._part(volume, spine, settings())
-    marks = cascade._inner(cascade._canonical(true, volume), part)
+    marks = cascade._inner(true, part)
     sides = zip(marks.shape, part.shape, strict=True)
     net = marks[np.ix_(*(geometry.nearest(native, side) for native, side in sides))]
     return volume, true, net

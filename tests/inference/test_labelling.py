@@ -37,8 +37,8 @@ def real(real_data):
     def read(name):
         if name not in _READ:
             volume = nifti.read_labels(real_data / FILES[name])
-            array, affine = geometry.reorient(volume.array, volume.affine, "LPS")
-            spacing = geometry.spacing_mm(affine)
+            array = volume.array
+            spacing = volume.spacing_mm
             if name == "gl003":  # 0.29 mm
                 array, spacing = array[::4, ::4], (4 * spacing[0], 4 * spacing[1], spacing[2])
             x, y, _ = geometry.bounding_box(array > 0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinejax import geometry, labels
+from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.inference.instances import find_instances
 from spinejax.io import nifti
@@ -77,8 +77,8 @@ def test_error_and_gradient_over_an_axis_are_those_of_the_whole_batch():
 def test_a_spine_of_one_class_falls_into_its_vertebrae(real_data, name, noise_mm):
     """No names at all, voxels of 5 mm: where each voxel sees its centre is enough."""
     volume = nifti.read_labels(real_data / MASKS[name])
-    array, affine = geometry.reorient(volume.array, volume.affine, "LPS")
-    fine = geometry.spacing_mm(affine)
+    array = volume.array
+    fine = volume.spacing_mm
     steps = [max(1, round(5.0 / mm)) for mm in fine]
     array = np.ascontiguousarray(array[tuple(slice(s // 2, None, s) for s in steps)])
     spacing = tuple(float(a * b) for a, b in zip(fine, steps, strict=True))
@@ -153,10 +153,10 @@ def test_a_vertebra_whose_votes_go_to_both_neighbours_stays_one(slope):
 def test_a_name_that_slips_within_a_vertebra_does_not_part_it(real_data, name):
     """The upper half of every vertebra is called as the one above."""
     volume = nifti.read_labels(real_data / MASKS[name])
-    array, affine = geometry.reorient(volume.array, volume.affine, "LPS")
-    steps = [max(1, round(5.0 / mm)) for mm in geometry.spacing_mm(affine)]
+    array = volume.array
+    steps = [max(1, round(5.0 / mm)) for mm in volume.spacing_mm]
     array = np.ascontiguousarray(array[tuple(slice(s // 2, None, s) for s in steps)])
-    spacing = tuple(float(a * b) for a, b in zip(geometry.spacing_mm(affine), steps, strict=True))
+    spacing = tuple(float(a * b) for a, b in zip(volume.spacing_mm, steps, strict=True))
     offsets = ways(array, spacing)
     classes = labels.to_contiguous(array).astype(np.uint8)
     slipped = np.where((offsets[..., 2] < 0) & (classes > 1), classes - 1, classes)

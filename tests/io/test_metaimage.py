@@ -67,13 +67,14 @@ def test_voxels_lie_where_simpleitk_says(tmp_path, name, suffix):
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(image, str(path))
     volume = scanfile.read_volume(path)
-    assert volume.shape == SHAPE and volume.array.dtype == np.int16
+    assert volume.native.shape == SHAPE and volume.native.dtype == np.int16
     for index in [(0, 0, 0), (8, 0, 0), (0, 7, 0), (0, 0, 6), (8, 7, 6), (3, 5, 2)]:
         x, y, z = image.TransformIndexToPhysicalPoint(index)  # to the left, posterior, superior
-        world = geometry.voxel_to_world(volume.affine, np.array(index))
+        world = geometry.voxel_to_world(volume.native_affine, np.array(index))
         np.testing.assert_allclose(world, (-x, -y, z), atol=1e-5)
-        assert volume.array[index] == image.GetPixel(index)
-    assert volume.spacing_mm == pytest.approx((0.5, 0.75, 2.0), abs=1e-6)
+        assert volume.native[index] == image.GetPixel(index)
+    spacing_mm = geometry.spacing_mm(volume.native_affine)
+    assert spacing_mm == pytest.approx((0.5, 0.75, 2.0), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
@@ -93,7 +94,7 @@ def test_labels_are_written_as_nifti_on_the_same_grid(tmp_path, name):
             atol=1e-3,
         )
     ours = nifti.read_labels(tmp_path / "a.nii.gz")
-    np.testing.assert_allclose(ours.affine, volume.affine, atol=1e-4)
+    np.testing.assert_allclose(ours.native_affine, volume.native_affine, atol=1e-4)
 
 
 def test_a_sheared_grid_is_written_without_a_qform(tmp_path):
@@ -103,7 +104,7 @@ def test_a_sheared_grid_is_written_without_a_qform(tmp_path):
     nifti.write_labels(tmp_path / "b.nii", np.ones(SHAPE, np.uint8), volume)
     back = nifti.read_labels(tmp_path / "b.nii")
     assert (back.disk.sform_code, back.disk.qform_code) == (1, 0)
-    np.testing.assert_allclose(back.affine, volume.affine, atol=1e-4)
+    np.testing.assert_allclose(back.native_affine, volume.native_affine, atol=1e-4)
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
@@ -113,8 +114,8 @@ def test_every_integer_type_is_read(tmp_path, name, compressed):
     array = values(low=max(-100, np.iinfo(dtype).min), high=120, dtype=dtype)
     for path in (tmp_path / "a.mha", tmp_path / "a.mhd"):
         volume = scanfile.read_volume(save(path, array, compressed))
-        assert volume.array.dtype == np.int16
-        np.testing.assert_array_equal(volume.array, array.transpose(2, 1, 0))
+        assert volume.native.dtype == np.int16
+        np.testing.assert_array_equal(volume.native, array.transpose(2, 1, 0))
 
 
 def test_values_are_cleaned_as_those_of_nifti(tmp_path):
@@ -124,11 +125,11 @@ def test_values_are_cleaned_as_those_of_nifti(tmp_path):
     nifti_path = tmp_path / "a.nii.gz"
     sitk.WriteImage(image_of(array), str(nifti_path))
     volume, other = scanfile.read_volume(path), scanfile.read_volume(nifti_path)
-    assert volume.array.dtype == other.array.dtype == np.float32
-    np.testing.assert_array_equal(volume.array, other.array)
-    np.testing.assert_array_equal(volume.array[:4, 0, 0], -1024)
+    assert volume.native.dtype == other.native.dtype == np.float32
+    np.testing.assert_array_equal(volume.native, other.native)
+    np.testing.assert_array_equal(volume.native[:4, 0, 0], -1024)
     whole = save(tmp_path / "b.mha", values(dtype=np.float64))
-    assert scanfile.read_volume(whole).array.dtype == np.int16
+    assert scanfile.read_volume(whole).native.dtype == np.int16
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,9 @@ def test_spellings_of_the_header_mean_what_they_mean_to_itk(tmp_path, changes):
     path = edited(save(tmp_path / "a.mha", values(low=0), direction=DIRECTIONS["tilted"]), *changes)
     volume, image = scanfile.read_volume(path), sitk.ReadImage(str(path))
     expected = np.maximum(sitk.GetArrayFromImage(image).astype(np.int32), -1024)
-    np.testing.assert_array_equal(volume.array, expected.transpose(2, 1, 0))
+    np.testing.assert_array_equal(volume.native, expected.transpose(2, 1, 0))
     x, y, z = image.TransformIndexToPhysicalPoint((8, 7, 6))
-    corner = geometry.voxel_to_world(volume.affine, np.array((8, 7, 6)))
+    corner = geometry.voxel_to_world(volume.native_affine, np.array((8, 7, 6)))
     np.testing.assert_allclose(corner, (-x, -y, z), atol=1e-4)
 
 
@@ -170,7 +171,7 @@ def test_a_raw_file_may_have_a_header_of_its_own(tmp_path, header_size):
         ("ElementDataFile", f"HeaderSize = {header_size}\nElementDataFile"),
     )
     (tmp_path / "a.raw").write_bytes(b"x" * 100 + array.tobytes())
-    np.testing.assert_array_equal(scanfile.read_volume(path).array, array.transpose(2, 1, 0))
+    np.testing.assert_array_equal(scanfile.read_volume(path).native, array.transpose(2, 1, 0))
 
 
 def test_a_fourth_axis_of_length_one_is_dropped(tmp_path):
@@ -178,21 +179,21 @@ def test_a_fourth_axis_of_length_one_is_dropped(tmp_path):
     sitk.WriteImage(image, str(tmp_path / "a.mha"))
     volume = scanfile.read_volume(tmp_path / "a.mha")
     plain = scanfile.read_volume(save(tmp_path / "b.mha", values(), direction=DIRECTIONS["tilted"]))
-    np.testing.assert_array_equal(volume.array, plain.array)
-    np.testing.assert_allclose(volume.affine, plain.affine)
+    np.testing.assert_array_equal(volume.native, plain.native)
+    np.testing.assert_allclose(volume.native_affine, plain.native_affine)
 
 
 def test_labels_of_any_type_and_number(tmp_path):
     array = np.zeros(SHAPE[::-1], np.uint16)
     array[1, 2, 3:6] = (1, 20, 28)
     path = save(tmp_path / "a_label.mhd", array, compressed=True)
-    np.testing.assert_array_equal(scanfile.read_labels(path).array, array.transpose(2, 1, 0))
+    np.testing.assert_array_equal(scanfile.read_labels(path).native, array.transpose(2, 1, 0))
     array[1, 2, 3:6] = (100, 300, 1900)
     save(path, array)
     with pytest.raises(InputError, match="label 1900 is out of range.*data.labels=binary") as error:
         scanfile.read_labels(path)
     assert one_line(error).startswith(f"{path}: ")
-    read = scanfile.read_labels(path, valid=None).array
+    read = scanfile.read_labels(path, valid=None).native
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read > 0, array.transpose(2, 1, 0) > 0)
     assert len(np.unique(read)) == 4  # neighbours stay apart
@@ -204,7 +205,7 @@ def test_any_number_up_to_the_widest_type_is_foreground(tmp_path):
     for dtype, largest in ((np.uint16, 2**16 - 1), (np.int64, 2**62), (np.float32, 2**24)):
         array = np.zeros(SHAPE[::-1], dtype)
         array[0, 0, :5] = (1, 255, 256, 510, largest)
-        read = scanfile.read_labels(save(tmp_path / "a.mha", array), valid=None).array
+        read = scanfile.read_labels(save(tmp_path / "a.mha", array), valid=None).native
         np.testing.assert_array_equal(read.transpose(2, 1, 0) > 0, array > 0)
         assert read[:4, 0, 0].tolist() == [1, 255, 1, 255]
     for value in (-1, 0.5, np.nan):
@@ -221,8 +222,8 @@ def test_masks_of_two_formats_are_scored_alike(tmp_path):
     prediction = tmp_path / "pred.nii.gz"
     sitk.WriteImage(image_of(found.astype(np.uint8)), str(prediction))
     with pytest.raises(InputError, match="1900 is out of range; allowed are 0 to 255.*binary"):
-        scoring.score_paths(prediction, reference)
-    scores = scoring.score_paths(prediction, reference, labels="binary")
+        scoring.score(prediction, reference)
+    scores = scoring.score(prediction, reference, labels="binary")
     dice = 2 * (found & true).sum() / (found.sum() + true.sum())
     assert scores["cases"]["ref"]["binary"]["dice"] == pytest.approx(dice)
 
@@ -369,7 +370,7 @@ def test_damaged_headers_are_read_or_refused_and_nothing_else(tmp_path):
         except InputError as error:
             assert "\n" not in str(error)
             continue
-        assert np.isfinite(volume.affine).all()
+        assert np.isfinite(volume.native_affine).all()
 
 
 def test_a_header_without_voxel_size_is_warned_of(tmp_path, caplog):

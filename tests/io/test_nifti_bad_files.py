@@ -152,9 +152,9 @@ def test_damaged_headers_are_read_or_refused_and_nothing_else(tmp_path):
             except InputError as error:
                 assert "\n" not in str(error)
                 continue
-            nifti.write_labels(tmp_path / "c.nii", np.zeros(volume.shape, np.uint8), volume)
+            nifti.write_labels(tmp_path / "c.nii", np.zeros(volume.native.shape, np.uint8), volume)
             back = nifti.read_labels(tmp_path / "c.nii")
-            np.testing.assert_array_equal(back.affine, volume.affine)
+            np.testing.assert_array_equal(back.native_affine, volume.native_affine)
 
 
 @pytest.mark.parametrize("name", ["huge.nii", "huge.nii.gz"])

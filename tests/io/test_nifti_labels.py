@@ -18,8 +18,8 @@ def test_labels_of_any_type_are_read_as_uint8(tmp_path, dtype):
     nib.save(nib.Nifti1Image(labels.astype(dtype), np.eye(4), dtype=dtype), path)
     read = nifti.read_labels(path)
     assert isinstance(read, LabelVolume)
-    assert read.array.dtype == np.uint8
-    np.testing.assert_array_equal(read.array, labels)
+    assert read.native.dtype == np.uint8
+    np.testing.assert_array_equal(read.native, labels)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
@@ -29,7 +29,7 @@ def test_labels_that_a_writer_has_quantised_are_rounded(tmp_path, dtype):
     made.set_data_dtype(dtype)  # nibabel chooses a slope that spreads 0..28 over the whole type
     nib.save(made, tmp_path / "a.nii.gz")
     assert nib.load(tmp_path / "a.nii.gz").dataobj.slope not in (0, 1)
-    np.testing.assert_array_equal(nifti.read_labels(tmp_path / "a.nii.gz").array, labels)
+    np.testing.assert_array_equal(nifti.read_labels(tmp_path / "a.nii.gz").native, labels)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_which_labels_are_valid_can_be_said(tmp_path):
     labels = np.zeros((4, 4, 4), np.uint8)
     labels[0, 0, :2] = (41, 255)
     path = save(tmp_path / "a.nii.gz", labels)
-    np.testing.assert_array_equal(nifti.read_labels(path, None).array, labels)
+    np.testing.assert_array_equal(nifti.read_labels(path, None).native, labels)
     with pytest.raises(InputError, match="label 255 is out of range; allowed are 0, 41"):
         nifti.read_labels(path, {0, 41})
 
@@ -70,7 +70,7 @@ def test_numbers_beyond_255_are_read_where_any_will_do(tmp_path):
     labels[0].flat[:21] = 100 * np.arange(21)
     path = tmp_path / "mask.nii.gz"
     nib.save(nib.Nifti1Image(labels, np.eye(4), dtype="int32"), path)
-    read = nifti.read_labels(path, None).array
+    read = nifti.read_labels(path, None).native
     np.testing.assert_array_equal(read > 0, labels > 0)
     assert len(np.unique(read)) == 21
     np.testing.assert_array_equal(read[labels < 256], labels[labels < 256])
@@ -91,8 +91,8 @@ def test_a_mask_a_little_off_is_taken_as_it_is(tmp_path, pair, caplog):
     affine[0, 3] += 0.3
     mask = save(tmp_path / "mask.nii.gz", labels, affine)
     scan, read = scanfile.read_pair(image, mask)
-    np.testing.assert_array_equal(read.array, labels)
-    np.testing.assert_array_equal(read.affine, scan.affine)
+    np.testing.assert_array_equal(read.native, labels)
+    np.testing.assert_array_equal(read.native_affine, scan.native_affine)
     assert not caplog.records
 
 
@@ -102,7 +102,7 @@ def test_a_mask_in_another_axis_order_is_turned(tmp_path, pair, code, caplog):
     turned, turned_affine = geometry.reorient(labels, affine, code)
     mask = save(tmp_path / "mask.nii.gz", np.ascontiguousarray(turned), turned_affine)
     _, read = scanfile.read_pair(image, mask)
-    np.testing.assert_array_equal(read.array, labels)
+    np.testing.assert_array_equal(read.native, labels)
     assert not caplog.records
 
 
@@ -114,11 +114,11 @@ def test_a_mask_on_a_shifted_grid_is_resampled(tmp_path, pair, caplog):
     _, read = scanfile.read_pair(image, mask)
     expected = np.zeros_like(labels)
     expected[3:] = labels[:-3]
-    np.testing.assert_array_equal(read.array, expected)
+    np.testing.assert_array_equal(read.native, expected)
     assert "resampling the mask" in caplog.text
     assert "mask.nii.gz" in caplog.text
     # The same displacement is nothing where the tolerance says so.
-    np.testing.assert_array_equal(scanfile.read_pair(image, mask, 5)[1].array, labels)
+    np.testing.assert_array_equal(scanfile.read_pair(image, mask, 5)[1].native, labels)
 
 
 def test_a_cropped_mask_is_put_where_it_belongs(tmp_path, pair):
@@ -126,7 +126,7 @@ def test_a_cropped_mask_is_put_where_it_belongs(tmp_path, pair):
     cropped = affine.copy()
     cropped[:3, 3] = geometry.voxel_to_world(affine, np.array([5, 6, 7]))
     mask = save(tmp_path / "mask.nii.gz", labels[5:12, 6:14, 7:15], cropped)
-    np.testing.assert_array_equal(scanfile.read_pair(image, mask)[1].array, labels)
+    np.testing.assert_array_equal(scanfile.read_pair(image, mask)[1].native, labels)
 
 
 def test_a_finer_mask_is_resampled_to_nearly_the_same_volume(tmp_path, pair):
@@ -135,7 +135,7 @@ def test_a_finer_mask_is_resampled_to_nearly_the_same_volume(tmp_path, pair):
     doubled = labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     mask = save(tmp_path / "mask.nii.gz", doubled, fine)
     read = scanfile.read_pair(image, mask)[1]
-    np.testing.assert_array_equal(read.array, labels)
+    np.testing.assert_array_equal(read.native, labels)
 
 
 def test_a_mask_elsewhere_is_refused(tmp_path, pair):
@@ -161,7 +161,7 @@ def test_a_mask_without_orientation_is_paired_by_shape(tmp_path, pair, caplog):
     image, labels, _ = pair
     nib.save(nib.Nifti1Image(labels, None), tmp_path / "mask.nii.gz")
     _, read = scanfile.read_pair(image, tmp_path / "mask.nii.gz")
-    np.testing.assert_array_equal(read.array, labels)
+    np.testing.assert_array_equal(read.native, labels)
     assert "taken to be on the grid" in caplog.text
 
 
@@ -172,5 +172,5 @@ def test_a_mask_that_agrees_with_the_other_form_of_the_scan_is_paired(tmp_path, 
     made = nib.Nifti1Image(labels, shifted(20))
     nib.save(made, tmp_path / "mask.nii.gz")
     _, read = scanfile.read_pair(image, tmp_path / "mask.nii.gz")
-    np.testing.assert_array_equal(read.array, labels)
+    np.testing.assert_array_equal(read.native, labels)
     assert "taken to be on the grid" in caplog.text

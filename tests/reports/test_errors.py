@@ -221,7 +221,7 @@ def write_scan(run, case="a", *, to="LPS", split="test", label=20, shift=2, seen
         if key == "image":
             nifti.write_volume(path, volume)
         else:
-            nifti.write_labels(path, volume.array, volume)
+            nifti.write_labels(path, volume.native, volume)
         paths[key] = str(path.relative_to(run))
     index = run / "evaluation" / split / "cases.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), case: paths}))

@@ -14,6 +14,7 @@ from spinejax.datasets.plain_folders import real_scans
 from spinejax.phantom import dataset, statistics
 from spinejax.reports import realism
 from spinejax.reports.realism import Measured, measure_files
+from spinejax.volume import LabelVolume, Volume
 from tests.support.cli_runs import fails
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -46,7 +47,7 @@ def two_boxes() -> np.ndarray:
 @pytest.mark.parametrize("orientation", ["LPS", "PIR", "RAS", "SAL"])
 def test_sizes_are_those_of_boxes_in_any_orientation(orientation):
     mask, affine = geometry.reorient(two_boxes(), grid(1.0, 2.0, 3.0), orientation)
-    found = statistics.measure_labels(mask, affine)
+    found = statistics.measure_labels(LabelVolume(mask, affine))
     assert found["volume_ml"] == pytest.approx({"L1": 120 * 6 / 1000, "L2": 120 * 6 / 1000})
     assert found["right_left_mm"] == pytest.approx({"L1": 4 * 1, "L2": 6 * 1})
     assert found["front_back_mm"] == pytest.approx({"L1": 5 * 2, "L2": 5 * 2})
@@ -58,14 +59,14 @@ def test_sizes_are_those_of_boxes_in_any_orientation(orientation):
 
 def test_vertebrae_cut_above_or_below_are_counted_but_not_measured():
     mask = two_boxes()[:, :, :15]
-    found = statistics.measure_labels(mask, LPS)
+    found = statistics.measure_labels(LabelVolume(mask, LPS))
     assert set(found["volume_ml"]) == {"L2"}
     assert "mask_distance_mm" not in found
     assert found["scan"] == pytest.approx({"cut_share": 1 / 2, "labelled_height": 12 / 15})
 
 
 def test_an_extent_that_the_side_of_the_scan_ends_is_left_out():
-    found = statistics.measure_labels(two_boxes()[3:], LPS)
+    found = statistics.measure_labels(LabelVolume(two_boxes()[3:], LPS))
     assert set(found["volume_ml"]) == {"L1", "L2"}
     assert set(found["right_left_mm"]) == {"L1"}
     assert set(found["front_back_mm"]) == {"L1", "L2"}
@@ -74,7 +75,7 @@ def test_an_extent_that_the_side_of_the_scan_ends_is_left_out():
 def test_body_distances_are_between_successive_levels_only():
     points = {1: [0, 0, 90], 2: [0, 0, 80], 4: [0, 0, 60], 18: [3, 4, 30], 20: [3, 0, 27]}
     points = {label: np.array(point, float) for label, point in points.items()}
-    found = statistics.measure_labels(two_boxes(), grid(1.0, 1.0, 2.0), points)
+    found = statistics.measure_labels(LabelVolume(two_boxes(), grid(1.0, 1.0, 2.0)), points)
     # C2-C4 skips one; T11-L1 are neighbours in a spine without T12.
     assert found["body_distance_mm"] == pytest.approx({"C1-C2": 20, "T11-L1": np.hypot(4, 6)})
 
@@ -115,7 +116,7 @@ def test_grey_values_of_each_layer_are_found_again():
     hu[mask > 0] = 300
     hu[11:18, 11:18, 11:18] = 200
     hu[12:17, 12:17, 12:17] = 100
-    found, histograms = statistics.measure_hu(hu, mask, LPS)
+    found, histograms = statistics.measure_hu(Volume(hu, LPS), mask)
     assert set(found["shell_hu"].values()) == {300.0}
     assert set(found["deep_hu"].values()) == {100.0}
     assert set(found["around_hu"].values()) == {-100.0}
@@ -134,7 +135,7 @@ def test_bright_elsewhere_is_the_share_of_bright_voxels_without_label():
     hu = np.where(mask > 0, 151, 0)
     hu[0, 0, :27] = 151
     hu[1, 0, :10] = 150  # not above
-    found, _ = statistics.measure_hu(hu, mask, LPS)
+    found, _ = statistics.measure_hu(Volume(hu, LPS), mask)
     assert found["scan"]["bright_elsewhere"] == pytest.approx(27 / (27 + 729))
 
 

@@ -42,7 +42,7 @@ def write_case(run, name, to="LPS", shift=0):
         if key == "image":
             nifti.write_volume(path, volume)
         else:
-            nifti.write_labels(path, volume.array, volume)
+            nifti.write_labels(path, volume.native, volume)
         paths[key] = str(path.relative_to(run))
     index = place / "cases.json"
     cases = json.loads(index.read_text()) if index.exists() else {}
