@@ -1,4 +1,4 @@
-"""Takes stock of a dataset folder: counts against the published ones, and every problem by file.
+"""Inventory of a dataset folder: its counts beside the published ones, and every problem by file.
 
 Published counts: VerSe'19 from Loeffler et al. 2020 (10.1148/ryai.2020190138); VerSe'20 from Liebl
 et al. 2021 (10.1038/s41597-021-01060-0) and Sekuboyina et al. 2021 (10.1016/j.media.2021.102166).
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from spinejax import geometry, labels
 from spinejax.datasets import splits, verse
@@ -21,21 +20,23 @@ from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.io import centroids, metaimage, scanfile
 from spinejax.io.grids import TOLERANCE_MM
+from spinejax.progress import Progress, silent
+from spinejax.text_table import text_table
 from spinejax.volume import LabelVolume, Volume
 
 CENTROID_TOLERANCE_MM = 5.0
-"""How far a centroid may lie outside its own vertebra before it is reported."""
+"""A centroid that lies further outside its own vertebra is a problem."""
 
-# The centre of C1 is in its ring, about where the dens of C2 is: 9 mm from its bone in sub-gl003.
+# The centre of C1 lies in its ring, near the dens of C2: in sub-gl003, 9 mm from the bone of C1.
 _C1_TOLERANCE_MM = 15.0
-# Masks of several hundred MB are open at the same time, one per thread.
+# Each thread holds a mask of up to several hundred MB.
 _THREADS = 2
 _SUBSETS = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Published counts of one download; None where no source gives one."""
+    """Published counts of one download; a subset without a published count is missing."""
 
     title: str
     scans: Mapping[str, int]
@@ -73,7 +74,7 @@ EXPECTED_BOTH = (374, 355, 4505)
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What `doctor` found: `lines` is the inventory, `problems` one line each, with the file."""
+    """The inventory, line by line, and the problems, one line each with the name of the file."""
 
     lines: list[str]
     problems: list[str]
@@ -81,22 +82,28 @@ class DoctorReport:
 
 @dataclass
 class _Finding:
-    """What one case's files hold; `is_verse` is False where the mask's numbers are no VerSe ids."""
+    """The contents of one case; `is_verse` is False if the numbers of its mask are no VerSe ids."""
 
     ids: tuple[int, ...] = ()
     is_verse: bool = True
     problems: list[str] = field(default_factory=list)
 
 
-def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorReport:
-    """Read every file under `root` that the index knows, and judge it.
+def doctor(
+    root: str | os.PathLike[str], exclude_gl: bool = False, *, progress: Progress = silent
+) -> DoctorReport:
+    """Read and check every scan, mask and centroid file of a dataset.
 
-    A file that cannot be read is a problem of the report, not an error. Scans, masks and centroids
-    are read in full, so that truncated files are found; a progress bar shows how far it is.
+    Files are read to their end, so that truncated ones are found. A file that cannot be read is a
+    problem in the report, not an error.
 
     Args:
         root: folder of a dataset, see `verse.index_dataset`.
         exclude_gl: leave out the `gl*` scans.
+        progress: shows how many scans are read.
+
+    Returns:
+        The inventory and the problems.
 
     Raises:
         InputError: `root` is missing, is no folder, holds no scans, or holds MetaImage files and
@@ -106,15 +113,19 @@ def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorRepo
     cases = verse.index_dataset(root, exclude_gl)
     paths = (path for case in cases for path in (case.image, case.labels) if path)
     needing = next(filter(metaimage.is_metaimage, paths), None)
-    if needing is not None:  # said once here, not once per file
+    if needing is not None:  # one error here instead of a problem for each file
         metaimage.require_simpleitk(needing)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(lambda case: _examine(case, root), cases)
-        bar = tqdm(results, total=len(cases), desc="reading scans", unit="scan", disable=None)
-        findings = list(bar)
-    problems = []
-    for case, finding in zip(cases, findings, strict=True):
-        problems += [f"{case.id}: {text}" for text in (*case.problems, *finding.problems)]
+    findings, problems = [], []
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        progress("reading scans", len(cases), "scan") as bar,
+    ):
+        for case, finding in zip(
+            cases, pool.map(lambda case: _examine(case, root), cases), strict=True
+        ):
+            findings.append(finding)
+            problems += [f"{case.id}: {text}" for text in (*case.problems, *finding.problems)]
+            bar.advance()
     lines = _summary(root, cases)
     lines += _numbering(cases, findings)
     lines += _table(cases, findings)
@@ -123,13 +134,13 @@ def doctor(root: str | os.PathLike[str], exclude_gl: bool = False) -> DoctorRepo
 
 
 def _examine(case: Case, root: Path) -> _Finding:
-    """Read the files of one case; whatever is wrong becomes a line."""
+    """Read and check the files of one case."""
     finding = _Finding()
     image: Volume | None = None
     mask: LabelVolume | None = None
     try:
         if case.image:
-            # Only the grid is needed below: let the voxels go before the mask is read.
+            # Only the grid is needed below, so free the voxels before reading the mask.
             image = _without_voxels(scanfile.read_volume(case.image))
     except InputError as error:
         finding.problems.append(str(error))
@@ -140,7 +151,7 @@ def _examine(case: Case, root: Path) -> _Finding:
         finding.problems.append(str(error))
     if mask is not None and case.labels is not None:
         ids = _present(mask)
-        # A spine of nothing but C1 is a binary mask.
+        # A mask with no number but 1 is binary: no scan shows C1 alone.
         finding.is_verse = finding.is_verse and not (case.edition is None and ids == (1,))
         if finding.is_verse:
             finding.ids = ids
@@ -157,7 +168,7 @@ def _examine(case: Case, root: Path) -> _Finding:
 
 
 def _read_mask(path: Path, edition: str | None) -> tuple[LabelVolume, bool]:
-    """A mask, and whether its numbers are VerSe ids; other data sets may have numbers of theirs."""
+    """Return a mask and whether its numbers are VerSe ids; outside of VerSe they may be others."""
     try:
         return scanfile.read_labels(path), True
     except InputError:
@@ -171,15 +182,15 @@ def _shown(path: Path, root: Path) -> str:
 
 
 def _without_voxels(volume: Volume) -> Volume:
-    """The same grid with an array that takes no memory."""
+    """Return a volume on the same grid whose array takes no memory."""
     nothing = np.broadcast_to(np.zeros((), np.int16), volume.native.shape)
     return Volume(nothing, volume.native_affine)
 
 
 def _present(mask: LabelVolume) -> tuple[int, ...]:
-    """Ids in the mask from top to bottom; by slices, since counting copies its input."""
+    """Return the ids in the mask from head to foot."""
     counts = np.zeros(256, np.int64)
-    for k in range(mask.shape[2]):
+    for k in range(mask.shape[2]):  # by slices, because bincount copies its input to 8 bytes each
         counts += np.bincount(mask.array[:, :, k].ravel(), minlength=256)
     found = [int(i) for i in np.flatnonzero(counts) if i]
     return tuple(sorted(found, key=lambda i: labels.order(i) if i in labels.NAMES else i))
@@ -199,7 +210,7 @@ def _check_mask(ids: Sequence[int], shown: str) -> Iterable[str]:
 def _check_grids(
     image: Volume, mask: LabelVolume, mask_name: str, image_name: str
 ) -> Iterable[str]:
-    """Whether mask and CT share a grid, up to axis order and a small shift."""
+    """Check that mask and CT have the same grid; axis order and a small shift do not matter."""
     if mask.shape != image.shape:
         sides = _sides(image.to_native(mask.array).shape), _sides(image.native.shape)
         what = f"has {sides[0]} voxels, its CT {image_name} {sides[1]}"
@@ -262,10 +273,10 @@ def _check_centroids(
 def distance_to_label_mm(
     world: np.ndarray, label: int, mask: LabelVolume, limit_mm: float
 ) -> float:
-    """Distance from a world point (3,) in mm to the nearest voxel centre of a label.
+    """Return the distance in mm from a world point (3,) to the nearest voxel centre of a label.
 
-    0 where the point's own voxel has the label; searched up to four times `limit_mm`, beyond that
-    infinite.
+    It is 0 if the point lies in a voxel of the label, and infinite if the label has no voxel within
+    `4 * limit_mm`.
     """
     index = geometry.world_to_voxel(mask.affine, world)
     if centroids.label_at(index, mask, mask) == label:
@@ -303,7 +314,7 @@ def _summary(root: Path, cases: Sequence[Case]) -> list[str]:
 
 
 def _numbering(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
-    """How many masks tell no more than vertebra from background."""
+    """Return how many masks have other numbers than VerSe ids."""
     others = [
         case.labels
         for case, finding in zip(cases, findings, strict=True)
@@ -318,41 +329,44 @@ def _numbering(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]
 
 
 def _table(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
-    """Counts per edition and subset, found / expected; a scan counts once per edition."""
+    """Return counts per edition and subset, found / published; a scan counts once per edition."""
     groups: dict[str, dict[str | None, list[int]]] = defaultdict(lambda: defaultdict(list))
     editions = {case.id: case.edition for case in cases}
     for i, case in enumerate(cases):
         is_copy = case.duplicate_of and editions[case.duplicate_of] == case.edition
         if case.edition and not is_copy:
             groups[case.edition][case.subset].append(i)
-    lines: list[str] = []
+    rows: list[list[str]] = []
     for edition in sorted(groups):
         members = [i for group in groups[edition].values() for i in group]
         expected = EXPECTED[edition]
         if edition == "verse20" and not any(_is_of_19(cases[i]) for i in members):
             expected = EXPECTED["verse20 new"]
-        lines += ["", f"{expected.title:<34}{'scans':>12}{'patients':>12}{'vertebrae':>16}"]
+        rows += [_BLANK, [expected.title, "scans", "patients", "vertebrae"]]
         for subset, title in _SUBSETS.items():
             counts = _counts(cases, findings, groups[edition].get(subset, []))
             wanted = (expected.scans.get(subset), None, expected.vertebrae.get(subset))
-            lines.append(_row(title, counts, wanted))
+            rows.append(_row(title, counts, wanted))
         if None in groups[edition]:
             counts = _counts(cases, findings, groups[edition][None])
-            lines.append(_row("no subset named", counts, (None, None, None)))
+            rows.append(_row("no subset named", counts, (None, None, None)))
         totals = (expected.total_scans, expected.total_patients, expected.total_vertebrae)
-        lines.append(_row("all", _counts(cases, findings, members), totals))
+        rows.append(_row("all", _counts(cases, findings, members), totals))
     if {"verse19", "verse20"} <= set(groups):
         union = [i for i, case in enumerate(cases) if case.edition and not case.duplicate_of]
-        lines += [
-            "",
-            _row("both editions, copies once", _counts(cases, findings, union), EXPECTED_BOTH),
-        ]
+        counts = _counts(cases, findings, union)
+        rows += [_BLANK, _row("both editions, copies once", counts, EXPECTED_BOTH)]
     other = [i for i, case in enumerate(cases) if not case.edition]
     if other and groups:
-        lines += ["", _row("other scans", _counts(cases, findings, other), (None, None, None))]
-    if groups:
-        lines += ["", "found / published; scans count when CT or mask is there"]
-    return lines
+        counts = _counts(cases, findings, other)
+        rows += [_BLANK, _row("other scans", counts, (None, None, None))]
+    if not rows:
+        return []
+    note = "found / published; a scan counts if it has a CT or a mask"
+    return [*text_table(rows, gap="    ").split("\n"), "", note]
+
+
+_BLANK = [""] * 4
 
 
 def _is_of_19(case: Case) -> bool:
@@ -367,15 +381,13 @@ def _counts(
     return len(scans), len({cases[i].subject for i in scans}), vertebrae
 
 
-def _row(title: str, found: Sequence[int], wanted: Sequence[int | None]) -> str:
-    cells = [
-        f"{n:,}" if w is None else f"{n:,} / {w:,}" for n, w in zip(found, wanted, strict=True)
-    ]
-    return f"  {title:<32}{cells[0]:>12}{cells[1]:>12}{cells[2]:>16}"
+def _row(title: str, found: Sequence[int], wanted: Sequence[int | None]) -> list[str]:
+    counts = zip(found, wanted, strict=True)
+    return [f"  {title}", *(f"{n:,}" if w is None else f"{n:,} / {w:,}" for n, w in counts)]
 
 
 def _histogram(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
-    """Scans that contain each label, copies left out."""
+    """Return how many scans contain each vertebra; a scan with copies counts once."""
     counts: Counter[int] = Counter()
     for case, finding in zip(cases, findings, strict=True):
         if case.duplicate_of is None:
