@@ -1,1 +1,1 @@
-"""Starting many runs: sweeps on this machine or on Slurm. Never imports jax."""
+"""Launching sweeps: many runs on this machine or on Slurm. Importing it does not import jax."""

@@ -1,4 +1,4 @@
-"""Units on this machine: one for each GPU, or some at once on the CPU."""
+"""Units on this machine: one for each GPU, or a few at once on the CPU."""
 
 import os
 import shutil
@@ -14,15 +14,15 @@ from typing import Any
 from spinejax import sweep_state
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.launch import plan, status, unit
-from spinejax.sweep_state import State, Unit
+from spinejax.sweep_state import State, SweepUnit
 
-_ALONE = {"SLURM_NTASKS": "1"}  # within somebody's allocation, too, a unit is one process
+_ALONE = {"SLURM_NTASKS": "1"}  # inside a Slurm allocation, too, a unit is a single process
 _POLL_S = 0.5
 _REDRAW_S = 5.0
 
 
 def gpus() -> list[str]:
-    """Return the ids of the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the ids of the GPUs that may be used, in the words of CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name and name != "-1"]
@@ -45,11 +45,11 @@ def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
     """Return the environment of each place that a unit can run in.
 
     Args:
-        at_once: most units at a time; 0 for as many as GPUs suffice for, else 1.
-        per_unit: GPUs of a unit; below 0 for one where there is any.
+        at_once: most units at a time; 0 for as many as there are GPUs for, or 1 on the CPU.
+        per_unit: GPUs of a unit; -1 for one if there is any.
 
     Raises:
-        InputError: more GPUs asked for than there are.
+        InputError: the machine has too few GPUs.
     """
     found = gpus()
     if per_unit < 0:
@@ -66,14 +66,20 @@ def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
     return [{**_ALONE, "CUDA_VISIBLE_DEVICES": ",".join(ids)} for ids in places[: at_once or None]]
 
 
-def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) -> int:
-    """Run units, each in the first place that is free; return the exit status.
+def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, str]]) -> int:
+    """Run units, each in the first free place; return the exit status.
 
-    Ctrl-C and SIGTERM ask all that run to save and end, a second Ctrl-C ends them at once; the same
-    command goes on with what is not done. A unit that fails does not keep the others from running.
+    Ctrl-C and SIGTERM ask the running units to save and end, a second Ctrl-C ends them at once; the
+    same command then continues with the units that are not done. If a unit fails, the others run
+    all the same.
+
+    Args:
+        units: to run.
+        workdir: folder of the sweep.
+        places: environment of each place, see `slots`.
     """
     waiting = list(units)
-    running: dict[int, tuple[Unit, unit.Child]] = {}
+    running: dict[int, tuple[SweepUnit, unit.Child]] = {}
     screen = _Screen(units, workdir)
     with _asked_to_stop() as asked:
         told = 0
@@ -111,8 +117,8 @@ def run(units: Sequence[Unit], workdir: Path, places: Sequence[dict[str, str]]) 
     return 0 if all(state.kind == "done" for state in found.values()) else 1
 
 
-def _is_taken(one: Unit, workdir: Path) -> bool:
-    """Whether something else is at work in the unit's folder, such as what a kill left behind."""
+def _is_taken(one: SweepUnit, workdir: Path) -> bool:
+    """Whether another process is at work in the unit's folder, such as one that outlived a kill."""
     return sweep_state.state(workdir / one.name).kind == "running"
 
 
@@ -133,9 +139,9 @@ def _asked_to_stop() -> Iterator[list[int]]:
 
 
 class _Screen:
-    """The table of the units, drawn over itself on a terminal; elsewhere a line for each change."""
+    """Shows the units: a table that redraws itself on a terminal, elsewhere a line a change."""
 
-    def __init__(self, units: Sequence[Unit], workdir: Path) -> None:
+    def __init__(self, units: Sequence[SweepUnit], workdir: Path) -> None:
         self._units, self._workdir = units, workdir
         self._live = sys.stdout.isatty()
         self._before: dict[str, State] = {}
@@ -143,7 +149,7 @@ class _Screen:
         self._last = 0.0
 
     def say(self, text: str) -> None:
-        """Print a line, and the table below it with the next refresh."""
+        """Print a line; the next refresh prints the table below it."""
         print(text, flush=True)
         self._lines = 0
 

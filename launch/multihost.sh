@@ -13,7 +13,7 @@
 
 # Slurm may signal this shell, too; it lives on to see what became of the run.
 trap : TERM
-srun --kill-on-bad-exit=0 "${PYTHON:-.venv/bin/python}" -m spinejax.cli train "$@"
+srun --kill-on-bad-exit=0 "${PYTHON:-.venv/bin/python}" -m spinejax train "$@"
 status=$?
 # 75: stopped with everything saved. A job that is cancelled or requeued already is left alone.
 if [ "$status" -eq 75 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then

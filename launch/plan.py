@@ -1,89 +1,108 @@
-"""From a config, a sweep and extra flags to units with their command lines, all checked."""
+"""From a config and a sweep to units with their command lines, all checked."""
 
 import fnmatch
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from absl.flags import FlagValues
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from spinejax import arguments
+from spinejax import config_files
 from spinejax.configs import sweeps
 from spinejax.errors import InputError
-from spinejax.sweep_state import SECOND, Sweep, Unit
+from spinejax.sweep_state import SECOND, Sweep, SweepUnit
 
 _FREE = ("data.root", "data.cache_dir", "data.threads", "data.prefetch")
 MOVABLE = (*_FREE, *(f"{SECOND}.{key}" for key in _FREE))
 """Fields that may change between two starts of a sweep: no score depends on them."""
 
-_LONGEST_NAME = 200  # of a folder
+_LONGEST_NAME = 200  # characters of a folder's name
 
 
-def make(values: FlagValues, workdir: Path) -> Sweep:
-    """Return the sweep that --config, its overrides, --sweep, --seeds and --folds describe.
+def make(
+    config: str,
+    overrides: Mapping[str, str],
+    name: str,
+    workdir: Path,
+    *,
+    seeds: int = 0,
+    folds: int = 0,
+) -> Sweep:
+    """Return a sweep whose units are all checked.
 
-    Its units share a cache of preprocessed scans in `workdir`, unless the flags name another.
+    The units share a cache of preprocessed scans in `workdir`, unless they set another.
+
+    Args:
+        config: the config that the sweep varies, see `config_files.find`.
+        overrides: text of further fields, the same in all units, by dotted key.
+        name: NAME of the config file's `sweep_NAME`.
+        workdir: folder of the sweep.
+        seeds: run each unit with seeds 0 to `seeds` - 1.
+        folds: run each unit on so many folds of a cross-validation.
 
     Raises:
-        InputError: no such sweep (those there are, are listed), a unit that sets a field that its
-            config does not have or a value of another type, a name that is taken twice, an override
-            of what the sweep varies.
+        InputError: there is no such sweep; a unit sets a field that its config does not have, or a
+            value that is not allowed; two units have the same name; `overrides` set a field that
+            the sweep varies.
     """
-    generator = arguments.sweep(values)
-    flag = values["config"]
-    own = config_flags.get_config_filename(flag)
-    common = config_flags.get_override_values(flag)
-    name = values.sweep
-    units = _units(generator, name, values)
     checked = []
-    for unit in units:
-        overrides = dict(unit.overrides)
-        twice = sorted(overrides.keys() & common.keys())
+    for unit in _units(config, name, seeds, folds):
+        own = dict(unit.overrides)
+        twice = sorted(own.keys() & overrides.keys())
         if twice:
             raise InputError(
                 f"--config.{twice[0]}: sweep {name} varies this field; leave it out, or use "
                 "another sweep"
             )
-        file = beside(own, str(overrides.pop("config", "")))
-        fields = {**common, **overrides}
-        words = [f"--config={file}", *(f"--config.{k}={sweeps.text(v)}" for k, v in fields.items())]
-        config = _check(unit.name, name, words)
+        file = beside(config, str(own.pop("config", "")))
+        try:
+            fields = {**overrides, **{key: sweeps.text(value) for key, value in own.items()}}
+            found = config_files.get_config(file, fields)
+            _check(found)
+        except ValueError as error:  # InputError, and those of `sweeps.text`
+            raise InputError(f"sweep {name}, unit {unit.name}: {error}") from error
         for block in ("", f"{SECOND}."):
             key = f"{block}data.cache_dir"
-            if key not in fields and (not block or SECOND in config) and _reads_scans(config):
-                words.append(f"--config.{key}={workdir / 'cache'}")
-        checked.append(Unit(unit.name, tuple(words), dict(unit.overrides), dict(unit.cell)))
-    return Sweep(name, own, tuple(checked))
+            # Phantoms are written by each run, so their cache cannot be shared.
+            if key not in fields and (not block or SECOND in found):
+                if found.data.source == "verse":
+                    fields[key] = str(workdir / "cache")
+        words = [f"--config={file}", *(f"--config.{key}={text}" for key, text in fields.items())]
+        checked.append(SweepUnit(unit.name, tuple(words), dict(unit.overrides), dict(unit.cell)))
+    return Sweep(name, config, tuple(checked))
 
 
-def _units(
-    generator: Callable[[], sweeps.Sweep], name: str, values: FlagValues
-) -> list[sweeps.Unit]:
+def _check(config: ConfigDict) -> None:
+    """Refuse a config that a unit could not train with."""
+    from spinejax.train import pipeline  # imports jax, which launching itself does not need
+
+    pipeline.check(config)
+
+
+def _units(config: str, name: str, seeds: int, folds: int) -> list[sweeps.Unit]:
     """Return the units of a sweep, times seeds and folds, with names fit for folders."""
     try:
-        parts: list[sweeps.Sweep] = [generator()]
-        if values.seeds:
-            parts.append(sweeps.seeds(values.seeds))
-        if values.folds:
-            parts.append(sweeps.folds(values.folds))
+        parts: list[sweeps.Sweep] = [config_files.find_sweep(config, name)()]
+        parts += [sweeps.seeds(seeds)] * bool(seeds) + [sweeps.folds(folds)] * bool(folds)
         units = sweeps.product(*parts)
-    except Exception as error:  # whatever the sweep's own code may raise
+    except InputError:
+        raise
+    except Exception as error:  # the sweep's own code may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise InputError(
-            f"sweep {name}: {kind}{arguments.one_line(error)}; correct the sweep, or the flags"
+            f"sweep {name}: {kind}{config_files.one_line(error)}; correct the sweep, or the flags"
         ) from error
     if not units:
         raise InputError(f"sweep {name} yields no units; correct it")
     named = [unit._replace(name=re.sub(r"[^\w.,=+-]", "_", unit.name)) for unit in units]
+    # Some file systems do not distinguish capitals in the names of folders.
+    counts = Counter(unit.name.lower() for unit in named)
     for unit in named:
         if not unit.name.strip(".") or len(unit.name) > _LONGEST_NAME:
             raise InputError(f"sweep {name}: {unit.name!r} cannot name a folder; name the unit")
-    # A folder's name may differ from another one's in more than capitals only.
-    counts = Counter(unit.name.lower() for unit in named)
-    for unit in named:
         if counts[unit.name.lower()] > 1:
             raise InputError(
                 f"sweep {name}: {counts[unit.name.lower()]} units are called {unit.name!r}; give "
@@ -93,12 +112,12 @@ def _units(
 
 
 def beside(own: str, other: str) -> str:
-    """Return the config that a unit names, with the arguments of the sweep's own added.
+    """Return the config that a unit names, with the arguments of the sweep's own config added.
 
     `beside("configs/a.py:debug", "b.py:net=vgg")` is "configs/b.py:net=vgg,debug".
 
     Raises:
-        InputError: an argument is given by both.
+        InputError: both give the same argument.
     """
     file, _, given = own.partition(":")
     if not other:
@@ -114,44 +133,28 @@ def beside(own: str, other: str) -> str:
     return str(Path(file).parent / name) + (f":{joined}" if joined else "")
 
 
-def _check(unit: str, sweep: str, words: Sequence[str]) -> ConfigDict:
-    """Return the config of a unit."""
-    try:
-        values = arguments.parse("train", "", arguments.config_flag, list(words))
-    except InputError as error:
-        raise InputError(f"sweep {sweep}, unit {unit}: {error}") from error
-    if values is None:
-        raise InputError(f"sweep {sweep}, unit {unit}: --help is no field")
-    return values.config
-
-
-def _reads_scans(config: ConfigDict) -> bool:
-    """Whether a run reads scans that other runs read, too; phantoms are written by each."""
-    return config.data.source == "verse"
-
-
-def chosen(sweep: Sweep, pattern: str) -> list[Unit]:
-    """Return the units whose names fit a pattern of the shell; "" for all.
+def chosen(sweep: Sweep, pattern: str) -> list[SweepUnit]:
+    """Return the units whose names match a shell pattern; all for "".
 
     Raises:
-        InputError: none does.
+        InputError: no name matches.
     """
     found = [u for u in sweep.units if not pattern or fnmatch.fnmatchcase(u.name, pattern)]
     if not found:
         raise InputError(
-            f"--units={pattern}: no unit of sweep {sweep.name} is called so; they are "
+            f"--units={pattern}: no unit of sweep {sweep.name} has such a name; the names are "
             + ", ".join(unit.name for unit in sweep.units)
         )
     return found
 
 
 def check_same(old: Sweep, new: Sweep, begun: Sequence[str], workdir: Path) -> None:
-    """Refuse to go on in the folder of another sweep; units may be added, and seeds.
+    """Refuse to continue in the folder of another sweep; units and seeds may be added.
 
     Args:
-        old: what the folder holds.
-        new: what was asked for.
-        begun: names of the units that have been started; others bind nobody.
+        old: the sweep in the folder.
+        new: the sweep that the user asks for.
+        begun: names of the units that were started; the other units may change.
         workdir: the folder.
 
     Raises:
@@ -159,8 +162,8 @@ def check_same(old: Sweep, new: Sweep, begun: Sequence[str], workdir: Path) -> N
     """
     if not begun:
         return
-    advice = "give this one another --workdir, or the old words to go on"
-    if (old.name, _file(old.config)) != (new.name, _file(new.config)):
+    advice = "give this one another --workdir, or the old words to continue"
+    if (old.name, _stem(old.config)) != (new.name, _stem(new.config)):
         raise InputError(
             f"{workdir} belongs to sweep {old.name} of {old.config}, not to {new.name} of "
             f"{new.config}; {advice}"
@@ -171,8 +174,8 @@ def check_same(old: Sweep, new: Sweep, begun: Sequence[str], workdir: Path) -> N
             continue
         if unit.name not in units:
             raise InputError(
-                f"{workdir}: its unit {unit.name}, which has been started, is not in the sweep any "
-                f"more; {advice}"
+                f"{workdir}: its unit {unit.name}, which was started, is no longer in the sweep; "
+                f"{advice}"
             )
         before, after = _words(unit.words), _words(units[unit.name].words)
         differing = sorted(k for k in before | after if before.get(k) != after.get(k))
@@ -184,24 +187,24 @@ def check_same(old: Sweep, new: Sweep, begun: Sequence[str], workdir: Path) -> N
             )
 
 
-def _file(config: str) -> str:
-    return Path(config.partition(":")[0]).name
+def _stem(config: str) -> str:
+    return Path(config.partition(":")[0]).stem
 
 
 def _words(words: Sequence[str]) -> dict[str, str]:
-    """Return flag -> word, without what may change and where the config file lies."""
-    found = {word.partition("=")[0]: word for word in words}
+    """Return flag -> word, without movable fields and without the folder of the config file."""
+    found: dict[str, Any] = {word.partition("=")[0]: word for word in words}
     config = found["--config"].partition("=")[2]
-    found["--config"] = f"--config={_file(config)}:{config.partition(':')[2]}"
+    found["--config"] = f"--config={_stem(config)}:{config.partition(':')[2]}"
     free = {f"--config.{key}" for key in MOVABLE}
     return {key: word for key, word in found.items() if key not in free}
 
 
-def command(unit: Unit, workdir: Path) -> list[str]:
-    """Return the arguments of `spinejax` that run a unit: train, or resume, then score."""
+def command(unit: SweepUnit, workdir: Path) -> list[str]:
+    """Return the arguments of `spinejax` that run a unit: train or resume, then score."""
     return ["train", *unit.words, f"--workdir={workdir / unit.name}", "--evaluate"]
 
 
-def shown(unit: Unit, workdir: Path) -> str:
-    """Return the command line of a unit, to be read or pasted."""
+def shown(unit: SweepUnit, workdir: Path) -> str:
+    """Return the command line of a unit, ready to paste into a shell."""
     return shlex.join(["spinejax", *command(unit, workdir)])

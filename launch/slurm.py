@@ -1,11 +1,12 @@
-"""Units as a job array of Slurm, by submitit. Slurm schedules; nothing here does.
+"""Units as a job array of Slurm, submitted by submitit. Slurm alone schedules them.
 
-A job that Slurm preempts, or whose time ends, saves and is queued again; it goes on where it was.
-What a unit prints lies in its own folder, what submitit says of a job in `<workdir>/slurm/`.
+A job that Slurm preempts, or whose time ends, saves and is queued again; then it resumes. A unit's
+output is in its own folder, submitit's output about a job in `<workdir>/slurm/`.
 """
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,41 +15,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl.flags import FlagValues
-
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
 from spinejax.launch import plan, status, unit
 from spinejax.sweep_state import JOB, OUTCOME, Unit, read_json
 
 _POLL_S = 0.5
-_KILL_WAIT_S = 300.0  # longer than Slurm waits between asking to stop and killing
-_ASK_S = 90  # Slurm asks to stop so long before the end of a job's time
-_SAVE_S = 80.0  # which leaves a run this long to save
-_RESTARTS = 1000  # after the end of a job's time
+_KILL_WAIT_S = 300.0  # longer than Slurm waits between asking a job to stop and killing it
+_ASK_S = 90  # Slurm asks a job to stop this long before its time ends
+_SAVE_S = 80.0  # a run then has this long to save
+_RESTARTS = 1000  # how often a job starts again after its time ended
 
 
 class Job:
-    """What a job runs; submitit pickles it, and calls `checkpoint` when Slurm asks to stop."""
+    """Runs a unit as a job; submitit pickles it and calls `checkpoint` when Slurm asks to stop."""
 
     def __init__(self) -> None:
         self._child: unit.Child | None = None
 
     def __call__(self, folder: str, words: Sequence[str]) -> int:
-        """Run a unit to its end; return the exit status, 0.
+        """Run a unit to its end; return its exit status, 0.
+
+        Args:
+            folder: of the unit.
+            words: arguments of `spinejax`.
 
         Raises:
             RuntimeError: the unit failed.
         """
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         self._child = unit.start(Path(folder), words, rank=rank)
-        # submitit would pass over it; not every cluster sends it to the child as well.
+        # submitit ignores SIGTERM, and not every cluster sends it to the child as well.
         signal.signal(signal.SIGTERM, self._stop)
         while (ended := self._child.ended()) is None:
             time.sleep(_POLL_S)
         if ended == EXIT_INTERRUPTED:
-            # Slurm asked it to stop and will kill this process. A job that ends by itself now would
-            # count as completed, and not be queued again.
+            # Slurm asked the unit to stop and will kill this process. A job that ended by itself
+            # now would count as completed and would not be queued again.
             time.sleep(_KILL_WAIT_S)
         if ended != 0:
             raise RuntimeError(f"{folder}: exit status {ended}; see {unit.LOG} there")
@@ -59,7 +62,7 @@ class Job:
             self._child.stop()
 
     def checkpoint(self, folder: str, words: Sequence[str]) -> Any:
-        """Stop the unit with everything saved, and ask for another start of it."""
+        """Stop the unit, which saves, and ask submitit to start it again."""
         import submitit
 
         child, self._child = self._child, None
@@ -71,16 +74,37 @@ class Job:
         return submitit.helpers.DelayedSubmission(Job(), folder, words)
 
 
-def executor(values: FlagValues, workdir: Path, cluster: str = "slurm") -> Any:
+def executor(
+    workdir: Path,
+    *,
+    at_once: int = 0,
+    time: str = "24:00:00",
+    hosts: int = 1,
+    processes: int = 1,
+    cpus: int = 4,
+    gpus: int = 0,
+    memory: str = "",
+    partition: str = "",
+    account: str = "",
+    more: str = "",
+) -> Any:
     """Return submitit's executor for the flags `--slurm.*`.
 
     Args:
-        values: parsed flags of `launch.sweep`.
-        workdir: of the sweep.
-        cluster: "slurm", or "local" for tests: processes of this machine.
+        workdir: folder of the sweep.
+        at_once: most units at a time; 0 for no limit.
+        time: limit of a unit, see `minutes`.
+        hosts: of a unit.
+        processes: of a unit on each host.
+        cpus: of a process.
+        gpus: of a host.
+        memory: of a host, such as "32GB".
+        partition: "" for the cluster's default.
+        account: "" for the cluster's default.
+        more: further NAME=VALUE,... for sbatch.
 
     Raises:
-        InputError: submitit or Slurm is not there, or a flag cannot be used.
+        InputError: submitit or Slurm is missing, or a value cannot be used.
     """
     try:
         import submitit
@@ -88,46 +112,46 @@ def executor(values: FlagValues, workdir: Path, cluster: str = "slurm") -> Any:
         raise InputError(
             "--executor=slurm needs submitit: pip install -e '.[slurm]', or use --executor=local"
         ) from error
-    if cluster == "slurm" and shutil.which("sbatch") is None:
+    if shutil.which("sbatch") is None:
         raise InputError(
             "--executor=slurm: no sbatch on this machine; start the sweep on a login node of the "
             "cluster, or use --executor=local"
         )
     made = submitit.AutoExecutor(
-        folder=workdir / "slurm" / "%j", cluster=cluster, slurm_max_num_timeout=_RESTARTS
-    )
-    fields: dict[str, Any] = dict(
-        name=workdir.resolve().name,
-        timeout_min=minutes(str(values["slurm.time"].value)),
-        nodes=values["slurm.hosts"].value,
-        tasks_per_node=values["slurm.processes"].value,
-        cpus_per_task=values["slurm.cpus"].value,
-        slurm_array_parallelism=values.at_once or 1000,
-        slurm_signal_delay_s=_ASK_S,
+        folder=workdir / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=_RESTARTS
     )
     optional = {
-        "slurm_partition": values["slurm.partition"].value,
-        "slurm_account": values["slurm.account"].value,
-        "slurm_mem": values["slurm.memory"].value,
-        "gpus_per_node": values["slurm.gpus"].value,
-        "slurm_additional_parameters": {"requeue": True, **_more(str(values["slurm.more"].value))},
+        "slurm_partition": partition,
+        "slurm_account": account,
+        "slurm_mem": memory,
+        "gpus_per_node": gpus,
     }
-    made.update_parameters(**fields, **{k: v for k, v in optional.items() if v})
+    made.update_parameters(
+        name=workdir.resolve().name,
+        timeout_min=minutes(time),
+        nodes=hosts,
+        tasks_per_node=processes,
+        cpus_per_task=cpus,
+        slurm_array_parallelism=at_once or 1000,
+        slurm_signal_delay_s=_ASK_S,
+        slurm_additional_parameters={"requeue": True, **_more(more)},
+        **{name: value for name, value in optional.items() if value},
+    )
     return made
 
 
 def minutes(text: str) -> int:
-    """Return the minutes of `[D-]HH:MM:SS`, as sbatch has them, or of a number of minutes.
+    """Return the minutes of sbatch's `[D-]HH:MM:SS`, or of a number of minutes.
 
     Raises:
-        InputError: it is neither.
+        InputError: `text` is neither.
     """
     if text.isdecimal():
         return int(text)
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
     if found is None:
         raise InputError(
-            f"--slurm.time={text}: give [D-]HH:MM:SS, as 12:00:00, or a number of minutes"
+            f"--slurm.time={text}: give [D-]HH:MM:SS, such as 12:00:00, or a number of minutes"
         )
     days, hours, rest, seconds = (int(part or 0) for part in found.groups())
     return (days * 24 + hours) * 60 + rest + (seconds > 0)
@@ -137,12 +161,12 @@ def _more(text: str) -> dict[str, str]:
     pairs = dict(word.partition("=")[::2] for word in text.split(",") if word)
     for name, value in pairs.items():
         if not name or not value:
-            raise InputError(f"--slurm.more={text}: give NAME=VALUE,..., as qos=high")
+            raise InputError(f"--slurm.more={text}: give NAME=VALUE,..., such as qos=high")
     return pairs
 
 
 def submit(executor: Any, units: Sequence[Unit], workdir: Path) -> int:
-    """Submit what is neither done nor queued as one job array; return the exit status.
+    """Submit the units that are neither done nor queued as one job array; return the exit status.
 
     Raises:
         InputError: Slurm refuses the jobs.
@@ -170,19 +194,19 @@ def submit(executor: Any, units: Sequence[Unit], workdir: Path) -> int:
                 f"Slurm refuses the jobs ({said[-1] if said else error}); check --slurm.*"
             ) from error
         for one, job in zip(todo, jobs, strict=True):
-            (workdir / one.name / OUTCOME).unlink(missing_ok=True)  # of an earlier start
+            (workdir / one.name / OUTCOME).unlink(missing_ok=True)  # left by an earlier start
             write_json(workdir / one.name / JOB, {"job": job.job_id})
         print(f"submitted {len(todo)} units: job {jobs[0].job_id.partition('_')[0]}")
     print(f"{len(units) - len(todo)} of {len(units)} units done, running or queued before")
-    print(f"python -m spinejax.launch.sweep --status --workdir={workdir}")
+    print(f"spinejax sweep --status --workdir={shlex.quote(str(workdir))}")
     return 0
 
 
 def _is_queued(job: str) -> bool:
-    """Whether Slurm still has a job to run or to end.
+    """Whether a job still waits or runs.
 
     Raises:
-        InputError: it does not answer.
+        InputError: Slurm does not answer.
     """
     try:
         asked = subprocess.run(

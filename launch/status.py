@@ -1,22 +1,23 @@
-"""How far a sweep is: one line a unit, from what lies in its folder."""
+"""How far a sweep is, one line for each unit."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from spinejax import sweep_state
-from spinejax.sweep_state import State, Unit
+from spinejax.sweep_state import State, SweepUnit
+from spinejax.text_table import text_table
 
 _ORDER = ("done", "running", "stopped", "failed", "waiting")
 
 
-def states(units: Sequence[Unit], workdir: Path) -> dict[str, State]:
-    """Return unit name -> how far it is."""
+def states(units: Sequence[SweepUnit], workdir: Path) -> dict[str, State]:
+    """Return the state of each unit by its name."""
     return {unit.name: sweep_state.state(workdir / unit.name) for unit in units}
 
 
 def table(found: dict[str, State]) -> str:
-    """Return the units as a table, and how many are done, failed and so on."""
+    """Return the units as a table, and below it the `summary`."""
     rows = [("unit", "", "step", "Dice", "left", "")]
     for name, state in found.items():
         step = "" if state.step is None else str(state.step)
@@ -24,16 +25,7 @@ def table(found: dict[str, State]) -> str:
             step += f"/{state.steps}"
         score = "" if state.score is None else f"{state.score:.4f}"
         rows.append((name, state.kind, step, score, _duration(state.seconds_left), state.note))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = {2, 3, 4}
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, summary(found)])
+    return f"{text_table(rows, 'llrrrl')}\n{summary(found)}"
 
 
 def summary(found: dict[str, State]) -> str:
@@ -44,7 +36,7 @@ def summary(found: dict[str, State]) -> str:
 
 
 def change(name: str, before: State | None, now: State) -> str | None:
-    """Return what to say of a unit whose state is another one than before; None for nothing."""
+    """Return what to print about a unit whose state has changed; None if it has not."""
     if before is not None and before.kind == now.kind:
         return None
     words = [f"{name}: {now.kind}"]

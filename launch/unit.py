@@ -1,4 +1,4 @@
-"""Running one unit: a child process, its log, and what came of it."""
+"""One unit: its child process, its log and its exit status."""
 
 import ctypes
 import os
@@ -34,11 +34,11 @@ class Child:
         return status
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask the unit to save and end."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once; what was saved stays."""
+        """End the unit at once; its checkpoints stay."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
@@ -56,20 +56,20 @@ def start(
     *,
     rank: int = 0,
 ) -> Child:
-    """Start `spinejax` with some words; what it prints is added to unit.log in `folder`.
+    """Start `spinejax` with some arguments; its output is appended to unit.log in `folder`.
 
-    The child holds the lock of the log. It leads a group of processes, so that the terminal's
-    Ctrl-C does not reach it, and is asked to stop when this process dies, however that comes.
+    The child holds the lock of the log. It leads a process group of its own, so that the terminal's
+    Ctrl-C does not reach it. When this process dies for any reason, the child is asked to stop.
 
     Args:
         folder: of the unit; made if missing.
         words: arguments of `spinejax`.
         environment: added to that of this process.
-        rank: which of the processes of a unit that has several; each has a log of its own, and the
-            first one's outcome is the unit's.
+        rank: number of the process in a unit of several; each process has a log of its own, and
+            the outcome of the first process is the unit's.
 
     Raises:
-        InputError: the unit is at work already, or the folder cannot be written.
+        InputError: the unit is running already, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def start(
     with log:
         if not take_lock(log):
             raise InputError(
-                f"{folder}: the unit is at work already; wait until it ends, or stop what started "
+                f"{folder}: the unit is running already; wait until it ends, or stop what started "
                 "it"
             )
         outcome = None if rank else folder / OUTCOME
@@ -89,7 +89,7 @@ def start(
             if outcome is not None:
                 outcome.unlink(missing_ok=True)
             process = subprocess.Popen(
-                [sys.executable, "-m", "spinejax.cli", *words],
+                [sys.executable, "-m", "spinejax", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -105,16 +105,19 @@ def start(
 
 
 def _prepare(parent: int) -> Callable[[], None]:
-    """Return what a child does first: it gets SIGTERM when `parent` dies, where there is a way."""
+    """Return a function for the child to call first: SIGTERM will reach it when `parent` dies.
+
+    Only Linux has a call for this.
+    """
     prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
 
     def prepare() -> None:
-        # Slurm's warning is for what started the child, and may reach both.
+        # Slurm's warning SIGUSR2 is for the parent, and may reach the child, too.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         if prctl is None:
             return
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before this line
+        if os.getppid() != parent:  # the parent died before the call
             os.kill(os.getpid(), signal.SIGTERM)
 
     return prepare

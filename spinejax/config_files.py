@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from spinejax import schema
 from spinejax.errors import InputError, check_choice
 
 PACKAGED = Path(__file__).parent / "configs"
@@ -138,9 +139,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     for part in blocks:
         block = block[part] if isinstance(block, ConfigDict) and part in block else None
     if not isinstance(block, ConfigDict) or name not in block:
-        raise InputError(
-            f"--config.{key}: the config has no field {key!r}; {_closest(key, config)}"
-        )
+        raise InputError(f"--config.{key}: {schema.unknown(config, key)}")
     old = block[name]
     if isinstance(old, ConfigDict):
         raise InputError(f"{flag}: {key} is a block; set one of its fields, --config.{key}.FIELD=")
@@ -190,30 +189,3 @@ def _tuple(text: str) -> Any:
         words = [word.strip() for word in text.split(",")]
         return tuple(words) if all(word.isidentifier() for word in words) else text
     return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _closest(key: str, config: ConfigDict) -> str:
-    """Return advice that names the fields closest to `key`, by their full path."""
-    fields = list(_fields(config))
-    block, _, name = key.rpartition(".")
-    # An abbreviation such as `lr` shares hardly a letter with `learning_rate`.
-    close = [f for f in fields if name in ("".join(w[:1] for w in _words(f)), _words(f)[-1])]
-    close += difflib.get_close_matches(key, fields, n=3)
-    close.sort(key=lambda field: field.rpartition(".")[0] != block)
-    if not close:
-        return "`spinejax config --config=...` lists its fields"
-    return f"did you mean {' or '.join(list(dict.fromkeys(close))[:3])}?"
-
-
-def _words(field: str) -> list[str]:
-    return field.rpartition(".")[2].split("_")
-
-
-def _fields(config: ConfigDict, prefix: str = "") -> Iterable[str]:
-    """Yield the full path of each field."""
-    for key in config:
-        value = config[key]
-        if isinstance(value, ConfigDict):
-            yield from _fields(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"

@@ -1,10 +1,11 @@
-"""Writing files so that they appear whole or not at all."""
+"""Files that appear whole or not at all; folders that a failure leaves no trace of."""
 
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,25 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused, since JSON has no such number."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def made(folder: Path, results: Iterable[str]) -> Iterator[None]:
+    """Make a folder and its parents; remove what was made here if the block fails too early.
+
+    Args:
+        folder: may exist already, and then stays in any case.
+        results: glob patterns, relative to the folder, of what is worth keeping: if there is any,
+            the folder stays.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new and not any(next(folder.glob(pattern), None) for pattern in results):
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in new[1:]:
+                with suppress(OSError):  # another program may use the parent by now
+                    parent.rmdir()
+        raise

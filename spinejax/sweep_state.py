@@ -35,7 +35,7 @@ _RATE_STEPS = 20  # logged steps that the time left is computed from
 
 
 @dataclass(frozen=True)
-class Unit:
+class SweepUnit:
     """One run of a sweep.
 
     name: of its folder.
@@ -56,7 +56,7 @@ class Sweep:
 
     name: str
     config: str
-    units: tuple[Unit, ...]
+    units: tuple[SweepUnit, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read(workdir: Path) -> Sweep:
         raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
     try:
         units = tuple(
-            Unit(one["name"], tuple(one["words"]), dict(one["overrides"]), dict(one["cell"]))
+            SweepUnit(one["name"], tuple(one["words"]), dict(one["overrides"]), dict(one["cell"]))
             for one in record["units"]
         )
         return Sweep(record["name"], record["config"], units)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "spinejax"
 FLOORS = [
     {"errors", "files", "progress", "text_table"},
     {"config_files", "geometry", "labels", "schema", "sweep_state"},
-    {"volume"},
+    {"volume", "configs"},
     {"io"},
     {"datasets"},
     {"data"},
@@ -21,13 +21,13 @@ FLOORS = [
     {"inference"},
     {"tasks"},
     {"train"},
-    {"reports", "costs"},
+    {"reports", "launch"},
     {"predictor"},
     {"scoring"},
     {"evaluation"},
-    {"commands", "arguments"},
-    {"options"},
+    {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 # name in the package -> floor
 LEVEL = {name: level for level, row in enumerate(FLOORS) for name in row}
@@ -42,7 +42,9 @@ ONLY = {
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+    links = ("configs", "launch")  # folders at the top of the repository; rglob follows no links
+    paths = [*PACKAGE.rglob("*.py"), *(p for link in links for p in (PACKAGE / link).glob("*.py"))]
+    return sorted(path for path in paths if path != PACKAGE / "__init__.py")
 
 
 def imports(path: Path) -> set[str]:

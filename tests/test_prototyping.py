@@ -31,7 +31,7 @@ def test_each_step_does_what_the_page_says(tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     # The installed `spinejax` would be that of the repository.
-    for name, words in (("spinejax", "-m spinejax.cli"), ("python", "")):
+    for name, words in (("spinejax", "-m spinejax"), ("python", "")):
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (programs / name).chmod(0o755)
     environment = {

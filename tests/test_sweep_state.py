@@ -13,7 +13,7 @@ from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.launch import plan, status
 from spinejax.reports import paper_tables, sweep_page, sweep_scores
-from spinejax.sweep_state import State, Sweep, Unit
+from spinejax.sweep_state import State, Sweep, SweepUnit
 
 
 def make(folder, *, step=None, steps=40, test=("a",), log="", outcome=None, **config):
@@ -141,10 +141,10 @@ def test_the_table_counts_and_a_change_is_said_once():
 def swept(tmp_path):
     """A sweep of a row of Table 3 with three seeds, one of Table 4, and one of no table."""
     row = {"table": "saeed2023_table3", "Dataset": "VerSe 2019", "Normalization": "0 to 1"}
-    units = [Unit(f"s{seed}", ("--config=c.py",), {"seed": seed}, row) for seed in range(3)]
-    units.append(Unit("m", ("--config=c.py",), {}, {**row, "table": "saeed2023_table4"}))
+    units = [SweepUnit(f"s{seed}", ("--config=c.py",), {"seed": seed}, row) for seed in range(3)]
+    units.append(SweepUnit("m", ("--config=c.py",), {}, {**row, "table": "saeed2023_table4"}))
     units += [
-        Unit(f"own{seed}", ("--config=c.py",), {"model.norm": "batch", "seed": seed})
+        SweepUnit(f"own{seed}", ("--config=c.py",), {"model.norm": "batch", "seed": seed})
         for seed in range(2)
     ]
     sweep_state.write(tmp_path, Sweep("mixed", "c.py", tuple(units)))
@@ -209,7 +209,7 @@ def test_doubtful_cells_of_all_tables_are_marked(swept):
     above = marked = 0
     for name, table in paper_tables.tables().items():
         units = (
-            Unit(
+            SweepUnit(
                 "a", (), {}, {"table": name, **dict(zip(table.labels, table.rows[0], strict=False))}
             ),
         )
@@ -226,8 +226,10 @@ def test_doubtful_cells_of_all_tables_are_marked(swept):
 
 
 def test_a_split_that_is_swept_is_no_repetition(swept):
-    units = [Unit(n, (), {"data.split": n, "optim.x": 1, "vertebrae.optim.x": 2}) for n in "ab"]
-    units.append(Unit("c", (), {"data.split": "kfold", "data.folds": 2, "data.fold": 0}))
+    units = [
+        SweepUnit(n, (), {"data.split": n, "optim.x": 1, "vertebrae.optim.x": 2}) for n in "ab"
+    ]
+    units.append(SweepUnit("c", (), {"data.split": "kfold", "data.folds": 2, "data.fold": 0}))
     made = sweep_scores.own_table(
         Sweep("x", "c.py", tuple(units)),
         sweep_scores.results(swept, Sweep("x", "c.py", tuple(units))),
@@ -240,7 +242,7 @@ def test_wrong_cells_and_folders_are_refused(swept, capsys):
     found = sweep_state.read(swept)
     wrong = {"table": "saeed2023_table3", "Dataset": "VerSe 2021"}
     for cell, said in ((wrong, "no row"), ({"table": "saeed2023_table2"}, "not published")):
-        units = (Unit("a", (), {}, cell),)
+        units = (SweepUnit("a", (), {}, cell),)
         with pytest.raises(InputError, match=said):
             sweep_scores.tables(swept, Sweep("x", "c.py", units))
     assert cli.main(["report", f"--sweep={swept / 's0'}"]) == 1
@@ -255,24 +257,27 @@ def test_wrong_cells_and_folders_are_refused(swept, capsys):
 
 def test_a_folder_goes_on_with_its_own_sweep_only(tmp_path):
     words = ("--config=configs/a.py", "--config.seed=1", "--config.data.root=/here")
-    old = Sweep("s", "configs/a.py", (Unit("u", words), Unit("v", words)))
+    old = Sweep("s", "configs/a.py", (SweepUnit("u", words), SweepUnit("v", words)))
 
     def same(new, begun=("u",)):
         plan.check_same(old, new, begun, tmp_path)
 
     moved = ("--config=/elsewhere/configs/a.py", "--config.seed=1", "--config.data.root=/there")
     moved = (*moved, "--config.vertebrae.data.cache_dir=/there/cache")
-    more = (Unit("u", moved), Unit("v", words), Unit("w", words))
+    more = (SweepUnit("u", moved), SweepUnit("v", words), SweepUnit("w", words))
     same(Sweep("s", "/elsewhere/configs/a.py", more))
-    same(Sweep("s", "configs/a.py", (Unit("u", words),)))  # nobody had started v
+    same(Sweep("s", "configs/a.py", (SweepUnit("u", words),)))  # nobody had started v
     same(Sweep("other", "b.py", ()), begun=())
-    bare = (Unit("u", ("--config=a.py", *words[1:])),)
+    bare = (SweepUnit("u", ("--config=a.py", *words[1:])),)
     same(Sweep("s", "a.py", bare))
     for new, said in (
         (Sweep("other", "configs/a.py", more), "belongs to sweep s"),
         (Sweep("s", "configs/b.py", more), "belongs to sweep s of configs/a.py"),
-        (Sweep("s", "configs/a.py", (Unit("v", words),)), "unit u, which has been started, is not"),
-        (Sweep("s", "configs/a.py", (Unit("u", words[:1]),)), "no --config.seed"),
+        (
+            Sweep("s", "configs/a.py", (SweepUnit("v", words),)),
+            "unit u, which has been started, is not",
+        ),
+        (Sweep("s", "configs/a.py", (SweepUnit("u", words[:1]),)), "no --config.seed"),
     ):
         with pytest.raises(InputError, match=said):
             same(new)

@@ -17,7 +17,7 @@ from spinejax.errors import InputError
 from spinejax.reports import doubts, paper_tables
 from spinejax.reports.paper_tables import PaperTable
 from spinejax.reports.tables import finite, is_phantom, item
-from spinejax.sweep_state import State, Sweep, Unit
+from spinejax.sweep_state import State, Sweep, SweepUnit
 
 _FOLDS = {"data.split": "kfold", "data.folds": None, "data.fold": None}
 
@@ -74,7 +74,7 @@ class Table:
 class Result:
     """A unit, how far it is, and what its folder holds; empty where there is nothing yet."""
 
-    unit: Unit
+    unit: SweepUnit
     state: State
     config: Mapping[str, Any]
     record: Mapping[str, Any]
@@ -158,7 +158,7 @@ def _published(name: str, members: Sequence[Result]) -> Table:
     )
 
 
-def _fits(unit: Unit, table: PaperTable, row: tuple[str, ...]) -> bool:
+def _fits(unit: SweepUnit, table: PaperTable, row: tuple[str, ...]) -> bool:
     """Whether a unit belongs to a row: all words of labels that it gives are the row's."""
     words = dict(zip(table.labels, row, strict=False))
     given = {k: v for k, v in unit.cell.items() if k in words}

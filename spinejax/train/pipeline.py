@@ -18,13 +18,25 @@ from spinejax.train.loop import TrainResult
 from spinejax.train.signals import Stop
 
 
+def check(config: ConfigDict) -> None:
+    """Refuse a config with which training could not begin, whatever the data.
+
+    Raises:
+        InputError: names the field, its value and what is allowed.
+    """
+    schema.check(config)
+    for stage in (config, config.get(schema.SECOND)):
+        if stage is not None:
+            build_task(stage)  # refuses networks, and samples that do not fit them
+
+
 def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[ConfigDict, Path]]:
     """Return the config and the folder of each run.
 
     Raises:
         InputError: the config cannot be used.
     """
-    schema.check(config)
+    check(config)
     found = [(config, Path(workdir))]
     if schema.SECOND in config:
         found.append((config[schema.SECOND], Path(workdir) / schema.SECOND))
@@ -58,8 +70,6 @@ def train(
     if isinstance(config, str):
         config = get_config(config)
     runs = stages(config, workdir)
-    for stage, _ in runs[1:]:
-        build_task(stage)  # refuse a bad second config before the first run trains
     for stage, folder in runs:
         result = loop.train(stage, folder, progress=progress, devices=devices, stop=stop)
         if result.interrupted:

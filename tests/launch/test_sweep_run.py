@@ -105,7 +105,7 @@ def until(condition):
 
 
 def tables(workdir):
-    words = [sys.executable, "-m", "spinejax.cli", "report", f"--sweep={workdir}"]
+    words = [sys.executable, "-m", "spinejax", "report", f"--sweep={workdir}"]
     subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return (workdir / "report.csv").read_text()
 

@@ -1,0 +1,50 @@
+"""`spinejax doctor`: versions and devices, and the problems of a data set."""
+
+import platform
+from importlib import metadata
+
+from absl.flags import FlagValues
+
+from spinejax import progress
+from spinejax.commands.parsing import path_flag
+
+HELP = "show versions and devices; check a data set"
+POSITIONAL = "data"
+
+PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "ml-collections",
+    "nibabel",
+    "numpy",
+    "scipy",
+)
+
+
+def define_flags(values: FlagValues) -> None:
+    """Define the flags."""
+    path_flag(values, "data", "Folder of a data set to check.")
+
+
+def run(values: FlagValues) -> int:
+    """Print versions and devices, and the inventory of a data set."""
+    import jax
+
+    print(f"python    {platform.python_version()} on {platform.platform()}")
+    print("packages  " + ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES))
+    kinds = sorted({device.device_kind for device in jax.local_devices()})
+    print(f"devices   {jax.local_device_count()} x {jax.default_backend()} ({', '.join(kinds)})")
+    if values.data is None:
+        return 0
+    from spinejax.datasets import doctor
+
+    report = doctor.doctor(values.data, progress=progress.bars)
+    print("\n".join(report.lines))
+    count = len(report.problems)
+    print(f"\n{count or 'no'} problem{'s' * (count != 1)}")
+    for problem in report.problems:
+        print(f"  {problem}")
+    return 0

@@ -1,0 +1,54 @@
+"""`spinejax evaluate`: predict and score the scans of a split, or of another folder."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from absl.flags import FlagValues
+
+from spinejax import progress
+from spinejax.commands import parsing
+
+HELP = "predict and score the scans of a split"
+
+
+def define_flags(values: FlagValues) -> None:
+    """Define the flags."""
+    parsing.workdir_flag(values)
+    parsing.model_flags(values)
+    flags.DEFINE_enum(
+        "split", "test", ["train", "val", "test"], "Which scans of the run's data.", values
+    )
+    parsing.path_flag(values, "data", "Folder of other CTs with masks to score instead.")
+
+
+def run(values: FlagValues) -> int:
+    """Evaluate and print the scores."""
+    evaluate(
+        values.workdir,
+        split=values.split,
+        checkpoint=values.checkpoint,
+        data=values.data,
+        vertebrae=values.vertebrae or None,
+        flip=values.flip,
+    )
+    return 0
+
+
+def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None:
+    """Evaluate a run and print its scores; `options` are those of `spinejax.evaluate`."""
+    from spinejax import evaluation
+    from spinejax.metrics import aggregate, classification
+    from spinejax.sweep_state import read_json
+
+    started = time.monotonic()
+    scores = evaluation.evaluate(workdir, checkpoint=checkpoint, progress=progress.bars, **options)
+    print(aggregate.case_table(scores))
+    print(aggregate.summary_table(scores))
+    where = {key: options[key] for key in ("split", "data", "flip") if key in options}
+    folder = evaluation.results_folder(workdir, **where)
+    if (folder / "patches.json").exists():
+        print(classification.summary_table(read_json(folder / "patches.json")))
+    seconds = time.monotonic() - started
+    print(f"{len(scores['cases'])} cases in {seconds:.0f} s; scores: {folder / 'scores.json'}")

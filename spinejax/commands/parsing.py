@@ -1,0 +1,240 @@
+"""From the words of a command line to the values of flags, or to a one-line error.
+
+The flags are absl's. They can be written `--name=value`, `--name value` and, with their short name,
+`-n value`; `~` in paths is expanded.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from absl import flags
+from absl.flags import FlagValues
+from ml_collections import ConfigDict
+
+from spinejax import config_files
+from spinejax.errors import InputError, did_you_mean
+from spinejax.text_table import text_table
+
+DEFAULT_CONFIG = "demo"
+_FIELDS = "config_fields"  # the flag that collects the words --config.key=value
+
+
+class Command(Protocol):
+    """What a module of this package has."""
+
+    HELP: str
+
+    def define_flags(self, values: FlagValues) -> None:
+        """Define the flags."""
+
+    def run(self, values: FlagValues) -> int:
+        """Run the command; return the exit status."""
+
+
+class _PathParser(flags.ArgumentParser):
+    """Reads a path, with `~` for the home folder."""
+
+    def parse(self, argument: str | Path) -> Path:
+        if not str(argument):  # --workdir=$UNSET; an empty path would be the current folder
+            raise ValueError("empty")
+        return Path(argument).expanduser()
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+# Flags that several commands have.
+
+
+def path_flag(
+    values: FlagValues,
+    name: str,
+    text: str,
+    *,
+    required: bool = False,
+    several: bool = False,
+    short: str | None = None,
+) -> None:
+    """Define a flag whose value is a Path, or None; or with `several` a list of Paths.
+
+    Args:
+        values: where to define it.
+        name: of the flag.
+        text: its help.
+        required: refuse a command line without it.
+        several: the flag may be given again, and adds to the list.
+        short: a letter, for `-letter`.
+    """
+    if several:
+        default: Any = None if required else []
+        flags.DEFINE_multi(
+            _PathParser(), flags.ArgumentSerializer(), name, default, text, values, short_name=short
+        )
+    else:
+        flags.DEFINE(_PathParser(), name, None, text, values, short_name=short)
+    if required:
+        flags.mark_flag_as_required(name, values)
+
+
+def config_flag(values: FlagValues) -> None:
+    """Define --config, which names the experiment, and --config.key=value."""
+    flags.DEFINE_string(
+        "config",
+        DEFAULT_CONFIG,
+        "Experiment: FILE.py or the name of a packaged config, such as chasppraunet; NAME:ARGUMENT "
+        "passes an argument to it. --config.key=value sets a field.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(_FIELDS, [], "", flag_values=values)
+
+
+def workdir_flag(values: FlagValues) -> None:
+    """Define --workdir, the folder of a run."""
+    path_flag(values, "workdir", "Folder of the run: config, checkpoints, logs.", required=True)
+
+
+def model_flags(values: FlagValues) -> None:
+    """Define the flags that choose trained weights: --checkpoint, --flip, --vertebrae."""
+    flags.DEFINE_enum(
+        "checkpoint", "best", ["best", "latest"], "Which weights to use.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "flip",
+        False,
+        "Average the prediction with that of the scan mirrored left to right.",
+        flag_values=values,
+    )
+    path_flag(
+        values,
+        "vertebrae",
+        "Folder of the run that names the vertebrae after --workdir has segmented the spine; by "
+        "default the second network of --workdir, if it has one. Give the flag again to average "
+        "several runs.",
+        several=True,
+    )
+
+
+def overrides(values: FlagValues) -> dict[str, str]:
+    """Return the fields that the command line sets, as {"optim.learning_rate": "1e-3"}."""
+    return dict(text.split("=", 1) for text in values[_FIELDS].value)
+
+
+def config(values: FlagValues) -> ConfigDict:
+    """Return the config that --config and --config.key=value describe.
+
+    Raises:
+        InputError: see `config_files.get_config`.
+    """
+    return config_files.get_config(values.config, overrides(values))
+
+
+def config_words(values: FlagValues) -> list[str]:
+    """Return the words of the command line that say which config this is."""
+    fields = [f"--config.{key}={text}" for key, text in overrides(values).items()]
+    return [f"--config={values.config}", *fields]
+
+
+# Parsing.
+
+
+def parse(name: str, command: Command, words: Sequence[str]) -> FlagValues | None:
+    """Parse the flags of a command; print its help and return None if the words ask for help.
+
+    Args:
+        name: of the command.
+        command: its module.
+        words: what follows the name.
+
+    Raises:
+        InputError: an unknown flag (the message suggests the closest one), a value of a wrong type,
+            a required flag that is missing, a word too many.
+    """
+    values = FlagValues()
+    command.define_flags(values)
+    if "--help" in words or "-h" in words:
+        print(describe(name, command, values))
+        return None
+    positional = getattr(command, "POSITIONAL", "")
+    try:
+        values([name, *_uniform(words, values, positional)])
+    except (flags.Error, ValueError) as error:
+        raise InputError(_explain(error, positional)) from error
+    return values
+
+
+def describe(name: str, command: Command, values: FlagValues) -> str:
+    """Return the help of a command: what it does and a line for each flag."""
+    positional = getattr(command, "POSITIONAL", "")
+    words = [positional.upper()] * bool(positional)
+    rows = []
+    for flag in sorted(values):
+        if flag in (_FIELDS, values[flag].short_name):
+            continue
+        short = values[flag].short_name
+        default = values[flag].default
+        if values[flag].validators:
+            shown = "required"
+            words += [f"--{flag}={flag.upper()}"] * (flag != positional)
+        else:
+            shown = "" if default in (None, [], "") else f"default {_shown(default)}"
+        # absl adds a line of its own about flags that may be given again.
+        said = values[flag].help.partition(";\n")[0]
+        left = f"-{short}, --{flag}" if short else f"--{flag}"
+        rows.append((f"  {left}", said + f" ({shown})" * bool(shown)))
+    usage = " ".join(["usage: spinejax", name, *words, "[--flag=value ...]"])
+    return f"spinejax {name}: {command.HELP}\n\n{usage}\n\n{text_table(rows, 'l')}"
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _uniform(words: Sequence[str], values: FlagValues, positional: str) -> Iterator[str]:
+    """Yield every word as `--name=value`, or `--name` for a flag that is true or false."""
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-") or word == "-":
+            if not positional:
+                raise InputError(f"unexpected argument {word!r}; flags are written --name=value")
+            yield f"--{positional}={word}"
+            continue
+        name, equals, text = word.lstrip("-").partition("=")
+        field = name.startswith("config.") and _FIELDS in values
+        if not field and name not in values and name.removeprefix("no") not in values:
+            known = [flag for flag in values if flag not in (_FIELDS, values[flag].short_name)]
+            hint = did_you_mean(name, known) or "; --help lists the flags"
+            raise InputError(f"unknown flag --{name}{hint}")
+        if not equals and (field or (name in values and not values[name].boolean)):
+            following = next(rest, None)
+            if following is None or following.startswith("--"):
+                raise InputError(f"--{name} needs a value: --{name}=VALUE")
+            equals, text = "=", following
+        yield (
+            f"--{_FIELDS}={name.removeprefix('config.')}={text}"
+            if field
+            else (f"--{name}{equals}{text}")
+        )
+
+
+_WANTED = {  # messages of Python's and absl's parsers -> what they ask the user for
+    r"invalid literal for int\(\).*": "a whole number",
+    r"could not convert string to float.*": "a number",
+    r"\('?Non-boolean argument.*": "true or false",
+    r"value should be one of <(.*)>": r"one of \1",
+}
+
+
+def _explain(error: Exception, positional: str) -> str:
+    """Return absl's message about a flag in plain words."""
+    text = config_files.one_line(error)
+    missing = re.match(r"flag --([\w.]+)=None: ", text)
+    if missing:
+        given = " FILE" if missing[1] == positional else f" --{missing[1]}=..."
+        return f"--{missing[1]} is required; add{given} (see --help)"
+    if found := re.match(r"flag --([\w.]+)=: empty$", text):
+        return f"--{found[1]} is empty; write --{found[1]}=... (see --help)"
+    for pattern, wanted in _WANTED.items():
+        text = re.sub(pattern, f"must be {wanted}", text)
+    return text

@@ -1,0 +1,111 @@
+"""`spinejax predict`: segment a CT, or every CT of a folder."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+from absl.flags import FlagValues
+
+import spinejax
+from spinejax import progress
+from spinejax.commands import parsing
+from spinejax.errors import InputError
+from spinejax.files import made
+
+HELP = "segment a CT or a folder of CTs"
+POSITIONAL = "input"
+
+
+def define_flags(values: FlagValues) -> None:
+    """Define the flags."""
+    parsing.path_flag(
+        values,
+        "input",
+        "A CT (NIfTI, MetaImage), or a folder of CTs; may be given without --input.",
+        required=True,
+        several=True,
+        short="i",
+    )
+    parsing.path_flag(values, "output", "Folder for labels and pictures.", required=True, short="o")
+    parsing.path_flag(
+        values,
+        "workdir",
+        "Folder of a run. Give the flag again to average several runs.",
+        required=True,
+        several=True,
+    )
+    parsing.model_flags(values)
+    parsing.path_flag(
+        values, "reference", "Label file or folder; the picture shows it beside the prediction."
+    )
+
+
+def run(values: FlagValues) -> int:
+    """Segment the scans; a bad file is named and the other files are segmented."""
+    from spinejax import scoring
+    from spinejax.datasets import plain_folders
+    from spinejax.io import scanfile
+
+    output: Path = values.output
+    if scanfile.is_scan(output) and not output.is_dir():
+        raise InputError(f"{output}: --output is a folder; its files get the names of their scans")
+    scans = _scans(values.input)
+    references = (
+        {} if values.reference is None else plain_folders.reference_files(values.reference, scans)
+    )
+    model = spinejax.load(
+        values.workdir,
+        vertebrae=values.vertebrae or None,
+        checkpoint=values.checkpoint,
+        flip=values.flip,
+    )
+    valid = scoring.comparable_labels(model.config.data.labels)
+    failed = 0
+    with made(output, results=("*",)):
+        for name, path in scans.items():
+            try:
+                if name in references:
+                    scan, truth = scanfile.read_pair(path, references[name], valid=valid)
+                else:
+                    scan, truth = scanfile.read_volume(path), None
+                shape = "x".join(map(str, scan.shape))
+                gib = model.estimate_bytes(scan) / 2**30
+                print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
+                started = time.monotonic()
+                found = model.segment(scan, name=name, progress=progress.bars)
+            except InputError as error:
+                if len(scans) == 1:
+                    raise
+                print(f"spinejax predict: error: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            seconds = time.monotonic() - started
+            paths = found.save(output, name, reference=None if truth is None else truth.array)
+            print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
+            print("\n".join(f"  {path}" for path in paths), flush=True)
+    if failed:
+        raise InputError(f"{failed} of {len(scans)} scans failed (named above); the rest are done")
+    return 0
+
+
+def _scans(sources: list[Path]) -> dict[str, Path]:
+    """Return the CTs of files and folders by case id."""
+    from spinejax.datasets import plain_folders
+
+    scans: dict[str, Path] = {}
+    for source in sources:
+        for name, path in plain_folders.scan_files(source).items():
+            if name in scans:
+                raise InputError(
+                    f"{scans[name]} and {path} are both called {name!r} and would overwrite each "
+                    "other's results; predict them into two folders"
+                )
+            scans[name] = path
+    return scans
+
+
+def _peak_gb() -> float:
+    """Return the largest memory of this process so far, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

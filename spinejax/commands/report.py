@@ -1,0 +1,40 @@
+"""`spinejax report`: the HTML page of a run or of a sweep."""
+
+from absl.flags import FlagValues
+
+from spinejax.commands.parsing import path_flag
+from spinejax.errors import InputError
+
+HELP = "write the HTML page of a run or a sweep"
+
+
+def define_flags(values: FlagValues) -> None:
+    """Define the flags."""
+    path_flag(values, "workdir", "Folder of a run.")
+    path_flag(values, "sweep", "Folder of a sweep, in place of --workdir.")
+    path_flag(
+        values,
+        "output",
+        "HTML file to write; by default report.html in the folder.",
+        short="o",
+    )
+    path_flag(values, "before", "Folder of an earlier run, to compare its errors with.")
+
+
+def run(values: FlagValues) -> int:
+    """Write the page."""
+    if (values.workdir is None) == (values.sweep is None):
+        raise InputError("give either --workdir of a run or --sweep of a sweep")
+    if values.sweep is not None:
+        from spinejax.reports import sweep_page
+
+        if values.before is not None:
+            raise InputError("--before compares runs; leave it out with --sweep")
+        path, text = sweep_page.write(values.sweep, values.output)
+        print(text)
+    else:
+        from spinejax.reports import page
+
+        path = page.write_report(values.workdir, values.output, values.before)
+    print(f"report: {path}")
+    return 0

@@ -1,0 +1,52 @@
+"""`spinejax score`: compare label files or folders with their reference."""
+
+from absl import flags
+from absl.flags import FlagValues
+
+import spinejax
+from spinejax import progress
+from spinejax.commands.parsing import path_flag
+from spinejax.errors import InputError
+
+HELP = "compare label files or folders with a reference"
+
+
+def define_flags(values: FlagValues) -> None:
+    """Define the flags."""
+    path_flag(values, "prediction", "Label file or folder.", required=True)
+    path_flag(values, "reference", "Label file or folder.", required=True)
+    path_flag(values, "output", "JSON file to write.", required=True, short="o")
+    flags.DEFINE_enum(
+        "labels",
+        "verse",
+        ["verse", "binary"],
+        "verse: VerSe ids up to 255; binary: every number above 0 is vertebra.",
+        values,
+    )
+    path_flag(
+        values,
+        "reference_centroids",
+        "JSON file or folder of the reference's centroids; by default the centres of mass of the "
+        "reference's masks.",
+    )
+
+
+def run(values: FlagValues) -> int:
+    """Score, write the JSON file and print the summary."""
+    from spinejax.files import write_json
+    from spinejax.metrics import aggregate
+
+    output = values.output
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; name a JSON file, e.g. {output / 'scores.json'}")
+    scores = spinejax.score(
+        values.prediction,
+        values.reference,
+        labels=values.labels,
+        reference_centroids=values.reference_centroids,
+        progress=progress.bars,
+    )
+    write_json(output, scores)
+    print(aggregate.summary_table(scores))
+    print(f"scores: {output}")
+    return 0

@@ -1,0 +1,95 @@
+"""`spinejax sweep`: run many variants of a config, or show how far they are.
+
+spinejax sweep --config=FILE --sweep=NAME --workdir=W --dry_run   # units and command lines
+spinejax sweep --config=FILE --sweep=NAME --workdir=W             # run, or continue
+spinejax sweep --status --workdir=W [--watch]                     # from any folder
+spinejax report --sweep=W                                         # tables of the scores
+"""
+
+from absl import flags
+from absl.flags import FlagValues
+
+from spinejax.commands import parsing
+from spinejax.errors import InputError
+
+HELP = "train and score many variants of a config, here or on Slurm"
+
+
+def define_flags(values: FlagValues) -> None:
+    """Define the flags."""
+    parsing.config_flag(values)
+    parsing.path_flag(values, "workdir", "Folder of the sweep.", required=True)
+    word, count, flag = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
+    word("sweep", None, "NAME of the function `sweep_NAME` of the config file.", values)
+    flag("status", False, "Print how far the sweep in --workdir is, and stop.", values)
+    flag("watch", False, "With --status: print again until all units have ended.", values)
+    flag("dry_run", False, "Check and print every unit's command line, and stop.", values)
+    word("units", "", "Only units whose names fit this pattern, such as *verse19*.", values)
+    count("seeds", 0, "Run each unit with seeds 0 to N - 1.", lower_bound=0, flag_values=values)
+    count(
+        "folds",
+        0,
+        "Run each unit on N folds of a cross-validation.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Where units run.", values)
+    count(
+        "at_once",
+        0,
+        "Most units at a time; 0: one for each GPU, or one on the CPU, or no limit on Slurm.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    count(
+        "gpus", -1, "GPUs of a unit on this machine; -1: one if there is any.", flag_values=values
+    )
+    word("slurm.partition", "", "Partition; without it the cluster's default.", values)
+    word("slurm.account", "", "Account; without it the cluster's default.", values)
+    word("slurm.time", "24:00:00", "Time limit of a unit, [D-]HH:MM:SS or minutes.", values)
+    word("slurm.memory", "", "Memory of a host, such as 32GB.", values)
+    count("slurm.gpus", 0, "GPUs of a host.", lower_bound=0, flag_values=values)
+    count("slurm.cpus", 4, "CPUs of a process.", lower_bound=1, flag_values=values)
+    count("slurm.hosts", 1, "Hosts of a unit.", lower_bound=1, flag_values=values)
+    count("slurm.processes", 1, "Processes on each host.", lower_bound=1, flag_values=values)
+    word("slurm.more", "", "Further NAME=VALUE,... for sbatch.", values)
+
+
+def run(values: FlagValues) -> int:
+    """Run, continue or show a sweep."""
+    from spinejax.launch import local, plan, sweep
+
+    workdir = values.workdir
+    if values.status:
+        sweep.show(workdir, watch=values.watch)
+        return 0
+    if values.sweep is None:
+        raise InputError("--sweep is required; add --sweep=NAME (see --help)")
+    found = plan.make(
+        values.config,
+        parsing.overrides(values),
+        values.sweep,
+        workdir,
+        seeds=values.seeds,
+        folds=values.folds,
+    )
+    units = plan.chosen(found, values.units)
+    if values.dry_run:
+        for unit in units:
+            print(f"{unit.name}: {plan.shown(unit, workdir)}")
+        print(f"{len(units)} units")
+        return 0
+    # What can be refused without the folder is refused before it is made.
+    if values.executor == "slurm":
+        from spinejax.launch import slurm
+
+        prefix = "slurm."
+        options = {
+            name.removeprefix(prefix): values[name].value
+            for name in values
+            if name.startswith(prefix)
+        }
+        executor = slurm.executor(workdir, at_once=values.at_once, **options)
+        return sweep.launch(found, units, workdir, lambda *of: slurm.submit(executor, *of))
+    places = local.slots(values.at_once, values.gpus)
+    return sweep.launch(found, units, workdir, lambda *of: local.run(*of, places))

@@ -1,0 +1,85 @@
+"""`spinejax train`: train a network or a pipeline of two, or resume."""
+
+import logging
+import os
+import shlex
+from pathlib import Path
+
+from absl import flags
+from absl.flags import FlagValues
+
+import spinejax
+from spinejax import progress
+from spinejax.commands import evaluate, parsing
+from spinejax.errors import EXIT_INTERRUPTED
+
+HELP = "train a network, or resume"
+
+
+def define_flags(values: FlagValues) -> None:
+    """Define the flags."""
+    parsing.config_flag(values)
+    parsing.workdir_flag(values)
+    flags.DEFINE_bool("evaluate", False, "Score the test split after training.", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, for a run of several processes.", values
+    )
+    count = flags.DEFINE_integer
+    count("num_processes", 1, "Number of processes of the run.", flag_values=values, lower_bound=1)
+    count("process_id", 0, "Number of this process, from 0.", flag_values=values, lower_bound=0)
+
+
+def run(values: FlagValues) -> int:
+    """Train or resume, then print the commands that come next."""
+    config = parsing.config(values)
+    from spinejax.train import parallel
+
+    under_slurm = os.environ.get("SLURM_NTASKS", "1").strip() not in ("", "0", "1")
+    several = values.num_processes > 1
+    if under_slurm or several:
+        parallel.initialize_distributed(
+            coordinator_address=values.coordinator or None,
+            num_processes=values.num_processes if several else None,
+            process_id=values.process_id if several else None,
+        )
+    first = parallel.process_index() == 0
+    if not first:
+        logging.getLogger("spinejax").setLevel(logging.WARNING)
+    result = spinejax.train(config, values.workdir, progress=progress.bars)
+    if result.interrupted:
+        print(f"interrupted at step {result.step}, saved; the same command resumes")
+        return EXIT_INTERRUPTED
+    if first:
+        if values.evaluate:
+            _evaluate_once(values.workdir)
+        print(_next(values.workdir))
+    parallel.barrier("evaluation")
+    return 0
+
+
+def _evaluate_once(workdir: Path) -> None:
+    """Score the test split with the best checkpoint, or with the latest if none was validated."""
+    from spinejax.train import run_folder
+
+    if not run_folder.recorded_cases(workdir)["test"]:
+        print(f"{workdir}: no test cases to score")
+    elif _is_scored(workdir):
+        print(f"{workdir}: scored before")
+    else:
+        evaluate.evaluate(workdir)
+
+
+def _is_scored(workdir: Path) -> bool:
+    return (workdir / "evaluation" / "test" / "scores.json").exists()
+
+
+def _next(workdir: Path) -> str:
+    """Return the commands that a user may want next, ready to paste."""
+    from spinejax.train import run_folder
+
+    commands = []
+    if run_folder.recorded_cases(workdir)["test"] and not _is_scored(workdir):
+        commands.append(["evaluate"])
+    commands += [["report"], ["predict", "CT.nii.gz", "--output=out"]]
+    lines = [shlex.join(["spinejax", *words, f"--workdir={workdir}"]) for words in commands]
+    return "\n  ".join(["next:", *lines])
