@@ -1,6 +1,6 @@
-"""What a patch classifier has learned, and what it makes of one patch: figures 9 and 10 of paper B.
+"""Filters of a patch classifier and its activations on one patch: figures 9 and 10 of paper B.
 
-The figures are drawn from arrays alone, so that a report needs neither the network nor jax.
+Everything is returned as arrays, so that a report can draw the figures without network and jax.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from spinejax.models.opconvnet import OPConvNet
 
 
 def choose_patch(label: np.ndarray, size: int) -> tuple[int, int, int]:
-    """Return the patch with the most foreground within the slice with the most foreground.
+    """Return the patch with the most foreground in the slice with the most foreground.
 
-    A patch often fits wholly into a vertebra in many places: of equal ones, that nearest to the
-    middle of them all is taken.
+    A patch often fits wholly into a vertebra at many places. Among equal patches, the one nearest
+    to the middle of all of them is chosen.
 
     Args:
         label: (n, h, w) integer or bool; foreground is everything above 0.
@@ -55,9 +55,9 @@ def network_arrays(
         patch: (n, n) as the network takes it, that is, normalised.
 
     Returns:
-        float32 arrays: "patch" (n, n); the kernels (k, k, in, out) of every convolution of an
-        OP-convNet, "conv_1", "conv_2" and so on, and of any other network that of its first one,
-        as "conv_1"; every intermediate result (h, w, c) by its name.
+        float32 arrays: "patch" (n, n); the kernels (k, k, in, out) "conv_1", "conv_2", ... of all
+        convolutions of an OP-convNet, and of the first convolution of any other network; every
+        intermediate result (h, w, c) by its name.
     """
     x = jnp.asarray(patch, jnp.float32)[None, ..., None]
     _, intermediates = model.apply(dict(variables), x, train=False)

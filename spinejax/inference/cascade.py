@@ -1,14 +1,10 @@
-"""What the first step missed of vertebrae that the second step sees.
+"""Naming the vertebrae of a scan: a network of cubes in windows, and the sequence decoder.
 
-Where marrow is as dark as muscle, a network of slices follows the bright rim of a body and leaves
-out the rest. A network of cubes sees the whole vertebra, if only coarsely.
-
-Naming the vertebrae of a whole scan: windows of a network of cubes, decoder, the scan's grid.
-
-The second step of paper A (Saeed et al. 2023, sections 3.1 and 3.8). Its first step, the mask of
-the spine, may narrow the scan to a box ("crop") and be what the network sees besides the image
-("channel"); it then also draws the outlines, and the second step gives them names. Where the
-second step says where vertebrae have their centres, it also completes what the first one missed.
+This is the second step of paper A (Saeed et al. 2023, sections 3.1 and 3.8). The first step
+segments the spine. Its mask may restrict the second step to a box ("crop") or be an input of the
+network beside the image ("channel"). The mask then also gives the outlines, and the second step
+gives them names. Where the network says where the centres of vertebrae lie, the second step also
+completes vertebrae of which the mask misses a part.
 """
 
 import math
@@ -35,56 +31,28 @@ from spinejax.inference.windows3d import (
 from spinejax.metrics.body_centres import body_centres
 from spinejax.volume import LabelVolume, Volume
 
-ENOUGH = 0.8
-"""A mask that covers this share of a vertebra is trusted: it has finer voxels. On 20 phantoms a
-good mask covered 0.8 or more of all vertebrae, a bad one 0.7 or less of most."""
-
-LEAST = 0.1
-"""What the mask does not touch at all stays out: the first step is to find the spine."""
-
-
-def missed_parts(instances: Instances, mask: np.ndarray) -> np.ndarray:
-    """Return whole vertebrae of which the mask holds a part that is too small.
-
-    Args:
-        instances: of the second step, found without the mask.
-        mask: (x, y, z) bool of the first step on the same grid.
-
-    Returns:
-        (x, y, z) bool, to be added to the mask.
-    """
-    count = len(instances.items) + 1
-    whole = np.bincount(instances.array.ravel(), minlength=count)
-    held = np.bincount(instances.array[mask], minlength=count)
-    share = held / np.maximum(whole, 1)
-    wanted = (share >= LEAST) & (share < ENOUGH)
-    wanted[0] = False
-    return wanted[instances.array]
-
-
 PRIORS = ("none", "crop", "channel")
-"""What the second step takes of the first one's mask of the spine."""
-
-_CHUNK = 16  # slices
+"""How the second step uses the mask of the first step."""
 
 
 @dataclass(frozen=True)
 class CubeSettings:
-    """How a scan's vertebrae are named.
+    """How the vertebrae of a scan are named.
 
     Attributes:
-        preprocess: the preprocessing that the network was trained with, "isotropic".
-        normalise: its intensity mode; some need the statistics of the whole scan.
-        window: (x, y, z) voxels of its cubes.
-        overlap: least share of a window that its neighbour covers again.
+        preprocess: the preprocessing that the network was trained with, mode "isotropic".
+        normalise: the intensity mode of training; some modes need statistics of the whole scan.
+        window: (x, y, z) voxels of a cube.
+        overlap: least share of a window that the next window covers again, in [0, 1).
         batch_size: windows in one call.
-        shifts: grids along each axis that the network reads the scan on, moved against each other
-            by equal parts of a voxel; vertebrae are found on the grid of all of them.
+        shifts: number of grids along each axis. The network reads the scan once on every grid; the
+            grids are shifted by equal parts of a voxel and together make a finer grid, on which
+            the vertebrae are found.
         prior: one of `PRIORS`.
-        offsets: whether the network says where the vertebra's centre is, besides its name.
-        margin_mm: around the box of the mask.
-        anomalies: those that the decoder allows, of `transitions.ANOMALIES`.
-        drop_cut: leave vertebrae out that an end of the scan cuts, as VerSe's annotation does.
+        offsets: whether the network also gives the way to the centre of each voxel's vertebra.
+        margin_mm: margin around the box of the mask.
+        anomalies: the variants that the decoder allows, of `sequence.ANOMALIES`.
+        drop_cut: whether to leave out vertebrae that an end of the scan cuts, as VerSe does.
     """
 
     preprocess: SlicePreprocess
@@ -101,7 +69,7 @@ class CubeSettings:
 
     @property
     def sampling(self) -> SlicePreprocess:
-        """The preprocessing for the grid of all shifts."""
+        """The preprocessing onto the fine grid of all shifts."""
         return replace(self.preprocess, spacing_mm=self.preprocess.spacing_mm / self.shifts)
 
 
@@ -112,7 +80,7 @@ class Vertebrae:
     Attributes:
         labels: (x, y, z) uint8 VerSe ids on the grid of the scan's `array`.
         centroids: VerSe id -> (3,) voxel index there of the body's centre.
-        record: what the decoder says.
+        record: the decisions of the decoder; None where no vertebra was found.
     """
 
     labels: np.ndarray
@@ -122,7 +90,14 @@ class Vertebrae:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The part of a scan that is looked at: a canonical view, where it begins, its grids."""
+    """The box of a scan that is read.
+
+    Attributes:
+        volume: a view of the box.
+        start: index of its first voxel in the scan.
+        whole: voxels of the scan along each axis.
+        grid: of its slices on the fine grid of all shifts.
+    """
 
     volume: Volume
     start: tuple[int, int, int]
@@ -131,70 +106,13 @@ class _Part:
 
     @property
     def shape(self) -> Size:
-        """Voxels of the grid of all shifts."""
+        """Voxels of the fine grid along each axis."""
         return (self.grid.n_slices, *self.grid.shape)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Of that grid."""
+        """Voxel size of the fine grid along each axis."""
         return (self.grid.slice_spacing_mm, *self.grid.spacing_mm)
-
-
-def _part(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> _Part | None:
-    """Return the box of the spine with a margin, or all; None if there is no spine."""
-    x, y, z = volume.shape
-    box: tuple[slice, ...] = (slice(0, x), slice(0, y), slice(0, z))
-    if spine is not None:
-        tight = geometry.bounding_box(spine)
-        if tight is None:
-            return None
-        margins = [math.ceil(settings.margin_mm / mm) for mm in volume.spacing_mm]
-        box = tuple(
-            slice(max(0, side.start - margin), min(n, side.stop + margin))
-            for side, margin, n in zip(tight, margins, volume.shape, strict=True)
-        )
-    corner = np.array([side.start for side in box])
-    moved = volume.affine.copy()
-    moved[:3, 3] += moved[:3, :3] @ corner
-    inner = Volume(volume.array[box], moved)
-    a, b, c = (int(side.start) for side in box)
-    grid = preprocess.slice_geometry(inner, settings.sampling)
-    return _Part(inner, (a, b, c), (x, y, z), grid)
-
-
-def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> int:
-    """Return about how many windows `label_scan` classifies, for a progress bar."""
-    used = None if settings.prior == "none" else spine
-    part = _part(volume, used, settings)
-    if part is None:
-        return 0
-    count = 0
-    for grid in moved_grids(part.shape, settings.shifts):
-        lengths = (len(range(n)[s]) for n, s in zip(part.shape, grid, strict=True))
-        x, y, z = (max(n, side) for n, side in zip(lengths, settings.window, strict=True))
-        at = layers((x, y, z), settings.window, settings.overlap, None)
-        count += sum(len(corners) for _, corners in at)
-    return count
-
-
-def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
-    """Return about how much memory `label_scan` holds at most beside scan, mask and network.
-
-    One byte a voxel of the scan for the labels; for the outline, rows of the grid of all shifts in
-    slices of the scan's, twice in float32. On that grid, for the whole scan, two bytes for HU,
-    three for classes, six for offsets, a few for instances and their finding, 48 while the nearest
-    label is looked for. All channels of one layer of windows. Slabs of the preprocessing are apart.
-    """
-    grid = preprocess.slice_geometry(volume, settings.sampling)
-    fine = (grid.n_slices, *grid.shape)
-    of_grid, channels = (72, classes + 3) if settings.offsets else (66, classes)
-    x, y, z = (
-        max(-(-n // settings.shifts), side) for n, side in zip(fine, settings.window, strict=True)
-    )
-    layer = 4 * channels * x * y * settings.window[2]
-    moved = 5 * x * y * z  # of the grid that is being read
-    outline = 8 * grid.n_slices * volume.shape[1] * volume.shape[2]
-    return int(np.prod(volume.shape)) + outline + of_grid * math.prod(fine) + moved + layer
 
 
 def label_scan(
@@ -212,10 +130,10 @@ def label_scan(
         volume: the scan, of any spacing.
         spine: (x, y, z) mask of the first step on the grid of `volume.array`, or None without one.
         settings: how.
-        advance: called with the number of windows done, for a progress bar.
+        advance: called with the number of windows done since the last call.
 
     Returns:
-        Labels and centroids; none of them and no record without a spine.
+        Labels, centroids and record; empty labels where there is no spine.
     """
     used = None if settings.prior == "none" else spine
     array = np.zeros(volume.shape, np.uint8)
@@ -253,7 +171,7 @@ def label_scan(
     within = None if mask is None else mask > 0
     added = None
     if within is not None and classes.offsets_mm is not None:
-        added = missed_parts(find(), within)
+        added = _missed_parts(find(), within)
         within |= added
     instances = find(spine=within)
     named = label_instances(
@@ -275,19 +193,65 @@ def label_scan(
     return Vertebrae(array, centroids, named.record)
 
 
-def _evidence(classes: Classes, instances: Instances) -> np.ndarray:
-    """Probabilities of vertebra classes summed over instances, (n, 26), of the two best classes."""
-    where = instances.array > 0
-    place = instances.array[where].astype(np.intp) - 1
-    share = classes.share[where] / 255.0
-    sums = np.zeros((len(instances.items), labels.NUM_CLASSES))
-    np.add.at(sums, (place, classes.first[where]), share)
-    np.add.at(sums, (place, classes.second[where]), 1.0 - share)
-    return sums[:, 1:]
+def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> int:
+    """Return about how many windows `label_scan` classifies."""
+    used = None if settings.prior == "none" else spine
+    part = _part(volume, used, settings)
+    if part is None:
+        return 0
+    count = 0
+    for grid in moved_grids(part.shape, settings.shifts):
+        lengths = (len(range(n)[s]) for n, s in zip(part.shape, grid, strict=True))
+        x, y, z = (max(n, side) for n, side in zip(lengths, settings.window, strict=True))
+        at = layers((x, y, z), settings.window, settings.overlap, None)
+        count += sum(len(corners) for _, corners in at)
+    return count
+
+
+def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
+    """Return about how many bytes `label_scan` holds at most, without scan, mask and network.
+
+    These are: one byte a voxel of the scan for the labels; for the outline, two float32 arrays with
+    the rows of the fine grid and the slices of the scan; for each voxel of the fine grid, two bytes
+    for HU, three for classes, six for offsets, a few for instances, and 48 for the search of the
+    nearest label; all channels of one layer of windows. Slabs of the preprocessing are not counted.
+    """
+    grid = preprocess.slice_geometry(volume, settings.sampling)
+    fine = (grid.n_slices, *grid.shape)
+    of_grid, channels = (72, classes + 3) if settings.offsets else (66, classes)
+    x, y, z = (
+        max(-(-n // settings.shifts), side) for n, side in zip(fine, settings.window, strict=True)
+    )
+    layer = 4 * channels * x * y * settings.window[2]
+    moved = 5 * x * y * z  # of the grid that the network reads
+    outline = 8 * grid.n_slices * volume.shape[1] * volume.shape[2]
+    return int(np.prod(volume.shape)) + outline + of_grid * math.prod(fine) + moved + layer
+
+
+def _part(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> _Part | None:
+    """Return the box of the spine with a margin; without a mask, all; None for an empty mask."""
+    x, y, z = volume.shape
+    box: tuple[slice, ...] = (slice(0, x), slice(0, y), slice(0, z))
+    if spine is not None:
+        tight = geometry.bounding_box(spine)
+        if tight is None:
+            return None
+        margins = [math.ceil(settings.margin_mm / mm) for mm in volume.spacing_mm]
+        box = tuple(
+            slice(max(0, side.start - margin), min(n, side.stop + margin))
+            for side, margin, n in zip(tight, margins, volume.shape, strict=True)
+        )
+    corner = np.array([side.start for side in box])
+    moved = volume.affine.copy()
+    moved[:3, 3] += moved[:3, :3] @ corner
+    inner = Volume(volume.array[box], moved)
+    a, b, c = (int(side.start) for side in box)
+    grid = preprocess.slice_geometry(inner, settings.sampling)
+    return _Part(inner, (a, b, c), (x, y, z), grid)
 
 
 def _inner(array: np.ndarray, part: _Part) -> np.ndarray:
-    """View of the part of an array on the scan's grid."""
+    """Return a view of the part of an array on the scan's grid."""
     box = (slice(s, s + n) for s, n in zip(part.start, part.volume.shape, strict=True))
     return array[tuple(box)]
 
@@ -295,7 +259,7 @@ def _inner(array: np.ndarray, part: _Part) -> np.ndarray:
 def _stack(
     part: _Part, spine: np.ndarray | None, settings: CubeSettings
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image int16 and mask uint8 of the part on its grid."""
+    """Return image int16 and mask uint8 of the part on the fine grid."""
     image = np.empty(part.shape, np.int16)
     mask = None if spine is None else np.empty(part.shape, np.uint8)
     marks = None
@@ -308,6 +272,50 @@ def _stack(
     return image, mask
 
 
+def _evidence(classes: Classes, instances: Instances) -> np.ndarray:
+    """Return the probabilities of vertebra classes summed over each instance, (n, 26).
+
+    Each voxel gives the probabilities of its two best classes.
+    """
+    where = instances.array > 0
+    place = instances.array[where].astype(np.intp) - 1
+    share = classes.share[where] / 255.0
+    sums = np.zeros((len(instances.items), labels.NUM_CLASSES))
+    np.add.at(sums, (place, classes.first[where]), share)
+    np.add.at(sums, (place, classes.second[where]), 1.0 - share)
+    return sums[:, 1:]
+
+
+_TRUSTED_SHARE = 0.8
+"""A mask that covers this share of a vertebra needs no completion: its voxels are finer. On 20
+phantoms, good masks covered 0.8 or more of all vertebrae, and bad masks 0.7 or less of most."""
+
+_TOUCHED_SHARE = 0.1
+"""A vertebra that the mask covers less is not added: the first step decides where the spine is."""
+
+
+def _missed_parts(instances: Instances, mask: np.ndarray) -> np.ndarray:
+    """Return the voxels of the vertebrae that the mask covers in part only, (x, y, z) bool.
+
+    Where marrow is as dark as muscle, a network of slices follows the bright rim of a body and
+    misses the rest. A network of cubes sees the whole vertebra, but coarsely.
+
+    Args:
+        instances: of the second step, found without the mask.
+        mask: (x, y, z) bool of the first step on the same grid.
+    """
+    count = len(instances.items) + 1
+    whole = np.bincount(instances.array.ravel(), minlength=count)
+    held = np.bincount(instances.array[mask], minlength=count)
+    share = held / np.maximum(whole, 1)
+    wanted = (share >= _TOUCHED_SHARE) & (share < _TRUSTED_SHARE)
+    wanted[0] = False
+    return wanted[instances.array]
+
+
+_CHUNK = 16  # slices
+
+
 def _restore(
     named: np.ndarray,
     found: np.ndarray,
@@ -317,11 +325,20 @@ def _restore(
     out: np.ndarray,
     reach_mm: float,
 ) -> None:
-    """Write labels of the part's grid into `out` on the scan's.
+    """Write the labels of the fine grid into `out`, on the scan's grid.
 
-    Outlines are those of `spine` and, on the part's grid, of what is `added` to it; without, where
-    the interpolated foreground exceeds one half. A voxel within takes the label of the nearest one
-    that is `found`, if there is one within `reach_mm`; none where that was left out.
+    Outlines come from `spine` and from what was `added` to it; without a spine, from the
+    interpolated foreground, at one half. A voxel inside an outline takes the label of the nearest
+    voxel of an instance within `reach_mm`. It stays 0 if that instance was left out.
+
+    Args:
+        named: (x, y, z) uint8 labels on the fine grid.
+        found: (x, y, z) bool, all instances on the fine grid, those without a label included.
+        part: the part of the scan.
+        spine: mask of the first step on the scan's grid, or None.
+        added: (x, y, z) bool on the fine grid, or None.
+        out: the part of the labels of the scan.
+        reach_mm: see above.
     """
     box = geometry.bounding_box(found)
     if box is None:
@@ -355,7 +372,7 @@ def _restore(
 def _outline(
     mask: np.ndarray, part: _Part, shape: tuple[int, ...]
 ) -> Callable[[slice], np.ndarray]:
-    """Rows of the scan's grid -> where the interpolated mask exceeds one half."""
+    """Return a function of rows of the scan's grid: where the interpolated mask exceeds 1/2."""
     inside = mask.astype(np.float32)
     for axis, length in enumerate(shape, start=1):
         inside = geometry.linear(inside, axis, length)

@@ -1,7 +1,7 @@
 """Averages of probabilities: over several networks, and over a scan and its mirror image.
 
-Left and right are mirrored, no other way: no patient is the mirror image of another one from head
-to foot or from front to back. Sagittal slices do not show the difference.
+Only left and right are exchanged, because bodies are nearly symmetric in no other direction. A
+sagittal slice has no such mirror image.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from spinejax.inference.windows3d import CubePredictor
 
 
 def mean_stack(predictors: Sequence[StackPredictor]) -> StackPredictor:
-    """Return the mean of several networks of slices, weighted alike."""
+    """Return a predictor of the mean over several networks of slices."""
 
     def predict(
         stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
     ) -> np.ndarray:
         total = predictors[0](stack, stats, advance)
         if len(predictors) > 1:
-            total = total.astype(np.float32)  # what a predictor returns may be read-only
+            total = total.astype(np.float32)  # a copy: a predictor may return a read-only array
         for other in predictors[1:]:
             total += other(stack, stats, lambda slices: None)
         return total / np.float32(len(predictors)) if len(predictors) > 1 else total
@@ -29,9 +29,9 @@ def mean_stack(predictors: Sequence[StackPredictor]) -> StackPredictor:
 
 
 def mirrored_stack(predict: StackPredictor) -> StackPredictor:
-    """Return the mean over a stack of coronal or axial slices and its mirror image.
+    """Return a predictor of the mean over a stack of coronal or axial slices and its mirror image.
 
-    Their first axis, the second of the stack, runs from right to left.
+    The second axis of the stack runs from right to left.
     """
 
     def both(stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]) -> np.ndarray:
@@ -43,7 +43,7 @@ def mirrored_stack(predict: StackPredictor) -> StackPredictor:
 
 
 def mean_cubes(predictors: Sequence[CubePredictor]) -> CubePredictor:
-    """Return the mean of several networks of cubes, weighted alike; of their offsets, too."""
+    """Return a predictor of the mean over several networks of cubes, offsets included."""
 
     def predict(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
         found = [predictor(image, spine, stats) for predictor in predictors]
@@ -53,11 +53,11 @@ def mean_cubes(predictors: Sequence[CubePredictor]) -> CubePredictor:
 
 
 def mirrored_cubes(predict: CubePredictor, *, offsets: bool) -> CubePredictor:
-    """Return the mean over cubes and their mirror images; x runs from right to left.
+    """Return a predictor of the mean over cubes and their mirror images; x runs right to left.
 
     Args:
         predict: the network.
-        offsets: whether its last three channels are a way in x, y and z.
+        offsets: whether its last three channels are offsets in x, y and z.
     """
 
     def both(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:

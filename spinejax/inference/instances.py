@@ -1,16 +1,18 @@
-"""From a network's label map to instances: one for each vertebra, ordered from head to foot.
+"""From the label map of a network to instances: one for each vertebra, from head to foot.
 
-A network gives one vertebra two labels, two touching vertebrae one label, and leaves specks and
-holes. Connected pieces of one class are parted where they hold two bodies (`pieces`), fragments
-are joined to the vertebra they belong to, what is left over goes to the instance around it or goes.
-Where a network says how far each voxel is from its vertebra's centre, that alone parts (`votes`).
+A network gives one vertebra two labels, gives two touching vertebrae one label, and leaves specks
+and holes. Connected pieces of one class are split where they hold two vertebrae, and fragments are
+joined to their vertebra (`pieces`). What is left over goes to the instance around it or is removed.
+If the network says how far each voxel is from the centre of its vertebra, that alone tells the
+vertebrae apart (`votes`).
 
-Order: instances are sorted by where they lie along a smooth curve through the spine, which a
-tilted stretch (kyphosis, lordosis, scoliosis) does not confuse as heights would, and then two
-successive ones are exchanged as long as that shortens the path through all centroids. The curve is
-a function of height: a spine that turns back on itself is beyond it.
+Instances are sorted by their places along a smooth curve through the spine, because heights would
+be wrong in a tilted stretch (kyphosis, lordosis, scoliosis). Then two successive ones are exchanged
+as long as that shortens the path through all centroids. The curve is a function of height, so that
+a spine that turns back on itself is sorted wrongly.
 
-Memory: beside input and result, about nine bytes for each voxel of the box around the foreground.
+Beside input and result, about nine bytes are needed for each voxel of the box around the
+foreground.
 """
 
 from dataclasses import dataclass
@@ -22,26 +24,26 @@ from scipy import ndimage
 from spinejax.errors import InputError
 from spinejax.geometry import bounding_box
 from spinejax.inference import pieces, votes
-from spinejax.inference import pieces as pieces_
 from spinejax.inference.masks import remove_small_components
 from spinejax.inference.pieces import NUM_LABELS, Axis
 
-MAX_INSTANCES = 255
+_MAX_INSTANCES = 255
 
 _ABSORB_MM = 6.0
 
 
 class Instance(NamedTuple):
-    """What may be one vertebra of a scan, not yet named."""
+    """A vertebra of a scan that has no name yet, or a structure that looks like one."""
 
     centroid_mm: np.ndarray
     """(3,) centre of mass, voxel index x spacing."""
     volume_ml: float
     counts: np.ndarray
-    """(26,) voxels of each class in it, by contiguous class - 1."""
+    """(26,) its voxels of each class, by contiguous class - 1."""
     cut_head: bool
-    """Whether the scan ends in it, at the head or at the foot end."""
+    """Whether the head end of the scan cuts it."""
     cut_foot: bool
+    """Whether the foot end of the scan cuts it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Instances:
     items: tuple[Instance, ...]
     spacing_mm: tuple[float, float, float]
     room_mm: tuple[float, float]
-    """What the scan shows above the first instance, and below the last one, in mm."""
+    """Height that the scan shows above the first and below the last instance, in mm."""
 
 
 def find_instances(
@@ -68,23 +70,26 @@ def find_instances(
 ) -> Instances:
     """Find the vertebrae of a label map.
 
-    A face of the scan cuts a vertebra that has voxels in the first or last slice along z.
+    An end of the scan cuts a vertebra that has voxels in the first or last slice along z.
 
     Args:
-        classes: (x, y, z) integer contiguous classes, 0 to 26, in the canonical orientation
-            (volume.py): z grows towards the head.
+        classes: (x, y, z) integer contiguous classes, 0 to 26, canonical: z grows towards the head.
         spacing_mm: voxel size along each axis.
-        spine: (x, y, z) bool, what stage 1 takes for vertebrae. Classes outside it are dropped;
-            what it has beyond the classes, at most 6 mm from an instance, is given to that.
-        offsets_mm: (x, y, z, 3) from each voxel to its vertebra's centre, if a network gives it.
-        beyond_mm: what the scan shows above and below the map, where that is a part of it only:
-            nothing is cut at a face with more beyond.
-        speck_ml: smaller connected components are specks.
-        min_ml: an instance that is not cut and smaller than this, or than a fifth of what is usual
-            for its class, is no vertebra and is removed.
+        spine: (x, y, z) bool, the mask of an earlier network. Classes outside it are dropped. Its
+            voxels without a class go to an instance that is at most 6 mm away.
+        offsets_mm: (x, y, z, 3) from each voxel to the centre of its vertebra, if the network gives
+            it.
+        beyond_mm: height that the scan shows above and below the map, if the map is a part of the
+            scan. Such an end of the map cuts no vertebra.
+        speck_ml: smaller connected components are specks and dropped.
+        min_ml: an instance is removed if no end cuts it and if it is smaller than this, or than a
+            fifth of the usual volume of its class.
+
+    Returns:
+        The instances on the grid of `classes`.
 
     Raises:
-        InputError: shapes, classes or spacings that cannot be.
+        InputError: an argument has another shape or range.
     """
     spacing = _checked(classes, spacing_mm, spine)
     if offsets_mm is not None and offsets_mm.shape != (*classes.shape, 3):
@@ -98,22 +103,22 @@ def find_instances(
     if clean is None:
         return empty
     if offsets_mm is None:
-        numbers, found = pieces_.find_pieces(clean, spacing, speck_ml)
+        numbers, found = pieces.find_pieces(clean, spacing, speck_ml)
     else:
         numbers, found = votes.vote_pieces(clean, offsets_mm[box], spacing, speck_ml)
     if not found:
         return empty
-    steps = pieces_.coarse_steps(spacing)
+    steps = pieces.coarse_steps(spacing)
     axis = Axis(numbers[:: steps[0], :: steps[1], :: steps[2]] > 0, spacing * steps)
     heights = (box[2].start, classes.shape[2] - box[2].stop)
     ends = (heights[1] == 0 and beyond_mm[0] <= 0, heights[0] == 0 and beyond_mm[1] <= 0)
     if offsets_mm is None:
-        found = pieces_.split_pieces(numbers, found, spacing, axis)
+        found = pieces.split_pieces(numbers, found, spacing, axis)
         groups = pieces.join_pieces(numbers, found, spacing, axis, ends)
     else:
         groups = pieces.groups_of(numbers, found, spacing, axis, ends)
     groups = [g for g in groups if g.cut or g.volume >= max(min_ml, pieces.FRAGMENT * g.usual_ml)]
-    groups = sorted(groups, key=lambda g: -g.volume)[:MAX_INSTANCES]
+    groups = sorted(groups, key=lambda g: -g.volume)[:_MAX_INSTANCES]
     if not groups:
         return empty
     order = _ordered(np.stack([g.centroid for g in groups]), axis)
@@ -134,7 +139,7 @@ def find_instances(
 
 
 def _checked(classes: np.ndarray, spacing_mm: object, spine: np.ndarray | None) -> np.ndarray:
-    """Return the spacing as an array; InputError where the arguments cannot be."""
+    """Return the spacing as an array; raise InputError for arguments of another shape or range."""
     if classes.ndim != 3 or classes.dtype.kind not in "ui" or 0 in classes.shape:
         raise InputError(
             f"a label map is (x, y, z) integers, not {classes.dtype} of shape {classes.shape}; "
@@ -163,14 +168,14 @@ def _cleaned(
     spacing_mm: tuple[float, float, float],
     speck_ml: float,
 ) -> tuple[np.ndarray | None, tuple[slice, ...]]:
-    """Return the box of what is not a speck, as uint8, and where it lies; None if empty."""
+    """Return the classes without specks as uint8, cut to their box, and the box; None if empty."""
     box = bounding_box(classes)
     if box is None:
         return None, ()
     mask = classes[box] > 0
     if spine is not None:
         mask &= spine[box] > 0
-    # Specks far away would make every later box as large as the scan.
+    # Distant specks would make every later box as large as the scan.
     mask = remove_small_components(mask, spacing_mm=spacing_mm, min_ml=speck_ml)
     inner = bounding_box(mask)
     if inner is None:
@@ -184,7 +189,7 @@ def _cleaned(
 
 
 def _ordered(centroids: np.ndarray, axis: Axis) -> list[int]:
-    """Return indices of the rows of `centroids` (n, 3) in mm from head to foot."""
+    """Return the order of the rows of `centroids` (n, 3) in mm from head to foot."""
     order = np.argsort(-axis.along(centroids), kind="stable").tolist()
 
     def length(path: list[int]) -> float:
@@ -194,7 +199,8 @@ def _ordered(centroids: np.ndarray, axis: Axis) -> list[int]:
         before = list(order)
         for i in range(len(order) - 1):
             swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
-            # Of two alone, and of two ends, neither order is shorter by more than rounding.
+            # With only two instances, and at the ends, both orders are equally long but for
+            # rounding.
             if length(swapped) < length(order) - 1.0:
                 order = swapped
         if order == before:
@@ -203,13 +209,13 @@ def _ordered(centroids: np.ndarray, axis: Axis) -> list[int]:
 
 
 def _absorb(array: np.ndarray, wanted: np.ndarray, spacing: np.ndarray) -> None:
-    """Give voxels of `wanted` without an instance that of a neighbour, 6 mm far at most."""
+    """Give voxels of `wanted` without an instance to the nearest one within 6 mm."""
     left = [i.astype(np.int32) for i in np.nonzero(wanted & (array == 0))]
     finest = spacing.min()
     for turn in range(1, int(_ABSORB_MM / finest) + 1):
         value = np.zeros(len(left[0]), np.uint8)
         for axis in range(3):
-            # A step along a coarser axis, only as often as it is as far as those along the finest.
+            # Along a coarser axis fewer steps reach as far as along the finest one.
             far = finest / spacing[axis]
             if int(turn * far + 1e-6) == int((turn - 1) * far + 1e-6):
                 continue
@@ -224,7 +230,7 @@ def _absorb(array: np.ndarray, wanted: np.ndarray, spacing: np.ndarray) -> None:
 
 
 def _fill(array: np.ndarray, count: int) -> None:
-    """Fill the cavities of each of the instances 1 to `count`."""
+    """Fill the cavities of the instances 1 to `count`."""
     for number, box in enumerate(ndimage.find_objects(array, count), start=1):
         if box is not None:
             own = array[box] == number
@@ -239,17 +245,17 @@ def _measured(
     box: tuple[slice, ...],
     ends: tuple[bool, bool],
 ) -> tuple[tuple[Instance, ...], int, int]:
-    """Return the instances of `array`, and the scan's first and last slice that shows one."""
+    """Return the instances of `array`, and the first and last slice of the scan with one."""
     voxel_ml = float(np.prod(spacing)) / 1000.0
     corner = np.array([s.start for s in box]) * spacing
     items = []
     low, high = array.shape[2], 0
     for number, place in enumerate(ndimage.find_objects(array, count), start=1):
-        if place is None:  # never: absorbing and filling take no voxel away
+        if place is None:  # cannot be: `_absorb` and `_fill` remove no voxels
             continue
         own = array[place] == number
         centroid, size = pieces.centre(own, place, spacing)
-        counts = pieces_.count_values(clean[place][own], NUM_LABELS + 1)[1:]
+        counts = pieces.count_values(clean[place][own], NUM_LABELS + 1)[1:]
         z = place[2]
         head, foot = ends[0] and z.stop == array.shape[2], ends[1] and z.start == 0
         items.append(Instance(centroid + corner, size * voxel_ml, counts, head, foot))

@@ -1,12 +1,6 @@
-"""Cleaning a predicted mask; sizes are in mm and ml, so that they mean the same on every grid.
+"""The mask of the spine in a scan: slices predicted in bounded memory, then cleaned.
 
-Islands: parts of a mask that lie away from the line of the spine, as hips and ribs do.
-
-Networks that segment slices take joints and the wings of the pelvis for vertebrae where a slice
-shows nothing else. Such pieces are as large as a vertebra, so that their volume does not give them
-away, but the spine is the largest of all, and they lie beside where it goes on.
-
-Segmenting a whole scan slice by slice, in bounded memory, onto its own grid.
+Sizes are in mm and ml, so that they mean the same on every grid.
 """
 
 from collections.abc import Callable
@@ -19,8 +13,120 @@ from spinejax.data import normalise, preprocess
 from spinejax.geometry import bounding_box
 from spinejax.volume import PLANES, Volume, slice_view
 
-# Spacings come from float32 affines: a voxel at exactly the radius must not drop out by rounding.
+StackPredictor = Callable[[np.ndarray, np.ndarray, Callable[[int], object]], np.ndarray]
+"""(stack (n, h, w) int16 HU preprocessed, stats (4,) of the scan, advance) -> (n, h, w) float32
+foreground probability. It calls `advance` with the number of slices done since the last call."""
+
+FOREGROUND = 1
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How a scan is predicted.
+
+    Attributes:
+        preprocess: the preprocessing that the network was trained with.
+        size: (rows, columns); smaller slices are padded to it.
+        normalise: the intensity mode of training; some modes need statistics of the whole scan.
+        threshold: probability from which a voxel is foreground.
+        opening_mm: radius of the `opening` within each slice; 0 for none.
+        min_component_ml: smaller connected components are dropped; 0 keeps all.
+        fill_holes: whether to fill enclosed cavities.
+        drop_islands: whether to drop components away from the spine, see `without_islands`.
+    """
+
+    preprocess: preprocess.SlicePreprocess
+    size: tuple[int, int]
+    normalise: str
+    threshold: float
+    opening_mm: float
+    min_component_ml: float
+    fill_holes: bool
+    drop_islands: bool
+
+
+def predict_scan(
+    predict_stack: StackPredictor,
+    volume: Volume,
+    settings: ScanSettings,
+    *,
+    advance: Callable[[int], object] = lambda slices: None,
+) -> np.ndarray:
+    """Segment the spine of a scan.
+
+    The scan is preprocessed, predicted and brought back to its own in-plane grid slab by slab.
+    Probabilities are interpolated before they are thresholded, so that a coarse network grid leaves
+    no steps. Between slabs one byte a voxel is held.
+
+    Args:
+        predict_stack: the network.
+        volume: the scan, of any spacing.
+        settings: how.
+        advance: called with the number of slices done since the last call.
+
+    Returns:
+        (x, y, z) uint8 on the grid of `volume.array`: 1 is spine, 0 background.
+    """
+    how = settings.preprocess
+    grid = preprocess.slice_geometry(volume, how)
+    step = _slab_slices(grid, settings.size)
+    stats = np.zeros(4, np.float32)
+    if settings.normalise in normalise.NEED_STATS:
+        stats = normalise.scan_stats(
+            image for _, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step)
+        )
+    labels = np.zeros(volume.shape, np.uint8)
+    slices = slice_view(labels, how.plane)
+    for start, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step):
+        probability = predict_stack(image, stats, advance)
+        restored = preprocess.restore_slices(probability, grid)
+        slices[start : start + len(image)] = restored >= settings.threshold
+        del probability, restored  # free the memory before the next slab needs it
+    mask = clean(
+        labels.view(bool),
+        spacing_mm=volume.spacing_mm,
+        opening_mm=settings.opening_mm,
+        min_component_ml=settings.min_component_ml,
+        fill_holes=settings.fill_holes,
+        slice_axis=PLANES[how.plane],
+    )
+    if settings.drop_islands:
+        mask = without_islands(mask, volume.spacing_mm)
+    return mask.view(np.uint8) * np.uint8(FOREGROUND)
+
+
+def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
+    """Return about how many bytes `predict_scan` holds at most, without the network.
+
+    These are the scan, two labels of one byte a voxel (three with an opening), the numbers of the
+    connected components (four bytes a voxel, if components reach every corner), and one slab of
+    slices as int16 and float32 on both grids.
+    """
+    grid = preprocess.slice_geometry(volume, settings.preprocess)
+    native, padded = _pixels(grid, settings.size)
+    slab = _slab_slices(grid, settings.size) * (8 * native + 16 * padded)
+    voxels = int(np.prod(volume.shape))
+    searched = settings.min_component_ml > 0 or settings.fill_holes or settings.drop_islands
+    components = 4 if searched else 0
+    opened = 1 if settings.opening_mm > 0 else 0
+    held = volume.array.itemsize + 2 + opened + components
+    return voxels * held + slab + (6 + opened) * 2**26
+
+
+def _pixels(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the pixels of a slice on the scan's grid, and on the network's padded grid."""
+    padded = (max(grid.shape[0], size[0]), max(grid.shape[1], size[1]))
+    return grid.native_shape[0] * grid.native_shape[1], padded[0] * padded[1]
+
+
+def _slab_slices(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> int:
+    """Return how many slices fit into 64 MB of float32 on the larger of the two grids."""
+    return max(1, min(grid.n_slices, 2**24 // max(_pixels(grid, size))))
+
+
+# Spacings come from float32 affines; a voxel at exactly the radius must stay despite rounding.
 _ROUNDING_MM = 1e-5
+
 _SLAB_VOXELS = 2**24
 
 
@@ -33,21 +139,23 @@ def clean(
     fill_holes: bool,
     slice_axis: int | None,
 ) -> np.ndarray:
-    """Return `mask` opened, then without small components, then with its cavities filled.
+    """Open a mask, drop its small components, and fill its cavities, in this order.
 
-    Paper B, section II.E, applies "simple morphological operations" to the predicted image and
-    names none. The order matters: opening cuts the bridges that tie specks to the spine, so that
-    they are small components afterwards, and only what is kept is worth filling. Components and
-    cavities are those of the volume: in axial slices the vertebral canal is an enclosed hole,
-    which filling slice by slice would close.
+    Paper B, section II.E, applies "simple morphological operations" and does not name them. The
+    order matters: the opening cuts the bridges between specks and spine, so that the specks become
+    small components. Components and cavities are those of the volume: in an axial slice the
+    vertebral canal is an enclosed hole, which must stay open.
 
     Args:
         mask: (x, y, z) bool.
         spacing_mm: voxel size along each axis.
         opening_mm: radius of `opening`; 0 for none.
-        min_component_ml: volume of the smallest component to be kept; 0 keeps all.
-        fill_holes: whether to fill cavities.
-        slice_axis: see `opening`.
+        min_component_ml: smaller connected components are dropped; 0 keeps all.
+        fill_holes: whether to fill enclosed cavities.
+        slice_axis: the `axis` of `opening`.
+
+    Returns:
+        (x, y, z) bool; `mask` itself where nothing changes.
     """
     mask = opening(mask, spacing_mm=spacing_mm, radius_mm=opening_mm, axis=slice_axis)
     mask = remove_small_components(mask, spacing_mm=spacing_mm, min_ml=min_component_ml)
@@ -61,19 +169,19 @@ def opening(
     radius_mm: float,
     axis: int | None,
 ) -> np.ndarray:
-    """Return the morphological opening of `mask`: the union of the elements that fit into it.
+    """Return the morphological opening of a mask by a ball: the union of all balls inside it.
 
-    The element is made of the voxels whose centres lie within `radius_mm` of its middle. Beyond
-    the border of the scan the mask is taken to go on as it ends there, so that what the border
-    cuts is not eaten away from it. A square of 3 x 3 pixels is a radius of 1.5 pixels.
-
-    Works slab by slab: beside the result it needs some 100 MB.
+    A ball holds the voxels whose centres lie within `radius_mm` of its centre; 1.5 pixels make a
+    square of 3 x 3. Beyond the border of the scan the mask continues as it ends there, so that the
+    opening removes nothing at the border. The function works slab by slab and needs some 100 MB
+    beside the result.
 
     Args:
         mask: (x, y, z) bool.
         spacing_mm: voxel size along each axis.
-        radius_mm: of the element; below the spacing of every axis used, `mask` itself is returned.
-        axis: axis along which slices are stacked, each opened by itself; None opens the volume.
+        radius_mm: of the ball; if it is below the spacing of every axis, `mask` itself is returned.
+        axis: the axis along which slices are stacked, to open each slice by itself (the ball is a
+            disc); None opens the volume.
     """
     reach = [int((radius_mm + _ROUNDING_MM) / spacing) for spacing in spacing_mm]
     if axis is not None:
@@ -84,7 +192,7 @@ def opening(
     offsets = np.ogrid[tuple(slice(-r, r + 1) for r in reach)]
     squares = [(offset * s) ** 2 for offset, s in zip(offsets, spacing_mm, strict=True)]
     element = squares[0] + squares[1] + squares[2] <= (radius_mm + _ROUNDING_MM) ** 2
-    # Elements of a voxel's own and of its neighbours' erosion: nothing farther has a say in it.
+    # An opening looks at no voxel further away than the diameter of the ball.
     halo = [2 * r for r in reach]
     along = 2 if axis is None else axis
     sides = [side.stop - side.start + 2 * h for side, h in zip(box, halo, strict=True)]
@@ -107,9 +215,10 @@ def opening(
 def remove_small_components(
     mask: np.ndarray, *, spacing_mm: tuple[float, float, float], min_ml: float
 ) -> np.ndarray:
-    """Return `mask` without the 26-connected components smaller than `min_ml`.
+    """Return a mask without its 26-connected components smaller than `min_ml`.
 
-    Needs four bytes for each voxel of the box around the foreground, and one for each of the mask.
+    The function needs four bytes for each voxel of the box around the foreground, and one for each
+    voxel of the mask.
 
     Args:
         mask: (x, y, z) bool.
@@ -121,7 +230,7 @@ def remove_small_components(
         return mask
     components, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3), bool))
     sizes = np.zeros(count + 1, np.int64)
-    for part in components:  # at once, counting would copy all of them to eight bytes each
+    for part in components:  # slice by slice, because bincount copies its input to 8 bytes each
         sizes += np.bincount(part.ravel(), minlength=count + 1)
     keep = sizes * (float(np.prod(spacing_mm)) / 1000.0) >= min_ml
     keep[0] = False
@@ -132,7 +241,7 @@ def remove_small_components(
 
 
 def fill_cavities(mask: np.ndarray) -> np.ndarray:
-    """Return `mask` (x, y, z) bool with its enclosed 3D cavities filled (scipy's definition)."""
+    """Return a mask (x, y, z) bool with its enclosed 3D cavities filled (scipy's definition)."""
     box = bounding_box(mask)
     if box is None:
         return mask
@@ -141,25 +250,29 @@ def fill_cavities(mask: np.ndarray) -> np.ndarray:
     return result
 
 
-_BESIDE_MM = 40.0  # processes reach this far from the line, which leads through bodies and arches
-_BEYOND_MM = 30.0  # where the spine goes on after a gap,
-_PER_MM = 0.35  # and how much farther it may curve away for every mm of height
-_SMOOTH_MM = 12.0  # of the line
-_END_MM = 80.0  # of the line, from which it goes on straight, no farther than this
+# Limits of the distance between a component and the line of the spine.
+_BESIDE_MM = 40.0  # beside the line, which runs through bodies and arches
+_BEYOND_MM = 30.0  # above or below the line, where the spine may continue after a gap,
+_PER_MM = 0.35  # and so much more for each mm of height, because the spine may curve
+_SMOOTH_MM = 12.0  # the line is smoothed along the body
+_END_MM = 80.0  # this much of each end tells where the line continues, and at most this far
 
 
 def without_islands(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Return `mask` without the connected pieces that lie away from the line of the spine.
+    """Return a mask without the components that lie away from the spine.
 
-    The largest 26-connected component is spine; its line leads through its centres of mass from
-    slice to slice, and straight on beyond its ends. Of the others, the nearest in height first,
-    those stay whose centre of mass is at most 40 mm from that line, or, above or below it, at most
-    30 mm and 0.35 mm more for each mm of distance, and the line then leads through them, too.
+    A network of slices mistakes hips and the wings of the pelvis for vertebrae where a slice shows
+    no spine. Such an island may be as large as a vertebra, so its place decides. The largest
+    26-connected component is spine. Its line runs through its centres of mass from slice to slice
+    and continues straight beyond its ends. The other components follow, the nearest in height
+    first. One stays if its centre of mass is at most 40 mm from the line, or, above or below the
+    line, at most 30 mm plus 0.35 mm for each mm of height; the line then runs through it, too.
 
-    Needs four bytes for each voxel of the box around the foreground, and one for each of the mask.
+    The function needs four bytes for each voxel of the box around the foreground, and one for each
+    voxel of the mask.
 
     Args:
-        mask: (x, y, z) bool, canonical (volume.py): z runs along the body.
+        mask: (x, y, z) bool, canonical: z grows towards the head.
         spacing_mm: voxel size along each axis.
     """
     box = bounding_box(mask)
@@ -178,7 +291,8 @@ def without_islands(mask: np.ndarray, spacing_mm: tuple[float, float, float]) ->
     left = set(range(count)) - set(spine)
     while left:
         line = _Line([profiles[i] for i in spine], spacing_mm[2])
-        # All that lie between the ends at once, those beyond one by one, each from the new end.
+        # Components between the ends come at once; those beyond come one by one, so that each is
+        # measured from the new end.
         beyond = {i: line.beyond(centres[i, 2]) for i in left}
         least = min(beyond.values())
         near = [i for i in left if beyond[i] == least]
@@ -198,7 +312,7 @@ _Profile = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _profile(
     own: np.ndarray, place: tuple[slice, ...], spacing_mm: tuple[float, float, float]
 ) -> _Profile:
-    """Slices (n,) of a piece, its centres of mass there (n, 3) in mm, and voxels (n,)."""
+    """Return the slices (n,) of a component, its centre of mass (n, 3) in mm and voxels there."""
     beside = own.sum(1), own.sum(0)  # (x, z), (y, z)
     voxels = beside[0].sum(0)
     found = np.flatnonzero(voxels)
@@ -211,7 +325,7 @@ def _profile(
 
 
 class _Line:
-    """Where the spine is at each height, mm."""
+    """The place of the spine at each height, in mm."""
 
     def __init__(self, profiles: list[_Profile], spacing_mm: float) -> None:
         level, points, voxels = (np.concatenate(part) for part in zip(*profiles, strict=True))
@@ -220,7 +334,7 @@ class _Line:
             np.bincount(level - found[0], voxels * values)
             for values in (np.ones(len(level)), points[:, 0], points[:, 1])
         ]
-        # Single slices may show nothing but a process.
+        # A single slice may show only a process, so smooth over several.
         smooth = ndimage.gaussian_filter1d(sums, _SMOOTH_MM / spacing_mm, mode="constant")
         total, *sums = smooth[:, found - found[0]]
         self._heights = found * spacing_mm
@@ -228,11 +342,11 @@ class _Line:
         self._weight = np.sqrt(total)
 
     def beyond(self, z: float) -> float:
-        """How far a height lies beyond the ends, 0 between them."""
+        """Return how far a height lies beyond the ends; 0 between them."""
         return float(max(self._heights[0] - z, z - self._heights[-1], 0.0))
 
     def holds(self, centre: np.ndarray) -> bool:
-        """Whether a piece with this centre lies where the spine is, or goes on."""
+        """Return whether a component with this centre (3,) is near enough to be spine."""
         heights, beyond = self._heights, self.beyond(centre[2])
         if beyond == 0.0:
             at = [np.interp(centre[2], heights, axis) for axis in self._places]
@@ -250,115 +364,3 @@ class _Line:
             ]
             limit = _BEYOND_MM + _PER_MM * beyond
         return bool(np.hypot(*(centre[:2] - at)) <= limit)
-
-
-StackPredictor = Callable[[np.ndarray, np.ndarray, Callable[[int], object]], np.ndarray]
-"""(stack (n, h, w) int16 HU preprocessed, stats (4,) of the scan, advance) -> (n, h, w) float32
-foreground probability; `advance` is called with the number of slices done since its last call."""
-
-FOREGROUND = 1
-
-
-@dataclass(frozen=True)
-class ScanSettings:
-    """How a scan is predicted.
-
-    Attributes:
-        preprocess: the preprocessing that the network was trained with.
-        size: (rows, columns) to which smaller slices are padded.
-        normalise: intensity mode of training; some need the statistics of the whole scan.
-        threshold: probability from which a voxel is foreground.
-        opening_mm: radius of the opening within each slice, before anything else; 0 for none.
-        min_component_ml: connected pieces below this volume are dropped; 0 keeps all.
-        fill_holes: fill enclosed cavities.
-        drop_islands: drop pieces away from the line of the spine, see `islands`.
-    """
-
-    preprocess: preprocess.SlicePreprocess
-    size: tuple[int, int]
-    normalise: str
-    threshold: float
-    opening_mm: float
-    min_component_ml: float
-    fill_holes: bool
-    drop_islands: bool
-
-
-def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
-    """Return about how much memory `predict_scan` holds at most beside the network.
-
-    The scan; one byte a voxel for the labels, twice (components are found on a copy; once more for
-    an opened copy), and four for the numbers of the components, should predicted voxels lie in
-    every corner; the slices of one slab as int16 and float32 on both grids. Classes x volume is
-    never held.
-    """
-    grid = preprocess.slice_geometry(volume, settings.preprocess)
-    native, padded = _pixels(grid, settings.size)
-    slab = _slab_slices(grid, settings.size) * (8 * native + 16 * padded)
-    voxels = int(np.prod(volume.shape))
-    searched = settings.min_component_ml > 0 or settings.fill_holes or settings.drop_islands
-    components = 4 if searched else 0
-    opened = 1 if settings.opening_mm > 0 else 0
-    held = volume.array.itemsize + 2 + opened + components
-    return voxels * held + slab + (6 + opened) * 2**26
-
-
-def _pixels(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the pixels of a slice on the scan's grid and, padded to the window, the network's."""
-    padded = (max(grid.shape[0], size[0]), max(grid.shape[1], size[1]))
-    return grid.native_shape[0] * grid.native_shape[1], padded[0] * padded[1]
-
-
-def _slab_slices(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> int:
-    """Return how many slices fit into about 64 MB of float32 on the larger of both grids."""
-    return max(1, min(grid.n_slices, 2**24 // max(_pixels(grid, size))))
-
-
-def predict_scan(
-    predict_stack: StackPredictor,
-    volume: Volume,
-    settings: ScanSettings,
-    *,
-    advance: Callable[[int], object] = lambda slices: None,
-) -> np.ndarray:
-    """Return the binary spine mask of a scan.
-
-    Slices are preprocessed, predicted and brought back to the scan's in-plane grid slab by slab;
-    the probabilities are interpolated and then thresholded, so that a coarser network grid does not
-    leave steps. What is kept is one byte a voxel.
-
-    Args:
-        predict_stack: probabilities of a stack of slices.
-        volume: the scan, of any spacing.
-        settings: as in training.
-        advance: called with the number of slices done, for a progress bar.
-
-    Returns:
-        (x, y, z) uint8 on the grid of `volume.array`: 1 is spine, 0 background.
-    """
-    how = settings.preprocess
-    grid = preprocess.slice_geometry(volume, how)
-    step = _slab_slices(grid, settings.size)
-    stats = np.zeros(4, np.float32)
-    if settings.normalise in normalise.NEED_STATS:
-        stats = normalise.scan_stats(
-            image for _, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step)
-        )
-    labels = np.zeros(volume.shape, np.uint8)
-    slices = slice_view(labels, how.plane)
-    for start, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step):
-        probability = predict_stack(image, stats, advance)
-        restored = preprocess.restore_slices(probability, grid)
-        slices[start : start + len(image)] = restored >= settings.threshold
-        del probability, restored  # before the next slab needs as much
-    mask = clean(
-        labels.view(bool),
-        spacing_mm=volume.spacing_mm,
-        opening_mm=settings.opening_mm,
-        min_component_ml=settings.min_component_ml,
-        fill_holes=settings.fill_holes,
-        slice_axis=PLANES[how.plane],
-    )
-    if settings.drop_islands:
-        mask = without_islands(mask, volume.spacing_mm)
-    return mask.view(np.uint8) * np.uint8(FOREGROUND)

@@ -1,30 +1,27 @@
-"""OP-convNet at every pixel of an image without cutting patches: the same numbers, less work.
+"""Classifying every pixel of a slice by the patch around it (paper B, section II.D: stride 1).
 
-Convolutions and pools without padding do the same to every patch, wherever it lies. They are
-evaluated once for the whole image at stride 1: what a layer of stride s makes coarser, the layers
-after it make up by reading every s-th pixel (dilation). A patch then sees the resulting map at a
-few pixels that are `step` apart, m along each axis (3 x 3, 4 apart, for the defaults of paper B).
+The patch of pixel (y, x) has n x n pixels, and pixel (y, x) is its pixel (n // 2, n // 2): n // 2
+pixels lie before it, n - 1 - n // 2 after it. Beyond the borders of a slice lies the value of
+`fill_hu` or the reflection of the slice. Patches that contain only `fill_hu` are all equal and are
+evaluated once.
 
-The first convolution with zero padding differs from patch to patch, since the zeros lie at each
-patch's own border. But it is a sum over the taps of its kernel, the product of a tap with a pixel
-of the map is the same for all patches, and an output of a patch is the sum over those taps that
-fall inside. For k taps along an axis there are at most k such ranges of taps ("none is cut", "the
-first is cut", ...), so that k * k products and the sums of ranges of them, once for each pixel,
-serve every position in every patch. What remains (pooling, later layers, fully connected ones)
-belongs to single patches and is done for each.
+OP-convNet is evaluated tile by tile without cutting patches, wherever its layers allow it; other
+networks get batches of patches. The logits are the same numbers. Convolutions and pools without
+padding do the same to every patch, wherever it lies. They are evaluated once for the whole tile at
+stride 1. A layer of stride s makes the map coarser; the layers after it read every s-th pixel
+instead (dilation). A patch then sees the resulting map at m x m pixels that are `step` apart (3 x 3
+pixels, 4 apart, for the defaults of paper B).
 
-For the default network and one pixel: 74 k multiplications for the second convolution, 295 k for
-the third, 1.31 M for the fully connected layers, against 5.9 M for a patch by itself.
+The first convolution with zero padding differs from patch to patch, because the zeros lie at the
+patch's own border. But it is a sum over the taps of its kernel. The product of a tap with a pixel
+of the map is the same for all patches, and an output of a patch is the sum over the taps that fall
+inside it. For k taps along an axis there are at most k such ranges of taps ("no tap is cut", "the
+first tap is cut", ...). So k * k products and the sums over ranges of them, once for each pixel,
+serve every position in every patch. The rest (pooling, later layers, fully connected layers) is
+evaluated for each patch.
 
-Classifying every pixel of a slice by the patch around it (paper B, section II.D: stride 1).
-
-The patch of pixel (y, x) is the n x n one whose pixel (n // 2, n // 2) it is: n // 2 pixels lie
-before it, n - 1 - n // 2 after it. Beyond the borders of a slice there is what lies outside a
-preprocessed slice, or the slice's reflection.
-
-OP-convNet is evaluated without cutting patches wherever its layers allow it (`dense`), tile by
-tile; other networks get batches of patches. Patches that hold nothing but `fill_hu` are all equal
-and are evaluated once.
+For the default network and one pixel, the second convolution takes 74 k multiplications, the third
+295 k, and the fully connected layers 1.31 M. A patch by itself takes 5.9 M.
 """
 
 import math
@@ -42,20 +39,39 @@ from spinejax.inference.masks import StackPredictor
 from spinejax.models.layers import max_pool
 from spinejax.models.opconvnet import OPConvNet
 
-Params = Mapping[str, Mapping[str, jax.Array]]
+PADDINGS = ("zero", "reflect")
 
-# Output channels of the padded convolution at a time: its products are k * k times as large as the
-# map, and outside the cache, moving them would cost more than computing them.
+TILE = 64
+
+# Patches in one call of the fully connected layers; the last call of a tile is padded.
+_ROWS = 512
+# Output channels of the padded convolution at a time. Its products are k * k times as large as the
+# map; beyond the processor's cache, moving them would take longer than computing them.
 _GROUP = 16
 
+Params = Mapping[str, Mapping[str, jax.Array]]
 
-class Dense(NamedTuple):
-    """The two halves of a network.
+ToInput = Callable[[jax.Array, jax.Array], jax.Array]
+"""(image (..., h, w) preprocessed HU, stats (..., 4)) -> network input, float32, pixel by pixel."""
 
-    features: (params, image (t + n - 1, t + n - 1) network input) -> (t * t, f), what the rest of
-        the network needs of each patch of n pixels; patch (y, x), in row y * t + x, begins at pixel
-        (y, x).
-    classify: (params, features (b, f)) -> (b, classes) float32 logits.
+SliceLogits = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(slice (h, w) int16 preprocessed HU, stats (4,) float32) -> (h, w, classes) float32 logits."""
+
+# An evaluation yields the logits of all wanted patches in parts: (padded slice, wanted (h, w) bool,
+# stats) -> rows (b,), columns (b,), logits (at least b, classes). Row and column of a patch are its
+# first pixel in the padded slice, which is its centre in the slice.
+_Part = tuple[np.ndarray, np.ndarray, jax.Array]
+_Evaluate = Callable[[np.ndarray, np.ndarray, jax.Array], Iterator[_Part]]
+
+
+class SplitNetwork(NamedTuple):
+    """A network in two halves.
+
+    Attributes:
+        features: (params, image (t + n - 1, t + n - 1) network input) -> (t * t, f), the input of
+            the second half for each patch of n x n pixels. Row y * t + x holds the patch that
+            begins at pixel (y, x).
+        classify: (params, features (b, f)) -> (b, classes) float32 logits.
     """
 
     features: Callable[[Params, jax.Array], jax.Array]
@@ -63,17 +79,239 @@ class Dense(NamedTuple):
 
 
 class _Tap(NamedTuple):
-    """Which taps of a padded convolution an output takes along an axis, and where."""
+    """The taps of a padded convolution that an output uses along an axis."""
 
-    taps: tuple[int, int]  # first and beyond the last that fall inside
-    pixel: int  # of the map, under the first of them
+    taps: tuple[int, int]  # [first, last) that fall inside
+    pixel: int  # of the map under the first of them
 
 
-def split(model: OPConvNet, patch: int) -> Dense | None:
-    """Return the network in two halves for patches of `patch` pixels, if that saves anything.
+def make_stack_predictor(
+    model: Any,
+    variables: Mapping[str, Any],
+    *,
+    patch: int,
+    to_input: ToInput,
+    fill_hu: int,
+    padding: str,
+    batch_size: int,
+    skip_empty: bool = True,
+    tile: int = TILE,
+) -> StackPredictor:
+    """Return a function that computes the probability of vertebra at every pixel of a stack.
+
+    It is the softmax of two logits, or the sigmoid of one. Arguments, errors and memory are those
+    of `make_slice_logits`.
+    """
+    slice_logits = make_slice_logits(
+        model,
+        variables,
+        patch=patch,
+        to_input=to_input,
+        fill_hu=fill_hu,
+        padding=padding,
+        batch_size=batch_size,
+        skip_empty=skip_empty,
+        tile=tile,
+    )
+
+    def predict(
+        stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
+    ) -> np.ndarray:
+        result = np.empty(stack.shape, np.float32)
+        for index, image in enumerate(stack):
+            result[index] = foreground_probability(slice_logits(image, stats))
+            advance(1)
+        return result
+
+    return predict
+
+
+def make_slice_logits(
+    model: Any,
+    variables: Mapping[str, Any],
+    *,
+    patch: int,
+    to_input: ToInput,
+    fill_hu: int,
+    padding: str,
+    batch_size: int,
+    skip_empty: bool = True,
+    tile: int = TILE,
+    without_patches: bool = True,
+) -> SliceLogits:
+    """Return a function that computes the logits of every pixel of a slice of any size.
+
+    All shapes on the device are fixed, so that each part is compiled once. The device (the first
+    local one) holds at most two tiles at a time, 4 kB for each pixel of a tile with the default
+    network, and under 100 MB with intermediate results.
+
+    Args:
+        model: classifier of patches (b, n, n, 1), which returns (logits (b, classes), rest).
+        variables: of the model.
+        patch: n, the side of a patch in pixels.
+        to_input: the normalisation of training.
+        fill_hu: the value outside a slice and of an empty patch.
+        padding: `"zero"` for `fill_hu` beyond the borders, or `"reflect"`, which reflects a slice
+            smaller than half a patch repeatedly.
+        batch_size: patches in one call, if patches are cut. On CPUs 64 to 128 patches of 32 x 32
+            pixels are fastest.
+        skip_empty: whether to evaluate empty patches only once.
+        tile: side of a tile in pixels, if no patches are cut.
+        without_patches: False cuts patches whatever the model.
+
+    Raises:
+        InputError: unknown padding, or a patch too small for OP-convNet.
+    """
+    check_choice("predict.padding", padding, PADDINGS)
+    held = jax.device_put(dict(variables), jax.local_devices()[0])
+
+    @jax.jit
+    def network(held: Any, images: jax.Array, stats: jax.Array) -> jax.Array:
+        many = jnp.broadcast_to(stats, (len(images), *stats.shape))
+        return model.apply(held, to_input(images, many)[..., None], train=False)[0]
+
+    halves = None
+    if without_patches and isinstance(model, OPConvNet):
+        halves = split_network(model, patch)
+    if halves is None:
+        evaluate = _by_patches(lambda *arrays: network(held, *arrays), patch, batch_size)
+    else:
+        evaluate = _by_tiles(halves, held["params"], to_input, patch, tile)
+
+    # The default of GPUs is TF32; with its ten bits, both ways would give different numbers.
+    @jax.default_matmul_precision("float32")
+    def slice_logits(image: np.ndarray, stats: np.ndarray) -> np.ndarray:
+        padded = pad_slice(image, patch, fill_hu, padding)
+        wanted = np.ones(image.shape, bool)
+        of_scan = jnp.asarray(stats, jnp.float32)
+        of_empty = network(held, jnp.full((1, patch, patch), fill_hu, jnp.int16), of_scan)
+        result = np.empty((*image.shape, of_empty.shape[-1]), np.float32)
+        if skip_empty:
+            wanted = patches_with_content(padded, patch, fill_hu)
+            result[~wanted] = np.asarray(of_empty)
+        for rows, columns, logits in _one_behind(evaluate(padded, wanted, of_scan)):
+            result[rows, columns] = np.asarray(logits)[: len(rows)]
+        return result
+
+    return slice_logits
+
+
+def foreground_probability(logits: np.ndarray) -> np.ndarray:
+    """Return the probability of class 1, (...) float32, for logits (..., 1 or 2).
+
+    Raises:
+        ValueError: another number of classes.
+    """
+    classes = logits.shape[-1]
+    if classes > 2:
+        raise ValueError(f"`logits` (shape={logits.shape}) must be of one or two classes")
+    return special.expit(logits[..., 1] - logits[..., 0] if classes == 2 else logits[..., 0])
+
+
+def pad_slice(image: np.ndarray, patch: int, fill_hu: int, padding: str) -> np.ndarray:
+    """Return a slice (h, w) padded for its patches, (h + patch - 1, w + patch - 1).
+
+    The patch that begins at pixel (y, x) of the result is the patch of pixel (y, x) of the slice.
+    """
+    around = (patch // 2, patch - 1 - patch // 2)
+    if padding == "reflect":
+        return np.pad(image, around, mode="reflect")
+    return np.pad(image, around, constant_values=fill_hu)
+
+
+def patches_with_content(padded: np.ndarray, patch: int, fill_hu: int) -> np.ndarray:
+    """Return whether each patch of a padded slice has a pixel other than `fill_hu`, (h, w) bool."""
+    sums = np.zeros((padded.shape[0] + 1, padded.shape[1] + 1), np.int32)
+    content = sums[1:, 1:]
+    np.cumsum(padded != fill_hu, axis=0, dtype=np.int32, out=content)
+    np.cumsum(content, axis=1, out=content)
+    sums = sums[patch:] - sums[:-patch]
+    return sums[:, patch:] > sums[:, :-patch]
+
+
+def _by_patches(
+    network: Callable[[np.ndarray, jax.Array], jax.Array], patch: int, batch_size: int
+) -> _Evaluate:
+    """Return an evaluation by batches of patches."""
+
+    def evaluate(padded: np.ndarray, wanted: np.ndarray, stats: jax.Array) -> Iterator[_Part]:
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (patch, patch))
+        rows, columns = np.nonzero(wanted)
+        for first in range(0, len(rows), batch_size):
+            some = slice(first, first + batch_size)
+            images = np.zeros((batch_size, patch, patch), padded.dtype)
+            images[: len(rows[some])] = windows[rows[some], columns[some]]
+            yield rows[some], columns[some], network(images, stats)
+
+    return evaluate
+
+
+def _by_tiles(
+    halves: SplitNetwork, params: Params, to_input: ToInput, patch: int, tile: int
+) -> _Evaluate:
+    """Return an evaluation by tiles; the last layers are evaluated for wanted patches only."""
+
+    @jax.jit
+    def features(params: Any, image: jax.Array, stats: jax.Array) -> jax.Array:
+        return halves.features(params, to_input(image, stats))
+
+    @jax.jit
+    def classify(params: Any, features: jax.Array, at: jax.Array) -> jax.Array:
+        return halves.classify(params, features[at])
+
+    def evaluate(padded: np.ndarray, wanted: np.ndarray, stats: jax.Array) -> Iterator[_Part]:
+        # Room for tiles that reach beyond the last patch; no patch there is wanted.
+        padded = np.pad(padded, (0, tile))
+        for top, left in _tiles(wanted, tile):
+            side = tile + patch - 1
+            of_tile = features(params, padded[top : top + side, left : left + side], stats)
+            rows, columns = np.nonzero(wanted[top : top + tile, left : left + tile])
+            for first in range(0, len(rows), _ROWS):
+                y, x = rows[first : first + _ROWS], columns[first : first + _ROWS]
+                at = np.zeros(_ROWS, np.int32)
+                at[: len(y)] = y * tile + x
+                yield y + top, x + left, classify(params, of_tile, at)
+
+    return evaluate
+
+
+def _tiles(wanted: np.ndarray, tile: int) -> Iterator[tuple[int, int]]:
+    """Yield the first pixels of tiles that cover each wanted pixel once.
+
+    Bands of rows begin at a wanted row, and the tiles of a band at a wanted column. These are fewer
+    tiles than on a fixed grid.
+    """
+    rows = np.flatnonzero(wanted.any(axis=1))
+    while len(rows):
+        top = int(rows[0])
+        columns = np.flatnonzero(wanted[top : top + tile].any(axis=0))
+        while len(columns):
+            left = int(columns[0])
+            yield top, left
+            columns = columns[columns >= left + tile]
+        rows = rows[rows >= top + tile]
+
+
+def _one_behind(parts: Iterator[_Part]) -> Iterator[_Part]:
+    """Yield each part after the next one was requested: the device works while results are read.
+
+    At most one part is on its way at a time, not a whole slice.
+    """
+    waiting = None
+    for part in parts:
+        if waiting is not None:
+            yield waiting
+        waiting = part
+    if waiting is not None:
+        yield waiting
+
+
+def split_network(model: OPConvNet, patch: int) -> SplitNetwork | None:
+    """Split a network into a half that is shared between patches and the rest.
 
     Returns:
-        None if the very first convolution is padded: then no layer is shared between patches.
+        The two halves for patches of `patch` x `patch` pixels; None if the first convolution is
+        padded, because patches then share no layer.
 
     Raises:
         InputError: the patch is too small for the layers.
@@ -114,25 +352,7 @@ def split(model: OPConvNet, patch: int) -> Dense | None:
         kernel, bias = _weights(params, f"fc_{len(model.fc_widths) + 1}", jnp.float32)
         return x.astype(jnp.float32) @ kernel + bias
 
-    return Dense(features, classify)
-
-
-def _padding(model: OPConvNet, stage: int, side: int) -> tuple[int, int]:
-    """Pixels that the convolution of a stage adds before and after an input of `side` pixels."""
-    if model.paddings[stage] == "valid":
-        return 0, 0
-    kernel, stride = model.kernels[stage], model.strides[stage]
-    ((low, high),) = lax.padtype_to_pads((side,), (kernel,), (stride,), "SAME")
-    return low, high
-
-
-def _weights(params: Params, name: str, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    return params[name]["kernel"].astype(dtype), params[name]["bias"].astype(dtype)
-
-
-def _convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], **how: Any) -> jax.Array:
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, stride, dimension_numbers=layout, **how)
+    return SplitNetwork(features, classify)
 
 
 def _shared_stages(model: OPConvNet, params: Params, x: jax.Array, count: int) -> jax.Array:
@@ -149,8 +369,8 @@ def _shared_stages(model: OPConvNet, params: Params, x: jax.Array, count: int) -
             starts = range(0, dilation * model.pools[stage], dilation)
             x = _maximum([lax.slice_in_dim(x, i, i + last, axis=axis) for i in starts])
         dilation *= model.pool_strides[stage]
-        # Adding a bias and ReLU keep the order of numbers, hence may follow the maximum: there
-        # are fewer to do it to.
+        # Bias and ReLU keep the order of numbers, so they may follow the maximum, where there are
+        # fewer numbers.
         x = jax.nn.relu(x + bias)
     return x
 
@@ -158,15 +378,15 @@ def _shared_stages(model: OPConvNet, params: Params, x: jax.Array, count: int) -
 def _padded_stage(
     model: OPConvNet, params: Params, x: jax.Array, stage: int, side: int, step: int
 ) -> jax.Array:
-    """Evaluate convolution with padding, ReLU and pooling for every patch.
+    """Evaluate padded convolution, ReLU and pooling of a stage for every patch.
 
     Args:
         model: the network.
         params: its parameters.
         x: (t + step * (side - 1), same, c), the map that all patches share.
-        stage: which.
-        side: pixels along each axis of what a patch sees of the map.
-        step: pixels of the map between them.
+        stage: index of the stage.
+        side: a patch sees side x side pixels of the map.
+        step: distance between these pixels.
 
     Returns:
         (t, t, p * p, c'), the p x p pooled outputs of each patch.
@@ -182,7 +402,7 @@ def _padded_stage(
     group = min(_GROUP, width)
 
     def add(index: jax.Array, result: jax.Array) -> jax.Array:
-        # Where the width is no multiple of the group, the last group begins earlier and finds some
+        # If the width is no multiple of the group, the last group begins earlier and computes some
         # channels again.
         first = jnp.minimum(index * group, width - group)
         part = lax.dynamic_slice_in_dim(kernel, first, group, axis=3)
@@ -203,7 +423,7 @@ def _sum_and_pool(
 ) -> jax.Array:
     """Return the pooled outputs of each patch, (t, t, p * p, c), from products (h, w, k, k, c).
 
-    Rows and columns are treated one after another, in the sums as in the maxima.
+    Sums and maxima are separable: rows come first, then columns.
     """
     ranges = sorted({output.taps for output in outputs})
     taps = range(products.shape[2])
@@ -234,239 +454,19 @@ def _maximum(maps: list[jax.Array]) -> jax.Array:
     return result
 
 
-PADDINGS = ("zero", "reflect")
-TILE = 64
-
-_ROWS = 512  # patches in one call of the fully connected layers; the last call of a tile is filled
-
-ToInput = Callable[[jax.Array, jax.Array], jax.Array]
-"""(image (..., h, w) preprocessed HU, stats (..., 4)) -> network input, float32, pixel by pixel."""
-
-SliceLogits = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(slice (h, w) int16 preprocessed HU, stats (4,) float32) -> (h, w, classes) float32 logits."""
-
-# What evaluates patches: (padded slice, wanted (h, w) bool, stats) -> rows (b,), columns (b,) and
-# logits (at least b, classes) of all wanted patches, some at a time. A patch is named by its first
-# pixel in the padded slice, which is its centre in the slice.
-_Part = tuple[np.ndarray, np.ndarray, jax.Array]
-_Evaluate = Callable[[np.ndarray, np.ndarray, jax.Array], Iterator[_Part]]
+def _padding(model: OPConvNet, stage: int, side: int) -> tuple[int, int]:
+    """Return the pixels that a stage's convolution adds before and after `side` input pixels."""
+    if model.paddings[stage] == "valid":
+        return 0, 0
+    kernel, stride = model.kernels[stage], model.strides[stage]
+    ((low, high),) = lax.padtype_to_pads((side,), (kernel,), (stride,), "SAME")
+    return low, high
 
 
-def make_slice_logits(
-    model: Any,
-    variables: Mapping[str, Any],
-    *,
-    patch: int,
-    to_input: ToInput,
-    fill_hu: int,
-    padding: str,
-    batch_size: int,
-    skip_empty: bool = True,
-    tile: int = TILE,
-    without_patches: bool = True,
-) -> SliceLogits:
-    """Return a function that gives the logits of every pixel of a slice of any size.
-
-    Every shape on the device is fixed, so that each part is compiled once. There, whatever the
-    slice's size, at most two tiles are held at a time: 4 kB for each pixel of a tile with the
-    default network, under 100 MB with what is computed on the way. The first local device is used.
-
-    With `batch_size`, more is not faster on CPUs: 64 to 128 patches of 32 x 32 pixels are best.
-
-    Args:
-        model: classifier of patches (b, n, n, 1), which returns (logits (b, classes), rest).
-        variables: of the model.
-        patch: n, the side of a patch in pixels.
-        to_input: the normalisation of training.
-        fill_hu: what lies outside a slice, and makes up an empty patch.
-        padding: `"zero"`, `fill_hu` beyond the borders, or `"reflect"`, which repeats where a slice
-            is smaller than half a patch.
-        batch_size: patches in one call, where patches are cut.
-        skip_empty: evaluate empty patches once; else each by itself.
-        tile: side of a tile in pixels, where no patches are cut.
-        without_patches: False cuts patches whatever the model.
-
-    Raises:
-        InputError: unknown padding, or a patch too small for OP-convNet.
-    """
-    check_choice("predict.padding", padding, PADDINGS)
-    held = jax.device_put(dict(variables), jax.local_devices()[0])
-
-    @jax.jit
-    def network(held: Any, images: jax.Array, stats: jax.Array) -> jax.Array:
-        many = jnp.broadcast_to(stats, (len(images), *stats.shape))
-        return model.apply(held, to_input(images, many)[..., None], train=False)[0]
-
-    halves = None
-    if without_patches and isinstance(model, OPConvNet):
-        halves = split(model, patch)
-    if halves is None:
-        evaluate = _by_patches(lambda *arrays: network(held, *arrays), patch, batch_size)
-    else:
-        evaluate = _by_tiles(halves, held["params"], to_input, patch, tile)
-
-    # On GPUs the default is TF32, whose ten bits would tell cut patches from the dense scan.
-    @jax.default_matmul_precision("float32")
-    def slice_logits(image: np.ndarray, stats: np.ndarray) -> np.ndarray:
-        padded = pad_slice(image, patch, fill_hu, padding)
-        wanted = np.ones(image.shape, bool)
-        of_scan = jnp.asarray(stats, jnp.float32)
-        of_empty = network(held, jnp.full((1, patch, patch), fill_hu, jnp.int16), of_scan)
-        result = np.empty((*image.shape, of_empty.shape[-1]), np.float32)
-        if skip_empty:
-            wanted = patches_with_content(padded, patch, fill_hu)
-            result[~wanted] = np.asarray(of_empty)
-        for rows, columns, logits in _one_behind(evaluate(padded, wanted, of_scan)):
-            result[rows, columns] = np.asarray(logits)[: len(rows)]
-        return result
-
-    return slice_logits
+def _weights(params: Params, name: str, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return params[name]["kernel"].astype(dtype), params[name]["bias"].astype(dtype)
 
 
-def make_stack_predictor(
-    model: Any,
-    variables: Mapping[str, Any],
-    *,
-    patch: int,
-    to_input: ToInput,
-    fill_hu: int,
-    padding: str,
-    batch_size: int,
-    skip_empty: bool = True,
-    tile: int = TILE,
-) -> StackPredictor:
-    """Return a function that gives the probability of vertebra at every pixel of a stack.
-
-    Arguments, errors and memory are those of `make_slice_logits`. The probability is the softmax of
-    two logits, or the sigmoid of one.
-    """
-    slice_logits = make_slice_logits(
-        model,
-        variables,
-        patch=patch,
-        to_input=to_input,
-        fill_hu=fill_hu,
-        padding=padding,
-        batch_size=batch_size,
-        skip_empty=skip_empty,
-        tile=tile,
-    )
-
-    def predict(
-        stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
-    ) -> np.ndarray:
-        result = np.empty(stack.shape, np.float32)
-        for index, image in enumerate(stack):
-            result[index] = foreground_probability(slice_logits(image, stats))
-            advance(1)
-        return result
-
-    return predict
-
-
-def foreground_probability(logits: np.ndarray) -> np.ndarray:
-    """Return (...) float32, the probability of class 1, of logits (..., 1 or 2).
-
-    Raises:
-        ValueError: another number of classes.
-    """
-    classes = logits.shape[-1]
-    if classes > 2:
-        raise ValueError(f"`logits` (shape={logits.shape}) must be of one or two classes")
-    return special.expit(logits[..., 1] - logits[..., 0] if classes == 2 else logits[..., 0])
-
-
-def pad_slice(image: np.ndarray, patch: int, fill_hu: int, padding: str) -> np.ndarray:
-    """Return a slice (h, w) with what its patches see beyond it, (h + patch - 1, w + patch - 1).
-
-    Patch (y, x) of the result, by its first pixel, is that of pixel (y, x) of the slice.
-    """
-    around = (patch // 2, patch - 1 - patch // 2)
-    if padding == "reflect":
-        return np.pad(image, around, mode="reflect")
-    return np.pad(image, around, constant_values=fill_hu)
-
-
-def patches_with_content(padded: np.ndarray, patch: int, fill_hu: int) -> np.ndarray:
-    """Return (h, w) bool, which patches of a padded slice have a pixel other than `fill_hu`."""
-    sums = np.zeros((padded.shape[0] + 1, padded.shape[1] + 1), np.int32)
-    content = sums[1:, 1:]
-    np.cumsum(padded != fill_hu, axis=0, dtype=np.int32, out=content)
-    np.cumsum(content, axis=1, out=content)
-    sums = sums[patch:] - sums[:-patch]
-    return sums[:, patch:] > sums[:, :-patch]
-
-
-def _by_patches(
-    network: Callable[[np.ndarray, jax.Array], jax.Array], patch: int, batch_size: int
-) -> _Evaluate:
-    """Evaluate by batches of patches."""
-
-    def evaluate(padded: np.ndarray, wanted: np.ndarray, stats: jax.Array) -> Iterator[_Part]:
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (patch, patch))
-        rows, columns = np.nonzero(wanted)
-        for first in range(0, len(rows), batch_size):
-            some = slice(first, first + batch_size)
-            images = np.zeros((batch_size, patch, patch), padded.dtype)
-            images[: len(rows[some])] = windows[rows[some], columns[some]]
-            yield rows[some], columns[some], network(images, stats)
-
-    return evaluate
-
-
-def _by_tiles(halves: Dense, params: Params, to_input: ToInput, patch: int, tile: int) -> _Evaluate:
-    """Evaluate tiles of tile x tile patches at once, the last layers for wanted patches only."""
-
-    @jax.jit
-    def features(params: Any, image: jax.Array, stats: jax.Array) -> jax.Array:
-        return halves.features(params, to_input(image, stats))
-
-    @jax.jit
-    def classify(params: Any, features: jax.Array, at: jax.Array) -> jax.Array:
-        return halves.classify(params, features[at])
-
-    def evaluate(padded: np.ndarray, wanted: np.ndarray, stats: jax.Array) -> Iterator[_Part]:
-        # Room for tiles that reach beyond the last patch; nobody wants what is there.
-        padded = np.pad(padded, (0, tile))
-        for top, left in _tiles(wanted, tile):
-            side = tile + patch - 1
-            of_tile = features(params, padded[top : top + side, left : left + side], stats)
-            rows, columns = np.nonzero(wanted[top : top + tile, left : left + tile])
-            for first in range(0, len(rows), _ROWS):
-                y, x = rows[first : first + _ROWS], columns[first : first + _ROWS]
-                at = np.zeros(_ROWS, np.int32)
-                at[: len(y)] = y * tile + x
-                yield y + top, x + left, classify(params, of_tile, at)
-
-    return evaluate
-
-
-def _tiles(wanted: np.ndarray, tile: int) -> Iterator[tuple[int, int]]:
-    """Yield the first pixels of tiles that cover all wanted pixels, none twice.
-
-    Bands of rows begin at a row, and tiles in a band at a column, where something is wanted: that
-    takes fewer tiles than a fixed grid.
-    """
-    rows = np.flatnonzero(wanted.any(axis=1))
-    while len(rows):
-        top = int(rows[0])
-        columns = np.flatnonzero(wanted[top : top + tile].any(axis=0))
-        while len(columns):
-            left = int(columns[0])
-            yield top, left
-            columns = columns[columns >= left + tile]
-        rows = rows[rows >= top + tile]
-
-
-def _one_behind(parts: Iterator[_Part]) -> Iterator[_Part]:
-    """Yield each part when the next has been asked for: the device works while results are read.
-
-    It also bounds what is under way to one part, else a whole slice would be.
-    """
-    waiting = None
-    for part in parts:
-        if waiting is not None:
-            yield waiting
-        waiting = part
-    if waiting is not None:
-        yield waiting
+def _convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], **how: Any) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, stride, dimension_numbers=layout, **how)

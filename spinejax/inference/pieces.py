@@ -1,11 +1,10 @@
-"""Pieces of a label map: connected parts of one class, parted where they hold two vertebrae.
+"""Pieces of a label map: connected parts of one class, split at two vertebrae, joined to one.
 
-Lengths are compared with what is usual for a vertebra of the piece's class. Distances and volumes
-of whole vertebrae were measured on masks of VerSe (verse004, verse014, GL003) and of
-TotalSegmentator's example, with straight lines between; grown-up persons differ from them by some
-15 % in length, children by far more.
-
-Joining the pieces of one vertebra: by size, by place along the spine, and by how they touch.
+A piece that holds several vertebrae is split. The pieces of one vertebra are joined by their sizes,
+their places along the spine, and the areas at which they touch. Lengths and volumes are compared
+with what is usual for a vertebra of the piece's class. The usual values were measured on the masks
+of VerSe (verse004, verse014, GL003) and of TotalSegmentator's example, and interpolated linearly
+between levels. Adults differ from them by some 15 % in length, children by far more.
 """
 
 from dataclasses import dataclass
@@ -18,43 +17,45 @@ from scipy.spatial import cKDTree
 from spinejax import labels
 
 NUM_LABELS = len(labels.VERSE_IDS)
-"""Vertebra classes, 26; in arrays of that length, contiguous class c has place c - 1."""
+"""Number of vertebra classes, 26. Arrays of this length hold contiguous class c at c - 1."""
 
 # fmt: off
 STEP_MM = np.array(
     [18, 20, 17.5, 17, 17, 17, 19.5, 23, 25, 25, 25, 25, 24, 24, 24, 25, 27, 29, 29]
     + [30, 31, 31, 31, 31, 31, 29], float)
-"""(26,) mm from a vertebra's centroid to that of the next below, by contiguous class - 1."""
+"""(26,) usual distance in mm from a vertebra's centroid to that of the next one below."""
 
 VOLUME_ML = np.array(
     [15, 19, 14, 14, 15, 16, 19, 24, 24, 24, 27, 28, 28, 28, 28, 29, 32, 36, 44]
     + [49, 54, 58, 61, 62, 62, 46], float)
-"""(26,) ml of a whole vertebra, by contiguous class - 1."""
+"""(26,) usual volume in ml of a whole vertebra."""
 # fmt: on
 
-COARSE_MM = 1.5
-"""Shapes are judged on a grid that leaves out voxels closer than this."""
+_COARSE_MM = 1.5
+"""Shapes are judged on a grid without voxels that are closer together than this."""
 
-MAX_PIECES = 1000
+_MAX_PIECES = 1000
 
 _SLAB = 2**22
 _ALL = np.ones((3, 3, 3), bool)
 
 
 class Piece(NamedTuple):
-    """A part of the map: where it lies, of which class it is, and the piece it was cut from."""
+    """A part of the label map."""
 
     box: tuple[slice, ...]
-    label: int  # contiguous class, 1 to 26
-    origin: int  # equal for parts of one piece
+    label: int
+    """Contiguous class, 1 to 26."""
+    origin: int
+    """The piece that this one was split from; equal for all parts of one piece."""
 
 
 class Axis:
-    """A smooth curve through the spine, along which places are compared.
+    """A smooth curve through the spine; places along it are compared.
 
-    For every height the median of the foreground; through these a polynomial of degree 0 (less
-    than 80 mm of spine) to 4 (480 mm and more): as flexible as lordosis, kyphosis and scoliosis,
-    too stiff to follow single processes. Beyond its ends it goes on straight.
+    The curve is a polynomial through the median of the foreground at every height. Its degree is 0
+    (less than 80 mm of spine) to 4 (480 mm and more): flexible enough for lordosis, kyphosis and
+    scoliosis, and too stiff to follow single processes. It continues straight beyond its ends.
     """
 
     def __init__(self, mask: np.ndarray, spacing_mm: np.ndarray) -> None:
@@ -87,31 +88,31 @@ class Axis:
         self._arc = np.concatenate([[0.0], np.cumsum(steps)])
 
     def along(self, points_mm: np.ndarray) -> np.ndarray:
-        """Arc length in mm, growing to the head, of the curve's points nearest to (..., 3)."""
+        """Return the arc length in mm, growing to the head, at the points nearest to (..., 3)."""
         return self._arc[self._tree.query(points_mm)[1]]
 
 
 def _direction(part: np.ndarray) -> np.ndarray:
-    """Unit vector (3,) from the first to the last point of a curve; upwards where it has one."""
+    """Return the unit vector (3,) from the first to the last point; upwards for a single point."""
     way = part[-1] - part[0]
     length = float(np.linalg.norm(way))
     return way / length if length > 0 else np.array([0.0, 0.0, 1.0])
 
 
 def coarse_steps(spacing_mm: np.ndarray) -> tuple[int, ...]:
-    """Every how many voxels of each axis the coarse grid has one."""
-    return tuple(max(1, int(COARSE_MM / s)) for s in spacing_mm)
+    """Return the step in voxels of the coarse grid along each axis."""
+    return tuple(max(1, int(_COARSE_MM / s)) for s in spacing_mm)
 
 
 def find_pieces(
     classes: np.ndarray, spacing_mm: np.ndarray, speck_ml: float
 ) -> tuple[np.ndarray, list[Piece]]:
-    """Number the 26-connected components of each class, those below `speck_ml` left out.
+    """Number the 26-connected components of each class.
 
-    Works class by class in the box of each; at most `MAX_PIECES`, the largest.
+    Components below `speck_ml` are left out, and all but the 1000 largest.
 
     Returns:
-        (x, y, z) uint16, 0 for none and i + 1 for piece i, and the pieces.
+        (x, y, z) uint16, 0 for none and i + 1 for piece i; and the pieces.
     """
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     numbers = np.zeros(classes.shape, np.uint16)
@@ -123,7 +124,7 @@ def find_pieces(
         components, count = ndimage.label(classes[box] == label, _ALL)
         sizes = count_values(components, count + 1) * voxel_ml
         keep = [i for i in range(1, count + 1) if sizes[i] >= speck_ml]
-        keep = sorted(keep, key=lambda i: -sizes[i])[:MAX_PIECES]
+        keep = sorted(keep, key=lambda i: -sizes[i])[:_MAX_PIECES]
         to = np.zeros(count + 1, np.uint16)
         to[keep] = np.arange(len(found) + 1, len(found) + len(keep) + 1)
         numbers[box] += to[components]
@@ -132,8 +133,8 @@ def find_pieces(
         for i in keep:
             found.append(Piece(_shifted(boxes[i - 1], box), label, len(found)))
             volumes.append(sizes[i])
-    if len(found) > MAX_PIECES:
-        kept = np.sort(np.argsort(-np.asarray(volumes), kind="stable")[:MAX_PIECES])
+    if len(found) > _MAX_PIECES:
+        kept = np.sort(np.argsort(-np.asarray(volumes), kind="stable")[:_MAX_PIECES])
         to = np.zeros(len(found) + 1, np.uint16)
         to[kept + 1] = np.arange(1, len(kept) + 1)
         numbers = to[numbers]
@@ -144,7 +145,7 @@ def find_pieces(
 def split_pieces(
     numbers: np.ndarray, pieces: list[Piece], spacing_mm: np.ndarray, axis: Axis
 ) -> list[Piece]:
-    """Part every piece that holds several vertebrae, in `numbers` itself, and return all pieces."""
+    """Split the pieces that hold several vertebrae, in `numbers` itself; return all pieces."""
     steps = coarse_steps(spacing_mm)
     result = list(pieces)
     for index, piece in enumerate(pieces):
@@ -154,7 +155,7 @@ def split_pieces(
         origin_mm = np.array([s.start for s in piece.box]) * spacing_mm
         parts = _part(coarse, spacing_mm * steps, origin_mm, piece.label, axis)
         count = int(parts.max())
-        if count < 2 or len(result) + count > MAX_PIECES + 1:
+        if count < 2 or len(result) + count > _MAX_PIECES + 1:
             continue
         nearest = ndimage.distance_transform_edt(
             parts == 0, sampling=spacing_mm * steps, return_distances=False, return_indices=True
@@ -178,10 +179,10 @@ def split_pieces(
 
 
 def count_values(array: np.ndarray, length: int) -> np.ndarray:
-    """Return how often 0 to `length` - 1 occur in an integer array, slab by slab."""
+    """Return how often each of 0 to `length` - 1 occurs in an integer array."""
     counts = np.zeros(length, np.int64)
     step = max(1, _SLAB // max(1, array[:1].size))
-    for start in range(0, len(array), step):  # bincount copies what it gets to eight bytes each
+    for start in range(0, len(array), step):  # by slabs: bincount copies its input to 8 bytes each
         counts += np.bincount(array[start : start + step].ravel(), minlength=length)
     return counts
 
@@ -195,11 +196,11 @@ def _shifted(box: tuple[slice, ...], outer: tuple[slice, ...]) -> tuple[slice, .
 def _part(
     mask: np.ndarray, spacing_mm: np.ndarray, origin_mm: np.ndarray, label: int, axis: Axis
 ) -> np.ndarray:
-    """Return the vertebrae of a coarse piece, numbered from 1, as int16; one where it is one.
+    """Return the vertebrae of a coarse piece as int16, numbered from 1.
 
-    The body is the thickest part of a vertebra. Two thick cores, apart along the spine, are two
-    bodies; a thick part of twice the usual length, in twice the usual volume, is two bodies grown
-    together. What lies between goes to the core from which it is reached by the thickest way.
+    The body is the thickest part of a vertebra. Two thick cores that lie apart along the spine are
+    two bodies. A thick part of twice the usual length and volume is two bodies that have merged.
+    The remaining voxels go to the core from which the thickest path leads to them.
     """
     whole = mask.astype(np.int16)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
@@ -236,7 +237,7 @@ def _cores(
     apart_mm: float,
     axis: Axis,
 ) -> np.ndarray | None:
-    """Seeds (int32, as `depth`) where eroding leaves thick parts `apart_mm` along the spine."""
+    """Return seeds (int32, as `depth`) where erosion leaves thick parts `apart_mm` apart."""
     deepest = depth.max()
     for share in (0.3, 0.4, 0.5, 0.6):
         components, count = ndimage.label(depth > share * deepest)
@@ -244,7 +245,7 @@ def _cores(
         sizes[0] = 0
         peaks = np.zeros(count + 1)
         np.maximum.at(peaks, components.ravel(), depth.ravel())
-        # Processes and articular pillars are thinner than the body, or small where they are thick.
+        # Processes and articular pillars are thinner than the body, or their thick part is small.
         cores = np.flatnonzero((sizes >= 0.25 * sizes.max()) & (peaks >= 0.5 * deepest))
         if len(cores) < 2:
             continue
@@ -252,7 +253,7 @@ def _cores(
         along = axis.along(origin_mm + middles * spacing_mm)
         order = np.argsort(along)
         up = np.diff(along[order])
-        # Cores side by side, such as the lateral masses of C1, are of one vertebra, also where it
+        # Cores side by side, such as the lateral masses of C1, belong to one vertebra, even if it
         # is tilted more than the curve.
         apart = np.linalg.norm(np.diff(middles[order] * spacing_mm, axis=0), axis=1)
         group = np.concatenate([[0], np.cumsum((up >= apart_mm) & (up >= 0.6 * apart))])
@@ -272,11 +273,11 @@ def _sections(
     vertebrae: float,
     axis: Axis,
 ) -> np.ndarray | None:
-    """Seeds in a thick part that is too long: the middles of sections of equal length."""
+    """Return seeds in a thick part that is too long: the middles of sections of equal length."""
     thick = np.argwhere(depth > 0.5 * depth.max())
     along = axis.along(origin_mm + thick * spacing_mm)
     low, high = np.percentile(along, (2, 98))
-    length = (high - low) + depth.max()  # as the erosion was half of it at either end
+    length = (high - low) + depth.max()  # half of the depth was eroded at each end
     count = max(2, round(min(vertebrae, length / (0.95 * step_mm))))
     if length < 1.5 * step_mm:
         return None
@@ -285,7 +286,8 @@ def _sections(
     off = np.abs(place - section - 0.5)
     nearest = np.full(count, np.inf)
     np.minimum.at(nearest, section, off)
-    middle = off < np.maximum(0.25, nearest[section] + 1e-6)  # coarse voxels may miss the middle
+    # Coarse voxels may miss the middle, so take at least the nearest one.
+    middle = off < np.maximum(0.25, nearest[section] + 1e-6)
     seeds = np.zeros(depth.shape, np.int32)
     seeds[tuple(thick[middle].T)] = section[middle] + 1
     return seeds
@@ -294,10 +296,9 @@ def _sections(
 def _flood(
     depth: np.ndarray, seeds: np.ndarray, mask: np.ndarray, spacing_mm: np.ndarray
 ) -> np.ndarray:
-    """Watershed of `depth` from `seeds`, level by level from thick to thin, all of `mask`.
+    """Return the watershed of `depth` from `seeds` in `mask`, level by level from thick to thin.
 
-    (`ndimage.watershed_ift` weighs the steps between neighbours, not the level, and would cross
-    thin bridges.)
+    `ndimage.watershed_ift` compares neighbours, not levels, and would cross thin bridges.
     """
     owner = seeds.copy()
     for level in [*np.linspace(0.9, 0.1, 7) * depth.max(), -1.0]:
@@ -314,21 +315,23 @@ def _flood(
         near = ndimage.distance_transform_edt(
             owner == 0, sampling=spacing_mm, return_distances=False, return_indices=True
         )
-        # Where one seed alone is connected to a place, it is not the straight line that counts.
+        # A voxel that is connected to one seed only belongs to it, even if another is nearer.
         value = np.where((highest == lowest)[components], highest[components], owner[tuple(near)])
         owner[fill] = value[fill]
     return np.where(mask, owner, 0)
 
 
-# Joining, in usual volumes: no vertebra is larger than the first of these; one may well be as large
-# as the second; two that are both larger than the third are two; the last is a fragment.
-_TOO_LARGE, _ONE, _LARGE, FRAGMENT = 1.6, 1.4, 0.7, 0.2
-_WIDE_MM = 65.0
+# In units of the usual volume:
+_TOO_LARGE = 1.6  # no vertebra is larger
+_ONE = 1.4  # two parts that are together smaller may be one vertebra
+_LARGE = 0.7  # two parts that are each larger are two vertebrae
+FRAGMENT = 0.2  # smaller pieces are fragments
+_WIDE_MM = 65.0  # parts of one vertebra are closer together
 
 
 @dataclass
 class Group:
-    """Pieces of one vertebra: numbers of the pieces, and sums over them."""
+    """Pieces of one vertebra: their numbers, and sums over them."""
 
     members: list[int]
     origins: set[int]
@@ -340,7 +343,7 @@ class Group:
 
     @property
     def label(self) -> int:
-        """Class - 1 of the most voxels."""
+        """Class - 1 of most voxels."""
         return int(np.argmax(self.counts))
 
     @property
@@ -356,14 +359,15 @@ def join_pieces(
     axis: Axis,
     ends: tuple[bool, bool],
 ) -> list[Group]:
-    """Return the groups of pieces that are taken for one vertebra each.
+    """Join the pieces of each vertebra to a group.
 
     Args:
         numbers: (x, y, z) of `find_pieces`.
         found: its pieces.
         spacing: (3,) mm.
-        axis: the curve along which places are compared.
-        ends: whether the last and the first slice along z are the scan's head and foot end.
+        axis: the curve through the spine.
+        ends: whether the last slice along z is the head end of the scan, and the first its foot
+            end.
     """
     areas = _contacts(numbers, coarse_steps(spacing), spacing)
     return _join(groups_of(numbers, found, spacing, axis, ends), areas)
@@ -376,7 +380,7 @@ def groups_of(
     axis: Axis,
     ends: tuple[bool, bool],
 ) -> list[Group]:
-    """Return a group of each piece alone; arguments as of `join_pieces`."""
+    """Make a group of each piece; the arguments are those of `join_pieces`."""
     voxel_ml = float(np.prod(spacing)) / 1000.0
     groups = []
     for index, piece in enumerate(found):
@@ -392,7 +396,7 @@ def groups_of(
 
 
 def centre(mask: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> tuple[np.ndarray, int]:
-    """Centre of mass in mm of a mask that lies in `box`, and its number of voxels."""
+    """Return the centre of mass in mm of a mask that lies in `box`, and its number of voxels."""
     sums = [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     size = int(sums[0].sum())
     middle = [(s * np.arange(len(s))).sum() / max(1, size) for s in sums]
@@ -402,7 +406,7 @@ def centre(mask: np.ndarray, box: tuple[slice, ...], spacing: np.ndarray) -> tup
 def _contacts(
     numbers: np.ndarray, steps: tuple[int, ...], spacing: np.ndarray
 ) -> dict[tuple[int, int], float]:
-    """Area in cm2 at which two pieces touch, by their indices, the smaller one first."""
+    """Return the area in cm2 at which two pieces touch, by their indices in ascending order."""
     coarse = numbers[:: steps[0], :: steps[1], :: steps[2]]
     sides = spacing * steps
     areas: dict[tuple[int, int], float] = {}
@@ -418,7 +422,7 @@ def _contacts(
 
 
 def _join(groups: list[Group], areas: dict[tuple[int, int], float]) -> list[Group]:
-    """Join what belongs to one vertebra, the smallest first, with what it touches most."""
+    """Join each group, the smallest first, with the group of the strongest bond."""
     touching: list[dict[int, float]] = [{} for _ in groups]
     for (i, j), area in areas.items():
         touching[i][j] = touching[j][i] = area
@@ -448,25 +452,25 @@ def _join(groups: list[Group], areas: dict[tuple[int, int], float]) -> list[Grou
 
 
 def _bond(small: Group, large: Group, area: float) -> float:
-    """How strongly `small` seems to be a part of the vertebra of `large`; 0 for not at all.
+    """Return how strongly `small` seems to be part of the vertebra of `large`; 0 for not at all.
 
-    Neighbours touch at their facets; halves of one vertebra at a whole cross-section of it, and
-    their middles are less apart along the spine than those of neighbours.
+    Neighbouring vertebrae touch at their facets. Halves of one vertebra touch at a whole cross-
+    section, and their centres are closer together along the spine.
     """
     usual, step = max(small.usual_ml, large.usual_ml), STEP_MM[large.label]
     both = small.volume + large.volume
     along = abs(small.along - large.along) / step
-    # Of a small person, both of two neighbours may be hardly larger than half of the usual.
+    # In a small person, each of two neighbours may have little more than half of the usual volume.
     half = _LARGE if along < 0.45 else _LARGE - 0.1
     if both > _TOO_LARGE * usual or small.volume > half * usual:
         return 0.0
     contact = area / small.volume ** (2 / 3)
-    if small.origins & large.origins:  # parted before: was that one cut too many?
+    if small.origins & large.origins:  # split before, perhaps wrongly
         return contact if contact >= 0.5 and along < 0.45 else 0.0
     if small.cut and along >= 0.35:
         return 0.0
     if small.label == large.label:
-        # Tips of thoracic spinous processes lie a whole vertebra lower.
+        # The tip of a thoracic spinous process lies a whole vertebra lower.
         reach = 1.3 if small.volume < FRAGMENT * usual else 0.75
         apart = np.linalg.norm(small.centroid - large.centroid)
         return 1.0 + contact - along if along < reach and apart < _WIDE_MM else 0.0
@@ -474,7 +478,7 @@ def _bond(small: Group, large: Group, area: float) -> float:
         return contact
     if both < _ONE * usual and contact >= 0.8 and along < 0.75:
         return contact
-    # Halves of C1 meet at thin arches only; but no neighbour lies at the same height.
+    # The halves of C1 touch at thin arches only, but no neighbour lies at the same height.
     if both < _ONE * usual and not small.cut and contact > 0.05 and along < 0.25:
         return contact
     if small.volume < FRAGMENT * usual and not small.cut and contact >= 0.3 and along < 1.0:

@@ -1,9 +1,9 @@
 """Vertebrae by votes: every voxel says where the centre of its vertebra is.
 
-A network that learns these offsets (`losses.offset_error`) parts vertebrae that touch, or that it
-cannot tell by name: the voxels of one vertebra vote for one place, those of its neighbour for a
-place a vertebra's height away. Centres are peaks of the votes' density, as in the Hough transform
-(Ballard 1981; for instances with learnt offsets e.g. Neven et al., CVPR 2019).
+A network that learns these offsets (`losses.offset_error`) tells apart vertebrae that touch, or
+that it cannot name: the voxels of one vertebra vote for one place, and the voxels of its neighbour
+for a place at the distance of a vertebra. Centres are the peaks of the density of votes, as in the
+Hough transform (Ballard 1981; with learnt offsets for instances e.g. Neven et al., CVPR 2019).
 """
 
 from typing import NamedTuple
@@ -15,42 +15,47 @@ from scipy.spatial import cKDTree
 from spinejax.inference.pieces import NUM_LABELS, STEP_MM, Piece, count_values
 
 _BIN_MM = 2.0
-_SIGMA = 0.115  # of the density, over the usual distance of vertebrae of the class
-# Two peaks are two vertebrae if the density between falls below a share of the less. Of few votes
-# the density is rough by chance: by one over the root of how many a peak stands for.
+_SIGMA = 0.115  # of the density, in units of the usual distance between vertebrae of the class
+# Two peaks are two vertebrae if the density between them falls below a share of the lower one. A
+# density of few votes is rough by chance, so that the share grows with the height h of the peak: it
+# is 1 - _ROUGH / sqrt(h), within _SHARES.
 _SHARES = (0.3, 0.85)
 _ROUGH = 1.5
-# Two classes of one peak are two vertebrae if their votes lie further apart, along the spine, than
-# the first share of the usual distance and each has the second share of the voxels. Two parts of
-# one class are one vertebra if they lie nearer than the third.
+# In units of the usual distance: two classes of one peak are two vertebrae if their votes are
+# further apart along the spine than _TWO and each has at least _LEAST_SHARE of the voxels. Two
+# parts of one class are one vertebra if they are closer than _NEAR.
 _TWO, _LEAST_SHARE, _NEAR = 0.4, 0.1, 0.7
 _MAX_CENTRES = 255
-_REACH_MM = 60.0  # peaks further apart are of two vertebrae
+_REACH_MM = 60.0  # peaks that are further apart are always two vertebrae
 
 
-class _Part(NamedTuple):
-    """What gathers at one place: indices of its votes, class, place in mm, whether parted."""
+class _Cluster(NamedTuple):
+    """Votes for one centre."""
 
     voters: np.ndarray
+    """Indices of the votes."""
     label: int
+    """Contiguous class."""
     middle: np.ndarray
+    """The centre in mm."""
     new: bool
+    """Whether it was split from a peak."""
 
 
 def vote_pieces(
     classes: np.ndarray, offsets_mm: np.ndarray, spacing_mm: np.ndarray, speck_ml: float
 ) -> tuple[np.ndarray, list[Piece]]:
-    """Part the foreground of a label map by the centre that each voxel votes for.
+    """Split the foreground of a label map by the centre that each voxel votes for.
 
     Args:
         classes: (x, y, z) contiguous classes.
         offsets_mm: (x, y, z, 3) from each voxel to the centre of its vertebra.
         spacing_mm: (3,) of the voxels.
-        speck_ml: centres with fewer votes are left out; their voxels go to the next ones.
+        speck_ml: centres with fewer votes are dropped; their voxels go to the nearest other centre.
 
     Returns:
-        (x, y, z) uint16, 0 for none and i + 1 for piece i, and the pieces, each of the class that
-        most of its voxels have.
+        (x, y, z) uint16, 0 for none and i + 1 for piece i; and the pieces, each with the class of
+        most of its voxels.
     """
     numbers = np.zeros(classes.shape, np.uint16)
     where = np.nonzero(classes)
@@ -63,7 +68,7 @@ def vote_pieces(
     least = max(1.0, speck_ml * 1000.0 / float(np.prod(spacing_mm)))
     owner = cKDTree(centres).query(votes)[1]
     owner, centres = _parted(votes, classes[where], owner, centres)
-    # All may be specks: then there is no vertebra.
+    # If all centres are specks, there is no vertebra.
     kept = np.flatnonzero(np.bincount(owner, minlength=len(centres)) >= least)
     if not kept.size:
         return numbers, []
@@ -82,11 +87,11 @@ def vote_pieces(
 def _parted(
     votes: np.ndarray, classes: np.ndarray, owner: np.ndarray, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return owners and centres with peaks parted that stand for vertebrae of several classes.
+    """Split the peaks of several vertebrae, and return the new owners and centres.
 
-    Small vertebrae blur into one peak, though their voxels have two classes, whose votes lie half a
-    vertebra's height apart. Of one vertebra that may be either, they lie at one place. What is
-    parted is united with what the next peak holds of its class, if that lies near.
+    Two small vertebrae may blur into one peak. Their voxels then have two classes, and the votes of
+    these lie half a vertebra apart. (For one vertebra whose class is uncertain, both lie at one
+    place.) A part that is split off joins a part of its class at the next peak if that is near.
 
     Args:
         votes: (m, 3) mm.
@@ -94,7 +99,7 @@ def _parted(
         owner: (m,) index of each vote's peak.
         centres: (n, 3) mm, of the peaks.
     """
-    parts: list[_Part] = []
+    parts: list[_Cluster] = []
     ways = _directions(centres, 1 + np.bincount(owner, minlength=len(centres)))
     for peak, (box,) in ndimage.value_indices(owner).items():
         own, counts = classes[box], count_values(classes[box], NUM_LABELS + 1)
@@ -104,7 +109,7 @@ def _parted(
             if counts[label] < max(1.0, _LEAST_SHARE * own.size):
                 break
             middle = np.median(votes[box][own == label], axis=0)
-            # Votes of processes lie beside each other's, too: only along the spine is it far.
+            # Votes of processes spread sideways, so only the distance along the spine counts.
             if all(
                 abs((middle - other) @ ways[peak]) > _TWO * _step_mm(label, at)
                 for at, other in zip(found, middles, strict=True)
@@ -112,18 +117,18 @@ def _parted(
                 found.append(label)
                 middles.append(middle)
         if len(found) < 2:
-            parts.append(_Part(box, int(counts.argmax()), centres[peak], False))
+            parts.append(_Cluster(box, int(counts.argmax()), centres[peak], False))
             continue
         nearest = cKDTree(middles).query(votes[box])[1]
         for place, label in enumerate(found):
             nearest[own == label] = place
         for place, label in enumerate(found):
-            parts.append(_Part(box[nearest == place], label, middles[place], True))
+            parts.append(_Cluster(box[nearest == place], label, middles[place], True))
     return _united(parts, len(owner))
 
 
-def _united(parts: list[_Part], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return owners of `count` votes and centres; new parts joined to near ones of their class."""
+def _united(parts: list[_Cluster], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Join new parts to near parts of their class; return owners of `count` votes and centres."""
     owner = np.zeros(count, np.intp)
     centres: list[np.ndarray] = []
     left = sorted(parts, key=lambda part: -len(part.voters))
@@ -136,7 +141,7 @@ def _united(parts: list[_Part], count: int) -> tuple[np.ndarray, np.ndarray]:
                 share = len(part.voters) / (len(part.voters) + len(whole.voters))
                 middle = whole.middle + share * (part.middle - whole.middle)
                 voters = np.concatenate([whole.voters, part.voters])
-                whole = _Part(voters, whole.label, middle, True)
+                whole = _Cluster(voters, whole.label, middle, True)
             else:
                 left.append(part)
         owner[whole.voters] = len(centres)
@@ -145,14 +150,14 @@ def _united(parts: list[_Part], count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _step_mm(one: int, other: int) -> float:
-    """Usual distance between two vertebrae, by class, as if they were neighbours."""
+    """Return the usual distance between the vertebrae of two classes, taken as neighbours."""
     return float(STEP_MM[min(one, other) - 1])
 
 
 def _directions(centres: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the direction of the spine at each of `centres` (n, 3), as (n, 3) of length 1.
+    """Return the direction of the spine at each of `centres` (n, 3), as unit vectors (n, 3).
 
-    That in which the centres around it lie, each with its weight (n,) above 0.
+    It is the main direction of the centres within 60 mm, weighted by `weights` (n,) above 0.
     """
     ways = np.tile([0.0, 0.0, 1.0], (len(centres), 1))
     for way, centre in zip(ways, centres, strict=True):
@@ -165,13 +170,13 @@ def _directions(centres: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _peaks(votes: np.ndarray, sigma_mm: np.ndarray) -> np.ndarray:
-    """Return places (n, 3) in mm at which `votes` (m, 3) gather, at most `_MAX_CENTRES`."""
+    """Return the peaks (n, 3) in mm of the density of `votes` (m, 3), at most 255."""
     widest = sigma_mm.max()
     corner = votes.min(0) - 2 * widest
     bins = np.floor((votes - corner) / _BIN_MM).astype(np.intp)
     shape = tuple(int(n) for n in bins.max(0) + 1 + round(2 * widest / _BIN_MM))
     flat = np.ravel_multi_index(tuple(bins.T), shape)
-    density = np.zeros(shape, np.float32)  # of votes, each as high as one at its place alone
+    density = np.zeros(shape, np.float32)  # a single vote has a peak of height 1
     for sigma in np.unique(sigma_mm):
         counts = count_values(flat[sigma_mm == sigma], density.size).reshape(shape)
         spread = ndimage.gaussian_filter(
@@ -193,7 +198,7 @@ def _peaks(votes: np.ndarray, sigma_mm: np.ndarray) -> np.ndarray:
 
 
 def _apart(density: np.ndarray, top: np.ndarray, other: np.ndarray, height: float) -> bool:
-    """Whether the density falls low enough between two peaks, the first of which is the less."""
+    """Return whether the density falls low enough between two peaks; the first is the lower one."""
     steps = int(np.ceil(np.linalg.norm(other - top)))
     way = top[:, None] + (other - top)[:, None] * np.linspace(0.0, 1.0, steps + 1)
     between = density[tuple(np.round(way).astype(np.intp))]

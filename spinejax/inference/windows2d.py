@@ -1,24 +1,24 @@
-"""Predicting slices of any size through windows of one static shape."""
+"""Slices of any size: a network of slices in overlapping windows of one static shape."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spinejax import geometry
+from spinejax.inference.devices import over_local_devices
 from spinejax.inference.masks import StackPredictor
 
 PredictBatch = Callable[[np.ndarray], np.ndarray]
-"""(b, wh, ww) int16 HU, preprocessed -> (b, wh, ww) float32 foreground probability."""
+"""(b, wh, ww) int16 preprocessed HU -> (b, wh, ww) float32 foreground probability."""
 
 
 def blend_weights(window: tuple[int, int]) -> np.ndarray:
-    """Return the weight of each pixel of a window, (wh, ww) float32, largest at the centre.
+    """Return the weight of each pixel of a window, (wh, ww) float32.
 
-    A separable triangle that stays above zero at the border: where windows overlap, pixels with
-    more context count more, and no seam is left. A slice covered by one window is unaffected.
+    The weights are a separable triangle, largest at the centre and above zero at the border. Where
+    windows overlap, pixels with more context count more, which avoids seams.
     """
     axes = [
         1.0 - np.abs((np.arange(length) + 0.5) / length * 2.0 - 1.0) * 0.99 for length in window
@@ -38,15 +38,15 @@ def predict_stack(
 ) -> np.ndarray:
     """Return the foreground probability of every pixel of a stack of slices.
 
-    Slices smaller than the window are padded around their centre with `fill`, as in training;
-    larger ones are covered by windows that overlap by at least `overlap`. Every call of
-    `predict_batch` has the same shape, so that it is compiled once.
+    Slices smaller than the window are padded around their centre with `fill`, as in training.
+    Larger slices are covered by windows that overlap by at least `overlap`. All calls of
+    `predict_batch` have the same shape, so that it is compiled once.
 
     Args:
         predict_batch: the network.
         stack: (n, h, w) int16 HU, preprocessed.
         window: (wh, ww), the size that the network was trained with.
-        overlap: share of a window that neighbouring windows have in common, in [0, 1).
+        overlap: least share of a window that the next window covers again, in [0, 1).
         batch_size: windows in one call.
         fill: HU beyond the borders of a slice.
         advance: called with the number of slices done since the last call.
@@ -84,14 +84,14 @@ def predict_stack(
                 ] = stack[index]
                 filled = index
             batch[row] = padded[top : top + window[0], left : left + window[1]]
-        # The rows of a short last batch beyond its jobs hold earlier windows; they are ignored.
-        # A copy, because the device may still read a host buffer after the call has returned.
+        # A short last batch still holds earlier windows in its last rows; their results are unused.
+        # The copy is needed because the device may read a host buffer after the call has returned.
         probability = predict_batch(batch.copy())
         for row, (index, (top, left)) in enumerate(chunk):
             result[index, top : top + window[0], left : left + window[1]] += (
                 weights * probability[row]
             )
-        # The slice of the next window is the first that is not done.
+        # The first slice that is not done is the slice of the next window.
         following = jobs[first + batch_size][0] if first + batch_size < len(jobs) else count
         advance(following - done)
         done = following
@@ -113,29 +113,19 @@ def make_stack_predictor(
     Args:
         probability: (variables, image (b, wh, ww) preprocessed HU, stats (b, 4)) -> (b, wh, ww).
         variables: of the network.
-        window: see `predict_stack`, as the rest.
-        overlap: of windows.
+        window: see `predict_stack`.
+        overlap: see `predict_stack`.
         batch_size: rounded up to a multiple of the number of devices.
-        fill: HU beyond the borders of a slice.
+        fill: see `predict_stack`.
     """
-    devices = np.array(jax.local_devices())
-    mesh = Mesh(devices, ("data",))
-    over_devices = NamedSharding(mesh, PartitionSpec("data"))
-    held = jax.device_put(dict(variables), NamedSharding(mesh, PartitionSpec()))
-    compiled = jax.jit(probability)
-    rows = -(-batch_size // len(devices)) * len(devices)
+    compiled, rows = over_local_devices(probability, variables, batch_size)
 
     def predict(
         stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
     ) -> np.ndarray:
         batch_stats = np.tile(stats, (rows, 1))
-
-        def network(batch: np.ndarray) -> np.ndarray:
-            image, of_scan = jax.device_put((batch, batch_stats), over_devices)
-            return np.asarray(compiled(held, image, of_scan))
-
         return predict_stack(
-            network,
+            lambda batch: compiled(batch, batch_stats),
             stack,
             window=window,
             overlap=overlap,

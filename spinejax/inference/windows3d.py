@@ -1,8 +1,9 @@
-"""Every voxel of a scan by the name of its vertebra: a network of cubes in overlapping windows.
+"""The class of every voxel of a scan: a network of cubes in overlapping windows.
 
-Windows are weighted by a Gaussian, as nnU-Net does (Isensee et al., Nature Methods 2021): a voxel
-near a window's border has little context. Probabilities of all classes are held for one layer of
-windows only; layers are visited from foot to head, and what no later layer reaches is decided.
+Windows are weighted by a Gaussian, as in nnU-Net (Isensee et al., Nature Methods 2021), because a
+voxel near the border of a window has little context. The probabilities of all classes are held for
+one layer of windows only. Layers go from foot to head, and slices that no later layer reaches are
+decided.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,36 +12,36 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spinejax.geometry import window_starts
+from spinejax.inference.devices import over_local_devices
 
 Size = tuple[int, int, int]
 
 CubePredictor = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(image (b, x, y, z) int16 HU preprocessed, spine (b, x, y, z) uint8 0 or 1, stats (4,) of the
-scan) -> (b, x, y, z, c) float32 probabilities of the classes, and with offsets three more
-channels: the way to the centre of the voxel's vertebra in cm."""
+scan) -> (b, x, y, z, c) float32 probabilities of the classes. With offsets, three more channels
+hold the way to the centre of the voxel's vertebra in cm."""
 
-_SIGMA = 1 / 8  # of the window
+_SIGMA = 1 / 8  # of the side of the window
 _LEAST_WEIGHT = 1e-3
 
 
 class Classes(NamedTuple):
-    """The two most probable classes of every voxel, three bytes in place of all probabilities."""
+    """The two most probable classes of every voxel: three bytes instead of all probabilities."""
 
     first: np.ndarray
-    """(x, y, z) uint8, the most probable one."""
+    """(x, y, z) uint8, the most probable class."""
     second: np.ndarray
-    """(x, y, z) uint8, the next one."""
+    """(x, y, z) uint8, the second most probable class."""
     share: np.ndarray
-    """(x, y, z) uint8, 255 times the probability of the first among the two."""
+    """(x, y, z) uint8, 255 p / (p + q) for the probabilities p of the first and q of the second."""
     offsets_mm: np.ndarray | None = None
-    """(x, y, z, 3) float16, the way to the centre of the vertebra, where a network gives it."""
+    """(x, y, z, 3) float16, the way to the centre of the vertebra, if the network gives it."""
 
 
 def gaussian_weights(window: Size) -> np.ndarray:
-    """Weight of each voxel of a window, (x, y, z) float32: 1 at the centre, never 0."""
+    """Return the weight of each voxel of a window, (x, y, z) float32: 1 at the centre, never 0."""
     weights = np.ones(window, np.float32)
     for axis, length in enumerate(window):
         offset = (np.arange(length) - (length - 1) / 2) / (length * _SIGMA)
@@ -58,8 +59,8 @@ def layers(
     Args:
         shape: voxels of the scan, at least those of the window.
         window: voxels of a window.
-        overlap: least share of a window that its neighbour covers again.
-        spine: windows without any voxel of this mask are left out; None keeps all.
+        overlap: least share of a window that the next window covers again.
+        spine: windows without a voxel of this mask are left out; None keeps all.
     """
     starts = [window_starts(n, side, overlap) for n, side in zip(shape, window, strict=True)]
     for z in starts[2]:
@@ -72,9 +73,9 @@ def _box(corner: Size, window: Size) -> tuple[slice, ...]:
 
 
 def moved_grids(shape: Size, shifts: int) -> list[tuple[slice, ...]]:
-    """Return the grids of every `shifts`-th voxel of a scan, one from each first voxel.
+    """Return the coarse grids of every `shifts`-th voxel that together hold each voxel once.
 
-    Together they hold each voxel once; a scan of fewer voxels has fewer grids.
+    A scan with fewer than `shifts` voxels along an axis has fewer grids.
     """
     firsts = product(*(range(min(n, shifts)) for n in shape))
     return [tuple(slice(i, None, shifts) for i in first) for first in firsts]
@@ -90,20 +91,23 @@ def predict_moved(
     offsets: bool = False,
     **how: Any,
 ) -> Classes:
-    """Return classes on a grid finer than the network's, which reads it as `moved_grids`.
+    """Return classes on a grid that is finer than the network's; it reads all `moved_grids`.
 
-    Where a voxel holds half a vertebra, one of another grid holds all of it.
+    Where the voxel of one grid lies half in a vertebra, the voxel of another grid lies inside it.
 
     Args:
         predict: the network.
-        image: as of `predict_classes`, but with voxels `shifts` times as small as the network's,
-            smoothed as for those.
-        spine: on that grid, or None.
-        stats: as of `predict_classes`.
-        shifts: 1 or more; `shifts`^3 times as many windows are classified. No batch holds windows
-            of two grids.
-        offsets: as of `predict_classes`.
-        **how: what else that takes.
+        image: (x, y, z) int16 HU, with voxels `shifts` times as small as the network's, smoothed as
+            for the network's.
+        spine: (x, y, z) uint8 on that grid, or None.
+        stats: see `predict_classes`.
+        shifts: 1 or more; `shifts`^3 times as many windows are classified. A batch holds windows of
+            one grid only.
+        offsets: see `predict_classes`.
+        **how: further arguments of `predict_classes`.
+
+    Returns:
+        The classes of every voxel of `image`.
     """
     x, y, z = image.shape
     grids = moved_grids((x, y, z), shifts)
@@ -136,24 +140,24 @@ def predict_classes(
 ) -> Classes:
     """Return the most probable classes of every voxel.
 
-    Every call of `predict` has the same shape, so that it is compiled once. Scans smaller than
-    the window are padded around their centre.
+    All calls of `predict` have the same shape, so that it is compiled once. Scans smaller than the
+    window are padded around their centre.
 
     Args:
         predict: the network.
         image: (x, y, z) int16 HU, preprocessed.
-        spine: (x, y, z) uint8, 1 where an earlier network saw vertebrae; None where there is none.
-            Windows without any of it are background.
-        stats: (4,) of the scan, where the normalisation needs them.
+        spine: (x, y, z) uint8, the mask of an earlier network, or None. Windows without a voxel of
+            it are background.
+        stats: (4,) of the scan, if the normalisation needs them.
         window: (x, y, z) voxels, the size that the network was trained with.
-        overlap: least share of a window that its neighbour covers again, in [0, 1).
+        overlap: least share of a window that the next window covers again, in [0, 1).
         batch_size: windows in one call.
         fill: HU beyond the borders of the scan.
         offsets: whether the last three channels are offsets.
-        advance: called with the number of windows done since its last call.
+        advance: called with the number of windows done since the last call.
 
     Returns:
-        Of every voxel of `image`; background, without a doubt, where no window was.
+        The classes of every voxel of `image`; background with share 255 where no window was.
     """
     shape = image.shape
     before = [max(0, side - n) // 2 for n, side in zip(shape, window, strict=True)]
@@ -169,10 +173,10 @@ def predict_classes(
     base = 0
 
     def settle(slices: int) -> None:
-        """Decide the lowest slices of `sums`, and move the others down."""
+        """Decide the lowest slices of `sums` and move the others down."""
         nonlocal base
         if sums is not None:
-            for i, row in enumerate(sums):  # row by row, for the copies
+            for i, row in enumerate(sums):  # row by row, to keep the copies small
                 for whole, part in zip(classes, _decided(row[:, :slices], offsets), strict=True):
                     if whole is not None:
                         whole[i, :, base : base + slices] = part
@@ -184,7 +188,7 @@ def predict_classes(
         settle(start - base)
         for at in range(0, len(corners), batch_size):
             chunk = corners[at : at + batch_size]
-            # A short last batch is filled up with its first window again.
+            # A short last batch is filled up with its first window.
             full = chunk + chunk[:1] * (batch_size - len(chunk))
             cubes = np.stack([image[_box(c, window)] for c in full])
             masks = (
@@ -205,17 +209,17 @@ def predict_classes(
 
 
 def _decided(sums: np.ndarray, offsets: bool) -> Classes:
-    """Reduce (..., c) weighted sums over windows, all 0 where no window was."""
+    """Return the classes for weighted sums over windows (..., c), all 0 where no window was."""
     if not offsets:
         return _two_best(sums)
-    # Probabilities of all classes add up to 1, so their sums to the sum of weights.
+    # The probabilities of a voxel add up to 1, so their weighted sums add up to the weight.
     weight = sums[..., :-3].sum(-1, keepdims=True)
     mean = np.divide(sums[..., -3:], weight, out=np.zeros_like(sums[..., -3:]), where=weight > 0)
     return _two_best(sums[..., :-3])._replace(offsets_mm=(10.0 * mean).astype(np.float16))
 
 
 def _two_best(sums: np.ndarray) -> Classes:
-    """Reduce (..., c) weights of classes, all 0 where no window was."""
+    """Return the two best classes for weights (..., c), all 0 where no window was."""
     rest = sums.copy()
     first = sums.argmax(-1)
     best = np.take_along_axis(sums, first[..., None], -1)[..., 0]
@@ -242,17 +246,11 @@ def make_cube_predictor(
         batch_size: windows in a call, rounded up to a multiple of the number of devices.
 
     Returns:
-        The predictor, and the number of windows that it takes.
+        The predictor, and the number of windows in a call.
     """
-    devices = np.array(jax.local_devices())
-    mesh = Mesh(devices, ("data",))
-    over_devices = NamedSharding(mesh, PartitionSpec("data"))
-    held = jax.device_put(dict(variables), NamedSharding(mesh, PartitionSpec()))
-    compiled = jax.jit(probability)
-    rows = -(-batch_size // len(devices)) * len(devices)
+    compiled, rows = over_local_devices(probability, variables, batch_size)
 
     def predict(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
-        batch = (image, spine, np.tile(stats, (rows, 1)))
-        return np.asarray(compiled(held, *jax.device_put(batch, over_devices)))
+        return compiled(image, spine, np.tile(stats, (rows, 1)))
 
     return predict, rows

@@ -122,7 +122,7 @@ def assert_same(logits, expected):
 def test_logits_are_those_of_patches_cut_one_by_one(name):
     patch, fields = MEMBERS[name]
     model, variables = member(patch, **fields)
-    assert patch_scan.split(model, patch) is not None
+    assert patch_scan.split_network(model, patch) is not None
     image = sparse_slice(41, 53)
     expected = by_hand(model, variables, image, patch, np.pad)
     assert np.ptp(expected) > 1e-2 * np.abs(expected).max()
@@ -232,7 +232,7 @@ def test_other_networks_get_patches_whose_centre_is_the_pixel(patch):
 
 def test_padding_in_the_first_layer_falls_back_to_patches():
     model, variables = member(16, paddings=("same", "valid", "same"), pools=(2, 2, 1))
-    assert patch_scan.split(model, 16) is None
+    assert patch_scan.split_network(model, 16) is None
     image = sparse_slice(20, 30)
     expected = by_hand(model, variables, image, 16, np.pad)
     assert_same(scanner(model, variables, 16)(image, NO_STATS), expected)
