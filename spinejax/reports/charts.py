@@ -1,22 +1,87 @@
-"""Charts as inline SVG: training curves, and one dot per case.
+"""Charts of the page: training curves, and one dot per case. `templates/charts.html` draws them.
 
-Colours come from the page's style sheet (CSS variables), so that the charts follow light and dark
-mode and print; nothing is drawn in a fixed colour, and no script is needed.
+This module computes where lines and dots lie. Colours come from the style sheet, so that charts
+follow light and dark mode and print.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, field
 from typing import Any
 
-_WIDTH, _HEIGHT = 330, 206
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 36
+WIDTH, HEIGHT = 330, 206
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 36
 _MOST_POINTS = 400
+_RADIUS = 5
+
+Points = list[tuple[float, float]]
 
 
-def _series(
-    records: Sequence[Mapping[str, Any]], kind: str, name: str
-) -> list[tuple[float, float]]:
+@dataclass(frozen=True)
+class Curve:
+    """A curve of a line chart.
+
+    Attributes:
+        name: for the legend.
+        kind: class of the style sheet: "train", "val" or "rate".
+        last: its last value, as text.
+        paths: (class, SVG path) of its lines.
+        dots: (x, y, radius) of its dots.
+    """
+
+    name: str
+    kind: str
+    last: str
+    paths: list[tuple[str, str]]
+    dots: list[tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """A chart over training steps; without curves there is nothing to draw.
+
+    Attributes:
+        title: its caption.
+        curves: what it shows.
+        rows: (y, words) of the horizontal grid.
+        columns: (x, words) of the steps.
+        mark: (x, words) of a vertical line, or None.
+    """
+
+    title: str
+    curves: list[Curve] = field(default_factory=list)
+    rows: list[tuple[float, str]] = field(default_factory=list)
+    columns: list[tuple[float, str]] = field(default_factory=list)
+    mark: tuple[float, str] | None = None
+
+    @property
+    def spoken(self) -> str:
+        """The chart in words."""
+        parts = [f"{curve.name}: last value {curve.last}" for curve in self.curves]
+        parts += [self.mark[1]] if self.mark else []
+        return f"{self.title}. {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class DotChart:
+    """One dot per case on a line; `x` are per cent of the width, `y` are pixels.
+
+    Attributes:
+        floor: y of the line.
+        dots: (x, y, words).
+        columns: (x, words) of the scale.
+        mean: (x, words).
+        spoken: the chart in words.
+    """
+
+    floor: int
+    dots: list[tuple[float, int, str]]
+    columns: list[tuple[float, str]]
+    mean: tuple[float, str]
+    spoken: str
+
+
+def _series(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> Points:
     points = []
     for record in records:
         value = record.get(name)
@@ -29,16 +94,16 @@ def _series(
     return points
 
 
-def _thin(points: list[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """Return at most `most` points: the means of equal runs of neighbours."""
-    if len(points) <= most:
+def _thin(points: Points) -> Points:
+    """Return at most `_MOST_POINTS` points: the means of equal runs of neighbours."""
+    if len(points) <= _MOST_POINTS:
         return points
-    group = math.ceil(len(points) / most)
+    group = math.ceil(len(points) / _MOST_POINTS)
     runs = [points[i : i + group] for i in range(0, len(points), group)]
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
 
-def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def _smooth(points: Points) -> Points:
     """Return the running mean over a twentieth of the curve."""
     reach = len(points) // 40
     smooth = []
@@ -67,34 +132,28 @@ def _number(value: float) -> str:
     return f"{value:,.10g}"
 
 
-def _path(points: list[tuple[float, float]]) -> str:
+def _path(points: Points) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
 def line_chart(
     title: str,
-    curves: Sequence[tuple[str, str, list[tuple[float, float]]]],
+    curves: Sequence[tuple[str, str, Points]],
     floor: float | None,
     mark: tuple[float, str] | None = None,
-) -> str:
-    """Return one chart over training steps as SVG inside a <figure>.
+) -> LineChart:
+    """Return a chart over training steps.
 
     Args:
-        title: its caption, plain text.
-        curves: (name, CSS class, points of (step, value)); curves without points are left out. A
+        title: its caption.
+        curves: (name, class, points of (step, value)); curves without points are left out. A long
             curve of class "train" is drawn faint, with its running mean on top.
         floor: smallest value on the vertical axis, or None for that of the data.
         mark: (step, words) of a line to draw across, or None.
-
-    Returns:
-        HTML; says so in words when there is nothing to draw.
     """
     curves = [(name, kind, points) for name, kind, points in curves if points]
     if not curves:
-        return (
-            f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>'
-            '<p class="nothing">nothing recorded yet</p></figure>'
-        )
+        return LineChart(title)
     xs = [x for _, _, points in curves for x, _ in points]
     ys = [y for _, _, points in curves for _, y in points]
     x_low, x_high = min(0.0, min(xs)), max(max(xs), 1.0)
@@ -102,66 +161,31 @@ def line_chart(
     y_high = max(ys) if max(ys) > y_low else y_low + (abs(y_low) or 1.0)
     y_high += 0.04 * (y_high - y_low)
 
-    def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-        return [
-            (
-                _LEFT + (x - x_low) / (x_high - x_low) * wide,
-                _TOP + (y_high - y) / (y_high - y_low) * high,
-            )
-            for x, y in points
-        ]
+    def across(x: float) -> float:
+        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
 
-    parts = []
-    for y in ticks(y_low, y_high):
-        [(_, at)] = place([(x_low, y)])
-        parts.append(
-            f'<path class="grid" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>'
-            f'<text x="{_LEFT - 7}" y="{at + 3.5:.1f}" text-anchor="end">{_number(y)}</text>'
-        )
-    for x in ticks(x_low, x_high, 4):
-        [(at, _)] = place([(x, y_low)])
-        anchor = "end" if at > _WIDTH - _RIGHT - 18 else "middle"
-        parts.append(
-            f'<text x="{at:.1f}" y="{_HEIGHT - 17}" text-anchor="{anchor}">{_number(x)}</text>'
-        )
-    parts.append(
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 3}" text-anchor="middle">'
-        "step</text>"
-    )
-    legend = []
-    if mark is not None:
-        [(at, _)] = place([(min(max(mark[0], x_low), x_high), y_low)])
-        parts.append(
-            f'<path class="mark" d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}">'
-            f"<title>{escape(mark[1])}</title></path>"
-        )
+    def down(y: float) -> float:
+        return TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+
+    drawn = []
     for name, kind, points in curves:
-        drawn = place(_thin(points))
-        if len(drawn) == 1:
-            [(x, y)] = drawn
-            parts.append(f'<circle class="{kind} dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-        elif kind == "train" and len(drawn) >= 40:
-            parts.append(f'<path class="line {kind} faint" d="{_path(drawn)}"/>')
-            parts.append(f'<path class="line {kind}" d="{_path(place(_smooth(_thin(points))))}"/>')
-        else:
-            parts.append(f'<path class="line {kind}" d="{_path(drawn)}"/>')
-        if kind == "val" and 1 < len(drawn) <= 60:
-            parts += [
-                f'<circle class="{kind} dot" cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>' for x, y in drawn
-            ]
-        last = f"{points[-1][1]:.3g}"
-        legend.append(
-            f'<span class="key {kind}">{escape(name)} <span class="last">{last}</span></span>'
-        )
-    spoken = "; ".join(f"{name}: last value {points[-1][1]:.3g}" for name, _, points in curves)
-    if mark is not None:
-        legend.append(f'<span class="key mark">{escape(mark[1])}</span>')
-        spoken += f"; {mark[1]}"
-    return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b>{"".join(legend)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{escape(f"{title}. {spoken}")}">{"".join(parts)}</svg></figure>'
+        thin = _thin(points)
+        places = [(across(x), down(y)) for x, y in thin]
+        paths, dots = [(f"line {kind}", _path(places))], []
+        if len(places) == 1:
+            paths, dots = [], [(*places[0], 3.0)]
+        elif kind == "train" and len(places) >= 40:
+            smooth = [(across(x), down(y)) for x, y in _smooth(thin)]
+            paths = [(f"line {kind} faint", paths[0][1]), (f"line {kind}", _path(smooth))]
+        if kind == "val" and 1 < len(places) <= 60:
+            dots = [(x, y, 2.2) for x, y in places]
+        drawn.append(Curve(name, kind, f"{points[-1][1]:.3g}", paths, dots))
+    return LineChart(
+        title,
+        drawn,
+        rows=[(down(y), _number(y)) for y in ticks(y_low, y_high)],
+        columns=[(across(x), _number(x)) for x in ticks(x_low, x_high, 4)],
+        mark=None if mark is None else (across(min(max(mark[0], x_low), x_high)), mark[1]),
     )
 
 
@@ -188,17 +212,17 @@ def curves(
     records: Sequence[Mapping[str, Any]],
     overlap: str = "Dice",
     best: tuple[float, str] | None = None,
-) -> str:
-    """Return loss, accuracy, overlap and learning rate over the steps of a run as inline SVG.
+) -> list[LineChart]:
+    """Return loss, accuracy, overlap and learning rate over the steps of a run.
 
     Args:
         records: lines of metrics.jsonl in order of step. Accuracy is drawn where any line has it.
-        overlap: what "dice" is called: of patches it is their F-score.
+        overlap: the name of "dice": for patches it is their F-score.
         best: (step, words) of a line to draw across the loss, or None; the accuracy gets it too,
             with its own value there.
     """
 
-    def both(name: str) -> list[tuple[str, str, list[tuple[float, float]]]]:
+    def both(name: str) -> list[tuple[str, str, Points]]:
         return [
             ("training", "train", _series(records, "train", name)),
             ("validation", "val", _series(records, "val", name)),
@@ -215,56 +239,38 @@ def curves(
         charts.append(line_chart("Accuracy", both("accuracy"), floor, mark))
     charts.append(line_chart(overlap, both("dice"), 0.0))
     charts.append(line_chart("Learning rate", rate, 0.0))
-    four = " four" if len(charts) == 4 else ""
-    return f'<div class="charts{four}">{"".join(charts)}</div>'
+    return charts
 
 
-def dot_chart(values: Sequence[tuple[str, float]], label: str) -> str:
-    """Return one dot per case on a line from 0 to 1, with the mean marked, as inline SVG.
+def dot_chart(values: Sequence[tuple[str, float]], label: str) -> DotChart | None:
+    """Return one dot per case on a line that ends at 1, with the mean marked; None without cases.
 
     Args:
         values: (case, value between 0 and 1); dots at one place are stacked.
-        label: what the values are, plain text.
+        label: the name of the values.
     """
     if not values:
-        return ""
+        return None
     low = min(value for _, value in values)
-    # Zoom in where every case is good, else the dots are one blob; the axis says where it starts.
+    # Where every case is good the line starts later, else the dots would be one blob.
     start = next((edge for edge in (0.9, 0.8, 0.5) if low >= edge + 0.01), 0.0)
 
     def at(value: float) -> float:
-        """Per cent of the width: the chart stretches with the page, its text does not."""
         return 2 + 96 * (value - start) / (1 - start)
 
-    radius, apart = 5, 1.4
-    placed: list[tuple[float, int, str, float]] = []
-    for case, value in sorted(values, key=lambda item: item[1]):
+    apart = 1.4
+    placed: list[tuple[float, int, str]] = []
+    for case, value in sorted(values, key=lambda pair: pair[1]):
         x, level = at(value), 0
-        while any(other == level and abs(x - where) < apart for where, other, *_ in placed):
+        while any(other == level and abs(x - where) < apart for where, other, _ in placed):
             level += 1
-        placed.append((x, level, case, value))
-    floor = 22 + 2 * radius * (1 + max(level for _, level, *_ in placed))
-    parts = [f'<line class="axis" x1="2%" x2="98%" y1="{floor}" y2="{floor}"/>']
-    for tick in ticks(start, 1.0):
-        x = at(tick)
-        parts.append(
-            f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{floor}" y2="{floor + 4}"/>'
-            f'<text x="{x:.2f}%" y="{floor + 18}" text-anchor="middle">{tick:.10g}</text>'
-        )
-    for x, level, case, value in placed:
-        parts.append(
-            f'<circle class="case" cx="{x:.2f}%" cy="{floor - radius - 2 - 2 * radius * level}" '
-            f'r="{radius}"><title>{escape(case)}: {value:.3f}</title></circle>'
-        )
+        placed.append((x, level, f"{case}: {value:.3f}"))
+    floor = 22 + 2 * _RADIUS * (1 + max(level for _, level, _ in placed))
     mean = sum(value for _, value in values) / len(values)
-    x = at(mean)
-    anchor = "end" if x > 90 else "start" if x < 10 else "middle"
-    parts.append(
-        f'<line class="mean" x1="{x:.2f}%" x2="{x:.2f}%" y1="16" y2="{floor}"/>'
-        f'<text class="strong" x="{x:.2f}%" y="11" text-anchor="{anchor}">mean {mean:.3f}</text>'
-    )
-    spoken = f"{label} of {len(values)} cases, mean {mean:.3f}, lowest {low:.3f}"
-    return (
-        f'<svg class="dots" width="100%" height="{floor + 24}" role="img" '
-        f'aria-label="{escape(spoken)}">{"".join(parts)}</svg>'
+    return DotChart(
+        floor,
+        dots=[(x, floor - _RADIUS - 2 - 2 * _RADIUS * level, words) for x, level, words in placed],
+        columns=[(at(tick), f"{tick:.10g}") for tick in ticks(start, 1.0)],
+        mean=(at(mean), f"mean {mean:.3f}"),
+        spoken=f"{label} of {len(values)} cases, mean {mean:.3f}, lowest {low:.3f}",
     )

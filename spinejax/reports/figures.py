@@ -26,7 +26,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
-from spinejax import files, labels, overlay
+from spinejax import files, geometry, labels, overlay
 from spinejax.metrics.body_centres import body_centres
 from spinejax.volume import PLANES, Volume
 
@@ -128,6 +128,61 @@ class Panel:
     layer: np.ndarray
     names: tuple[Name, ...]
     pixels_per_mm: float
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture of the page: a scan, what lies over it, and what is written on it.
+
+    Attributes:
+        size: (rows, columns) in pixels.
+        scan: a data URI, or "#name" of a picture of the page that has the same scan.
+        layer: (rows, columns) numbers of `PALETTE`, or None.
+        names: of vertebrae.
+        spoken: the picture in words.
+        plane: one of `volume.PLANES`.
+        pixels_per_mm: scale; None for a picture without direction and scale bar.
+        caption: the words below.
+    """
+
+    size: tuple[int, int]
+    scan: str
+    layer: np.ndarray | None
+    names: tuple[Name, ...]
+    spoken: str
+    plane: str
+    pixels_per_mm: float | None
+    caption: str = ""
+
+    @property
+    def layer_uri(self) -> str:
+        """The layer as the data URI of a PNG of few colours; "" without a layer."""
+        if self.layer is None:
+            return ""
+        used, numbers = np.unique(self.layer, return_inverse=True)
+        picture = Image.fromarray(numbers.reshape(self.size).astype(np.uint8), mode="P")
+        picture.putpalette(PALETTE[used, :3].tobytes())
+        stream = io.BytesIO()
+        opacity = PALETTE[used, 3].tobytes()
+        picture.save(stream, format="PNG", optimize=True, transparency=opacity)
+        return data_uri(stream.getvalue(), "png")
+
+    @property
+    def left(self) -> str:
+        """The direction of the patient on the left."""
+        return EDGES[self.plane][0]
+
+    @property
+    def bar(self) -> tuple[int, float]:
+        """Length of the scale bar in mm and in pixels."""
+        scale = self.pixels_per_mm or 1.0
+        length = scale_bar_mm(self.size[1] / scale)
+        return length, length * scale
+
+    @property
+    def name_size(self) -> float:
+        """Height of names in pixels."""
+        return name_size(self.size[0], self.pixels_per_mm or 1.0)
 
 
 def display(slice_2d: np.ndarray, plane: str) -> np.ndarray:
@@ -248,17 +303,6 @@ def pixels_uri(pixels: np.ndarray) -> str:
     """
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", optimize=True)
-    return data_uri(stream.getvalue(), "png")
-
-
-def layer_uri(layer: np.ndarray) -> str:
-    """Return a layer as the data URI of a PNG of few colours."""
-    used, numbers = np.unique(layer, return_inverse=True)
-    picture = Image.fromarray(numbers.reshape(layer.shape).astype(np.uint8), mode="P")
-    picture.putpalette(PALETTE[used, :3].tobytes())
-    stream = io.BytesIO()
-    opacity = PALETTE[used, 3].tobytes()
-    picture.save(stream, format="PNG", optimize=True, transparency=opacity)
     return data_uri(stream.getvalue(), "png")
 
 
@@ -551,8 +595,8 @@ def quicklook_png(
     def text(x: float, y: float, words: str, **style: Any) -> None:
         figure.text(x / width, 1 - y / height, words, parse_math=False, va="baseline", **style)
 
-    spacing = " × ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
-    voxels = f"{' × '.join(map(str, volume.shape))} voxels of {spacing} mm"
+    spacing = " × ".join(f"{mm:.3g}" for mm in geometry.spacing_mm(volume.native_affine))
+    voxels = f"{' × '.join(map(str, volume.native.shape))} voxels of {spacing} mm"
     heading = printable(title, (width - 460) // 12)
     text(_MARGIN, 38, heading, color=_TEXT, fontsize=15, fontweight="bold")
     text(_MARGIN, 64, f"{voxels}, {volume.orientation}", color=_FAINT, fontsize=11)

@@ -7,17 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spinejax.errors import InputError
-from spinejax.reports.tables import OWN_SPLITS
+from spinejax.io import scanfile
+from spinejax.io.grids import match_labels
+from spinejax.reports.tables import OWN_SPLITS, vertebra_summary
+from spinejax.volume import Volume
 
 
 @dataclass(frozen=True)
 class Run:
     """What a workdir says of its run.
 
-    `evaluations`: split -> score file, the test split first. `patches`: split -> file of patch
-    scores, where there is one. `cases`: split -> case id -> paths
-    ("image", "labels", "prediction"). `finished`: whether training ended.
+    Attributes:
+        workdir: the folder.
+        config: config.json.
+        record: run.json, empty where there is none.
+        evaluations: split -> score file, the test split first.
+        patches: split -> file of patch scores, where there is one.
+        cases: split -> case id -> paths ("image", "labels", "prediction").
+        finished: whether training ended.
     """
 
     workdir: Path
@@ -34,6 +44,21 @@ class Run:
         return self.config.get("task") == "patch_classification"
 
     @property
+    def is_named(self) -> bool:
+        """Whether the page's evaluation names vertebrae."""
+        return vertebra_summary(self.scores) is not None
+
+    @property
+    def split(self) -> str | None:
+        """The part of the data that the page is about: test, else val, else what there is."""
+        return next(iter(self.evaluations), None)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The score file that the page is about; empty where nothing was evaluated."""
+        return self.evaluations[self.split] if self.split is not None else {}
+
+    @property
     def folder(self) -> Path:
         """Where the evaluation is that the page is about."""
         return self.workdir / "evaluation" / (self.split or OWN_SPLITS[0])
@@ -44,10 +69,44 @@ class Run:
         count = self.record.get("parameters")
         return count if isinstance(count, int) else None
 
-    @property
-    def split(self) -> str | None:
-        """The part of the data that the page is about: test, else val, else what there is."""
-        return next(iter(self.evaluations), None)
+    def case_files(self, case: str, split: str | None = None) -> dict[str, Path]:
+        """Return the paths of a case: "image", "prediction" and, if it was recorded, "labels".
+
+        Raises:
+            InputError: cases.json does not name the files.
+        """
+        paths = self.cases.get(split or self.split or "", {}).get(case)
+        if not isinstance(paths, Mapping) or not {"image", "prediction"} <= set(paths):
+            raise InputError(f"cases.json does not say where the scan and prediction of {case} are")
+        return {
+            # Paths inside the workdir are relative to it, so that it can be moved.
+            name: self.workdir / str(paths[name])
+            for name in ("image", "prediction", "labels")
+            if paths.get(name)
+        }
+
+    def read_case(
+        self, case: str, split: str | None = None
+    ) -> tuple[Volume, dict[str, np.ndarray]]:
+        """Read a case of an evaluation; by default of the one that the page is about.
+
+        Returns:
+            The scan, and "prediction" and, if its file is there, "labels" on the grid of its array.
+
+        Raises:
+            InputError: cases.json does not name the files, or one is gone or damaged.
+        """
+        files = self.case_files(case, split)
+        for name, path in files.items():
+            if name != "labels" and not path.is_file():
+                raise InputError(f"{path} is gone")
+        volume = scanfile.read_volume(files["image"])
+        masks = {
+            name: match_labels(volume, scanfile.read_labels(path, valid=None)).array
+            for name, path in files.items()
+            if name != "image" and path.is_file()
+        }
+        return volume, masks
 
 
 def read_json(path: Path) -> dict[str, Any]:

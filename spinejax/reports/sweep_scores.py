@@ -14,8 +14,8 @@ from typing import Any
 
 from spinejax import sweep_state
 from spinejax.errors import InputError
-from spinejax.reports import doubts, paper_tables
-from spinejax.reports.paper_tables import PaperTable
+from spinejax.reports import papers
+from spinejax.reports.papers import PaperTable
 from spinejax.reports.tables import finite, is_phantom, item
 from spinejax.sweep_state import State, Sweep, SweepUnit
 
@@ -42,7 +42,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Line:
+class SweepLine:
     """One row: words of its label columns, published cells (none of our own tables), and ours.
 
     `runs` says how many units it has and how many of them are scored, `missing` why others are not.
@@ -56,14 +56,14 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class SweepTable:
     """A table to be written. `marks`: (row, column) of published cells -> numbers of `notes`."""
 
     name: str
     title: str
     labels: tuple[str, ...]
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[SweepLine, ...]
     marks: Mapping[tuple[int, int], tuple[int, ...]]
     notes: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ def results(workdir: Path, found: Sweep) -> list[Result]:
     return read
 
 
-def tables(workdir: Path, found: Sweep) -> list[Table]:
+def tables(workdir: Path, found: Sweep) -> list[SweepTable]:
     """Return the published tables that a sweep has units of, and one of all units without a cell.
 
     Raises:
@@ -115,8 +115,8 @@ def tables(workdir: Path, found: Sweep) -> list[Table]:
     return [*made, own_table(found, others)] if others else made
 
 
-def _published(name: str, members: Sequence[Result]) -> Table:
-    known = paper_tables.tables()
+def _published(name: str, members: Sequence[Result]) -> SweepTable:
+    known = papers.tables()
     if name not in known:
         raise InputError(
             f"unit {members[0].unit.name}: table {name!r} is not published; choose one of "
@@ -132,28 +132,28 @@ def _published(name: str, members: Sequence[Result]) -> Table:
         own = [r for r in members if _fits(r.unit, table, row)]
         columns = [_mean([_value(r, table, metric) for r in own]) for metric in table.metrics]
         lines.append(
-            Line(
+            SweepLine(
                 table.place(row),
-                row[len(table.labels) :],
+                table.cells(row),
                 tuple(columns),
                 (sum(r.state.kind == "done" for r in own), len(own)),
                 _why_missing(own),
             )
         )
-    notes: dict[str, int] = {}
-    marks = {}
-    for place, why in doubts.doubts(table).items():
-        marks[place] = tuple(notes.setdefault(text, len(notes) + 1) for text in why)
+    marks: dict[tuple[int, int], tuple[int, ...]] = {}
+    for number, cells in enumerate(table.doubts.values(), 1):
+        for place in cells:
+            marks[place] = (*marks.get(place, ()), number)
     phantom = any(is_phantom(r.config) for r in members)
-    return Table(
+    return SweepTable(
         name,
         f"{table.title} (per cent)",
         table.labels,
         table.columns,
         tuple(lines),
         marks,
-        tuple(notes),
-        tuple(doubts.reasons(table, phantom)),
+        tuple(table.doubts),
+        tuple(papers.reasons(table.paper, phantom=phantom)),
         table.source,
     )
 
@@ -206,7 +206,7 @@ def _why_missing(own: Sequence[Result]) -> str:
     return "; ".join(words)
 
 
-def own_table(found: Sweep, members: Sequence[Result]) -> Table:
+def own_table(found: Sweep, members: Sequence[Result]) -> SweepTable:
     """Return a table of units without a published cell: what each sets, and its scores.
 
     Units that differ in seed and fold only share a row.
@@ -221,7 +221,7 @@ def own_table(found: Sweep, members: Sequence[Result]) -> Table:
     lines = []
     for told, own in rows.items():
         lines.append(
-            Line(
+            SweepLine(
                 tuple(dict(told).get(key, "") for key in keys) or (found.name,),
                 (),
                 tuple(_mean([_own(r, metric) for r in own]) for metric in columns),
@@ -234,7 +234,7 @@ def own_table(found: Sweep, members: Sequence[Result]) -> Table:
         name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
     ) or ("sweep",)
     title = f"{found.name} of {found.config} (per cent; distances in mm)"
-    return Table(found.name, title, labels, tuple(columns), tuple(lines), {})
+    return SweepTable(found.name, title, labels, tuple(columns), tuple(lines), {})
 
 
 def _repeats(key: str, value: Any) -> bool:

@@ -5,37 +5,34 @@ import itertools
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinejax import arguments, schema
+from spinejax import config_files, schema
+from spinejax.cli import main
+from spinejax.commands import parsing, train
 from spinejax.configs import chasppraunet, mrunet, opconvnet, sweeps
 from spinejax.errors import InputError
 from spinejax.launch import plan
-from spinejax.launch import sweep as launcher
-from spinejax.reports import paper_tables
-
-# ml_collections loads config files in a way that Python is about to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+from spinejax.reports import papers
 
 MODULES = ("chasppraunet", "mrunet", "opconvnet", "demo")
 
 
 def all_sweeps():
     for name in MODULES:
-        module = importlib.import_module(f"configs.{name}")
+        module = importlib.import_module(f"spinejax.configs.{name}")
         for key, value in vars(module).items():
             if key.startswith("sweep_"):
                 yield name, key.removeprefix("sweep_"), value
 
 
 def dry_run(capsys, *words):
-    """Names and command lines of the units that the launcher prints."""
-    status = launcher.main([*words, "--dry_run", "--workdir=unused"])
+    """Return the units of a dry run by name, with their command lines."""
+    status = main(["sweep", *words, "--dry_run", "--workdir=unused"])
     out, err = capsys.readouterr()
     assert (status, err) == (0, ""), err
     *lines, last = out.splitlines()
@@ -44,10 +41,10 @@ def dry_run(capsys, *words):
 
 
 def refused(capsys, *words):
-    """The one line that the launcher says."""
-    assert launcher.main(list(words)) == 1
+    """Return the one line of an error."""
+    assert main(["sweep", *words]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("launch.sweep: error: ") and err.count("\n") == 1
+    assert out == "" and err.startswith("spinejax sweep: error: ") and err.count("\n") == 1
     return err
 
 
@@ -71,11 +68,9 @@ def test_units_are_named_after_what_they_set_and_keep_their_types():
     [unit] = sweeps.units(sweep)
     assert unit.name == "learning_rate=0.001,size=64x32,enabled=false"
     assert unit.overrides == sweep[0]
-    words = [f"--config.{key}={sweeps.text(value)}" for key, value in unit.overrides.items()]
-    values = arguments.parse(
-        "train", "", arguments.config_flag, ["--config=configs/unet.py", *words]
-    )
-    assert values.config.data.size == (64, 32) and values.config.augment.enabled is False
+    fields = {key: sweeps.text(value) for key, value in unit.overrides.items()}
+    config = config_files.get_config("unet", fields)
+    assert config.data.size == (64, 32) and config.augment.enabled is False
 
 
 def test_numbers_of_numpy_are_numbers(capsys):
@@ -95,16 +90,15 @@ def test_every_sweep_gives_configs_that_can_be_trained(capsys, config, name):
     for line in units.values():
         program, command, *words = shlex.split(line)
         assert (program, command) == ("spinejax", "train")
-        given = [word for word in words if word.startswith("--config")]
-        values = arguments.parse("train", "", arguments.config_flag, given)
-        schema.check(values.config)
+        values = parsing.parse(command, train, words)
+        schema.check(parsing.config(values))
 
 
 def test_each_table_has_a_sweep_and_each_unit_a_row():
     of_tables = {name: sweep for _, name, sweep in all_sweeps() if name[-1].isdecimal()}
-    assert set(of_tables) == set(paper_tables.tables())
+    assert set(of_tables) == set(papers.tables())
     for name, sweep in of_tables.items():
-        table = paper_tables.tables()[name]
+        table = papers.tables()[name]
         rows = []
         for unit in sweep():
             assert unit.cell["table"] == name
@@ -171,7 +165,7 @@ def test_another_config_lies_beside_and_gets_the_arguments():
             ("--sweep=attention", "--workdir=w", "--config.model.attention=gate"),
             "varies this field",
         ),
-        (("--sweep=attention", "--workdir=w", "--config.nonsense=1"), "no field 'nonsense'"),
+        (("--sweep=attention", "--workdir=w", "--config.nonsense=1"), "no field nonsense"),
         (("--sweep=attention", "--workdir=w", "--executor=pbs"), "pbs"),
         (("--sweep=attention", "--workdir=w", "--gpus=64"), "--gpus=64: this machine has"),
     ],
@@ -188,12 +182,14 @@ def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
     ("sweep", "said"),
     [
         ("same", "2 units are called 'a'"),
-        ("unknown", "no field 'learning_rat'; did you mean 'learning_rate'?"),
+        ("unknown", "no field optim.learning_rat; did you mean optim.learning_rate"),
         ("mistyped", "must be a whole number"),
         ("empty", "yields no units"),
         ("broken", "KeyError: nothing"),
         ("odd", "is neither a Unit nor a mapping"),
         ("nothing", "None is no value of a field"),
+        ("bad_network", "unit norm=foo: "),
+        ("bad_value", "unit learning_rate=-1: "),
     ],
 )
 def test_wrong_sweeps_are_refused_before_anything_starts(capsys, tmp_path, sweep, said):
@@ -208,12 +204,26 @@ def test_a_config_without_sweeps_says_how_to_write_one(capsys):
     assert "configs/unet.py: has no sweep; write `def sweep_NAME()`" in said
 
 
-def test_the_launcher_never_imports_jax():
+def test_a_packaged_config_has_sweeps_in_any_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    units = dry_run(capsys, "--config=opconvnet:debug", "--sweep=qadri2021_table2")
+    assert "--config=opconvnet:net=vgg,debug" in next(u for u in units.values() if "vgg" in u)
+
+
+def test_command_lines_can_be_pasted(capsys, tmp_path):
+    folder = tmp_path / "a sweep of März"
+    sweep = plan.make("demo", {}, "learning_rates", folder)
+    for unit in sweep.units:
+        program, command, *words = shlex.split(plan.shown(unit, folder))
+        values = parsing.parse(command, train, words)
+        assert values.workdir == folder / unit.name and values.evaluate
+
+
+def test_launching_imports_no_jax(tmp_path):
     code = (
-        "import sys; from launch import sweep, slurm\n"
-        "status = sweep.main(['--config=configs/demo.py', '--sweep=learning_rates', '--dry_run',"
-        "'--workdir=w'])\n"
-        "assert status == 0 and 'jax' not in sys.modules and 'flax' not in sys.modules"
+        "import sys; from spinejax.launch import local, plan, slurm, status, sweep, unit\n"
+        "from spinejax.cli import main\n"
+        "assert main(['sweep', '--status', '--workdir=w']) == 1\n"
+        "assert 'jax' not in sys.modules and 'flax' not in sys.modules"
     )
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)

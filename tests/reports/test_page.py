@@ -8,9 +8,9 @@ import pytest
 from spinejax.configs import chasppraunet
 from spinejax.errors import InputError
 from spinejax.io import nifti
-from spinejax.reports import facts
+from spinejax.reports import page
 from spinejax.reports.page import write_report
-from spinejax.reports.pictures import chosen_cases
+from spinejax.reports.tables import chosen_cases
 from spinejax.volume import Volume
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -22,16 +22,20 @@ class Outline(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.loads, self.tags, self.text = [], [], [], []
+        self.ids = []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         attributes = dict(attributes)
         self.loads += [attributes[name] for name in ("src", "href", "data") if name in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.handle_endtag(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -44,8 +48,16 @@ def read(path):
     html = path.read_text(encoding="utf-8")
     outline = Outline()
     outline.feed(html)
-    assert outline.open == []
+    assert outline.open == [] and len(set(outline.ids)) == len(outline.ids)
+    # What the page refers to is in the page.
+    for load in outline.loads:
+        assert load.startswith("data:image/") or load.removeprefix("#") in outline.ids, load[:80]
     return html, outline, " ".join(" ".join(outline.text).split())
+
+
+def pictures_of_scans(html):
+    """How many scans are shown in three planes."""
+    return html.count('<div class="planes">')
 
 
 def make_run(folder, *, source="verse", **record):
@@ -116,13 +128,13 @@ def test_the_page_of_a_scored_run_is_whole_and_self_contained(tmp_path):
     assert "From 0.60 (d) to 0.95 (a)" in text
     assert "script" not in outline.tags and "link" not in outline.tags
     assert outline.loads and all(
-        load.startswith(("data:image/png;base64,", "data:image/jpeg;base64,"))
+        load.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,"))
         for load in outline.loads
     )
     assert not re.search(r"https?:|url\(|@import", html)
     for words in ("Best scan: a", "Median scan: c", "Worst scan: d"):
         assert words in text
-    assert outline.tags.count("img") == 3
+    assert pictures_of_scans(html) == 3
     for words in ("x86_64, 2 CPU cores", "0123abc", "jax 0.10.2", "123,456", "67 min", "93.72"):
         assert words in text
     assert "has not finished" not in text and "Synthetic" not in text
@@ -181,8 +193,8 @@ def test_a_scan_that_is_gone_is_said_in_place_of_its_picture(tmp_path):
     add_scores(run, {"a": 0.9, "b": 0.8})
     (run / "evaluation/test/predictions/0_ct.nii.gz").unlink()
     (run / "evaluation/test/predictions/1_ct.nii.gz").write_bytes(b"not a scan")
-    _, outline, text = read(write_report(run))
-    assert outline.tags.count("img") == 0
+    html, _, text = read(write_report(run))
+    assert pictures_of_scans(html) == 0
     assert "0_ct.nii.gz is gone" in text and text.count("No picture:") == 2
 
 
@@ -190,8 +202,8 @@ def test_a_reference_that_is_gone_still_gives_a_picture(tmp_path):
     run = make_run(tmp_path / "run")
     add_scores(run, {"a": 0.9})
     (run / "evaluation/test/predictions/0_msk.nii.gz").unlink()
-    _, outline, text = read(write_report(run))
-    assert outline.tags.count("img") == 1 and "The only scan: a" in text
+    html, _, text = read(write_report(run))
+    assert pictures_of_scans(html) == 1 and "The only scan: a" in text
 
 
 def test_cases_json_may_be_absent(tmp_path):
@@ -209,7 +221,7 @@ def test_phantoms_and_scans_that_were_trained_on_are_named(tmp_path):
     assert "never seen in training" not in text
     assert "Not held out: a was also trained on" in text
     assert "nothing about patients" in text
-    assert "ours on synthetic phantoms" in text
+    assert "ours are of synthetic phantoms" in text
 
 
 def test_a_run_on_phantoms_that_was_scored_on_other_scans_says_so(tmp_path):
@@ -218,7 +230,7 @@ def test_a_run_on_phantoms_that_was_scored_on_other_scans_says_so(tmp_path):
     _, _, text = read(write_report(run))
     assert "Mean Dice 0.70 on 2 scans of “hospital”" in text
     assert "Trained on phantoms alone" in text and "nothing about patients" not in text
-    assert "ours on synthetic phantoms" not in text
+    assert "ours are of synthetic phantoms" not in text
 
 
 def test_the_test_split_comes_first_and_others_are_shown_too(tmp_path):
@@ -277,4 +289,4 @@ def test_bad_workdirs_get_one_line_each(tmp_path):
 )
 def test_durations_in_words(seconds, words):
     expected = "1 h 40 min" if words == "100 min" else words
-    assert facts.duration(seconds) == expected
+    assert page.duration(seconds) == expected

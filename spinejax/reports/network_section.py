@@ -2,10 +2,10 @@
 
 Figures 9 and 10 of paper B, from `evaluation/<split>/network.npz`: kernels `conv_1`, `conv_2` ...
 (k, k, in, out), `patch` (n, n) as the network gets it, `where` it was cut ("case slice row column",
-counted from 0), and under any other name what a layer makes of that patch, (h, w, c): of an
+counted from 0), and under any other name the output of a layer for that patch, (h, w, c): of an
 OP-convNet `maxpool_1` and so on.
 
-Pictures hold one pixel per number and are enlarged by the browser without smoothing, so that the
+Pictures hold one pixel per number. The browser enlarges them without smoothing, so that the
 hundreds of tiles of a page take a few kilobytes.
 """
 
@@ -13,16 +13,15 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from spinejax.errors import InputError, check_choice
-from spinejax.reports import figures, markup
+from spinejax.reports import figures
 from spinejax.reports.run import Run
+from spinejax.reports.tables import item
 from spinejax.volume import PLANES
 
 _AGAIN = "run `spinejax evaluate` again"
@@ -34,7 +33,7 @@ _DAMAGE = (
 )
 _MOST_TILES = 1024
 _MOST_BYTES = 2**28  # of one array in memory
-_WIDTH = {"filters": 320, "activations": 254}
+_FILTERS_WIDTH, _ACTIVATIONS_WIDTH = 320, 254
 """Largest width of a picture on the page, in its pixels."""
 
 
@@ -51,11 +50,20 @@ class Network(NamedTuple):
     where: str
 
 
+class Tiles(NamedTuple):
+    """A grid of tiles for the page: title, lines below it, data URI, width in CSS pixels."""
+
+    title: str
+    lines: tuple[str, ...]
+    uri: str
+    width: int
+
+
 def read_network(path: Path) -> Network:
     """Read network.npz.
 
     Raises:
-        InputError: the file is damaged, or an array in it is not what its name says.
+        InputError: the file is damaged, or an array in it does not fit its name.
     """
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -71,7 +79,7 @@ def read_network(path: Path) -> Network:
         raise InputError(f"{path}: {huge[0]!r} is too large for a figure; {_AGAIN}")
     where = _where(arrays.pop("where", None))
     found: dict[str, list[tuple[str, np.ndarray]]] = {"conv": [], "patch": [], "": []}
-    for name, array in sorted(arrays.items(), key=lambda item: _by_number(item[0])):
+    for name, array in sorted(arrays.items(), key=lambda pair: _by_number(pair[0])):
         kind = re.sub(r"_\d+$", "", name)
         kind = kind if kind in found else ""
         if not kind and array.ndim != 3:
@@ -114,13 +122,13 @@ def grid_columns(tiles: int) -> int:
     return next((n for n in range(root, 2 * root + 1) if tiles % n == 0), root)
 
 
-def montage(tiles: np.ndarray, low: float, high: float) -> np.ndarray:
+def mosaic(tiles: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return tiles side by side, one pixel apart, one pixel per number.
 
     Args:
         tiles: (count, h, w) float32.
-        low: what is black.
-        high: what is white; the same for all tiles, so that they may be compared.
+        low: this value is black.
+        high: this value is white; the same for all tiles, so that they may be compared.
 
     Returns:
         (rows, columns, 2) uint8 grey and opacity: between the tiles the page shows through.
@@ -138,94 +146,75 @@ def montage(tiles: np.ndarray, low: float, high: float) -> np.ndarray:
     return picture
 
 
-def network_section(run: Run) -> str:
-    """Return filters and activation maps; "" for a run that is not of patches and has none."""
+def section(run: Run) -> dict[str, Any] | None:
+    """Return filters and activation maps; None for a run that is not of patches and has none."""
     path = run.folder / "network.npz"
     if not path.is_file():
-        if not run.is_patches or run.split is None:
-            return ""
-        return (
-            '<section><h2>Inside the network</h2><p class="nothing">There is no network.npz in '
-            "this evaluation: filters and activations of this network were not recorded."
-            "</p></section>"
-        )
+        return {"recorded": False} if run.is_patches and run.split is not None else None
     try:
         network = read_network(path)
-        plane = _plane(run)
+        plane = str(item(run.config, "data", "plane") or "")
         check_choice("data.plane", plane, PLANES)
-        body = _filters(network, plane) + _activations(network, plane)
     except InputError as error:
-        body = markup.missing(error)
-    if not body:
-        body = '<p class="nothing">network.npz holds neither filters nor activations.</p>'
-    return f"<section><h2>Inside the network</h2>{body}</section>"
+        return {"recorded": True, "problem": str(error)}
+    return {
+        "recorded": True,
+        "problem": "",
+        "filters": _filters(network, plane),
+        "activations": _activations(network, plane),
+        "where": network.where,
+    }
 
 
-def _plane(run: Run) -> str:
-    data = run.config.get("data")
-    return str(data.get("plane", "")) if isinstance(data, dict) else ""
-
-
-def _figure(title: str, more: Sequence[str], picture: np.ndarray, kind: str, alt: str) -> str:
+def _tiles(
+    title: str,
+    lines: tuple[str, ...],
+    tiles: np.ndarray,
+    limits: tuple[float, float],
+    plane: str,
+    widest: int,
+) -> Tiles:
+    """Return (count, h, w) tiles as one picture, turned as pictures of slices are."""
+    upright = np.stack([figures.display(tile, plane) for tile in tiles])
+    picture = mosaic(upright, *limits)
     width = picture.shape[1]
-    width *= max(1, _WIDTH[kind] // width)  # whole pixels; the frame takes 6 more
-    lines = "".join(f"<span>{escape(line)}</span>" for line in more)
-    return (
-        f'<figure class="tiles" style="width:{width + 6}px">'
-        f"<figcaption><b>{escape(title)}</b>{lines}</figcaption>"
-        f'<img class="pixels" alt="{escape(alt)}" src="{markup.picture_uri(picture)}"></figure>'
-    )
+    width *= max(1, widest // width)  # whole pixels; the frame takes 6 more
+    return Tiles(title, lines, figures.pixels_uri(picture), width + 6)
 
 
-def _upright(tiles: np.ndarray, plane: str) -> np.ndarray:
-    """Turn (count, h, w) tiles as pictures of slices are turned."""
-    return np.stack([figures.display(tile, plane) for tile in tiles])
-
-
-def _filters(network: Network, plane: str) -> str:
-    if not network.filters:
-        return ""
+def _filters(network: Network, plane: str) -> list[Tiles]:
     parts = []
     for name, kernel in network.filters:
         *sides, channels, count = kernel.shape
-        what = "as they are" if channels == 1 else f"mean over {channels} input channels"
+        how = "as they are" if channels == 1 else f"mean over {channels} input channels"
         tiles = kernel.mean(axis=2).transpose(2, 0, 1)[:_MOST_TILES]
         some = f"{count} filters" if count <= _MOST_TILES else f"{_MOST_TILES} of {count} filters"
         limit = float(np.abs(tiles).max())
-        picture = montage(_upright(tiles, plane), -limit, limit)
         title = f"{name}: {some} of {sides[0]} × {sides[1]} × {channels}"
-        more = (what, f"black −{limit:.2g}, grey 0, white {limit:.2g}")
-        parts.append(_figure(title, more, picture, "filters", f"{title}, {what}"))
-    return (
-        "<h3>Learned filters</h3><p>Each tile is one filter. A filter of a later layer has one "
-        "kernel per input channel; shown is their mean, which is what it answers to a pattern that "
-        f'all channels share.</p><div class="tile-row">{"".join(parts)}</div>'
-    )
+        lines = (how, f"black −{limit:.2g}, grey 0, white {limit:.2g}")
+        parts.append(_tiles(title, lines, tiles, (-limit, limit), plane, _FILTERS_WIDTH))
+    return parts
 
 
-def _activations(network: Network, plane: str) -> str:
+def _activations(network: Network, plane: str) -> list[Tiles]:
     if not network.activations:
-        return ""
+        return []
     parts = []
     if network.patch is not None:
         patch = network.patch
         low, high = float(patch.min()), float(patch.max())
         title = f"The patch: {patch.shape[0]} × {patch.shape[1]}"
-        more = ("what the network gets", f"black {low:.2g}, white {high:.2g}")
-        picture = montage(_upright(patch[None], plane), low, high)
-        parts.append(_figure(title, more, picture, "activations", title))
+        lines = ("input of the network", f"black {low:.2g}, white {high:.2g}")
+        parts.append(_tiles(title, lines, patch[None], (low, high), plane, _ACTIVATIONS_WIDTH))
     for name, maps in network.activations:
         tiles = maps.transpose(2, 0, 1)[:_MOST_TILES]
-        # Few values are very high; without them the rest can be seen.
+        # A few values are very high; the scale ends below them so that the rest can be seen.
         high = float(np.percentile(tiles[tiles > 0], 98)) if (tiles > 0).any() else 1.0
         silent = int((tiles <= 0).all(axis=(1, 2)).sum())
-        picture = montage(_upright(tiles, plane), 0.0, high)
         title = f"{name}: {maps.shape[2]}@{maps.shape[0]} × {maps.shape[1]}"
-        more = (f"{silent} of {len(tiles)} channels silent", f"black 0, white {high:.2g} and more")
-        parts.append(_figure(title, more, picture, "activations", title))
-    of = f" ({escape(network.where)})" if network.where else ""
-    return (
-        "<h3>Activations for one vertebra patch</h3><p>What the layers make of one patch "
-        f"of vertebra{of}: one tile per channel, all tiles of a layer on one grey scale.</p>"
-        f'<div class="tile-row">{"".join(parts)}</div>'
-    )
+        lines = (
+            f"{silent} of {len(tiles)} channels silent",
+            f"black 0, white {high:.2g} and more",
+        )
+        parts.append(_tiles(title, lines, tiles, (0.0, high), plane, _ACTIVATIONS_WIDTH))
+    return parts
