@@ -36,7 +36,7 @@ ONLY = {
     "nibabel": {"io/nifti.py"},
     "SimpleITK": {"io/metaimage.py"},
     "orbax": {"train/checkpoint.py"},
-    "grain": {"data/cube_feed.py", "data/feeds.py", "data/patch_feed.py"},
+    "grain": {f"data/{name}.py" for name in ("feeds", "slice_feed", "patch_feed", "cube_feed")},
     "tensorboardX": {"train/log.py"},
 }
 

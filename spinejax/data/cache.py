@@ -1,6 +1,4 @@
-"""Digests of file contents, without reading unchanged files again.
-
-Preprocessed scans on disk, memory-mapped, and found again by what they were made of.
+"""Preprocessed scans on disk, memory-mapped, and found again by what they were made of.
 
 One folder per scan, named by a digest of the preprocessing settings and the *contents* of the image
 and label files: another setting, an edited mask or a replaced scan is another entry, and a file
@@ -31,71 +29,18 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from spinejax.data.normalise import ScanStats
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.io import scanfile
+from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume, Volume
-
-# A file that changed so recently may change again within the resolution of its time stamp.
-_RACY_NS = 2 * 10**9
-
-
-class ContentDigests:
-    """Content digests of files, remembered by path, size and time of change."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, list[Any]] = {}
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(known, dict):
-                self._known = known
-        except (OSError, ValueError):
-            pass  # nothing remembered: files are read again
-        self._changed = False
-
-    def of(self, path: Path) -> str:
-        """Return the hexadecimal SHA-256 of a file.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        try:
-            status = path.stat()
-            signature = [status.st_size, status.st_mtime_ns]
-            known = self._known.get(str(path.absolute()))
-            if isinstance(known, list) and known[:2] == signature and len(known) == 3:
-                return str(known[2])
-            now = time.time_ns()
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-            ) from error
-        if now - status.st_mtime_ns > _RACY_NS:
-            self._known[str(path.absolute())] = [*signature, digest]
-            self._changed = True
-        return digest
-
-    def save(self) -> None:
-        """Write what was learnt; a cache folder that cannot take it only costs time later."""
-        if self._changed:
-            try:
-                write_json(self._path, dict(sorted(self._known.items())))
-            except OSError:
-                pass
-
-
-if TYPE_CHECKING:
-    from spinejax.datasets.verse import Case
 
 FORMAT = 1
 """Version of what `preprocess` computes and of the files here. Raise it when either changes."""
@@ -152,14 +97,65 @@ def _open_array(path: str) -> np.ndarray:
         ) from error
 
 
+# A file that changed so recently may change again within the resolution of its time stamp.
+_RACY_NS = 2 * 10**9
+
+
+class ContentDigests:
+    """Content digests of files, remembered by path, size and time of change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list[Any]] = {}
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(known, dict):
+                self._known = known
+        except (OSError, ValueError):
+            pass  # nothing remembered: files are read again
+        self._changed = False
+
+    def of(self, path: Path) -> str:
+        """Return the hexadecimal SHA-256 of a file.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            status = path.stat()
+            signature = [status.st_size, status.st_mtime_ns]
+            known = self._known.get(str(path.absolute()))
+            if isinstance(known, list) and known[:2] == signature and len(known) == 3:
+                return str(known[2])
+            now = time.time_ns()
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from error
+        if now - status.st_mtime_ns > _RACY_NS:
+            self._known[str(path.absolute())] = [*signature, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write what was learnt; a cache folder that cannot take it only costs time later."""
+        if self._changed:
+            try:
+                write_json(self._path, dict(sorted(self._known.items())))
+            except OSError:
+                pass
+
+
 def prepare(
-    cases: Sequence["Case"],
+    cases: Sequence[Case],
     settings: SlicePreprocess,
     cache_dir: str | os.PathLike[str],
     *,
     labels: str = "verse",
     workers: int | None = None,
-    progress: bool = True,
+    progress: Progress = silent,
 ) -> list[CachedCase]:
     """Preprocess every case that the cache does not hold yet, and return all of them in order.
 
@@ -175,7 +171,7 @@ def prepare(
             is above 0 is stored as 1: masks of the CSI data have 100, 200, ...).
         workers: scans in work at once, each of which is in memory; None for one per core that the
             process may use, at most 8.
-        progress: whether to show a bar.
+        progress: shows how many scans are done.
 
     Raises:
         InputError: the cache folder cannot be written, the disk is full, or cases cannot be used
@@ -200,25 +196,24 @@ def prepare(
     results: dict[int, CachedCase] = {}
     failures: dict[int, Exception] = {}
     pool = ThreadPoolExecutor(workers, thread_name_prefix="spinejax-prepare")
-    bar = tqdm(total=len(cases), desc="preparing", unit="scan", disable=not progress)
-    try:
-        tasks: dict[Future[CachedCase], int] = {
-            pool.submit(_prepare_case, case, settings, root, digests, labels): i
-            for i, case in enumerate(cases)
-        }
-        for task in as_completed(tasks):
-            try:
-                results[tasks[task]] = task.result()
-            except _FolderError:
-                raise  # no other case will fare better
-            except (InputError, OSError, MemoryError) as error:
-                failures[tasks[task]] = error
-            bar.update()
-    finally:
-        # On an interruption the scans in work are finished (seconds), the waiting ones dropped.
-        pool.shutdown(wait=True, cancel_futures=True)
-        bar.close()
-        digests.save()
+    with progress("preparing", len(cases), "scan") as bar:
+        try:
+            tasks: dict[Future[CachedCase], int] = {
+                pool.submit(_prepare_case, case, settings, root, digests, labels): i
+                for i, case in enumerate(cases)
+            }
+            for task in as_completed(tasks):
+                try:
+                    results[tasks[task]] = task.result()
+                except _FolderError:
+                    raise  # all other cases would fail, too
+                except (InputError, OSError, MemoryError) as error:
+                    failures[tasks[task]] = error
+                bar.advance()
+        finally:
+            # An interruption finishes the scans in work (seconds) and drops the waiting ones.
+            pool.shutdown(wait=True, cancel_futures=True)
+            digests.save()
     if failures:
         raise _cases_error(cases, failures)
     return [results[i] for i in range(len(cases))]
@@ -233,7 +228,7 @@ def _cores() -> int:
 
 
 def _prepare_case(
-    case: "Case", settings: SlicePreprocess, root: Path, digests: ContentDigests, kind: str
+    case: Case, settings: SlicePreprocess, root: Path, digests: ContentDigests, kind: str
 ) -> CachedCase:
     image, labels = Path(case.image or ""), Path(case.labels or "")
     key = _entry_key(settings, _digest(digests, image), _digest(digests, labels), kind)
@@ -420,7 +415,7 @@ def _folder_problem(root: Path, error: OSError) -> str:
     )
 
 
-def _cases_error(cases: Sequence["Case"], failures: dict[int, Exception]) -> InputError:
+def _cases_error(cases: Sequence[Case], failures: dict[int, Exception]) -> InputError:
     first, *others = sorted(failures)
     error = failures[first]
     reason = str(error)

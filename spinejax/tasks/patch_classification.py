@@ -18,14 +18,14 @@ from spinejax.inference import patch_scan
 from spinejax.inference.masks import StackPredictor
 from spinejax.phantom import stream_feed
 from spinejax.tasks import record
-from spinejax.tasks.record import Keys, LossAux, Task
+from spinejax.tasks.record import Keys, LossAux, MaskTask
 
 
-def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
+def patch_classification(config: ConfigDict, axis_name: str | None) -> MaskTask:
     """Classification of square patches, vertebra or not, and of every pixel by its patch (paper B).
 
-    A patch is labelled by its pixels after augmentation, which may turn or shift the one rule's
-    answer. A pixel's patch is the one in whose row and column n // 2 it lies.
+    The label of a patch follows from its pixels after augmentation, which may turn and shift them.
+    The patch of a pixel is the one with the pixel in row and column n // 2.
     """
     n = config.data.patches.size
     model = record.network(config, axis_name, out_channels=2, of="patches")
@@ -62,7 +62,6 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
         return value, LossAux(batch_stats, record.counts(found, truth, weight), found)
 
     init = record.initial(model, (n, n, 1))
-    jax.eval_shape(init, jax.random.key(0))  # a patch too small for the layers is refused here
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         make = partial(
@@ -70,7 +69,7 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
             **config.data.patches,
             val_fraction=config.data.val_fraction,
             margin=margin,
-            **record.common_shares(config),
+            **record.feed_options(config),
         )
         return stream_feed.feed(config, split, make)
 
@@ -85,8 +84,7 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
             batch_size=config.predict.batch_size,
         )
 
-    return Task(
-        "patch_classification",
+    return MaskTask(
         model=model,
         input_shape=(n, n, 1),
         sample_shape=(n + 2 * margin, n + 2 * margin),
@@ -102,12 +100,12 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> Task:
 
 
 def _majority(foreground: jax.Array) -> jax.Array:
-    """(b, n, n) bool -> (b,): whether more than half of the pixels are foreground."""
+    """Return whether more than half of the pixels are foreground: (b, n, n) bool -> (b,)."""
     return 2 * foreground.sum((1, 2)) > foreground.shape[1] * foreground.shape[2]
 
 
 def _centre(foreground: jax.Array) -> jax.Array:
-    """(b, n, n) bool -> (b,): the pixel of row and column n // 2."""
+    """Return the pixel of row and column n // 2: (b, n, n) bool -> (b,)."""
     n = foreground.shape[1]
     return foreground[:, n // 2, n // 2]
 
@@ -116,13 +114,13 @@ PATCH_LABELS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "majority": _majority,
     "centre": _centre,
 }
-"""Label of a patch: paper B, section II.B, has the majority, 513 of 1024 pixels."""
+"""Label of a patch; paper B, section II.B, uses the majority, 513 of 1024 pixels."""
 
 
 def _margin(
     n: int, *, scale: tuple[float, float], rotation_deg: float, translation_px: float
 ) -> int:
-    """Pixels around a patch that turning, shifting and shrinking may bring into it."""
+    """Return how many pixels around a patch turning, shifting and shrinking may bring into it."""
     angle = math.radians(min(rotation_deg, 45.0))
     half = (n - 1) / 2  # to the centre of the outermost pixel
     # A shift along both axes is turned, too.

@@ -1,8 +1,9 @@
-"""What a kind of work is to the training loop: one record of pure functions per task.
+"""What a task is to training and to inference: a record of pure functions.
 
-A task knows the network, the loss and what counts as right; it knows nothing of optimisers, devices
-or files. Functions of a task are written for one device's share of a batch and take the collective
-axis, where there is one, when the task is built.
+A task knows the network, the loss and what counts as right. It knows no optimiser, device or file.
+Its functions are written for one device's share of a batch; they are given the device axis when the
+task is built. There are two kinds of task: `MaskTask` finds the spine slice by slice, `NameTask`
+names vertebrae in cubes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +24,18 @@ from spinejax.phantom import stream_feed
 
 
 class Keys(NamedTuple):
-    """Randomness of one update: `augment` (b,) keys, one per sample; `dropout` one key."""
+    """Random keys of one update: `augment` (b,), one per sample; `dropout` one key."""
 
     augment: jax.Array
     dropout: jax.Array
 
 
 class LossAux(NamedTuple):
-    """What a loss gives besides its value.
+    """What a loss returns besides its value.
 
     batch_stats: updated running statistics.
     sums: (b, 4) float32 true positives, false positives, false negatives and true negatives of each
-        sample, times the sample's weight: pixels of a slice, voxels of a cube, or the patch itself.
+        sample, times its weight. They count pixels of a slice, voxels of a cube, or one patch.
     mask: bool, predicted foreground: (b, h, w) of slices, (b, x, y, z) of cubes, (b,) of patches.
     """
 
@@ -55,35 +56,26 @@ class Loss(Protocol):
         *,
         train: bool,
     ) -> tuple[jax.Array, LossAux]:
-        """Return the loss of a batch, equal on all devices of the axis, and the rest."""
+        """Return the loss of a batch, equal on all devices of the axis, and `LossAux`."""
 
 
-ClassProbability = Callable[[Mapping[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """One kind of work.
+    """What training needs of a task.
 
     model: the network.
-    input_shape: (h, w, channels) of what it is trained on; (x, y, z, channels) of cubes.
-    sample_shape: of the image of a sample in a batch: (h, w) or (x, y, z); of patches with the
-        pixels around them that augmentation may bring in.
+    input_shape: shape of the network's input without the batch axis: (h, w, channels) or
+        (x, y, z, channels).
+    sample_shape: shape of "image" in a batch without the batch axis: (h, w) or (x, y, z); patches
+        have the pixels around them that augmentation may bring in.
     init: key -> variables {"params": ..., "batch_stats": ...} of the network.
     loss: see `Loss`.
-    stream: what draws the training samples on the device; None where batches bring them.
+    stream: draws the training samples on the device; None if batches hold them.
     feed: cached scans of "train" and "val" -> where batches come from.
-    stack_predictor: variables -> what gives every pixel of a stack of slices its probability; None
-        of cubes.
-    class_probability: (variables, image (b, x, y, z) HU, spine (b, x, y, z) 0 or 1, stats (b, 4))
-        -> (b, x, y, z, classes) float32, with three more channels where the network gives the way
-        to the vertebra's centre, in cm (`losses.centre_offsets`); None of slices and patches.
-    least_side: pixels that a slice must have at least to be predicted.
-    sample: what a sample is called, in the plural.
-    overlap: what the Dice of its counts is called.
+    sample: word for the samples, in the plural.
+    overlap: word for the Dice of the counts.
     """
 
-    name: str
     model: nn.Module
     input_shape: tuple[int, ...]
     sample_shape: tuple[int, ...]
@@ -91,15 +83,37 @@ class Task:
     loss: Loss
     stream: stream_feed.Stream | None
     feed: Callable[[Mapping[str, Sequence[CachedCase]]], Feed]
-    stack_predictor: Callable[[Mapping[str, Any]], StackPredictor] | None
-    least_side: int
     sample: str
     overlap: str
-    class_probability: ClassProbability | None = None
 
 
-def common_shares(config: ConfigDict) -> dict[str, Any]:
-    """Fields of every feed."""
+@dataclass(frozen=True, kw_only=True)
+class MaskTask(Task):
+    """A task that finds the spine slice by slice.
+
+    stack_predictor: variables -> function that gives every pixel of a stack of slices its
+        probability.
+    least_side: smallest side of a slice in pixels.
+    """
+
+    stack_predictor: Callable[[Mapping[str, Any]], StackPredictor]
+    least_side: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameTask(Task):
+    """A task that gives every voxel of a cube the name of its vertebra.
+
+    class_probability: (variables, image (b, x, y, z) HU, spine (b, x, y, z) 0 or 1, stats (b, 4))
+        -> (b, x, y, z, classes) float32 probabilities; three more channels follow if the network
+        predicts the way to the vertebra's centre, in cm (`losses.centre_offsets`).
+    """
+
+    class_probability: Callable[[Mapping[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def feed_options(config: ConfigDict) -> dict[str, Any]:
+    """Return the options that every feed has (`ScanFeed`)."""
     return dict(
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -109,13 +123,16 @@ def common_shares(config: ConfigDict) -> dict[str, Any]:
 
 
 def network(config: ConfigDict, axis_name: str | None, *, out_channels: int, of: str) -> Any:
-    """Return the config's network; refuse one that takes something else than `of`.
+    """Return the config's network.
 
     Args:
         config: the experiment.
         axis_name: device axis over which BatchNorm is pooled.
         out_channels: of the logits.
-        of: "slices", "patches" or "cubes".
+        of: what the network must take: "slices", "patches" or "cubes".
+
+    Raises:
+        InputError: the network takes something else.
     """
     model = models.build_model(
         config.model,
@@ -124,18 +141,22 @@ def network(config: ConfigDict, axis_name: str | None, *, out_channels: int, of:
         remat=config.train.remat,
         axis_name=axis_name,
     )
-    kinds = dict.fromkeys(models.CLASSIFIERS, "patches") | dict.fromkeys(models.VOLUMETRIC, "cubes")
-    fitting = [name for name in models.MODELS if kinds.get(name, "slices") == of]
+    fitting = [name for name, network in models.MODELS.items() if network.SEES == of]
     if config.model.name not in fitting:
         raise InputError(
-            f"model.name={config.model.name!r} is no network of task={config.task!r}; choose one "
+            f"model.name={config.model.name!r} is no network for task={config.task!r}; choose one "
             f"of {', '.join(fitting)}, or another task"
         )
     return model
 
 
 def initial(model: Any, shape: tuple[int, ...]) -> Callable[[jax.Array], dict[str, Any]]:
-    """Return what makes variables of a key, for inputs of `shape` without the batch axis."""
+    """Return key -> variables, for inputs of `shape` (without the batch axis).
+
+    Raises:
+        InputError: the network cannot process inputs of this shape.
+    """
+    model.check_input((1, *shape))
 
     def init(key: jax.Array) -> dict[str, Any]:
         x = jnp.zeros((1, *shape), jnp.float32)
@@ -147,7 +168,7 @@ def initial(model: Any, shape: tuple[int, ...]) -> Callable[[jax.Array], dict[st
 def arrays_of(
     config: ConfigDict, change: Callable[..., tuple[jax.Array, jax.Array]]
 ) -> Callable[[Mapping[str, jax.Array], Keys | None], tuple[jax.Array, jax.Array]]:
-    """Return what makes float32 HU and int32 labels of a batch, augmented where there are keys.
+    """Return (batch, keys) -> float32 HU and int32 labels, augmented if there are keys.
 
     Args:
         config: the experiment.
@@ -166,7 +187,7 @@ def arrays_of(
 
 
 def counts(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
-    """Counts of `LossAux.sums` of (b, ...) bool arrays."""
+    """Return `LossAux.sums` of (b, ...) bool arrays."""
     cells = (mask & truth, mask & ~truth, ~mask & truth, ~mask & ~truth)
     axes = tuple(range(1, mask.ndim))
     sums = jnp.stack([jnp.sum(c, axis=axes, dtype=jnp.float32) for c in cells], axis=-1)
@@ -174,10 +195,10 @@ def counts(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def needed(keys: Keys | None) -> Keys:
-    """Return `keys`, which training has.
+    """Return `keys`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: they are None.
     """
     if keys is None:
         raise ValueError("training needs `keys`")
@@ -187,7 +208,7 @@ def needed(keys: Keys | None) -> Keys:
 def apply(
     model: nn.Module, params: Any, batch_stats: Any, x: jax.Array, keys: Keys | None, *, train: bool
 ) -> tuple[jax.Array, Any]:
-    """Return logits and the running statistics, which only training moves."""
+    """Return logits and the running statistics, which only training changes."""
     variables = {"params": params, "batch_stats": batch_stats}
     if not train:
         return model.apply(variables, x, train=False)[0], batch_stats

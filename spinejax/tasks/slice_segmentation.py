@@ -11,16 +11,17 @@ from ml_collections import ConfigDict
 from spinejax import augment, losses
 from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
-from spinejax.data.feeds import Feed, SliceFeed
+from spinejax.data.feeds import Feed
+from spinejax.data.slice_feed import SliceFeed
 from spinejax.errors import InputError
 from spinejax.inference import windows2d
 from spinejax.inference.masks import StackPredictor
 from spinejax.phantom import stream_feed
 from spinejax.tasks import record
-from spinejax.tasks.record import Keys, LossAux, Task
+from spinejax.tasks.record import Keys, LossAux, MaskTask
 
 
-def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
+def slice_segmentation(config: ConfigDict, axis_name: str | None) -> MaskTask:
     """Binary segmentation of slices: vertebra or not (paper A)."""
     model = record.network(config, axis_name, out_channels=1, of="slices")
     size = tuple(config.data.size)
@@ -64,7 +65,7 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         free = config.data.spine_free_fraction
         make = partial(
-            SliceFeed, size=size, spine_free_fraction=free, **record.common_shares(config)
+            SliceFeed, size=size, spine_free_fraction=free, **record.feed_options(config)
         )
         return stream_feed.feed(config, split, make)
 
@@ -78,8 +79,7 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> Task:
             fill=int(how.fill_hu),
         )
 
-    return Task(
-        "slice_segmentation",
+    return MaskTask(
         model=model,
         input_shape=(size[0], size[1], config.model.get("in_channels", 1)),
         sample_shape=(size[0], size[1]),

@@ -1,4 +1,4 @@
-"""Recognition of vertebrae in cubes: every voxel by the name of its vertebra (paper A)."""
+"""Recognition of vertebrae in cubes: the name of the vertebra at every voxel (paper A)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,22 +17,22 @@ from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
 from spinejax.phantom import stream_feed
 from spinejax.tasks import record
-from spinejax.tasks.record import Keys, LossAux, Task
+from spinejax.tasks.record import Keys, LossAux, NameTask
 
-_WORN = 7  # sets the keys of masks apart from those of augmentation
+_WORN = 7  # makes the keys of masks differ from the keys of augmentation
 
 
-def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
+def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> NameTask:
     """Segmentation of cubes into background, C1 to L6 and T13 (paper A, sections 3.8 and 4.3.2).
 
-    What counts as right: a voxel of a vertebra that is given that vertebra's name. One that is
-    given another's counts as a false positive and as a false negative.
+    A voxel of a vertebra is right if it gets the name of that vertebra. With the name of another
+    vertebra it counts as a false positive and as a false negative.
 
-    With `data.cube.spine_prior="channel"` the network sees the mask of the spine besides the image:
-    in training the true one with the faults of a predicted one, in validation the true one.
+    With `data.cube.spine_prior="channel"` the network sees the mask of the spine beside the image:
+    in training the true mask with the faults of a predicted mask, in validation the true mask.
 
-    With `loss.offset_weight` above 0 it also learns where the centre of each voxel's vertebra is,
-    by which vertebrae that touch are parted.
+    With `loss.offset_weight` above 0 the network also learns the way from each voxel to the centre
+    of its vertebra, which separates vertebrae that touch.
     """
     offset_weight = config.loss[losses.OFFSET_WEIGHT]
     out_channels = labels.NUM_CLASSES + (3 if offset_weight else 0)
@@ -92,11 +92,10 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         return jnp.concatenate([jax.nn.softmax(logits), offsets], -1)
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
-        make = partial(CubeFeed, size=size, **record.common_shares(config))
+        make = partial(CubeFeed, size=size, **record.feed_options(config))
         return stream_feed.feed(config, split, make)
 
-    return Task(
-        "vertebra_recognition",
+    return NameTask(
         model=model,
         input_shape=(*size, 1 + seen),
         sample_shape=size,
@@ -104,8 +103,6 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
         loss=loss,
         stream=stream_feed.of_cubes(config, size),
         feed=feed,
-        stack_predictor=None,
-        least_side=1,
         sample="cubes",
         overlap="Dice",
         class_probability=class_probability,
@@ -113,7 +110,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> Task:
 
 
 def _counts(found: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
-    """Counts of `LossAux.sums` of (b, x, y, z) classes."""
+    """Return `LossAux.sums` of (b, x, y, z) classes."""
     right = found == truth
     cells = (right & (truth > 0), ~right & (found > 0), ~right & (truth > 0), right & (truth == 0))
     sums = jnp.stack([jnp.sum(c, axis=(1, 2, 3), dtype=jnp.float32) for c in cells], axis=-1)

@@ -1,7 +1,6 @@
-"""What a run tells: metrics.jsonl, TensorBoard events and the progress bar."""
+"""The log of a run: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import tensorboardX
-from tqdm import tqdm
 
 from spinejax import sweep_state
-from spinejax.errors import InputError
 from spinejax.files import write_text
+from spinejax.progress import Progress, silent
 from spinejax.train import run_folder
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, see `sweep.records`."""
+    """Return the records of metrics.jsonl, see `sweep_state.records`."""
     try:
         text = (workdir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -27,9 +25,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:
-    """Drop what was logged after `step`, and its own evaluation if it is yet to be done.
+    """Remove the lines after `step` from metrics.jsonl, so that a resumed run logs each step once.
 
-    The file is replaced atomically; a run that resumes at `step` then logs every step once.
+    The evaluation of `step` itself is removed, too, unless it counts as `evaluated`. The file is
+    replaced atomically.
     """
     lines = read_metrics(workdir)
     kept = [
@@ -41,10 +40,10 @@ def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:
 
 
 class RunLog:
-    """Writes what happens in a run; does nothing in processes other than the first.
+    """Writes the log files of a run and moves its bar; only in the first process.
 
-    Use it as a context manager. "seconds" counts all starts of the run, up to what each logged
-    last; "samples_per_s" is measured between two logged steps.
+    Use it as a context manager. "seconds" is summed over all starts of the run, each up to its last
+    logged step; "samples_per_s" is measured between two logged steps.
     """
 
     def __init__(
@@ -54,21 +53,31 @@ class RunLog:
         start_step: int,
         total_steps: int,
         batch_size: int,
-        unit: str = "slices",
+        sample: str = "slices",
         overlap: str = "Dice",
         active: bool = True,
-        progress: bool = True,
+        progress: Progress = silent,
     ) -> None:
         """Open the files for appending.
 
+        Args:
+            workdir: folder of the run.
+            start_step: number of updates before this start.
+            total_steps: number of updates of the whole run.
+            batch_size: samples of an update.
+            sample: word for the samples, in the plural.
+            overlap: word for the Dice.
+            active: whether to write at all.
+            progress: shows the updates.
+
         Raises:
-            InputError: they cannot be written.
+            InputError: the files cannot be written.
         """
         self._active = active
         self._workdir = workdir
         self._batch_size = batch_size
-        self._unit, self._overlap = unit, overlap
-        self._first = True
+        self._sample, self._overlap = sample, overlap
+        self._first, self._shown = True, start_step
         earlier = read_metrics(workdir)
         now = time.monotonic()
         self._started = now - (earlier[-1]["seconds"] if earlier else 0.0)
@@ -78,48 +87,40 @@ class RunLog:
             return
         try:
             self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-            # Events of steps that are trained again would show as a second line in TensorBoard.
+            # Without `purge_step` TensorBoard shows steps that are trained again as a second line.
             self._events = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=start_step + 1
             )
         except OSError as error:
-            raise InputError(
-                f"{workdir}: logs cannot be written ({error.strerror}); give a --workdir that can"
-            ) from error
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            desc="training",
-            unit="step",
-            disable=not progress,
-            dynamic_ncols=True,
-            # A log file gets a line every half minute, a terminal a moving bar.
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
-        )
+            raise run_folder.not_writable(workdir, error) from error
+        title = f"training from step {start_step}" if start_step else "training"
+        self._showing = progress(title, total_steps - start_step, "step")
 
     def __enter__(self) -> "RunLog":
+        if self._active:
+            self._bar = self._showing.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._active:
-            self._bar.close()
+            self._showing.__exit__(*error)
             self._events.close()
             self._file.close()
 
     def advance(self, step: int, loss: float, dice: float) -> None:
-        """Move the bar to `step`; its text changes with the next refresh."""
+        """Move the bar to `step`; its text changes when it is drawn next."""
         if not self._active:
             return
         rate = self._samples_per_s(step)
         if self._first:
-            # The first update was compiled; its duration says nothing of those to come.
+            # The first update includes the compilation, so its speed is left out.
             self._first, self._since = False, (step, time.monotonic())
-        text = f"loss {loss:.4f}, {self._overlap} {dice:.4f}, {rate:.1f} {self._unit}/s"
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(step - self._bar.n)
+        text = f"loss {loss:.4f}, {self._overlap} {dice:.4f}, {rate:.1f} {self._sample}/s"
+        self._bar.advance(step - self._shown, text)
+        self._shown = step
 
     def _samples_per_s(self, step: int) -> float:
-        """Speed since the last logged step; that of the steps before where `step` is that one."""
+        """Return the speed since the last logged step, or before it if `step` is that step."""
         last, since = self._since
         if step > last:
             elapsed = max(time.monotonic() - since, 1e-9)
@@ -133,7 +134,7 @@ class RunLog:
         self._line(step, "train", {**values, "samples_per_s": rate})
 
     def val(self, step: int, values: Mapping[str, float]) -> None:
-        """Log an evaluation of the state at `step`, and leave its duration out of the speed."""
+        """Log an evaluation of the state at `step`; its duration does not count for the speed."""
         self._line(step, "val", values)
         self._since = (step, time.monotonic())
 
@@ -155,7 +156,7 @@ class RunLog:
         for name, image in images.items():
             self._events.add_image(name, image, step, dataformats="HWC")
 
-    def note(self, text: str) -> None:
-        """Print a line above the bar."""
+    def say(self, text: str) -> None:
+        """Show a line of text beside the bar."""
         if self._active:
-            self._bar.write(text)
+            self._bar.say(text)

@@ -1,104 +1,45 @@
-"""Looking after the metrics of each update, one step behind the device.
+"""The loop of training, and a run that is trained with it in its folder.
 
-Training a run from its config and folder, from the beginning or from where it stopped.
-
-The order in a step is evaluate, save, next batch, update. So the score of a checkpoint is that of
-the very parameters in it, and a resumed run goes on with the batch that the killed one had next.
+A step is: evaluate, save, take the next batch, update. So a checkpoint and its score belong to the
+same parameters, and a resumed run continues with the batch that the stopped run would have read
+next. `repeat` is this loop, for any state; the search trains many settings at once with it.
 """
 
 import logging
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax.data import feeds
-from spinejax.data.feeds import TrainingSource
+from spinejax import schema
+from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.models.layer_table import count_parameters
+from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
-from spinejax.train import checkpoint, log, parallel, run_folder, settings, setup, step
+from spinejax.train import checkpoint, log, parallel, run_cases, run_folder, step
 from spinejax.train.checkpoint import Checkpoints, Meta, begun
 from spinejax.train.log import RunLog
+from spinejax.train.run_folder import RunRecord
 from spinejax.train.signals import Stop, listen
 from spinejax.train.state import TrainState, create_state, inference_variables
-from spinejax.train.step import parameter_names
-from spinejax.train.validation import evaluate
+from spinejax.train.validation import Evaluation, evaluate
 
+logger = logging.getLogger("spinejax")
 
-class Pending:
-    """Metrics of the last update, fetched one step late so that the device is never waited for."""
-
-    def __init__(
-        self, cases: Sequence[TrainingSource], names: Sequence[str], writer: RunLog, every: int
-    ) -> None:
-        self._cases, self._names, self._writer, self._every = cases, names, writer, every
-        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
-        self._largest = ""
-
-    def push(self, at: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of the update that leads to step `at`, and deal with those before."""
-        before, self._waiting = self._waiting, (at, metrics)
-        self._check(before)
-
-    def flush(self) -> None:
-        """Deal with what is waiting; afterwards the current state is known to be finite."""
-        before, self._waiting = self._waiting, None
-        self._check(before)
-
-    def _check(self, item: tuple[int, dict[str, jax.Array]] | None) -> None:
-        if item is None:
-            return
-        at, values = item[0], jax.device_get(item[1])
-        if not values["finite"]:
-            raise InputError(self._problem(at, values))
-        leaf_max = values["leaf_max"]
-        self._largest = f"{leaf_max.max():.3g} in {self._names[int(leaf_max.argmax())]}"
-        if at % self._every == 0:
-            scalars = ("loss", "dice", "accuracy", "learning_rate", "grad_norm")
-            self._writer.train(at, {k: float(values[k]) for k in scalars})
-        self._writer.advance(at, float(values["loss"]), float(values["dice"]))
-
-    def _problem(self, at: int, values: dict[str, np.ndarray]) -> str:
-        rows = zip(values["case"].tolist(), values["slice"].tolist(), strict=True)
-        where = ", ".join(sorted({f"{self._cases[c].id}[{s}]" for c, s in rows}))
-        leaf_max = values["leaf_max"]
-        # NaN counts as larger than any number.
-        worst = int(np.where(np.isnan(leaf_max), np.inf, leaf_max).argmax())
-        before = f" (in the update before: {self._largest})" if self._largest else ""
-        bad = int((~np.isfinite(leaf_max)).sum())
-        return (
-            f"training diverged at step {at}: loss {values['loss']:.6g}, largest gradient "
-            f"{leaf_max[worst]:.3g} in {self._names[worst]}{before}, {bad} of {len(leaf_max)} "
-            f"gradients not finite; slices of the batch: {where}; look at these slices, or lower "
-            "optim.learning_rate or optim.clip_norm; what is saved is from before, and whole"
-        )
-
-
-class Result(NamedTuple):
-    """How a run ended.
-
-    state: host arrays; None where the run had been finished before.
-    interrupted: whether a signal stopped it, everything being saved: the same command resumes.
-    best: of the best evaluation, None without any.
-    step: updates done.
-    """
-
-    state: TrainState | None
-    interrupted: bool
-    best: Meta | None
-    step: int
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
 class Durations:
-    """Lengths in steps, all at least 1; `save_every` 0 means with evaluations only."""
+    """Lengths in steps, at least 1; with `save_every` 0 a state is saved when it is evaluated."""
 
     total: int
     eval_every: int
@@ -121,99 +62,159 @@ def durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
     return Durations(total, eval_every, train.checkpoint_every_steps)
 
 
-@dataclass(frozen=True)
-class _Program:
-    """The compiled parts of a run."""
+class Keeper(Protocol):
+    """Receives the metrics, evaluations and states of a training.
 
-    mapped: parallel.Parallel
-    update: Any
-    evaluate: Any
-
-
-def _build(
-    config: ConfigDict, task: Task, mapped: parallel.Parallel, lengths: Durations, per_epoch: int
-) -> tuple[_Program, Any]:
-    """Return the mapped steps and the optimiser."""
-    update, optimizer = step.from_config(
-        config, task, total_steps=lengths.total, steps_per_epoch=per_epoch
-    )
-    program = _Program(
-        mapped,
-        mapped.map(update, sharded=(False, False), donate=True),
-        mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False),
-    )
-    return program, optimizer
-
-
-def _open(config: ConfigDict, workdir: Path) -> None:
-    """Check or write config.json.
-
-    What was started and never saved anything, because of a wrong value perhaps, binds nobody.
-
-    Raises:
-        InputError: the folder belongs to another config, or cannot be written.
+    hopeless: whether more updates are pointless; the loop then ends.
     """
-    file = workdir / "config.json"
+
+    @property
+    def hopeless(self) -> bool: ...  # noqa: D102
+
+    def updated(self, at: int, metrics: dict[str, np.ndarray]) -> None:
+        """Take the metrics of the update that led to step `at`; the next may have started."""
+
+    def evaluated(self, at: int, evaluation: Evaluation) -> None:
+        """Take the evaluation of the state at step `at`."""
+
+    def save(self, state: Any, at: int, *, evaluated: bool) -> None:
+        """Save the state at step `at`; `evaluated`: whether it has been evaluated."""
+
+    def say(self, text: str) -> None:
+        """Show a line of text to the user."""
+
+
+def repeat(
+    state: State,
+    *,
+    start: int,
+    evaluated: bool = False,
+    lengths: Durations,
+    update: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]],
+    judge: Callable[[State], Evaluation | None] | None,
+    batches: Generator[Batch, None, None],
+    keeper: Keeper,
+    stop: Stop,
+) -> tuple[State, int, bool]:
+    """Update `state` until the last step, a request to stop, or a hopeless state.
+
+    Metrics are fetched one step late, so that the loop never waits for the device.
+
+    Args:
+        state: at step `start`; its buffers are donated.
+        start: updates done before.
+        evaluated: whether the state has been evaluated.
+        lengths: when to evaluate, save and end.
+        update: (state, batch) -> (next state, metrics).
+        judge: evaluates a state, None if it was asked to stop; None where nothing validates.
+        batches: from batch `start` on; closed here.
+        keeper: receives metrics, evaluations and states.
+        stop: asked at every step.
+
+    Returns:
+        The last state, its step, and whether a request to stop ended the loop.
+    """
+    waiting: tuple[int, dict[str, jax.Array]] | None = None
+
+    def hand_over(newer: tuple[int, dict[str, jax.Array]] | None = None) -> None:
+        nonlocal waiting
+        older, waiting = waiting, newer
+        if older is not None:
+            keeper.updated(older[0], jax.device_get(older[1]))
+
+    at = start
     try:
-        if file.exists() and begun(workdir):
-            settings.check_same(settings.read_config(workdir), config, workdir)
-        if parallel.process_index() == 0:
-            run_folder.require_room(workdir)
-            write_json(file, settings.plain(config))
-    except OSError as error:
-        raise InputError(
-            f"{workdir}: cannot be written ({error.strerror}); give a --workdir that can"
-        ) from error
-    parallel.barrier("config")
+        while True:
+            interrupted = stop.agreed(at)
+            if judge and lengths.evaluates(at) and not evaluated and not interrupted:
+                hand_over()
+                found = judge(state)
+                interrupted, evaluated = found is None, found is not None
+                if found is not None:
+                    keeper.evaluated(at, found)
+            if interrupted or lengths.saves(at):
+                hand_over()
+                keeper.save(state, at, evaluated=evaluated)
+            if interrupted or at >= lengths.total or keeper.hopeless:
+                hand_over()
+                return state, at, interrupted
+            began = time.monotonic()
+            if at == start:
+                keeper.say("compiling the first step")
+            state, metrics = update(state, next(batches))
+            if at == start:
+                keeper.say(f"compiled in {time.monotonic() - began:.0f} s")
+            at, evaluated = at + 1, False
+            hand_over((at, metrics))
+    finally:
+        batches.close()
+
+
+class TrainResult(NamedTuple):
+    """How a run ended.
+
+    state: host arrays; None if the run was finished before.
+    interrupted: a signal stopped the run, and its state is saved: the same command resumes it.
+    best: the best evaluation; None without any.
+    step: number of updates.
+    """
+
+    state: TrainState | None
+    interrupted: bool
+    best: Meta | None
+    step: int
 
 
 def train(
     config: ConfigDict,
     workdir: str | Path,
     *,
-    progress: bool = True,
+    progress: Progress = silent,
     devices: int | None = None,
     stop: Stop | None = None,
-) -> Result:
-    """Train what `config` describes in `workdir`, or resume what was begun there.
+) -> TrainResult:
+    """Train what `config` describes in `workdir`, or resume the run in it.
 
     Args:
         config: the experiment.
         workdir: folder of the run; made if missing.
-        progress: show bars.
-        devices: use only the first so many; None for all of all processes.
-        stop: asks the run to save and end, beside the signals of `signals.SIGNALS`.
+        progress: shows how far preparation and training are.
+        devices: use only the first so many; None for all devices of all processes.
+        stop: asks the run to save and end, like the signals of `signals.SIGNALS`.
 
     Returns:
         The final state and how the run ended.
 
     Raises:
-        InputError: bad config, data or workdir, a damaged checkpoint, a full disk, or a loss that
-            is not finite; one line that says which and what to do.
+        InputError: config, data or workdir cannot be used, a checkpoint is damaged, the disk is
+            full, or a loss is not finite.
     """
     workdir = Path(workdir)
-    settings.check_config(config)
+    schema.check(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
-    # Everything that can be refused is refused before the folder is touched.
+    # Errors that need no data are raised before the folder is touched.
     task = build_task(config, axis_name=parallel.AXIS)
     group = task.stream.group if task.stream else 1
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
-    pretrained = checkpoint.pretrained(config, task, workdir)
+    variables = checkpoint.pretrained(config, task, workdir)
     with run_folder.alone(workdir):
-        _open(config, workdir)
+        if begun(workdir):
+            run_folder.check_same(run_folder.read_config(workdir), config, workdir)
         if (workdir / "DONE").exists():
+            run_folder.write_config(workdir, config)  # the scans may have moved
             return _finished(workdir)
         stop = Stop() if stop is None else stop
-        return _run(config, workdir, task, mapped, stop, pretrained, progress=progress)
+        return _run(config, workdir, task, mapped, variables, stop, progress)
 
 
-def _finished(workdir: Path) -> Result:
+def _finished(workdir: Path) -> TrainResult:
     with Checkpoints(workdir) as checkpoints:
         best = checkpoints.best()
     done = int((workdir / "DONE").read_text(encoding="utf-8").split()[0])
-    if parallel.process_index() == 0:
-        print(f"{workdir} was finished at step {done}: nothing to do; remove DONE to check again")
-    return Result(None, False, best, done)
+    logger.info(
+        "%s was finished at step %d: nothing to do; remove DONE to check again", workdir, done
+    )
+    return TrainResult(None, False, best, done)
 
 
 def _run(
@@ -221,32 +222,46 @@ def _run(
     workdir: Path,
     task: Task,
     mapped: parallel.Parallel,
+    variables: dict[str, Any] | None,
     stop: Stop,
-    pretrained: dict[str, Any] | None,
-    *,
-    progress: bool,
-) -> Result:
-    split = setup.cases(config, workdir)
-    cached = setup.cached(config, workdir, split, wanted=("train", "val"), progress=progress)
+    progress: Progress,
+) -> TrainResult:
+    first = parallel.process_index() == 0
+    cases = run_cases.find(config, workdir, progress=progress)
+    cached = run_cases.prepare(
+        config, workdir, cases=cases, wanted=("train", "val"), progress=progress
+    )
     feed = task.feed(cached)
     lengths = durations(config, feed.per_epoch)
-    program, optimizer = _build(config, task, mapped, lengths, feed.per_epoch)
-    counts = feed.counts()
-    if counts and parallel.process_index() == 0:
-        write_json(workdir / "patches.json", {**dict(config.data.patches), **counts})
-    variables = pretrained or jax.jit(task.init)(step.named_key(config.seed, "init"))
+    update, optimizer = step.from_config(
+        config, task, total_steps=lengths.total, steps_per_epoch=feed.per_epoch
+    )
+    update = mapped.map(update, sharded=(False, False), donate=True)
+    score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
+    if variables is None:
+        variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
-    record = setup.RunRecord(
+
+    # From here on the folder belongs to this config.
+    run_folder.write_config(workdir, config)
+    for name, content in feed.record().items() if first else ():
+        write_json(workdir / name, content)
+    spacings = [side for case in feed.train_cases for side in case.spacing_mm]
+    record = RunRecord(
         workdir,
-        split,
+        cases,
         resumes=begun(workdir),
         devices=mapped.count,
         steps=lengths.total,
         parameters=count_parameters(state.params),
-        pixels_mm=setup.pixels_mm(feed.train_cases),
+        pixels_mm=(min(spacings), max(spacings)),
     )
     if not feed.val_cases:
-        logging.warning("no validation cases: there will be no best checkpoint, only the latest")
+        logger.warning("no validation cases: there will be no best checkpoint, only the latest")
+
+    def judge(state: TrainState) -> Evaluation | None:
+        held = inference_variables(vars(state))
+        return evaluate(score, mapped, held, feed, pictures=config.train.pictures, stop=stop)
 
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(state)
@@ -257,120 +272,134 @@ def _run(
             state, meta = restored
             start, evaluated = meta.step, meta.evaluated
             if meta.devices != mapped.count:
-                logging.warning(
-                    "step %d was saved on %d devices and goes on with %d: batches are the same, "
-                    "rounding and dropout are not",
+                logger.warning(
+                    "step %d was saved on %d devices and training continues on %d: the batches are "
+                    "the same, rounding and dropout are not",
                     start,
                     meta.devices,
                     mapped.count,
                 )
-        if parallel.process_index() == 0:
+        if first:
             log.rewind(workdir, start, evaluated=evaluated)
         parallel.barrier("log")
-        # Signals are listened to from here on: what comes before is safe to interrupt as it is.
+        # Signals are handled from here on; before, the default handling loses nothing.
         with (
             listen(stop),
-            log.RunLog(
+            RunLog(
                 workdir,
                 start_step=start,
                 total_steps=lengths.total,
                 batch_size=config.train.batch_size,
-                unit=task.sample,
+                sample=task.sample,
                 overlap=task.overlap,
-                active=parallel.process_index() == 0,
+                active=first,
                 progress=progress,
             ) as writer,
         ):
-            run = _Run(config, task, program, lengths, feed, checkpoints, writer, record, stop)
-            result = run.go(mapped.replicate(state), start, evaluated)
+            keeper = _RunKeeper(
+                config=config,
+                task=task,
+                feed=feed,
+                names=step.parameter_names(state.params),
+                checkpoints=checkpoints,
+                writer=writer,
+                record=record,
+                devices=mapped.count,
+                start=start,
+                best=checkpoints.best(),
+            )
+            state, at, interrupted = repeat(
+                mapped.replicate(state),
+                start=start,
+                evaluated=evaluated,
+                lengths=lengths,
+                update=lambda state, batch: update(state, mapped.put(batch)),
+                judge=judge if feed.val_cases else None,
+                batches=feed.train(
+                    start_step=start,
+                    process_index=parallel.process_index(),
+                    process_count=parallel.process_count(),
+                ),
+                keeper=keeper,
+                stop=stop,
+            )
         checkpoints.wait()
-    if not result.interrupted and parallel.process_index() == 0:
-        write_text(workdir / "DONE", f"{result.step} steps\n")
-    record.update(finished=not result.interrupted)
-    return result
+    if first and not interrupted:
+        write_text(workdir / "DONE", f"{at} steps\n")
+    record.update(finished=not interrupted)
+    return TrainResult(parallel.host_copy(state), interrupted, keeper.best, at)
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """All that the loop needs besides the state."""
+@dataclass(eq=False)
+class _RunKeeper:
+    """Logs and saves a run, and stops it when a number is not finite."""
 
     config: ConfigDict
     task: Task
-    program: _Program
-    lengths: Durations
-    feed: feeds.Feed
+    feed: Feed
+    names: list[str]
     checkpoints: Checkpoints
-    writer: log.RunLog
-    record: setup.RunRecord
-    stop: Stop
+    writer: RunLog
+    record: RunRecord
+    devices: int
+    start: int
+    best: Meta | None
+    score: float | None = None  # of the state that is saved next
+    improved: bool = False
+    largest: str = ""  # gradient of the update before
+    hopeless: bool = False
 
-    def go(self, state: TrainState, start: int, evaluated: bool) -> Result:
-        """Update `state`, which is donated, from step `start` to the end or to a stop."""
-        mapped, lengths = self.program.mapped, self.lengths
-        names = parameter_names(state.params)
-        every = self.config.train.log_every_steps
-        pending = Pending(self.feed.train_cases, names, self.writer, every)
-        best = self.checkpoints.best()
-        batches = self.feed.train(
-            start_step=start,
-            process_index=parallel.process_index(),
-            process_count=parallel.process_count(),
-        )
-        at, interrupted = start, False
-        try:
-            while True:
-                interrupted = self.stop.agreed(at)
-                score, improved = None, False
-                due = lengths.evaluates(at) and not evaluated and bool(self.feed.val_cases)
-                if due and not interrupted:
-                    pending.flush()
-                    score = self._evaluate(state, at)
-                    interrupted, evaluated = score is None, score is not None
-                    improved = score is not None and (best is None or score > _score(best))
-                if interrupted or lengths.saves(at):
-                    pending.flush()
-                    meta = Meta(at, evaluated, score, mapped.count)
-                    # What was restored is on disk already, and the beginning needs no saving.
-                    self.checkpoints.save(state, meta, best=improved, latest=at != start)
-                    best = meta if improved else best
-                    self.record.update()
-                if interrupted or at >= lengths.total:
-                    return Result(parallel.host_copy(state), interrupted, best, at)
-                state, metrics = self.program.update(state, mapped.put(next(batches)))
-                at, evaluated = at + 1, False
-                pending.push(at, metrics)
-        finally:
-            batches.close()
+    def updated(self, at: int, metrics: dict[str, np.ndarray]) -> None:
+        if not metrics["finite"]:
+            raise InputError(self._divergence(at, metrics))
+        leaf_max = metrics["leaf_max"]
+        self.largest = f"{leaf_max.max():.3g} in {self.names[int(leaf_max.argmax())]}"
+        if at % self.config.train.log_every_steps == 0:
+            scalars = ("loss", "dice", "accuracy", "learning_rate", "grad_norm")
+            self.writer.train(at, {name: float(metrics[name]) for name in scalars})
+        self.writer.advance(at, float(metrics["loss"]), float(metrics["dice"]))
 
-    def _evaluate(self, state: TrainState, at: int) -> float | None:
-        """Evaluate, log, and return the score; None where a signal came meanwhile."""
-        variables = inference_variables(
-            {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+    def _divergence(self, at: int, metrics: dict[str, np.ndarray]) -> str:
+        cases, sample = self.feed.train_cases, self.task.sample
+        rows = zip(metrics["case"].tolist(), metrics["index"].tolist(), strict=True)
+        where = ", ".join(sorted({f"{cases[case].id}[{index}]" for case, index in rows}))
+        leaf_max = metrics["leaf_max"]
+        # NaN counts as larger than any number.
+        worst = int(np.where(np.isnan(leaf_max), np.inf, leaf_max).argmax())
+        before = f" (in the update before: {self.largest})" if self.largest else ""
+        bad = int((~np.isfinite(leaf_max)).sum())
+        return (
+            f"training diverged at step {at}: loss {metrics['loss']:.6g}, largest gradient "
+            f"{leaf_max[worst]:.3g} in {self.names[worst]}{before}, {bad} of {len(leaf_max)} "
+            f"gradients not finite; {sample} of the batch: {where}; look at these {sample}, or "
+            "lower optim.learning_rate or optim.clip_norm; the saved checkpoints are from before "
+            "and whole"
         )
-        outcome = evaluate(
-            self.program.evaluate,
-            self.program.mapped,
-            variables,
-            self.feed,
-            pictures=self.config.train.pictures,
-            stop=self.stop,
-        )
-        if outcome is None:
-            return None
-        if not math.isfinite(outcome.loss):
+
+    def evaluated(self, at: int, evaluation: Evaluation) -> None:
+        values = {name: float(getattr(evaluation, name)) for name in ("loss", "dice", "accuracy")}
+        if not math.isfinite(values["loss"]):
             raise InputError(
                 f"the validation loss is not finite at step {at} although the training loss is; "
                 "lower optim.learning_rate, or use train.compute_dtype=float32"
             )
-        values = {"loss": outcome.loss, "dice": outcome.dice, "accuracy": outcome.accuracy}
         self.writer.val(at, values)
-        self.writer.pictures(at, outcome.pictures)
-        self.writer.note(
-            f"step {at}: validation {self.task.overlap} {outcome.dice:.4f}, "
-            f"loss {outcome.loss:.4f}, accuracy {outcome.accuracy:.4f}"
+        self.writer.pictures(at, evaluation.pictures)
+        self.say(
+            f"step {at}: validation {self.task.overlap} {values['dice']:.4f}, "
+            f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.4f}"
         )
-        return -outcome.loss if self.config.train.best == "loss" else outcome.dice
+        self.score = -values["loss"] if self.config.train.best == "loss" else values["dice"]
+        before = -math.inf if self.best is None or self.best.score is None else self.best.score
+        self.improved = self.best is None or self.score > before
 
+    def save(self, state: TrainState, at: int, *, evaluated: bool) -> None:
+        meta = Meta(at, evaluated, self.score, self.devices)
+        # The latest state at the start is on disk already, or is the initial one.
+        self.checkpoints.save(state, meta, best=self.improved, latest=at != self.start)
+        self.best = meta if self.improved else self.best
+        self.score, self.improved = None, False
+        self.record.update()
 
-def _score(meta: Meta) -> float:
-    return -math.inf if meta.score is None else meta.score
+    def say(self, text: str) -> None:
+        self.writer.say(text)

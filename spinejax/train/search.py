@@ -1,32 +1,28 @@
-"""Training several settings at once: one compiled step for all, mapped over their numbers.
+"""A search over hyper-parameters in rounds, from coarse to fine, many trials at once.
 
-The members of a population differ in learning rate, momentum and weight decay only. They share the
-seed and the batches, hence the initial parameters, the augmentation and the dropout: each is what
-`loop.train` gives with its numbers in the config, up to rounding. What they share is read,
-transferred and augmented once. A small network alone leaves an accelerator idle; eight together do
-not.
+A trial is a set of overrides of the config. Each round is drawn around the best trial so far, from
+a box half as large as the box of the round before (paper B, section IV: "a pyramidal approach by
+doing a random search").
 
-Memory for parameters, optimiser and activations is that of one run times the members.
-
-A search over hyper-parameters in rounds, from coarse to fine, many units at once.
-
-A unit is a set of overrides of the config. Units that differ in learning rate, momentum and weight
-decay only are trained together (`population`); those that differ in anything else, such as the
-batch size, come one group after the other. Each round is drawn around the best unit so far, from a
-box half as large as that of the round before (paper B, section IV: "a pyramidal approach by doing
-a random search").
+Trials that differ only in learning rate, momentum and weight decay are trained together as the
+members of a population: one compiled step for all, mapped over these numbers. The members share the
+seed and the batches, hence the initial parameters, the augmentation and the dropout: each member
+gets what `loop.train` gives with its numbers in the config, up to rounding. A batch is read,
+transferred and augmented once for all. One small network leaves an accelerator idle; eight together
+do not. Memory for parameters, optimiser and activations is that of one run times the members.
+Trials that differ in anything else, such as the batch size, are trained one group after the other.
 
     <workdir>/search.json    what is searched
-    <workdir>/search.jsonl   one line per finished unit
+    <workdir>/search.jsonl   one line per finished trial
 
-Groups that are finished are kept; one that was interrupted is trained again from its beginning.
+Finished groups are kept; an interrupted group is trained again from its beginning.
 """
 
 import json
 import math
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,21 +31,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from spinejax import schema
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError, check_choice
 from spinejax.files import write_json, write_text
+from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
-from spinejax.train import optim, parallel, run_folder, settings, setup, step
-from spinejax.train.loop import Durations, durations
+from spinejax.text_table import text_table
+from spinejax.train import optim, parallel, run_cases, run_folder, step
+from spinejax.train.loop import Durations, durations, repeat
 from spinejax.train.signals import Stop, listen
 from spinejax.train.state import TrainState, create_state, inference_variables
+from spinejax.train.validation import Evaluation, evaluate
+
+# Training a population.
 
 
 class Setting(NamedTuple):
-    """The numbers of config block `optim` that members may differ in: floats, or arrays (k,)."""
+    """The numbers of config block `optim` in which members may differ: floats, or arrays (k,)."""
 
     learning_rate: Any
     momentum: Any
@@ -58,19 +59,20 @@ class Setting(NamedTuple):
 
 @flax.struct.dataclass
 class Population:
-    """k members: every leaf of `state` but its `step` and all of `setting` begin with an axis k."""
+    """k members: every leaf of `state` but its `step`, and of `setting`, has a leading axis k."""
 
     state: TrainState
     setting: Setting
 
 
 class Outcome(NamedTuple):
-    """What became of a member.
+    """The result of one member.
 
-    finite: whether its losses, gradients and parameters were, to the end. If not, `step` is the
-        first update or evaluation that was not, `loss` is infinite, `dice` and `accuracy` are 0.
-    step: of its best evaluation, as `train.best` has it.
-    loss, dice, accuracy: of that evaluation (`evaluation.Evaluation`).
+    finite: whether its losses, gradients and parameters stayed finite. If not, `step` is the first
+        update or evaluation with a number that is not finite, `loss` is infinite, and `dice` and
+        `accuracy` are 0.
+    step: step of its best evaluation, by `train.best`.
+    loss, dice, accuracy: of that evaluation (`validation.Evaluation`).
     """
 
     finite: bool
@@ -81,19 +83,24 @@ class Outcome(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """state: host arrays (k, ...) at the end. losses: (steps, k), of each update."""
+    """The trained members.
+
+    outcomes: of each member.
+    state: host arrays (k, ...) at the end.
+    losses: (steps, k), of each update.
+    """
 
     outcomes: list[Outcome]
     state: TrainState
     losses: np.ndarray
 
 
-# What vmap maps over. `step` is shared, so that what hangs on it alone, such as the augmentation of
-# the batch, is computed once for all members.
+# Axes for vmap. The members share `step`, so what depends on it alone, such as the augmentation of
+# the batch, is computed once for all.
 _SHARED: Any = None
 _EACH: Any = 0
 _AXES = TrainState(_SHARED, params=_EACH, batch_stats=_EACH, opt_state=_EACH, ema=_EACH)
-_RESULT_AXES = {"loss": _EACH, "sums": _EACH, "case": _SHARED, "weight": _SHARED}
+_RESULT_AXES = {"loss": 0, "sums": 1, "case": _SHARED, "weight": _SHARED}
 
 _Build = Callable[[Setting], Any]
 
@@ -111,7 +118,7 @@ def _optimiser(config: ConfigDict, lengths: Durations, per_epoch: int) -> _Build
 def create(
     settings: Sequence[Setting], variables: dict[str, Any], build: _Build, *, ema: bool
 ) -> Population:
-    """Return the population before its first update, each member beginning with `variables`."""
+    """Return the population before its first update; each member begins with `variables`."""
     stacked = Setting(*(jnp.asarray(column, jnp.float32) for column in zip(*settings, strict=True)))
 
     def one(setting: Setting) -> TrainState:
@@ -125,7 +132,7 @@ def make_train_step(
 ) -> Callable[[Population, step.Batch], tuple[Population, dict[str, jax.Array]]]:
     """Return step(population, batch) -> (population, metrics), to be mapped over `parallel.AXIS`.
 
-    Each member's update is that of `step.make_train_step`. metrics: "loss" (k,), "finite" (k,).
+    Each member is updated as by `step.make_train_step`. metrics: "loss" (k,), "finite" (k,).
     """
 
     def one(state: TrainState, setting: Setting, batch: step.Batch) -> Any:
@@ -154,10 +161,10 @@ def make_train_step(
 
 def make_eval_step(
     task: Task,
-) -> Callable[[dict[str, Any], step.Batch], tuple[dict[str, jax.Array]]]:
-    """Return step(variables (k, ...), batch) -> (results,), to be mapped over `parallel.AXIS`.
+) -> Callable[[dict[str, Any], step.Batch], tuple[dict[str, jax.Array], None]]:
+    """Return step(variables (k, ...), batch) -> (results, None), mapped over `parallel.AXIS`.
 
-    results: "loss" (k,), "sums" (k, b, 4), "case" (b,), "weight" (b,), as `step.make_eval_step`.
+    results: "loss" (k,), "sums" (b, k, 4), "case" (b,), "weight" (b,), as `step.make_eval_step`.
     """
     single = step.make_eval_step(task)
 
@@ -166,96 +173,51 @@ def make_eval_step(
         return {name: results[name] for name in _RESULT_AXES}
 
     members = jax.vmap(one, in_axes=(_EACH, _SHARED), out_axes=_RESULT_AXES)
-    return lambda variables, batch: (members(variables, batch),)
+    return lambda variables, batch: (members(variables, batch), None)
 
 
-class Scores(NamedTuple):
-    """Validation of every member, each (k,) float64, as in `evaluation.Evaluation`."""
+@dataclass
+class _MembersKeeper:
+    """Keeps the losses and the best evaluation of every member; saves nothing."""
 
-    loss: np.ndarray
-    dice: np.ndarray
-    accuracy: np.ndarray
+    members: int
+    by: str
+    say: Callable[[str], None]
+    advance: Callable[[], object]
+    losses: list[np.ndarray] = field(default_factory=list)
+    best: dict[int, Outcome] = field(default_factory=dict)
+    diverged: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether all members have diverged."""
+        return len(self.diverged) == self.members
 
-def evaluate(
-    mapped_step: Callable[..., Any],
-    mapped: parallel.Parallel,
-    variables: dict[str, Any],
-    feed: Feed,
-    *,
-    stop: Stop,
-) -> Scores | None:
-    """Evaluate all members on all of `feed.val`; None where it was asked to stop meanwhile."""
-    sums: np.ndarray | float = 0.0
-    weighted_loss: np.ndarray | float = 0.0
-    weights = 0.0
-    batches = feed.val(
-        process_index=parallel.process_index(), process_count=parallel.process_count()
-    )
-    try:
-        for batch in batches:
-            if stop:
-                return None
-            (results,) = mapped_step(variables, mapped.put(batch))
-            host = jax.device_get(results)
-            # (case, k, 4): rows are added to their cases.
-            part = np.zeros((len(feed.val_cases), *host["sums"].shape[::2]))
-            np.add.at(part, host["case"], host["sums"].swapaxes(0, 1).astype(np.float64))
-            sums = sums + part
-            weight = float(host["weight"].sum())
-            weighted_loss = weighted_loss + host["loss"].astype(np.float64) * weight
-            weights += weight
-    finally:
-        batches.close()
-    counts = np.asarray(sums)
-    return Scores(
-        loss=np.asarray(weighted_loss) / max(weights, 1.0),
-        dice=step.pooled_dice(counts).mean(0),
-        accuracy=step.accuracy(counts.sum(0)),
-    )
-
-
-class _Watch:
-    """What is known of the members so far; metrics are fetched one step behind the device."""
-
-    def __init__(self, members: int, by: str) -> None:
-        self.losses: list[np.ndarray] = []
-        self.best: list[Outcome | None] = [None] * members
-        self.diverged: list[int | None] = [None] * members
-        self._by = by
-        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
-
-    def push(self, at: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of the update that leads to step `at`, and look at those before."""
-        self.flush()
-        self._waiting = (at, metrics)
-
-    def flush(self) -> None:
-        """Look at what is waiting."""
-        if self._waiting is None:
-            return
-        at, metrics = self._waiting[0], jax.device_get(self._waiting[1])
-        self._waiting = None
+    def updated(self, at: int, metrics: dict[str, np.ndarray]) -> None:
         self.losses.append(metrics["loss"])
         self._mark(at, metrics["finite"])
+        self.advance()
+
+    def evaluated(self, at: int, evaluation: Evaluation) -> None:
+        self._mark(at, np.isfinite(evaluation.loss))
+        for k, numbers in enumerate(zip(*evaluation[:3], strict=True)):
+            now = Outcome(True, at, *map(float, numbers))
+            if k not in self.best or merit(now, self.by) > merit(self.best[k], self.by):
+                self.best[k] = now
+
+    def save(self, state: Population, at: int, *, evaluated: bool) -> None:
+        pass
 
     def _mark(self, at: int, finite: np.ndarray) -> None:
         for k in np.flatnonzero(~finite):
-            self.diverged[k] = at if self.diverged[k] is None else self.diverged[k]
-
-    def score(self, at: int, scores: Scores) -> None:
-        """Keep the evaluation of step `at` for the members that were never better."""
-        self._mark(at, np.isfinite(scores.loss))
-        for k, numbers in enumerate(zip(*scores, strict=True)):
-            now, best = Outcome(True, at, *map(float, numbers)), self.best[k]
-            if best is None or merit(now, self._by) > merit(best, self._by):
-                self.best[k] = now
+            self.diverged.setdefault(int(k), at)
 
     def outcomes(self) -> list[Outcome]:
-        """Return each member's best evaluation, or where it diverged."""
+        """Return the best evaluation of each member, or where it diverged."""
+        best = {k: found for k, found in self.best.items() if k not in self.diverged}
         return [
-            best if at is None and best else Outcome(False, at or 0, math.inf, 0.0, 0.0)
-            for at, best in zip(self.diverged, self.best, strict=True)
+            best.get(k, Outcome(False, self.diverged.get(k, 0), math.inf, 0.0, 0.0))
+            for k in range(self.members)
         ]
 
 
@@ -274,24 +236,26 @@ def train(
     mapped: parallel.Parallel,
     *,
     stop: Stop,
+    say: Callable[[str], None] = lambda text: None,
     advance: Callable[[], object] = lambda: None,
 ) -> Trained | None:
     """Train one member for each of `settings`; nothing is written.
 
-    A member whose numbers stop being finite goes on to no good, beside the others and without any
-    effect on them; when all are in that state the training ends.
+    A diverged member keeps training on NaN without affecting the others; when all have diverged the
+    training ends.
 
     Args:
-        config: the experiment, as of every member but for its `setting`.
+        config: the experiment, shared by the members except for `settings`.
         settings: at least one.
         task: of `config`, built for `parallel.AXIS`.
         feed: of `task`, with at least one validation case.
         mapped: the devices.
         stop: asked at every step.
+        say: shows a line of text.
         advance: called after every update.
 
     Returns:
-        What came of it; None where it was asked to stop before the end.
+        The trained members; None if a request to stop ended the training.
 
     Raises:
         InputError: schedule or optimiser cannot be built.
@@ -299,54 +263,47 @@ def train(
     lengths = durations(config, feed.per_epoch)
     build = _optimiser(config, lengths, feed.per_epoch)
     update = mapped.map(make_train_step(task, config, build), sharded=(False, False), donate=True)
-    score = mapped.map(make_eval_step(task), sharded=(False,), donate=False)
+    score = mapped.map(make_eval_step(task), sharded=(False, True), donate=False)
     variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
-    population = mapped.replicate(
-        create(settings, variables, build, ema=config.optim.ema_decay > 0)
-    )
-    watch = _Watch(len(settings), config.train.best)
-    batches = feed.train(
-        start_step=0,
-        process_index=parallel.process_index(),
-        process_count=parallel.process_count(),
-    )
-    at = 0
-    try:
-        while True:
-            if stop.agreed(at):
-                return None
-            if lengths.evaluates(at):
-                watch.flush()
-                state = population.state
-                held = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
-                scores = evaluate(score, mapped, inference_variables(held), feed, stop=stop)
-                if scores is None:
-                    return None
-                watch.score(at, scores)
-            if at >= lengths.total or None not in watch.diverged:
-                watch.flush()
-                state = parallel.host_copy(population.state)
-                return Trained(watch.outcomes(), state, np.array(watch.losses))
-            population, metrics = update(population, mapped.put(next(batches)))
-            at += 1
-            watch.push(at, metrics)
-            advance()
-    finally:
-        batches.close()
 
+    def judge(population: Population) -> Evaluation | None:
+        held = inference_variables(vars(population.state))
+        return evaluate(score, mapped, held, feed, stop=stop)
+
+    keeper = _MembersKeeper(len(settings), config.train.best, say, advance)
+    population, _, interrupted = repeat(
+        mapped.replicate(create(settings, variables, build, ema=config.optim.ema_decay > 0)),
+        start=0,
+        lengths=lengths,
+        update=lambda population, batch: update(population, mapped.put(batch)),
+        judge=judge,
+        batches=feed.train(
+            start_step=0,
+            process_index=parallel.process_index(),
+            process_count=parallel.process_count(),
+        ),
+        keeper=keeper,
+        stop=stop,
+    )
+    if interrupted:
+        return None
+    state = parallel.host_copy(population.state)
+    return Trained(keeper.outcomes(), state, np.array(keeper.losses))
+
+
+# Searching.
 
 Sweep = Callable[..., Iterable[Mapping[str, Any]]]
 """sweep(seed, units, centre, shrink) -> overrides by dotted key, as `configs.search` has one."""
 
 TOGETHER = tuple(f"optim.{field}" for field in Setting._fields)
-"""Keys in which the units of one group may differ."""
+"""Fields in which the trials of one group may differ."""
 
 FIXED = ("task", "seed", "data.", "loss.", "train.best")
-"""Keys, or beginnings of them, in which units must not differ: their validation scores would be of
-different things."""
+"""Fields, or beginnings of fields, that all trials share, so that their scores are comparable."""
 
 
-class Unit(NamedTuple):
+class Trial(NamedTuple):
     """One trial: its round and its place in it, both counted from 0."""
 
     round: int
@@ -354,8 +311,24 @@ class Unit(NamedTuple):
     overrides: dict[str, Any]
 
 
-Done = dict[tuple[int, int], tuple[Unit, Outcome]]
-"""Finished units by (round, number), in the order in which they finished."""
+Done = dict[tuple[int, int], tuple[Trial, Outcome]]
+"""Finished trials by (round, number), in the order in which they finished."""
+
+
+class Found(NamedTuple):
+    """The result of a search.
+
+    interrupted: a request to stop ended the search; finished groups are saved, and the same call
+        continues with the others.
+    done: the finished trials of the rounds that were asked for.
+    total: number of trials of these rounds.
+    best: the best trial.
+    """
+
+    interrupted: bool
+    done: Done
+    total: int
+    best: Trial | None
 
 
 def run(
@@ -364,144 +337,136 @@ def run(
     workdir: str | Path,
     *,
     rounds: int = 2,
-    units: int = 8,
+    trials: int = 8,
     at_once: int = 8,
-    command: Sequence[str] = (),
-    progress: bool = True,
+    progress: Progress = silent,
     devices: int | None = None,
     stop: Stop | None = None,
-) -> bool:
-    """Search, or go on with the search that was begun in `workdir`; print the units, best first.
+) -> Found:
+    """Search, or continue the search in `workdir`.
 
     Args:
-        config: the experiment; each unit is trained for its `train.steps` or `train.epochs`, and
-            judged by its best validation, as `train.best` has it.
-        sweep: what draws the units. Round r, from 0, gets seed = `config.seed` + r, the best unit
-            so far as centre, and shrink = 0.5 ** r.
+        config: the experiment; each trial trains for its `train.steps` or `train.epochs`, and its
+            best validation counts, by `train.best`.
+        sweep: draws the trials. Round r, from 0, gets seed = `config.seed` + r, the best trial so
+            far as centre, and shrink = 0.5 ** r.
         workdir: folder of the search; made if missing.
-        rounds: how many, at least 1; a search may be given more rounds later.
-        units: of each round, at least 1.
-        at_once: most units that are trained together; memory grows with them. On CPUs `vmap` slows
-            the convolutions of networks other than OP-convNet several times: give those 1.
-        command: arguments of `spinejax train` that lead to `config`, for the line that trains the
-            best unit.
-        progress: show bars.
+        rounds: number of rounds, at least 1; a finished search may be given more rounds later.
+        trials: number of trials in a round, at least 1.
+        at_once: the most trials that are trained together; memory grows with it. On CPUs `vmap`
+            slows the convolutions of networks other than OP-convNet several times: use 1 there.
+        progress: shows the steps of each group.
         devices: use only the first so many; None for all.
-        stop: asks to end, beside the signals of `signals.SIGNALS`.
-
-    Returns:
-        Whether it was interrupted, finished groups being saved: the same call goes on.
+        stop: asks the search to end, like the signals of `signals.SIGNALS`.
 
     Raises:
-        InputError: bad numbers, config or data, a sweep over what the config does not have or what
-            makes units incomparable, a workdir of another search, or no unit that stays finite.
+        InputError: a number, the config or the data cannot be used, the sweep sets fields that the
+            config lacks or that make trials incomparable, the workdir belongs to another search,
+            or all trials diverged.
     """
     workdir, stop = Path(workdir), Stop() if stop is None else stop
-    for name, value in (("rounds", rounds), ("units", units), ("at_once", at_once)):
+    for name, value in (("rounds", rounds), ("trials", trials), ("at_once", at_once)):
         if value < 1:
             raise InputError(f"{name}={value} must be at least 1; give --{name}=N")
     if parallel.process_count() > 1:
         raise InputError("a search runs in one process; start it without --num_processes or srun")
-    settings.check_config(config)
+    schema.check(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
-    # Everything that can be refused is refused before the folder is touched.
-    _draw(config, sweep, 0, units, None, mapped)
+    # Errors that need no data are raised before the folder is touched.
+    _draw(config, sweep, 0, trials, None, mapped)
     with run_folder.alone(workdir):
-        done = _open(config, sweep, units, workdir)
-        split = setup.cases(config, workdir)
-        cached = setup.cached(config, workdir, split, wanted=("train", "val"), progress=progress)
+        done = _open(config, sweep, trials, workdir)
+        cached = run_cases.prepare(config, workdir, wanted=("train", "val"), progress=progress)
         with listen(stop):
             for number in range(rounds):
-                drawn = _draw(config, sweep, number, units, _best(config, done, number), mapped)
-                _check_same_units(drawn, done, workdir)
-                todo = [unit for unit in drawn if unit[:2] not in done]
+                drawn = _draw(config, sweep, number, trials, _best(config, done, number), mapped)
+                _check_same_trials(drawn, done, workdir)
+                todo = [trial for trial in drawn if trial[:2] not in done]
                 for group in groups(todo, at_once):
                     title = f"round {number + 1} of {rounds}, {len(group)} at once"
-                    with _bar(title, progress) as bar:
-                        outcomes = _train(config, group, cached, mapped, stop, bar)
+                    outcomes = _train(config, group, cached, mapped, stop, title, progress)
                     if outcomes is None:
-                        _say_interrupted(workdir, len(done), rounds * units)
-                        return True
-                    done |= {u[:2]: (u, o) for u, o in zip(group, outcomes, strict=True)}
+                        best = _best(config, done, rounds)
+                        return Found(True, done, rounds * trials, best)
+                    done |= {t[:2]: (t, o) for t, o in zip(group, outcomes, strict=True)}
                     _write(workdir, done)
-    shown = {place: tried for place, tried in done.items() if place[0] < rounds}
-    print(table(shown, by=config.train.best))
-    best = _best(config, shown, rounds)
+    done = {place: tried for place, tried in done.items() if place[0] < rounds}
+    best = _best(config, done, rounds)
     if best is None:
         raise InputError(
-            f"all {len(shown)} units diverged; lower the learning rates of the sweep, or set "
+            f"all {len(done)} trials diverged; lower the learning rates of the sweep, or set "
             "optim.clip_norm"
         )
-    flags = {f"--config.{key}": value for key, value in best.overrides.items()}
+    return Found(False, done, len(done), best)
+
+
+def describe(
+    found: Found, config: ConfigDict, workdir: str | Path, command: Sequence[str] = ()
+) -> str:
+    """Return the result of a search as text: a table, and the command that trains the best trial.
+
+    Args:
+        found: the result.
+        config: of the search.
+        workdir: of the search.
+        command: arguments of `spinejax train` that give `config`.
+    """
+    if found.interrupted and not found.done:
+        return f"interrupted before the first of {found.total} trials was finished"
+    if found.interrupted:
+        return (
+            f"interrupted: {len(found.done)} of {found.total} trials are finished and saved in "
+            f"{Path(workdir) / 'search.jsonl'}; the same command continues with the others"
+        )
+    overrides = {} if found.best is None else found.best.overrides
+    flags = {f"--config.{key}": value for key, value in overrides.items()}
     words = [word for word in command if word.partition("=")[0] not in flags]
     words += [f"{flag}={value}" for flag, value in flags.items()]
-    print("\nto train the best of them:")
-    print(shlex.join(["spinejax", "train", *words, f"--workdir={workdir / 'best'}"]))
-    return False
-
-
-def _bar(title: str, progress: bool) -> tqdm:
-    return tqdm(
-        desc=title,
-        unit="step",
-        disable=not progress,
-        dynamic_ncols=True,
-        # A log file gets a line every half minute, a terminal a moving bar.
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
-    )
-
-
-def _say_interrupted(workdir: Path, done: int, total: int) -> None:
-    if not done:
-        print(f"interrupted before the first of {total} units was finished; nothing is saved yet")
-        return
-    print(
-        f"interrupted: {done} of {total} units are finished and saved in "
-        f"{workdir / 'search.jsonl'}; the same command goes on with the others"
-    )
+    train = shlex.join(["spinejax", "train", *words, f"--workdir={Path(workdir) / 'best'}"])
+    return f"{table(found.done, by=config.train.best)}\n\nto train the best trial:\n{train}"
 
 
 def _draw(
     config: ConfigDict,
     sweep: Sweep,
     number: int,
-    units: int,
-    centre: Unit | None,
+    trials: int,
+    centre: Trial | None,
     mapped: parallel.Parallel,
-) -> list[Unit]:
-    """Return the units of a round, each checked to be a config that can be trained."""
+) -> list[Trial]:
+    """Return the trials of a round; the config of each is checked."""
     name = getattr(sweep, "__name__", "sweep")
     try:
         drawn = sweep(
             seed=config.seed + number,
-            units=units,
+            units=trials,
             centre=None if centre is None else centre.overrides,
             shrink=1.0 if centre is None else 0.5**number,
         )
-        found = [Unit(number, i, dict(overrides)) for i, overrides in enumerate(drawn)]
+        found = [Trial(number, i, dict(overrides)) for i, overrides in enumerate(drawn)]
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}(seed, units, centre, shrink) failed: {error}") from error
     if not found:
-        raise InputError(f"{name} yields no units; correct it")
-    for unit in found:
-        changed = unit_config(config, unit.overrides, name)
+        raise InputError(f"{name} yields no trials; correct it")
+    for trial in found:
+        changed = trial_config(config, trial.overrides, name)
         mapped.check_batch(changed.train.batch_size, changed.optim.accumulate_steps)
     return found
 
 
-def unit_config(config: ConfigDict, overrides: Mapping[str, Any], sweep: str) -> ConfigDict:
-    """Return `config` with the overrides of a unit of the sweep of that name.
+def trial_config(config: ConfigDict, overrides: Mapping[str, Any], sweep: str) -> ConfigDict:
+    """Return `config` with the overrides of a trial of the sweep of that name.
 
     Raises:
-        InputError: a key that the config does not have, that the units of a search must share, or
-            that trains nothing; or a value that cannot be used.
+        InputError: the config lacks a key, all trials must share it or no training reads it, or a
+            value cannot be used.
     """
-    flat = settings.flatten(config)
+    flat = schema.flatten(config)
     for key in overrides:
         check_choice(f"{sweep}: config key", key, flat)
         if key.startswith(FIXED):
             raise InputError(
-                f"{sweep}: the units of a search are compared with each other, hence share "
+                f"{sweep}: the trials of a search are compared with each other, so they must share "
                 f"{key}; take it out of the sweep"
             )
     changed = config.copy_and_resolve_references()
@@ -509,7 +474,7 @@ def unit_config(config: ConfigDict, overrides: Mapping[str, Any], sweep: str) ->
         changed.update_from_flattened_dict(overrides)
     except (TypeError, ValueError) as error:
         raise InputError(f"{sweep}: {dict(overrides)}: {error}") from error
-    settings.check_config(changed)
+    schema.check(changed)
     if "optim.momentum" in overrides and changed.optim.name != "sgd":
         raise InputError(
             f"{sweep}: optim.name={changed.optim.name!r} has no optim.momentum to search over; use "
@@ -518,12 +483,12 @@ def unit_config(config: ConfigDict, overrides: Mapping[str, Any], sweep: str) ->
     return changed
 
 
-def groups(units: Sequence[Unit], at_once: int) -> list[list[Unit]]:
-    """Return the units in groups of at most `at_once` that differ in `TOGETHER` only."""
-    alike: dict[str, list[Unit]] = {}
-    for unit in units:
-        rest = {k: v for k, v in unit.overrides.items() if k not in TOGETHER}
-        alike.setdefault(json.dumps(rest, sort_keys=True), []).append(unit)
+def groups(trials: Sequence[Trial], at_once: int) -> list[list[Trial]]:
+    """Return the trials in groups of at most `at_once` that differ in `TOGETHER` only."""
+    alike: dict[str, list[Trial]] = {}
+    for trial in trials:
+        rest = {k: v for k, v in trial.overrides.items() if k not in TOGETHER}
+        alike.setdefault(json.dumps(rest, sort_keys=True), []).append(trial)
     return [
         members[at : at + at_once]
         for members in alike.values()
@@ -533,37 +498,41 @@ def groups(units: Sequence[Unit], at_once: int) -> list[list[Unit]]:
 
 def _train(
     config: ConfigDict,
-    group: Sequence[Unit],
+    group: Sequence[Trial],
     cached: Mapping[str, Sequence[CachedCase]],
     mapped: parallel.Parallel,
     stop: Stop,
-    bar: tqdm,
+    title: str,
+    progress: Progress,
 ) -> list[Outcome] | None:
-    """Train a group; None where it was asked to stop."""
+    """Train a group; None if a request to stop ended the training."""
     if stop:
         return None
-    configs = [unit_config(config, unit.overrides, "sweep") for unit in group]
+    configs = [trial_config(config, trial.overrides, "sweep") for trial in group]
     members = [Setting(*(c.optim[field] for field in Setting._fields)) for c in configs]
     task = build_task(configs[0], axis_name=parallel.AXIS)
     feed = task.feed(cached)
     if not feed.val_cases:
         raise InputError(
-            "a search compares units by their validation, and there are no validation cases; raise "
-            "data.val_fraction"
+            "a search compares trials by their validation, but there are no validation cases; "
+            "raise data.val_fraction"
         )
-    bar.total = durations(configs[0], feed.per_epoch).total
-    bar.refresh()
-    trained = train(configs[0], members, task, feed, mapped, stop=stop, advance=bar.update)
+    with progress(title, durations(configs[0], feed.per_epoch).total, "step") as bar:
+        options = dict(stop=stop, say=bar.say, advance=bar.advance)
+        trained = train(configs[0], members, task, feed, mapped, **options)
     return None if trained is None else trained.outcomes
 
 
 # Files.
 
 
-def _open(config: ConfigDict, sweep: Sweep, units: int, workdir: Path) -> Done:
-    """Check or write search.json, and return what is finished; nothing finished binds nobody."""
+def _open(config: ConfigDict, sweep: Sweep, trials: int, workdir: Path) -> Done:
+    """Check or write search.json, and return the finished trials.
+
+    A folder without a finished trial may be reused for another search.
+    """
     file = workdir / "search.json"
-    wanted = {"sweep": getattr(sweep, "__name__", "sweep"), "units": units}
+    wanted = {"sweep": getattr(sweep, "__name__", "sweep"), "trials": trials}
     done = read(workdir)
     try:
         if done:
@@ -572,11 +541,11 @@ def _open(config: ConfigDict, sweep: Sweep, units: int, workdir: Path) -> Done:
                 if record[key] != value:
                     raise InputError(
                         f"{workdir} holds a search with {key}={record[key]!r}, not {value!r}; give "
-                        "this one another --workdir, or the old value to go on"
+                        "this one another --workdir, or the old value to continue"
                     )
-            settings.check_same(ConfigDict(record["config"]), config, workdir)
+            run_folder.check_same(ConfigDict(record["config"]), config, workdir)
         run_folder.require_room(workdir)
-        write_json(file, {**wanted, "config": settings.plain(config)})
+        write_json(file, {**wanted, "config": schema.plain(config)})
     except InputError:
         raise
     except (ValueError, TypeError, KeyError) as error:
@@ -591,10 +560,10 @@ def _open(config: ConfigDict, sweep: Sweep, units: int, workdir: Path) -> Done:
 
 
 def read(workdir: Path) -> Done:
-    """Return the finished units of a search; none where there is no search.
+    """Return the finished trials of a search; none in a folder without a search.
 
     Raises:
-        InputError: search.jsonl is damaged; names the line.
+        InputError: a line of search.jsonl is damaged.
     """
     file = workdir / "search.jsonl"
     if not file.exists():
@@ -603,63 +572,57 @@ def read(workdir: Path) -> Done:
     for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             line = json.loads(text)
-            unit = Unit(line["round"], line["unit"], dict(line["overrides"]))
+            trial = Trial(line["round"], line["trial"], dict(line["overrides"]))
             loss = math.inf if line["loss"] is None else line["loss"]
             outcome = Outcome(line["finite"], line["step"], loss, line["dice"], line["accuracy"])
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{file} line {number} is damaged; take it out, and its unit is trained again"
+                f"{file} line {number} is damaged; remove it, and its trial is trained again"
             ) from error
-        done[unit[:2]] = (unit, outcome)
+        done[trial[:2]] = (trial, outcome)
     return done
 
 
 def _write(workdir: Path, done: Done) -> None:
     """Write search.jsonl, whole or not at all."""
     lines = []
-    for unit, outcome in done.values():
-        line = {"round": unit.round, "unit": unit.number, "overrides": unit.overrides}
+    for trial, outcome in done.values():
+        line = {"round": trial.round, "trial": trial.number, "overrides": trial.overrides}
         line |= outcome._asdict() | {"loss": outcome.loss if outcome.finite else None}
         lines.append(json.dumps(line, allow_nan=False) + "\n")
     run_folder.require_room(workdir)
     write_text(workdir / "search.jsonl", "".join(lines))
 
 
-def _check_same_units(drawn: Sequence[Unit], done: Done, workdir: Path) -> None:
-    for unit in drawn:
-        if unit[:2] in done and done[unit[:2]][0].overrides != unit.overrides:
+def _check_same_trials(drawn: Sequence[Trial], done: Done, workdir: Path) -> None:
+    for trial in drawn:
+        if trial[:2] in done and done[trial[:2]][0].overrides != trial.overrides:
             raise InputError(
-                f"{workdir}: unit {unit.number} of round {unit.round} was another one; the sweep "
-                "has changed, so give it another --workdir"
+                f"{workdir}: trial {trial.number} of round {trial.round} was another one, so the "
+                "sweep has changed; give it another --workdir"
             )
 
 
 # The result.
 
 
-def _best(config: ConfigDict, done: Done, before: int) -> Unit | None:
-    """Return the best unit of the rounds before the given one; None where none stayed finite."""
+def _best(config: ConfigDict, done: Done, before: int) -> Trial | None:
+    """Return the best trial of the rounds before the given one; None if all diverged."""
     tried = [t for place, t in sorted(done.items()) if place[0] < before and t[1].finite]
     return max(tried, key=lambda t: merit(t[1], config.train.best))[0] if tried else None
 
 
 def table(done: Done, *, by: str) -> str:
-    """Return the units as text, best first by `train.best`."""
+    """Return the trials as text, best first by `train.best`."""
     tried = sorted(done.values(), key=lambda t: (-merit(t[1], by), t[0].round, t[0].number))
-    keys = list(dict.fromkeys(key for unit, _ in tried for key in unit.overrides))
-    rows = [["", *(key.rpartition(".")[2] for key in keys)]]
-    rows[0] += ["loss", "dice", "accuracy", "step", "round"]
-    for place, (unit, outcome) in enumerate(tried, 1):
-        scores = ["diverged", "", ""]
-        if outcome.finite:
-            scores = [f"{value:.4f}" for value in outcome[2:]]
-        values = ["" if key not in unit.overrides else _short(unit.overrides[key]) for key in keys]
-        rows.append([str(place), *values, *scores, str(outcome.step), str(unit.round + 1)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+    keys = list(dict.fromkeys(key for trial, _ in tried for key in trial.overrides))
+    names = [key.rpartition(".")[2] for key in keys]
+    rows = [["", *names, "loss", "dice", "accuracy", "step", "round"]]
+    for place, (trial, outcome) in enumerate(tried, 1):
+        scores = [f"{v:.4f}" for v in outcome[2:]] if outcome.finite else ["diverged", "", ""]
+        values = [_short(trial.overrides.get(key, "")) for key in keys]
+        rows.append([str(place), *values, *scores, str(outcome.step), str(trial.round + 1)])
+    return text_table(rows, "r")
 
 
 def _short(value: Any) -> str:

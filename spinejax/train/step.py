@@ -1,6 +1,6 @@
-"""One update and one evaluation, pure, as one device of the axis sees them.
+"""One update and one evaluation, as pure functions of one device's share of a batch.
 
-Memory of a training step, as the compiler plans it; nothing is run.
+`step_bytes` tells how much memory the compiler plans for an update.
 """
 
 import zlib
@@ -21,19 +21,19 @@ Batch = Mapping[str, jax.Array]
 
 
 def named_key(seed: int, name: str) -> jax.Array:
-    """Return the random key of one use of randomness, the same in every process and run."""
+    """Return the random key for one named use, the same in every process and run."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def pooled_dice(sums: Any) -> Any:
-    """Dice of pooled counts (..., 4) tp, fp, fn, tn (`tasks.LossAux.sums`); empty: 1."""
+    """Dice of pooled counts (..., 4) tp, fp, fn, tn (`tasks.LossAux.sums`); 1 if there is none."""
     tp, fp, fn = sums[..., 0], sums[..., 1], sums[..., 2]
     total = 2 * tp + fp + fn
     return (2 * tp + (total == 0)) / (total + (total == 0))
 
 
 def accuracy(sums: Any) -> Any:
-    """Share of pixels, or patches, that are right, of the same counts; 1 of none."""
+    """Share of pixels, voxels or patches that are right, of the same counts; 1 for no counts."""
     total = sums.sum(-1)
     return (sums[..., 0] + sums[..., 3] + (total == 0)) / (total + (total == 0))
 
@@ -56,7 +56,7 @@ def _all_finite(tree: Any) -> jax.Array:
 def from_config(
     config: ConfigDict, task: Task, *, total_steps: int, steps_per_epoch: int
 ) -> tuple[Callable[[TrainState, Batch], Any], optax.GradientTransformation]:
-    """Return `make_train_step` as a config has it, and its optimiser."""
+    """Return the training step of a config (`make_train_step`) and its optimiser."""
     fields = config.optim
     schedule, optimizer = optim.build(
         fields, total_steps=total_steps, steps_per_epoch=steps_per_epoch
@@ -83,21 +83,20 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Return step(state, batch) -> (state, metrics), to be mapped over `AXIS`.
 
-    `batch` is one device's share: leaves (b, ...), among them "position" (b,) int, the sample's
-    place in the batch of all devices. With `accumulate_steps` A the share is worked in A parts, one
-    after the other, and the gradients averaged: the loss is then pooled over the devices' parts
-    rather than over the whole batch. Augmentation of a sample, and the sample
-    itself where the task draws it (`Task.stream`), depend on seed, step and position
-    only, hence neither on the number of devices nor on A; dropout depends on them.
+    `batch` is one device's share: leaves (b, ...), among them "position" (b,) int, the place of the
+    sample in the batch of all devices. With `accumulate_steps` A the share is split into A parts,
+    which are computed one after the other, and their gradients are averaged; the loss is then
+    pooled over the devices' parts instead of the whole batch. The augmentation of a sample, and the
+    sample itself if the task draws it (`Task.stream`), depend only on seed, step and position, not
+    on the number of devices or on A. Dropout depends on both.
 
-    With `ema_decay` d the average moves by 1 - min(d, (1 + t) / (10 + t)) at step t, so that early
-    averages are not stuck at the initial values (the rule of TensorFlow's
-    ExponentialMovingAverage).
+    With `ema_decay` d the average moves by 1 - min(d, (1 + t) / (10 + t)) at step t, so that it
+    leaves the initial values quickly (the rule of TensorFlow's ExponentialMovingAverage).
 
     metrics, equal on all devices: "loss", "dice" and "accuracy" (pooled over the global batch),
     "grad_norm" (before clipping), "learning_rate", "finite" bool (loss, gradients and new
     parameters), "leaf_max" (number of parameter arrays,) largest absolute gradient of each in the
-    order of `jax.tree.leaves`, "case" and "slice" (global b,).
+    order of `jax.tree.leaves`, "case" and "index" (global b,).
     """
     keys_of = {name: named_key(seed, name) for name in ("augment", "dropout", "stream")}
 
@@ -136,8 +135,7 @@ def make_train_step(
             ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, params)
 
         leaf_max = jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient)])
-        # Statistics are equal on all devices only where BatchNorm is synchronised; the mean makes
-        # them so in any case.
+        # Only synchronised BatchNorm has equal statistics on all devices; the mean makes all equal.
         batch_stats = jax.lax.pmean(batch_stats, AXIS)
         metrics = {
             "loss": loss,
@@ -148,7 +146,7 @@ def make_train_step(
             "finite": _all_finite((loss, leaf_max, params, batch_stats)),
             "leaf_max": leaf_max,
             "case": jax.lax.all_gather(batch["case"], AXIS, tiled=True),
-            "slice": jax.lax.all_gather(batch["slice"], AXIS, tiled=True),
+            "index": jax.lax.all_gather(batch["index"], AXIS, tiled=True),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
@@ -161,15 +159,15 @@ def make_eval_step(
     """Return step(variables, batch) -> (results, mask), to be mapped over `AXIS`.
 
     results, equal on all devices: "loss" () pooled over the global batch, and in the order of its
-    rows "sums" (b, 4), "case" (b,), "slice" (b,), "weight" (b,). `mask` bool, (b, h, w) of slices
-    or (b,) of patches, is this device's share of the predictions.
+    rows "sums" (b, 4), "case" (b,), "index" (b,), "weight" (b,). `mask` is this device's share of
+    the predictions, see `tasks.LossAux`.
     """
 
     def step(variables: dict[str, Any], batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
         loss, aux = task.loss(
             variables["params"], variables["batch_stats"], batch, None, train=False
         )
-        rows = {"sums": aux.sums, **{k: batch[k] for k in ("case", "slice", "weight")}}
+        rows = {"sums": aux.sums, **{k: batch[k] for k in ("case", "index", "weight")}}
         results = {k: jax.lax.all_gather(v, AXIS, tiled=True) for k, v in rows.items()}
         results["loss"] = jax.lax.pmean(loss, AXIS)
         return results, aux.mask
@@ -184,11 +182,11 @@ def parameter_names(params: Any) -> list[str]:
 
 
 def step_bytes(config: ConfigDict) -> int | None:
-    """Return the bytes that an update of the config's batch needs on one device.
+    """Return the bytes that XLA reserves for an update of the config's batch on one device.
 
-    Parameters, optimiser, batch, and all that is held in between: what XLA reserves for the
-    compiled program; None where it does not say. Samples come from a data set, not from a stream of
-    phantoms.
+    They hold parameters, optimiser, batch and all intermediate arrays. Nothing is run. The samples
+    are assumed to come from a data set, not from a stream of phantoms. None if the backend does not
+    tell.
     """
     config = config.copy_and_resolve_references()
     config.data.source = "verse"
@@ -209,7 +207,7 @@ def step_bytes(config: ConfigDict) -> int | None:
         "label": of(jnp.uint8, *task.sample_shape),
         "stats": of(jnp.float32, 4),
         "weight": of(jnp.float32),
-        **{name: of(jnp.int32) for name in ("case", "slice", "position")},
+        **{name: of(jnp.int32) for name in ("case", "index", "position")},
     }
     # One device of the axis; the state is updated in place, as in training.
     mapped = jax.jit(jax.vmap(update, in_axes=(None, 0), axis_name=AXIS), donate_argnums=0)

@@ -1,36 +1,36 @@
 """Validation: Dice of each case over all its samples, and pictures of some slices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from spinejax import overlay
-from spinejax.data import feeds
 from spinejax.data.cache import CachedCase
+from spinejax.data.feeds import Batch, Feed
 from spinejax.train import parallel
 from spinejax.train.signals import Stop
 from spinejax.train.step import accuracy, pooled_dice
 
 
 class Evaluation(NamedTuple):
-    """Result of an evaluation.
+    """Result of an evaluation of one network, or of k members of a population.
 
-    loss: mean over the batches of the loss of each, weighted by the samples in it.
-    dice: mean over the cases that have samples, each case's Dice pooled over all pixels of all its
-        slices (of patches: over all its patches, which is their F-score); 1 for a case with neither
-        labels nor predictions.
-    accuracy: share of all pixels, or patches, that are right.
-    cases: by case id, (4,) float64 true positives, false positives, false negatives, true
+    loss: () or (k,) float64, mean over the batches, weighted by their samples.
+    dice: () or (k,) float64, mean over the cases. The Dice of a case is pooled over all its
+        samples: over the pixels of all slices, or over all patches (then it is their F-score). It
+        is 1 for a case with neither labels nor predictions; cases without samples are left out.
+    accuracy: () or (k,) float64, share of pixels, voxels or patches that are right.
+    cases: by case id, (4,) or (k, 4) float64 true positives, false positives, false negatives, true
         negatives.
-    pictures: (h, w, 3) uint8 by name, of slices with the outlines of prediction and reference;
-        none of patches and cubes.
+    pictures: (h, w, 3) uint8 by name: slices with the outlines of prediction and reference; empty
+        for patches, cubes and populations.
     """
 
-    loss: float
-    dice: float
-    accuracy: float
+    loss: Any
+    dice: Any
+    accuracy: Any
     cases: dict[str, np.ndarray]
     pictures: dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 def pick_slices(cached: Sequence[CachedCase], count: int) -> dict[tuple[int, int], str]:
     """Return {(case, slice): name} of at most `count` slices with the most foreground, one a case.
 
-    Cases are taken evenly over the list, hence the same ones at every evaluation.
+    Cases are taken evenly over the list, so that every evaluation shows the same ones.
     """
     chosen = np.unique(np.linspace(0, len(cached) - 1, min(count, len(cached))).round().astype(int))
     return {
@@ -48,61 +48,76 @@ def pick_slices(cached: Sequence[CachedCase], count: int) -> dict[tuple[int, int
     }
 
 
+class _Pictures:
+    """Pictures of the wanted slices, as their batches come by."""
+
+    def __init__(self, cached: Sequence[CachedCase], count: int) -> None:
+        self._cached = cached
+        self._wanted = pick_slices(cached, count) if count else {}
+        self._found: dict[str, tuple[int, np.ndarray]] = {}
+
+    def add(self, batch: Batch, masks: Callable[[], np.ndarray]) -> None:
+        """Draw the wanted slices of a batch; `masks` fetches the predictions."""
+        if not self._wanted:
+            return
+        keys = zip(batch["case"].tolist(), batch["index"].tolist(), strict=True)
+        rows = [(i, key) for i, key in enumerate(keys) if key in self._wanted]
+        rows = [(i, key) for i, key in rows if batch["weight"][i] > 0]
+        mask = masks() if rows else np.zeros(0)
+        if mask.ndim != 3:  # patches and cubes have no pictures
+            return
+        for i, key in rows:
+            name, label = self._wanted[key], batch["label"][i] > 0
+            # A slice may be cut into several windows: the one with the most foreground is shown.
+            amount = int(label.sum())
+            if name not in self._found or amount > self._found[name][0]:
+                plane = self._cached[0].settings.plane
+                picture = _picture(batch["image"][i], mask[i], label, plane=plane)
+                self._found[name] = amount, picture
+
+    def drawn(self) -> dict[str, np.ndarray]:
+        """Return the pictures by name."""
+        names = [name for name in self._wanted.values() if name in self._found]
+        return {name: self._found[name][1] for name in names}
+
+
 def evaluate(
-    mapped_step: Callable[..., Any],
+    score: Callable[..., Any],
     mapped: parallel.Parallel,
-    variables: dict[str, Any],
-    feed: feeds.Feed,
+    variables: Mapping[str, Any],
+    feed: Feed,
     *,
-    pictures: int,
+    pictures: int = 0,
     stop: Stop,
 ) -> Evaluation | None:
-    """Evaluate all of `feed.val`; None where a lone process was asked to stop meanwhile.
+    """Evaluate all of `feed.val`; None if a lone process was asked to stop.
 
     Args:
-        mapped_step: what `step.make_eval_step` gives, mapped.
-        mapped: how it is mapped.
-        variables: replicated {"params", "batch_stats"}.
+        score: the mapped step of `step.make_eval_step`, or of `search.make_eval_step` for a
+            population.
+        mapped: the devices.
+        variables: replicated {"params", "batch_stats"}; of a population with a leading axis k.
         feed: with at least one validation case.
-        pictures: how many to make, of slices that this process evaluates itself.
+        pictures: how many to draw, of slices that this process evaluates itself.
         stop: asked at every batch.
     """
     cached = feed.val_cases
-    sums = np.zeros((len(cached), 4))
-    weighted_loss, weights = 0.0, 0.0
-    wanted = pick_slices(cached, pictures) if pictures else {}
-    found: dict[str, tuple[int, np.ndarray]] = {}
+    sums: Any = 0.0
+    loss: Any = 0.0
+    weights = 0.0
+    drawn = _Pictures(cached, pictures)
 
-    def collect(batch: feeds.Batch, results: dict[str, jax.Array], mask: jax.Array) -> None:
-        nonlocal weighted_loss, weights
+    def collect(batch: Batch, results: dict[str, jax.Array], mask: jax.Array) -> None:
+        nonlocal sums, loss, weights
         host = jax.device_get(results)
-        np.add.at(sums, host["case"], host["sums"].astype(np.float64))
+        counts = host["sums"].astype(np.float64)
+        part = np.zeros((len(cached), *counts.shape[1:]))
+        np.add.at(part, host["case"], counts)
+        sums = sums + part
         weight = float(host["weight"].sum())
-        weighted_loss += float(host["loss"]) * weight
+        loss = loss + host["loss"].astype(np.float64) * weight
         weights += weight
-        rows = [
-            (i, wanted[key])
-            for i, key in enumerate(
-                zip(batch["case"].tolist(), batch["slice"].tolist(), strict=True)
-            )
-            if key in wanted and batch["weight"][i] > 0
-        ]
-        masks = mapped.local_rows(mask) if rows else None
-        if masks is None or masks.ndim != 3:
-            return
-        for i, name in rows:
-            # A slice may come in several windows: the one with the most foreground is shown.
-            amount = int((batch["label"][i] > 0).sum())
-            if name not in found or amount > found[name][0]:
-                found[name] = (
-                    amount,
-                    _picture(
-                        batch["image"][i],
-                        masks[i],
-                        batch["label"][i] > 0,
-                        plane=cached[0].settings.plane,
-                    ),
-                )
+        drawn.add(batch, lambda: mapped.local_rows(mask))
 
     batches = feed.val(
         process_index=parallel.process_index(), process_count=parallel.process_count()
@@ -112,8 +127,8 @@ def evaluate(
         for batch in batches:
             if stop and parallel.process_count() == 1:
                 return None
-            # The results of a batch are fetched while the device works on the next.
-            results, mask = mapped_step(variables, mapped.put(batch))
+            # The results of a batch are fetched while the device works on the next one.
+            results, mask = score(variables, mapped.put(batch))
             if waiting is not None:
                 collect(*waiting)
             waiting = batch, results, mask
@@ -121,15 +136,14 @@ def evaluate(
             collect(*waiting)
     finally:
         batches.close()
-    dice = pooled_dice(sums)
-    # Where patches are split, not scans, a scan may have none that validates.
-    sampled = sums.sum(1) > 0
+    # Where patches are split instead of scans, a scan may have none that validates.
+    sampled = sums.reshape(len(cached), -1).sum(1) > 0
     return Evaluation(
-        loss=weighted_loss / max(weights, 1.0),
-        dice=float(dice[sampled].mean()),
-        accuracy=float(accuracy(sums.sum(0))),
+        loss=loss / max(weights, 1.0),
+        dice=pooled_dice(sums)[sampled].mean(0),
+        accuracy=accuracy(sums.sum(0)),
         cases={case.id: counts for case, counts in zip(cached, sums, strict=True)},
-        pictures={name: found[name][1] for name in wanted.values() if name in found},
+        pictures=drawn.drawn(),
     )
 
 
@@ -138,5 +152,5 @@ def _picture(
 ) -> np.ndarray:
     """Draw a slice as radiologists hang it: superior, or anterior in axial slices, on top."""
     picture = overlay.overlay(image_hu, mask, reference).swapaxes(0, 1)
-    # The second axis of a slice grows to superior, in an axial one to posterior.
+    # The second axis of a slice points to superior, or in axial slices to posterior.
     return np.ascontiguousarray(picture if plane == "axial" else picture[::-1])

@@ -17,8 +17,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from spinejax.data import cache, feeds
+from spinejax.data import cache
 from spinejax.data.preprocess import SlicePreprocess
+from spinejax.data.slice_feed import RandomWindow, SliceFeed
 from spinejax.datasets.verse import Case
 
 SIZE = (256, 256)
@@ -40,13 +41,12 @@ def write_scan(folder, name):
 
 def plain_batches(cached, seed):
     rng = np.random.default_rng(seed)
-    table, _ = feeds.slice_table(cached)
-    cut = feeds.RandomWindow(cached, SIZE)
-    source = feeds.SliceSource(cached, table)
+    table = [(i, n) for i, case in enumerate(cached) for n in range(case.shape[0])]
+    cut = RandomWindow(cached, SIZE)
     while True:
         picks = rng.permutation(len(table))
         for start in range(0, len(picks) - BATCH + 1, BATCH):
-            items = [cut.random_map(source[i], rng) for i in picks[start : start + BATCH]]
+            items = [cut.random_map(table[i], rng) for i in picks[start : start + BATCH]]
             yield {name: np.stack([item[name] for item in items]) for name in items[0]}
 
 
@@ -68,7 +68,7 @@ def main():
         root = Path(folder)
         cases = [write_scan(root, "scan" + "x" * i) for i in range(4)]
         start = time.perf_counter()
-        cached = cache.prepare(cases, SlicePreprocess(), root / "cache", progress=False)
+        cached = cache.prepare(cases, SlicePreprocess(), root / "cache")
         rate = sum(case.shape[0] for case in cached) / (time.perf_counter() - start)
         print(f"prepare: {rate:,.0f} slices/s of {cached[0].shape[1:]} (read, smoothed, cached)")
         results = {"plain loop": [], "0 threads": [], "2 threads": []}
@@ -76,11 +76,9 @@ def main():
             with closing(plain_batches(cached, 0)) as batches:
                 results["plain loop"].append(slices_per_second(batches, options.seconds))
             for threads in (0, 2):
-                with closing(
-                    feeds.train_batches(
-                        cached, size=SIZE, batch_size=BATCH, seed=0, threads=threads
-                    )
-                ) as batches:
+                options = dict(batch_size=BATCH, seed=0, threads=threads)
+                feed = SliceFeed({"train": cached, "val": []}, size=SIZE, **options)
+                with closing(feed.train()) as batches:
                     rate = slices_per_second(batches, options.seconds)
                     results[f"{threads} threads"].append(rate)
         plain = np.median(results["plain loop"])

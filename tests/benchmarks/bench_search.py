@@ -32,7 +32,7 @@ def batch_of(config, count):
         "label": rng.integers(0, 2, (count, side, side)).astype(np.uint8),
         "stats": np.tile(np.array([200, 300, 0, 1500], np.float32), (count, 1)),
         "case": np.zeros(count, np.int32),
-        "slice": np.arange(count, dtype=np.int32),
+        "index": np.arange(count, dtype=np.int32),
         "position": np.arange(count, dtype=np.int32),
         "weight": np.ones(count, np.float32),
     }

@@ -45,7 +45,7 @@ def stepper(config, drawn):
     rows = config.train.batch_size
     batch = jax.device_get(drawn) | {
         "case": np.zeros(rows, np.int32),
-        "slice": np.arange(rows, dtype=np.int32),
+        "index": np.arange(rows, dtype=np.int32),
         "position": np.arange(rows, dtype=np.int32),
         "weight": np.ones(rows, np.float32),
     }

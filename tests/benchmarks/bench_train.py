@@ -46,7 +46,7 @@ def make_batch(shape, top):
         "label": rng.integers(0, top + 1, shape).astype(np.uint8),
         "stats": np.tile(np.array([-200, 300, -1000, 800], np.float32), (shape[0], 1)),
         "case": np.zeros(shape[0], np.int32),
-        "slice": np.arange(shape[0], dtype=np.int32),
+        "index": np.arange(shape[0], dtype=np.int32),
         "position": np.arange(shape[0], dtype=np.int32),
         "weight": np.ones(shape[0], np.float32),
     }

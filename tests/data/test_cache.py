@@ -42,7 +42,7 @@ def cases(tmp_path):
 
 
 def prepare(cases, folder, how=HOW, **options):
-    return cache.prepare(cases, how, folder, progress=False, **options)
+    return cache.prepare(cases, how, folder, **options)
 
 
 def entries(folder):
@@ -263,7 +263,7 @@ cases = [
     for i in range(3)
 ]
 print("started", flush=True)
-cached = cache.prepare(cases, SlicePreprocess(), folder / "cache", workers=1, progress=False)
+cached = cache.prepare(cases, SlicePreprocess(), folder / "cache", workers=1)
 print(*(entry.path.name for entry in cached))
 """
 

@@ -6,10 +6,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from spinejax.data import cache, cube_feed
+from spinejax.data import cache, cube_feed, feeds
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.errors import InputError
-from tests.data.test_feeds import assert_equal, make_cached
+from tests.data.test_slice_feed import assert_equal, make_cached
 
 SIZE = (12, 16, 20)
 
@@ -39,7 +39,7 @@ def test_batches_have_the_promised_shapes_and_types(cached):
         "label": ((4, *SIZE), np.uint8),
         "stats": ((4, 4), np.float32),
         "case": ((4,), np.int32),
-        "slice": ((4,), np.int32),
+        "index": ((4,), np.int32),
         "weight": ((4,), np.float32),
         "position": ((4,), np.int32),
     }
@@ -66,7 +66,7 @@ def test_processes_together_read_the_stream_of_one(cached):
 def test_cubes_are_cut_from_their_scan_at_their_place(cached):
     for batch in take(cached, 4):
         for image, label, case, first in zip(
-            batch["image"], batch["label"], batch["case"], batch["slice"], strict=True
+            batch["image"], batch["label"], batch["case"], batch["index"], strict=True
         ):
             scan = cached[case]
             rows = scan.image[max(first, 0) : first + SIZE[0]]
@@ -117,7 +117,7 @@ def test_validation_sees_every_voxel_once(cached):
             rows += 1
             if batch["weight"][i]:
                 sums[batch["case"][i]] += int((batch["label"][i] > 0).sum())
-    table = cube_feed.tile_table(cached, SIZE)
+    table = feeds.tile_table(cached, SIZE)
     for case, *start in table:
         region = tuple(slice(max(s, 0), max(s + n, 0)) for s, n in zip(start, SIZE, strict=True))
         counts[case][region] += 1

@@ -48,7 +48,7 @@ def places(batches, cases):
         (cases[c].id, int(s), int(r), int(k))
         for batch in batches
         for c, s, r, k, w in zip(
-            *(batch[name] for name in ("case", "slice", "row", "column", "weight")), strict=True
+            *(batch[name] for name in ("case", "index", "row", "column", "weight")), strict=True
         )
         if w
     ]
@@ -89,7 +89,7 @@ def test_batches_have_the_promised_shapes_and_types(split):
         "label": ((BATCH, side, side), np.uint8),
         "stats": ((BATCH, 4), np.float32),
         "case": ((BATCH,), np.int32),
-        "slice": ((BATCH,), np.int32),
+        "index": ((BATCH,), np.int32),
         "weight": ((BATCH,), np.float32),
         "row": ((BATCH,), np.int32),
         "column": ((BATCH,), np.int32),

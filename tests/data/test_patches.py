@@ -247,7 +247,7 @@ def test_gathered_patches_are_slices_of_the_padded_scans(cases, margin):
     scans = [padded(case, margin) for case in cases]
     for k in range(200):
         case, position, row, column = (
-            int(found[name][k]) for name in ("case", "slice", "row", "column")
+            int(found[name][k]) for name in ("case", "index", "row", "column")
         )
         image, label = scans[case]
         window = (position, slice(row, row + side), slice(column, column + side))

@@ -85,7 +85,7 @@ def runs(tmp_path_factory):
         config = tiny_run.tiny_config(
             root, **{"data.cache_dir": str(folder / "cache"), "train.steps": 3, **fields}
         )
-        loop.train(config, folder / name, progress=False)
+        loop.train(config, folder / name)
     return folder
 
 

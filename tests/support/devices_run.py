@@ -35,7 +35,7 @@ def batches(count: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
                 "label": label,
                 "stats": np.tile(np.float32([0, 100, -300, 500]), (batch_size, 1)),
                 "case": np.arange(batch_size, dtype=np.int32),
-                "slice": np.arange(batch_size, dtype=np.int32) + 100,
+                "index": np.arange(batch_size, dtype=np.int32) + 100,
                 "weight": np.ones(batch_size, np.float32),
                 "position": np.arange(batch_size, dtype=np.int32),
             }

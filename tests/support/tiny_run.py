@@ -2,7 +2,8 @@
 
 Imported by the tests of training, and run by them as a process of its own:
 
-    python -m tests.support.tiny_run SCANS WORKDIR [--processes=2 --process=0 --port=N] [key=json ...]
+    python -m tests.support.tiny_run SCANS WORKDIR [key=json ...] \
+        [--processes=2 --process=0 --port=N]
 """
 
 import json
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> int:
             heartbeat_timeout_s=10,
         )
     try:
-        result = loop.train(tiny_config(Path(root), **changes), workdir, progress=False)
+        result = loop.train(tiny_config(Path(root), **changes), workdir)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ def scans(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def earlier(scans, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("earlier")
-    loop.train(tiny_config(scans, **{"train.steps": 4}), workdir, progress=False)
+    loop.train(tiny_config(scans, **{"train.steps": 4}), workdir)
     return workdir
 
 
@@ -36,14 +36,14 @@ def config_from(scans, earlier, **changes):
 
 
 def test_it_begins_with_the_best_weights_of_the_other_run(scans, earlier, tmp_path):
-    loop.train(config_from(scans, earlier), tmp_path / "from", progress=False)
+    loop.train(config_from(scans, earlier), tmp_path / "from")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         best(tmp_path / "from")["params"],
         best(earlier)["params"],
     )
     random = config_from(scans, "")
-    loop.train(random, tmp_path / "random", progress=False)
+    loop.train(random, tmp_path / "random")
     kernel = next(iter(jax.tree.leaves(best(tmp_path / "random")["params"])))
     assert np.abs(kernel - next(iter(jax.tree.leaves(best(earlier)["params"])))).max() > 1e-3
 
@@ -52,12 +52,12 @@ def test_a_resumed_run_goes_on_with_its_own(scans, earlier, tmp_path):
     """Bit for bit, and without the other run's folder."""
     moved = shutil.copytree(earlier, tmp_path / "moved")
     config = config_from(scans, moved, **{"train.steps": 8, "optim.learning_rate": 0.05})
-    loop.train(config, tmp_path / "whole", progress=False)
+    loop.train(config, tmp_path / "whole")
     stop = Stop()
     stop.agreed = lambda at: at >= 3
-    assert loop.train(config, tmp_path / "parts", progress=False, stop=stop).interrupted
+    assert loop.train(config, tmp_path / "parts", stop=stop).interrupted
     shutil.rmtree(moved)
-    loop.train(config, tmp_path / "parts", progress=False)
+    loop.train(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, best(tmp_path / "whole"), best(tmp_path / "parts"))
 
 
@@ -65,11 +65,11 @@ def test_what_cannot_be_begun_with_is_refused_before_the_folder_is_made(scans, e
     other = config_from(scans, earlier)
     other.model.widths = (4, 12)
     with pytest.raises(InputError, match=r"train\.init_from=.*another network: params.* is \("):
-        loop.train(other, tmp_path / "run", progress=False)
+        loop.train(other, tmp_path / "run")
     deeper = config_from(scans, earlier)
     deeper.model.widths = (4, 8, 8)
     with pytest.raises(InputError, match="absent"):
-        loop.train(deeper, tmp_path / "run", progress=False)
+        loop.train(deeper, tmp_path / "run")
     with pytest.raises(InputError, match="is not the folder of a run"):
-        loop.train(config_from(scans, tmp_path / "none"), tmp_path / "run", progress=False)
+        loop.train(config_from(scans, tmp_path / "none"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,15 +1,26 @@
 """What a run tells while it goes."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 from spinejax.train import log
 
 
-def test_the_bar_has_a_speed_at_logged_steps_too(tmp_path, capsys):
-    with log.RunLog(tmp_path, start_step=0, total_steps=4, batch_size=8) as writer:
+def test_the_bar_has_a_speed_at_logged_steps_too(tmp_path):
+    shown = []
+
+    @contextmanager
+    def recorded(title, total, unit):
+        shown.append((title, total, unit))
+        yield SimpleNamespace(advance=lambda *step: shown.append(step))
+
+    options = dict(start_step=0, total_steps=4, batch_size=8, progress=recorded)
+    with log.RunLog(tmp_path, **options) as writer:
         for step in range(1, 5):
             writer.train(step, {"loss": 1.0})
             writer.advance(step, 1.0, 0.5)
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "4/4" in last and " 0.0 slices/s" not in last, last
+    assert shown[0] == ("training", 4, "step") and [step[0] for step in shown[1:]] == [1] * 4
+    assert "slices/s" in shown[-1][1] and " 0.0 slices/s" not in shown[-1][1]
     assert all(line["samples_per_s"] > 0 for line in log.read_metrics(tmp_path))
 
 

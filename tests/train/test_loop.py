@@ -1,6 +1,7 @@
 """Whole runs on four tiny scans: what they leave behind, how they resume, what they refuse."""
 
 import json
+import logging
 import shutil
 import struct
 import types
@@ -13,7 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from spinejax.errors import InputError
 from spinejax.metrics import classification
-from spinejax.train import checkpoint, log, loop, parallel, run_folder, setup, signals
+from spinejax.train import checkpoint, log, loop, parallel, run_cases, run_folder, signals
 from tests.support.tiny_run import tiny_config, write_scans
 
 
@@ -35,10 +36,10 @@ def scans(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(scans, tmp_path_factory) -> tuple[Path, loop.Result]:
+def finished(scans, tmp_path_factory) -> tuple[Path, loop.TrainResult]:
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, loop.train(tiny_config(scans), workdir, progress=False)
+    return workdir, loop.train(tiny_config(scans), workdir)
 
 
 class StopAt(signals.Stop):
@@ -130,9 +131,9 @@ def test_training_learns(finished):
 )
 def test_a_stopped_run_resumes_bit_for_bit(finished, scans, tmp_path, at):
     config = tiny_config(scans)
-    stopped = loop.train(config, tmp_path, progress=False, stop=StopAt(at))
+    stopped = loop.train(config, tmp_path, stop=StopAt(at))
     assert stopped.interrupted and stopped.step == at and not (tmp_path / "DONE").exists()
-    resumed = loop.train(config, tmp_path, progress=False)
+    resumed = loop.train(config, tmp_path)
     assert not resumed.interrupted
     assert_same(resumed.state, finished[1].state)
     assert resumed.best == finished[1].best
@@ -140,11 +141,12 @@ def test_a_stopped_run_resumes_bit_for_bit(finished, scans, tmp_path, at):
     assert json.loads((tmp_path / "run.json").read_text())["starts"] == 2
 
 
-def test_a_finished_run_is_not_run_again(finished, scans, capsys):
+def test_a_finished_run_is_not_run_again(finished, scans, caplog):
+    caplog.set_level(logging.INFO)
     before = numbers(finished[0])
-    again = loop.train(tiny_config(scans), finished[0], progress=False)
+    again = loop.train(tiny_config(scans), finished[0])
     assert (again.state, again.step, again.best) == (None, 12, finished[1].best)
-    assert "was finished at step 12: nothing to do" in capsys.readouterr().out
+    assert "was finished at step 12: nothing to do" in caplog.text
     assert numbers(finished[0]) == before
 
 
@@ -152,7 +154,7 @@ def test_another_config_is_refused_and_every_differing_key_named(finished, scans
     other = tiny_config(scans, **{"seed": 3, "optim.learning_rate": 0.5, "train.pictures": 0})
     before = (finished[0] / "config.json").read_bytes()
     with pytest.raises(InputError) as info:
-        loop.train(other, finished[0], progress=False)
+        loop.train(other, finished[0])
     text = str(info.value)
     assert "optim.learning_rate (there 0.1, now 0.5), seed (there 0, now 3);" in text
     assert "pictures" not in text and "\n" not in text
@@ -162,42 +164,42 @@ def test_another_config_is_refused_and_every_differing_key_named(finished, scans
 def test_a_start_that_saved_nothing_does_not_bind_the_next(finished, scans, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         wrong = {"data.root": "/nowhere", "seed": 5, "train.steps": 3}
-        loop.train(tiny_config(scans, **wrong), tmp_path, progress=False)
+        loop.train(tiny_config(scans, **wrong), tmp_path)
     # As left by a kill between the first best and the first latest.
     best = checkpoint.folder(finished[0], "best")
     shutil.copytree(best, checkpoint.folder(tmp_path, "best"))
-    result = loop.train(tiny_config(scans), tmp_path, progress=False, stop=StopAt(2))
+    result = loop.train(tiny_config(scans), tmp_path, stop=StopAt(2))
     assert result.step == 2 and result.best is None
     assert (tmp_path / "config.json").read_bytes() == (finished[0] / "config.json").read_bytes()
 
 
 def test_keys_that_train_nothing_else_may_change(finished, scans):
     free = {"train.log_every_steps": 7, "data.threads": 0, "predict.threshold": 0.4}
-    loop.train(tiny_config(scans, **free), finished[0], progress=False)
-    loop.train(tiny_config(scans), finished[0], progress=False)
+    loop.train(tiny_config(scans, **free), finished[0])
+    loop.train(tiny_config(scans), finished[0])
 
 
 def test_other_cases_are_refused(scans, tmp_path):
     config = tiny_config(scans)
-    loop.train(config, tmp_path / "run", progress=False, stop=StopAt(1))
+    loop.train(config, tmp_path / "run", stop=StopAt(1))
     changed = tiny_config(write_scans(tmp_path / "more", cases=8))
     with pytest.raises(InputError, match="run.json: the train split now has other cases, .* new"):
-        loop.train(changed, tmp_path / "run", progress=False)
+        loop.train(changed, tmp_path / "run")
     # Nor are they evaluated: some of the new test cases were trained on.
     with pytest.raises(InputError, match="other cases"):
-        setup.cases(changed, tmp_path / "run")
-    setup.cases(changed, tmp_path / "elsewhere")
+        run_cases.find(changed, tmp_path / "run")
+    run_cases.find(changed, tmp_path / "elsewhere")
 
 
 def test_divergence_names_step_slices_and_gradient_and_saves_nothing_bad(scans, tmp_path):
     wild = {"optim.name": "sgd", "optim.learning_rate": 1e30, "optim.clip_norm": 0.0}
     config = tiny_config(scans, **wild, **{"train.checkpoint_every_steps": 1})
     with pytest.raises(InputError) as info:
-        loop.train(config, tmp_path, progress=False)
+        loop.train(config, tmp_path)
     text = str(info.value)
     assert text.startswith("training diverged at step ") and "\n" not in text
     assert "largest gradient" in text and "kernel" in text
-    assert any(f"case{i}[" in text for i in range(4))
+    assert any(f"slices of the batch: case{i}[" in text for i in range(4))
     assert not (tmp_path / "DONE").exists()
     saved = checkpoint.folder(tmp_path, "latest")
     for step in saved.iterdir():
@@ -227,7 +229,7 @@ def test_bad_values_are_one_line_that_names_the_key(scans, tmp_path, name):
     changes, expected = BAD[name]
     steps = {"train.steps": 0} if name == "no length" else {}
     with pytest.raises(InputError) as info:
-        loop.train(tiny_config(scans, **steps, **changes), tmp_path, progress=False)
+        loop.train(tiny_config(scans, **steps, **changes), tmp_path)
     assert expected in str(info.value) and "\n" not in str(info.value)
 
 
@@ -236,13 +238,13 @@ def test_a_wrong_type_is_named(scans, tmp_path):
     with config.ignore_type():
         config.train.batch_size = "8"
     with pytest.raises(InputError, match="train.batch_size='8' must be a whole number"):
-        loop.train(config, tmp_path, progress=False)
+        loop.train(config, tmp_path)
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line(scans, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        loop.train(tiny_config(scans), tmp_path / "file", progress=False)
+        loop.train(tiny_config(scans), tmp_path / "file")
 
 
 @pytest.mark.parametrize("when", [0, 7, 18], ids=["at the start", "later", "later still"])
@@ -257,10 +259,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
 
     monkeypatch.setattr(run_folder.shutil, "disk_usage", usage)
     with pytest.raises(InputError, match=r"the disk is full \(0.0 MiB free"):
-        loop.train(tiny_config(scans), tmp_path, progress=False)
+        loop.train(tiny_config(scans), tmp_path)
     assert "Traceback" not in capfd.readouterr().err
     monkeypatch.undo()
-    loop.train(tiny_config(scans), tmp_path, progress=False)
+    loop.train(tiny_config(scans), tmp_path)
     assert numbers(tmp_path) == numbers(finished[0])
 
 
@@ -291,7 +293,7 @@ def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
     variables = {"params": result.state.ema, "batch_stats": result.state.batch_stats}
     predict = task.stack_predictor(variables)
     scores = []
-    for case in setup.prepare(config, workdir, progress=False)["val"]:
+    for case in run_cases.prepare(config, workdir, progress=False)["val"]:
         found = predict(case.image, case.stats, lambda slices: None) > 0.5
         scores.append(classification.f_score(classification.count(found, case.label)))
     last = [x["dice"] for x in numbers(workdir) if x["kind"] == "val"][-1]
@@ -307,7 +309,7 @@ def test_phantoms_are_written_once(tmp_path, monkeypatch):
     )
     config = tiny_config("", **{"data.source": "phantom", "data.phantom.cases": 5})
     for _ in range(2):
-        assert setup.dataset_root(config, tmp_path) == tmp_path / "phantoms"
+        assert run_cases.dataset_root(config, tmp_path) == tmp_path / "phantoms"
     assert [args for args, _ in calls] == [(5, 0)]
     assert calls[0][1]["max_spacing_mm"] == 3.0 and calls[0][1]["max_extent_mm"] == 400.0
 
@@ -315,7 +317,7 @@ def test_phantoms_are_written_once(tmp_path, monkeypatch):
 def test_scans_without_a_mask_are_left_out_and_said(tmp_path, caplog):
     write_scans(tmp_path, cases=5)
     (tmp_path / "labels" / "case3.nii.gz").unlink()
-    split = setup.cases(tiny_config(tmp_path), tmp_path / "run")
+    split = run_cases.find(tiny_config(tmp_path), tmp_path / "run")
     assert sum(map(len, split.values())) == 4
     assert "left out: 1 of 5 scans lack CT or mask (first: case3)" in caplog.text
 
@@ -332,7 +334,7 @@ def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "write_dataset", touch)
     for count in (8, 5):
         changes = {"data.source": "phantom", "data.phantom.cases": count}
-        split = setup.cases(tiny_config("", **changes), tmp_path)
+        split = run_cases.find(tiny_config("", **changes), tmp_path)
         assert sum(map(len, split.values())) == count
 
 

@@ -141,7 +141,7 @@ def test_the_same_command_resumes(boxes, run, tmp_path):
 
     config = run_folder.read_config(run)
     workdir = tmp_path / "w"
-    assert loop.train(config, workdir, progress=False, stop=StopAt12()).step == 12
+    assert loop.train(config, workdir, stop=StopAt12()).step == 12
     assert main(arguments(boxes, workdir)) == 0
     ours = checkpoint.load_for_inference(workdir, "latest")[1]["params"]
     theirs = checkpoint.load_for_inference(run, "latest")[1]["params"]

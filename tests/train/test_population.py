@@ -7,7 +7,7 @@ import pytest
 from spinejax.configs import opconvnet
 from spinejax.errors import InputError
 from spinejax.tasks import build_task
-from spinejax.train import log, loop, optim, parallel, search, setup, signals
+from spinejax.train import log, loop, optim, parallel, search, signals
 from spinejax.train.search import Setting
 from tests.support.tiny_run import tiny_config, write_scans
 
@@ -65,8 +65,7 @@ def patch_config(root, **changes):
 def together(config, settings, workdir, stop=None):
     """Train `settings` at once."""
     task = build_task(config, axis_name=parallel.AXIS)
-    split = setup.cases(config, workdir)
-    feed = task.feed(setup.cached(config, workdir, split, wanted=("train", "val"), progress=False))
+    feed = task.feed(run_cases.prepare(config, workdir, wanted=("train", "val")))
     mapped = parallel.make_parallel(config.train.parallel, 1)
     stop = signals.Stop() if stop is None else stop
     return search.train(config, settings, task, feed, mapped, stop=stop)
@@ -76,7 +75,7 @@ def assert_is_what_it_is_alone(trained, k, config, setting, workdir):
     """Train member k by the loop, and compare parameters, losses and the best evaluation."""
     config = config.copy_and_resolve_references()
     config.optim.update(setting._asdict())
-    result = loop.train(config, workdir, progress=False, devices=1)
+    result = loop.train(config, workdir, devices=1)
     lines = log.read_metrics(workdir)
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert len(losses) == config.train.steps
@@ -146,7 +145,7 @@ def test_a_member_that_diverges_disturbs_no_other(scans, tmp_path):
     # The step is the one that the loop names.
     config.optim.update(wild._asdict())
     with pytest.raises(InputError, match=f"diverged at step {bad.step}:"):
-        loop.train(config, tmp_path / "alone", progress=False)
+        loop.train(config, tmp_path / "alone")
     assert (bad.finite, bad.loss) == (False, np.inf)
     assert search.merit(bad, "loss") == search.merit(bad, "dice") == -np.inf
 

@@ -1,6 +1,6 @@
 """Drawing, grouping, going on after a stop, and what is said, with training replaced by a formula.
 
-The units of a whole search through the real training are at the end.
+The trials of a whole search through the real training are at the end.
 """
 
 import json
@@ -16,7 +16,7 @@ from scipy import stats
 from spinejax.configs import opconvnet
 from spinejax.configs.search import BATCH_SIZES, BOX, random_search
 from spinejax.errors import InputError
-from spinejax.train import log, loop, search, setup, signals
+from spinejax.train import log, loop, run_cases, search, signals
 from spinejax.train.search import Outcome
 from tests.support.tiny_run import tiny_config, write_scans
 from tests.train.test_population import patch_config
@@ -104,7 +104,7 @@ def test_bad_arguments_of_the_drawing_are_named(options, words):
 
 
 def test_groups_differ_in_the_optimisers_numbers_only():
-    units = [search.Unit(0, i, u) for i, u in enumerate(random_search(units=30))]
+    units = [search.Trial(0, i, u) for i, u in enumerate(random_search(units=30))]
     found = search.groups(units, at_once=4)
     assert sorted(u.number for group in found for u in group) == list(range(30))
     for group in found:
@@ -118,13 +118,13 @@ def test_groups_differ_in_the_optimisers_numbers_only():
 
 
 class Trainings:
-    """Stands for `population.train`; `stop_at` is the group that is interrupted."""
+    """Stands for `search.train`; `stop_at` is the group that is interrupted."""
 
     def __init__(self, stop_at: int = 10**9) -> None:
         self.groups: list[list[search.Setting]] = []
         self.stop_at = stop_at
 
-    def __call__(self, config, settings, task, feed, mapped, *, stop, advance):
+    def __call__(self, config, settings, task, feed, mapped, *, stop, say, advance):
         if len(self.groups) == self.stop_at:
             return None
         self.groups.append(list(settings))
@@ -162,15 +162,17 @@ def numbers(workdir):
 
 def begin(config, workdir, monkeypatch, sweep=small, **options):
     trainings = Trainings(options.pop("stop_at", 10**9))
-    monkeypatch.setattr(search.population, "train", trainings)
-    options = {"rounds": 3, "units": 6, "progress": False, **options}
-    return search.run(config, sweep, workdir, **options), trainings
+    monkeypatch.setattr(search, "train", trainings)
+    command = options.pop("command", ())
+    found = search.run(config, sweep, workdir, **{"rounds": 3, "trials": 6, **options})
+    print(search.describe(found, config, workdir, command))
+    return found.interrupted, trainings
 
 
 def test_rounds_close_in_on_the_best(config, tmp_path, monkeypatch, capsys):
     command = ["--config=my configs/a.py", "--config.train.steps=12"]
     given = [*command, "--config.optim.momentum=0.3"]
-    interrupted, trainings = begin(config, tmp_path, monkeypatch, units=8, command=given)
+    interrupted, trainings = begin(config, tmp_path, monkeypatch, trials=8, command=given)
     assert not interrupted
     lines = [json.loads(line) for line in numbers(tmp_path).splitlines()]
     assert len(lines) == 24 and {line["round"] for line in lines} == {0, 1, 2}
@@ -211,8 +213,8 @@ def test_a_stopped_search_goes_on_with_the_rest(config, tmp_path, monkeypatch, c
         assert interrupted == (stop_at < 10**9)
         if interrupted:
             said = capsys.readouterr().out
-            some = "finished and saved in" in said and "of 18 units" in said
-            assert some if stop_at else "before the first of 18 units" in said
+            some = "finished and saved in" in said and "of 18 trials" in said
+            assert some if stop_at else "before the first of 18 trials" in said
     assert counts[:3] == [0, 2, 1] and sum(counts) == len(whole.groups)
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
     # Once more, and with a round more.
@@ -230,13 +232,14 @@ def test_a_stop_before_training_is_an_interruption(config, tmp_path, monkeypatch
 
 
 def test_a_signal_stops_it_between_steps(config, tmp_path, monkeypatch, capsys):
-    def signalled(config, settings, task, feed, mapped, *, stop, advance):
+    def signalled(config, settings, task, feed, mapped, *, stop, say, advance):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop and stop.agreed(3)
 
-    monkeypatch.setattr(search.population, "train", signalled)
-    assert search.run(config, small, tmp_path, progress=False)
-    assert "interrupted before the first of 16 units was finished" in capsys.readouterr().out
+    monkeypatch.setattr(search, "train", signalled)
+    found = search.run(config, small, tmp_path)
+    said = search.describe(found, config, tmp_path)
+    assert found.interrupted and "before the first of 16 trials was finished" in said
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -245,8 +248,8 @@ def test_what_was_searched_otherwise_is_refused(config, scans, tmp_path, monkeyp
     other = tiny_config(scans, **{"optim.name": "sgd", "train.best": "loss", "train.steps": 3})
     with pytest.raises(InputError, match=r"train.steps \(there 12, now 3\)"):
         begin(other, tmp_path, monkeypatch)
-    with pytest.raises(InputError, match="a search with units=6, not 5"):
-        begin(config, tmp_path, monkeypatch, units=5)
+    with pytest.raises(InputError, match="a search with trials=6, not 5"):
+        begin(config, tmp_path, monkeypatch, trials=5)
     with pytest.raises(InputError, match="sweep='small', not 'random_search'"):
         begin(config, tmp_path, monkeypatch, sweep=random_search)
 
@@ -254,7 +257,7 @@ def test_what_was_searched_otherwise_is_refused(config, scans, tmp_path, monkeyp
         yield from small(seed + 1, units, centre, shrink)
 
     changed.__name__ = "small"
-    with pytest.raises(InputError, match="unit 0 of round 0 was another one"):
+    with pytest.raises(InputError, match="trial 0 of round 0 was another one"):
         begin(config, tmp_path, monkeypatch, sweep=changed)
     # Where data lie and how many fit at once is free.
     begin(tiny_config(scans, **{**FREE, "data.threads": 0}), tmp_path, monkeypatch, at_once=1)
@@ -279,12 +282,12 @@ def one(**overrides):
 BAD = {
     "unknown key": (one(optim__learning_rat=0.1), {}, "did you mean 'optim.learning_rate'"),
     "data": (one(data__normalise="unit"), {}, "share data.normalise"),
-    "seed": (one(seed=2), {}, "compared with each other, hence share seed"),
+    "seed": (one(seed=2), {}, "compared with each other, so they must share seed"),
     "momentum of adam": (one(optim__momentum=0.5), {"optim.name": "adam"}, "'adam' has no optim."),
     "value": (one(optim__momentum=1.5), {}, "optim.momentum=1.5 must be a number"),
     "type": (one(optim__momentum="high"), {}, "momentum"),
     "batch": (one(train__batch_size=3), {"optim.accumulate_steps": 2}, "batch_size=3 does not"),
-    "nothing": (lambda seed, units, centre, shrink: [], {}, "yields no units"),
+    "nothing": (lambda seed, units, centre, shrink: [], {}, "yields no trials"),
     "arguments": (lambda: [], {}, "(seed, units, centre, shrink) failed"),
 }
 
@@ -299,7 +302,7 @@ def test_bad_sweeps_are_refused_before_anything_is_written(scans, tmp_path, monk
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["rounds", "units", "at_once"])
+@pytest.mark.parametrize("name", ["rounds", "trials", "at_once"])
 def test_counts_below_one_are_refused(config, tmp_path, monkeypatch, name):
     with pytest.raises(InputError, match=f"{name}=0 must be at least 1"):
         begin(config, tmp_path / "new", monkeypatch, **{name: 0})
@@ -307,13 +310,13 @@ def test_counts_below_one_are_refused(config, tmp_path, monkeypatch, name):
 
 def test_no_finite_unit_is_one_line(config, tmp_path, monkeypatch):
     wild = one(optim__learning_rate=0.09)
-    with pytest.raises(InputError, match="all 2 units diverged; lower the learning rates"):
+    with pytest.raises(InputError, match="all 2 trials diverged; lower the learning rates"):
         begin(config, tmp_path, monkeypatch, sweep=wild, rounds=2)
 
 
 def test_no_validation_cases_are_one_line(config, tmp_path, monkeypatch):
-    split = setup.cases(config, tmp_path)
-    monkeypatch.setattr(search.setup, "cases", lambda *_: {**split, "val": []})
+    cases = run_cases.find(config, tmp_path)
+    monkeypatch.setattr(run_cases, "find", lambda *_, **__: {**cases, "val": []})
     with pytest.raises(InputError, match="there are no validation cases; raise data.val_fraction"):
         begin(config, tmp_path, monkeypatch)
 
@@ -322,7 +325,7 @@ def test_damaged_files_are_named(config, tmp_path, monkeypatch):
     begin(config, tmp_path, monkeypatch, rounds=1)
     text = numbers(tmp_path)
     (tmp_path / "search.jsonl").write_text(text + '{"round": 1, "un\n')
-    with pytest.raises(InputError, match=r"search.jsonl line 7 is damaged; take it out"):
+    with pytest.raises(InputError, match=r"search.jsonl line 7 is damaged; remove it"):
         begin(config, tmp_path, monkeypatch)
     (tmp_path / "search.jsonl").write_text(text)
     (tmp_path / "search.json").write_text("{}")
@@ -340,13 +343,12 @@ def test_a_search_finds_what_training_alone_gives(scans, tmp_path):
         for rate, size in ((0.01, 24), (0.02, 12)):
             yield {"optim.learning_rate": rate, "train.batch_size": size}
 
-    interrupted = search.run(config, sweep_rates, tmp_path, rounds=1, progress=False)
-    assert not interrupted
+    assert not search.run(config, sweep_rates, tmp_path, rounds=1).interrupted
     found = [search.read(tmp_path)[0, number] for number in range(2)]
     assert all(outcome.finite for _, outcome in found)
     unit, outcome = found[1]
     config.update_from_flattened_dict(unit.overrides)
-    loop.train(config, tmp_path / "alone", progress=False)
+    loop.train(config, tmp_path / "alone")
     lines = log.read_metrics(tmp_path / "alone")
     best = min((x for x in lines if x["kind"] == "val"), key=lambda x: x["loss"])
     assert outcome.step == best["step"]
@@ -357,4 +359,4 @@ def test_the_papers_config_has_its_sweep():
     units = list(opconvnet.sweep_random_search())
     assert len(units) == 8
     for unit in units:
-        search.unit_config(opconvnet.get_config(), unit, "random_search")
+        search.trial_config(opconvnet.get_config(), unit, "random_search")

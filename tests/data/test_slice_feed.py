@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from spinejax.data import cache, feeds
 from spinejax.data.preprocess import SlicePreprocess
+from spinejax.data.slice_feed import RandomWindow, SliceFeed
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 
@@ -38,7 +40,7 @@ def make_cached(
             nibabel.save(nibabel.Nifti1Image(array, affine), path)
         cases.append(Case(id=str(i), subject=str(i), image=paths[0], labels=paths[1]))
     how = SlicePreprocess(plane=plane, smoothing_sigma_mm=0.0, **fields)
-    return cache.prepare(cases, how, folder / "cache", progress=False)
+    return cache.prepare(cases, how, folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +48,23 @@ def cached(tmp_path_factory):
     return make_cached(tmp_path_factory.mktemp("scans"))
 
 
+SHARE = ("start_step", "process_index", "process_count")
+
+
+def train_batches(cached, **options):
+    """Batches of a feed that trains on `cached`."""
+    share = {name: options.pop(name) for name in SHARE if name in options}
+    return SliceFeed({"train": cached, "val": []}, **options).train(**share)
+
+
+def eval_batches(cached, *, size, batch_size, **share):
+    feed = SliceFeed({"train": [], "val": cached}, size=size, batch_size=batch_size, seed=0)
+    return feed.val(**share)
+
+
 def take(cached, count, **options):
     options = {"size": SIZE, "batch_size": 8, "seed": 3, "spine_free_fraction": 0.25} | options
-    with closing(feeds.train_batches(cached, **options)) as batches:
+    with closing(train_batches(cached, **options)) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -65,7 +81,7 @@ def test_batches_have_the_promised_shapes_and_types(cached):
         "label": ((8, *SIZE), np.uint8),
         "stats": ((8, 4), np.float32),
         "case": ((8,), np.int32),
-        "slice": ((8,), np.int32),
+        "index": ((8,), np.int32),
         "weight": ((8,), np.float32),
         "position": ((8,), np.int32),
     }
@@ -103,7 +119,7 @@ def test_seeds_give_different_streams_and_passes(cached):
     def order(seed):
         batches = take(cached, 24, seed=seed)
         return [
-            (int(c), int(s)) for b in batches for c, s in zip(b["case"], b["slice"], strict=True)
+            (int(c), int(s)) for b in batches for c, s in zip(b["case"], b["index"], strict=True)
         ]
 
     zero, one = order(0), order(1)
@@ -115,7 +131,7 @@ def test_seeds_give_different_streams_and_passes(cached):
 
 
 def has_spine(batch):
-    return np.isin(batch["slice"], SPINE_SLICES)
+    return np.isin(batch["index"], SPINE_SLICES)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.5, 1.0])
@@ -131,7 +147,7 @@ def test_every_slice_is_seen_once_per_pass(cached):
     seen = [
         (int(c), int(s))
         for batch in batches
-        for c, s in zip(batch["case"], batch["slice"], strict=True)
+        for c, s in zip(batch["case"], batch["index"], strict=True)
         if s in SPINE_SLICES
     ]
     assert sorted(seen) == [(c, s) for c in range(3) for s in SPINE_SLICES]
@@ -151,12 +167,18 @@ def test_other_planes_are_cut(tmp_path, plane, shape):
     (batch,) = take(cached, 1)
     for i in range(8):
         crop = batch["image"][i]
-        assert set(np.unique(crop)) <= set(np.unique(cached[0].image[batch["slice"][i]])) | {-1000}
+        assert set(np.unique(crop)) <= set(np.unique(cached[0].image[batch["index"][i]])) | {-1000}
 
 
 def coordinates(shape):
     """An image whose values name their own place, and its label: nowhere zero."""
     return np.arange(1, np.prod(shape) + 1, dtype=np.int16).reshape(shape)
+
+
+def one_slice(cached, image, label):
+    """A scan that consists of one slice."""
+    how, stats = cached[0].settings, cached[0].stats
+    return [SimpleNamespace(image=[image], label=[label], settings=how, stats=stats)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,9 +192,8 @@ def test_random_windows_lie_within_slices_or_hold_them(cached, shape, size, seed
     image = coordinates(shape)
     label = np.zeros(shape, np.uint8)
     label[int(spot[0] * shape[0]), int(spot[1] * shape[1])] = 9
-    element = {"image": image, "label": label, "case": np.int32(0)}
-    cut = feeds.RandomWindow(cached, size)
-    result = cut.random_map(element, np.random.default_rng(seed))
+    cut = RandomWindow(one_slice(cached, image, label), size)
+    result = cut.random_map((0, 0), np.random.default_rng(seed))
     inside = result["image"] != -1000
     assert inside.sum() == min(shape[0], size[0]) * min(shape[1], size[1])
     rows, columns = np.nonzero(inside)
@@ -187,12 +208,11 @@ def test_random_windows_lie_within_slices_or_hold_them(cached, shape, size, seed
 def test_two_thirds_of_crops_look_at_the_spine(cached):
     label = np.zeros((200, 200), np.uint8)
     label[150, 30] = 20
-    element = {"image": coordinates((200, 200)), "label": label, "case": np.int32(0)}
-    cut = feeds.RandomWindow(cached, (10, 10))
+    cut = RandomWindow(one_slice(cached, coordinates((200, 200)), label), (10, 10))
     rng = np.random.default_rng(0)
     places = []
     for _ in range(600):
-        places.extend(np.argwhere(cut.random_map(element, rng)["label"]))
+        places.extend(np.argwhere(cut.random_map((0, 0), rng)["label"]))
     assert len(places) / 600 == pytest.approx(2 / 3, abs=0.06)
     # The pixel is anywhere in the crop: a network must not learn that the spine is in the middle.
     assert np.mean(places, axis=0) == pytest.approx((4.5, 4.5), abs=0.5)
@@ -203,7 +223,7 @@ def test_two_thirds_of_crops_look_at_the_spine(cached):
 def test_evaluation_sees_every_pixel_exactly_once(cached, size):
     images = [np.zeros(0, np.int16) for _ in cached]
     labels = 0
-    for batch in feeds.eval_batches(cached, size=size, batch_size=16):
+    for batch in eval_batches(cached, size=size, batch_size=16):
         assert batch["image"].shape == (16, *size)
         for i in np.flatnonzero(batch["weight"]):
             case = batch["case"][i]
@@ -221,12 +241,10 @@ def test_evaluation_sees_every_pixel_exactly_once(cached, size):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_evaluation_gives_every_process_as_many_batches(cached, processes):
-    whole = list(feeds.eval_batches(cached, size=SIZE, batch_size=8))
+    whole = list(eval_batches(cached, size=SIZE, batch_size=8))
     shares = [
         list(
-            feeds.eval_batches(
-                cached, size=SIZE, batch_size=8, process_index=p, process_count=processes
-            )
+            eval_batches(cached, size=SIZE, batch_size=8, process_index=p, process_count=processes)
         )
         for p in range(processes)
     ]
@@ -251,19 +269,20 @@ def test_outside_a_slice_is_what_the_preprocessing_fills_with(tmp_path):
     size = (70, 60)
     outside = np.ones(size, bool)
     outside[10:60, 10:50] = False  # the slice of 50 by 40, centred
-    for batch in feeds.eval_batches(cached, size=size, batch_size=4):
+    for batch in eval_batches(cached, size=size, batch_size=4):
         assert not batch["image"][:, outside].any()
         assert not batch["image"][batch["weight"] == 0].any()
     (batch,) = take(cached, 1, size=size)
-    for image, place in zip(batch["image"], batch["slice"], strict=True):
+    for image, place in zip(batch["image"], batch["index"], strict=True):
         assert image.min() == 0 and image.sum() == cached[0].image[place].sum()
 
 
 def test_steps_per_epoch_rounds_up(cached):
     slices = sum(case.shape[0] for case in cached)
     assert slices == 15 + 16 + 17
-    assert feeds.steps_per_epoch(cached, 8) == 6
-    assert feeds.steps_per_epoch(cached, 7) == 7
+    for batch_size, steps in ((8, 6), (7, 7)):
+        feed = SliceFeed({"train": cached, "val": []}, size=SIZE, batch_size=batch_size, seed=0)
+        assert feed.per_epoch == steps
 
 
 @pytest.mark.parametrize(
@@ -283,14 +302,14 @@ def test_steps_per_epoch_rounds_up(cached):
 def test_unusable_values_are_named_at_once(cached, options, named):
     values = {"size": SIZE, "batch_size": 8, "seed": 0} | options
     with pytest.raises(InputError, match=named):
-        feeds.train_batches(cached, **values)
+        train_batches(cached, **values)
 
 
 def test_no_slices_is_an_input_error():
     with pytest.raises(InputError, match="no slices"):
-        feeds.train_batches([], size=SIZE, batch_size=8, seed=0)
+        train_batches([], size=SIZE, batch_size=8, seed=0)
     with pytest.raises(InputError, match="no slices"):
-        feeds.eval_batches([], size=SIZE, batch_size=8)
+        eval_batches([], size=SIZE, batch_size=8)
 
 
 def test_a_vanished_cache_file_is_named(tmp_path):
@@ -304,7 +323,7 @@ def test_closing_ends_the_threads(cached):
     def readers():
         return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
 
-    batches = feeds.train_batches(cached, size=SIZE, batch_size=8, seed=0, threads=2)
+    batches = train_batches(cached, size=SIZE, batch_size=8, seed=0, threads=2)
     next(batches)
     assert readers()
     batches.close()
@@ -317,9 +336,10 @@ def test_leaving_batches_open_does_not_disturb_the_exit(cached, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import pathlib, pickle, sys\n"
-        "from spinejax.data import feeds\n"
+        "from spinejax.data.slice_feed import SliceFeed\n"
         "cached = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-        "batches = feeds.train_batches(cached, size=(32, 32), batch_size=4, seed=0)\n"
+        "feed = SliceFeed({'train': cached, 'val': []}, size=(32, 32), batch_size=4, seed=0)\n"
+        "batches = feed.train()\n"
         "print(next(batches)['image'].shape)\n"
     )
     (tmp_path / "cached").write_bytes(pickle.dumps(cached))

@@ -1,0 +1,185 @@
+"""The cases of a run: which scans train, validate and test, and their preprocessed copies."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from spinejax.data import cache, preprocess
+from spinejax.data.cache import CachedCase
+from spinejax.datasets import splits, verse
+from spinejax.datasets.verse import Case
+from spinejax.errors import InputError
+from spinejax.files import write_json
+from spinejax.phantom import dataset, stream_feed
+from spinejax.progress import Progress, silent
+from spinejax.sweep_state import read_json
+from spinejax.train import parallel
+from spinejax.train.checkpoint import begun
+from spinejax.train.run_folder import SPLITS, recorded_cases
+
+logger = logging.getLogger("spinejax")
+
+
+def dataset_root(config: ConfigDict, workdir: Path, *, progress: Progress = silent) -> Path:
+    """Return the folder of the scans; phantoms are rendered into the workdir first.
+
+    Raises:
+        InputError: `data.root` is empty or is not a folder.
+    """
+    if config.data.source != "verse":
+        return _phantoms(config, workdir)
+    if not config.data.root:
+        raise InputError(
+            "data.root is empty; give the folder of the scans with --config.data.root=DIR "
+            "(or --config.data.source=phantom for synthetic ones)"
+        )
+    root = Path(config.data.root).expanduser()
+    if not root.is_dir():
+        raise InputError(
+            f"data.root={config.data.root}: there is no such folder (looked for in {Path.cwd()}); "
+            "correct the path. If the scans of a run were moved, repeat its `spinejax train` "
+            "command with the new --config.data.root=DIR"
+        )
+    return root
+
+
+def _phantoms(config: ConfigDict, workdir: Path) -> Path:
+    root, fields = workdir / "phantoms", config.data.phantom
+    # phantoms.json is written last: without it the folder is incomplete.
+    done, wanted = root / "phantoms.json", fields.to_dict()
+    if parallel.process_index() == 0 and read_json(done) != wanted:
+        dataset.write_dataset(
+            root,
+            fields.cases,
+            fields.seed,
+            min_spacing_mm=fields.min_spacing_mm,
+            max_spacing_mm=fields.max_spacing_mm,
+            min_extent_mm=fields.min_extent_mm,
+            max_extent_mm=fields.max_extent_mm,
+            rates=fields.rates,
+            label_cut=fields.label_cut,
+            region=fields.region,
+        )
+        write_json(done, wanted)
+    parallel.barrier("phantoms")
+    return root
+
+
+def find(
+    config: ConfigDict, workdir: Path, *, progress: Progress = silent
+) -> dict[str, list[Case]]:
+    """Return the usable cases of each split.
+
+    Raises:
+        InputError: there is no folder of scans or no usable case, the split is impossible, or it
+            differs from the split that the run in `workdir` began with.
+    """
+    streams = config.data.source == stream_feed.SOURCE
+    if streams and config.data.phantom.cases == 0:
+        return {name: [] for name in SPLITS}
+    root = dataset_root(config, workdir, progress=progress)
+    index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
+    real = config.data.source == "verse"
+    edition = config.data.get("edition", "")
+    if edition and real:  # phantoms belong to no edition
+        index = verse.of_edition(index, edition)
+        if not index:
+            raise InputError(
+                f"{root} has no scan of data.edition={edition}; give its folder as data.root, or "
+                'data.edition="" for all scans in the folder'
+            )
+    usable = verse.usable(index)
+    if not real:
+        # An earlier start that saved nothing may have rendered more phantoms.
+        wanted = {dataset.case_name(number) for number in range(config.data.phantom.cases)}
+        usable = [case for case in usable if case.id in wanted]
+    if not usable:
+        raise InputError(
+            f"{root} has no scan with both CT and mask; `spinejax doctor --data={root}` names the "
+            "missing files"
+        )
+    lacking = [c.id for c in index if not (c.image and c.labels) and c.duplicate_of is None]
+    if lacking and parallel.process_index() == 0:
+        logger.warning(
+            "left out: %d of %d scans lack CT or mask (first: %s); `spinejax doctor --data=%s` "
+            "names the files",
+            len(lacking),
+            len(lacking) + len(usable),
+            lacking[0],
+            root,
+        )
+    split = splits.split_cases(
+        usable,
+        kind=config.data.split,
+        seed=config.seed,
+        test_fraction=config.data.test_fraction,
+        val_fraction=config.data.val_fraction,
+        folds=config.data.folds,
+        fold=config.data.fold,
+    )
+    if streams:
+        # Training draws its own phantoms; the rendered ones validate and test.
+        split = {"train": [], "val": split["train"] + split["val"], "test": split["test"]}
+    if begun(workdir):
+        _check_same_cases(workdir, split)
+    return split
+
+
+def _check_same_cases(workdir: Path, split: Mapping[str, Sequence[Case]]) -> None:
+    recorded = recorded_cases(workdir)
+    for name in SPLITS if any(recorded.values()) else ():
+        before, now = set(recorded[name]), {case.id for case in split[name]}
+        gone, come = sorted(before - now), sorted(now - before)
+        if gone or come:
+            changes = [f"{len(gone)} missing ({gone[0]})"] if gone else []
+            changes += [f"{len(come)} new ({come[0]})"] if come else []
+            raise InputError(
+                f"{workdir / 'run.json'}: the {name} split now has other cases, "
+                f"{' and '.join(changes)}; restore the dataset, or train in another --workdir"
+            )
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    cases: Mapping[str, Sequence[Case]] | None = None,
+    wanted: Sequence[str] = SPLITS,
+    progress: Progress = silent,
+) -> dict[str, list[CachedCase]]:
+    """Preprocess and cache the scans of the `wanted` splits, and return them.
+
+    The first process of a run does the work and the others wait for it; all processes must see the
+    same cache folder.
+
+    Args:
+        config: the experiment.
+        workdir: folder of the run.
+        cases: the cases of each split; None finds them (`find`).
+        wanted: names of splits.
+        progress: shows how many scans are done.
+
+    Raises:
+        InputError: as `find`, or a scan or the cache folder cannot be used.
+    """
+    if cases is None:
+        cases = find(config, workdir, progress=progress)
+    settings = preprocess.from_config(config.data)
+    folder = Path(config.data.cache_dir or workdir / "cache")
+    first = parallel.process_index() == 0
+    chosen = {case.id: case for name in wanted for case in cases[name]}
+
+    def prepared(progress: Progress) -> list[CachedCase]:
+        return cache.prepare(
+            list(chosen.values()), settings, folder, labels=config.data.labels, progress=progress
+        )
+
+    if first:
+        entries = prepared(progress)
+    parallel.barrier("cache")
+    if not first:
+        entries = prepared(silent)
+    by_id = dict(zip(chosen, entries, strict=True))
+    return {name: [by_id[case.id] for case in cases[name]] for name in wanted}
