@@ -30,7 +30,7 @@ from spinejax.metrics.classification import Counts, count, f_score, patch_scores
 from spinejax.progress import Progress, silent
 from spinejax.sweep_state import read_json
 from spinejax.tasks import Task, build_task
-from spinejax.train import parallel, setup, step, validation
+from spinejax.train import parallel, run_cases, run_folder, step, validation
 from spinejax.train.signals import Stop
 from spinejax.volume import slice_view
 
@@ -50,7 +50,7 @@ def results_folder(
     name = split
     if data is not None:
         name = Path(data).resolve().name or "scans"
-        if name in setup.SPLITS:  # such a folder is not that split of the run's data
+        if name in run_folder.SPLITS:  # such a folder is not that split of the run's data
             name = f"folder_{name}"
     return Path(workdir) / "evaluation" / (f"{name}_flip" if flip else name)
 
@@ -88,12 +88,12 @@ def evaluate(
     Raises:
         InputError: no such run, or no case in the split; a scan or a mask that cannot be read.
     """
-    check_choice("split", split, setup.SPLITS)
+    check_choice("split", split, run_folder.SPLITS)
     workdir = Path(workdir)
     model = predictor.load(workdir, vertebrae=vertebrae, checkpoint=checkpoint, flip=flip)
     config = model.config
     usable = (
-        setup.cases(config, workdir)[split]
+        run_cases.find(config, workdir)[split]
         if data is None
         else plain_folders.with_masks(Path(data))
     )
@@ -242,7 +242,7 @@ def _score_patches(
     Raises:
         InputError: scans that cannot be used, as in training.
     """
-    cached = setup.prepare(
+    cached = run_cases.prepare(
         config, workdir, wanted=tuple({"train", "val", split}), progress=progress
     )
     task = build_task(config, axis_name=parallel.AXIS)

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from spinejax.inference.windows3d import make_cube_predictor
 from spinejax.io import centroids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, SECOND
-from spinejax.tasks import Task, build_task
-from spinejax.train import setup
+from spinejax.tasks import MaskTask, NameTask, Task, build_task
+from spinejax.train import run_folder
 from spinejax.train.checkpoint import load_for_inference
 from spinejax.volume import Volume
 
@@ -149,11 +150,11 @@ class Segmentation:
         if record.skipped:
             parts.append(f"{_names(record.skipped)} not found")
         if record.anomalies:
-            parts.append(f"the spine has {', '.join(record.anomalies)}")
+            parts.append(f"variant of the spine: {', '.join(record.anomalies)}")
         if record.unnamed == 1:
-            parts.append("1 piece is no vertebra and was left out")
+            parts.append("1 piece left out, which is no vertebra")
         elif record.unnamed:
-            parts.append(f"{record.unnamed} pieces are no vertebrae and were left out")
+            parts.append(f"{record.unnamed} pieces left out, which are no vertebrae")
         if record.margin < UNCERTAIN_MARGIN:
             parts.append(f"names UNCERTAIN (margin {record.margin:.1f})")
         return "; ".join(parts)
@@ -291,7 +292,8 @@ def _load_runs(folders: Sequence[Path], which: str) -> list[_Run]:
         except InputError as error:
             raise InputError(f"{workdir / 'config.json'}: {error}") from error
         runs.append(_Run(workdir, config, variables))
-    _check_alike(runs)
+    if runs:
+        _check_alike(runs)
     return runs
 
 
@@ -323,6 +325,8 @@ def load(
     folders = _paths(runs)
     first = _load_runs(folders, checkpoint)
     config, workdir = first[0].config, first[0].workdir
+    find: _Find | None = None
+    name: _Name | None = None
     if config.task == CUBES:
         if vertebrae is not None:
             raise InputError(
@@ -335,47 +339,35 @@ def load(
                 "(data.cube.spine_prior=channel); give the run that segments the spine, and "
                 f"--vertebrae={workdir}"
             )
+        second = []
         name, cubes = _namer(first, flip=flip)
-
-        def named(volume: Volume, title: str, progress: Progress) -> Segmentation:
-            return name(volume, None, title, progress)
-
-        return Model(
-            config,
-            first[0].variables,
-            _digest(first, flip=flip),
-            named,
-            lambda volume: cascade.estimate_bytes(volume, cubes, labels.NUM_CLASSES),
-        )
-    later = _second_folders(folders, vertebrae)
-    if flip and not later and config.data.plane == "sagittal":
-        raise InputError(
-            f"--flip: {workdir} sees sagittal slices, whose mirror image is another patient's "
-            "back to front; leave --flip out"
-        )
-    find, scans = _masker(first, flip=flip)
-    second = _load_runs(later, checkpoint)
-    for run in second:
-        if run.config.task != CUBES:
+        memory = partial(cascade.estimate_bytes, settings=cubes, classes=labels.NUM_CLASSES)
+    else:
+        second = _load_runs(_second_folders(folders, vertebrae), checkpoint)
+        if flip and not second and config.data.plane == "sagittal":
             raise InputError(
-                f"--vertebrae={run.workdir} is a run of task={run.config.task}, which names no "
-                f"vertebrae; give a run of task={CUBES}"
+                f"--flip: {workdir} sees sagittal slices, whose mirror image is another patient's "
+                "back to front; leave --flip out"
             )
-    name_in = _namer(second, flip=flip)[0] if second else None
+        for run in second:
+            if run.config.task != CUBES:
+                raise InputError(
+                    f"--vertebrae={run.workdir} is a run of task={run.config.task}, which names no "
+                    f"vertebrae; give a run of task={CUBES}"
+                )
+        find, scans = _masker(first, flip=flip)
+        memory = partial(masks.estimate_bytes, settings=scans)
+        if second:
+            name, _ = _namer(second, flip=flip)
 
     def segment(volume: Volume, title: str, progress: Progress) -> Segmentation:
-        spine = find(volume, title, progress)
-        if name_in is None:
-            return Segmentation(spine, volume, title)
-        return name_in(volume, spine, title, progress)
+        spine = find(volume, title, progress) if find else None
+        if name:
+            return name(volume, spine, title, progress)
+        return Segmentation(spine, volume, title)  # type: ignore[arg-type] # then there is a mask
 
-    return Model(
-        config,
-        first[0].variables,
-        _digest([*first, *second], flip=flip),
-        segment,
-        lambda volume: masks.estimate_bytes(volume, scans),
-    )
+    digest = _digest([*first, *second], flip=flip)
+    return Model(config, first[0].variables, digest, segment, memory)
 
 
 def _digest(runs: Sequence[_Run], *, flip: bool) -> str:
@@ -472,21 +464,23 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
     )
 
 
-def _masker(
-    runs: Sequence[_Run], *, flip: bool
-) -> tuple[Callable[[Volume, str, Progress], np.ndarray], masks.ScanSettings]:
+_Find = Callable[[Volume, str, Progress], np.ndarray]
+_Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
+
+
+def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, masks.ScanSettings]:
     """Return the function that segments the spine, and its settings."""
     members = []
     for run in runs:
         task = build_task(run.config)
-        if task.stack_predictor is None:
+        if not isinstance(task, MaskTask):
             raise ValueError(f"task={run.config.task} segments no slices")
         members.append(task.stack_predictor(run.variables))
     predict = ensemble.mean_stack(members)
     if flip and runs[0].config.data.plane != "sagittal":
         predict = ensemble.mirrored_stack(predict)
     scans = replace(scan_settings(runs[0].config, task), normalise=_mode(runs))
-    known = [mm for run in runs if (mm := setup.recorded_pixels_mm(run.workdir)) is not None]
+    known = [mm for run in runs if (mm := run_folder.recorded_pixels_mm(run.workdir)) is not None]
     pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
     def find(volume: Volume, title: str, progress: Progress) -> np.ndarray:
@@ -504,16 +498,13 @@ def _masker(
     return find, scans
 
 
-_Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
-
-
 def _namer(runs: Sequence[_Run], *, flip: bool) -> tuple[_Name, cascade.CubeSettings]:
     """Return the function that names vertebrae, with or without a mask, and its settings."""
     config = runs[0].config
     members = []
     for run in runs:
         task = build_task(run.config)
-        if task.class_probability is None:
+        if not isinstance(task, NameTask):
             raise ValueError(f"task={run.config.task} names no vertebrae")
         member, rows = make_cube_predictor(
             task.class_probability, run.variables, batch_size=config.predict.batch_size

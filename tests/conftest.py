@@ -1,10 +1,12 @@
-"""Fixtures shared by all tests: the real scans, where they are."""
+"""Fixtures shared by all tests: the real scans, if they are there, and a tiny pipeline."""
 
 import os
 from pathlib import Path
 
 import pytest
 from absl import flags
+
+from tests.support.pipeline_run import block_pipeline, block_scans  # noqa: F401 - fixtures
 
 # Grain's workers read absl flags; outside absl.app nothing has parsed them.
 if not flags.FLAGS.is_parsed():

@@ -1,6 +1,7 @@
 """Two runs as one pipeline, from the command line: what it writes, and which runs do not fit."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -8,94 +9,136 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from spinejax import commands, predictor
+import spinejax
+from spinejax import labels, predictor
 from spinejax.cli import main
-from spinejax.configs import cascade, unet3d
+from spinejax.configs import cascade
 from spinejax.errors import InputError
+from spinejax.inference.sequence import Record
 from spinejax.io.centroids import read_centroids
 from spinejax.io.scanfile import read_volume
-from spinejax.train.loop import train
+from spinejax.predictor import Segmentation, as_volume
+from spinejax.volume import Volume
 from tests.support.cli_runs import fails
+from tests.support.pipeline_run import AFFINE, IDS, pipeline_config, second_config
 from tests.support.tiny_run import tiny_config
 
-IDS = (19, 20, 21)
-AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
 
-
-def write_scans(root, cases=5):
-    """Write scans of three blocks whose HU tell their names."""
-    for number in range(cases):
-        rng = np.random.default_rng(number)
-        mask = np.zeros((24, 32, 48), np.uint8)
-        y = int(rng.integers(6, 12))
-        for place, label in enumerate(IDS):
-            mask[4:20, y : y + 14, 33 - 15 * place : 45 - 15 * place] = label
-        image = np.where(mask > 0, 300 + 150 * (mask - 19.0), -50) + rng.normal(0, 8, mask.shape)
-        for folder, array in (("images", image.astype(np.int16)), ("labels", mask)):
-            path = root / folder / f"case{number}.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(array, AFFINE), path)
-    return root
-
-
-def second_config(root, prior):
-    config = unet3d.get_config("debug")
-    config.model.widths = (8, 16)
-    config.model.norm = "none"  # names are told by HU, which a norm of few voxels takes away
-    config.data.preprocess.clamp_hu = (-200.0, 800.0)
-    config.data.root = str(root)
-    config.data.split = "ratio"
-    config.data.cube.size = (16, 16, 32)
-    config.data.cube.spine_prior = prior
-    config.data.normalise = "sym"
-    config.augment.enabled = False
-    config.train.steps = 240
-    config.train.batch_size = 2
-    config.train.eval_every_epochs = 1000.0
-    config.train.pictures = 0
-    config.optim.learning_rate = 5e-3
-    config.predict.min_component_ml = 0.0
-    return config
-
-
-def pipeline_config(root, prior="channel"):
-    first = tiny_config(root, **{"data.preprocess.spacing_mm": 2.0, "train.steps": 60})
-    first.data.preprocess.clamp_hu = (-200.0, 800.0)
-    first.data.normalise = "sym"
-    first.model.norm = "none"
-    first.model.dropout = 0.0
-    first.augment.enabled = False
-    first.optim.learning_rate = 0.01
-    first.optim.ema_decay = 0.0
-    first.train.eval_every_epochs = 1000.0
-    return cascade.join(first, second_config(root, prior))
+@pytest.fixture(scope="module")
+def scans(block_scans, tmp_path_factory):
+    return shutil.copytree(block_scans, tmp_path_factory.mktemp("data") / "scans")
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    return write_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def run(scans, tmp_path_factory):
-    """A pipeline trained as `spinejax train` does, in one folder."""
-    from spinejax import commands
-
-    workdir = tmp_path_factory.mktemp("pipeline")
-    interrupted = commands.train(
-        pipeline_config(scans), workdir, coordinator="", num_processes=1, process_id=0,
-        under_slurm=False,
-    )  # fmt: skip
-    assert not interrupted
-    return workdir
+def run(block_pipeline, tmp_path_factory):
+    """A pipeline, trained in one folder."""
+    return shutil.copytree(block_pipeline, tmp_path_factory.mktemp("runs") / "pipeline")
 
 
 @pytest.fixture(scope="module")
 def alone(scans, tmp_path_factory):
     """A run that names vertebrae without any mask."""
     workdir = tmp_path_factory.mktemp("alone")
-    train(second_config(scans, "crop"), workdir, progress=False)
+    spinejax.train(second_config(scans, "crop"), workdir)
     return workdir
+
+
+def record(names, **changes):
+    ids = tuple(labels.id_of(name) for name in names.split())
+    fields = dict(
+        labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids), anomalies=(), skipped=(),
+        cut=(), dropped=(), unnamed=0, reversed=False,
+    )  # fmt: skip
+    return Record(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (None, "no vertebra found, the labels are empty"),
+        (record("L1 L2 L3 L4 L5"), "L1-L5 written"),
+        (record("T9"), "T9 written"),
+        (
+            record("T11 T12 L1 L2", cut=(18, 19), dropped=(18, 19)),
+            "L1-L2 written; T11, T12 cut by the scan's edge and left out",
+        ),
+        (record("L1", cut=(20,), dropped=(20,)), "nothing written; L1 cut by the scan's edge and "
+         "left out"),
+        (record("T12 L1 L2", cut=(19,)), "T12-L2 written; T12 cut by the scan's edge"),
+        (record("T12 L2", skipped=(20,)), "T12-L2 written; L1 not found"),
+        (
+            record("T12 T13 L1", anomalies=("T13",), unnamed=2, margin=1.26),
+            "T12-L1 written; variant of the spine: T13; 2 pieces left out, which are no vertebrae; "
+            "names UNCERTAIN (margin 1.3)",
+        ),
+        (record("T12 L1", unnamed=1), "T12-L1 written; 1 piece left out, which is no vertebra"),
+    ],
+)  # fmt: skip
+def test_one_line_says_what_was_written(found, text):
+    volume = Volume(np.zeros((4, 5, 6), np.int16), AFFINE)
+    mask = np.zeros(volume.shape, np.uint8)
+    assert Segmentation(mask, volume, "case", True, {}, found).summary() == text
+
+
+def test_the_line_of_a_mask_without_names_gives_its_volume():
+    volume = Volume(np.zeros((50, 50, 50), np.int16), AFFINE)
+    mask = np.zeros(volume.shape, np.uint8)
+    assert Segmentation(mask, volume, "case").summary() == "no spine found, the labels are empty"
+    mask[:25] = 1
+    assert Segmentation(mask, volume, "case").summary() == "500 ml of spine written"
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64, np.uint8])
+def test_a_file_an_image_and_an_array_are_the_same_scan(dtype, tmp_path):
+    affine = np.array([[0, -0.7, 0, 3], [0.1, 0, 2.5, -9], [0.6, 0, 0.2, 40], [0, 0, 0, 1]])
+    array = np.random.default_rng(0).integers(0, 200, (5, 6, 7)).astype(dtype)
+    if dtype == np.float32:
+        array[0, 0, :3] = np.nan, np.inf, -3000.0
+    path = tmp_path / "case_ct.nii.gz"
+    image = nib.Nifti1Image(array, affine)
+    image.header["descrip"] = b"of the scanner"
+    image.set_qform(affine, 1)
+    nib.save(image, path)
+    read = as_volume(path)
+    for given in (nib.load(path), image, nib.Nifti2Image(array, affine)):
+        volume = as_volume(given)
+        np.testing.assert_array_equal(volume.native, read.native)
+        assert volume.array.dtype == read.array.dtype
+        np.testing.assert_allclose(volume.affine, read.affine, atol=1e-5)
+    for given in (array, np.asfortranarray(array), array[::-1].copy()[::-1]):
+        volume = as_volume(given, affine)
+        np.testing.assert_array_equal(volume.native, read.native)
+    labels_ = (array > 100).astype(np.uint8)
+    for name, given in (("file", path), ("image", nib.load(path))):
+        volume = as_volume(given)
+        found = Segmentation(volume.to_canonical(labels_), volume, name)
+        assert found.save(tmp_path / "out", picture=False) == (
+            tmp_path / "out" / f"{name}_seg.nii.gz",
+        )
+        np.testing.assert_array_equal(found.labels, labels_)
+    one, other = (nib.load(tmp_path / "out" / f"{n}_seg.nii.gz") for n in ("file", "image"))
+    assert one.header.binaryblock == other.header.binaryblock
+    np.testing.assert_array_equal(np.asarray(other.dataobj), labels_)
+
+
+@pytest.mark.parametrize(
+    ("scan", "affine", "words"),
+    [
+        (np.zeros((4, 5, 6)), None, "give affine="),
+        (np.zeros((4, 5)), AFFINE, "float64 of shape"),
+        (np.zeros((4, 5, 6), bool), AFFINE, "bool of shape"),
+        (np.zeros((4, 5, 6)), np.zeros((4, 4)), "affine is unusable"),
+        (np.full((4, 5, 6), np.nan), AFFINE, "no voxel is a finite number"),
+        ("scan.nii.gz", AFFINE, "belongs to an array"),
+        ("nowhere.nii.gz", None, "nowhere.nii.gz"),
+        (7, None, "int is no scan"),
+        (nib.Nifti1Image(np.zeros((3, 3, 3, 2), np.int16), AFFINE), None, "holds 2 volumes"),
+    ],
+)
+def test_what_is_no_scan_is_refused_in_one_line(scan, affine, words):
+    with pytest.raises(InputError, match=words) as caught:
+        as_volume(scan, affine)
+    assert "\n" not in str(caught.value)
 
 
 def case_of(run):
@@ -108,7 +151,7 @@ def test_predict_writes_labels_centroids_and_a_picture(scans, run, tmp_path, cap
     truth = np.asarray(nib.load(scans / "labels" / f"{case}.nii.gz").dataobj)
     assert main(["predict", f"--workdir={run}", f"--input={ct}", f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    assert "T12-L2, 3 vertebrae" in printed and " s, " in printed and " GB" in printed
+    assert "T12-L2 written" in printed and " s, " in printed and " GB" in printed
     image = nib.load(tmp_path / f"{case}_seg.nii.gz")
     assert image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(image.affine, AFFINE)
@@ -137,76 +180,74 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
     assert "Second network" in html and "Training of the second network" in html
 
 
-def test_an_interrupted_evaluation_goes_on_with_the_next_scan(
-    scans, run, tmp_path, capsys, monkeypatch
-):
-    words = ["evaluate", f"--workdir={run}", f"--data={scans}", "--checkpoint=latest"]
+def test_an_interrupted_evaluation_continues_with_the_next_scan(scans, run, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="spinejax")
     folder = run / "evaluation" / scans.name
-    assert main(words) == 0
     names = ("scores.json", "slices.json", "cases.json")
-    undisturbed = [(folder / name).read_bytes() for name in names]
     load, segmented = predictor.load, []
+
+    def evaluate():
+        caplog.clear()
+        return spinejax.evaluate(run, data=scans, checkpoint="latest")
 
     def at_most(count):
         def loaded(*args, **options):
-            scanner = load(*args, **options)
+            model = load(*args, **options)
 
-            def segment(volume, path, title):
+            def segment(volume, name, progress):
                 if len(segmented) == count:
                     raise KeyboardInterrupt
-                segmented.append(path.name)
-                return scanner.segment(volume, path, title)
+                segmented.append(volume.disk.path.name)
+                return model._segment(volume, name, progress)
 
-            return replace(scanner, segment=segment)
+            return replace(model, _segment=segment)
 
         monkeypatch.setattr(predictor, "load", loaded)
         segmented.clear()
 
+    evaluate()
+    undisturbed = [(folder / name).read_bytes() for name in names]
     at_most(2)
     with pytest.raises(KeyboardInterrupt):
-        commands.evaluate(run, split="test", which="latest", data=scans)
+        evaluate()
     at_most(9)
-    capsys.readouterr()
-    assert main(words) == 0
+    evaluate()
     assert len(segmented) == 3
-    out = capsys.readouterr().out
-    assert out.count("predicted before the interruption") == 2
+    assert caplog.text.count("predicted before the interruption") == 2
     assert [(folder / name).read_bytes() for name in names] == undisturbed
     at_most(2)
     with pytest.raises(KeyboardInterrupt):
-        commands.evaluate(run, split="test", which="latest", data=scans)
+        evaluate()
     image = sorted((scans / "images").iterdir())[0]
     image.touch()  # another scan may have taken its place
     at_most(9)
-    assert main(words) == 0
+    evaluate()
     assert len(segmented) == 4 and image.name in segmented
     at_most(9)
-    assert main(words) == 0
+    evaluate()
     assert len(segmented) == 5  # nothing is left of an interruption
 
 
-def test_a_pipeline_goes_on_with_moved_data_and_other_ways_to_predict(scans, run, tmp_path, capsys):
+def test_a_pipeline_resumes_with_moved_data_and_other_ways_to_predict(scans, run, tmp_path):
     moved = shutil.copytree(scans, tmp_path / "moved")
     again = shutil.copytree(run, tmp_path / "run")
     config = pipeline_config(moved)
     config.vertebrae.predict.overlap = 0.25
 
-    def train_again():
-        return commands.train(
-            config, again, coordinator="", num_processes=1, process_id=0, under_slurm=False
-        )
-
-    assert not train_again()
-    assert capsys.readouterr().out.count("nothing to do") == 2
+    result = spinejax.train(config, again)
+    assert result.state is None and not result.interrupted  # both were finished before
     config.vertebrae.optim.learning_rate = 0.5
     with pytest.raises(InputError, match="vertebrae.optim.learning_rate"):
-        train_again()
+        spinejax.train(config, again)
 
 
 def test_both_data_sets_of_a_pipeline_are_prepared(scans, tmp_path, capsys):
-    from spinejax import commands
-
-    commands.prepare(pipeline_config(scans), tmp_path / "run")
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from pathlib import Path\n\nfrom tests.support.pipeline_run import pipeline_config\n\n\n"
+        f"def get_config(arg=None):\n    return pipeline_config(Path({str(scans)!r}))\n"
+    )
+    assert main(["prepare", f"--config={file}", f"--workdir={tmp_path / 'run'}"]) == 0
     assert capsys.readouterr().out.count("train ") == 2
     assert (tmp_path / "run" / "vertebrae" / "cache").is_dir()
 
@@ -220,7 +261,7 @@ def test_two_runs_that_were_trained_apart_are_joined(scans, run, alone, tmp_path
     assert main(arguments) == 0
     assert "ml of spine" in capsys.readouterr().out
     assert main([*arguments, f"--vertebrae={alone}"]) == 0
-    assert "T12-L2, 3 vertebrae" in capsys.readouterr().out
+    assert "T12-L2 written" in capsys.readouterr().out
 
 
 def test_second_networks_are_averaged_if_they_see_the_same(scans, run, tmp_path, capsys):
@@ -250,7 +291,7 @@ def test_a_run_of_cubes_works_alone(scans, alone, tmp_path, capsys):
     ct = scans / "images" / "case0.nii.gz"
     arguments = ["predict", f"--workdir={alone}", f"--input={ct}", f"--output={tmp_path}"]
     assert main(arguments) == 0
-    assert "T12-L2, 3 vertebrae" in capsys.readouterr().out
+    assert "T12-L2 written" in capsys.readouterr().out
 
 
 def test_a_scan_without_spine_gives_empty_labels_and_a_clear_line(run, tmp_path, capsys):
@@ -290,12 +331,16 @@ def test_mirrored_and_upside_down_headers_are_followed(scans, run, tmp_path):
     flipped[2, 2] *= -1
     flipped[2, 3] = AFFINE[2, 2] * (array.shape[2] - 1)
     nib.save(nib.Nifti1Image(array[:, :, ::-1], flipped), tmp_path / "turned_ct.nii.gz")
-    scanner = predictor.load(run, "latest")
-    plain = read_volume(scans / "images" / f"{case}.nii.gz")
-    turned = read_volume(tmp_path / "turned_ct.nii.gz")
-    one = scanner.segment(plain, tmp_path, "a").labels
-    other = scanner.segment(turned, tmp_path, "b").labels
-    assert (one == other[:, :, ::-1]).mean() > 0.999
+    model = spinejax.load(run, checkpoint="latest")
+    one = model.segment(scans / "images" / f"{case}.nii.gz")
+    other = model.segment(tmp_path / "turned_ct.nii.gz")
+    assert (one.labels == other.labels[:, :, ::-1]).mean() > 0.999
+    for here, there in zip(one.vertebrae, other.vertebrae, strict=True):
+        assert here.name == there.name
+        np.testing.assert_allclose(here.centroid_mm, there.centroid_mm, atol=0.5)
+        np.testing.assert_allclose(
+            here.centroid, there.centroid * (1, 1, -1) + (0, 0, array.shape[2] - 1), atol=0.5
+        )
 
 
 def test_exchanged_and_unfit_runs_are_refused(scans, run, alone, tmp_path, capsys):
@@ -314,14 +359,9 @@ def test_exchanged_and_unfit_runs_are_refused(scans, run, alone, tmp_path, capsy
 
 
 def test_a_pipeline_that_cannot_work_is_refused_before_it_trains(scans, tmp_path):
-    from spinejax import commands
-
     def refused(config, word):
         with pytest.raises(InputError, match=word):
-            commands.train(
-                config, tmp_path / "run", coordinator="", num_processes=1, process_id=0,
-                under_slurm=False,
-            )  # fmt: skip
+            spinejax.train(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     swapped = second_config(scans, "crop")

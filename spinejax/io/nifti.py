@@ -121,7 +121,7 @@ def from_image(image: SpatialImage) -> Volume:
     x, y, z, *_ = shape = _checked_shape(path, header)
     affine, disk = _affine_and_grid(path, header, header.binaryblock, shape)
     array = np.asanyarray(image.dataobj).reshape((x, y, z))
-    return Volume(voxels.from_array(array, affine, path).native, affine, disk)
+    return voxels.from_array(array, affine, disk, path)
 
 
 def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
