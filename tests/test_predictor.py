@@ -174,7 +174,7 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
     assert scores["summary"]["vertebrae"]["dice_mean"] > 0.9
     assert main(["report", f"--workdir={run}"]) == 0
     html = (run / "report.html").read_text()
-    assert "Names of the vertebrae" in html and "Vertebrae named right" in html
+    assert "Names of the vertebrae" in html and "Scans named wholly right" in html
     by_scan = html.split("By scan")[1].split("</table>")[0]
     assert all(f'<th scope="row">{case}</th>' in by_scan for case in scores["cases"])
     assert "Second network" in html and "Training of the second network" in html

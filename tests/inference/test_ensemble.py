@@ -124,6 +124,6 @@ def test_what_cannot_be_averaged_is_refused(runs, tmp_path, capsys, names, words
 
 def test_axial_slices_can_be_mirrored(runs):
     volume = read_volume(runs / "scans" / "images" / "case0.nii.gz")
-    plain, both = (load(runs / "axial", "latest", flip=flip) for flip in (False, True))
-    shapes = {scanner.segment(volume, runs, "a").labels.shape for scanner in (plain, both)}
+    models = [load(runs / "axial", checkpoint="latest", flip=flip) for flip in (False, True)]
+    shapes = {model.segment(volume).mask.shape for model in models}
     assert shapes == {volume.shape}
