@@ -8,13 +8,15 @@ module: `spinejax.models.fields` derives them from the types and the docstring o
 import difflib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from spinejax.errors import InputError, check_choice
+from spinejax.text_table import text_table
 
 SLICES, PATCHES, CUBES = TASKS = (
     "slice_segmentation",
@@ -56,12 +58,15 @@ class Number:
         return f"a number {low} and {'below' if self.below else 'at most'} {self.high:g}"
 
 
+_MOST = 2**31 - 1  # jax's integers hold no more
+
+
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """A whole number from `low` to `high`, the largest that jax's integers hold; `odd` or any."""
+    """A whole number from `low` to `high`; only odd numbers if `odd`."""
 
     low: int = 0
-    high: int = 2**31 - 1
+    high: int = _MOST
     odd: bool = False
 
     def fits(self, value: Any) -> bool:
@@ -70,7 +75,8 @@ class Whole:
         return whole and self.low <= value <= self.high and (not self.odd or value % 2 == 1)
 
     def __str__(self) -> str:
-        return f"a{'n odd' * self.odd} whole number from {self.low} to {self.high}"
+        high = "up" if self.high == _MOST else f"to {self.high}"
+        return f"a{'n odd' * self.odd} whole number from {self.low} {high}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +134,7 @@ class Several:
         )
 
     def __str__(self) -> str:
-        number = f"{self.count}" if self.count else f"{self.least} or more"
-        return f"({number} values), each {self.item}"
+        return f"a sequence of {self.count or f'{self.least} or more'} values, each {self.item}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -686,3 +691,80 @@ def nearest(config: Mapping[str, Any] | ConfigDict, path: str, count: int = 3) -
     best = max((score for score, _ in found), default=0.0)
     found = sorted((f for f in found if f[0] > best - 0.15), key=lambda f: -f[0])
     return [candidate for _, candidate in found[:count]]
+
+
+Networks = Callable[[str], Mapping[str, Field]]
+"""Name of a network -> its fields by name, such as `spinejax.models.fields`."""
+
+
+def describe(config: ConfigDict, networks: Networks) -> str:
+    """Return every field of a checked config: value, default if another, unit, meaning, limits."""
+    lines = []
+    for prefix, block in (("", config), (f"{SECOND}.", config.get(SECOND))):
+        if block is None:
+            continue
+        flat = flatten(plain(block))
+        network = networks(block.model.name).values()
+        for field in (*fields(block.task).values(), *network):
+            value = flat.get(field.path, field.default)
+            value = tuple(value) if isinstance(value, list) else value
+            default = f"  (default {field.default!r})" * (value != field.default)
+            text = _meaning(field)
+            if not isinstance(field.allowed, Flag | Text):
+                text += f" Must be {field.allowed}."
+            indent = "    "
+            lines.append(f"{prefix}{field.path}={value!r}{default}")
+            lines += textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)
+
+
+def _meaning(field: Field) -> str:
+    return f"{field.meaning} In {field.unit}." if field.unit else field.meaning
+
+
+def differences(config: ConfigDict, other: ConfigDict) -> str:
+    """Return the fields in which two configs differ, "-" where a config lacks the field."""
+    before, after = flatten(plain(config)), flatten(plain(other))
+    rows = [
+        (path, *(str(flat.get(path, "-")) for flat in (before, after)))
+        for path in sorted(before | after)
+        if before.get(path, "-") != after.get(path, "-")
+    ]
+    return text_table(rows, "l") if rows else "no field differs"
+
+
+def reference(networks: Mapping[str, Mapping[str, Field]]) -> str:
+    """Return docs/config.md: every field of every task and network, as Markdown tables."""
+    parts = [
+        "# Config reference\n\n"
+        "`spinejax config --reference` writes this page from `spinejax/schema.py` and the classes "
+        "in `spinejax/models/`. Every field is set on the command line as `--config.FIELD=VALUE`; "
+        "`spinejax config --config=NAME` shows the values of a config. A config holds the fields "
+        "of its task. A field with ↻ may change when a run is resumed."
+    ]
+    blocks: dict[str, list[Field]] = {}
+    for field in FIELDS:
+        blocks.setdefault(field.path.rpartition(".")[0], []).append(field)
+    for block, members in blocks.items():
+        parts += [f"## {block or 'The experiment'}", _table(members, with_tasks=True)]
+    parts.append("## model\n\nThe fields depend on the network, `model.name`.")
+    for name, members in networks.items():
+        own = [field for key, field in members.items() if key != "name"]
+        parts += [f"### {name}", _table(own, with_tasks=False)]
+    return "\n\n".join(parts) + "\n"
+
+
+_SHORT = {SLICES: "slices", PATCHES: "patches", CUBES: "cubes"}
+
+
+def _table(members: Collection[Field], *, with_tasks: bool) -> str:
+    header = ["field", "default", "allowed", "meaning"]
+    rows = []
+    for field in members:
+        name = f"`{field.path.rpartition('.')[2]}`{' ↻' * field.free}"
+        row = [name, f"`{field.default!r}`", str(field.allowed), _meaning(field)]
+        tasks = "all" if len(field.tasks) == len(TASKS) else ", ".join(map(_SHORT.get, field.tasks))
+        rows.append([*row, tasks] if with_tasks else row)
+    lines = [[*header, "tasks"] if with_tasks else header]
+    lines += [["---"] * len(lines[0]), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in r)} |" for r in lines)

@@ -21,17 +21,25 @@ def define_flags(values: FlagValues) -> None:
         "Another config, or the folder of a run: print the fields that differ.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "reference", False, "Print docs/config.md: all fields of all configs.", flag_values=values
+    )
 
 
 def run(values: FlagValues) -> int:
-    """Print the fields, or the differences to --against."""
+    """Print the fields, or the differences to --against, or the reference of all fields."""
+    from spinejax import models
+    from spinejax.train import pipeline
+
+    if values.reference:
+        print(schema.reference({name: models.fields(name) for name in models.MODELS}), end="")
+        return 0
     config = parsing.config(values)
-    schema.check(config)
-    print(
-        schema.differences(config, _other(values.against))
-        if values.against
-        else schema.describe(config)
-    )
+    pipeline.check(config)
+    if values.against:
+        print(schema.differences(config, _other(values.against)))
+    else:
+        print(schema.describe(config, models.fields))
     return 0
 
 

@@ -1,22 +1,21 @@
 """Attention on the skip connections of a decoder.
 
 Paper A, section 3.3, figure 2. The paper cites a residual attention network but writes down dot
-products of queries and keys (equations 1-2), and its figures do not settle it; three readings
-stand behind one switch.
-Each takes the skip feature and the upsampled decoder feature, both `(b, h, w, c)`, and returns the
-skip feature attended to.
+products of queries and keys (equations 1-2), and its figures fit both. So there are three readings,
+which the field `attention` chooses from. Each maps the skip feature and the upsampled decoder
+feature, both `(b, h, w, c)`, to the attended skip feature.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import check_choice
-from spinejax.models.layers import ConvNorm, Dtype, average_pool_to
+from spinejax.models.layers import ConvNorm, Dtype, Normed, average_pool_to, normed
+from spinejax.schema import Choice
 
 QUERY_CHUNK = 512  # most queries whose scores exist at one time
 
@@ -142,42 +141,32 @@ class DotProductAttention(nn.Module):
         return skip + dense(c, name="out")(attended).reshape(b, h, w, c)
 
 
-class GateAttention(nn.Module):
+class GateAttention(Normed):
     """Additive attention gate (Oktay et al., 2018): one weight in (0, 1) per pixel of the skip."""
-
-    norm: str = "group"
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, skip: jax.Array, gate: jax.Array, *, train: bool) -> jax.Array:
         """Gate: `(b, h, w, c)` and `(b, h, w, g)` to `(b, h, w, c)`."""
         inner = max(1, skip.shape[-1] // 2)
-        common: dict[str, Any] = dict(
-            norm=self.norm, axis_name=self.axis_name, dtype=self.dtype, activate=False
-        )
+        common = dict(**normed(self), activate=False)
         from_skip = ConvNorm(inner, 1, **common, name="skip")(skip, train=train)
         from_gate = ConvNorm(inner, 1, **common, name="gate")(gate, train=train)
         weight = nn.Conv(1, (1, 1), dtype=self.dtype, name="weight")(nn.relu(from_skip + from_gate))
         return skip * nn.sigmoid(weight)
 
 
-class ResidualAttention(nn.Module):
+class ResidualAttention(Normed):
     """(1 + M) * T with T the skip and M a mask in (0, 1) (Wang et al., 2017, paper A's [38]).
 
     M comes from both features at half resolution (their bottom-up top-down mask branch at its
     shallowest), brought back bilinearly; where a side is odd, at full resolution.
     """
 
-    norm: str = "group"
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
-
     @nn.compact
     def __call__(self, skip: jax.Array, gate: jax.Array, *, train: bool) -> jax.Array:
         """Attend: `(b, h, w, c)` and `(b, h, w, g)` to `(b, h, w, c)`."""
         b, h, w, c = skip.shape
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         both = jnp.concatenate([skip, gate], axis=-1)
         both = ConvNorm(max(1, c // 2), 1, **common, name="reduce")(both, train=train)
         half = both if h % 2 or w % 2 else nn.avg_pool(both, (2, 2), (2, 2))
@@ -193,29 +182,25 @@ ATTENTIONS: dict[str, type[nn.Module] | None] = {
     "residual": ResidualAttention,
     "none": None,
 }
-"""Name -> module, called with (skip, gate, train=...); of the fields of `Attention` it is given
-those that it has, too."""
+"""Name -> module, called with (skip, gate, train=...). A module gets those fields of `Attention`
+that it has, too."""
+
+AttentionKind = Annotated[str, Choice(ATTENTIONS)]
 
 
-class Attention(nn.Module):
+class Attention(Normed):
     """The attention named by `kind`; "none" returns the skip as it is."""
 
     kind: str = "dot_product"  # one of ATTENTIONS
     key_size: int = 16  # of "dot_product"
-    norm: str = "group"
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, skip: jax.Array, gate: jax.Array, *, train: bool) -> jax.Array:
         """Attend to `skip` (b, h, w, c), asked by the decoder feature `gate` (b, h, w, g)."""
-        check_choice("model.attention", self.kind, ATTENTIONS)
         kind = ATTENTIONS[self.kind]
         if kind is None:
             return skip
-        common = dict(
-            key_size=self.key_size, norm=self.norm, axis_name=self.axis_name, dtype=self.dtype
-        )
+        common = dict(key_size=self.key_size, **normed(self))
         known = {field.name for field in dataclasses.fields(kind)}
         fields: dict[str, Any] = {k: v for k, v in common.items() if k in known}
         return kind(**fields, name=self.kind)(skip, gate, train=train)

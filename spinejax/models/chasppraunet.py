@@ -1,7 +1,7 @@
 """CHASPPRAU-Net: the spine segmentation network of paper A, sections 3.2-3.7, figures 1-6.
 
 A U-Net over slices with residual blocks and CHASPP in the encoder and attention in the decoder.
-What the paper leaves open is a field; the comment beside each says why the default is what it is.
+Where the paper leaves a choice open there is a field.
 """
 
 from typing import Any
@@ -10,56 +10,52 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import check_choice
-from spinejax.models.attention import ATTENTIONS, Attention
+from spinejax.models.attention import Attention, AttentionKind
 from spinejax.models.layers import (
-    NORMS,
     ConvBlock,
-    Dtype,
     Logits,
+    Network,
+    Normed,
+    NormKind,
+    Rate,
     SpatialDropout,
     Upsample,
-    check_sides,
     max_pool,
+    normed,
+    rematerialised,
 )
-from spinejax.models.pyramid import PYRAMIDS, Pyramid
+from spinejax.models.pyramid import Pyramid, PyramidKind
 
 
-class EncoderLevel(nn.Module):
+class EncoderLevel(Normed):
     """Pyramids, then a (residual) block; the caller pools."""
 
     width: int
     pyramids: int
     residual: bool
-    pyramid: dict  # fields of Pyramid but norm, axis_name and dtype
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
+    pyramid: dict[str, Any]  # fields of Pyramid, without those of Normed
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map `(b, h, w, c)` to `(b, h, w, width)`."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         for index in range(self.pyramids):
             x = Pyramid(**self.pyramid, **common, name=f"pyramid{index + 1}")(x, train=train)
         return ConvBlock(self.width, self.residual, **common, name="block")(x, train=train)
 
 
-class DecoderLevel(nn.Module):
+class DecoderLevel(Normed):
     """Upsample, attend to the skip, concatenate, two convolutions, dropout."""
 
     width: int
     attention: str
     key_size: int
     dropout: float
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Map `(b, h, w, c)` and `(b, 2h, 2w, width)` to the level's output and attended skip."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         x = Upsample(self.width, self.dtype, name="up")(x)
         skip = Attention(self.attention, self.key_size, **common, name="attention")(
             skip, x, train=train
@@ -69,30 +65,38 @@ class DecoderLevel(nn.Module):
         return SpatialDropout(self.dropout, name="dropout")(x, train=train), skip
 
 
-class CHASPPRAUNet(nn.Module):
-    """CHASPPRAU-Net; see the module docstring.
+class CHASPPRAUNet(Network):
+    """CHASPPRAU-Net over slices (b, h, w, c).
 
-    `apply(variables, x, train=...)` maps `x` (b, h, w, c) float32 to logits (b, h, w,
-    out_channels) float32 and a dict of named intermediates. Training needs `rngs={"dropout":
-    key}`, and `mutable=["batch_stats"]` with norm "batch".
+    Attributes:
+        widths: channels of each level; the default gives paper A's size, see Table 11.
+        attention: of the skips; equations 1-2 write down "dot_product".
+        attention_key_size: most pixels along a side of the keys and values of "dot_product"; 32
+            doubles the time of a step on a CPU.
+        pyramid: after each pooling.
+        root_rates: dilations of the root convolutions; "one root", whose rate is not given.
+        branch_rates: dilations of the branch convolutions.
+        stages: cascaded stages of a CHASPP.
+        mid_div: within the pyramid the width is divided by this.
+        chaspp_per_pool: pyramids after each pooling; "three CHASPP layers": one after each of three
+            poolings.
+        residual: residual blocks in the encoder; the skips start from them.
+        norm: after each convolution; the paper does not name it.
+        dropout: rate of whole channels, after each decoder level; the default is section 4.3.3's.
     """
 
-    out_channels: int = 1  # 1: binary, to be read through a sigmoid; else softmax
-    widths: tuple[int, ...] = (24, 48, 96, 192)  # per level; gives paper A's size, see Table 11
-    attention: str = "dot_product"  # the one that equations 1-2 write down
-    attention_key_size: int = 16  # largest side of the keys of "dot_product"
-    pyramid: str = "chaspp"  # "chaspp" | "aspp" | "none"
-    root_rates: tuple[int, ...] = (6,)  # "one root", its rate not given
+    widths: tuple[int, ...] = (24, 48, 96, 192)
+    attention: AttentionKind = "dot_product"
+    attention_key_size: int = 16
+    pyramid: PyramidKind = "chaspp"
+    root_rates: tuple[int, ...] = (6,)
     branch_rates: tuple[int, ...] = (1, 2, 3)
-    stages: int = 2  # cascaded stages in one CHASPP
-    mid_div: int = 4  # inside the pyramid the width is divided by this
-    chaspp_per_pool: int = 1  # "three CHASPP layers": one after each of three poolings
-    residual: bool = True  # residual blocks in the encoder; skips leave from them
-    norm: str = "group"  # "group" | "batch" | "none"; not named in the paper
-    dropout: float = 0.3  # of whole channels, after each decoder level; the rate of section 4.3.3
-    axis_name: str | None = None  # device axis over which norm "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each level again in the backward pass: less memory
+    stages: int = 2
+    mid_div: int = 4
+    chaspp_per_pool: int = 1
+    residual: bool = True
+    norm: NormKind = "group"
+    dropout: Rate = 0.3
 
     @property
     def stride(self) -> int:
@@ -104,11 +108,8 @@ class CHASPPRAUNet(nn.Module):
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and intermediates of slices `x` (b, h, w, c)."""
-        check_choice("model.attention", self.attention, ATTENTIONS)
-        check_choice("model.pyramid", self.pyramid, PYRAMIDS)
-        check_choice("model.norm", self.norm, NORMS)
-        check_sides(x.shape[1], x.shape[2], self.stride)
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        self.check_input(x.shape)
+        common = normed(self)
         pyramid: dict[str, Any] = dict(
             kind=self.pyramid,
             root_rates=tuple(self.root_rates),
@@ -116,11 +117,8 @@ class CHASPPRAUNet(nn.Module):
             stages=self.stages,
             mid_div=self.mid_div,
         )
-        encoder, decoder = EncoderLevel, DecoderLevel
-        if self.remat:
-            # Argument 0 is the module itself.
-            encoder = nn.remat(EncoderLevel, static_argnums=(2,))
-            decoder = nn.remat(DecoderLevel, static_argnums=(3,))
+        encoder = rematerialised(EncoderLevel, self, train=2)
+        decoder = rematerialised(DecoderLevel, self, train=3)
 
         out: dict[str, jax.Array] = {}
         x = x.astype(self.dtype)

@@ -1,31 +1,103 @@
-"""Building blocks of the networks: convolution, normalisation, pooling, upsampling, dropout.
+"""Building blocks of the networks: the base classes, then one section for each kind of layer.
 
-Arrays are `(b, h, w, c)`; pooling, norms, upsampling and dropout take cubes `(b, x, y, z, c)` too,
-convolutions stacks of slices `(b, n, h, w, c)`. Parameters are float32; computations run in a
-module's `dtype`.
-
-Building blocks of networks over cubes: convolution, strided convolution, the expanding path.
-
-Arrays are `(b, x, y, z, c)`. Norms, pooling, upsampling, dropout and logits are those of `layers`.
+Arrays are `(b, h, w, c)`. Pooling, norms, upsampling, dropout and logits also accept cubes
+`(b, x, y, z, c)`; 2D convolutions also accept stacks of slices `(b, n, h, w, c)`. Parameters are
+float32; computations run in a module's `dtype`.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import InputError, check_choice
-
-NORMS = ("group", "batch", "none")
-# How classifiers begin: "3x3" keeps the sides, "7x7" is followed by a pool and quarters them.
-STEMS = ("3x3", "7x7")
+from spinejax.errors import InputError
+from spinejax.schema import Choice, Number
 
 Dtype = jnp.dtype | type
 HE_NORMAL = nn.initializers.he_normal()
-PRIOR = 0.05  # share of a slice that is vertebra, roughly
+PRIOR = 0.05  # rough share of a slice's pixels that show vertebrae
+
+# Types of the fields of networks: which values a config may give them.
+Rate = Annotated[float, Number(0, 1, below=True)]
+NORMS = ("group", "batch", "none")
+NormKind = Annotated[str, Choice(NORMS)]
+STEMS = ("3x3", "7x7")
+StemKind = Annotated[str, Choice(STEMS)]
+
+
+# Base classes
+
+
+class Network(nn.Module):
+    """Base class of the networks.
+
+    A network's `apply(variables, x, train=...)` returns float32 logits and a dict of named
+    intermediates. Training needs `rngs={"dropout": key}` where dropout is above 0, and
+    `mutable=["batch_stats"]` with norm "batch".
+
+    The fields that a subclass adds are the fields of a config's `model` block: their types say
+    which values are allowed (`spinejax.models.fields`), and the section "Attributes" of the
+    docstring says what they mean. The fields below are set by `spinejax.models.build_model`.
+
+    Attributes:
+        out_channels: channels of the logits. 1 means binary, through a sigmoid; more are classes,
+            through a softmax.
+        axis_name: device axis over which norm "batch" shares its statistics.
+        dtype: of computation; parameters and logits are float32.
+        remat: compute each block again in the backward pass, to save memory.
+    """
+
+    out_channels: int = 1
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    SEES = "slices"  # or "patches", which get one class each, or "cubes"
+    PER_STAGE = ()  # fields that hold one value for each stage of `widths`
+
+    @property
+    def stride(self) -> int:
+        """Sides of the input must be multiples of this."""
+        return 1
+
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError unless arrays (b, sides, c) of this shape fit the network's fields."""
+        if self.SEES == "slices":
+            check_sides(shape[1], shape[2], self.stride)
+        elif self.SEES == "cubes":
+            check_cube(shape, self.stride)
+
+
+class Normed(nn.Module, kw_only=True):
+    """Base class of blocks with a norm.
+
+    Attributes:
+        norm: one of NORMS.
+        axis_name: device axis over which norm "batch" shares its statistics.
+        dtype: of computation.
+    """
+
+    norm: str = "group"
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+
+def normed(module: Any) -> dict[str, Any]:
+    """Return the fields of `Normed` that a module hands on to its blocks."""
+    return dict(norm=module.norm, axis_name=module.axis_name, dtype=module.dtype)
+
+
+def rematerialised(block: Any, module: Any, train: int) -> Any:
+    """Return a block class, recomputed in the backward pass if `module.remat`.
+
+    `train` is the number of the argument `train` of the block's `__call__`, `self` being 0.
+    """
+    return nn.remat(block, static_argnums=(train,)) if module.remat else block
+
+
+# Sizes that do not fit
 
 
 def check_sides(height: int, width: int, stride: int) -> None:
@@ -52,16 +124,36 @@ def check_patch(height: int, width: int, least: int, network: str) -> None:
         )
 
 
+def check_cube(shape: tuple[int, ...], stride: int) -> None:
+    """Raise InputError unless `shape` is (b, x, y, z, c), the sides multiples of `stride`."""
+    if len(shape) != 5:
+        raise InputError(
+            f"a network of cubes needs arrays (b, x, y, z, c), not one of shape {shape}; choose "
+            "another task, or a network of slices (config field model.name)"
+        )
+    sides = tuple(shape[1:4])
+    if any(side % stride or not side for side in sides):
+        up = tuple(max(1, math.ceil(side / stride)) * stride for side in sides)
+        raise InputError(
+            f"cube sides {sides} must be multiples of the network's stride {stride}; use for "
+            f"example {up} (config field data.cube.size)"
+        )
+
+
+# Pooling
+
+
 def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
     """Return the maxima of windows of `size` pixels a side, `stride` pixels apart.
 
-    Of `(b, h, w, c)`, or of cubes `(b, x, y, z, c)`. Windows lie wholly inside: a side of n pixels
+    Windows of `(b, h, w, c)` or of cubes `(b, x, y, z, c)` lie wholly inside: a side of n pixels
     becomes (n - size) // stride + 1.
 
     Values and gradients are those of `nn.max_pool`, whose gradient (select-and-scatter) is slow.
-    The maxima are selections, not `jnp.max`: its gradient asks which inputs *equal* the maximum,
-    and where XLA computes an input again inside another fusion, rounded otherwise, none does or
-    the wrong one. Of equal maxima the first in reading order is taken, hence columns before rows.
+    The code selects maxima instead of calling `jnp.max`, whose gradient asks which inputs *equal*
+    the maximum: where XLA computes an input again inside another fusion and rounds it differently,
+    no input is equal, or the wrong one. Of equal maxima the first in reading order is selected,
+    hence columns before rows.
     """
     for axis in range(x.ndim - 2, 0, -1):
         last = (x.shape[axis] - size) // stride * stride + 1
@@ -73,11 +165,17 @@ def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
 
 
 class MaxPool(nn.Module):
-    """`max_pool` as a layer, so that a network's table shows it."""
+    """`max_pool` as a layer, so that a network's table shows it.
+
+    Attributes:
+        size: side of the windows in pixels.
+        stride: from window to window, in pixels.
+        padding: pixels on each side that are never the maximum.
+    """
 
     size: int = 2
     stride: int = 2
-    padding: int = 0  # pixels on each side that are never the maximum
+    padding: int = 0
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pool `(b, h, w, c)`."""
@@ -90,7 +188,7 @@ class MaxPool(nn.Module):
 def average_pool_to(x: jax.Array, size: int) -> jax.Array:
     """Average equal blocks of `(b, h, w, c)` so that no side exceeds `size`.
 
-    The block of a side is its smallest divisor that brings the side down to `size` or below.
+    Along each side, a block is as long as the smallest divisor that brings the side down to `size`.
     """
     b, h, w, c = x.shape
     rows, columns = (
@@ -102,24 +200,23 @@ def average_pool_to(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(b, h // rows, rows, w // columns, columns, c).mean(axis=(2, 4))
 
 
-class Norm(nn.Module):
-    """The normalisation named by `kind`, with learned scale and offset.
+# Norm
 
-    `"group"` takes gcd(8, channels) groups, so that any width works; `"batch"` shares its
-    statistics over the devices of `axis_name` while training; `"none"` is the identity.
+
+class Norm(Normed):
+    """Normalisation with learned scale and offset.
+
+    `"group"` has gcd(8, channels) groups, so that any width works; `"batch"` shares its statistics
+    over the devices of `axis_name` while training; `"none"` is the identity.
     """
-
-    kind: str = "group"  # one of NORMS
-    axis_name: str | None = None  # device axis over which "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of the result
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise `(b, ..., c)`; "group" takes its statistics over all axes between."""
-        if self.kind == "group":
+        """Normalise `(b, ..., c)`; the statistics of "group" run over all axes between b and c."""
+        if self.norm == "group":
             groups = math.gcd(8, x.shape[-1])
             return nn.GroupNorm(num_groups=groups, dtype=self.dtype, name="group")(x)
-        if self.kind == "batch":
+        if self.norm == "batch":
             return nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
@@ -127,28 +224,36 @@ class Norm(nn.Module):
                 dtype=self.dtype,
                 name="batch",
             )(x)
-        check_choice("model.norm", self.kind, NORMS)
         return x
+
+
+# 2D convolutions
 
 
 class ProductConv(nn.Module):
     """Convolution written as one matrix product over shifted copies of the image.
 
-    The function and the parameters are those of `nn.Conv`. Alone it costs a third more, but of
-    the convolutions of several networks trained at once `vmap` makes grouped ones, and in a loop
-    or over maps smaller than the kernel XLA has no fast convolution for CPUs. One training step
-    in milliseconds of CPU time (2 cores, jax 0.10.2), for OP-convNet with 128 patches for each
-    network, for VGG-11, whose last maps are 2 x 2, for each patch:
+    The function and the parameters are those of `nn.Conv`. For a single network this costs a third
+    more. But `vmap` over several networks turns `nn.Conv` into grouped convolutions, for which XLA
+    has no fast code on CPUs; nor has XLA fast code for convolutions in a loop, or of maps smaller
+    than the kernel. Milliseconds of CPU time of one training step (2 cores, jax 0.10.2), for
+    OP-convNet with 128 patches a network, and for VGG-11, whose last maps are 2 x 2, a patch:
 
                   OP-convNet: alone   8 under vmap   8 in lax.map   VGG-11
         nn.Conv                  64            228            780       80
         this                     86            100             77       12 (where maps are 2 x 2)
+
+    Attributes:
+        width: channels out.
+        kernel: side of the kernel in taps.
+        stride: in pixels.
+        padding: "valid", "same", or pixels of zeros on each side.
     """
 
-    width: int  # channels out
-    kernel: int  # side in taps
+    width: int
+    kernel: int
     stride: int
-    padding: str | int  # "valid", "same", or pixels of zeros on each side
+    padding: str | int
     kernel_init: nn.initializers.Initializer = HE_NORMAL
     use_bias: bool = True
     dtype: Dtype = jnp.float32
@@ -182,28 +287,29 @@ class ProductConv(nn.Module):
         return x
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Normed):
     """Convolution and norm, then ReLU if `activate`.
 
-    The convolution has a bias only where no norm follows it: a norm takes any bias away.
+    The convolution has a bias only with norm "none": any other norm removes a bias again.
+
+    Attributes:
+        width: channels out.
+        kernel: side of the kernel in taps.
+        rate: dilation.
     """
 
-    width: int  # channels out
-    kernel: int = 3  # side of the kernel in taps
-    rate: int = 1  # dilation
-    norm: str = "group"
+    width: int
+    kernel: int = 3
+    rate: int = 1
     activate: bool = True
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
     stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map `(..., h, w, c)` to `(..., h', w', width)`, h' being h / stride rounded up."""
-        # That of "SAME" at stride 1; at 2 this is centred on the first pixel, as published.
-        padding = self.rate * (self.kernel // 2)
         common: dict[str, Any] = dict(
-            padding=padding,
+            # As "SAME" at stride 1; at stride 2 centred on the first pixel, as published.
+            padding=self.rate * (self.kernel // 2),
             use_bias=self.norm == "none",
             kernel_init=HE_NORMAL,
             dtype=self.dtype,
@@ -214,42 +320,106 @@ class ConvNorm(nn.Module):
         else:
             side = (self.kernel, self.kernel)
             x = nn.Conv(self.width, side, self.stride, kernel_dilation=self.rate, **common)(x)
-        x = Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train=train)
+        x = Norm(**normed(self), name="norm")(x, train=train)
         return nn.relu(x) if self.activate else x
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(Normed):
     """Twice 3x3 convolution, norm, ReLU; with `residual` a shortcut is added before the last ReLU.
 
-    The shortcut (paper A, section 3.2, figure 1) is a 1x1 convolution with a norm
-    where the width changes, else the input itself.
+    The shortcut (paper A, section 3.2, figure 1) is a 1x1 convolution with a norm where the width
+    changes, else the input itself.
     """
 
     width: int
     residual: bool = False
-    norm: str = "group"
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map `(..., h, w, c)` to `(..., h, w, width)`."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         y = ConvNorm(self.width, **common, name="conv1")(x, train=train)
         y = ConvNorm(self.width, **common, activate=False, name="conv2")(y, train=train)
         if self.residual:
             if x.shape[-1] != self.width:
-                x = ConvNorm(self.width, 1, **common, activate=False, name="shortcut")(
-                    x, train=train
-                )
+                shortcut = ConvNorm(self.width, 1, **common, activate=False, name="shortcut")
+                x = shortcut(x, train=train)
             y = y + x
         return nn.relu(y)
+
+
+# 3D convolutions
+
+
+class Conv3D(nn.Module):
+    """3D convolution at stride 1 with zeros around, written as one 2D convolution.
+
+    The function and the parameters are those of `nn.Conv` with padding "SAME". Each plane of x is
+    laid beside its neighbours along that axis, as channels, because on CPUs XLA's 2D convolutions
+    are fast and its 3D convolutions are slow. Milliseconds of CPU time of one 3x3x3 layer, forward
+    and with its gradient (2 busy cores, jax 0.10.2):
+
+        cube, channels          48^3, 17 to 16   24^3, 64 to 64   12^3, 144 to 96
+        nn.Conv                     302 / 900        113 / 387          36 / 148
+        3 convolutions, summed       44 / 131         33 / 109          14 /  47
+        this                         39 / 134         35 / 104          15 /  45
+
+    In a chain of four layers, this needed 0.65 to 0.95 of the sum's time and 0.8 of its memory.
+
+    Attributes:
+        width: channels out.
+        kernel: side of the kernel in taps, odd.
+    """
+
+    width: int
+    kernel: int = 3
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `(b, x, y, z, c)` to `(b, x, y, z, width)`."""
+        b, depth, height, width, c = x.shape
+        n = self.kernel
+        kernel = self.param("kernel", HE_NORMAL, (n, n, n, c, self.width))
+        x, weights = x.astype(self.dtype), kernel.astype(self.dtype)
+
+        x = jnp.pad(x, ((0, 0), (n // 2, n // 2), (0, 0), (0, 0), (0, 0)))
+        x = jnp.concatenate([x[:, tap : tap + depth] for tap in range(n)], axis=-1)
+        x = jax.lax.conv_general_dilated(
+            x.reshape(b * depth, height, width, n * c),
+            # (x, y, z, in, out) -> (y, z, (x, in), out)
+            weights.transpose(1, 2, 0, 3, 4).reshape(n, n, n * c, self.width),
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+            x = x + bias.astype(self.dtype)
+        return x.reshape(b, depth, height, width, self.width)
+
+
+class ConvNorm3D(Normed):
+    """3x3x3 convolution and norm, then ReLU; a bias only with norm "none"."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Map `(b, x, y, z, c)` to `(b, x, y, z, width)`."""
+        bias = self.norm == "none"
+        x = Conv3D(self.width, use_bias=bias, dtype=self.dtype, name="conv")(x)
+        return nn.relu(Norm(**normed(self), name="norm")(x, train=train))
+
+
+# Between resolutions
 
 
 class Upsample(nn.Module):
     """Transposed convolution of 2 pixels a side with stride 2, as a dense layer and a reshape.
 
-    With stride equal to the kernel's side no two inputs meet in one output, so a dense layer to
+    With stride equal to the kernel's side no two inputs meet in one output. So a dense layer to
     4 * width channels (8 for cubes), laid out as 2 x 2 blocks, is the same function with the same
     number of parameters, and faster (a transposed convolution is a dilated one to XLA).
     """
@@ -283,120 +453,8 @@ class Upsample(nn.Module):
         return y.reshape(b, *(2 * side for side in sides), self.width)
 
 
-class SpatialDropout(nn.Module):
-    """Dropout of whole channels of `(b, ..., c)`: neighbouring pixels carry the same news."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Drop channels with probability `rate` while training; needs the "dropout" key."""
-        between = tuple(range(1, x.ndim - 1))
-        return nn.Dropout(self.rate, broadcast_dims=between, deterministic=not train)(x)
-
-
-def _prior_bias(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
-    """Bias at which a binary network begins by predicting PRIOR everywhere.
-
-    Vertebrae are a few percent of a slice. From zero, Adam needs hundreds of steps only to bring
-    the logits of all the rest down (Lin et al., focal loss, ICCV 2017, section 4.1).
-    """
-    value = math.log(PRIOR / (1 - PRIOR)) if shape == (1,) else 0.0
-    return jnp.full(shape, value, dtype)
-
-
-class Logits(nn.Module):
-    """1x1 convolution to `out_channels`, computed and returned in float32."""
-
-    out_channels: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(b, ..., c)` to float32 `(b, ..., out_channels)`."""
-        return nn.Conv(
-            self.out_channels, (1, 1), dtype=jnp.float32, bias_init=_prior_bias, name="conv"
-        )(x)
-
-
-def check_cube(x: jax.Array, stride: int) -> None:
-    """Raise InputError unless `x` is (b, x, y, z, c) with sides that are multiples of `stride`."""
-    if x.ndim != 5:
-        raise InputError(
-            f"a network of cubes needs arrays (b, x, y, z, c), not one of shape {x.shape}; choose "
-            "another task, or a network of slices (config field model.name)"
-        )
-    sides: Sequence[int] = x.shape[1:4]
-    if any(side % stride or not side for side in sides):
-        up = tuple(max(1, math.ceil(side / stride)) * stride for side in sides)
-        raise InputError(
-            f"cube sides {tuple(sides)} must be multiples of the network's stride {stride}; use "
-            f"for example {up} (config field data.cube.size)"
-        )
-
-
-class Conv3D(nn.Module):
-    """3D convolution at stride 1 with zeros around, written as one 2D convolution.
-
-    The function and the parameters are those of `nn.Conv` with padding "SAME". Each plane of x is
-    laid beside its neighbours along that axis, as channels, for XLA has fast 2D convolutions on
-    CPUs and slow 3D ones. Milliseconds of CPU time of one 3x3x3 layer, forward and with its
-    gradient (2 busy cores, jax 0.10.2):
-
-        cube, channels          48^3, 17 to 16   24^3, 64 to 64   12^3, 144 to 96
-        nn.Conv                     302 / 900        113 / 387          36 / 148
-        3 convolutions, summed       44 / 131         33 / 109          14 /  47
-        this                         39 / 134         35 / 104          15 /  45
-
-    In a chain of four layers, this took 0.65 to 0.95 of the sum's time and 0.8 of its memory.
-    """
-
-    width: int  # channels out
-    kernel: int = 3  # side in taps, odd
-    use_bias: bool = True
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(b, x, y, z, c)` to `(b, x, y, z, width)`."""
-        b, depth, height, width, c = x.shape
-        n = self.kernel
-        kernel = self.param("kernel", HE_NORMAL, (n, n, n, c, self.width))
-        x, weights = x.astype(self.dtype), kernel.astype(self.dtype)
-
-        x = jnp.pad(x, ((0, 0), (n // 2, n // 2), (0, 0), (0, 0), (0, 0)))
-        x = jnp.concatenate([x[:, tap : tap + depth] for tap in range(n)], axis=-1)
-        x = jax.lax.conv_general_dilated(
-            x.reshape(b * depth, height, width, n * c),
-            # (x, y, z, in, out) -> (y, z, (x, in), out)
-            weights.transpose(1, 2, 0, 3, 4).reshape(n, n, n * c, self.width),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
-            x = x + bias.astype(self.dtype)
-        return x.reshape(b, depth, height, width, self.width)
-
-
-class ConvNorm3D(nn.Module):
-    """3D convolution and norm, then ReLU; a bias only where no norm follows."""
-
-    width: int  # channels out
-    norm: str = "group"
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map `(b, x, y, z, c)` to `(b, x, y, z, width)`."""
-        bias = self.norm == "none"
-        x = Conv3D(self.width, use_bias=bias, dtype=self.dtype, name="conv")(x)
-        return nn.relu(Norm(self.norm, self.axis_name, self.dtype, name="norm")(x, train=train))
-
-
 class Downsample3D(nn.Module):
-    """2x2x2 convolution with stride 2, as a reshape and a dense layer: `Upsample` turned round."""
+    """2x2x2 convolution with stride 2 as a reshape and a dense layer: the reverse of `Upsample`."""
 
     width: int
     use_bias: bool = True
@@ -419,26 +477,66 @@ class Downsample3D(nn.Module):
         return dense(x)
 
 
-class ExpandingLevel(nn.Module):
-    """One level up the expanding path of the 3D U-Net: upsample, concatenate, convolve twice.
+class ExpandingLevel(Normed):
+    """One level of the expanding path of the 3D U-Net: upsample, concatenate, convolve twice.
 
-    Cicek et al., MICCAI 2016, section 2; dropout of whole channels follows where it is asked for.
+    Cicek et al., MICCAI 2016, section 2. Dropout of whole channels follows if its rate is above 0.
+
+    Attributes:
+        width: channels out.
+        up_width: channels of the upsampled map.
+        up_bias: whether upsampling has a bias.
+        dropout: rate.
     """
 
-    width: int  # channels out
-    up_width: int  # channels of the upsampled map
+    width: int
+    up_width: int
     up_bias: bool
     dropout: float
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array, train: bool) -> jax.Array:
         """Map `(b, x, y, z, c)` and the skip `(b, 2x, 2y, 2z, s)` to `(b, 2x, 2y, 2z, width)`."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
         x = Upsample(self.up_width, self.dtype, self.up_bias, name="up")(x)
         x = jnp.concatenate([skip, x], axis=-1)
         for index in (1, 2):
-            x = ConvNorm3D(self.width, **common, name=f"conv{index}")(x, train=train)
+            x = ConvNorm3D(self.width, **normed(self), name=f"conv{index}")(x, train=train)
         return SpatialDropout(self.dropout, name="dropout")(x, train=train)
+
+
+# Dropout and logits
+
+
+class SpatialDropout(nn.Module):
+    """Dropout of whole channels of `(b, ..., c)`, because neighbouring pixels are much alike."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Drop channels with probability `rate` while training; needs the "dropout" key."""
+        between = tuple(range(1, x.ndim - 1))
+        return nn.Dropout(self.rate, broadcast_dims=between, deterministic=not train)(x)
+
+
+def _prior_bias(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+    """Return the bias with which a binary network first predicts PRIOR everywhere.
+
+    Vertebrae are a few percent of a slice. With a bias of zero, Adam needs hundreds of steps only
+    to lower the logits of the rest (Lin et al., focal loss, ICCV 2017, section 4.1).
+    """
+    value = math.log(PRIOR / (1 - PRIOR)) if shape == (1,) else 0.0
+    return jnp.full(shape, value, dtype)
+
+
+class Logits(nn.Module):
+    """1x1 convolution to `out_channels`, computed and returned in float32."""
+
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `(b, ..., c)` to float32 `(b, ..., out_channels)`."""
+        return nn.Conv(
+            self.out_channels, (1, 1), dtype=jnp.float32, bias_init=_prior_bias, name="conv"
+        )(x)

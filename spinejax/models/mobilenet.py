@@ -1,33 +1,52 @@
 """MobileNetV2 (Sandler et al., CVPR 2018): inverted residuals and linear bottlenecks.
 
 The encoder of paper A's 3D MRU-Net (sections 3.1 and 3.8). Paper A's Table 1 is Sandler et al.'s
-Table 2 with slips: its first convolution is listed as two (n = 2), the stride is headed "a", the
-last convolution of 1280 channels is missing, and of its 17 bottlenecks the text makes 19.
+Table 2 with slips: it lists the first convolution as two (n = 2), heads the stride "a", lacks the
+last convolution of 1280 channels, and the text counts 19 bottlenecks where the table has 17.
 
 With 3 channels and norm "batch" the standard network has 1,824, 15,792, 55,488, 239,360, 542,528,
 1,337,792 and 1,811,712 parameters up to the end of each stage, 2,223,872 with the last convolution
 and 3,504,872 with 1000 classes.
 """
 
+import itertools
+import operator
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import InputError, check_choice
-from spinejax.models.layers import HE_NORMAL, NORMS, ConvBlock, ConvNorm, Dtype, Norm
+from spinejax.models.layers import (
+    HE_NORMAL,
+    ConvBlock,
+    ConvNorm,
+    Dtype,
+    Network,
+    Norm,
+    Normed,
+    NormKind,
+    Rate,
+    normed,
+    rematerialised,
+)
+from spinejax.schema import Number, Several, Whole
 
-# Of the standard network, Sandler et al., Table 2.
+# The standard network (Sandler et al., Table 2).
 STEM_WIDTH = 32
 WIDTHS = (16, 24, 32, 64, 96, 160, 320)
 DEPTHS = (1, 2, 3, 4, 3, 3, 1)
 EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 
-DEPTHWISE = "depthwise"  # the name below
+# Types of fields.
+Multiplier = Annotated[float, Number(0, above=True)]
+Strides = Annotated[tuple[int, ...], Several(Whole(1, 2))]
+
+DEPTHWISE = "depthwise"
+"""Name of the function `depthwise` in traces."""
 
 
 def scale_width(width: int, multiplier: float) -> int:
@@ -41,18 +60,8 @@ def scale_width(width: int, multiplier: float) -> int:
 
 
 def stage_strides(strides: Sequence[int]) -> tuple[int, ...]:
-    """Return the stride of each stage's map to the image; the stem halves the sides before them.
-
-    Raises:
-        InputError: a stage's own stride is neither 1 nor 2.
-    """
-    if not set(strides) <= {1, 2}:
-        raise InputError(f"model.strides = {tuple(strides)} must be 1 or 2 for each stage")
-    total, found = 2, []
-    for stride in strides:
-        total *= stride
-        found.append(total)
-    return tuple(found)
+    """Return the stride of each stage's map to the image; the stem halves the sides first."""
+    return tuple(itertools.accumulate(strides, operator.mul, initial=2))[1:]
 
 
 class DepthwiseConv(nn.Module):
@@ -102,7 +111,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return y
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Normed):
     """1x1 expansion, 3x3 depthwise and linear 1x1 projection, each with a norm.
 
     Section 3.3: ReLU6 after the first two; the input is added where stride and width allow;
@@ -112,30 +121,27 @@ class InvertedResidual(nn.Module):
     width: int
     stride: int
     expansion: int
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map `(..., h, w, c)` to `(..., h', w', width)`, h' being h / stride rounded up."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         linear = dict(activate=False, **common)
         y = x
         if self.expansion > 1:
             y = ConvNorm(self.expansion * x.shape[-1], 1, **linear, name="expand")(y, train=train)
             y = nn.relu6(y)
         y = DepthwiseConv(self.stride, self.norm == "none", self.dtype, name="depthwise")(y)
-        y = Norm(self.norm, self.axis_name, self.dtype, name="norm")(y, train=train)
+        y = Norm(**common, name="norm")(y, train=train)
         y = ConvNorm(self.width, 1, **linear, name="project")(nn.relu6(y), train=train)
         return x + y if x.shape == y.shape else y
 
 
-class Stage(nn.Module):
+class Stage(Normed):
     """`depth` inverted residuals of one width, the first with the stride, as named in Table 2.
 
     With `residual` a residual block of two full 3x3 convolutions follows (paper A, sections 3.8 and
-    4.3.2, which say that blocks were added to MobileNetV2, and not where).
+    4.3.2; the paper says that blocks were added to MobileNetV2, but not where).
     """
 
     width: int
@@ -143,14 +149,11 @@ class Stage(nn.Module):
     stride: int
     expansion: int
     residual: bool
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map `(..., h, w, c)` to `(..., h', w', width)`, h' being h / stride rounded up."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         for index in range(self.depth):
             stride = 1 if index else self.stride
             block = InvertedResidual(
@@ -162,11 +165,11 @@ class Stage(nn.Module):
         return x
 
 
-class MobileNetEncoder(nn.Module):
+class MobileNetEncoder(Normed):
     """MobileNetV2 up to the end of its last stage, for slices or for stacks of them.
 
-    A group norm takes its statistics over a whole stack: a slice of air stays fainter than one of
-    bone.
+    The statistics of a group norm run over a whole stack, so a slice of air stays fainter than a
+    slice of bone.
     """
 
     width_multiplier: float
@@ -176,16 +179,13 @@ class MobileNetEncoder(nn.Module):
     expansions: tuple[int, ...]
     strides: tuple[int, ...]
     residual: bool
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
     remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> list[jax.Array]:
         """Map `(b, h, w, c)` or `(b, n, h, w, c)` to the map of each stage."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
-        stage = nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage
+        common = normed(self)
+        stage = rematerialised(Stage, self, train=2)
 
         width = scale_width(self.stem_width, self.width_multiplier)
         stem = ConvNorm(width, **common, activate=False, stride=2, name="stem")
@@ -206,57 +206,63 @@ class MobileNetEncoder(nn.Module):
         return maps
 
 
-class MobileNetV2(nn.Module):
+def encoder_of(network: Any, name: str) -> MobileNetEncoder:
+    """Return the encoder with the fields of a network (`MobileNetV2`, `MRUNet`)."""
+    return MobileNetEncoder(
+        network.width_multiplier,
+        network.stem_width,
+        network.widths,
+        network.depths,
+        network.expansions,
+        network.strides,
+        network.residual,
+        network.remat,
+        **normed(network),
+        name=name,
+    )
+
+
+class MobileNetV2(Network):
     """Classifier of patches: the encoder, a wide 1x1 convolution, the mean over pixels, one layer.
 
-    `apply(variables, x, train=..., rngs={"dropout": key})` takes patches (b, h, w, channels) of any
-    size and returns float32 logits (b, out_channels) and what each stage gives, `stage1` and so on.
-    The key is needed while training with dropout only; with norm "batch", so is
-    `mutable=["batch_stats"]`.
+    The intermediates are the outputs of the stages, `stage1` and so on.
+
+    Attributes:
+        width_multiplier: factor of all widths.
+        stem_width: channels of the first convolution, before the multiplier.
+        widths: channels of each stage, before the multiplier.
+        depths: inverted residuals of each stage.
+        expansions: factor of the channels within the inverted residuals of each stage.
+        strides: of each stage.
+        head_width: channels of the last convolution; a multiplier below 1 leaves it as it is
+            (section 4.1).
+        residual: paper A's residual block after each stage.
+        dropout: rate before the last layer.
+        norm: after each convolution; the published network has "batch".
     """
 
-    out_channels: int = 2  # classes, to be read through a softmax
-    width_multiplier: float = 1.0
+    out_channels: int = 2
+    width_multiplier: Multiplier = 1.0
     stem_width: int = STEM_WIDTH
     widths: tuple[int, ...] = WIDTHS
-    depths: tuple[int, ...] = DEPTHS  # inverted residuals of each stage
+    depths: tuple[int, ...] = DEPTHS
     expansions: tuple[int, ...] = EXPANSIONS
-    strides: tuple[int, ...] = STRIDES
-    head_width: int = 1280  # not narrowed by a multiplier below 1 (section 4.1)
-    residual: bool = False  # paper A's block after each stage
-    dropout: float = 0.0  # before the last layer
-    norm: str = "group"  # "group" | "batch", as published | "none"
-    axis_name: str | None = None  # device axis over which norm "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each stage again in the backward pass: less memory
+    strides: Strides = STRIDES
+    head_width: int = 1280
+    residual: bool = False
+    dropout: Rate = 0.0
+    norm: NormKind = "group"
 
+    SEES = "patches"
     PER_STAGE = ("widths", "depths", "expansions", "strides")
-
-    @property
-    def stride(self) -> int:
-        """Any patch will do."""
-        return 1
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and intermediates of patches `x` (b, h, w, channels)."""
-        check_choice("model.norm", self.norm, NORMS)
-        stage_strides(self.strides)
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
-        maps = MobileNetEncoder(
-            self.width_multiplier,
-            self.stem_width,
-            self.widths,
-            self.depths,
-            self.expansions,
-            self.strides,
-            self.residual,
-            **common,
-            remat=self.remat,
-            name="encoder",
-        )(x, train=train)
+        common = normed(self)
+        maps = encoder_of(self, "encoder")(x, train=train)
         out = {f"stage{index}": map_ for index, map_ in enumerate(maps, 1)}
 
         width = scale_width(self.head_width, max(1.0, self.width_multiplier))

@@ -6,56 +6,59 @@ and shapes agree with each other. A 32 x 32 patch gives 1,682,178 parameters and
 sizes 15-7-5-3-3-2.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import InputError, check_choice
-from spinejax.models.layers import Dtype, MaxPool, ProductConv
+from spinejax.errors import InputError
+from spinejax.models.layers import (
+    MaxPool,
+    Network,
+    ProductConv,
+    Rate,
+)
 
-PADDINGS = ("valid", "same")
 
+class OPConvNet(Network):
+    """Classifier of square patches; most fields in the plural hold one value for each stage.
 
-class OPConvNet(nn.Module):
-    """Classifier of square patches; the fields in plural hold one value per stage.
+    The intermediates are the pooled activations of the stages, `maxpool_1` (b, h, w, widths[0]) and
+    so on. Parameters are `conv_1` ... {kernel (k, k, in, out), bias} and `fc_1` ... {kernel, bias}.
+    The last activations are flattened in the order (h, w, c). Biases begin at zero (section IV).
 
-    `apply(variables, x, train=..., rngs={"dropout": key})` takes patches (b, n, n, channels) and
-    returns float32 logits (b, out_channels) and the pooled activations of each stage,
-    `maxpool_1` (b, h, w, widths[0]) and so on. The key is needed while training only.
-
-    Parameters: `conv_1` ... {kernel (k, k, in, out), bias} and `fc_1` ... {kernel, bias}; the last
-    activations are flattened in the order (h, w, c). Biases begin at zero (section IV).
+    Attributes:
+        widths: channels of the convolutions.
+        kernels: sides of the convolutions, in taps.
+        strides: of the convolutions.
+        paddings: "valid" for none, "same" for zeros that keep the sides.
+        pools: sides of the pooling windows.
+        pool_strides: not printed; these lead from 15 to 7, from 5 to 3 and from 3 to 2.
+        fc_widths: widths of the hidden connected layers; the last layer has out_channels.
+        fc_relu: ReLU after each hidden connected layer; table 1 has no such rows.
+        dropout: rate after each hidden connected layer.
+        init_std: standard deviation of the Gaussian that first weights are drawn from; 0: sqrt(2 /
+            inputs) of each layer (He et al., ICCV 2015).
     """
 
-    out_channels: int = 2  # classes, to be read through a softmax
-    widths: tuple[int, ...] = (64, 128, 256)  # channels of the convolutions
-    kernels: tuple[int, ...] = (3, 3, 3)  # sides, in taps
+    out_channels: int = 2
+    widths: tuple[int, ...] = (64, 128, 256)
+    kernels: tuple[int, ...] = (3, 3, 3)
     strides: tuple[int, ...] = (2, 1, 1)
-    paddings: tuple[str, ...] = ("valid", "valid", "same")  # "valid": none; "same": zeros
-    pools: tuple[int, ...] = (3, 3, 2)  # sides of the pooling windows
-    # Not printed: what leads from 15 to 7, from 5 to 3 and from 3 to 2 without padding.
+    paddings: tuple[Literal["valid", "same"], ...] = ("valid", "valid", "same")
+    pools: tuple[int, ...] = (3, 3, 2)
     pool_strides: tuple[int, ...] = (2, 1, 1)
-    fc_widths: tuple[int, ...] = (1024, 256)  # hidden layers; the last has out_channels
-    fc_relu: bool = True  # after each hidden layer; table 1 has no such rows
-    dropout: float = 0.5  # after each hidden layer
-    # Standard deviation of the Gaussian that the weights are drawn from; 0: sqrt(2 / inputs) of
-    # each layer (He et al., ICCV 2015).
-    init_std: float = 0.0
-    axis_name: str | None = None  # unused: no layer needs the other devices
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each stage again in the backward pass: less memory
+    fc_widths: tuple[int, ...] = (1024, 256)
+    fc_relu: bool = True
+    dropout: Rate = 0.5
+    init_std: Rate = 0.0
 
+    SEES = "patches"
     PER_STAGE = ("widths", "kernels", "strides", "paddings", "pools", "pool_strides")
 
-    @property
-    def stride(self) -> int:
-        """Any patch that is large enough will do."""
-        return 1
-
     def activation_sizes(self, n: int) -> tuple[int, ...]:
-        """Return the sides of what each convolution and pool gives for a patch of side `n` pixels.
+        """Return the sides of the maps of each convolution and pool, for a patch of `n` pixels.
 
         Raises:
             InputError: The patch is too small for the layers.
@@ -63,7 +66,6 @@ class OPConvNet(nn.Module):
         sizes: list[int] = []
         side = n
         for stage in range(len(self.widths)):
-            check_choice("model.paddings", self.paddings[stage], PADDINGS)
             kernel = 1 if self.paddings[stage] == "same" else self.kernels[stage]
             side = (side - kernel) // self.strides[stage] + 1
             sizes.append(side)
@@ -76,12 +78,16 @@ class OPConvNet(nn.Module):
                 )
         return tuple(sizes)
 
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError unless patches (b, h, w, c) are large enough for the layers."""
+        self.activation_sizes(min(shape[1:3]))
+
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and pooled activations of patches `x` (b, n, n, channels)."""
-        self.activation_sizes(min(x.shape[1:3]))
+        self.check_input(x.shape)
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         if self.init_std:
             init = nn.initializers.normal(self.init_std)

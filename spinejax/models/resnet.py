@@ -11,21 +11,29 @@ The published networks for 224 x 224 pixels, 3 channels and 1000 classes:
     ResNet-50: `ResNet(1000, depths=(3, 4, 6, 3), block="bottleneck", **large)`, 25,557,032
 """
 
-from typing import Any
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import check_choice
-from spinejax.models.layers import NORMS, STEMS, ConvNorm, Dtype, MaxPool
+from spinejax.models.layers import (
+    ConvNorm,
+    MaxPool,
+    Network,
+    Normed,
+    NormKind,
+    StemKind,
+    normed,
+    rematerialised,
+)
 
-BLOCKS = ("basic", "bottleneck")
-SHORTCUTS = ("pad", "projection")
+Kind = Literal["basic", "bottleneck"]
+Shortcut = Literal["pad", "projection"]
 EXPANSION = 4  # channels out of a bottleneck, in widths
 
 
-class Block(nn.Module):
+class Block(Normed):
     """Residual block: two 3x3 convolutions, or 1x1, 3x3 and 1x1 ("bottleneck"), and a shortcut.
 
     Where sides or channels change, the shortcut is a 1x1 convolution with a norm ("projection",
@@ -35,20 +43,17 @@ class Block(nn.Module):
 
     width: int
     stride: int
-    kind: str  # one of BLOCKS
-    shortcut: str  # one of SHORTCUTS
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
+    kind: Kind
+    shortcut: Shortcut
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map `(b, h, w, c)` to `(b, h / stride, w / stride, channels)`, rounded up."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         if self.kind == "bottleneck":
             channels = EXPANSION * self.width
             y = ConvNorm(self.width, 1, **common, name="conv1")(x, train=train)
-            # The paper strides in the 1x1; here, as is usual since, no pixel is lost.
+            # The paper strides in the 1x1. Strides in the 3x3, usual since, lose no pixel.
             y = ConvNorm(self.width, 3, **common, stride=self.stride, name="conv2")(y, train=train)
             last = ConvNorm(channels, 1, **common, activate=False, name="conv3")
         else:
@@ -68,44 +73,39 @@ class Block(nn.Module):
         return nn.relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Classifier of patches: a stem, stages of residual blocks, the mean over pixels, one layer.
 
-    Every stage but the first halves the sides. `apply(variables, x, train=...)` takes patches
-    (b, h, w, channels) of any size and returns float32 logits (b, out_channels) and what stem and
-    stages give, `stem`, `stage1` and so on. With norm "batch", `mutable=["batch_stats"]` while
-    training.
+    Every stage but the first halves the sides. The intermediates are the outputs of stem and
+    stages, `stem`, `stage1` and so on.
+
+    Attributes:
+        depths: blocks of each stage.
+        widths: channels of each stage, before a bottleneck's expansion.
+        block: two 3x3 convolutions, or 1x1, 3x3 and 1x1.
+        shortcut: how a block's input is fitted to its output: channels of zeros, or a convolution.
+        stem: first convolution; "7x7" quarters the sides.
+        norm: after each convolution; the published network has "batch".
     """
 
-    out_channels: int = 2  # classes, to be read through a softmax
-    depths: tuple[int, ...] = (3, 3, 3)  # blocks of each stage
-    widths: tuple[int, ...] = (16, 32, 64)  # of each stage
-    block: str = "basic"  # "basic" | "bottleneck"
-    shortcut: str = "pad"  # "pad" | "projection"
-    stem: str = "3x3"  # "3x3" | "7x7", which quarters the sides
-    norm: str = "batch"  # "group" | "batch" | "none"
-    axis_name: str | None = None  # device axis over which norm "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each block again in the backward pass: less memory
+    out_channels: int = 2
+    depths: tuple[int, ...] = (3, 3, 3)
+    widths: tuple[int, ...] = (16, 32, 64)
+    block: Kind = "basic"
+    shortcut: Shortcut = "pad"
+    stem: StemKind = "3x3"
+    norm: NormKind = "batch"
 
+    SEES = "patches"
     PER_STAGE = ("widths", "depths")
-
-    @property
-    def stride(self) -> int:
-        """Any patch will do."""
-        return 1
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and intermediates of patches `x` (b, h, w, channels)."""
-        check_choice("model.norm", self.norm, NORMS)
-        check_choice("model.block", self.block, BLOCKS)
-        check_choice("model.shortcut", self.shortcut, SHORTCUTS)
-        check_choice("model.stem", self.stem, STEMS)
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        common = normed(self)
+        block = rematerialised(Block, self, train=2)
 
         x = x.astype(self.dtype)
         if self.stem == "7x7":

@@ -3,33 +3,30 @@
 The count holds with 3 input channels and 1 output; the tests list it layer by layer.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import check_choice
 from spinejax.models.layers import (
     HE_NORMAL,
-    NORMS,
-    Dtype,
     Logits,
+    Network,
     Norm,
+    Normed,
+    NormKind,
+    Rate,
     SpatialDropout,
     Upsample,
-    check_sides,
     max_pool,
+    normed,
+    rematerialised,
 )
 
 
-class UNetLevel(nn.Module):
+class UNetLevel(Normed):
     """Twice 3x3 convolution with bias (none before a norm), norm, ReLU."""
 
     width: int
-    norm: str = "none"
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -43,26 +40,26 @@ class UNetLevel(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{index}",
             )(x)
-            x = Norm(self.norm, self.axis_name, self.dtype, name=f"norm{index}")(x, train=train)
+            x = Norm(**normed(self), name=f"norm{index}")(x, train=train)
             x = nn.relu(x)
         return x
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """U-Net over slices: 2x2 max pooling, 2x2 transposed convolutions, concatenated skips.
 
-    `apply` is as for CHASPPRAU-Net. `in_channels` > 1 repeats a single input channel, as Kim et
-    al. evidently did with grey images, since the published count needs 3.
+    Attributes:
+        widths: channels of each level.
+        in_channels: a grey slice is repeated to this many channels. The published count needs 3,
+            so Kim et al. evidently did the same.
+        norm: after each convolution; the published network has none.
+        dropout: rate of whole channels, after each decoder level.
     """
 
-    out_channels: int = 1  # 1: binary, to be read through a sigmoid; else softmax
-    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # per level
-    in_channels: int = 1  # a 1-channel input is repeated to this many
-    norm: str = "none"  # "group" | "batch" | "none"; the published network has none
-    dropout: float = 0.0  # of whole channels, after each decoder level
-    axis_name: str | None = None  # device axis over which norm "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each level again in the backward pass: less memory
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    in_channels: int = 1
+    norm: NormKind = "none"
+    dropout: Rate = 0.0
 
     @property
     def stride(self) -> int:
@@ -74,12 +71,11 @@ class UNet(nn.Module):
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and intermediates of slices `x` (b, h, w, c)."""
-        check_choice("model.norm", self.norm, NORMS)
-        check_sides(x.shape[1], x.shape[2], self.stride)
+        self.check_input(x.shape)
         if x.shape[-1] == 1 and self.in_channels > 1:
             x = jnp.repeat(x, self.in_channels, axis=-1)
-        block = nn.remat(UNetLevel, static_argnums=(2,)) if self.remat else UNetLevel
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        block = rematerialised(UNetLevel, self, train=2)
+        common = normed(self)
 
         out: dict[str, jax.Array] = {}
         x = x.astype(self.dtype)

@@ -1,63 +1,59 @@
 """The 3D U-Net of Cicek et al. (MICCAI 2016), a row of paper A's Table 11: 19,069,955 parameters.
 
-That count holds with 3 input channels, 3 outputs and norm "none": the published one counts the
-biases of the convolutions, which stand before a batch norm there, and not the norm's own
+That count holds with 3 input channels, 3 outputs and norm "none": the published count includes the
+biases of the convolutions, which a batch norm follows there, and leaves out the norm's own
 parameters. Here a norm replaces the biases.
 
-Cicek et al. use no padding and crop the skips; here the maps keep their sides, so that a cube's
+Cicek et al. use no padding and crop the skips. Here the maps keep their sides, so that a cube's
 logits cover the cube.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from spinejax.errors import check_choice
 from spinejax.labels import NUM_CLASSES
 from spinejax.models.layers import (
-    NORMS,
     ConvNorm3D,
-    Dtype,
     ExpandingLevel,
     Logits,
-    check_cube,
+    Network,
+    Normed,
+    NormKind,
+    Rate,
     max_pool,
+    normed,
+    rematerialised,
 )
 
 
-class AnalysisLevel(nn.Module):
+class AnalysisLevel(Normed):
     """Two 3x3x3 convolutions; the first gives half the width, "to avoid bottlenecks"."""
 
     width: int
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map `(b, x, y, z, c)` to `(b, x, y, z, width)`."""
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        common = normed(self)
         x = ConvNorm3D(max(1, self.width // 2), **common, name="conv1")(x, train=train)
         return ConvNorm3D(self.width, **common, name="conv2")(x, train=train)
 
 
-class UNet3D(nn.Module):
-    """3D U-Net over cubes; see the module docstring.
+class UNet3D(Network):
+    """3D U-Net over cubes (b, x, y, z, c).
 
-    `apply(variables, x, train=...)` maps `x` (b, x, y, z, c) float32 to logits (b, x, y, z,
-    out_channels) float32 and a dict of named intermediates. Training needs `rngs={"dropout":
-    key}` where dropout is on, and `mutable=["batch_stats"]` with norm "batch".
+    Attributes:
+        widths: channels out of each level.
+        norm: after each convolution; the published network has "batch".
+        dropout: rate of whole channels, after each level of the expanding path.
     """
 
-    out_channels: int = NUM_CLASSES  # to be read through a softmax; 1: binary, through a sigmoid
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels out of each level
-    norm: str = "group"  # "group" | "batch", as published | "none"
-    dropout: float = 0.0  # of whole channels, after each level of the expanding path
-    axis_name: str | None = None  # device axis over which norm "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each level again in the backward pass: less memory
+    out_channels: int = NUM_CLASSES
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    norm: NormKind = "group"
+    dropout: Rate = 0.0
+
+    SEES = "cubes"
 
     @property
     def stride(self) -> int:
@@ -69,14 +65,10 @@ class UNet3D(nn.Module):
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and intermediates of cubes `x` (b, x, y, z, c)."""
-        check_choice("model.norm", self.norm, NORMS)
-        check_cube(x, self.stride)
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
-        down, up = AnalysisLevel, ExpandingLevel
-        if self.remat:
-            # Argument 0 is the module itself.
-            down = nn.remat(AnalysisLevel, static_argnums=(2,))
-            up = nn.remat(ExpandingLevel, static_argnums=(3,))
+        self.check_input(x.shape)
+        common = normed(self)
+        down = rematerialised(AnalysisLevel, self, train=2)
+        up = rematerialised(ExpandingLevel, self, train=3)
 
         out: dict[str, jax.Array] = {}
         x = x.astype(self.dtype)

@@ -16,73 +16,75 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import check_choice
-from spinejax.models.layers import HE_NORMAL, NORMS, ConvNorm, Dtype, MaxPool, check_patch
+from spinejax.models.layers import (
+    HE_NORMAL,
+    ConvNorm,
+    MaxPool,
+    Network,
+    Normed,
+    NormKind,
+    Rate,
+    check_patch,
+    normed,
+    rematerialised,
+)
 
 
-class Stage(nn.Module):
+class Stage(Normed):
     """`depth` 3x3 convolutions with ReLU, then a 2x2 pool."""
 
     depth: int
     width: int
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map `(b, h, w, c)` to `(b, h / 2, w / 2, width)`, rounded down."""
         for index in range(self.depth):
-            x = ConvNorm(
-                self.width,
-                norm=self.norm,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                name=f"conv{index + 1}",
-            )(x, train=train)
+            x = ConvNorm(self.width, **normed(self), name=f"conv{index + 1}")(x, train=train)
         return MaxPool(name="pool")(x)
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Classifier of patches: stages of 3x3 convolutions and a pool, then connected layers.
 
-    `apply(variables, x, train=..., rngs={"dropout": key})` takes patches (b, h, w, channels), no
-    side shorter than 2 to the power of the number of stages, and returns float32 logits
-    (b, out_channels) and what each stage gives, `stage1` and so on. The key is needed while
-    training only.
+    No side of a patch may be shorter than 2 to the power of the number of stages. The intermediates
+    are the outputs of the stages, `stage1` and so on.
+
+    Attributes:
+        depths: convolutions of each stage.
+        widths: channels of each stage.
+        fc_widths: widths of the hidden connected layers.
+        dropout: rate after each hidden connected layer.
+        norm: after each convolution; the published network has none.
     """
 
-    out_channels: int = 2  # classes, to be read through a softmax
-    depths: tuple[int, ...] = (1, 1, 2, 2, 2)  # convolutions of each stage
-    widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of each stage
-    fc_widths: tuple[int, ...] = (512, 512)  # hidden connected layers
-    dropout: float = 0.5  # after each hidden connected layer
-    norm: str = "none"  # "group" | "batch" | "none"; the published network has none
-    axis_name: str | None = None  # device axis over which norm "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each stage again in the backward pass: less memory
+    out_channels: int = 2
+    depths: tuple[int, ...] = (1, 1, 2, 2, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    fc_widths: tuple[int, ...] = (512, 512)
+    dropout: Rate = 0.5
+    norm: NormKind = "none"
 
+    SEES = "patches"
     PER_STAGE = ("widths", "depths")
 
-    @property
-    def stride(self) -> int:
-        """Any patch that is large enough will do."""
-        return 1
+    def check_input(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError unless the pools leave a pixel of patches (b, h, w, c)."""
+        check_patch(shape[1], shape[2], 2 ** len(self.widths), "vgg")
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and intermediates of patches `x` (b, h, w, channels)."""
-        check_choice("model.norm", self.norm, NORMS)
-        check_patch(x.shape[1], x.shape[2], 2 ** len(self.widths), "vgg")
-        stage = nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage
+        self.check_input(x.shape)
+        stage = rematerialised(Stage, self, train=2)
 
         out: dict[str, jax.Array] = {}
         x = x.astype(self.dtype)
         for index, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
             name = f"stage{index}"
-            x = stage(depth, width, self.norm, self.axis_name, self.dtype, name=name)(x, train)
+            x = stage(depth, width, **normed(self), name=name)(x, train)
             out[name] = x
         x = x.reshape(x.shape[0], -1)
         for index, width in enumerate(self.fc_widths, 1):

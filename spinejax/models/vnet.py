@@ -1,27 +1,27 @@
 """V-Net (Milletari, Navab and Ahmadi, 3DV 2016), the network of a row of paper A's Table 11.
 
-65,171,858 parameters with one input channel, two outputs and without the slopes of the PReLUs, of
-which each channel has one of its own.
+65,171,858 parameters with one input channel, two outputs and without the slopes of the PReLUs (one
+for each channel).
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spinejax.errors import check_choice
 from spinejax.labels import NUM_CLASSES
 from spinejax.models.layers import (
-    NORMS,
     Conv3D,
     Downsample3D,
-    Dtype,
     Logits,
+    Network,
     Norm,
+    Normed,
+    NormKind,
+    Rate,
     SpatialDropout,
     Upsample,
-    check_cube,
+    normed,
+    rematerialised,
 )
 
 KERNEL = 5  # side of the convolutions, section 2
@@ -37,17 +37,14 @@ class PReLU(nn.Module):
         return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)
 
 
-class Stage(nn.Module):
-    """`depth` convolutions; the stage's input is added to the last before its PReLU.
+class Stage(Normed):
+    """`depth` convolutions; the stage's input is added before the last PReLU.
 
-    The first stage has more channels than the cube: the cube's are repeated.
+    The first stage has more channels than the cube; the channels of the cube are repeated.
     """
 
     width: int
     depth: int
-    norm: str
-    axis_name: str | None
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -57,29 +54,33 @@ class Stage(nn.Module):
         for index in range(1, self.depth + 1):
             bias = self.norm == "none"
             x = Conv3D(self.width, KERNEL, bias, self.dtype, name=f"conv{index}")(x)
-            x = Norm(self.norm, self.axis_name, self.dtype, name=f"norm{index}")(x, train=train)
+            x = Norm(**normed(self), name=f"norm{index}")(x, train=train)
             if index == self.depth:
                 x = x + shortcut
             x = PReLU(name=f"prelu{index}")(x)
         return x
 
 
-class VNet(nn.Module):
-    """V-Net over cubes: residual stages of 5x5x5 convolutions, strided ones between them.
+class VNet(Network):
+    """V-Net over cubes: residual stages of 5x5x5 convolutions, strided convolutions between them.
 
-    `apply` is as for the 3D U-Net. On the way up a stage works on the concatenation of skip and
-    upsampled map, twice as wide as the stage beside it.
+    A stage on the way up works on the concatenation of skip and upsampled map, twice as wide as the
+    stage of the same level on the way down.
+
+    Attributes:
+        widths: channels of each stage.
+        depths: convolutions of each stage.
+        norm: after each convolution; the published network has none.
+        dropout: rate of whole channels, after each stage on the way up.
     """
 
-    out_channels: int = NUM_CLASSES  # to be read through a softmax; 1: binary, through a sigmoid
-    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # channels of each stage
-    depths: tuple[int, ...] = (1, 2, 3, 3, 3)  # convolutions of each stage
-    norm: str = "none"  # "group" | "batch" | "none"; the published network has none
-    dropout: float = 0.0  # of whole channels, after each stage on the way up
-    axis_name: str | None = None  # device axis over which norm "batch" is synchronised
-    dtype: Dtype = jnp.float32  # of computation; parameters and logits are float32
-    remat: bool = False  # compute each stage again in the backward pass: less memory
+    out_channels: int = NUM_CLASSES
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    depths: tuple[int, ...] = (1, 2, 3, 3, 3)
+    norm: NormKind = "none"
+    dropout: Rate = 0.0
 
+    SEES = "cubes"
     PER_STAGE = ("widths", "depths")
 
     @property
@@ -92,14 +93,13 @@ class VNet(nn.Module):
         self, x: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return logits and intermediates of cubes `x` (b, x, y, z, c)."""
-        check_choice("model.norm", self.norm, NORMS)
-        check_cube(x, self.stride)
-        stage = nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage
-        common: dict[str, Any] = dict(norm=self.norm, axis_name=self.axis_name, dtype=self.dtype)
+        self.check_input(x.shape)
+        stage = rematerialised(Stage, self, train=2)
+        common = normed(self)
         bias = self.norm == "none"
 
         def activate(x: jax.Array, name: str) -> jax.Array:
-            norm = Norm(self.norm, self.axis_name, self.dtype, name=f"{name}_norm")
+            norm = Norm(**common, name=f"{name}_norm")
             return PReLU(name=f"{name}_prelu")(norm(x, train=train))
 
         out: dict[str, jax.Array] = {}

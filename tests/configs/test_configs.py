@@ -98,10 +98,7 @@ def test_each_experiment_can_be_built(name, argument):
 def test_each_classifier_of_paper_b_can_be_built_and_has_its_defaults(net):
     config = opconvnet.get_config(f"net={net}")
     schema.check(config)
-    defaults = inspect.signature(models.MODELS[net]).parameters
-    assert set(config.model) == set(defaults) - models.BUILT | {"name"}
-    for field, value in config.model.items():
-        assert field == "name" or value == defaults[field].default, field
+    assert dict(config.model) == {name: f.default for name, f in models.fields(net).items()}
     assert build_task(opconvnet.get_config(f"net={net},debug")).sample == "patches"
 
 

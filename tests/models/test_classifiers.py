@@ -138,7 +138,7 @@ def test_a_strided_convolution_is_centred_on_every_second_pixel():
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 @pytest.mark.parametrize("shortcut", ["pad", "projection"])
 def test_what_a_residual_block_adds_is_its_shortcut(kind, shortcut):
-    block = Block(6, 2, kind, shortcut, "batch", None, jnp.float32)
+    block = Block(6, 2, kind, shortcut, norm="batch")
     x = jnp.abs(normal(0, 2, 7, 8, 4))
     variables = quick_jit(lambda x: block.init(jax.random.key(0), x, False))(x)
     last = "conv2" if kind == "basic" else "conv3"
@@ -285,8 +285,8 @@ def test_bfloat16_keeps_float32_parameters_and_logits_and_stays_close(name):
         (dict(name="resnet", shortcut="none"), ["model.shortcut", "'pad'", "'projection'"]),
         (dict(name="densenet", stem="5x5"), ["model.stem", "'3x3'", "'7x7'"]),
         (dict(name="densenet", norm=["batch"]), ["model.norm", "'batch'"]),
-        (dict(name="densenet", growth=0), ["model.growth", "above 0"]),
-        (dict(name="resnet", dropout=0.5), ["dropout", "is unknown"]),
+        (dict(name="densenet", growth=0), ["model.growth", "from 1 up"]),
+        (dict(name="resnet", dropout=0.5), ["no field model.dropout"]),
     ],
 )
 def test_bad_fields_are_refused_with_one_line(fields, words):

@@ -302,11 +302,11 @@ def test_group_norm_makes_the_network_blind_to_the_rest_of_the_batch():
     ("fields", "words"),
     [
         (dict(name="chaspraunet"), ["'chaspraunet'", "did you mean 'chasppraunet'", "unet"]),
-        (dict(name="unet", width=3), ["width", "did you mean 'widths'"]),
+        (dict(name="unet", width=3), ["width", "did you mean model.widths"]),
         ({**SMALL, "attention": "dotproduct"}, ["model.attention", "'dot_product'", "'gate'"]),
         ({**SMALL, "pyramid": "chasp"}, ["did you mean 'chaspp'"]),
         ({**SMALL, "norm": "layer"}, ["model.norm", "'batch'", "'group'", "'none'"]),
-        ({**SMALL, "dropout": 1.0}, ["model.dropout", "[0, 1)"]),
+        ({**SMALL, "dropout": 1.0}, ["model.dropout", "below 1"]),
         ({**SMALL, "dropout": "much"}, ["model.dropout"]),
         ({**SMALL, "widths": ()}, ["model.widths"]),
         ({**SMALL, "widths": 8}, ["model.widths"]),

@@ -11,13 +11,14 @@ from spinejax.cli import main
 from spinejax.configs import unet, unet3d
 from spinejax.errors import InputError
 from spinejax.labels import NUM_CLASSES
-from spinejax.models import VOLUMETRIC, build_model
+from spinejax.models import MODELS, build_model
 from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS, Conv3D, Downsample3D, SpatialDropout, Upsample, max_pool
 from spinejax.tasks import build_task
 from tests.support.cubes import check_gradients, shapes
 from tests.support.networks import apply, init, normal, quick_jit
 
+CUBE_NETWORKS = [name for name, network in MODELS.items() if network.SEES == "cubes"]
 SMALL = dict(name="unet3d", widths=(4, 8))
 
 # Published count: biases of convolutions, none of the transposed ones, no norms.
@@ -141,7 +142,7 @@ def test_remat_changes_no_value():
 # Errors
 
 
-@pytest.mark.parametrize("name", VOLUMETRIC)
+@pytest.mark.parametrize("name", CUBE_NETWORKS)
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
@@ -157,7 +158,7 @@ def test_cubes_that_do_not_fit_are_refused(name, shape, words):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
 
 
-@pytest.mark.parametrize("name", VOLUMETRIC)
+@pytest.mark.parametrize("name", CUBE_NETWORKS)
 def test_other_tasks_refuse_networks_of_cubes(name):
     config = unet.get_config("debug")
     config.model = dict(name=name)

@@ -1,18 +1,16 @@
 """V-Net: published count, residual stages, options, config."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spinejax import schema
+from spinejax import models, schema
 from spinejax.cli import main
 from spinejax.configs import vnet
 from spinejax.errors import InputError
 from spinejax.labels import NUM_CLASSES
-from spinejax.models import BUILT, build_model
+from spinejax.models import build_model
 from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS
 from spinejax.models.vnet import PReLU, Stage, VNet
@@ -54,7 +52,7 @@ def test_prelu_scales_what_is_negative():
 
 
 def test_a_stage_adds_its_input_whose_channels_are_repeated():
-    stage = Stage(5, 2, "none", None, jnp.float32)
+    stage = Stage(5, 2, norm="none")
     x = jnp.abs(normal(0, 1, 3, 3, 3, 2))
     shapes = jax.eval_shape(lambda x: stage.init(jax.random.key(0), x, False), x)
     silent = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
@@ -87,10 +85,7 @@ def test_depths_must_match_the_widths():
 def test_config_has_the_defaults_and_its_debug_cube_fits():
     config = vnet.get_config()
     schema.check(config)
-    defaults = inspect.signature(VNet).parameters
-    assert set(config.model) == set(defaults) - BUILT | {"name"}
-    for field, value in config.model.items():
-        assert field == "name" or value == defaults[field].default, field
+    assert dict(config.model) == {name: f.default for name, f in models.fields("vnet").items()}
     config = vnet.get_config("debug")
     schema.check(config)
     shapes(build_model(config.model, out_channels=NUM_CLASSES), *config.data.cube.size)
