@@ -1,19 +1,19 @@
-"""Preprocessed scans on disk, memory-mapped, and found again by what they were made of.
+"""Preprocessed scans on disk, memory-mapped, and found again by the content they were made from.
 
-One folder per scan, named by a digest of the preprocessing settings and the *contents* of the image
-and label files: another setting, an edited mask or a replaced scan is another entry, and a file
-that was merely moved or renamed is not.
+Each scan has a folder, named by a digest of the preprocessing settings and the *contents* of the
+image and label files. So another setting, an edited mask or a replaced scan makes another entry,
+and a file that was only moved or renamed does not.
 
     <cache_dir>/
-      digests.json             path -> size, time, digest; unchanged files are not read again
+      digests.json             path -> size, time, digest: unchanged files are not read again
       <key>/image.npy          (n, h, w) int16 HU
       <key>/label.npy          (n, h, w) uint8 VerSe ids; 0 and 1 of binary labels
       <key>/meta.json          settings, grid, intensity statistics, foreground pixels per slice
       .tmp-<host>-<pid>-*/     an entry being written
 
-An entry is written in a temporary folder and renamed, so it is there whole or not at all: after an
-interruption the same call continues with what is missing. Two processes that make the same entry at
-once both succeed; the first rename stays.
+An entry is written in a temporary folder which is then renamed, so it exists whole or not at all:
+after an interruption the same call continues with the missing entries. If two processes make the
+same entry at once, both succeed and the first rename wins.
 """
 
 import errno
@@ -43,7 +43,7 @@ from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume, Volume
 
 FORMAT = 1
-"""Version of what `preprocess` computes and of the files here. Raise it when either changes."""
+"""Version of the results of `preprocess` and of the files here. Raise it when either changes."""
 
 _DIGESTS = "digests.json"
 _IMAGE, _LABEL = np.dtype("<i2"), np.dtype("u1")
@@ -52,12 +52,12 @@ _STALE_SECONDS = 24 * 3600
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
-    """One preprocessed scan. Small and picklable: the arrays are opened when they are asked for.
+    """One preprocessed scan. It is small and picklable: its arrays are opened on access.
 
     Attributes:
-        id: of the case.
+        id: id of the case.
         path: folder of the entry.
-        settings: that it was made with.
+        settings: the preprocessing.
         shape: (n, h, w) of image and label.
         stats: (4,) float32 mean, std, min, max of the image in HU.
         foreground_counts: (n,) int32, labelled pixels per slice.
@@ -87,8 +87,8 @@ class CachedCase:
 
 @lru_cache(maxsize=256)
 def _open_array(path: str) -> np.ndarray:
-    # Every open map holds a file descriptor, and 1024 per process is a common limit: the two files
-    # of each of VerSe's 374 scans would come close to it. Reopening costs microseconds.
+    # Every open map holds a file descriptor, and 1024 per process is a common limit, which the two
+    # files of each of VerSe's 374 scans nearly reach. Reopening a file takes microseconds.
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def _open_array(path: str) -> np.ndarray:
         ) from error
 
 
-# A file that changed so recently may change again within the resolution of its time stamp.
+# A file may change again without a new time stamp if it changed less than this time ago.
 _RACY_NS = 2 * 10**9
 
 
@@ -112,7 +112,7 @@ class ContentDigests:
             if isinstance(known, dict):
                 self._known = known
         except (OSError, ValueError):
-            pass  # nothing remembered: files are read again
+            pass  # all files are read again
         self._changed = False
 
     def of(self, path: Path) -> str:
@@ -140,7 +140,7 @@ class ContentDigests:
         return digest
 
     def save(self) -> None:
-        """Write what was learnt; a cache folder that cannot take it only costs time later."""
+        """Write the new digests; if that fails, files are only read again later."""
         if self._changed:
             try:
                 write_json(self._path, dict(sorted(self._known.items())))
@@ -159,24 +159,23 @@ def prepare(
 ) -> list[CachedCase]:
     """Preprocess every case that the cache does not hold yet, and return all of them in order.
 
-    Threads do the work: decompression, filtering and hashing all run outside Python's global lock,
-    there is no child process for a killed run to leave behind, and the call needs no `__main__`
-    guard.
+    Threads do the work: decompression, filtering and hashing run outside Python's global lock, a
+    killed run leaves no child process behind, and callers need no `__main__` guard.
 
     Args:
         cases: with image and labels (`verse.usable`).
-        settings: of the preprocessing.
-        cache_dir: made if missing.
-        labels: what the label files hold: "verse" (ids, others are refused) or "binary" (whatever
-            is above 0 is stored as 1: masks of the CSI data have 100, 200, ...).
-        workers: scans in work at once, each of which is in memory; None for one per core that the
-            process may use, at most 8.
+        settings: the preprocessing.
+        cache_dir: folder of the cache; made if missing.
+        labels: what the label files hold: "verse" (ids; other numbers are an error) or "binary"
+            (numbers above 0 are stored as 1: masks of the CSI data have 100, 200, ...).
+        workers: number of scans in work, and in memory, at once; None for one for each core that
+            the process may use, at most 8.
         progress: shows how many scans are done.
 
     Raises:
         InputError: the cache folder cannot be written, the disk is full, or cases cannot be used
-            (the first is named with its reason, the others by id). Cases that succeeded stay in the
-            cache.
+            (the error gives the reason for the first one and the ids of the others). Cases that
+            succeeded stay in the cache.
     """
     root = Path(cache_dir).absolute()
     for case in cases:
@@ -220,7 +219,7 @@ def prepare(
 
 
 def _cores() -> int:
-    """Cores that this process may use; all of them where the system cannot tell."""
+    """Return the number of cores that this process may use; all cores if the system cannot tell."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -244,7 +243,7 @@ def _prepare_case(
         raise InputError(f"{labels}: no voxel is labelled; complete the mask or leave the case out")
     try:
         _write_entry(scan, marks, entry, settings)
-    except OSError as error:  # the scan is in memory: only the cache's disk can fail here
+    except OSError as error:  # the scan is in memory, so only the disk of the cache can fail
         raise _FolderError(_folder_problem(root, error)) from error
     cached = _read_entry(case.id, entry, settings)
     if cached is None:
@@ -289,7 +288,7 @@ def _write_entry(scan: Volume, marks: LabelVolume, entry: Path, settings: SliceP
 
 
 def _digest(digests: ContentDigests, path: Path) -> str:
-    """Of all files that hold the image: the header of a MetaImage says nothing of its voxels."""
+    """Return the digest of all files that hold the image: a MetaImage has its voxels apart."""
     return "+".join(digests.of(part) for part in scanfile.parts(path))
 
 
@@ -302,13 +301,13 @@ def _entry_key(
         "image": image_digest,
         "labels": labels_digest,
     }
-    if kind != "verse":  # entries from before there was a choice stay valid
+    if kind != "verse":  # so the keys of VerSe entries do not depend on the choice
         parts["kind"] = kind
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _read_entry(case_id: str, entry: Path, settings: SlicePreprocess) -> CachedCase | None:
-    """Return the entry, or None where it is missing or damaged (it is then made anew)."""
+    """Return the entry; None if it is missing or damaged (it is then made anew)."""
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         n, h, w = (int(side) for side in meta["shape"])
@@ -337,7 +336,7 @@ def _read_entry(case_id: str, entry: Path, settings: SlicePreprocess) -> CachedC
 
 
 def _publish(temporary: Path, entry: Path, settings: SlicePreprocess) -> None:
-    """Rename a finished temporary folder to its entry; an entry that is there and whole stays."""
+    """Rename a finished temporary folder to its entry; a complete entry that exists stays."""
     for _ in range(3):
         try:
             os.rename(temporary, entry)
@@ -357,7 +356,7 @@ def _publish(temporary: Path, entry: Path, settings: SlicePreprocess) -> None:
 
 
 def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype) -> BinaryIO:
-    """Open a .npy file whose header is written and whose data will follow in C order."""
+    """Open a .npy file and write its header; the caller writes the data in C order."""
     file = open(path, "wb")  # noqa: SIM115 - the caller's `with` closes it
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -365,14 +364,14 @@ def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype) -> BinaryIO:
 
 
 def _temporary_folder(root: Path) -> Path:
-    # Not tempfile.mkdtemp: its folders are private to the user, and a cache may be shared.
+    # tempfile.mkdtemp makes folders that are private to the user, but a cache may be shared.
     folder = root / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
     folder.mkdir()
     return folder
 
 
 def _remove_stale(root: Path) -> None:
-    """Remove temporary folders of processes that are gone."""
+    """Remove temporary folders of processes that have ended."""
     host = f".tmp-{socket.gethostname()}-"
     for folder in root.glob(".tmp-*"):
         try:
@@ -381,7 +380,7 @@ def _remove_stale(root: Path) -> None:
             continue
         process = folder.name.removeprefix(host).split("-")[0]
         ours = folder.name.startswith(host) and process.isdigit()
-        # A folder of another host can only be judged by its age.
+        # Only its age tells whether a folder of another host is stale.
         if age > _STALE_SECONDS or (ours and not _is_alive(int(process))):
             if folder.is_dir():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,14 +1,14 @@
-"""What intensities a network sees: the normalisations of paper A, as plain arithmetic.
+"""The intensities that a network sees: the normalisations of paper A, as plain arithmetic.
 
 Paper A (section 4.2, figure 8, tables 3-8) compares four: "-1000 to 800", "zero mean", "0 to 1" and
 "-1 to 1", and finds the first best. It does not say what "-1000 to 800" does after the clamp to the
-same range, so both readings are here: `"hu"` leaves clamped Hounsfield units as they are (the text
-speaks of a clamping range), `"minmax_to_hu"` maps the scan's own minimum and maximum linearly to
-the range (figure 8 calls it a rescaling). Paper B (section II.A) scales its window of 0 to 1500
+same range, so both readings exist here: `"hu"` leaves clamped Hounsfield units as they are (the
+text speaks of a clamping range), `"minmax_to_hu"` maps the scan's own minimum and maximum linearly
+to the range (figure 8 calls it a rescaling). Paper B (section II.A) scales its window of 0 to 1500
 to [0, 1]: `"unit"`.
 
-`normalise` and `network_input` are plain arithmetic on NumPy or JAX arrays and work under
-`jax.jit`; jax itself is not imported, so that reading data does not need it.
+`normalise` and `network_input` take NumPy or JAX arrays and work under `jax.jit`. This module does
+not import jax, so that reading data does not need it.
 """
 
 from collections.abc import Iterable
@@ -19,12 +19,12 @@ import numpy as np
 from spinejax.errors import check_choice
 
 MODES = ("hu", "zscore", "unit", "sym", "minmax_to_hu")
-"""Names of the normalisations, with the row of paper A's tables 3-8 that each can stand for.
+"""Names of the normalisations, with the row of paper A's tables 3-8 that each stands for.
 
 * `"hu"`: "-1000 to 800", clamped HU unchanged.
 * `"zscore"`: "zero mean", (x - mean) / std of the preprocessed scan.
 * `"unit"`: "0 to 1", linear from the range of preprocessed values.
-* `"sym"`: "-1 to 1", likewise.
+* `"sym"`: "-1 to 1", linear from the range of preprocessed values.
 * `"minmax_to_hu"`: "-1000 to 800", linear from the scan's own [min, max] to that range.
 """
 
@@ -34,9 +34,9 @@ NEED_STATS = ("zscore", "minmax_to_hu")
 INPUT_SCALE = {"hu": 1e-3, "zscore": 1.0, "unit": 1.0, "sym": 1.0, "minmax_to_hu": 1e-3}
 """Factor between the normalised image and the first convolution.
 
-Inputs of size 1000 make the first layer's activations and gradients a thousand times those of the
-other modes; dividing by 1000 keeps the mode's meaning (a linear map of HU, zero at water) and lets
-one learning rate serve all.
+Inputs around 1000 make the activations and gradients of the first layer a thousand times larger
+than in the other modes. Division by 1000 keeps the meaning of the mode (a linear map of HU, zero at
+water), and one learning rate fits all modes.
 """
 
 
@@ -49,8 +49,8 @@ def check_mode(mode: str) -> str:
 def normalise(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: Any) -> Any:
     """Map preprocessed HU to the values that `mode` names.
 
-    Values outside `range_hu` (intensity augmentation makes them) are clamped first, so that a
-    network never sees in training what no preprocessed scan can contain.
+    Values outside `range_hu`, from the augmentation of intensities, are clamped first, so that a
+    network never trains on values that no preprocessed scan contains.
 
     Args:
         image_hu: (..., h, w) preprocessed image in HU, any number type.
@@ -58,7 +58,7 @@ def normalise(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: An
         range_hu: (low, high) of preprocessed values (`SlicePreprocess.range_hu`).
         stats: (..., 4) float32 mean, std, min and max of each preprocessed scan in HU
             (`ScanStats`); its leading axes match those of the image. Used by `"zscore"` and
-            `"minmax_to_hu"`; a scan of one single value gives zeros and the low end respectively.
+            `"minmax_to_hu"`; for a scan of a single value they give 0 and `low`.
 
     Returns:
         (..., h, w) float32 of the same array library.
@@ -83,9 +83,9 @@ def normalise(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: An
 
 
 def network_input(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: Any) -> Any:
-    """Return what the first convolution gets: `normalise` times `INPUT_SCALE[mode]`.
+    """Return the input of the first convolution: `normalise` times `INPUT_SCALE[mode]`.
 
-    Arguments, result and errors as for `normalise`. Training and inference both go through here.
+    Arguments, result and errors as for `normalise`. Training and inference both call this.
     """
     return normalise(image_hu, mode, range_hu, stats) * INPUT_SCALE[mode]
 
@@ -93,7 +93,7 @@ def network_input(image_hu: Any, mode: str, range_hu: tuple[float, float], stats
 class ScanStats:
     """Mean, standard deviation, minimum and maximum of a scan that arrives slab by slab.
 
-    Sums are kept as integers, hence the result does not depend on how the scan was cut.
+    Sums are integers, so the result does not depend on the slabs.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class ScanStats:
         if self._count == 0:
             raise ValueError("no image was given to `update`")
         mean = self._sum / self._count
-        # Exact in integers up to the last division: no cancellation.
+        # The integers are exact up to the last division, so nothing cancels.
         variance = (self._squares * self._count - self._sum**2) / self._count**2
         return np.array([mean, variance**0.5, self._least, self._greatest], np.float32)
 

@@ -1,12 +1,12 @@
-"""Overlapping patches as numbers: where they lie, which class they are of, which ones train.
+"""Overlapping patches as numbers: where they lie, their classes, and which of them train.
 
 Paper B (Qadri et al. 2021), section II.B cuts slices into overlapping patches of n x n pixels and
-calls a patch vertebra if most of its pixels are; section II.C balances the two classes by leaving
-out background patches at random (RUS: random under-sampling; He and Garcia, "Learning from
+calls a patch vertebra if most of its pixels are vertebra; section II.C balances the two classes by
+leaving out background patches at random (RUS: random under-sampling; He and Garcia, "Learning from
 Imbalanced Data", IEEE TKDE 21:1263, 2009).
 
-A patch is a number here. Its place follows from the number by arithmetic and its class takes one
-byte, so that a million patches take a megabyte; pixels are read from the cached slices when a batch
+Here a patch is a number. Its place follows from the number by arithmetic and its class takes one
+byte, so a million patches take a megabyte; the pixels are read from the cached slices when a batch
 needs them.
 """
 
@@ -27,7 +27,7 @@ RUS_KINDS = ("once", "epoch", "none")
 BACKGROUND, VERTEBRA = 0, 1
 
 MOST_PATCHES = 10**9 - 1
-"""Patches that can be numbered (int32) and drawn (NumPy's hypergeometric distribution)."""
+"""The most patches that int32 can number and NumPy's hypergeometric distribution can draw."""
 
 _log = logging.getLogger("spinejax")
 
@@ -41,12 +41,12 @@ def patch_classes(label: np.ndarray, size: int, stride: int, rule: str) -> np.nd
     """Return the class of every patch of one slice.
 
     Args:
-        label: (h, w) integers; what is above 0 is foreground.
+        label: (h, w) integers; numbers above 0 are foreground.
         size: side of a patch in pixels, at most h and w.
         stride: pixels between the first pixels of neighbouring patches.
         rule: `"majority"` (section II.B): vertebra if more than half of the pixels are foreground,
-            for 32 x 32 patches at least 513 of 1024. `"centre"`: if the pixel (size // 2,
-            size // 2) is, the one that a dense scan gives the patch's probability to.
+            for 32 x 32 patches at least 513 of 1024. `"centre"`: vertebra if the pixel
+            (size // 2, size // 2) is; a dense scan gives the probability of the patch to it.
 
     Returns:
         (rows, columns) uint8, `VERTEBRA` or `BACKGROUND`; row i starts at pixel i * stride.
@@ -59,14 +59,14 @@ def patch_classes(label: np.ndarray, size: int, stride: int, rule: str) -> np.nd
     rows, columns = (patch_starts(length, size, stride) for length in label.shape)
     if rule == "centre":
         return foreground[rows[:, None] + size // 2, columns + size // 2].astype(np.uint8)
-    # An integral image, one axis after the other: the second only of the columns that patches have.
+    # An integral image, one axis after the other; the second only for columns with patches.
     strips = _running_sums(foreground, columns, size)
     pixels = _running_sums(np.ascontiguousarray(strips.T), rows, size).T
     return (2 * pixels > size * size).astype(np.uint8)
 
 
 def _running_sums(values: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
-    """Sums over values[:, start : start + size] for each start, (h, starts) int32 of (h, w)."""
+    """Return sums over values[:, start : start + size], (h, starts) int32, for (h, w) values."""
     total = np.zeros((len(values), values.shape[1] + 1), np.int32)
     np.cumsum(values, axis=1, dtype=np.int32, out=total[:, 1:])
     return total[:, starts + size] - total[:, starts]
@@ -80,10 +80,10 @@ class PatchIndex:
         cases: the scans.
         size: side of a patch in pixels.
         stride: pixels between the first pixels of neighbouring patches.
-        label_rule: of the classes.
-        grids: (c, 3) int64 slices, rows and columns of patches of each case.
-        offsets: (c + 1,) int64 number of each case's first patch, and of all patches.
-        classes: (m,) uint8, `VERTEBRA` or `BACKGROUND`, of each patch.
+        label_rule: rule for the classes.
+        grids: (c, 3) int64 numbers of slices, rows and columns of patches in each case.
+        offsets: (c + 1,) int64 number of the first patch of each case, and the number of patches.
+        classes: (m,) uint8 class of each patch, `VERTEBRA` or `BACKGROUND`.
     """
 
     cases: Sequence[CachedCase]
@@ -99,7 +99,7 @@ class PatchIndex:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the index in bytes."""
+        """Size of the index in bytes."""
         return self.grids.nbytes + self.offsets.nbytes + self.classes.nbytes
 
     @cached_property
@@ -131,16 +131,16 @@ def index_patches(
 ) -> PatchIndex:
     """Return the patches of every slice of every case.
 
-    Labels are read a slice at a time, and only those of slices with foreground.
+    Only the labels of slices with foreground are read, one slice at a time.
 
     Args:
         cases: the scans; none gives an empty index.
-        size: see `patch_classes`, as for the others.
-        stride: in pixels.
-        label_rule: `"majority"` or `"centre"`.
+        size: see `patch_classes`.
+        stride: see `patch_classes`.
+        label_rule: `"majority"` or `"centre"`, see `patch_classes`.
 
     Raises:
-        InputError: a value that cannot be used, or a patch larger than a case's slices.
+        InputError: a value cannot be used, or a patch is larger than the slices of a case.
     """
     check_choice("data.patches.label_rule", label_rule, LABEL_RULES)
     for name, value in (("size", size), ("stride", stride)):
@@ -174,7 +174,7 @@ def index_patches(
         if not own.any():
             _log.warning(
                 "case %s: none of its %d patches is vertebra under data.patches.label_rule=%s and "
-                "data.patches.size=%d (%d labelled pixels); it gives background only",
+                "data.patches.size=%d (%d labelled pixels); all of them are background",
                 case.id,
                 own.size,
                 label_rule,
@@ -185,29 +185,29 @@ def index_patches(
 
 
 class TrainingPatches:
-    """Which patches train, in which order: a pure function of seed and epoch.
+    """The patches that train, in their order: a pure function of seed and epoch.
 
-    Every epoch has all vertebra patches and as many background patches as the first, so epochs are
-    equally long, in a new random order each.
+    Every epoch has all vertebra patches and the same number of background patches, in a new random
+    order.
     """
 
     def __init__(
         self, index: PatchIndex, *, rus: str, ratio: float, seed: int, held_out_share: float = 0.0
     ) -> None:
-        """Set up; nothing is drawn but what is held out.
+        """Set up; only the held-out patches are drawn here.
 
         Args:
-            index: of the patches.
+            index: the patches.
             rus: `"once"`: the background patches are drawn once; `"epoch"`: anew for each epoch;
                 `"none"`: all of them are used.
-            ratio: background patches per vertebra patch; where there are fewer, all are used.
-                "none" reads it in `balanced` only.
+            ratio: background patches per vertebra patch; all are used if there are fewer. With
+                `"none"` only `balanced` reads it.
             seed: of all draws, not negative.
-            held_out_share: of the patches that are left after the under-sampling, this share is
-                drawn at random and never trained on (`held_out`).
+            held_out_share: this share of the patches that the under-sampling leaves is drawn at
+                random and never trained on (`held_out`).
 
         Raises:
-            InputError: a value that cannot be used, or patches of one class only.
+            InputError: a value cannot be used, or all patches belong to one class.
         """
         check_choice("data.patches.rus", rus, RUS_KINDS)
         if not 0 < ratio < math.inf:
@@ -259,14 +259,14 @@ class TrainingPatches:
     def balanced(self, limit: int) -> np.ndarray:
         """Return at most `limit` patches of the first epoch in random order.
 
-        With `rus="none"` they come from the selection that "once" would have trained on.
+        With `rus="none"` they come from the selection that `"once"` would train on.
         """
         if self._rus != "none":
             return self.order(0)[:limit]
         return self._shuffled(self._balanced_background(), 0)[:limit]
 
     def _balancing(self, available: int) -> int:
-        """Background patches that RUS leaves of `available`."""
+        """Return how many of the `available` background patches RUS leaves."""
         return max(1, round(min(available, self._ratio * self.vertebra_count)))
 
     def _balanced_background(self) -> int:
@@ -275,9 +275,8 @@ class TrainingPatches:
         return self._balancing(self.background_count)
 
     def _hold_out(self, share: float) -> None:
-        # What one draw holds besides the held-out patches is, given those, a uniform draw from the
-        # other patches. So training patches are drawn from what is not held out, by the same code
-        # for each kind of RUS.
+        # Given the held-out part of a draw, the rest is a uniform draw from the other patches. So
+        # for each kind of RUS the same code draws training patches from those not held out.
         chosen = self._shuffled(self.background_count, 0, "pool")
         held = np.sort(chosen[: round(share * len(chosen))])
         vertebra = int(np.count_nonzero(self._index.classes[held]))
@@ -291,14 +290,14 @@ class TrainingPatches:
             )
 
     def _shuffled(self, background: int, epoch: int, purpose: str = "") -> np.ndarray:
-        """All vertebra patches and `background` others that are not held out, in random order."""
+        """Return all vertebra and `background` other patches not held out, in random order."""
         draw = self._rng(purpose + "rus", epoch if self._rus == "epoch" else 0)
         chosen = np.concatenate(list(self._choose(background, draw)))
         self._rng(purpose + "order", epoch).shuffle(chosen)
         return chosen
 
     def _choose(self, wanted: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Case by case: its vertebra patches, and its part of a draw of `wanted` others."""
+        """Yield for each case its vertebra patches and its part of a draw of `wanted` others."""
         index, held = self._index, self.held_out
         rest = len(index) - index.vertebra_count
         rest -= int(np.count_nonzero(index.classes[held] == BACKGROUND))
@@ -308,8 +307,8 @@ class TrainingPatches:
             free[held[np.searchsorted(held, start) : np.searchsorted(held, stop)] - start] = False
             vertebra = np.flatnonzero(free & (classes == VERTEBRA))
             background = np.flatnonzero(free & (classes == BACKGROUND))
-            # The parts of a uniform draw without replacement are hypergeometric: in this way the
-            # memory for drawing is that of one case.
+            # The parts of a uniform draw without replacement are hypergeometric; drawing case by
+            # case needs memory for one case only.
             rest -= len(background)
             part = int(rng.hypergeometric(len(background), rest, wanted))
             wanted -= part
@@ -324,22 +323,22 @@ class TrainingPatches:
 def gather(index: PatchIndex, numbers: np.ndarray, margin: int = 0) -> dict[str, np.ndarray]:
     """Return patches with `margin` pixels around them, read from the cached slices.
 
-    Only the windows' own pixels are read. What sticks out of a slice is filled with the
-    preprocessing's `fill_hu`, and with label 0.
+    Only the pixels of these windows are read. Outside a slice lies the `fill_hu` of the
+    preprocessing, with label 0.
 
     Args:
-        index: of the patches.
-        numbers: (b,) of the patches.
+        index: the patches.
+        numbers: (b,) numbers of patches.
         margin: pixels on each side.
 
     Returns:
-        The fields of `patch_pipeline.Batch` but `"position"`, for b patches of weight 1.
+        The fields of a batch of `PatchFeed` except `"position"`, for b patches of weight 1.
     """
     case, position, row, column = index.locate(numbers)
     side = index.size + 2 * margin
     image = np.empty((len(numbers), side, side), np.int16)
     label = np.zeros((len(numbers), side, side), np.uint8)
-    # Plain arrays: each slice of a `np.memmap` is an object that takes longer than the copy.
+    # Plain arrays: slicing a `np.memmap` makes an object, which takes longer than the copy.
     scans = {i: index.cases[i] for i in np.unique(case).tolist()}
     slices = {i: (np.asarray(scan.image), np.asarray(scan.label)) for i, scan in scans.items()}
     if margin:

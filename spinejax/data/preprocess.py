@@ -1,26 +1,26 @@
-"""From a scan to smoothed, clamped, resampled slices, and from predicted slices back to the scan.
+"""Turns a scan into smoothed, clamped, resampled slices, and predicted slices back into a scan.
 
 Paper A, section 4.2 (`intensity="clamp"`): the scan is reoriented, smoothed by a Gaussian and
 clamped to [-1000, 800] "as used by Payer et al." (there: recursive Gaussian of 0.75 mm in physical
 units, then the clamp, in this order), and the slices are resized to 256x256. Smoothing comes before
-resampling and is what keeps the linear interpolation from aliasing: with the default 0.75 mm it
-fits steps up to about 2 mm; for much coarser ones (`"resize"` of a large field of view to few
-pixels) raise `smoothing_sigma_mm`.
+resampling and keeps the linear interpolation from aliasing: the default of 0.75 mm fits steps up to
+about 2 mm; for much coarser steps (`"resize"` of a large field of view to few pixels) raise
+`smoothing_sigma_mm`.
 
-Paper B, section II.A (`intensity="op_window"`): what lies outside 100 to 1500 HU becomes 0, metal
-included, and then each slice by itself is smoothed by a Gaussian "with a fixed kernel size". The
-paper gives neither size nor sigma; 3x3 pixels and 0.7 pixels are this project's. Its patches are
+Paper B, section II.A (`intensity="op_window"`): values outside 100 to 1500 HU become 0, including
+metal, and then each slice by itself is smoothed by a Gaussian "with a fixed kernel size". The paper
+gives neither size nor sigma; 3x3 pixels and 0.7 pixels are this project's choice. Its patches are
 cut from the scan's own pixels (`mode="native"`). Three pixels of smoothing do not keep a coarser
 grid from aliasing: to resample by two or more, raise `smoothing_sigma_px` to about half the step
-and the kernel to some six sigma.
+and the kernel to about six sigma.
 
 Grids are aligned by pixel edges: the slice keeps its extent, and the centre of output pixel `i`
-lies at `(i + 0.5) * step - 0.5` in input pixels, `step` being input pixels per output pixel. Where
-input and output have the same number of pixels nothing is interpolated. The slice axis keeps its
-spacing, except for cubes (`"isotropic"`), whose slices are interpolated alike.
+lies at `(i + 0.5) * step - 0.5` in input pixels, `step` being input pixels per output pixel. If
+input and output have the same number of pixels, nothing is interpolated. The slice axis keeps its
+spacing, except for cubes (`"isotropic"`), which are interpolated along all three axes.
 
-Scans are processed in slabs of slices with enough neighbours on both sides for the smoothing; only
-a slab is ever held in floating point, and the numbers do not depend on the slab's size.
+Scans are processed in slabs of slices with enough neighbours on both sides for the smoothing. Only
+a slab is held in floating point, and the numbers do not depend on the size of the slab.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ _UNUSED = {
     "native": ("size", "spacing_mm"),
     "isotropic": ("size",),
 }
-"""Intensity or mode -> the fields that it does not read, or that go without saying."""
+"""Intensity or mode -> the fields that it does not read, or that have its default."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,20 @@ class SlicePreprocess:
         plane: `"sagittal"`, `"coronal"` or `"axial"` (`volume.PLANES`).
         smoothing_sigma_mm: of `"clamp"`: standard deviation of the Gaussian in mm along every
             axis; 0 for none. An axis on which it is below a tenth of a voxel is left alone.
-        clamp_hu: (low, high), whole numbers, since slices are int16.
+        clamp_hu: (low, high), whole numbers because slices are int16.
         mode: `"resample"` to `spacing_mm` along both in-plane axes, `"resize"` each slice to
             `size`, or keep the scan's `"native"` in-plane grid; `"isotropic"`: to `spacing_mm`
             along all three axes, as cubes need it.
         spacing_mm: of `"resample"` and `"isotropic"`.
         size: (rows, columns) of `"resize"`.
-        intensity: `"clamp"` smooths and then clamps to `clamp_hu`; `"op_window"` sets what lies
+        intensity: `"clamp"` smooths and then clamps to `clamp_hu`; `"op_window"` sets values
             outside `clamp_hu` (both bounds are inside) to 0 and then smooths within the slice.
         smoothing_sigma_px: of `"op_window"`: standard deviation of the Gaussian in pixels of the
             scan's own grid; below a tenth for none.
         smoothing_kernel_px: of `"op_window"`: side of its square kernel, odd.
 
     Raises:
-        InputError: a value that cannot be used, with the field named.
+        InputError: a value cannot be used.
     """
 
     plane: str = "sagittal"
@@ -125,7 +125,7 @@ class SlicePreprocess:
         object.__setattr__(self, "smoothing_kernel_px", int(self.smoothing_kernel_px))
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that the result depends on, as JSON values: the cache's key."""
+        """Return the fields that the result depends on, as JSON values; they key the cache."""
         unused = _UNUSED[self.intensity] + _UNUSED[self.mode]
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
@@ -137,13 +137,13 @@ class SlicePreprocess:
 
     @property
     def fill_hu(self) -> int:
-        """What is taken to lie outside a slice: the value of air."""
+        """Value outside a slice: that of air."""
         return int(self.clamp_hu[0]) if self.intensity == "clamp" else 0
 
 
 @dataclass(frozen=True)
 class SliceGeometry:
-    """Where the slices of one scan lie.
+    """The grids of the slices of one scan.
 
     `h w` are the two in-plane axes in canonical order (volume.py); native is the scan's own
     in-plane grid, output the grid of the preprocessed slices.
@@ -218,17 +218,17 @@ def preprocess_slabs(
 
     Args:
         volume: the scan, int16 or float32 HU.
-        settings: how.
-        labels: label map on the same array grid (`scanfile.read_pair` sees to that), or None.
+        settings: the preprocessing.
+        labels: label map on the same array grid (as from `scanfile.read_pair`), or None.
         slab_slices: slices per slab; None chooses by memory (about 64 MB in float32). It changes
-            memory and speed, never a number.
+            memory and speed, but no result.
 
     Yields:
         (start, image, label): index of the slab's first slice, image (n, h, w) int16 HU, label
         (n, h, w) uint8 or None. Labels are taken from the nearest pixel.
 
     Raises:
-        ValueError: labels of another shape.
+        ValueError: the labels have another shape.
     """
     if labels is not None and labels.shape != volume.shape:
         raise ValueError(
@@ -241,7 +241,7 @@ def preprocess_slabs(
     halo = kernels[0][1]
     if slab_slices is None:
         slice_bytes = 4 * grid.native_shape[0] * grid.native_shape[1]
-        # Never so thin that most of the work is the halo's.
+        # Thick enough that the halo is not most of the work.
         held = max(1, halo, _SLAB_BYTES // max(1, slice_bytes) - 2 * halo)
         slab_slices = max(1, held * grid.n_slices // grid.native_slices)
     if slab_slices < 1:
@@ -255,7 +255,7 @@ def preprocess_slabs(
         image = np.rint(slab, out=slab).astype(np.int16)
         label = None
         if marks is not None:
-            # Indices rather than strides, so that the result is a copy in its own memory.
+            # Indices instead of strides, so that the result is a copy in its own memory.
             label = marks[slices[start:stop]][:, nearest[0][:, None], nearest[1]].astype(np.uint8)
         yield start, image, label
 
@@ -271,7 +271,7 @@ def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
         (n, H, W) float32 by linear interpolation between pixel centres, constant beyond the last.
 
     Raises:
-        ValueError: slices of another shape than `grid.shape`.
+        ValueError: the slices have another shape than `grid.shape`.
     """
     if tuple(foreground.shape[1:]) != grid.shape:
         raise ValueError(f"`foreground` (shape={foreground.shape}) must be (n, *{grid.shape})")
@@ -285,7 +285,7 @@ def from_config(data: Any) -> SlicePreprocess:
     """Return the preprocessing that the `data` block of a config describes.
 
     Raises:
-        InputError: a value that cannot be used, with the field named.
+        InputError: a value cannot be used.
     """
     size = {"size": tuple(data.size)} if "size" in data else {}  # cubes have none
     return SlicePreprocess(plane=data.plane, **data.preprocess, **size)
@@ -296,12 +296,12 @@ def _resampled_length(pixels: int, spacing_mm: float, wanted_mm: float) -> int:
 
 
 def _radius(sigma_voxels: float) -> int:
-    """Neighbours on each side that smoothing looks at."""
+    """Return the number of neighbours on each side that smoothing reads."""
     return 0 if sigma_voxels < _LEAST_SIGMA_VOXELS else int(_TRUNCATE * sigma_voxels + 0.5)
 
 
 def _kernels(grid: SliceGeometry, settings: SlicePreprocess) -> list[tuple[float, int]]:
-    """Sigma and radius of the Gaussian in voxels, along slices, rows and columns."""
+    """Return sigma and radius of the Gaussian in voxels, along slices, rows and columns."""
     if settings.intensity == "op_window":
         sigma = settings.smoothing_sigma_px
         radius = settings.smoothing_kernel_px // 2 if sigma >= _LEAST_SIGMA_VOXELS else 0
@@ -319,7 +319,7 @@ def _between(
     grid: SliceGeometry,
     kernels: list[tuple[float, int]],
 ) -> np.ndarray:
-    """Slices [start, stop) of the preprocessed grid, in the plane still on the scan's, float32."""
+    """Return slices [start, stop) of the preprocessed grid, in-plane still as scanned, float32."""
     if grid.n_slices == grid.native_slices:
         return _filtered(scan, start, stop, settings, kernels)
     centres = geometry.centres_of(grid.native_slices, grid.n_slices)[start:stop]
@@ -335,7 +335,7 @@ def _filtered(
     settings: SlicePreprocess,
     kernels: list[tuple[float, int]],
 ) -> np.ndarray:
-    """Slices [start, stop) of `scan` (n, H, W) on their own grid, within `range_hu`, float32."""
+    """Return slices [start, stop) of `scan` (n, H, W) on its grid, within `range_hu`, float32."""
     halo = kernels[0][1]
     first, last = max(0, start - halo), min(len(scan), stop + halo)
     slab = np.array(scan[first:last], np.float32, order="C")
@@ -344,7 +344,7 @@ def _filtered(
         slab[(slab < low) | (slab > high)] = 0
     for axis, (sigma, radius) in enumerate(kernels):
         if radius:
-            # Edge values are repeated at the scan's own border; inside it the halo is real data.
+            # Edge values are repeated at the border of the scan; inside, the halo holds real data.
             slab = ndimage.gaussian_filter1d(slab, sigma, axis, mode="nearest", radius=radius)
         if axis == 0:
             slab = slab[start - first : stop - first]

@@ -3,17 +3,16 @@
     <workdir>/checkpoints/latest/<step>/   the two newest states, whole: what a resumed run needs
     <workdir>/checkpoints/best/<step>/     the network of the best validation score, no optimiser
 
-Two folders rather than one with a "keep the best" rule, because a state saved on SIGTERM has not
-been evaluated yet, and must neither displace the best nor be dropped for lack of a score. The two
-newest states, so that one whose files were damaged leaves another to fall back on.
+There are two folders instead of one with a "keep the best" rule because a state saved on SIGTERM
+has no score yet: it must neither replace the best nor be dropped. The two newest states are kept,
+so that a run can fall back on the older one if files of the newer one are damaged.
 
-Each step holds three items: "variables" ({"params", "batch_stats", "ema"}, all that prediction
-needs), "optimizer" (only in latest), and "meta" (JSON). Arrays are saved as numpy, hence on no
-particular devices, and can be restored on any number of devices and processes. When a step is
-whole, `crc32.json` with the checksums of its files is added: what a disk or a copy damages later is
-noticed before anything is read (the step of a run that was killed before that is taken as it is).
-
-Weights to begin with: those of an earlier run, trained on phantoms perhaps.
+Each step holds three items: "variables" ({"params", "batch_stats", "ema"}, enough for prediction),
+"optimizer" (only in latest), and "meta" (JSON). Arrays are saved as numpy, so they belong to no
+device and can be restored on any number of devices and processes. When a step is complete,
+`crc32.json` with the checksums of its files is added, and damage by a disk or a copy is noticed
+before anything is read. A step without that file, from a run that was killed just before, is used
+as it is.
 """
 
 import json
@@ -36,16 +35,21 @@ from spinejax.train import parallel, run_folder
 from spinejax.train.run_folder import read_config
 from spinejax.train.state import TrainState, inference_variables
 
+logger = logging.getLogger("spinejax")
+
 FOLDERS = ("latest", "best")
 _TRASH = "_todelete"
 _CHECKSUMS = "crc32.json"
 
 
 class Meta(NamedTuple):
-    """What is known of a saved step.
+    """Facts about a saved step.
 
-    `score` is what the best checkpoint has most of, None before any evaluation: the validation
-    Dice, or minus the validation loss (`train.best`).
+    step: number of updates.
+    evaluated: whether the state has been evaluated.
+    score: validation Dice, or minus the validation loss, by `train.best`: the best checkpoint has
+        the highest; None if the state has not been evaluated since the last start.
+    devices: number of devices that trained it.
     """
 
     step: int
@@ -62,7 +66,7 @@ def folder(workdir: Path, which: str) -> Path:
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of every file of a step, by its path in the folder."""
+    """Return the CRC-32 of every file of a step, by its path in the folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _CHECKSUMS)
     return {str(p.relative_to(folder)): zlib.crc32(p.read_bytes()) for p in files}
 
@@ -82,7 +86,7 @@ def _write_error(path: Path, error: Exception) -> InputError:
 def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-        # Renamed before it is deleted: a kill halfway leaves no gutted folder with a step's name.
+        # Orbax renames a step before deleting it: a kill leaves no incomplete folder of its name.
         todelete_subdir=_TRASH,
         cleanup_tmp_directories=True,
     )
@@ -95,14 +99,14 @@ def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _steps(path: Path) -> list[int]:
-    """Return the steps that have a folder, newest first; broken ones included."""
+    """Return the steps that have a folder, newest first, including damaged ones."""
     if not path.is_dir():
         return []
     return sorted((int(p.name) for p in path.iterdir() if p.name.isdecimal()), reverse=True)
 
 
 def begun(workdir: Path) -> bool:
-    """Whether a run has saved something in `workdir` that can be resumed."""
+    """Return whether a run has saved a state in `workdir` that can be resumed."""
     return bool(_steps(folder(workdir, "latest")))
 
 
@@ -112,13 +116,13 @@ def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, which waits for pending saves on leaving.
+    """The checkpoints of one run; a context manager that waits for pending saves at its end.
 
-    Every process of the run makes one and calls the same methods in the same order.
+    Every process of the run must call the same methods in the same order.
     """
 
     def __init__(self, workdir: Path) -> None:
-        """Open or make the folders, and remove what a kill left behind.
+        """Open or make the folders, and remove the rests of a killed run.
 
         Raises:
             InputError: the folder cannot be written.
@@ -143,7 +147,7 @@ class Checkpoints:
         try:
             self.wait()
         except InputError:
-            if kind is None:  # an exception on its way out says more
+            if kind is None:  # else the exception from inside the block says more
                 raise
         finally:
             for manager in self._managers.values():
@@ -177,24 +181,24 @@ class Checkpoints:
     def save(self, state: TrainState, meta: Meta, *, best: bool, latest: bool = True) -> None:
         """Save the state under "latest", and its network under "best" if asked.
 
-        Returns as soon as the arrays are copied; writing goes on in the background. The best is on
-        disk before the latest is begun: a run killed between the two resumes before both, and comes
-        to the same evaluation again.
+        Returns as soon as the arrays are copied; a background thread writes them. The best is on
+        disk before the latest is begun: a run killed between the two resumes before both, and
+        repeats the evaluation.
 
         Args:
             state: replicated; the caller may donate it afterwards.
             meta: `meta.step` equals `state.step`.
             best: whether this is the best evaluation so far.
-            latest: False where the state was restored from the disk and has not moved.
+            latest: whether to save under "latest"; not needed for a state that was just restored.
 
         Raises:
-            InputError: the disk does not take it.
+            InputError: the disk is full or cannot be written.
         """
         self.wait()
         host = parallel.host_copy(state)
         variables, optimizer = _items(host)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer)))
-        # Both copies, uncompressed, before old ones are deleted; files are padded to blocks.
+        # Room for both copies, uncompressed, before old ones are deleted; files fill whole blocks.
         run_folder.require_room(self._paths["latest"], 2 * size + 2**20)
         if best:
             network = {**inference_variables(variables), "ema": None}
@@ -205,8 +209,8 @@ class Checkpoints:
 
     def _write(self, which: str, meta: Meta, items: dict[str, Any]) -> None:
         manager = self._managers[which]
-        # A step that exists is a broken one that resuming walked past, or one of a future that this
-        # run has not reached again; Orbax would silently refuse to write it.
+        # A step that exists was damaged and skipped on resuming, or comes from a future that this
+        # run has not reached again. Orbax would silently refuse to overwrite it.
         for step in _steps(self._paths[which]):
             if step >= meta.step:
                 self._remove(which, step)
@@ -221,7 +225,7 @@ class Checkpoints:
             raise RuntimeError(f"Orbax did not save step {meta.step} in {self._paths[which]}")
 
     def _remove(self, which: str, step: int) -> None:
-        """Remove one step: renamed first, so that no kill leaves half of it under its name."""
+        """Remove one step; it is renamed first, so that a kill leaves no half under its name."""
         path = self._paths[which]
         parallel.barrier("before removing a checkpoint")
         if parallel.process_index() == 0:
@@ -238,30 +242,30 @@ class Checkpoints:
             shutil.rmtree(path / _TRASH, ignore_errors=True)
 
     def forget_best(self) -> None:
-        """Remove the best of a start that was killed before its first latest."""
+        """Remove the best checkpoint of a start that was killed before its first latest."""
         self.wait()
         for step in _steps(self._paths["best"]):
             self._remove("best", step)
 
     def best(self) -> Meta | None:
-        """Return what is known of the best checkpoint, or None where there is none to be read."""
+        """Return the facts about the best checkpoint; None if there is none that can be read."""
         for step in _steps(self._paths["best"]):
             try:
                 return _read_meta(self._paths["best"], step)
             except InputError as error:
-                logging.warning("%s", error)
+                logger.warning("%s", error)
         return None
 
     def restore(self, like: TrainState) -> tuple[TrainState, Meta] | None:
-        """Return the newest whole state as host arrays, or None where nothing was saved yet.
+        """Return the newest complete state as host arrays; None if nothing was saved yet.
 
-        A state that cannot be read is passed over with a warning.
+        A state that cannot be read is skipped with a warning.
 
         Args:
-            like: a state of the right structure, shapes and dtypes; its values are not used.
+            like: a state with the right structure, shapes and dtypes; its values are not used.
 
         Raises:
-            InputError: there are checkpoints and none can be read.
+            InputError: there are checkpoints, but none can be read.
         """
         path = self._paths["latest"]
         target = dict(zip(("variables", "optimizer"), _items(_abstract(like)), strict=True))
@@ -271,7 +275,7 @@ class Checkpoints:
                 meta, items = _read(path, step, target)
             except InputError as error:
                 problem = error
-                logging.warning("%s; trying an older one", error)
+                logger.warning("%s; trying an older one", error)
                 continue
             variables, optimizer = items["variables"], items["optimizer"]
             state = TrainState(
@@ -284,14 +288,14 @@ class Checkpoints:
             return state, meta
         if problem is not None:
             raise InputError(
-                f"{problem}; no older one is whole either: remove {path.parent} to start this run "
-                "from the beginning"
+                f"{problem}; no older one is complete either: remove {path.parent} to start this "
+                "run from the beginning"
             )
         return None
 
 
 def _abstract(tree: Any) -> Any:
-    """Shapes and dtypes as numpy zeros: Orbax then restores numpy, on no particular device."""
+    """Return shapes and dtypes as numpy zeros: Orbax then restores numpy, on no device."""
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
 
 
@@ -306,16 +310,16 @@ def _read_meta(path: Path, step: int) -> Meta:
 
 
 def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, dict[str, Any]]:
-    """Read one step's items; without a target only "variables", as nested dicts of numpy.
+    """Read the items of one step; without a target only "variables", as nested dicts of numpy.
 
     Raises:
-        InputError: it is broken, or of another network.
+        InputError: the step is damaged, or belongs to another network.
     """
     _check_files(path / str(step))
     meta = _read_meta(path, step)
     items = {}
     names = ("variables",) if target is None else tuple(target)
-    # Orbax and tensorstore raise many kinds of errors for damaged files; all mean the same here.
+    # Orbax and tensorstore raise many kinds of errors for damaged files; here all mean the same.
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
             for name in names:
@@ -325,14 +329,14 @@ def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, d
         raise InputError(
             f"checkpoint {path / str(step)} cannot be read ({_one_line(error)})"
         ) from error
-    # Orbax restores arrays of another shape, and casts other dtypes, without a word.
+    # Orbax silently restores arrays of another shape and casts other dtypes.
     if target is not None and _shapes(items) != _shapes(target):
-        raise InputError(f"checkpoint {path / str(step)} is of another network")
+        raise InputError(f"checkpoint {path / str(step)} belongs to another network")
     return meta, items
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Return what lets a process read without waiting for the others of its run."""
+    """Return options that let a process read without waiting for the others of its run."""
     own = parallel.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -344,9 +348,9 @@ def _shapes(tree: Any) -> list[tuple[Any, Any]]:
 
 
 def _check_files(folder: Path) -> None:
-    """Compare the files of a step with their checksums, where it has them.
+    """Compare the files of a step with their checksums, if the step has them.
 
-    Orbax is not left to find damage, since tensorstore's pending reads then complain on their own.
+    If Orbax found the damage, tensorstore's pending reads would print errors of their own.
 
     Raises:
         InputError: a file is missing or differs.
@@ -368,11 +372,11 @@ def load_for_inference(
 ) -> tuple[ConfigDict, dict[str, Any]]:
     """Return (config, variables {"params", "batch_stats"}) of a run, as numpy arrays.
 
-    With an exponential moving average in the run, its values are the parameters. "best" falls back
-    on "latest" in a run that has never been validated, for want of validation cases or of time.
+    If the run has an exponential moving average, the parameters are the averages. For a run that
+    has not been validated yet "best" means "latest".
 
     Raises:
-        InputError: not a run's folder, no checkpoint yet, or none that can be read.
+        InputError: the folder holds no run, no checkpoint yet, or none that can be read.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
@@ -385,7 +389,7 @@ def load_for_inference(
             _, items = _read(path, step, None)
         except InputError as error:
             problem = error
-            logging.warning("%s; trying an older one", error)
+            logger.warning("%s; trying an older one", error)
             continue
         variables = {"batch_stats": {}, "ema": None, **items["variables"]}
         return config, inference_variables(variables)
@@ -394,17 +398,14 @@ def load_for_inference(
     raise InputError(f"{workdir} has no checkpoint yet; let `spinejax train` run longer")
 
 
-FIELD = "train.init_from"
-
-
 def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] | None:
-    """Return the variables of the run that `train.init_from` names, its best or else its latest.
+    """Return the initial variables from the run that `train.init_from` names.
 
-    Of its moving average, where it has one. None without such a run, and where the run in
-    `workdir` has begun: it goes on with its own.
+    They are the variables that `load_for_inference` returns. None if the field is empty, or if the
+    run in `workdir` has begun and continues with its own.
 
     Raises:
-        InputError: not a run's folder, or another network.
+        InputError: the folder holds no run, or a run of another network.
     """
     source = config.train.init_from
     if not source or begun(workdir):
@@ -417,8 +418,8 @@ def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] 
             here, there = ours.get(leaf, "absent"), theirs.get(leaf, "absent")
             if here != there:
                 raise InputError(
-                    f"{FIELD}={source}: another network: {name}{leaf} is {there} there and {here} "
-                    "here; give a run of the same `model` and task"
+                    f"train.init_from={source}: another network: {name}{leaf} is {there} there and "
+                    f"{here} here; give a run with the same `model` and task"
                 )
     return found
 

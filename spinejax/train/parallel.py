@@ -1,8 +1,8 @@
-"""Running a per-device function on all devices of all processes; the only place that knows pmap.
+"""Runs a per-device function on all devices of all processes; the only module that knows pmap.
 
 The batch is split over the devices, in their order; everything else is replicated, without a
-device axis. A function to be mapped is written for one device's share, with collectives over
-`AXIS`. `pmap` and `shard_map` run the same program.
+device axis. A function to be mapped is written for one device's share of the batch, with
+collectives over `AXIS`. `pmap` and `shard_map` run the same program.
 """
 
 import math
@@ -31,10 +31,10 @@ def initialize_distributed(
     initialization_timeout_s: int = 300,
     heartbeat_timeout_s: int = 100,
 ) -> None:
-    """Join the processes of one run; call it before anything else of jax.
+    """Join the processes of one run; call this before any other function of jax.
 
-    With no arguments jax reads Slurm's variables, which exist under srun only. Afterwards SIGTERM
-    on any process is noticed by all (`reached_preemption`).
+    Without arguments jax reads Slurm's variables, which exist only under srun. Afterwards all
+    processes notice a SIGTERM on any of them (`reached_preemption`).
 
     Raises:
         InputError: the other processes could not be reached.
@@ -59,7 +59,7 @@ def initialize_distributed(
 
 @dataclass(frozen=True)
 class Parallel:
-    """How functions are mapped: `kind` of KINDS, over `devices` of all processes."""
+    """Maps functions by `kind`, one of KINDS, over `devices` of all processes."""
 
     kind: str
     devices: tuple[Any, ...]
@@ -70,27 +70,27 @@ class Parallel:
 
     @property
     def count(self) -> int:
-        """Devices over all processes."""
+        """Number of devices of all processes."""
         return len(self.devices)
 
     @property
     def local_count(self) -> int:
-        """Devices of this process."""
+        """Number of devices of this process."""
         return sum(d.process_index == jax.process_index() for d in self.devices)
 
     def _sharding(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), spec)
 
     def check_batch(self, batch_size: int, accumulate_steps: int = 1, group: int = 1) -> None:
-        """Refuse a global batch that does not divide over devices and microbatches.
+        """Check that a global batch divides over devices and microbatches.
 
         Args:
             batch_size: samples over all devices.
             accumulate_steps: microbatches of each device.
-            group: samples that a device draws together (`streams.Stream.group`).
+            group: samples that a device draws together (`stream_feed.Stream.group`).
 
         Raises:
-            InputError: with the numbers and the nearest batch sizes that work.
+            InputError: it does not; the error names the nearest batch sizes that do.
         """
         unit = self.count * math.lcm(accumulate_steps, group)
         if batch_size % unit:
@@ -104,11 +104,11 @@ class Parallel:
             )
 
     def replicate(self, tree: Any) -> Any:
-        """Put a pytree of host or device arrays whole on every device."""
+        """Put a copy of a pytree of host or device arrays on every device."""
         return jax.device_put(tree, self._sharding(PartitionSpec()))
 
     def put(self, batch: Any) -> Any:
-        """Turn this process's share of a batch, leaves (b_local, ...), into a mapped function's.
+        """Prepare this process's share of a batch, leaves (b_local, ...), for a mapped function.
 
         Raises:
             ValueError: b_local is no multiple of the number of local devices.
@@ -131,9 +131,9 @@ class Parallel:
 
         Args:
             function: per-device view; `batch` is one device's share.
-            sharded: for each output whether it is split over the devices along its first axis
-                (read it with `local_rows`); otherwise it must be equal on all devices.
-            donate: whether the buffers of `replicated` are given up to the outputs.
+            sharded: whether each output is split over the devices along its first axis (read it
+                with `local_rows`); otherwise it must be equal on all devices.
+            donate: whether the outputs may reuse the buffers of `replicated`.
 
         Returns:
             A function of (replicated tree, batch made by `put`).
@@ -149,8 +149,8 @@ class Parallel:
                 donate_argnums=donated,
             )
         split, whole = PartitionSpec(AXIS), PartitionSpec()
-        # check_vma=True would sum the gradients of replicated parameters over the devices by
-        # itself, and the mean that the step takes would come on top, without an error.
+        # check_vma=True would silently sum the gradients of replicated parameters over the devices,
+        # in addition to the mean that the step takes.
         mapped = jax.shard_map(
             function,
             mesh=Mesh(np.array(self.devices), (AXIS,)),
@@ -161,7 +161,7 @@ class Parallel:
         return jax.jit(mapped, donate_argnums=donated)
 
     def local_rows(self, array: jax.Array) -> np.ndarray:
-        """Rows (b_local, ...) of a sharded output that this process's devices hold, in order."""
+        """Return the rows (b_local, ...) of a sharded output that are on this process's devices."""
         shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
         rows = np.concatenate([np.asarray(s.data) for s in shards])
         return rows.reshape(-1, *rows.shape[2:]) if self.kind == "pmap" else rows
@@ -184,38 +184,38 @@ def make_parallel(kind: str, devices: int | None = None) -> Parallel:
 
 
 def make_parallel_dividing(kind: str, batch_size: int) -> Parallel:
-    """Map over as many devices as divide batches of this size.
+    """Map over the largest number of devices that divides batches of this size.
 
-    For a single process that evaluates what may have been trained on other devices.
+    For a single process that evaluates a run which other devices may have trained.
     """
     return make_parallel(kind, math.gcd(batch_size, len(jax.devices())))
 
 
 def host_copy(tree: Any) -> Any:
-    """Copy replicated arrays to host memory as numpy; safe against later donation."""
+    """Copy replicated arrays to host memory as numpy, so that they may be donated later."""
     return jax.tree.map(lambda x: np.array(x), jax.device_get(tree))
 
 
 def process_index() -> int:
-    """Number of this process in the run."""
+    """Return the index of this process in the run."""
     return jax.process_index()
 
 
 def process_count() -> int:
-    """Processes in the run."""
+    """Return the number of processes of the run."""
     return jax.process_count()
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes of the run are here."""
+    """Wait until all processes of the run have reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def reached_preemption(step: int) -> bool:
-    """Whether some process of the run was sent SIGTERM; the same answer on all for one `step`.
+    """Return whether any process of the run received SIGTERM; the same answer on all processes.
 
-    All processes must ask at every step. A run of a single process is never told so here.
+    All processes must call this at every step. For a single process the answer is always no.
     """
     if jax.process_count() == 1:
         return False

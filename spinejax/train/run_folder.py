@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, the room on its disk, and run.json.
+"""The folder of a run: its lock, the room on its disk, config.json and run.json.
 
     <workdir>/.lock          held while a training is at work in the folder
     <workdir>/config.json    the resolved config
@@ -32,7 +32,7 @@ from spinejax.sweep_state import LOCK, read_json, take_lock
 from spinejax.train import parallel
 
 RESERVE_BYTES = 2 * 2**20
-"""Room that logs and small files may take between two checks."""
+"""Room in bytes that logs and small files may take between two checks."""
 
 
 def require_room(folder: Path, needed_bytes: int = 0) -> None:
@@ -117,7 +117,7 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 MOST_DIFFERENCES = 12
-"""An error names at most this many differing fields."""
+"""The largest number of differing fields that an error names."""
 
 
 def read_config(workdir: Path) -> ConfigDict:

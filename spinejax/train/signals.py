@@ -1,4 +1,4 @@
-"""Being asked to stop: Slurm's ways to say so, and the user's."""
+"""Requests to stop: from Slurm, from the user, from another thread."""
 
 import signal
 import threading
@@ -9,11 +9,11 @@ from typing import Any
 from spinejax.train import parallel
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What asks a run to save and stop."""
+"""Signals that ask a run to save and stop."""
 
 
 class Stop:
-    """Whether something has asked the run to stop."""
+    """Tells whether a run was asked to stop."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -26,7 +26,7 @@ class Stop:
         self._event.set()
 
     def agreed(self, at: int) -> bool:
-        """Whether all processes stop at step `at`; each must ask at every step."""
+        """Return whether all processes stop at step `at`; each must call this at every step."""
         if parallel.process_count() > 1:
             return parallel.reached_preemption(at)
         return bool(self)
@@ -36,12 +36,12 @@ class Stop:
 def listen(stop: Stop) -> Iterator[None]:
     """Turn SIGNALS into a request to `stop`; a second Ctrl-C has its usual effect.
 
-    Others may come twice: a cluster sends them to the run and to what started it, which passes them
-    on.
+    The other signals may come twice: a cluster sends them to the run and to the process that
+    started it, which passes them on.
 
-    Of several processes jax listens to SIGTERM itself and tells all of them (`Stop.agreed`); a
-    handler here would stop one and leave the others waiting. Outside the main thread Python allows
-    no handlers.
+    In a run of several processes jax handles SIGTERM itself and tells all of them (`Stop.agreed`);
+    a handler here would stop one process and leave the others waiting. Outside the main thread
+    Python allows no handlers.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if parallel.process_count() > 1 or not in_main:
@@ -51,7 +51,7 @@ def listen(stop: Stop) -> Iterator[None]:
 
     def restore() -> None:
         for number, handler in before.items():
-            # None stands for a handler that was not installed from Python.
+            # None stands for a handler that Python did not install.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def handle(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a training run is at one moment."""
+"""The state of a training between two updates."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that the next update depends on, besides config and data; one pytree of arrays.
+    """Everything besides config and data that the next update depends on; a pytree of arrays.
 
-    step: () int32, updates done so far, which is also the position in the data.
+    step: () int32, number of updates so far, which is also the position in the data.
     params: parameters, float32.
-    batch_stats: running statistics of BatchNorm, {} without it.
+    batch_stats: running statistics of BatchNorm, {} without BatchNorm.
     opt_state: optax state.
-    ema: exponential moving average of `params`, or None where the config has it off.
+    ema: exponential moving average of `params`; None if the config switches it off.
     """
 
     step: jax.Array
@@ -31,7 +31,7 @@ def create_state(
 ) -> TrainState:
     """Return the state before the first update.
 
-    `variables` is what linen's `init` gives: "params" and, with BatchNorm, "batch_stats".
+    `variables` comes from linen's `init`: "params" and, with BatchNorm, "batch_stats".
     """
     params = variables["params"]
     # A copy: the step donates its input, and one buffer cannot be donated twice.
@@ -46,7 +46,7 @@ def create_state(
 
 
 def inference_variables(variables: dict[str, Any]) -> dict[str, Any]:
-    """Return {"params", "batch_stats"} to predict with: the moving average where there is one."""
+    """Return {"params", "batch_stats"} for prediction: the moving average if there is one."""
     ema = variables.get("ema")
     return {
         "params": variables["params"] if ema is None else ema,

@@ -123,7 +123,7 @@ def test_no_whole_step_is_one_line_that_names_the_folder(tmp_path):
 
 def test_a_state_of_another_network_is_refused(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(InputError, match="is of another network"):
+    with pytest.raises(InputError, match="belongs to another network"):
         restore(tmp_path, state_at(0, width=51))
 
 

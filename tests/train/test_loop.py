@@ -341,3 +341,19 @@ def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
 def test_one_process_is_its_own_first():
     assert (parallel.process_index(), parallel.process_count()) == (0, 1)
     assert not parallel.reached_preemption(0)
+
+
+def test_a_failed_start_leaves_no_folder_behind(scans, tmp_path):
+    workdir = tmp_path / "runs" / "new"
+    with pytest.raises(InputError, match="no such folder"):
+        loop.train(tiny_config("/nowhere"), workdir)
+    with pytest.raises(InputError, match="cannot fill 9 folds"):
+        loop.train(tiny_config(scans, **{"data.split": "kfold", "data.folds": 9}), workdir)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_start_leaves_a_folder_that_was_there_as_it_was(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="no such folder"):
+        loop.train(tiny_config("/nowhere"), tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"

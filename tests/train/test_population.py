@@ -7,7 +7,7 @@ import pytest
 from spinejax.configs import opconvnet
 from spinejax.errors import InputError
 from spinejax.tasks import build_task
-from spinejax.train import log, loop, optim, parallel, search, signals
+from spinejax.train import log, loop, optim, parallel, run_cases, search, signals
 from spinejax.train.search import Setting
 from tests.support.tiny_run import tiny_config, write_scans
 
