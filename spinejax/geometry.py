@@ -1,10 +1,8 @@
-"""Affines, orientations and grids: where voxels are, and how to move between grids.
+"""Affines, orientations and grids: places of voxels, and interpolation between grids.
 
-Arrays, axes and units are those of `volume.py`: the first three array axes are spatial, an affine
-(4, 4) maps voxel indices to world millimetres (RAS+), and integer indices are voxel *centres*, so
-that a grid of n voxels covers indices -0.5 to n - 0.5.
-
-Linear and nearest interpolation between grids that are aligned by their outer edges.
+The first three array axes are spatial. An affine (4, 4) maps voxel indices to world millimetres
+(RAS+, see `volume.py`). Whole indices are voxel *centres*, so that a grid of n voxels covers the
+indices -0.5 to n - 0.5.
 """
 
 import itertools
@@ -26,28 +24,28 @@ ALL_ORIENTATIONS: tuple[str, ...] = tuple(
     for axes in itertools.permutations(_LETTERS)
     for letters in itertools.product(*axes)
 )
-"""The 48 codes: six orders of the axes times eight choices of direction."""
+"""The 48 codes: six orders of the axes times eight combinations of directions."""
 
-# An affine turned by exactly 45 degrees lies between two codes. Turning the world by this much
-# before choosing settles such ties by the geometry alone, whatever the order or the direction of
-# the array axes, so that reorienting there and back is always exact.
+# An affine turned by exactly 45 degrees lies between two codes. The world is therefore turned by
+# this much before a code is chosen. The choice then depends on the geometry alone, whatever the
+# order and direction of the array axes, so that reorienting there and back is always exact.
 _TIE_BREAK_RAD = 1e-6
-# Slack in voxels when asking whether a point is inside a grid: rounding of affines, not geometry.
+# Slack in voxels for points at the border of a grid, because affines are rounded.
 _INSIDE_SLACK = 1e-4
 _SLAB_VOXELS = 2**21
 
 
 def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
-    """Voxel size in mm along each array axis: the lengths of the affine's columns."""
+    """Return the voxel size in mm along each array axis: the lengths of the affine's columns."""
     x, y, z = np.sqrt((np.asarray(affine, np.float64)[:3, :3] ** 2).sum(axis=0))
     return float(x), float(y), float(z)
 
 
 def is_usable_affine(affine: np.ndarray) -> bool:
-    """Whether `affine` is (4, 4), finite, invertible, and has voxels of 1 um to 1 m.
+    """Return whether an affine is (4, 4), finite, invertible, and has voxels of 1 um to 1 m.
 
-    Invertible means that the three directions span at least 1e-4 of the volume of a box with the
-    same sides; a gantry tilt of 60 degrees still spans 0.5.
+    It counts as invertible if its three directions span at least 1e-4 of the volume of a box with
+    the same sides. (With a gantry tilt of 60 degrees they span 0.5.)
     """
     affine = np.asarray(affine, np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
@@ -61,11 +59,11 @@ def is_usable_affine(affine: np.ndarray) -> bool:
 
 
 def _world_axes(affine: np.ndarray) -> tuple[list[int], list[int]]:
-    """World axis and sign (+1 or -1) nearest to the direction of each array axis.
+    """Return the world axis and the sign nearest to the direction of each array axis.
 
-    The directions are first made orthogonal (the polar factor of the direction matrix, which
-    removes shear); then the array axis with the largest cosine chooses its world axis first. These
-    are the rules of `nibabel.aff2axcodes`, away from ties.
+    The directions are made orthogonal (by the polar factor of the direction matrix, which removes
+    shear). Then the array axis with the largest cosine chooses its world axis first. Apart from
+    ties, these are the rules of `nibabel.aff2axcodes`.
     """
     directions = np.asarray(affine, np.float64)[:3, :3] / np.asarray(spacing_mm(affine))
     if not np.isfinite(directions).all():
@@ -85,7 +83,7 @@ def _world_axes(affine: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def orientation(affine: np.ndarray) -> str:
-    """Direction in which each array index grows, e.g. "LPS"; oblique axes go to the nearest.
+    """Return the direction in which each array index grows, e.g. "LPS"; oblique axes are rounded.
 
     Raises:
         ValueError: the affine has a zero or non-finite column.
@@ -97,7 +95,7 @@ def orientation(affine: np.ndarray) -> str:
 def reorient(array: np.ndarray, affine: np.ndarray, to: str) -> tuple[np.ndarray, np.ndarray]:
     """Flip and transpose the first three axes so that the indices grow as `to` says.
 
-    Nothing is interpolated: every voxel keeps its place in the world.
+    Every voxel keeps its place in the world; nothing is interpolated.
 
     Args:
         array: (x, y, z, ...).
@@ -128,22 +126,22 @@ def reorient(array: np.ndarray, affine: np.ndarray, to: str) -> tuple[np.ndarray
 
 
 def voxel_to_world(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """World mm (..., 3) of the voxel indices `points` (..., 3)."""
+    """Return the world points (..., 3) in mm of voxel indices (..., 3)."""
     affine = np.asarray(affine, np.float64)
     return np.asarray(points, np.float64) @ affine[:3, :3].T + affine[:3, 3]
 
 
 def world_to_voxel(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Voxel indices (..., 3), fractional, of the world points (..., 3) in mm."""
+    """Return the fractional voxel indices (..., 3) of world points (..., 3) in mm."""
     return voxel_to_world(np.linalg.inv(np.asarray(affine, np.float64)), points)
 
 
 def max_corner_distance_mm(
     affine_a: np.ndarray, affine_b: np.ndarray, shape: Sequence[int]
 ) -> float:
-    """Largest distance in mm between where two affines put the same voxel of a grid of `shape`.
+    """Return the largest distance in mm between the places that two affines give a voxel.
 
-    The displacement is affine in the index, so that its largest value is at one of the corners.
+    The displacement is affine in the index, so that it is largest at a corner of the grid.
     """
     corners = np.array(list(itertools.product(*((0, n - 1) for n in shape[:3]))))
     shift = voxel_to_world(affine_a, corners) - voxel_to_world(affine_b, corners)
@@ -153,7 +151,7 @@ def max_corner_distance_mm(
 def overlap_fraction(
     shape_a: Sequence[int], affine_a: np.ndarray, shape_b: Sequence[int], affine_b: np.ndarray
 ) -> float:
-    """Share of grid a (0 to 1) that lies inside grid b, from 32 x 32 x 32 sample points of a."""
+    """Return the share of grid a that lies inside grid b, from 32 x 32 x 32 points of a."""
     ticks = [(np.arange(32) + 0.5) / 32 * n - 0.5 for n in shape_a[:3]]
     points = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1)
     inside = world_to_voxel(affine_b, voxel_to_world(affine_a, points))
@@ -171,25 +169,25 @@ def resample(
     order: int,
     fill: float,
 ) -> np.ndarray:
-    """Values of `array` at the voxel centres of another grid.
+    """Interpolate an array at the voxel centres of another grid.
 
-    A point outside the input grid, that is, more than half a voxel beyond the outermost centres,
-    gets `fill`; within that half voxel the outermost value holds. Work goes slab by slab along the
-    last axis: beside input and output some 100 MB are needed.
+    Points outside the input grid, more than half a voxel beyond the outermost centres, get `fill`.
+    Within that half voxel the outermost value holds. The function works slab by slab along the last
+    axis and needs some 100 MB beside input and output.
 
     Args:
         array: (x, y, z), on the grid of `affine`.
         affine: (4, 4) of `array`.
         shape_out: the three sides of the result.
         affine_out: (4, 4) of the result.
-        order: 0 nearest neighbour (for labels), 1 linear.
+        order: 0 for nearest neighbour (labels), 1 for linear.
         fill: value outside the input grid.
 
     Returns:
-        (x, y, z) of `shape_out`: of the input's dtype for order 0, float32 for order 1.
+        An array of `shape_out`, of the input's dtype for order 0, float32 for order 1.
 
     Raises:
-        ValueError: another `order`, or an array that is not three-dimensional.
+        ValueError: another `order`, or the array is not 3D.
     """
     if order not in (0, 1):
         raise ValueError(f"`order` (={order}) must be 0 (nearest) or 1 (linear)")
@@ -225,81 +223,16 @@ def resample(
 
 
 def _snap(matrix: np.ndarray) -> np.ndarray:
-    """`matrix` with entries that are whole numbers but for rounding made whole.
+    """Return a matrix whose nearly whole entries are rounded.
 
-    Grids that differ by flips and whole voxels then map centre to centre exactly.
+    Grids that differ by flips and whole voxels then map centres exactly to centres.
     """
     whole = np.round(matrix)
     return np.where(np.abs(matrix - whole) < 1e-9 * np.maximum(1, np.abs(whole)), whole, matrix)
 
 
-def resampled_shape(
-    shape: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
-) -> tuple[int, ...]:
-    """Sides of the grid that covers the same extent at another spacing, at least 1 voxel each."""
-    return tuple(
-        max(1, round(n * old / new))
-        for n, old, new in zip(shape, spacing_mm, new_spacing_mm, strict=True)
-    )
-
-
-def resampled_affine(
-    affine: np.ndarray, shape: Sequence[int], new_spacing_mm: Sequence[float]
-) -> np.ndarray:
-    """Affine of the grid of `resampled_shape`: exactly the new spacing, the same centre."""
-    affine = np.asarray(affine, np.float64)
-    spacing = spacing_mm(affine)
-    new_shape = resampled_shape(shape[:3], spacing, new_spacing_mm)
-    out = affine.copy()
-    out[:3, :3] *= np.asarray(new_spacing_mm, np.float64) / np.asarray(spacing)
-    centre = voxel_to_world(affine, (np.asarray(shape[:3]) - 1) / 2)
-    out[:3, 3] = centre - out[:3, :3] @ ((np.asarray(new_shape) - 1) / 2)
-    return out
-
-
-def crop_or_pad(
-    array: np.ndarray,
-    shape: Sequence[int],
-    fill: float,
-    center: Sequence[float] | None = None,
-) -> np.ndarray:
-    """A window of `shape` out of `array`, with `fill` where the window leaves the array.
-
-    Args:
-        array: any number of axes.
-        shape: sides of the result, one per axis of `array`.
-        fill: value outside the array.
-        center: index of the voxel at `side // 2` of the result; None puts the window in the
-            middle, so that padding and then cropping back to the old shape gives the old array.
-
-    Returns:
-        A view of `array` where the window lies inside it, else a new array.
-    """
-    if len(shape) != array.ndim or (center is not None and len(center) != array.ndim):
-        raise ValueError(f"`shape` (={tuple(shape)}) and `center` need {array.ndim} entries each")
-    starts = [
-        (n - m) // 2 if n >= m else -((m - n) // 2) for n, m in zip(array.shape, shape, strict=True)
-    ]
-    if center is not None:
-        starts = [math.floor(c + 0.5) - m // 2 for c, m in zip(center, shape, strict=True)]
-    inner = tuple(
-        slice(min(n, max(0, s)), min(n, max(0, s + m)))
-        for s, m, n in zip(starts, shape, array.shape, strict=True)
-    )
-    if all(i.stop - i.start == m for i, m in zip(inner, shape, strict=True)):
-        return array[inner]
-    out = np.full(tuple(shape), fill, array.dtype)
-    if all(i.stop > i.start for i in inner):
-        place = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inner, starts, strict=True))
-        out[place] = array[inner]
-    return out
-
-
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Smallest box that holds everything above 0; None if there is nothing.
-
-    Works axis by axis: no index array of the size of the foreground is needed.
-    """
+    """Return the smallest box around everything above 0; None if there is nothing."""
     occupied = mask if mask.dtype.kind in "bu" else mask > 0
     box = []
     for axis in range(mask.ndim):
@@ -312,15 +245,18 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """First indices of windows that cover 0 to `length`, evenly spread.
+    """Return the first indices of evenly spread windows that cover 0 to `length`.
 
     Args:
         length: voxels along the axis.
-        window: voxels in a window; where it is not smaller than `length` the answer is [0].
-        overlap: least share of a window (0 <= overlap < 1) that its successor covers again.
+        window: voxels in a window; a window of at least `length` voxels starts at 0 alone.
+        overlap: least share of a window that the next window covers again, in [0, 1).
 
     Returns:
         Increasing starts; the last window ends at `length`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     if length < 1 or window < 1:
         raise ValueError(f"`length` (={length}) and `window` (={window}) must be positive")
@@ -328,7 +264,7 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
         raise ValueError(f"`overlap` (={overlap}) must be at least 0 and below 1")
     if window >= length:
         return [0]
-    # The epsilon keeps e.g. 10 * (1 - 0.9) at 1 rather than 0.
+    # Without the epsilon, 10 * (1 - 0.9) would become 0.
     step = max(1, math.floor(window * (1 - overlap) + 1e-9))
     last = length - window
     count = math.ceil(last / step) + 1
@@ -336,17 +272,17 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def centres_of(native: int, wanted: int) -> np.ndarray:
-    """Input coordinates of output pixel centres, aligned by the outer edges."""
+    """Return the centres of `wanted` pixels as indices of `native` pixels over the same extent."""
     return (np.arange(wanted) + 0.5) * (native / wanted) - 0.5
 
 
 def nearest(native: int, wanted: int) -> np.ndarray:
-    """Index of the input pixel that holds each output pixel's centre."""
+    """Return the index of the `native` pixel that contains the centre of each `wanted` pixel."""
     return np.clip(np.floor(centres_of(native, wanted) + 0.5), 0, native - 1).astype(np.intp)
 
 
 def linear(values: np.ndarray, axis: int, wanted: int) -> np.ndarray:
-    """Linear interpolation of float32 `values` along `axis` to `wanted` pixels."""
+    """Interpolate float32 `values` linearly along `axis` to `wanted` pixels of the same extent."""
     native = values.shape[axis]
     if native == wanted:
         return values
@@ -354,7 +290,7 @@ def linear(values: np.ndarray, axis: int, wanted: int) -> np.ndarray:
 
 
 def at(values: np.ndarray, axis: int, centres: np.ndarray) -> np.ndarray:
-    """Linear interpolation of float32 `values` at positions within them along `axis`."""
+    """Interpolate float32 `values` linearly along `axis` at the indices `centres` within them."""
     native = values.shape[axis]
     below = np.minimum(np.floor(centres).astype(np.intp), max(native - 2, 0))
     above = np.minimum(below + 1, native - 1)

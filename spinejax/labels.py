@@ -1,9 +1,9 @@
 """Vertebra labels: VerSe ids, contiguous classes, names and legal successions.
 
-VerSe ids (Sekuboyina et al. 2021, Medical Image Analysis 73:102166): 1-7 are C1-C7, 8-19 T1-T12,
-20-25 L1-L6, 28 is T13. 26 (sacrum) and 27 (coccyx) are reserved and were never annotated; they have
-no class here. Contiguous classes, for a network's output, are 0 for background, 1-25 as in VerSe
-and 26 for T13.
+VerSe ids (Sekuboyina et al. 2021, Medical Image Analysis 73:102166): 1-7 are C1-C7, 8-19 are
+T1-T12, 20-25 are L1-L6, and 28 is T13. 26 (sacrum) and 27 (coccyx) are reserved, but were never
+annotated; they have no class here. The contiguous classes of a network's output are 0 for
+background, 1-25 as in VerSe, and 26 for T13.
 """
 
 import numpy as np
@@ -17,23 +17,22 @@ NAMES: dict[int, str] = {
 """VerSe id -> name."""
 
 VERSE_IDS: tuple[int, ...] = (*range(1, 26), 28)
-"""VerSe ids of vertebrae; position i has the contiguous class i + 1."""
+"""VerSe ids of vertebrae; the one at index i has the contiguous class i + 1."""
 
 NUM_CLASSES = 1 + len(VERSE_IDS)
-"""Contiguous classes: background and 26 vertebrae."""
+"""Number of contiguous classes: background and 26 vertebrae."""
 
 MAX_ID = max(VERSE_IDS)
 
 REGIONS = ("C", "T", "L")
 
 _NO_CLASS = 255
-_TO_VERSE = np.array((0, *VERSE_IDS), dtype=np.uint8)
 _TO_CONTIGUOUS = np.full(256, _NO_CLASS, dtype=np.uint8)
-_TO_CONTIGUOUS[_TO_VERSE] = np.arange(NUM_CLASSES)
+_TO_CONTIGUOUS[[0, *VERSE_IDS]] = np.arange(NUM_CLASSES)
 _IDS = {label_name: verse_id for verse_id, label_name in NAMES.items()}
 
-# From top to bottom. T11 may be the last rib-bearing vertebra (no T12), T13 may be an additional
-# one; L4 or L5 or L6 may rest on the sacrum, so that L4 and L5 have successors and may also end.
+# From head to foot. T11 may be the last vertebra with ribs (no T12), and T13 may be an additional
+# one. L4, L5 or L6 may rest on the sacrum.
 _SUCCESSORS: dict[int, tuple[int, ...]] = {
     **{i: (i + 1,) for i in range(1, 25)},
     18: (19, 20),
@@ -44,54 +43,54 @@ _SUCCESSORS: dict[int, tuple[int, ...]] = {
 
 
 def name(verse_id: int) -> str:
-    """Name of a VerSe id, e.g. "T13" for 28; ValueError when it is no vertebra."""
+    """Return the name of a VerSe id, e.g. "T13" for 28; ValueError if it is no vertebra."""
     if verse_id not in NAMES:
         raise ValueError(f"{verse_id} is not the VerSe id of a vertebra (1 to 25, or 28 for T13)")
     return NAMES[verse_id]
 
 
 def id_of(label_name: str) -> int:
-    """VerSe id of a name, e.g. 28 for "T13"; ValueError when there is none."""
+    """Return the VerSe id of a name, e.g. 28 for "T13"; ValueError if there is none."""
     if label_name.upper() not in _IDS:
         raise ValueError(f"{label_name!r} is not a vertebra (C1 to C7, T1 to T13, L1 to L6)")
     return _IDS[label_name.upper()]
 
 
 def region(verse_id: int) -> str:
-    """Part of the spine: "C" (cervical), "T" (thoracic) or "L" (lumbar)."""
+    """Return the part of the spine: "C" (cervical), "T" (thoracic) or "L" (lumbar)."""
     return name(verse_id)[0]
 
 
 def order(verse_id: int) -> float:
-    """Anatomical rank from the top, for sorting; T13 lies between T12 and L1."""
+    """Return the anatomical rank from head to foot, for sorting; T13 is between T12 and L1."""
     name(verse_id)
     return 19.5 if verse_id == 28 else float(verse_id)
 
 
 def successors(verse_id: int) -> tuple[int, ...]:
-    """VerSe ids that may follow directly below a vertebra, the usual one first.
+    """Return the VerSe ids that may follow directly below a vertebra, the usual one first.
 
-    Besides the usual order: T11 -> L1 (no T12), T12 -> T13 -> L1, and L5 -> L6. A spine without L5
-    ends at L4, see `can_end_lumbar`. Of the 113 training scans of VerSe'20, 16 have L6, 2 have T13
-    and 3 lack T12.
+    The variants are T11 -> L1 (no T12), T12 -> T13 -> L1, and L5 -> L6. A spine without L5 ends at
+    L4, see `can_end_lumbar`. Of the 113 training scans of VerSe'20, 16 have L6, 2 have T13, and 3
+    lack T12.
     """
     name(verse_id)
     return _SUCCESSORS[verse_id]
 
 
 def can_end_lumbar(verse_id: int) -> bool:
-    """Whether the sacrum may follow: after L4 (no L5), L5 and L6.
+    """Return whether the sacrum may follow: after L4 (no L5), L5 and L6.
 
-    Where the scan's field of view ends, any vertebra may be the last one.
+    At the end of the scan's field of view, any vertebra may be the last one.
     """
     return name(verse_id) in ("L4", "L5", "L6")
 
 
 def to_contiguous(array: np.ndarray) -> np.ndarray:
-    """VerSe ids -> contiguous classes 0 to 26, uint8, any shape.
+    """Return the contiguous classes 0 to 26 of VerSe ids, uint8, any shape.
 
     Raises:
-        ValueError: an id is neither 0 nor a vertebra's.
+        ValueError: an id is neither 0 nor that of a vertebra.
     """
     ids = np.asarray(array)
     if ids.size and (ids.min() < 0 or ids.max() > MAX_ID):
@@ -101,13 +100,3 @@ def to_contiguous(array: np.ndarray) -> np.ndarray:
         bad = sorted(np.unique(ids[classes == _NO_CLASS]).tolist())
         raise ValueError(f"ids {bad} are not vertebrae; VerSe reserves 26 and 27")
     return classes
-
-
-def to_verse(array: np.ndarray) -> np.ndarray:
-    """Contiguous classes 0 to 26 -> VerSe ids, uint8, any shape; ValueError outside that range."""
-    classes = np.asarray(array)
-    if classes.size and (classes.min() < 0 or classes.max() >= NUM_CLASSES):
-        raise ValueError(
-            f"classes lie in 0 to {NUM_CLASSES - 1}, not {classes.min()} to {classes.max()}"
-        )
-    return _TO_VERSE[classes]

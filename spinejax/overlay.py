@@ -1,23 +1,23 @@
-"""A slice of CT with the outlines of label maps drawn on it (numpy and scipy only).
+"""A CT slice with the outlines of label maps, drawn with NumPy and SciPy only.
 
-The outline is one pixel wide and lies *inside* the region, so that a region of a single pixel is
-still seen and nothing of its surroundings is covered.
+An outline is one pixel wide and lies *inside* its region, so that a region of one pixel is visible
+and the surroundings stay uncovered.
 """
 
 import numpy as np
 from scipy import ndimage
 
 PREDICTION_RGB = (255, 106, 0)
-"""Orange: the outline of what was predicted."""
+"""Orange: the outline of the prediction."""
 
 REFERENCE_RGB = (0, 210, 255)
-"""Cyan: the outline of the reference; told from orange by every common form of colour blindness."""
+"""Cyan: the outline of the reference. All common forms of colour blindness tell it from orange."""
 
 BOTH_RGB = (255, 236, 64)
 """Yellow: pixels where the two outlines coincide; much lighter than the orange."""
 
 BONE_WINDOW_HU = (-200.0, 800.0)
-"""Grey levels of a CT picture: black at or below the first value, white at or above the second."""
+"""Grey levels of a CT picture: black up to the first value, white from the second on."""
 
 
 def window(image_hu: np.ndarray, window_hu: tuple[float, float] = BONE_WINDOW_HU) -> np.ndarray:
@@ -41,15 +41,19 @@ def window(image_hu: np.ndarray, window_hu: tuple[float, float] = BONE_WINDOW_HU
 
 
 def outline(labels: np.ndarray) -> np.ndarray:
-    """Return the pixels of every labelled region that touch another label or background.
+    """Return the labelled pixels with another label or background among their four neighbours.
+
+    Touching regions with different labels thus have separate outlines. The edge of the picture is
+    no border.
 
     Args:
-        labels: (h, w) bool or integer; 0 is background. Regions with different labels that touch
-            each keep their own outline, so neighbouring vertebrae stay apart.
+        labels: (h, w) bool or integer; 0 is background.
 
     Returns:
-        (h, w) bool. A pixel counts when one of its four neighbours inside the picture carries a
-        different label; the edge of the picture is no border.
+        (h, w) bool.
+
+    Raises:
+        ValueError: `labels` is not 2D.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2:
@@ -72,11 +76,14 @@ def paint(
     Args:
         grey: (h, w) uint8.
         prediction: (h, w) bool or integer labels, or None.
-        reference: likewise.
-        width: thickness of the outlines in pixels, grown inwards.
+        reference: the same.
+        width: thickness of the outlines in pixels; they grow inwards.
 
     Returns:
-        (h, w, 3) uint8: prediction orange, reference cyan, yellow where both run.
+        (h, w, 3) uint8: prediction orange, reference cyan, yellow where both coincide.
+
+    Raises:
+        ValueError: the labels have another shape than the picture.
     """
     rgb = np.repeat(np.asarray(grey, np.uint8)[..., None], 3, axis=-1)
     edges = []
@@ -108,12 +115,15 @@ def overlay(
 
     Args:
         image_hu: (h, w) HU.
-        prediction: (h, w) bool or integer labels (0 background), or None for none.
-        reference: likewise.
+        prediction: (h, w) bool or integer labels, or None.
+        reference: the same.
         window_hu: see `window`.
 
     Returns:
-        (h, w, 3) uint8.
+        (h, w, 3) uint8, see `paint`.
+
+    Raises:
+        ValueError: the image is not 2D, or as for `window` and `paint`.
     """
     image_hu = np.asarray(image_hu)
     if image_hu.ndim != 2:

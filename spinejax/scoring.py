@@ -204,7 +204,7 @@ def score_arrays(
         vertebrae: whether to score each vertebra too, where both arrays hold VerSe ids.
         centroids: VerSe id -> (3,) voxel index of the reference's centroids, where vertebrae are
             scored: of bodies, and compared with the centres of the prediction's bodies
-            (`metrics.bodies`). None takes the centres of mass of both masks.
+            (`metrics.body_centres`). None takes the centres of mass of both masks.
 
     Returns:
         The measurements. An empty reference is warned of on the logger "spinejax".
@@ -364,7 +364,7 @@ def collect(
     pooled_range = _of_counts(
         classification.pooled(score.in_range for score in everything), RANGE_METRICS
     )
-    vertebrae, without = identification.split(
+    vertebrae, without = identification.comparable_scans(
         {name: score.vertebrae for name, score in scores.items() if score.vertebrae is not None}
     )
     by_case: dict[str, CaseScores] = {

@@ -1,6 +1,4 @@
-"""What a scan and a label map are in memory.
-
-This is the one statement of array order, units and axis names; nothing else repeats it.
+"""Scans and label maps in memory: the only statement of array order, units and axis names.
 
 * Arrays of volumes are `(x, y, z)` and canonical: index 0 grows to the patient's left, index 1 to
   posterior, index 2 to superior (`"LPS"`, what ITK calls RAI). A `Volume` turns the array that it
@@ -25,7 +23,7 @@ import numpy as np
 from spinejax import geometry
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""Plane -> the canonical array axis that a slice of it fixes."""
+"""Plane -> the canonical array axis that its slices fix."""
 
 CANONICAL = "LPS"
 
@@ -37,7 +35,7 @@ def slice_view(array: np.ndarray, plane: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class DiskGrid:
-    """What a file said of its own grid, kept so that labels can be written back exactly on it."""
+    """The grid that a file's header gives, so that labels can be written exactly on it."""
 
     path: Path
     shape: tuple[int, ...]

@@ -12,6 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry
+from tests.support.nifti_files import resampled_grid
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -214,8 +215,7 @@ def test_linear_resampling_reproduces_a_linear_field():
     affine = axis_affine("PIR", (1.5, 2, 1))
     weights = np.array([1.0, -2.0, 3.0])
     array = (geometry.voxel_to_world(affine, index) @ weights).astype(np.float32)
-    target = geometry.resampled_affine(affine, (20, 20, 20), (1, 1, 1))
-    shape = geometry.resampled_shape((20, 20, 20), (1.5, 2, 1), (1, 1, 1))
+    target, shape = resampled_grid(affine, (20, 20, 20), (1, 1, 1))
     assert shape == (30, 40, 20)
     out = geometry.resample(array, affine, shape, target, order=1, fill=0)
     new_index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
@@ -237,42 +237,6 @@ def test_resample_refuses_other_orders_and_shapes():
         geometry.resample(np.zeros((2, 2, 2)), np.eye(4), (2, 2, 2), np.eye(4), order=3, fill=0)
     with pytest.raises(ValueError, match="three axes"):
         geometry.resample(np.zeros((2, 2)), np.eye(4), (2, 2, 2), np.eye(4), order=0, fill=0)
-
-
-def test_resampled_grid_keeps_its_centre_and_never_vanishes():
-    affine = random_affine(9)
-    target = geometry.resampled_affine(affine, (10, 11, 12), (0.7, 0.8, 0.9))
-    assert geometry.spacing_mm(target) == pytest.approx((0.7, 0.8, 0.9))
-    shape = geometry.resampled_shape((10, 11, 12), geometry.spacing_mm(affine), (0.7, 0.8, 0.9))
-    np.testing.assert_allclose(
-        geometry.voxel_to_world(target, (np.array(shape) - 1) / 2),
-        geometry.voxel_to_world(affine, np.array([4.5, 5, 5.5])),
-        atol=1e-9,
-    )
-    assert geometry.resampled_shape((1, 2, 3), (1, 1, 1), (100, 100, 100)) == (1, 1, 1)
-
-
-@given(
-    st.lists(st.integers(1, 9), min_size=3, max_size=3),
-    st.lists(st.integers(1, 9), min_size=3, max_size=3),
-)
-def test_padding_then_cropping_gives_the_array_back(shape, other):
-    array = np.arange(np.prod(shape)).reshape(shape)
-    bigger = [max(pair) for pair in zip(shape, other, strict=True)]
-    padded = geometry.crop_or_pad(array, bigger, -1)
-    assert padded.shape == tuple(bigger)
-    assert (padded >= 0).sum() == array.size
-    np.testing.assert_array_equal(geometry.crop_or_pad(padded, shape, -1), array)
-
-
-def test_windows_around_a_centre():
-    array = np.arange(10)
-    assert geometry.crop_or_pad(array, (4,), -1, (5,)).tolist() == [3, 4, 5, 6]
-    assert geometry.crop_or_pad(array, (5,), -1, (0,)).tolist() == [-1, -1, 0, 1, 2]
-    assert geometry.crop_or_pad(array, (3,), -1, (9.4,)).tolist() == [8, 9, -1]
-    assert geometry.crop_or_pad(array, (2,), -1, (50,)).tolist() == [-1, -1]
-    with pytest.raises(ValueError, match="1 entries"):
-        geometry.crop_or_pad(array, (4, 4), -1)
 
 
 @given(st.integers(1, 300), st.integers(1, 80), st.floats(0, 0.95))

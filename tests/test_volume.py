@@ -1,4 +1,4 @@
-"""What a volume says of itself."""
+"""A volume: canonical whatever it is made of, and the way back."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spinejax import geometry
-from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume
+from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume, slice_view
 
 
 def test_a_volume_knows_its_shape_spacing_and_orientation():
@@ -15,6 +15,34 @@ def test_a_volume_knows_its_shape_spacing_and_orientation():
     assert volume.shape == (4, 5, 6)
     assert volume.spacing_mm == (0.5, 0.75, 2)
     assert volume.orientation == "LPS" == CANONICAL
+
+
+@pytest.mark.parametrize("code", geometry.ALL_ORIENTATIONS)
+def test_any_orientation_becomes_canonical_and_goes_back(code):
+    array = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+    affine = np.diag([-0.5, -0.75, 2, 1]) + np.eye(4, k=1) * 0.01
+    stored, stored_affine = geometry.reorient(array, affine, code)
+    volume = Volume(stored, stored_affine)
+    np.testing.assert_array_equal(volume.array, array)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-12)
+    assert (volume.orientation, volume.shape) == (code, (4, 5, 6))
+    np.testing.assert_array_equal(volume.native, stored)
+    np.testing.assert_array_equal(volume.native_affine, stored_affine)
+    np.testing.assert_array_equal(volume.to_canonical(stored), array)
+    # A view: what is written into it is written into the original.
+    labels = np.zeros(volume.shape, np.uint8)
+    volume.to_native(labels)[...] = stored
+    np.testing.assert_array_equal(labels, array)
+    index = volume.native_index(np.array([1, 2, 3]))
+    assert stored[tuple(np.rint(index).astype(int))] == array[1, 2, 3]
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_slices_of_a_plane_are_views_along_its_axis(plane):
+    array = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+    view = slice_view(array, plane)
+    assert np.shares_memory(view, array)
+    np.testing.assert_array_equal(view[2], np.take(array, 2, PLANES[plane]))
 
 
 def test_the_planes_are_named_by_the_world_axis_they_fix():

@@ -39,7 +39,7 @@ def run(values: FlagValues) -> int:
 def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None:
     """Evaluate a run and print its scores; `options` are those of `spinejax.evaluate`."""
     from spinejax import evaluation
-    from spinejax.metrics import aggregate, classification
+    from spinejax.metrics import aggregate
     from spinejax.sweep_state import read_json
 
     started = time.monotonic()
@@ -49,6 +49,6 @@ def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None
     where = {key: options[key] for key in ("split", "data", "flip") if key in options}
     folder = evaluation.results_folder(workdir, **where)
     if (folder / "patches.json").exists():
-        print(classification.summary_table(read_json(folder / "patches.json")))
+        print(aggregate.patch_table(read_json(folder / "patches.json")))
     seconds = time.monotonic() - started
     print(f"{len(scores['cases'])} cases in {seconds:.0f} s; scores: {folder / 'scores.json'}")

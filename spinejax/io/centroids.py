@@ -1,20 +1,20 @@
-"""Vertebra centroids: the three VerSe conventions read, VerSe JSON and 3D Slicer markups written.
+"""Vertebra centroids: reads the three VerSe conventions, writes VerSe JSON and 3D Slicer markups.
 
-The conventions (FORMATS) differ in the frame of X, Y, Z:
+The conventions differ in the frame of X, Y, Z:
 
-* subject-based: a first record `{"direction": ["P", "I", "R"]}`; voxels, centres at whole numbers,
-  of the image's own array in that orientation.
+* Subject-based: the first record is `{"direction": ["P", "I", "R"]}`. X, Y, Z are voxel indices of
+  the image's array in that orientation; voxel centres are whole numbers.
 * MICCAI'19: no direction; mm in the frame whose axes grow to I, P, L.
 * MICCAI'20: no direction; mm in the frame whose axes grow to P, I, R.
 
-In the mm frames the centre of the first voxel is at 0 mm, so that an index is mm / spacing. That is
-measured, not documented: the MICCAI'20 numbers, as restated in the set-up files of Payer et al.
-(2020), are spacing times the centre of mass of the masks within 0.2 mm for verse004 (1 x 1 x 2 mm)
-and 0.6 mm for GL003 (0.29 x 0.29 x 1.25 mm). An axis is turned by `size - 1 - index`; the
-`size * spacing - mm` of published scripts is one voxel off.
+In the mm frames the centre of the first voxel is at 0 mm, so that an index is mm / spacing. This is
+not documented, but measured. The MICCAI'20 numbers, as the set-up files of Payer et al. (2020)
+restate them, agree with spacing times the centre of mass of the masks within 0.2 mm for verse004 (1
+x 1 x 2 mm) and within 0.6 mm for GL003 (0.29 x 0.29 x 1.25 mm). An axis is reversed by `size - 1 -
+index`; the `size * spacing - mm` of published scripts is wrong by one voxel.
 
-The subject-based and the '19 points mark the vertebral body, those of '20 the whole vertebra, up to
-15 mm further back.
+The subject-based and the '19 points mark the vertebral body. The '20 points mark the whole
+vertebra, up to 15 mm further back.
 """
 
 import json
@@ -33,7 +33,7 @@ from spinejax.io import file_names
 from spinejax.volume import LabelVolume, Volume
 
 FRAMES = {"verse19": "IPL", "verse20": "PIR"}
-"""Edition -> directions in which X, Y, Z of its MICCAI files grow."""
+"""Edition -> the directions in which X, Y, Z of its MICCAI files grow."""
 
 Points = dict[int, np.ndarray]
 
@@ -50,25 +50,25 @@ def read_centroids(
     edition: str | None = None,
     mask: LabelVolume | None = None,
 ) -> Points:
-    """Read any of the three conventions.
+    """Read a file of any of the three conventions.
 
-    A direction record that differs from the volume's orientation is followed: the points are
-    turned. Without a record the convention is the one that puts more points into their own label of
-    `mask`, where that decides; else `edition`; else what the file's name says (`_iso-ctd.json` is
-    '20, `verse004_ctd.json` '19).
+    A direction record decides. Without one, the convention is the one that puts more points into
+    their own label of `mask`; if that does not decide, that of `edition`; else that of the name
+    (`_iso-ctd.json` is '20, `verse004_ctd.json` is '19).
 
     Args:
         path: JSON file.
-        volume: the scan or its mask; only shape and affine are used.
+        volume: the scan or its mask; only its grid is used.
         edition: "verse19" or "verse20".
         mask: the label map, on any grid.
 
     Returns:
-        VerSe id -> (3,) float64 voxel index, in the axes of `volume.array`, from top to bottom.
-        Records with a coordinate that is not finite are skipped.
+        VerSe id -> (3,) float64 voxel index in `volume.array`, from head to foot. Records with a
+        coordinate that is not finite are skipped.
 
     Raises:
-        InputError: no such file, no JSON, no list of centroids, an unknown label or direction.
+        InputError: the file is missing or no JSON list of centroids, has an unknown label or
+            direction, or its convention is unclear.
     """
     path = Path(path)
     direction, points = _parse(path)
@@ -92,17 +92,17 @@ def read_centroids(
 
 
 def read_direction(path: str | os.PathLike[str]) -> str | None:
-    """Orientation code of the direction record, e.g. "PIR"; None when there is no record."""
+    """Return the orientation code of the direction record, e.g. "PIR"; None without a record."""
     return _parse(Path(path))[0]
 
 
 def count_inside(points: Mapping[int, np.ndarray], volume: Volume, mask: LabelVolume) -> int:
-    """How many points, (3,) voxel indices of `volume`, lie in their own label of `mask`."""
+    """Return how many points, voxel indices (3,) of `volume`, lie in their own label of `mask`."""
     return sum(label_at(point, volume, mask) == label for label, point in points.items())
 
 
 def label_at(point: np.ndarray, volume: Volume, mask: LabelVolume) -> int:
-    """The label of `mask` at a voxel index (3,) of `volume`; 0 outside the mask's grid."""
+    """Return the label of `mask` at a voxel index (3,) of `volume`; 0 outside the mask's grid."""
     world = geometry.voxel_to_world(volume.affine, point)
     index = np.rint(geometry.world_to_voxel(mask.affine, world))
     if (index < 0).any() or (index >= mask.shape).any():
@@ -114,11 +114,11 @@ def label_at(point: np.ndarray, volume: Volume, mask: LabelVolume) -> int:
 def write_centroids(
     path: str | os.PathLike[str], centroids: Mapping[int, np.ndarray], volume: Volume
 ) -> None:
-    """Write VerSe's subject-based JSON, atomically.
+    """Write VerSe's subject-based JSON with points in the orientation of the scan's file.
 
     Args:
-        path: JSON file.
-        centroids: VerSe id -> (3,) voxel index in the axes of `volume.array`.
+        path: JSON file; it appears whole or not at all.
+        centroids: VerSe id -> (3,) voxel index in `volume.array`.
         volume: the scan.
     """
     records: list[dict[str, Any]] = [{"direction": list(volume.orientation)}]
@@ -131,11 +131,11 @@ def write_centroids(
 def write_markups(
     path: str | os.PathLike[str], centroids: Mapping[int, np.ndarray], volume: Volume
 ) -> None:
-    """Write 3D Slicer markups (`.mrk.json`, schema 1.0.3), atomically: named points in LPS mm.
+    """Write 3D Slicer markups (`.mrk.json`, schema 1.0.3): named points in LPS mm.
 
     Args:
-        path: JSON file.
-        centroids: VerSe id -> (3,) voxel index in the axes of `volume.array`.
+        path: JSON file; it appears whole or not at all.
+        centroids: VerSe id -> (3,) voxel index in `volume.array`.
         volume: the scan.
     """
     points = []
@@ -162,8 +162,8 @@ def write_markups(
 def _from_frame(
     points: Mapping[int, tuple[float, float, float]], volume: Volume, axes: str, *, in_mm: bool
 ) -> Points:
-    """Turn points of the frame `axes` (voxels, or mm from the first voxel) into voxel indices."""
-    # A broadcast scalar has the shape without the memory: only the affine is wanted.
+    """Return voxel indices for points in the frame `axes`, in voxels or mm from the first voxel."""
+    # Only the affine is wanted, so the array is a broadcast scalar, which takes no memory.
     grid = np.broadcast_to(np.zeros((), np.uint8), volume.shape)
     _, frame = geometry.reorient(grid, volume.affine, axes)
     scale = np.asarray(geometry.spacing_mm(frame)) if in_mm else np.ones(3)
@@ -175,7 +175,7 @@ def _from_frame(
 
 
 def _parse(path: Path) -> tuple[str | None, dict[int, tuple[float, float, float]]]:
-    """Direction record, if any, and the finite records of a file."""
+    """Return the direction record, if any, and the finite records of a file."""
     records = _load(path)
     direction: str | None = None
     points: dict[int, tuple[float, float, float]] = {}
@@ -202,7 +202,7 @@ def _parse(path: Path) -> tuple[str | None, dict[int, tuple[float, float, float]
 
 
 def _number(value: Any) -> float:
-    # Unset coordinates are NaN in VerSe; strict JSON writers make them null.
+    # Unknown coordinates are NaN in VerSe; strict JSON writers write null.
     return math.nan if value is None else float(value)
 
 

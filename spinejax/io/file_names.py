@@ -1,8 +1,8 @@
-"""What a file's name and folder say, in every VerSe layout and in paired folders.
+"""The meaning of file and folder names, in all VerSe layouts and in paired folders.
 
-Names only: nothing here opens a file. The three VerSe layouts (subject-based, MICCAI'19, MICCAI'20)
-and their slips are those of the data set's wiki (https://github.com/anjany/verse); the names used
-in tests are from file lists that circulate. The CSI data of paper B (`case1.mhd` and
+No function here opens a file. The wiki of the data set (https://github.com/anjany/verse) documents
+the three VerSe layouts (subject-based, MICCAI'19, MICCAI'20) and their irregular names; the names
+in the tests come from public file lists. The CSI data of paper B (`case1.mhd` and
 `case1_label.mhd`, in one folder or two) are paired like any other folders.
 """
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from spinejax.io import scanfile
 
-# Patients of VerSe'19 with several series. The subject-based and the MICCAI'20 names carry the
-# patient ("sub-verse401_split-verse253", "verse401_verse253"), the MICCAI'19 names do not
-# ("verse253"), so without this table two scans of one patient look like two patients. The second
-# series of verse412 is not known to us.
+# Patients of VerSe'19 with several series. The subject-based and the MICCAI'20 names contain the
+# patient ("sub-verse401_split-verse253", "verse401_verse253"). The MICCAI'19 names do not
+# ("verse253"); without this table two scans of one patient would look like two patients. The second
+# series of verse412 is unknown.
 SERIES_OF_PATIENT: dict[str, tuple[str, ...]] = {
     "verse400": ("verse090", "verse155"),
     "verse401": ("verse201", "verse253"),
@@ -71,12 +71,19 @@ _NOISE = {"sub", "split", "dir", "ct"}
 
 @dataclass(frozen=True)
 class FileName:
-    """What one file's name says.
+    """The parts of a file's name.
 
-    `role` is "image", "labels", "centroids" or "other"; `id` is the name without role and format,
-    as spelled; `base` the same in lower case; `loose` the tokens of `base` without the words that
-    differ between layouts; `ids` the VerSe ids in the name, patient first; `collection` the folders
-    that tell one download from another; `is_iso` marks the centroid files of MICCAI'20.
+    Attributes:
+        path: the file.
+        role: "image", "labels", "centroids" or "other".
+        id: the name without role and format, as spelled.
+        base: `id` in lower case.
+        loose: the tokens of `base` without the words that differ between layouts.
+        ids: the VerSe ids in the name, patient first.
+        collection: the folders that tell one download from another.
+        subset: "train", "val", "test", or None.
+        edition: "verse19", "verse20", or None.
+        is_iso: whether it is a centroid file of MICCAI'20.
     """
 
     path: Path
@@ -92,10 +99,10 @@ class FileName:
 
 
 def subset_of(folders: tuple[str, ...]) -> str | None:
-    """The official subset that folder names give, deepest folder first; None when they do not.
+    """Return the official subset that the deepest folder with such a name gives; None without one.
 
-    "dataset-verse19training", "01_training", "train", "imagesTr" are "train"; "validation", "val"
-    and VerSe'19's "public test" are "val"; "test", "hidden", "imagesTs" are "test".
+    "dataset-verse19training", "01_training", "train" and "imagesTr" mean "train". "validation",
+    "val" and VerSe'19's "public test" mean "val". "test", "hidden" and "imagesTs" mean "test".
     """
     for folder in reversed(folders):
         name = folder.lower()
@@ -113,7 +120,7 @@ def subset_of(folders: tuple[str, ...]) -> str | None:
 
 
 def edition_of(folders: tuple[str, ...]) -> str | None:
-    """The edition, "verse19" or "verse20", that folder names give, deepest first; else None."""
+    """Return the edition that the deepest folder with such a name gives; None without one."""
     for folder in reversed(folders):
         found = _EDITION.search(folder)
         if found:
@@ -124,7 +131,7 @@ def edition_of(folders: tuple[str, ...]) -> str | None:
 
 
 def edition_by_name(name: str, ids: tuple[str, ...]) -> str | None:
-    """The edition that a file's own name gives: '20 marks its series, '19 has the low ids."""
+    """Return the edition that a file's own name gives: '20 marks its series, '19 has low ids."""
     stem = _stem(name)
     if _ISO_CENTROID.search(stem) or _MICCAI20_NAME.search(stem) or _DIR_ENTITY.search(stem):
         return "verse20"
@@ -136,15 +143,18 @@ def edition_by_name(name: str, ids: tuple[str, ...]) -> str | None:
 
 
 def verse_ids(name: str) -> tuple[str, ...]:
-    """The VerSe ids in a name, e.g. ("verse401", "verse253"), patient before series."""
+    """Return the VerSe ids in a name, e.g. ("verse401", "verse253"), patient before series."""
     found = [f"{kind.lower()}{int(number):03d}" for kind, number in _VERSE_ID.findall(name)]
     return tuple(dict.fromkeys(found))
 
 
 def parse(path: Path, folders: tuple[str, ...], outer: tuple[str, ...] = ()) -> FileName:
-    """Read the name of `path`; `folders` lead from the dataset's root to it, `outer` to the root.
+    """Return the parts of a file's name.
 
-    `outer` gives subset and edition only.
+    Args:
+        path: the file.
+        folders: the names of the folders from the root of the dataset to the file.
+        outer: the names of folders above the root, which give subset and edition only.
     """
     stem = _stem(path.name)
     is_json = path.name.lower().endswith(".json")
@@ -182,18 +192,18 @@ def _stem(name: str) -> str:
 
 
 def is_relevant(name: str) -> bool:
-    """True for names of scans and JSON files that are neither hidden nor temporary."""
+    """Return whether a name is that of a scan or JSON file, neither hidden nor temporary."""
     if name.startswith((".", "~")):
         return False
     return scanfile.is_scan(name) or name.lower().endswith(".json")
 
 
 def _image_or_labels(stem: str, folders: list[str]) -> tuple[str, str]:
-    """Role and bare name of a voxel file; the suffix of the name outweighs the folder."""
+    """Return role and bare name of a voxel file; the suffix of the name outweighs the folder."""
     entity = _SEG_ENTITY.search(stem)
     suffix = _LABEL_SUFFIX.search(stem)
     if entity:
-        # Subregions and vertebral bodies have masks of their own: not the vertebra labels.
+        # Masks of subregions and of vertebral bodies are no vertebra labels.
         is_vertebrae = entity.group(1).lower() == "vert"
         bare = _LABEL_SUFFIX.sub("", _SEG_ENTITY.sub("", stem))
         return ("labels" if suffix and is_vertebrae else "other"), bare
@@ -211,13 +221,13 @@ def _image_or_labels(stem: str, folders: list[str]) -> tuple[str, str]:
             return "labels", stem
         if folder in _IMAGE_DIRS:
             return "image", _CHANNEL.sub("", stem)
-        if folder == "derivatives":  # results of other programs also lie there
+        if folder == "derivatives":  # it also holds results of other programs
             return "other", stem
     return "image", stem
 
 
 def _loose(base: str, ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Tokens without the layout's own words; only names with VerSe ids are loosened."""
+    """Return the tokens without the words of the layouts; the whole name if it has no VerSe id."""
     if not ids:
         return (base,)
     tokens = [token for token in re.split(r"[-_]+", base) if token and token not in _NOISE]
@@ -225,7 +235,7 @@ def _loose(base: str, ids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _collection(folders: list[str], base: str, ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Folders that are neither a role nor the scan's own."""
+    """Return the folders that are neither named after a role nor after the scan."""
     kept = []
     for folder in folders:
         if folder in _NNUNET_DIRS:

@@ -1,4 +1,4 @@
-"""Bringing a label map onto the grid of its scan, or of another label map."""
+"""Label maps on the grid of their scan, or of another label map."""
 
 import logging
 import math
@@ -13,25 +13,25 @@ from spinejax.volume import LabelVolume, Volume
 logger = logging.getLogger("spinejax")
 
 TOLERANCE_MM = 0.5
-"""Two grids whose corners are no farther apart than this are one grid."""
+"""Two grids whose corners are at most this far apart are the same grid."""
 
 
 def match_labels(
     image: Volume, labels: LabelVolume, tolerance_mm: float = TOLERANCE_MM
 ) -> LabelVolume:
-    """`labels` on the grid of `image`.
+    """Return a label map on the grid of an image.
 
-    The map may be stored in another axis order. Where the corners of the two grids are within
-    `tolerance_mm`, voxels are paired as they are. So they are, with a warning, where the shapes
-    agree and one file has no orientation at all, or its sform and qform disagree and the other
-    file agrees with the one that was not chosen. Else the map is resampled (nearest neighbour) and
-    a warning is logged.
+    The axis order of the two files may differ. If the corners of the two grids are within
+    `tolerance_mm`, voxels are paired as they are. They are also paired, with a warning, if the
+    shapes agree and either one file has no orientation, or the sform and qform of one file disagree
+    and the other file agrees with the one that was not chosen. Otherwise the map is resampled
+    (nearest neighbour), with a warning.
 
     Returns:
         LabelVolume on the canonical and native grid of `image`, with the `disk` of `labels`.
 
     Raises:
-        InputError: the two do not overlap in space, or no label is left on the grid of `image`.
+        InputError: the two do not overlap in space, or no label lies on the grid of `image`.
     """
     name, image_name = _name(labels), _name(image)
     theirs, ours = labels.native, image.native
@@ -44,7 +44,7 @@ def match_labels(
     else:
         why = f"its shape {_sides(theirs.shape)} is not {_sides(ours.shape)}"
     if theirs.shape == ours.shape and _same_grid_by_header(image, labels, tolerance_mm):
-        logger.warning("%s: taken to be on the grid of %s, although %s", name, image_name, why)
+        logger.warning("%s: assumed to be on the grid of %s, although %s", name, image_name, why)
         return LabelVolume(theirs, image.native_affine, labels.disk)
     inside = geometry.overlap_fraction(labels.shape, labels.affine, image.shape, image.affine)
     covered = geometry.overlap_fraction(image.shape, image.affine, labels.shape, labels.affine)
@@ -74,12 +74,12 @@ def match_labels(
 def on_grid_of(
     reference: LabelVolume, prediction: LabelVolume, reference_path: Path, prediction_path: Path
 ) -> np.ndarray:
-    """The prediction's array on the reference's grid, by flips and transposes only.
+    """Return the array of a prediction on the grid of its reference.
 
-    Resampling would change the prediction that is to be judged, so it is not done.
+    Nothing is resampled, because that would change the prediction that is scored.
 
     Raises:
-        InputError: the grids differ; the paths name the files.
+        InputError: the grids differ; the message names the two paths.
     """
     distance = math.inf
     if prediction.native.shape == reference.native.shape:
@@ -112,7 +112,7 @@ def _grid(volume: LabelVolume) -> str:
 
 
 def _same_grid_by_header(image: Volume, labels: LabelVolume, tolerance_mm: float) -> bool:
-    """Whether two grids of one shape may be one for all that their headers say."""
+    """Return whether the headers allow that two grids of the same shape are the same."""
     ours, theirs = _coded_affines(image), _coded_affines(labels)
     if ours is None or theirs is None:
         return False
@@ -126,7 +126,7 @@ def _same_grid_by_header(image: Volume, labels: LabelVolume, tolerance_mm: float
 
 
 def _coded_affines(volume: Volume) -> list[np.ndarray] | None:
-    """Usable affines whose code is set in the file's header; None for a volume without file."""
+    """Return the usable affines with a code in the header; None for a volume without a file."""
     disk = volume.disk
     if disk is None:
         return None

@@ -1,13 +1,13 @@
-"""MetaImage files in: .mha, and .mhd with a .raw or .zraw beside it.
+"""MetaImage files in: .mha, and .mhd with a .raw or .zraw file beside it.
 
-The only module that knows SimpleITK (the `dicom` extra), which reads the headers: it knows every
-spelling of a grid. Voxels are read here, slab by slab like those of NIfTI files. ITK would hold a
-scan twice, and where compressed voxels are damaged or too few it returns an image all the same.
+No other module uses SimpleITK (the `dicom` extra). SimpleITK reads the headers, because it knows
+all spellings of a grid. This module reads the voxels slab by slab, as those of NIfTI files: ITK
+would hold a scan twice, and returns an image even if compressed voxels are damaged or missing.
 
-ITK's world is LPS+ (x grows to the patient's left, y to posterior), ours is RAS+: x and y change
-sign. Fields of the header are those of MetaIO's documentation
+ITK's world is LPS+ (x grows to the patient's left, y to posterior), and ours is RAS+: x and y
+change sign. The fields of the header are those of MetaIO's documentation
 (https://itk.org/Wiki/ITK/MetaIO/Documentation). As in ITK, slope and offset of intensities and the
-name of the orientation are not among them: voxels are taken as stored, on the grid of the matrix.
+name of the orientation are ignored: voxels are read as stored, on the grid of the matrix.
 """
 
 import io
@@ -36,7 +36,7 @@ _MAX_HEADER = 1 << 16
 _TYPES = (
     "Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt64", "Float32", "Float64",
 )  # fmt: skip
-# Spellings of origin, voxel size and matrix -> whether there is one number per axis or per pair.
+# Spellings of origin, voxel size and matrix -> p, for (number of axes)^p numbers.
 _GRID = {
     "Offset": 1, "Origin": 1, "Position": 1, "ElementSpacing": 1, "ElementSize": 1,
     "TransformMatrix": 2, "Orientation": 2, "Rotation": 2,
@@ -46,20 +46,20 @@ _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class _Header:
-    """Fields of a header, the bytes it takes, and the file that holds the voxels."""
+    """The fields of a header, its length in bytes, and the file with the voxels."""
 
     fields: dict[str, str]
     length: int
     data: Path
 
     def says(self, *names: str) -> bool:
-        """Whether the first of these fields that is there is true."""
+        """Return whether the first of these fields that the header has is true."""
         value = next((self.fields[name] for name in names if name in self.fields), "")
         return value[:1] in ("T", "t", "1")
 
 
 def is_metaimage(path: str | os.PathLike[str]) -> bool:
-    """Whether the name ends in .mha or .mhd."""
+    """Return whether the name ends in .mha or .mhd."""
     return Path(path).suffix.lower() in (".mha", ".mhd")
 
 
@@ -80,7 +80,7 @@ def require_simpleitk(path: str | os.PathLike[str]) -> ModuleType:
 
 
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """The files that make up an image: the header and, where they are apart, the voxels.
+    """Return the files of an image: its header and, if it is separate, its voxel file.
 
     Raises:
         InputError: the header cannot be read, or its voxel file is missing.
@@ -91,15 +91,15 @@ def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT; values are cleaned as `nifti.read_volume` does.
+    """Read a CT; values are cleaned as in `nifti.read_volume`.
 
     Returns:
-        Volume of int16 if every value is a whole number that fits, else float32.
+        A volume of int16 if all values are whole numbers that fit, else of float32.
 
     Raises:
-        InputError: no SimpleITK, no such file, no MetaImage, its voxel file is missing or
-            truncated, not one 3D image of numbers, no usable grid, larger than the file or the
-            memory can hold, or no finite value.
+        InputError: SimpleITK is not installed; the file or its voxel file is missing or truncated,
+            or no single 3D MetaImage; it has no usable grid or no finite value; or its header
+            claims more voxels than the file or the memory can hold.
     """
     path = Path(path)
     with _opened(path) as (stream, layout, grid):
@@ -112,10 +112,10 @@ def read_labels(path: str | os.PathLike[str], valid: Collection[int] | None) -> 
 
     Args:
         path: a .mha or .mhd file.
-        valid: the labels that may occur; None for any, see `nifti.read_labels`.
+        valid: the allowed labels, see `nifti.read_labels`.
 
     Raises:
-        InputError: as for `read_volume`; a value that is no whole number or not one of `valid`.
+        InputError: as for `read_volume`, or a value is no whole number or not one of `valid`.
     """
     path = Path(path)
     with _opened(path) as (stream, layout, grid):
@@ -125,7 +125,7 @@ def read_labels(path: str | os.PathLike[str], valid: Collection[int] | None) -> 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, Layout, DiskGrid]]:
-    """The stream of the voxels, at the first of them, how they lie in it, and the grid."""
+    """Open an image; give its stream at the first voxel, the layout of the voxels, and the grid."""
     header = _read_header(path)
     layout, grid = _layout_and_grid(path, header)
     compressed = header.says("CompressedData")
@@ -145,9 +145,9 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Layout, DiskGrid]]:
 
 
 class _Inflated(io.RawIOBase):
-    """What a zlib or gzip stream holds.
+    """The contents of a zlib or gzip stream.
 
-    Raises EOFError where the stream ends before its checksum, zlib.error where it is damaged.
+    Reading raises EOFError if the stream ends before its checksum, and zlib.error if it is damaged.
     """
 
     def __init__(self, raw: BinaryIO) -> None:
@@ -170,7 +170,7 @@ class _Inflated(io.RawIOBase):
 
 
 def _read_header(path: Path) -> _Header:
-    """Read the lines of a header and find its voxel file; knows the layout, not the grid."""
+    """Read the fields of a header and find its voxel file."""
     with voxels.reporting(path):
         voxels.size_of(path)
         with path.open("rb") as file:
@@ -206,7 +206,7 @@ def _data_file(path: Path, name: str) -> Path:
 
 
 def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
-    """How the voxels lie in their file, and where in space."""
+    """Return the layout of the voxels in their file, and their grid in space."""
     sitk = require_simpleitk(path)
     _check_fields(path, header.fields)
     reader = sitk.ImageFileReader()
@@ -215,7 +215,7 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        # Of its several lines the last that says something, without addresses in memory.
+        # The message has several lines; keep the reason, without addresses in memory.
         reason = re.sub(r"\w+\(0x\w+\): ", "", str(error).rpartition("ERROR: ")[2]).split("\n")[0]
         raise InputError(
             f"{path}: ITK cannot read its header ({reason}); export the scan again"
@@ -241,14 +241,14 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
             f"{path}: the header's grid is unusable (matrix zero or flat, or voxels not of 0.001 "
             "to 1000 mm); export the scan again"
         )
-    # NIfTI's qform holds rotations only: a sheared grid is written as sform alone.
+    # A qform of NIfTI holds rotations only, so a sheared grid is written as sform alone.
     rigid = np.allclose(direction.T @ direction, np.eye(3), atol=1e-4)
     grid = DiskGrid(path, layout.shape, affine, 1, affine, int(rigid), "mm")
     return layout, grid
 
 
 def _check_fields(path: Path, fields: dict[str, str]) -> None:
-    """Refuse what ITK would stumble over or, as too few numbers, silently fill in."""
+    """Check fields that make ITK fail, or that it silently completes if numbers are missing."""
     try:
         axes = int(fields["NDims"])
         shape = [int(side) for side in fields["DimSize"].split()]
@@ -277,14 +277,14 @@ def _check_fields(path: Path, fields: dict[str, str]) -> None:
             )
 
     if not {"ElementSpacing", "ElementSize"} & set(fields):
-        logger.warning("%s: the header gives no voxel size; taking it for 1 mm, as ITK does", path)
+        logger.warning("%s: the header gives no voxel size; assuming 1 mm, as ITK does", path)
     for name in ("HeaderSize", "CompressedDataSize"):
         if not re.fullmatch(r"-?\d{1,18}", fields.get(name, "0")):
             raise InputError(f"{path}: the header's {name} is no number; export the scan again")
 
 
 def _offset(path: Path, header: _Header, size: int, layout: Layout) -> int:
-    """Bytes before the voxels in their file."""
+    """Return the number of bytes before the voxels in their file."""
     skipped = int(header.fields.get("HeaderSize", "0"))
     if skipped == -1:  # the voxels are the end of the file
         stored = int(header.fields.get("CompressedDataSize", "0"))

@@ -1,11 +1,11 @@
-"""NIfTI files in and out: the only module that knows nibabel and what NIfTI headers mean.
+"""NIfTI files in and out. No other module uses nibabel or knows NIfTI headers.
 
-Reading goes slab by slab along the last axis, straight from the (gzipped) file: beside the result
-only some 100 MB are needed, whatever the type on disk. What a header says is checked against what
-the file can hold before anything is allocated.
+Files are read slab by slab along the last axis, straight from the (gzipped) file. Beside the
+result, only some 100 MB are needed, whatever the type on disk. The claims of a header are compared
+with the size of the file before memory is allocated.
 
-NIfTI-1 and NIfTI-2 are read, little and big endian, gzipped or not, whatever the file's name ends
-in. Analyze files and .hdr/.img pairs are refused. Header fields are those of the NIfTI-1 standard
+NIfTI-1 and NIfTI-2 are read, little and big endian, gzipped or not, whatever the ending of the
+name. Analyze files and .hdr/.img pairs are refused. Header fields are those of the NIfTI-1 standard
 (nifti1.h, NIMH 2004).
 """
 
@@ -43,14 +43,14 @@ _Header = Nifti1Header | Nifti2Header
 
 @dataclass(frozen=True, eq=False)
 class _NiftiGrid(DiskGrid):
-    """A grid with its whole header, so that what is written on it repeats it to the bit."""
+    """A grid with the header of its file; files written on it repeat the header bit by bit."""
 
     header: bytes
 
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """What the header says of the voxels that follow it in the stream."""
+    """The contents of a header."""
 
     layout: Layout
     affine: np.ndarray
@@ -60,19 +60,20 @@ class _Source:
 def read_volume(path: str | os.PathLike[str]) -> Volume:
     """Read a CT.
 
-    Slope and intercept are applied. NaN, both infinities and everything below -1024 HU (fillers
+    Slope and intercept are applied. NaN, both infinities, and values below -1024 HU (fillers
     outside the scan circle, such as -2048) become -1024. Trailing axes of length one are dropped.
 
-    The affine is the sform if its code is set and it is usable, else the qform, else the voxel
-    sizes alone with the origin in the middle (nibabel's rule). A sform and qform that disagree by
-    more than 0.5 mm are warned of on the logger "spinejax".
+    The affine is the sform if its code is set and it is usable; else the qform; else it is made of
+    the voxel sizes with the origin in the middle (nibabel's rule). If sform and qform disagree by
+    more than 0.5 mm, a warning is logged.
 
     Returns:
-        Volume of int16 if every value is a whole number that fits, else float32.
+        A volume of int16 if all values are whole numbers that fit, else of float32.
 
     Raises:
-        InputError: no such file, not a NIfTI file, truncated, not one 3D image, no usable affine,
-            larger than the file or the memory can hold, or no finite value.
+        InputError: the file is missing, no NIfTI file, truncated, or no single 3D image; it has no
+            usable affine or no finite value; or its header claims more voxels than the file or the
+            memory can hold.
     """
     path = Path(path)
     with voxels.opened(path) as (stream, limit):
@@ -87,13 +88,13 @@ def read_labels(
     """Read a label map of any numeric type on disk, as uint8.
 
     Args:
-        path: a NIfTI file; see `read_volume` for what is accepted.
-        valid: the labels that may occur; None allows any whole number from 0, and wraps those above
-            255 into 1 to 255.
+        path: a NIfTI file, see `read_volume`.
+        valid: the allowed labels; None allows all whole numbers from 0 and wraps numbers above 255
+            into 1 to 255.
 
     Raises:
-        InputError: as for `read_volume`; a value that is negative, is not a whole number (to 0.01,
-            or half a quantisation step where the file has a slope) or is not one of `valid`.
+        InputError: as for `read_volume`; or a value is negative, not one of `valid`, or no whole
+            number (to 0.01, or to half a quantisation step if the file has a slope).
     """
     path = Path(path)
     with voxels.opened(path) as (stream, limit):
@@ -103,12 +104,12 @@ def read_labels(
 
 
 def from_image(image: SpatialImage) -> Volume:
-    """Return the CT that a nibabel image holds, as `read_volume` would read it from a file.
+    """Return the CT of a nibabel image, as `read_volume` reads it from a file.
 
-    Labels are written back on the grid of the image's header.
+    Labels are written on the grid of the image's header.
 
     Raises:
-        InputError: it is no nibabel image, or for the reasons of `read_volume`.
+        InputError: `image` is no nibabel image, or as for `read_volume`.
     """
     if not isinstance(image, SpatialImage):
         raise InputError(
@@ -125,16 +126,17 @@ def from_image(image: SpatialImage) -> Volume:
 
 
 def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
-    """Write a label map on the grid of the file that `like` was read from, atomically.
+    """Write a label map on the grid of the file that a scan was read from.
 
-    The file has the sform, qform, their codes, the units and the shape (trailing axes of length
-    one too) of that file; type uint8, slope 1, intercept 0. A `like` that comes from no file is
-    written with its affine as sform and qform, code 1.
+    The file repeats the sform and qform with their codes, the units and the shape (with trailing
+    axes of length one) of that file. Its type is uint8. For a scan without a file, sform and qform
+    are the affine of the scan, with code 1. The file appears whole or not at all.
 
     Args:
         path: ends in .nii or .nii.gz.
-        array: (x, y, z) uint8, in the order of the file: on the grid of `like.native`.
-        like: the scan that was segmented.
+        array: (x, y, z) uint8 in the order of the file, that is, on the grid of `like.native`.
+            Labels on the grid of `like.array` go through `like.to_native` first.
+        like: the scan.
 
     Raises:
         InputError: the folder cannot be written, the disk is full, or the name has another ending.
@@ -156,13 +158,13 @@ def write_volume(
     slope: float = 1,
     inter: float = 0,
 ) -> None:
-    """Write a CT, atomically, on the grid of its file or with its affine (see `write_labels`).
+    """Write a CT on the grid of its file or with its affine, see `write_labels`.
 
     Args:
         path: ends in .nii or .nii.gz.
-        volume: what to write.
+        volume: the CT.
         dtype: type on disk, e.g. "int16", "uint16", "int32", "float32", "float64".
-        slope: stored value * slope + inter is the HU value; not 0.
+        slope: not 0; stored value * slope + inter is the value in HU.
         inter: see `slope`.
 
     Raises:
@@ -179,20 +181,20 @@ def write_volume(
     _write(Path(path), array, volume, on_disk, slope, inter)
 
 
-@np.errstate(all="ignore")  # damaged headers hold any bit pattern; what they say is checked here
+@np.errstate(all="ignore")  # damaged headers hold any bit pattern; their values are checked here
 def _read_source(path: Path, stream: BinaryIO, limit: int) -> _Source:
-    """Read and judge the header; leaves the stream at the first voxel."""
+    """Read and check the header; leave the stream at the first voxel."""
     header, block = _read_header(path, stream)
     full_shape = _checked_shape(path, header)
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
-        slope, inter = 1.0, 0.0  # the standard: then the data are not scaled
+        slope, inter = 1.0, 0.0  # by the standard the data are then not scaled
     if not math.isfinite(inter):
         inter = 0.0
     x, y, z = full_shape[:3]
     layout = Layout((x, y, z), _checked_dtype(path, header), slope, inter)
     first, offset = _HEADERS[len(block)][2], float(header["vox_offset"])
-    # Some writers leave the offset at 0.
+    # Some writers leave the offset 0.
     offset = max(first, int(offset)) if math.isfinite(offset) else first
     voxels.check_claim(path, layout, offset, limit)
     affine, disk = _affine_and_grid(path, header, block, full_shape)
@@ -226,7 +228,7 @@ def _parse(block: bytes) -> _Header:
 
 
 def _checked_shape(path: Path, header: _Header) -> tuple[int, ...]:
-    """The whole shape, of at least three axes, those beyond the third of length one."""
+    """Return the whole shape: three axes, and further ones of length one."""
     axes = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : 1 + max(0, axes)])
     if not 1 <= axes <= 7 or min(shape) < 1:
@@ -261,14 +263,16 @@ def _checked_dtype(path: Path, header: _Header) -> np.dtype:
 def _affine_and_grid(
     path: Path, header: _Header, block: bytes, full_shape: tuple[int, ...]
 ) -> tuple[np.ndarray, _NiftiGrid]:
-    """The affine to believe, in mm, and everything the header says of the grid."""
+    """Return the affine to use, in mm, and the grid of the header."""
     sform = header.get_sform().astype(np.float64)
     qform = _qform(header)
     codes = int(header["sform_code"]), int(header["qform_code"])
     unit, factor = _UNITS.get(int(header["xyzt_units"]) & 7, ("unknown", 1.0))
     size = factor * float(np.abs(header["pixdim"][1:4]).max())
     if factor != 1 and not 0.01 <= size <= 50:
-        logger.warning("%s: voxels of %.3g mm cannot be; ignoring the unit %s", path, size, unit)
+        logger.warning(
+            "%s: voxels of %.3g mm are impossible; ignoring the unit %s", path, size, unit
+        )
         factor = 1.0
     disk = _NiftiGrid(path, full_shape, sform, codes[0], qform, codes[1], unit, block)
     to_mm = np.diag([factor, factor, factor, 1.0])
@@ -290,7 +294,7 @@ def _affine_and_grid(
     base = to_mm @ header.get_base_affine()
     if codes[0] <= 0 and codes[1] <= 0 and geometry.is_usable_affine(base):
         logger.warning(
-            "%s: the header gives no orientation (sform and qform codes are 0); taking it for %s",
+            "%s: the header gives no orientation (sform and qform codes are 0); assuming %s",
             path,
             geometry.orientation(base),
         )
@@ -302,7 +306,7 @@ def _affine_and_grid(
 
 
 def _qform(header: _Header) -> np.ndarray:
-    """Affine of the qform by the standard's formula, in the header's units; NaN if invalid."""
+    """Return the affine of the qform by the standard's formula, in header units; NaN if invalid."""
     quaternion = [float(header[f"quatern_{letter}"]) for letter in "bcd"]
     offsets = [float(header[f"qoffset_{letter}"]) for letter in "xyz"]
     affine = np.full((4, 4), np.nan)
@@ -310,7 +314,7 @@ def _qform(header: _Header) -> np.ndarray:
     norm = math.fsum(q * q for q in quaternion)
     if not norm <= 1 + 1e-4:
         return affine
-    if norm > 1:  # rounding of float32: the real part is zero
+    if norm > 1:  # by rounding of float32; the real part is zero
         quaternion = [q / math.sqrt(norm) for q in quaternion]
     zooms = np.abs(header["pixdim"][1:4].astype(np.float64))
     if header["pixdim"][0] < 0:
@@ -345,13 +349,13 @@ def _write(
     first = _HEADERS[int(header["sizeof_hdr"])][2]
     header["vox_offset"] = first
     block = header.binaryblock
-    # After the header: four bytes that say "no extension".
+    # Four zero bytes after the header mean "no extension".
     block += bytes(first - len(block))
     voxels.write(path, block, array, Layout((x, y, z), header.get_data_dtype(), slope, inter))
 
 
 def _new_header(like: Volume) -> _Header:
-    """A header for a volume that was not read by this module; NIfTI-2 where a side needs it."""
+    """Return a header for a volume of another module; NIfTI-2 if a side is too long for NIfTI-1."""
     disk = like.disk
     shape = disk.shape if disk is not None else like.native.shape
     header = Nifti1Header() if max(shape) < 2**15 else Nifti2Header()
@@ -366,7 +370,7 @@ def _new_header(like: Volume) -> _Header:
     header.set_qform(like.native_affine, 1)
     header.set_sform(like.native_affine, 1)
     header.set_xyzt_units("mm")
-    # A qform cannot hold shear: rather none than a wrong one.
+    # A qform cannot hold shear, and none is better than a wrong one.
     if geometry.max_corner_distance_mm(_qform(header), like.native_affine, shape) > 0.01:
         header["qform_code"] = 0
     return header

@@ -1,6 +1,6 @@
-"""Scans and label maps from files of any format that is read: NIfTI and MetaImage.
+"""Scans and label maps from files of all supported formats: NIfTI and MetaImage.
 
-The name's ending decides. Everything is written as NIfTI (`nifti.py`).
+The ending of the name decides. Everything is written as NIfTI (`nifti.py`).
 """
 
 import os
@@ -15,31 +15,32 @@ from spinejax.io.nifti import VERSE_LABELS
 from spinejax.volume import LabelVolume, Volume
 
 LABELS = ("verse", "binary")
-"""What label files hold: VerSe ids, or any numbers above 0 that all mean vertebra."""
+"""Contents of label files: VerSe ids, or any numbers, of which those above 0 mean vertebra."""
 
 ENDINGS = ".nii, .nii.gz, .mha or .mhd"
-"""For messages."""
+"""The endings of scan files, for messages."""
 
 _ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad])$", re.IGNORECASE)
 
 
 def is_scan(path: str | os.PathLike[str]) -> bool:
-    """Whether the name ends as one of a scan and is not hidden, as unfinished files are."""
+    """Return whether a name ends like that of a scan and is not hidden (unfinished files are)."""
     name = Path(path).name
     return bool(_ENDING.search(name)) and not name.startswith(".")
 
 
 def stem(path: str | os.PathLike[str]) -> str:
-    """The file's name without the ending of its format."""
+    """Return the name of a file without the ending of its format."""
     return _ENDING.sub("", Path(path).name)
 
 
 def case_id(path: str | os.PathLike[str]) -> str:
-    """Name of the case a file belongs to: the same for an image and its masks.
+    """Return the name of a file's case, which is the same for an image and its masks.
 
-    The ending goes, and so do a suffix that says what the file is (`_ct`, `_seg`, `_msk`, `_mask`,
-    `_label`, `_labels`, `_pred`) and a BIDS `_seg-*` entity: `sub-verse521_dir-ax_ct.nii.gz` and
-    `sub-verse521_dir-ax_seg-vert_msk.nii.gz` are both `sub-verse521_dir-ax`.
+    It is the name without its ending, without a suffix for the kind of file (`_ct`, `_seg`, `_msk`,
+    `_mask`, `_label`, `_labels`, `_pred`), and without a BIDS entity `_seg-*`. The case of both
+    `sub-verse521_dir-ax_ct.nii.gz` and `sub-verse521_dir-ax_seg-vert_msk.nii.gz` is
+    `sub-verse521_dir-ax`.
     """
     name = stem(path)
     kind = r"(_seg-[a-z0-9]+)?_(ct|seg|msk|mask|labels?|pred)$"
@@ -47,7 +48,7 @@ def case_id(path: str | os.PathLike[str]) -> str:
 
 
 def valid_labels(kind: str) -> Collection[int] | None:
-    """What `read_labels` takes as `valid` for one of `LABELS`.
+    """Return the argument `valid` of `read_labels` for one of `LABELS`.
 
     Raises:
         InputError: `kind` is none of them.
@@ -57,10 +58,10 @@ def valid_labels(kind: str) -> Collection[int] | None:
 
 
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """The files whose contents make up an image: itself, and a MetaImage's voxel file.
+    """Return the files of an image: the file itself, and the voxel file of a MetaImage.
 
     Raises:
-        InputError: the voxel file cannot be told or is missing.
+        InputError: the header does not name the voxel file, or that is missing.
     """
     return metaimage.parts(path) if metaimage.is_metaimage(path) else (Path(path),)
 
@@ -83,15 +84,14 @@ def read_pair(
     tolerance_mm: float = TOLERANCE_MM,
     valid: Collection[int] | None = VERSE_LABELS,
 ) -> tuple[Volume, LabelVolume]:
-    """Read a CT and its label map, the labels on the CT's grid.
+    """Read a CT and its label map, which may have another format, axis order or grid.
 
-    The map may be stored in another format or axis order. Where the corners of the two grids are
-    within `tolerance_mm`, voxels are paired as they are; else the map is resampled (nearest
-    neighbour).
+    Returns:
+        The CT, and the labels on its grid (see `grids.match_labels`).
 
     Raises:
         InputError: as for `read_volume` and `read_labels`; the two do not overlap in space, or no
-            label is left on the CT's grid.
+            label lies on the CT's grid.
     """
     image = read_volume(image_path)
     return image, match_labels(image, read_labels(labels_path, valid), tolerance_mm)

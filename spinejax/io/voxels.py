@@ -1,8 +1,7 @@
-"""The bytes of a voxel file, slab by slab: opening, checking and converting values, writing.
+"""The voxels of a file, slab by slab: opening, checking, converting and writing them.
 
-Knows gzip, types, slope and intercept; not what a header means (that is `nifti.py` and
-`metaimage.py`). Voxels are stored with the first axis fastest, so that a slab along the last axis
-is one run of bytes.
+This module knows gzip, types, slope and intercept. `nifti.py` and `metaimage.py` know headers.
+Voxels are stored with the first axis fastest, so that a slab along the last axis is contiguous.
 """
 
 import errno
@@ -25,17 +24,17 @@ from spinejax.files import atomic_path
 from spinejax.volume import DiskGrid, Volume
 
 AIR_HU = -1024
-"""Air, the lowest value of a calibrated CT: what lies below, NaN and infinities become it."""
+"""HU of air, the lowest value of a calibrated CT. Lower values, NaN and infinities become it."""
 
 _SLAB_VOXELS = 2**21
-# A deflate stream cannot expand more than this (zlib's technical notes: 1032 to 1).
+# A deflate stream expands at most by this factor (zlib's technical notes).
 MAX_DEFLATE_RATIO = 1032
 _COMPRESSION = 4
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How voxels lie in a stream; stored * slope + inter is the value."""
+    """How voxels lie in a stream; a value is stored * slope + inter."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype
@@ -44,21 +43,21 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all voxels."""
+        """The bytes of all voxels."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def scaled(self) -> bool:
-        """Whether values differ from what is stored."""
+        """Whether values differ from the stored numbers."""
         return (self.slope, self.inter) != (1.0, 0.0)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """The decompressed stream of a file, and the largest number of bytes it can hold.
+    """Open a file; give its decompressed stream and the largest number of bytes that it can hold.
 
-    Whether it is gzipped is told by its first bytes. What goes wrong while reading from the stream
-    becomes an InputError that names the file.
+    The first bytes tell whether it is gzipped. Errors while reading from the stream become
+    InputErrors that name the file.
     """
     with reporting(path):
         size = size_of(path)
@@ -70,13 +69,13 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 return
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield cast(BinaryIO, stream), size * MAX_DEFLATE_RATIO
-                # At the end of the stream gzip compares its checksum.
+                # gzip compares its checksum at the end of the stream.
                 drain(cast(BinaryIO, stream))
 
 
 @contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while reading a file into an InputError that names it."""
+    """Turn errors while reading a file into InputErrors that name it."""
     try:
         yield
     except FileNotFoundError:
@@ -96,11 +95,11 @@ def reporting(path: Path) -> Iterator[None]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file.
+    """Return the bytes of a file.
 
     Raises:
         InputError: it is a folder, or empty.
-        OSError: there is none.
+        OSError: it does not exist.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the file of one scan")
@@ -113,7 +112,7 @@ def size_of(path: Path) -> int:
 def drain(stream: BinaryIO) -> None:
     """Read a compressed stream to its end, where its checksum is compared.
 
-    A damaged one may go on after the last voxel; a sound one seldom does.
+    At most 64 MB are read: a damaged stream may continue after the last voxel.
     """
     for _ in range(64):
         if not stream.read(1 << 20):
@@ -121,16 +120,16 @@ def drain(stream: BinaryIO) -> None:
 
 
 def check_claim(path: Path, layout: Layout, offset: int, limit: int) -> None:
-    """Refuse a header that claims more voxels than its file, or the memory, can hold.
+    """Check that the voxels that a header claims fit into its file and into memory.
 
     Args:
         path: named in the error.
-        layout: what the header claims.
+        layout: the claim of the header.
         offset: bytes before the voxels.
         limit: the largest number of bytes that the (decompressed) file can hold.
 
     Raises:
-        InputError: it does.
+        InputError: they do not fit.
     """
     claim = f"{' x '.join(map(str, layout.shape))} voxels of {layout.dtype.name}"
     if offset + layout.nbytes > limit:
@@ -147,7 +146,7 @@ def check_claim(path: Path, layout: Layout, offset: int, limit: int) -> None:
 
 
 def available_bytes() -> int | None:
-    """Memory that can still be had, or None where the system does not say."""
+    """Return the bytes of memory that are free, or None if the system does not tell."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -161,7 +160,7 @@ def available_bytes() -> int | None:
 
 
 def skip(path: Path, stream: BinaryIO, count: int) -> None:
-    """Read past `count` bytes, a little at a time: what they should hold is not trusted."""
+    """Read past `count` bytes, in small steps because `count` comes from the header."""
     while count > 0:
         got = len(stream.read(min(count, 1 << 20)))
         if got == 0:
@@ -170,7 +169,7 @@ def skip(path: Path, stream: BinaryIO, count: int) -> None:
 
 
 def intensities(path: Path, stream: BinaryIO, layout: Layout) -> np.ndarray:
-    """Values of a CT, (x, y, z): int16 if every one is a whole number that fits, else float32.
+    """Return the values of a CT, (x, y, z): int16 if all are whole numbers that fit, else float32.
 
     NaN, infinities and values below AIR_HU become AIR_HU.
 
@@ -188,7 +187,7 @@ def intensities(path: Path, stream: BinaryIO, layout: Layout) -> np.ndarray:
                 np.maximum(values, max(AIR_HU, np.iinfo(stored.dtype).min), out=values)
         else:
             values = _scaled(stored, layout)
-            # Too large for float32 is as good as infinite.
+            # A value that is too large for float32 counts as infinite.
             good = np.abs(values) <= np.finfo(np.float32).max
             some_finite = some_finite or bool(good.any())
             good &= values >= AIR_HU
@@ -216,8 +215,8 @@ def from_array(
         path: what to call the array in errors.
 
     Raises:
-        InputError: the array is not 3D, holds no numbers or no finite one, or the affine is
-            unusable.
+        InputError: the array is not 3D, has no finite number, or has another type; or the affine
+            is unusable.
     """
     affine = np.array(affine, np.float64)
     if array.ndim != 3 or not array.size or array.dtype.kind not in "iuf":
@@ -237,19 +236,20 @@ def from_array(
 def label_values(
     path: Path, stream: BinaryIO, layout: Layout, valid: Collection[int] | None
 ) -> np.ndarray:
-    """Labels, (x, y, z) uint8.
+    """Return labels, (x, y, z) uint8.
 
-    Where `valid` is None any numbering will do: numbers above 255 are wrapped into 1 to 255, which
-    tells foreground from background and, with the steps of 1 or 100 in use, one label from another.
+    If `valid` is None, all whole numbers from 0 are allowed. Numbers above 255 are wrapped into 1
+    to 255. That keeps foreground and background apart, and also labels in the usual steps of 1 or
+    100.
 
     Raises:
-        InputError: the stream ends too early; a value is negative, is not a whole number (to 0.01,
-            or half a step of the stored numbers where they are scaled), or not one of `valid`.
+        InputError: the stream ends too early; or a value is negative, not one of `valid`, or no
+            whole number (to 0.01, or to half a step of the stored numbers if they are scaled).
     """
     allowed = range(256) if valid is None else valid
     slack = 0.01
     if layout.scaled and layout.dtype.kind in "iu":
-        # Writers that quantise floats put every label up to half a step from its whole number.
+        # Writers that quantise floats move a label by up to half a step from its whole number.
         slack = max(slack, min(0.1, 0.51 * abs(layout.slope)))
     out = np.empty(layout.shape, np.uint8, order="F")
     counts = np.zeros(256, np.int64)
@@ -284,7 +284,7 @@ def label_values(
 
 
 def write(path: Path, header: bytes, array: np.ndarray, layout: Layout) -> None:
-    """Write `header` and then the voxels of `array` (x, y, z), gzipped if the name ends in .gz.
+    """Write a header and the voxels of an array (x, y, z), gzipped if the name ends in .gz.
 
     The file appears whole or not at all. The same input gives the same bytes.
 
@@ -302,9 +302,9 @@ def write(path: Path, header: bytes, array: np.ndarray, layout: Layout) -> None:
 
 
 def _slabs(path: Path, stream: BinaryIO, layout: Layout) -> Iterator[tuple[int, np.ndarray]]:
-    """First index and stored values (x, y, slab), native byte order, of slabs along the last axis.
+    """Yield the first index and the stored values (x, y, slab) of slabs along the last axis.
 
-    The array of a slab may be overwritten.
+    The values have native byte order, and the caller may overwrite them.
     """
     nx, ny, nz = layout.shape
     step = max(1, _SLAB_VOXELS // (nx * ny))
@@ -324,7 +324,7 @@ def _slabs(path: Path, stream: BinaryIO, layout: Layout) -> Iterator[tuple[int, 
 
 
 def _scaled(stored: np.ndarray, layout: Layout) -> np.ndarray:
-    """Values as float64, NaN and infinities as they come."""
+    """Return values as float64, with NaN and infinities."""
     with np.errstate(all="ignore"):
         values = stored.astype(np.float64)
         if layout.scaled:
@@ -334,7 +334,7 @@ def _scaled(stored: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def _is_int16(values: np.ndarray) -> bool:
-    """Whether finite values are whole and fit int16."""
+    """Return whether finite values are whole numbers that fit int16."""
     bounds = np.iinfo(np.int16)
     if values.min() < bounds.min or values.max() > bounds.max:
         return False
@@ -369,7 +369,7 @@ def _write_voxels(stream: BinaryIO, header: bytes, array: np.ndarray, layout: La
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say in one line why a file could not be written."""
+    """Turn errors while writing a file into InputErrors that say why."""
     try:
         yield
     except OSError as error:

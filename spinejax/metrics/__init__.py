@@ -1,9 +1,11 @@
 """How well one mask agrees with another.
 
-`classification` counts agreement, `overlap` and `classification` form ratios of the counts,
-`surface` measures distances in mm, `boundary` matches contours, `slices` compares slice by slice,
-`patches` sums up a classifier, `errors` says which vertebra is missed and what is found instead,
-`identification` scores numbered vertebrae one by one and `vertebra_scores` forms their means.
-All are plain numpy on arrays with `spacing_mm`; which files are compared, and how cases are
-summarised, is up to `spinejax.scoring`.
+`classification` counts agreement. `overlap` and `classification` form ratios of the counts.
+`surface` measures distances in mm, `boundary` matches contours, and `slice_dice` compares slice by
+slice. `mistakes` says which vertebrae are missed and what is found instead. `identification` scores
+numbered vertebrae. `aggregate` forms statistics over cases and tables of them. `body_centres` finds
+the centres of vertebral bodies.
+
+All of them are NumPy on arrays with `spacing_mm`. `spinejax.scoring` decides which files are
+compared and how cases are summarised.
 """

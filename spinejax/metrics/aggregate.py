@@ -1,23 +1,25 @@
-"""Statistics of metrics over cases, and tables of them for the terminal."""
+"""Statistics of metrics over cases, and text tables of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from spinejax.text_table import text_table
+
 
 def over_cases(
     cases: Mapping[str, Mapping[str, float | None]], pooled: Mapping[str, float | None]
 ) -> dict[str, dict[str, Any]]:
-    """Mean, population standard deviation and median of each metric of `pooled`.
+    """Return mean, population standard deviation and median of each metric of `pooled`.
 
     Args:
-        cases: case -> metric -> value, None where it is undefined.
-        pooled: metric -> its value of all cases taken as one.
+        cases: case -> metric -> value; None where it is undefined.
+        pooled: metric -> its value for all cases taken as one.
 
     Returns:
         metric -> {"mean", "std", "median", "pooled", "n"}; `n` counts the cases where the metric is
-        defined, and the others are None where there is none.
+        defined. Without such a case the statistics are None.
     """
     summary = {}
     for metric in pooled:
@@ -33,43 +35,35 @@ def over_cases(
 
 
 def case_table(scores: Mapping[str, Any]) -> str:
-    """A table for the terminal: metrics of each case, of all of it and of its labelled range."""
-    width = max([4, *map(len, scores["cases"])])
+    """Return a text table: metrics of each case, of the whole scan and of its labelled range.
+
+    Args:
+        scores: what `scoring.score` returns.
+    """
     metrics = list(scores["summary"]["labelled_range"])
-    names = ("  " + "".join(f"{name:>10}" for name in metrics)) * 2
-    lines = [
-        f"{'':<{width}}  {'whole scan':>30}  {'labelled range':>30}",
-        f"{'case':<{width}}{names}",
-    ]
+    rows = [["case", *metrics, *(f"{name} (range)" for name in metrics)]]
     for name, case in scores["cases"].items():
-        line = f"{name:<{width}}"
-        for part in ("binary", "labelled_range"):
-            values = (case[part][metric] for metric in metrics)
-            line += "  " + "".join(f"{'-' if v is None else f'{v:.4f}':>10}" for v in values)
-        lines.append(line)
-    return "\n".join(lines)
+        parts = (case["binary"], case["labelled_range"])
+        rows.append([name, *(_number(part[metric]) for part in parts for metric in metrics)])
+    return text_table(rows)
 
 
 def summary_table(scores: Mapping[str, Any]) -> str:
-    """A table for the terminal of what `scoring.score` returned: one line per metric.
+    """Return a text table of what `scoring.score` returns: one line per metric.
 
-    Ratios are fractions, not percent; distances are in mm. "-" stands for undefined.
+    Ratios are fractions, not percent; distances are in mm; "-" stands for undefined.
     """
-    width = 28
-    lines = [f"{'metric':<{width}}{'mean ± std':>18}{'median':>10}{'pooled':>10}{'n':>6}"]
-    rows = dict(scores["summary"]["binary"])
+    metrics = dict(scores["summary"]["binary"])
     for name, row in scores["summary"]["labelled_range"].items():
-        rows[f"{name} (labelled range)"] = row
-    for metric, row in rows.items():
-        mean, std, median, pooled = (
-            "-" if row[key] is None else f"{row[key]:.4f}"
-            for key in ("mean", "std", "median", "pooled")
+        metrics[f"{name} (labelled range)"] = row
+    rows = [["metric", "mean ± std", "median", "pooled", "n"]]
+    for name, row in metrics.items():
+        rows.append(
+            [name, _spread(row), _number(row["median"]), _number(row["pooled"]), str(row["n"])]
         )
-        spread = f"{mean} ± {std}" if row["n"] else "-"
-        lines.append(f"{metric:<{width}}{spread:>18}{median:>10}{pooled:>10}{row['n']:>6}")
-    lines.append(f"cases: {len(scores['cases'])}")
+    lines = [text_table(rows), f"cases: {len(scores['cases'])}"]
     if "vertebrae" in scores["summary"]:
-        lines.append(vertebra_table(scores["summary"]["vertebrae"]))
+        lines.append(_vertebra_table(scores["summary"]["vertebrae"]))
     for why, ids in _by_reason(scores.get("without_vertebrae", {})).items():
         lines.append(f"no scores per vertebra, {why}: {some(ids)}")
     for kind, ids in scores["missing"].items():
@@ -78,35 +72,50 @@ def summary_table(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def vertebra_table(scores: Mapping[str, Any]) -> str:
-    """A table for the terminal of what `vertebra_scores.summarise` returned.
+def patch_table(scores: Mapping[str, Any]) -> str:
+    """Return a text table of what `classification.patch_scores` returns: one line per metric.
 
-    One line for all vertebrae, and one for each region of the spine that occurs.
+    Ratios are fractions, not percent; "-" stands for undefined.
+    """
+    rows = [["patches", "mean ± std", "pooled", "n"]]
+    for name, row in scores["summary"].items():
+        rows.append([name, _spread(row), _number(row["pooled"]), str(row["n"])])
+    return text_table(rows)
+
+
+def _vertebra_table(scores: Mapping[str, Any]) -> str:
+    """Return a text table of what `identification.summarise` returns.
+
+    It has a line for all vertebrae, and one for each region of the spine that occurs.
     """
     source = {
         "masks": "centroids are the masks' centres of mass",
         "files": "centroids are the given ones, and the centres of the prediction's bodies",
     }.get(scores["reference_centroids"], scores["reference_centroids"])
-    lines = [
-        f"vertebrae; {source}",
-        f"{'':<8}{'id.rate':>9}{'d_mean mm':>11}{'Dice':>9}{'number':>8}{'missed':>8}{'extra':>7}",
-    ]
-    rows = {"all": scores, **scores["per_region"]}
-    for name, row in rows.items():
+    rows = [["", "id.rate", "d_mean mm", "Dice", "number", "missed", "extra"]]
+    for name, row in {"all": scores, **scores["per_region"]}.items():
         if row["n_reference"] or row["n_extra"]:
-            means = (row["id_rate"], row["d_mean_mm"], row["dice_mean"])
-            rate, distance, dice = ("-" if value is None else f"{value:.4f}" for value in means)
-            lines.append(
-                f"{name:<8}{rate:>9}{distance:>11}{dice:>9}{row['n_reference']:>8}"
-                f"{row['n_missed']:>8}{row['n_extra']:>7}"
-            )
+            means = (_number(row[key]) for key in ("id_rate", "d_mean_mm", "dice_mean"))
+            counts = (str(row[key]) for key in ("n_reference", "n_missed", "n_extra"))
+            rows.append([name, *means, *counts])
     right = round(scores["all_correct"] * scores["n_scans"])
-    lines.append(f"scans with every vertebra right: {right} of {scores['n_scans']}")
-    return "\n".join(lines)
+    return (
+        f"vertebrae; {source}\n{text_table(rows)}\n"
+        f"scans with every vertebra right: {right} of {scores['n_scans']}"
+    )
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """Return "mean ± std" of a metric as text; "-" where it is undefined."""
+    return f"{row['mean']:.4f} ± {row['std']:.4f}" if row["n"] else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Reason -> the cases that have it."""
+    """Return reason -> the cases that have it."""
     cases: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         cases.setdefault(reason, []).append(name)
@@ -114,7 +123,7 @@ def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first `most` names and how many more there are, as text."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

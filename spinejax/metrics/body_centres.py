@@ -1,29 +1,29 @@
-"""Where the bodies of labelled vertebrae lie, from masks of whole vertebrae."""
+"""Centres of vertebral bodies, from masks of whole vertebrae."""
 
 import numpy as np
 from scipy import ndimage
 
-_THICK = 0.55
-_SPACING_MM = 1.0
+_THICK = 0.55  # of the greatest depth
+_SPACING_MM = 1.0  # of the grid on which depth is measured
 _ATLAS = 1
 
 
 def body_centres(
     array: np.ndarray, spacing_mm: tuple[float, float, float]
 ) -> dict[int, np.ndarray]:
-    """Return the centre of the thickest part of each label (VerSe ids): of its body.
+    """Return the centre of the body of each vertebra.
 
     VerSe marks the centroid of the vertebral body, which lies about a centimetre in front of the
-    centroid of the whole vertebra. A body is what is thickest: the largest piece of the voxels that
-    are deeper than 0.55 of the greatest depth below the surface, of a map with voxels of a
-    millimetre or so. C1 has no body; it has its centroid.
+    centroid of the whole vertebra. The body is the thickest part: the largest component of the
+    voxels whose depth below the surface exceeds 0.55 of the greatest depth, on a grid of about one
+    millimetre. C1 has no body; its centroid is returned.
 
     Args:
-        array: (x, y, z) labels, 0 for background.
+        array: (x, y, z) VerSe ids, 0 for background.
         spacing_mm: voxel size along each axis.
 
     Returns:
-        Label -> (3,) voxel index.
+        VerSe id -> (3,) voxel index.
     """
     spacing = np.asarray(spacing_mm, np.float64)
     centres = {}

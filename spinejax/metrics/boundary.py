@@ -1,18 +1,18 @@
 """Boundary F1 (BF-score): how well the contours of two masks match within a tolerance.
 
-Definition (Csurka et al., BMVC 2013; MATLAB's `bfscore`): a contour pixel of the prediction is
-matched if the reference has a contour pixel within a tolerance of it, and the other way round.
-Boundary precision and boundary recall are the matched shares; the score is their harmonic mean.
-Contours are found as in `surface.py`, in the plane.
+Definition (Csurka et al., BMVC 2013; MATLAB's `bfscore`): a contour pixel of one mask is matched if
+the other mask has a contour pixel within a tolerance of it. Boundary precision and boundary recall
+are the matched shares of prediction and reference; the score is their harmonic mean. Contours are
+those of `surface`, in the plane.
 
-The tolerance is 0.75 % of the diagonal of the image, here in mm of the grid: about 2 mm for an
-axial CT slice with a field of view of 200 x 200 mm. The default thus grows with the field of
-view; compare scores only between equal fields of view, or pass `tolerance_mm`.
+The tolerance is 0.75 % of the diagonal of the image in mm: about 2 mm for an axial CT slice of 200
+x 200 mm. It grows with the field of view. Compare scores only between equal fields of view, or give
+`tolerance_mm`.
 
 Paper B reports a BF-score of axial slices (its eq. 5 prints another formula, see
-`classification.f1_pre_sen`). For a scan, contours are therefore those of the slices: a volume's
-diagonal would allow a tall scan more than 5 mm. Counts of all slices are added up before precision
-and recall are formed, so that a slice with a single stray pixel weighs as much as that pixel.
+`classification.f1_pre_sen`). For a scan, contours are therefore those of its slices; the diagonal
+of a tall volume would allow more than 5 mm. Counts of all slices are added up before precision and
+recall are formed, so that a slice with one stray pixel weighs as much as that pixel.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ from spinejax.metrics.classification import same_shape
 from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, spacing_of, surface_voxels
 
 DIAGONAL_FRACTION = 0.0075
-"""Default tolerance as a fraction of the image diagonal (Csurka et al. 2013)."""
+"""Default tolerance as a fraction of the diagonal of the image (Csurka et al. 2013)."""
 
 
 @dataclass(frozen=True)
 class BoundaryCounts:
-    """Contour pixels of prediction and reference, and how many of each are matched."""
+    """Numbers of contour pixels of prediction and reference, and of the matched ones."""
 
     predicted: int
     predicted_matched: int
@@ -37,7 +37,7 @@ class BoundaryCounts:
     reference_matched: int
 
     def __add__(self, other: "BoundaryCounts") -> "BoundaryCounts":
-        """Counts of both sets of contours together: the way to pool slices or cases."""
+        """Return the counts of both sets of contours together."""
         return BoundaryCounts(
             self.predicted + other.predicted,
             self.predicted_matched + other.predicted_matched,
@@ -49,15 +49,12 @@ class BoundaryCounts:
 def default_tolerance_mm(
     shape: Sequence[int], spacing_mm: Sequence[float], slice_axis: int | None = None
 ) -> float:
-    """0.75 % of the diagonal of the image, or of one slice of it, in mm.
+    """Return 0.75 % of the diagonal of the image, or of one of its slices, in mm.
 
     Args:
         shape: elements along each axis of the whole image.
         spacing_mm: element size along each axis.
         slice_axis: the axis that a slice fixes; None takes the diagonal over all axes.
-
-    Returns:
-        Tolerance in mm.
     """
     sides = np.asarray(shape, np.float64) * spacing_of(spacing_mm, len(shape))
     if slice_axis is not None:
@@ -79,9 +76,9 @@ def count_boundary(
         prediction: bool or number, 2D or 3D; foreground is everything above 0.
         reference: the same shape.
         spacing_mm: element size along each axis.
-        tolerance_mm: how far a match may lie, inclusive; `default_tolerance_mm` if None.
-        slice_axis: the axis whose slices are compared one by one, contours and matches staying
-            within a slice; None takes contours (in 3D, surfaces) of the array as a whole.
+        tolerance_mm: largest distance of a match; None takes `default_tolerance_mm`.
+        slice_axis: the axis whose slices are compared one by one, with contours and matches within
+            a slice; None takes contours (in 3D, surfaces) of the whole array.
 
     Returns:
         The counts, over all slices.
@@ -100,11 +97,11 @@ def count_boundary(
     axes = [axis for axis in range(ndim) if axis != slice_axis]
     scale = spacing.copy()
     if slice_axis is not None:
-        # Slices set further apart than the tolerance cannot match one another.
+        # Slices that are further apart than the tolerance cannot match each other.
         scale[slice_axis] = 4 * limit_mm
     found = surface_voxels(prediction, axes) * scale
     true = surface_voxels(reference, axes) * scale
-    # The search limit is exclusive; the exact comparison comes after it.
+    # The search limit is exclusive; the exact comparison follows.
     search_mm = 2 * limit_mm
     return BoundaryCounts(
         predicted=len(found),
@@ -115,7 +112,7 @@ def count_boundary(
 
 
 def bf_score(counts: BoundaryCounts) -> float:
-    """Boundary F1 score, 2 P R / (P + R) of boundary precision and recall; in [0, 1].
+    """Return the boundary F1 score 2 P R / (P + R) of boundary precision and recall; in [0, 1].
 
     Both masks empty: 1. One of them empty, or nothing matched: 0.
     """
@@ -129,5 +126,5 @@ def bf_score(counts: BoundaryCounts) -> float:
 
 
 def pool(counts: Iterable[BoundaryCounts]) -> BoundaryCounts:
-    """Sum of counts, as if all slices or cases were one."""
+    """Return the sum of counts, as if all slices or cases were one."""
     return sum(counts, BoundaryCounts(0, 0, 0, 0))

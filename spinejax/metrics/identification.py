@@ -1,40 +1,32 @@
-"""VerSe's scoring: is every vertebra found, under its own number, and how well is it outlined.
+"""VerSe's scores: is every vertebra found under its own number, and how well is it outlined.
 
-Masks hold VerSe ids (`spinejax.labels`); other numbers are no vertebrae and are passed over. What
-is asked of each vertebra of the reference is answered by the voxels of the *same label* in the
-prediction.
+Masks hold VerSe ids (`spinejax.labels`); other numbers are ignored. Each vertebra of the reference
+is compared with the voxels of the *same label* in the prediction, on the reference's own grid. (The
+challenge resampled masks to 1 mm.)
 
-*Identified*: among the labels that both prediction and reference have, the reference's centroid
-that is nearest to the predicted centroid has the same label, and it is at most 20 mm away. So says
-the challenge's own code (https://github.com/anjany/verse, `utils/eval_utilities.py`, `get_hits`);
-its pages (https://verse2019.grand-challenge.org/Tasks) ask for less than 20 mm. A tie counts as
-nearest here, while the code takes the lowest label. Results: Sekuboyina et al. 2021, Medical Image
-Analysis 73:102166. `spinejax.metrics.identification` forms the means.
+*Identified*: among the labels in both prediction and reference, the reference centroid nearest to
+the predicted centroid has the same label, and is at most 20 mm away. This is the rule of the
+challenge's code (https://github.com/anjany/verse, `utils/eval_utilities.py`, `get_hits`); its pages
+(https://verse2019.grand-challenge.org/Tasks) ask for less than 20 mm. Here a tie counts as nearest;
+the code takes the lowest label. Results: Sekuboyina et al. 2021, Medical Image Analysis 73:102166.
+If all labels are off by one, the vertebra at the end may still count as identified where neighbours
+are closer than 20 mm, as in the neck, because the label of its true neighbour is not in both masks.
 
-With all labels off by one, the vertebra at the end may still count as identified where neighbours
-are less than 20 mm apart, as in the neck: the label of its true neighbour is not in both.
+Means over the vertebrae of a scan, of a region of the spine, and of a data set:
 
-The challenge resampled masks to 1 mm before Dice and Hausdorff distance; here they are compared on
-the reference's own grid, as in all of `spinejax.metrics`.
-
-Means over vertebrae: of a scan, of a region of the spine, of a data set.
-
-* `id_rate`: identified vertebrae (`spinejax.metrics.identification`) over vertebrae of the
-  reference. A missed one is not identified; extra ones are not penalised. The same ratio of one
-  scan is what VerSe'19 calls recall.
-* `id_precision`: identified vertebrae over predicted ones, VerSe'19's precision. None predicted
-  although there are some: 0, as for `classification.precision`.
-* `d_mean_mm`: mean distance from the reference's centroid to the predicted one of the same label,
-  however far it is. A missed vertebra has none and stays out.
+* `id_rate`: identified vertebrae / vertebrae of the reference. A missed vertebra is not identified;
+  extra ones do not count. For one scan this is VerSe'19's recall.
+* `id_precision`: identified vertebrae / predicted vertebrae, VerSe'19's precision. It is 0 if
+  nothing was predicted although the reference has vertebrae.
+* `d_mean_mm`: mean distance between the reference centroid and the predicted centroid of the same
+  label, however large. Missed vertebrae are left out.
 * `dice_mean`, `iou_mean`, `precision_mean`, `recall_mean`, `nsd_1mm_mean`: over all vertebrae of
   the reference; a missed one counts 0.
-* `hd_mean_mm`, `hd95_mean_mm`, `assd_mean_mm`: over the vertebrae that were not missed. No distance
-  is made up for the others: see how many they are.
-* missed: only the reference has the label. Extra: only the prediction has it; it has neither Dice
-  nor distance.
-* A vertebra whose centroid is not in a centroid file stays out of the first three.
+* `hd_mean_mm`, `hd95_mean_mm`, `assd_mean_mm`: over the vertebrae that were not missed.
+* missed: only the reference has the label. Extra: only the prediction has the label.
+* The first three leave out vertebrae whose centroid a centroid file lacks.
 
-What is undefined is None. Data sets and regions are the means over all their vertebrae, as VerSe's
+Undefined values are None. Data sets and regions are means over all their vertebrae, as VerSe's
 id.rate is; "over_scans" gives every scan the same weight.
 """
 
@@ -51,13 +43,32 @@ from spinejax.metrics.body_centres import body_centres
 from spinejax.metrics.classification import Counts, same_shape
 
 REACH_MM = 20.0
-"""A centroid farther than this from its reference does not identify the vertebra."""
+"""A centroid further than this from its reference does not identify the vertebra."""
 
 NSD_TOLERANCE_MM = 1.0
 
+OF_VERTEBRA = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd_1mm", "centroid_distance_mm")
+"""The values of each vertebra in the results."""
+
+OF_SCAN = (
+    "dice_mean",
+    "id_rate",
+    "d_mean_mm",
+    "n_reference",
+    "n_predicted",
+    "n_missed",
+    "n_extra",
+)
+"""The values of each scan in the results, beside `all_correct`."""
+
 BINARY = "the masks are binary"
+
 BINARY_PREDICTION = "the prediction is binary"
+
 BINARY_REFERENCE = "the reference is binary"
+
+EMPTY_AMONG_BINARY = "the prediction is empty, and the others are binary"
+
 NO_VERTEBRA = "no label is that of a vertebra (1 to 25, or 28)"
 """Why a pair has no scores per vertebra."""
 
@@ -65,11 +76,11 @@ _SLAB_VOXELS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Vertebra:
-    """One vertebra of the reference, and what the prediction has under its label.
+class VertebraScore:
+    """Scores of one vertebra of the reference.
 
-    Distances are in mm, and None where the vertebra was missed. `centroid_distance_mm` and
-    `identified` are also None where the reference's centroid is unknown.
+    Distances are in mm, and None if the vertebra was missed. `centroid_distance_mm` and
+    `identified` are also None if the reference's centroid is unknown.
     """
 
     label: int
@@ -88,45 +99,63 @@ class Vertebra:
 
 @dataclass(frozen=True)
 class ScanScore:
-    """The vertebrae of one scan from top to bottom, and the labels of the prediction only.
+    """Scores of one scan.
 
-    `centroids` says where those of the reference come from: "masks" or "files".
+    Attributes:
+        vertebrae: of the reference, from head to foot.
+        extra: labels that only the prediction has.
+        centroids: the source of the reference's centroids, "masks" or "files".
     """
 
-    vertebrae: tuple[Vertebra, ...]
+    vertebrae: tuple[VertebraScore, ...]
     extra: tuple[int, ...]
     centroids: str
 
     @property
     def n_predicted(self) -> int:
-        """How many vertebrae the prediction has."""
+        """The number of vertebrae in the prediction."""
         return sum(not one.missed for one in self.vertebrae) + len(self.extra)
 
     @property
     def all_correct(self) -> bool:
-        """Whether every vertebra is identified and none is missed or extra."""
+        """Whether every vertebra is identified, and none is missed or extra."""
         right = all(one.identified is not False and not one.missed for one in self.vertebrae)
         return right and not self.extra
 
 
-def find_labels(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """The box around each label above 0 that occurs; array (x, y, z) bool or whole numbers."""
-    array = array.view(np.uint8) if array.dtype == bool else array
-    order = _by_stride(array)
-    boxes = ndimage.find_objects(array.transpose(order))
-    back = np.argsort(order)
-    return {
-        label: tuple(box[axis] for axis in back)
-        for label, box in enumerate(boxes, 1)
-        if box is not None
-    }
+def of_scan(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    affine: np.ndarray,
+    centroids: Mapping[int, np.ndarray] | None,
+) -> ScanScore | str:
+    """Score the vertebrae of one scan.
+
+    Args:
+        prediction: (x, y, z) VerSe ids.
+        reference: the same shape, on the same grid.
+        affine: (4, 4) of that grid.
+        centroids: VerSe id -> (3,) voxel index of the vertebral bodies of the reference, which are
+            compared with the bodies in the prediction's mask; None compares the centres of mass of
+            both masks.
+
+    Returns:
+        The scores, or why the masks cannot be compared vertebra by vertebra.
+    """
+    why = not_comparable(find_labels(prediction), find_labels(reference))
+    if why is not None:
+        return why
+    predicted = None
+    if centroids is not None:
+        predicted = body_centres(prediction, geometry.spacing_mm(affine))
+    return score_scan(prediction, reference, affine, centroids, predicted)
 
 
 def not_comparable(found: Iterable[int], true: Iterable[int]) -> str | None:
-    """Why two masks cannot be compared vertebra by vertebra; None if they can.
+    """Return why two masks cannot be compared vertebra by vertebra; None if they can.
 
-    A mask whose only label is 1 is taken to be binary, not a scan of C1 alone. An empty mask goes
-    with either kind.
+    A mask whose only label is 1 counts as binary, not as a scan of C1 alone. An empty mask may be
+    of either kind.
 
     Args:
         found: labels of the prediction, without 0.
@@ -142,28 +171,37 @@ def not_comparable(found: Iterable[int], true: Iterable[int]) -> str | None:
     return None if (found | true) & labels.NAMES.keys() else NO_VERTEBRA
 
 
-def identify(
-    predicted_mm: Mapping[int, np.ndarray], reference_mm: Mapping[int, np.ndarray]
-) -> dict[int, tuple[float | None, bool]]:
-    """Which vertebrae of the reference are identified; the rule is in the module's docstring.
+def comparable_scans(
+    scores: Mapping[str, ScanScore | str],
+) -> tuple[dict[str, ScanScore], dict[str, str]]:
+    """Separate the cases with scores per vertebra from those without.
 
     Args:
-        predicted_mm: label -> (3,) centroid in mm, in any frame.
-        reference_mm: label -> (3,) centroid in mm, in the same frame.
+        scores: case -> what `of_scan` returns.
 
     Returns:
-        Label of the reference -> (distance in mm of the predicted centroid of that label, or None
-        if there is none; whether the vertebra is identified).
+        The cases with scores, and the others with the reason, both in their order. An empty
+        prediction among binary ones counts as binary, not as one that misses every vertebra.
     """
-    both = [label for label in reference_mm if label in predicted_mm]
-    result: dict[int, tuple[float | None, bool]] = dict.fromkeys(reference_mm, (None, False))
-    for label in both:
-        apart = [float(np.linalg.norm(predicted_mm[label] - reference_mm[one])) for one in both]
-        own = apart[both.index(label)]
-        # The slack is for rounding: the same scan stored in another axis order must score alike.
-        nearest = own <= min(apart) + surface.ROUNDING_MM
-        result[label] = (own, nearest and own <= REACH_MM + surface.ROUNDING_MM)
-    return result
+    scans = {name: one for name, one in scores.items() if not isinstance(one, str)}
+    without = {name: one for name, one in scores.items() if isinstance(one, str)}
+    if BINARY_PREDICTION in without.values() and not any(one.n_predicted for one in scans.values()):
+        without |= dict.fromkeys(scans, EMPTY_AMONG_BINARY)
+        scans = {}
+    return scans, {name: without[name] for name in scores if name in without}
+
+
+def find_labels(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Return label -> its box, for each label above 0 in an array (x, y, z) of bool or integers."""
+    array = array.view(np.uint8) if array.dtype == bool else array
+    order = _by_stride(array)
+    boxes = ndimage.find_objects(array.transpose(order))
+    back = np.argsort(order)
+    return {
+        label: tuple(box[axis] for axis in back)
+        for label, box in enumerate(boxes, 1)
+        if box is not None
+    }
 
 
 def score_scan(
@@ -175,16 +213,16 @@ def score_scan(
 ) -> ScanScore:
     """Measure each vertebra of a scan.
 
-    Time and memory go with the number of labelled voxels, wherever they are: a vertebra that is
-    scattered over the scan costs no more than one in a piece.
+    Time and memory grow with the number of labelled voxels only: a vertebra that is scattered over
+    the scan costs no more than a compact one.
 
     Args:
         prediction: (x, y, z) VerSe ids, uint8.
         reference: the same shape, on the same grid.
         affine: (4, 4) of that grid.
         centroids: VerSe id -> (3,) voxel index of the reference's centroid; labels that the mask
-            does not have are passed over. None takes the centres of mass of the mask.
-        predicted: likewise of the prediction.
+            lacks are ignored. None takes the centres of mass of the mask.
+        predicted: the same for the prediction.
 
     Returns:
         The measurements.
@@ -207,7 +245,7 @@ def score_scan(
     for label in sorted(true, key=labels.order):
         distance, identified = apart.get(label, (None, None))
         vertebrae.append(
-            Vertebra(
+            VertebraScore(
                 label=label,
                 missed=label not in found,
                 identified=identified,
@@ -219,11 +257,39 @@ def score_scan(
     return ScanScore(tuple(vertebrae), extra, "masks" if centroids is None else "files")
 
 
+def identify(
+    predicted_mm: Mapping[int, np.ndarray], reference_mm: Mapping[int, np.ndarray]
+) -> dict[int, tuple[float | None, bool]]:
+    """Return which vertebrae of the reference are identified (see the module's docstring).
+
+    Args:
+        predicted_mm: label -> (3,) centroid in mm, in any frame.
+        reference_mm: label -> (3,) centroid in mm, in the same frame.
+
+    Returns:
+        Label of the reference -> (distance in mm of the predicted centroid of that label, or None
+        if there is none; whether the vertebra is identified).
+    """
+    both = [label for label in reference_mm if label in predicted_mm]
+    result: dict[int, tuple[float | None, bool]] = dict.fromkeys(reference_mm, (None, False))
+    for label in both:
+        apart = [float(np.linalg.norm(predicted_mm[label] - reference_mm[one])) for one in both]
+        own = apart[both.index(label)]
+        # The slack absorbs rounding, so that a scan in another axis order gets the same score.
+        nearest = own <= min(apart) + surface.ROUNDING_MM
+        result[label] = (own, nearest and own <= REACH_MM + surface.ROUNDING_MM)
+    return result
+
+
 @dataclass(frozen=True, eq=False)
 class _Voxels:
-    """One label of a mask: voxels, those that the other mask labels alike, and where they are.
+    """One label of a mask.
 
-    `centroid` (3,) and `surface` (n, 3), the voxels that `surface.surface` marks, are indices.
+    Attributes:
+        count: its voxels.
+        shared: its voxels that have the same label in the other mask.
+        centroid: (3,) voxel index of its centre of mass.
+        surface: (n, 3) voxel indices of the voxels that `surface.surface` marks.
     """
 
     count: int
@@ -236,7 +302,7 @@ _NOTHING = _Voxels(0, 0, np.full(3, np.nan), np.zeros((0, 3), np.int32))
 
 
 def _measure(array: np.ndarray, other: np.ndarray) -> dict[int, _Voxels]:
-    """The voxels of each vertebra's label in `array`, and how many of them `other` labels alike."""
+    """Measure the voxels of each vertebra's label in `array`; `other` is the other mask."""
     order = _by_stride(array)
     array, other = array.transpose(order), other.transpose(order)
     counts, shared = np.zeros(256, np.int64), np.zeros(256, np.int64)
@@ -274,7 +340,7 @@ def _measure(array: np.ndarray, other: np.ndarray) -> dict[int, _Voxels]:
 
 
 def _outline(found: _Voxels, true: _Voxels, spacing_mm: np.ndarray) -> dict[str, Any]:
-    """Overlap and surface distances of one vertebra; None is undefined."""
+    """Return overlap and surface distances of one vertebra; undefined ones are None."""
     counts = Counts(true.shared, found.count - true.shared, true.count - true.shared, 0)
     there, back = found.surface * spacing_mm, true.surface * spacing_mm
     apart = surface.SurfaceDistances(
@@ -294,78 +360,17 @@ def _outline(found: _Voxels, true: _Voxels, spacing_mm: np.ndarray) -> dict[str,
 
 
 def _by_stride(array: np.ndarray) -> list[int]:
-    """The axes, that along which neighbours are closest in memory last: the fastest order."""
+    """Return the axes by descending stride, which is the fastest order to visit an array."""
     return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
 
 
-EMPTY_AMONG_BINARY = "the prediction is empty, and the others are binary"
-
-OF_VERTEBRA = ("dice", "hd_mm", "hd95_mm", "assd_mm", "nsd_1mm", "centroid_distance_mm")
-"""What is written of each vertebra."""
-
-OF_SCAN = (
-    "dice_mean",
-    "id_rate",
-    "d_mean_mm",
-    "n_reference",
-    "n_predicted",
-    "n_missed",
-    "n_extra",
-)
-"""What is written of each scan, beside `all_correct`."""
-
-
-def of_scan(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    affine: np.ndarray,
-    centroids: Mapping[int, np.ndarray] | None,
-) -> ScanScore | str:
-    """Scores per vertebra of one scan, or why there are none.
-
-    Args:
-        prediction: (x, y, z) VerSe ids.
-        reference: the same shape, on the same grid.
-        affine: (4, 4) of that grid.
-        centroids: VerSe id -> (3,) voxel index of the bodies of the reference, compared with those
-            of the prediction's mask; None compares the centres of mass of both masks.
-    """
-    why = not_comparable(find_labels(prediction), find_labels(reference))
-    if why is not None:
-        return why
-    predicted = None
-    if centroids is not None:
-        predicted = body_centres(prediction, geometry.spacing_mm(affine))
-    return score_scan(prediction, reference, affine, centroids, predicted)
-
-
-def split(
-    scores: Mapping[str, ScanScore | str],
-) -> tuple[dict[str, ScanScore], dict[str, str]]:
-    """Part the cases that have scores per vertebra from those that have none.
-
-    Args:
-        scores: case -> its measurements, or why there are none.
-
-    Returns:
-        The cases of either kind, in their order. An empty prediction among binary ones is of their
-        kind: it does not count as one that misses every vertebra.
-    """
-    scans = {name: one for name, one in scores.items() if not isinstance(one, str)}
-    without = {name: one for name, one in scores.items() if isinstance(one, str)}
-    if BINARY_PREDICTION in without.values() and not any(one.n_predicted for one in scans.values()):
-        without |= dict.fromkeys(scans, EMPTY_AMONG_BINARY)
-        scans = {}
-    return scans, {name: without[name] for name in scores if name in without}
-
-
 def case_block(scan: ScanScore) -> dict[str, Any]:
-    """What is written of one scan: the values of each vertebra, and their means.
+    """Return the results of one scan: the values of each vertebra, and their means.
 
     Returns:
         {"per_label": {"20": {"dice", "hd_mm", "hd95_mm", "assd_mm", "nsd_1mm",
         "centroid_distance_mm"}}, "dice_mean", "id_rate", "d_mean_mm", "n_reference", "n_predicted",
-        "n_missed", "n_extra", "all_correct"}; the reference's labels only. What is undefined is
+        "n_missed", "n_extra", "all_correct"}, for the labels of the reference. Undefined values are
         None.
     """
     rows = {}
@@ -381,7 +386,7 @@ def case_block(scan: ScanScore) -> dict[str, Any]:
 
 
 def summarise(scans: Mapping[str, ScanScore]) -> dict[str, Any]:
-    """The scores of a data set, of each region and of each label.
+    """Return the scores of a data set, of each region and of each label.
 
     Args:
         scans: case -> its measurements; at least one.
@@ -419,10 +424,10 @@ def summarise(scans: Mapping[str, ScanScore]) -> dict[str, Any]:
     }
 
 
-def _means(vertebrae: Sequence[Vertebra], extra: Sequence[int]) -> dict[str, Any]:
-    """Counts and means of some vertebrae, as the module's docstring defines them."""
+def _means(vertebrae: Sequence[VertebraScore], extra: Sequence[int]) -> dict[str, Any]:
+    """Return the counts and means of some vertebrae (see the module's docstring)."""
     missed = sum(one.missed for one in vertebrae)
-    # A vertebra whose centroid in the reference is unknown can be neither right nor wrong.
+    # A vertebra whose centroid in the reference is unknown is neither right nor wrong.
     judged = [one for one in vertebrae if one.identified is not None]
     hits = sum(bool(one.identified) for one in judged)
     answers = sum(not one.missed for one in judged) + len(extra)

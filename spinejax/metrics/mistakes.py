@@ -1,12 +1,13 @@
-"""Where a prediction errs: which vertebrae it misses, and where it finds what is none.
+"""Mistakes of a prediction: the vertebrae that it misses, and its false positives.
 
-A binary prediction says nothing of levels, the reference does: each vertebra gets the share of its
-voxels that was found. False positives have no vertebra; they are told by place. Above and below the
-labelled range (`spinejax.scoring`) nobody says which bone is spine: masks leave vertebrae out that
-the scan cuts. Within it, what lies close to the reference is a border that was drawn too wide, and
-what lies farther away is another structure, or at its ends the part of a neighbour without a label.
+The reference numbers its vertebrae, even if the prediction does not: each vertebra gets the share
+of its voxels that was found. False positives belong to no vertebra and are sorted by place. Above
+and below the labelled range (`spinejax.scoring`) the reference says nothing, because masks leave
+out vertebrae that the scan cuts. Within the range, a false positive near the reference is a border
+that was drawn too wide. One further away is another structure, or, at the ends of the range, part
+of a neighbour without a label.
 
-The HU say whether errors go with density: a dim vertebra, a bright rib.
+The HU tell whether mistakes depend on density: a dim vertebra, a bright rib.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ from spinejax.metrics.classification import same_shape
 from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, spacing_of, surface_voxels
 
 NEAR_MM = 3.0
-"""False positives up to this far from the reference are a border that is too wide."""
+"""A false positive within this distance of the reference is `near`."""
 
 PLACES = ("above", "near", "far", "below")
-"""Where a false positive can be; `near` and `far` are within the labelled range."""
+"""The places of false positives; `near` and `far` are within the labelled range."""
 
 
 def analyse(
@@ -35,15 +36,15 @@ def analyse(
     axial: int,
     superior_last: bool = True,
 ) -> dict[str, Any]:
-    """Measure the errors of one prediction.
+    """Measure the mistakes of one prediction.
 
     Args:
-        image_hu: (x, y, z) the scan, HU.
+        image_hu: (x, y, z) the scan in HU.
         reference: the same shape, uint8 labels; 0 is background.
         prediction: the same shape, bool or number; foreground is everything above 0.
         spacing_mm: voxel size along each axis.
-        axial: the axis that runs between foot and head.
-        superior_last: whether its index grows to the head.
+        axial: the axis between foot and head.
+        superior_last: whether its index grows towards the head.
 
     Returns:
         {"vertebrae": [as `vertebrae` returns], "false_positives": as `false_positives` returns}.
@@ -72,17 +73,17 @@ def vertebrae(
     """Measure how much of each label was found.
 
     Args:
-        image_hu: (x, y, z) the scan, HU.
+        image_hu: (x, y, z) the scan in HU.
         reference: the same shape, uint8 labels; 0 is background.
         prediction: the same shape; foreground is everything above 0.
         spacing_mm: voxel size along each axis.
-        axial: the axis that runs between foot and head.
+        axial: the axis between foot and head.
 
     Returns:
-        One dict per label that occurs, by number: "label", "ml", "recall" in [0, 1], the median HU
-        of what was found and of what was missed ("found_hu", "missed_hu", None where there is
-        none), and whether it touches the border of the scan: any side ("at_border"), its head or
-        foot end ("at_end"; a narrow field of view cuts processes at the sides of every vertebra).
+        One dict for each label, in ascending order: "label"; "ml"; "recall" in [0, 1]; "found_hu"
+        and "missed_hu", the median HU of the found and of the missed voxels, None without any;
+        "at_border", whether it touches a side of the scan; "at_end", whether it touches the head or
+        the foot end. (A narrow field of view cuts the processes of every vertebra at its sides.)
     """
     voxel_ml = _voxel_ml(spacing_mm, reference.ndim)
     rows = []
@@ -120,22 +121,22 @@ def false_positives(
     axial: int,
     superior_last: bool = True,
 ) -> dict[str, dict[str, float | None]]:
-    """Measure what was predicted where the reference has no label, by place.
+    """Measure the false positives by place.
 
-    Distances run from voxel centre to voxel centre of the reference's surface. Without any
-    reference there is no range, and every place is None.
+    Distances are between voxel centres, to the surface of the reference. If the reference is empty,
+    there is no labelled range, and the values of every place are None.
 
     Args:
-        image_hu: (x, y, z) the scan, HU.
+        image_hu: (x, y, z) the scan in HU.
         reference: the same shape; everything above 0 is labelled.
         prediction: the same shape; foreground is everything above 0.
         spacing_mm: voxel size along each axis.
-        axial: the axis that runs between foot and head.
-        superior_last: whether its index grows to the head.
+        axial: the axis between foot and head.
+        superior_last: whether its index grows towards the head.
 
     Returns:
-        Place -> {"ml", "hu": their median HU, None where there are none}. The places are "total",
-        those of `PLACES`, and "within", which is "near" and "far" together.
+        Place -> {"ml", "hu"}, with the median HU, None without false positives. The places are
+        "total", those of `PLACES`, and "within", which is "near" and "far" together.
     """
     spacing = spacing_of(spacing_mm, reference.ndim)
     voxel_ml = _voxel_ml(spacing_mm, reference.ndim)
@@ -146,7 +147,7 @@ def false_positives(
         return {"ml": int(np.count_nonzero(chosen)) * voxel_ml, "hu": _median(hu[chosen])}
 
     result = {"total": measured(np.ones(len(voxels), bool))}
-    # The labelled range of `scoring`: the slices from the first to the last with a label.
+    # The labelled range: the slices from the first to the last with a label.
     box = bounding_box(reference)
     if box is None:
         unknown: dict[str, float | None] = {"ml": None, "hu": None}
@@ -159,7 +160,7 @@ def false_positives(
         nearest_mm(
             voxels[within] * spacing,
             surface_voxels(reference) * spacing,
-            NEAR_MM + 2 * ROUNDING_MM,  # the limit itself counts as out of reach
+            NEAR_MM + 2 * ROUNDING_MM,  # the limit of the search is exclusive
         )
         <= NEAR_MM + ROUNDING_MM
     )
@@ -169,7 +170,7 @@ def false_positives(
 
 
 def _false_voxels(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Indices (n, 3) of what is predicted and not labelled."""
+    """Return the indices (n, 3) of the false positives."""
     box = bounding_box(prediction)
     if box is None:
         return np.zeros((0, prediction.ndim), np.int64)

@@ -1,12 +1,11 @@
-"""Dice slice by slice, and which slices a report shows as the best and the worst.
+"""Dice slice by slice, and the best and the worst slices for a report.
 
-A mean hides where a method fails; paper B shows slices of both kinds (figures 14 and 16).
-
-Slices that hold only the tip of a process or of a facet are left out: a few pixels are missed or
-found whole by chance, and would fill the list of the worst. A slice counts if it shows at least
-`SMALLEST_SHARE` of the foreground of the scan's fullest slice. In axial slices of a spine this
-leaves out 0 to 7 % of the slices with foreground, at the ends of the spine; in sagittal ones a
-quarter to a half, those that cut the transverse processes only.
+A mean hides where a method fails; paper B shows the best and the worst slices (figures 14 and 16).
+Slices that show only the tip of a process or of a facet are left out. Their few pixels are found or
+missed by chance and would fill the list of the worst. A slice counts if it shows at least 10 % of
+the foreground of the scan's fullest slice. In axial slices of a spine this leaves out 0 to 7 % of
+the slices with foreground, at the ends of the spine; in sagittal slices a quarter to a half, those
+that cut only transverse processes.
 """
 
 from collections.abc import Mapping
@@ -16,16 +15,16 @@ import numpy as np
 
 from spinejax.metrics.classification import same_shape
 
-SMALLEST_SHARE = 0.1
+_SMALLEST_SHARE = 0.1
 _SLAB_ELEMENTS = 1 << 23
 
 
 def slice_dice(
     prediction: np.ndarray, reference: np.ndarray, *, axis: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dice of every slice that shows enough of the reference (see the module's docstring).
+    """Return the Dice of every slice that shows enough of the reference.
 
-    Works slab by slab: needs some 50 MB beyond the two arrays.
+    See the module's docstring. The function works slab by slab and needs some 50 MB.
 
     Args:
         prediction: (x, y, z) bool or number; foreground is everything above 0.
@@ -33,8 +32,8 @@ def slice_dice(
         axis: the axis that a slice fixes.
 
     Returns:
-        Indices (n,) int64 along `axis`, increasing, and Dice (n,) float64 in [0, 1]. Both are empty
-        where the reference is.
+        Increasing indices (n,) int64 along `axis`, and Dice (n,) float64 in [0, 1]; both are empty
+        for an empty reference.
 
     Raises:
         ValueError: the shapes differ or have no elements.
@@ -49,27 +48,27 @@ def slice_dice(
         for row, mask in enumerate((ours, theirs, ours & theirs)):
             counts[row, slab] = np.count_nonzero(mask, axis=tuple(range(1, mask.ndim)))
     predicted, area, both = counts
-    indices = np.flatnonzero((area > 0) & (area >= SMALLEST_SHARE * area.max()))
+    indices = np.flatnonzero((area > 0) & (area >= _SMALLEST_SHARE * area.max()))
     return indices, 2 * both[indices] / (predicted + area)[indices]
 
 
 def best_and_worst(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], count: int = 4
 ) -> dict[str, list[dict[str, Any]]]:
-    """Choose the slices of highest and of lowest Dice, few of one case and not side by side.
+    """Choose the slices of highest and of lowest Dice, from several cases and not side by side.
 
-    Of one case there are at most `count // 2` slices in a list, and between two of them lie at
-    least an eighth (for a count of 4) of the case's slices: neighbours would be one picture twice.
-    Where these wishes leave places free, they are dropped one after the other. No slice is in both
-    lists; where there are not enough for both, they are shared out. Equal scores go by the order of
-    the cases, then by index.
+    A list has at most `count // 2` slices of one case. Two of them are at least an eighth of the
+    case's slices apart (for a count of 4), because neighbours look alike. If these rules leave
+    places free, they are dropped one after the other. No slice is in both lists; if there are too
+    few slices for both, each list gets half of them. Equal scores are ordered by case, then by
+    index.
 
     Args:
         scores: case id -> what `slice_dice` returns.
-        count: most slices in each list, at least 1.
+        count: length of each list, at least 1.
 
     Returns:
-        {"best": [{"case", "index", "dice"}], "worst": [...]}, both beginning with the extreme.
+        {"best": [{"case", "index", "dice"}], "worst": [...]}, the most extreme first.
     """
     entries = [
         (float(dice), case, int(index))
@@ -91,7 +90,7 @@ _Entry = tuple[float, str, int]
 
 
 def _choose(entries: list[_Entry], count: int, gaps: Mapping[str, int]) -> list[_Entry]:
-    """First `count` of `entries` (as many at least) that keep to the rules, in their order."""
+    """Return the first `count` entries that keep the rules, in their order."""
     chosen: list[_Entry] = []
     per_case = max(1, count // 2)
     for cap, spread in ((per_case, True), (count, True), (count, False)):

@@ -2,16 +2,16 @@
 
 *Surface*: the voxels of a mask that are not in its erosion by the face-neighbour cross (6
 neighbours in 3D, 4 in 2D). Outside the image counts as background, so that a mask cut by the image
-border has surface voxels there. Distances run between voxel centres, from every surface voxel of
+border has surface voxels there. Distances are between voxel centres, from every surface voxel of
 one mask to the nearest surface voxel of the other. MONAI (`use_subvoxels=False`) and most public
-scripts measure so; surfaces of marching cubes, or area-weighted ones, give other numbers.
+scripts measure in this way. Surfaces of marching cubes, or area-weighted ones, give other numbers.
 
-Two stages: `surface_distances` measures once; `hd95_mm`, `assd_mm` and `nsd` read off the result.
-Distances repeat a lot on a grid, so they are kept as distinct values with counts: a few kilobytes
-per scan, which lets `pool` join the distances of all cases without keeping millions of numbers.
+`surface_distances` measures once; `hd95_mm`, `assd_mm` and `nsd` read off its result. Distances on
+a grid repeat often, so that they are kept as distinct values with counts: a few kilobytes per scan,
+which lets `pool` join the distances of all cases.
 
-Empty masks: with one mask empty, the distances from the other are infinite; with both, there are
-none. `hd95_mm` and `assd_mm` are then undefined (NaN here, null in JSON); no penalty is invented.
+Empty masks: if one mask is empty, the distances from the other are infinite; if both are, there are
+none. `hd95_mm` and `assd_mm` are then undefined (NaN here, null in JSON).
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,10 +24,10 @@ from spinejax.geometry import bounding_box
 from spinejax.metrics.classification import same_shape
 
 ROUNDING_MM = 1e-5
-"""Slack when a distance is compared with a tolerance.
+"""Slack of the comparison of a distance with a tolerance.
 
-Affines are stored in float32, so a voxel of 1 mm may come back as 1.00000003 mm; without slack, the
-whole shell of voxels exactly 1 mm away would fall on either side of a tolerance of 1 mm by chance.
+Affines are stored in float32, so that a voxel of 1 mm may be read as 1.00000003 mm. Without slack,
+all voxels exactly 1 mm away would be inside or outside of a tolerance of 1 mm by chance.
 """
 
 _DECIMALS = 9
@@ -43,25 +43,25 @@ class Distances:
 
     @classmethod
     def of(cls, distances_mm: np.ndarray) -> "Distances":
-        """Collect distances (m,), rounded to 1e-9 mm so that equal ones fall together."""
+        """Collect distances (m,), rounded to 1e-9 mm so that equal ones coincide."""
         values, counts = np.unique(np.round(distances_mm, _DECIMALS), return_counts=True)
         return cls(values, counts.astype(np.int64))
 
     @property
     def total(self) -> int:
-        """How many distances there are."""
+        """The number of distances."""
         return int(self.counts.sum())
 
     def within(self, tolerance_mm: float) -> int:
-        """How many distances are at most `tolerance_mm` (plus `ROUNDING_MM`)."""
+        """Return the number of distances of at most `tolerance_mm` (plus `ROUNDING_MM`)."""
         return int(self.counts[self.values <= tolerance_mm + ROUNDING_MM].sum())
 
     def sum_mm(self) -> float:
-        """Sum of all distances."""
+        """Return the sum of all distances."""
         return float(np.dot(self.values, self.counts))
 
     def percentile(self, percent: float) -> float:
-        """Percentile, interpolating linearly between order statistics, as numpy does by default."""
+        """Return a percentile by linear interpolation, as NumPy does by default."""
         ends = np.cumsum(self.counts)
         position = (int(ends[-1]) - 1) * percent / 100
         below = int(np.floor(position))
@@ -73,10 +73,10 @@ class Distances:
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Distances of both directions.
+    """Distances in both directions.
 
-    `from_prediction` goes from each surface voxel of the prediction to the reference's surface,
-    `from_reference` the other way.
+    `from_prediction` holds the distance from each surface voxel of the prediction to the surface of
+    the reference; `from_reference` holds the opposite direction.
     """
 
     from_prediction: Distances
@@ -84,7 +84,7 @@ class SurfaceDistances:
 
     @property
     def defined(self) -> bool:
-        """Whether both masks have a surface, so that every distance is finite."""
+        """Whether both masks have a surface, so that all distances are finite."""
         both = (self.from_prediction, self.from_reference)
         return all(one.total > 0 and bool(np.isfinite(one.values[-1])) for one in both)
 
@@ -94,11 +94,11 @@ def surface(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
 
     Args:
         mask: bool, any number of axes.
-        axes: axes along which neighbours are looked at; all by default. With two axes of a volume
-            the result holds the contours of its slices.
+        axes: the axes along which neighbours count; all by default. Two axes of a volume give the
+            contours of its slices.
 
     Returns:
-        bool, the shape of `mask`: mask minus its erosion, outside of the array being background.
+        bool, the shape of `mask`: the mask minus its erosion. Outside the array is background.
     """
     interior = mask.copy()
     for axis in range(mask.ndim) if axes is None else axes:
@@ -111,7 +111,7 @@ def surface(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
 
 
 def surface_voxels(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.ndarray:
-    """Indices (n, ndim) int64 of the surface voxels of everything above 0 (see `surface`)."""
+    """Return the indices (n, ndim) int64 of the surface voxels of everything above 0."""
     box = bounding_box(mask)
     if box is None:
         return np.zeros((0, mask.ndim), np.int64)
@@ -119,7 +119,7 @@ def surface_voxels(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.nd
 
 
 def spacing_of(spacing_mm: Sequence[float], ndim: int) -> np.ndarray:
-    """Check a spacing: one positive finite number per axis, else ValueError."""
+    """Return a spacing as an array; ValueError unless it is a positive number for each axis."""
     spacing = np.asarray(spacing_mm, np.float64)
     if spacing.shape != (ndim,) or not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):
         raise ValueError(
@@ -132,21 +132,18 @@ def spacing_of(spacing_mm: Sequence[float], ndim: int) -> np.ndarray:
 def nearest_mm(
     points_mm: np.ndarray, targets_mm: np.ndarray, limit_mm: float = np.inf
 ) -> np.ndarray:
-    """Euclidean distance from every point to the nearest target.
+    """Return the Euclidean distance from every point to the nearest target, (n,) float64.
 
     Args:
         points_mm: (n, d).
-        targets_mm: (m, d); with m = 0 every distance is infinite.
-        limit_mm: distances of this size or more are reported as infinite (a shorter search).
-
-    Returns:
-        (n,) float64.
+        targets_mm: (m, d); without targets every distance is infinite.
+        limit_mm: distances of this size or more are returned as infinite, which is faster.
     """
     distances = np.full(len(points_mm), np.inf)
     if len(points_mm) and len(targets_mm):
-        # A tree over surface voxels, and not a distance transform of the box around both masks:
-        # a few stray voxels far away would make that box the whole scan. No median split, since
-        # many coordinates of a grid are equal.
+        # A few distant voxels would make the box around both masks as large as the scan, so this
+        # is no distance transform of that box. Many coordinates of a grid are equal, so the tree is
+        # not split at medians.
         tree = KDTree(targets_mm, leafsize=32, balanced_tree=False, compact_nodes=False)
         for start in range(0, len(points_mm), _QUERY_POINTS):
             part = slice(start, start + _QUERY_POINTS)
@@ -157,15 +154,12 @@ def nearest_mm(
 def surface_distances(
     prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]
 ) -> SurfaceDistances:
-    """Measure from surface to surface, both ways.
+    """Measure the distances between two surfaces in both directions, in mm.
 
     Args:
         prediction: bool or number, any number of axes; foreground is everything above 0.
         reference: the same shape.
         spacing_mm: voxel size along each axis.
-
-    Returns:
-        The distances in mm.
 
     Raises:
         ValueError: shapes differ or are empty, or `spacing_mm` does not fit.
@@ -181,7 +175,7 @@ def surface_distances(
 
 
 def hausdorff_mm(distances: SurfaceDistances, percent: float = 100) -> float:
-    """The larger of the two directed `percent`-th percentiles, in mm (100: Hausdorff distance).
+    """Return the larger of the two directed percentiles in mm; 100 is the Hausdorff distance.
 
     NaN if either mask is empty.
     """
@@ -193,21 +187,21 @@ def hausdorff_mm(distances: SurfaceDistances, percent: float = 100) -> float:
 
 
 def hd95_mm(distances: SurfaceDistances) -> float:
-    """95 % Hausdorff distance in mm, at least 0.
+    """Return the 95 % Hausdorff distance in mm.
 
-    The larger of the two directed 95th percentiles, each with linear interpolation, as in MONAI's
-    `compute_hausdorff_distance(percentile=95)`; not the percentile of both directions together.
-    Either mask empty: undefined, NaN (MONAI: infinity, or NaN for both).
+    It is the larger of the two directed 95th percentiles, each with linear interpolation, as in
+    MONAI's `compute_hausdorff_distance(percentile=95)`, not the percentile of both directions
+    together. NaN if either mask is empty (MONAI: infinity, or NaN for two empty masks).
     """
     return hausdorff_mm(distances, 95)
 
 
 def assd_mm(distances: SurfaceDistances) -> float:
-    """Average symmetric surface distance in mm, at least 0.
+    """Return the average symmetric surface distance in mm.
 
-    The mean over the surface voxels of both masks together, as in MONAI's
-    `compute_average_surface_distance(symmetric=True)`; not the mean of the two directed means.
-    Either mask empty: undefined, NaN (MONAI: infinity, or NaN for both).
+    It is the mean over the surface voxels of both masks together, as in MONAI's
+    `compute_average_surface_distance(symmetric=True)`, not the mean of the two directed means. NaN
+    if either mask is empty (MONAI: infinity, or NaN for two empty masks).
     """
     if not distances.defined:
         return float("nan")
@@ -216,13 +210,11 @@ def assd_mm(distances: SurfaceDistances) -> float:
 
 
 def nsd(distances: SurfaceDistances, tolerance_mm: float = 1.0) -> float:
-    """Normalised surface Dice: the share of both surfaces that is near the other; in [0, 1].
+    """Return the normalised surface Dice; in [0, 1].
 
-    Near is within `tolerance_mm`, inclusive.
-
-    Counted in surface voxels, as in MONAI's `compute_surface_dice(use_subvoxels=False)`; the
-    definition after Nikolov et al. 2021 weighs by surface area. Both masks empty: 1 (MONAI: NaN).
-    One: 0.
+    It is the share of both surfaces that is at most `tolerance_mm` from the other, in surface
+    voxels, as in MONAI's `compute_surface_dice(use_subvoxels=False)`. (Nikolov et al. 2021 weigh by
+    surface area.) Both masks empty: 1 (MONAI: NaN). One of them empty: 0.
     """
     both = (distances.from_prediction, distances.from_reference)
     total = sum(one.total for one in both)
@@ -234,8 +226,8 @@ def nsd(distances: SurfaceDistances, tolerance_mm: float = 1.0) -> float:
 def pool(cases: Iterable[SurfaceDistances]) -> SurfaceDistances:
     """Join the distances of several cases, as if their surfaces were one.
 
-    Cases without a distance (one mask empty) stay in with infinite distances: `nsd` counts them
-    as missed. Drop them before `hd95_mm` or `assd_mm`.
+    Cases with one empty mask have infinite distances: `nsd` counts them as missed. Drop them before
+    `hd95_mm` or `assd_mm`.
     """
     cases = list(cases)
     return SurfaceDistances(

@@ -8,7 +8,15 @@ from spinejax import geometry
 from spinejax.errors import InputError
 from spinejax.io import nifti, scanfile
 from spinejax.volume import LabelVolume
-from tests.support.nifti_files import forms, oblique_affine, one_line, save, scan_values, shifted
+from tests.support.nifti_files import (
+    forms,
+    oblique_affine,
+    one_line,
+    resampled_grid,
+    save,
+    scan_values,
+    shifted,
+)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", "i1"])
@@ -131,7 +139,7 @@ def test_a_cropped_mask_is_put_where_it_belongs(tmp_path, pair):
 
 def test_a_finer_mask_is_resampled_to_nearly_the_same_volume(tmp_path, pair):
     image, labels, affine = pair
-    fine = geometry.resampled_affine(affine, labels.shape, (0.5, 0.5, 0.5))
+    fine, _ = resampled_grid(affine, labels.shape, (0.5, 0.5, 0.5))
     doubled = labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     mask = save(tmp_path / "mask.nii.gz", doubled, fine)
     read = scanfile.read_pair(image, mask)[1]

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from spinejax.metrics import classification
+from spinejax.metrics import aggregate, classification
 from spinejax.metrics.classification import Counts
 
 FIELDS = dict(size=32, stride=12, label_rule="majority")
@@ -92,8 +92,8 @@ def test_the_table_has_a_line_per_metric():
     scores = classification.patch_scores(
         {"a": Counts(tp=30, fp=10, fn=20, tn=40), "b": Counts(tp=1, fp=1, fn=0, tn=8)}, **FIELDS
     )
-    lines = [line.split() for line in classification.summary_table(scores).splitlines()]
+    lines = [line.split() for line in aggregate.patch_table(scores).splitlines()]
     assert [line[0] for line in lines] == ["patches", *classification.PATCH_METRICS]
     assert lines[1] == ["precision", "0.6250", "±", "0.1250", "0.7381", "2"]  # 31 / 42
-    empty = classification.summary_table(classification.patch_scores({}, **FIELDS)).splitlines()
-    assert empty[1].split() == ["precision", "-", "±", "-", "-", "0"]
+    empty = aggregate.patch_table(classification.patch_scores({}, **FIELDS)).splitlines()
+    assert empty[1].split() == ["precision", "-", "-", "0"]

@@ -129,23 +129,8 @@ def test_slabs_cover_every_element_once(monkeypatch):
     assert (seen == 1).all()
 
 
-@given(st.integers(2, 5), st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
-def test_confusion_matrix(num_classes, seed):
-    rng = np.random.default_rng(seed)
-    prediction, reference = rng.integers(0, num_classes, (2, 6, 5, 4)).astype(np.uint8)
-    matrix = classification.confusion_matrix(prediction, reference, num_classes)
-    for true in range(num_classes):
-        for found in range(num_classes):
-            assert matrix[true, found] == np.sum((reference == true) & (prediction == found))
-        counts = classification.counts_of_class(matrix, true)
-        assert counts == classification.count(prediction == true, reference == true)
-
-
 def test_wrong_arrays_are_refused():
     with pytest.raises(ValueError, match="must agree"):
         classification.count(np.zeros((2, 3)), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="no elements"):
         classification.count(np.zeros((0, 3)), np.zeros((0, 3)))
-    with pytest.raises(ValueError, match="num_classes is 2"):
-        classification.confusion_matrix(np.array([0, 2]), np.array([0, 1]), 2)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from spinejax import geometry
+
 GRID_FIELDS = (
     "dim pixdim xyzt_units sform_code qform_code srow_x srow_y srow_z "
     "quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z"
@@ -20,6 +22,17 @@ def oblique_affine(spacing=(0.5, 0.75, 2.0)):
     affine[:3, :3] *= spacing
     affine[:3, 3] = (-12.5, 30, -400)
     return affine
+
+
+def resampled_grid(affine, shape, spacing_mm):
+    """Affine and shape of the grid of another spacing with the same extent and centre."""
+    old = np.array(geometry.spacing_mm(affine))
+    sides = np.maximum(1, np.round(np.array(shape) * old / spacing_mm)).astype(int)
+    target = affine.copy()
+    target[:3, :3] *= np.array(spacing_mm) / old
+    centre = geometry.voxel_to_world(affine, (np.array(shape) - 1) / 2)
+    target[:3, 3] = centre - target[:3, :3] @ ((sides - 1) / 2)
+    return target, tuple(sides.tolist())
 
 
 def scan_values(shape=(6, 7, 8), seed=0):
