@@ -20,7 +20,7 @@ _log = logging.getLogger("spinejax")
 
 @dataclass(frozen=True)
 class Files:
-    """A real scan: its CT, its mask or both."""
+    """A real scan with its CT, its mask or both."""
 
     id: str
     image: Path | None
@@ -30,12 +30,12 @@ class Files:
 
 
 def real_scans(root: Path) -> list[Files]:
-    """Find CTs and masks under a folder, whichever of the two a scan has.
+    """Find the scans under a folder, with a CT, a mask or both.
 
-    Besides all that `verse.index_dataset` pairs: of files that it takes for CTs, one whose name
-    begins with that of another of the same folder ("example_vertebrae", "example") is taken for a
-    mask of that. Where a CT has no other, the first of them that holds VerSe's numbers alone is its
-    mask, those that say "verse" coming first.
+    This function finds more masks than `verse.index_dataset`. If the name of a file begins with the
+    name of a CT in the same folder ("example_vertebrae" and "example"), the file may be a mask of
+    that CT. A CT without a mask gets the first such file that holds only VerSe ids; names with
+    "verse" come first.
 
     Raises:
         InputError: `root` is no folder or holds no scan.
@@ -54,7 +54,7 @@ def real_scans(root: Path) -> list[Files]:
             and _folder(other) == _folder(case)
             and case.id.lower().startswith((other.id.lower() + "_", other.id.lower() + "-"))
         ]
-        if owners:  # the shortest name is the CT's
+        if owners:  # the shortest name is that of the CT
             masks.setdefault(min(owners, key=lambda other: len(other.id)).id, []).append(case)
     spare = {case.id for group in masks.values() for case in group}
     found = []
@@ -85,7 +85,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def with_masks(root: Path) -> list[Files]:
-    """Return those of `real_scans` that have both.
+    """Return the scans of `real_scans` that have both CT and mask.
 
     Raises:
         InputError: `root` is no folder, or no scan in it has both.
@@ -183,13 +183,13 @@ def reference_files(reference: Path, scans: Collection[str]) -> dict[str, Path]:
 
 
 def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
-    """The label files under a folder: lower-case id -> (id, path), sorted.
+    """Find the label files under a folder: lower-case id -> (id, path), sorted.
 
     Raises:
-        InputError: there is none, or there are two of one case.
+        InputError: there is none, or there are two for one case.
     """
     paths = (path for path in folder.rglob("*") if scanfile.is_scan(path))
-    # Names that do not say "mask" are taken for labels where nothing else is.
+    # If no name says "mask", all files count as label files.
     chosen = _of_role(folder, paths, ("labels", "image"))
     if not chosen:
         raise InputError(f"{folder}: holds no label file ({scanfile.ENDINGS}); check the path")
@@ -199,19 +199,20 @@ def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
 
 
 def centroid_files(path: Path, cases: Collection[str]) -> dict[str, Path]:
-    """The centroid file of each case: the file itself, or those of a folder.
+    """Find the centroid file of each case: the file itself, or those of a folder.
 
-    In a folder, files belong to a case whose names agree after dropping what says "centroids"
-    (`_ctd`, `_iso-ctd`, `_seg-subreg_ctd`, ...) and upper case; where none does, names with VerSe
-    ids may also differ in `-` or `_` and in the words of the layouts (`sub`, `ct`, `dir`, `split`).
+    In a folder, a file belongs to a case if their names agree without the suffix of centroid files
+    (`_ctd`, `_iso-ctd`, `_seg-subreg_ctd`, ...) and in lower case. If no file does, names with
+    VerSe ids may also differ in `-` and `_` and in the words of the layouts (`sub`, `ct`, `dir`,
+    `split`).
 
     Args:
-        path: JSON file, for one case only, or a folder, searched through its subfolders.
-        cases: ids, as `label_files` gives them.
+        path: a JSON file, for one case only, or a folder with any subfolders.
+        cases: ids, as `label_files` returns them.
 
     Raises:
-        InputError: no such path, no centroid file or two of one case in the folder, none for a
-            case, or one file for several cases.
+        InputError: no such path, one file for several cases, or no centroid file or several for a
+            case in the folder.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check --reference_centroids")
@@ -246,23 +247,23 @@ def centroid_files(path: Path, cases: Collection[str]) -> dict[str, Path]:
 def read_reference_centroids(
     path: Path, reference: LabelVolume, boxes: Mapping[int, tuple[slice, ...]]
 ) -> Points:
-    """Centroids of a label map, checked against it.
+    """Read the centroids of a label map and check them against it.
 
-    A centroid is at its vertebra if the map has its label there, or has none there and the point is
-    in the box around the vertebra: that of C1, which has no body, lies in the hole of its ring.
-    Vertebrae that only one of map and file has are warned of.
+    A centroid is at its vertebra if the map has its label there, or if the map has no label there
+    and the point lies in the box of the vertebra. (The centroid of C1 lies in the hole of its
+    ring.) Vertebrae that only the map or only the file has cause a warning.
 
     Args:
         path: JSON file in any of the conventions of `centroids.read_centroids`.
-        reference: the label map that they belong to.
-        boxes: label -> box around it, of every label of the map.
+        reference: the label map.
+        boxes: label -> its box, for every label of the map.
 
     Returns:
-        VerSe id -> (3,) voxel index in the axes of `reference.array`; labels of the map only.
+        VerSe id -> (3,) voxel index in `reference.array`, for labels of the map only.
 
     Raises:
-        InputError: as for `read_centroids`, the file has no point, or most of its points are not at
-            their vertebrae.
+        InputError: as for `read_centroids`; or the file has no point, or fewer than half of
+            its points are at their vertebrae.
     """
     edition = file_names.edition_of(path.parts[:-1])
     points = read_centroids(path, reference, edition=edition, mask=reference)
@@ -285,7 +286,7 @@ def read_reference_centroids(
     present = boxes.keys() & labels.NAMES.keys()
     for those, what in (
         (present - points.keys(), "no centroid of %s; id.rate and d_mean leave them out"),
-        (points.keys() - present, "centroids of %s, which the mask lacks; they do not count"),
+        (points.keys() - present, "centroids of %s, which the mask lacks; they are ignored"),
     ):
         if those:
             names = map(labels.name, sorted(those, key=labels.order))
@@ -298,7 +299,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _of_role(folder: Path, paths: Iterable[Path], roles: tuple[str, str]) -> list[FileName]:
-    """What the names of those files say that have the first role; if none has, the second."""
+    """Return the names of the files with the first role; if there are none, with the second."""
     names = [
         file_names.parse(path, path.relative_to(folder).parts[:-1])
         for path in sorted(paths)

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from spinejax import schema
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-
-KINDS = ("auto", "official", "ratio", "kfold")
-"""How a split is made; see `split_cases`."""
 
 Split = dict[str, list[Case]]
 
@@ -29,33 +27,34 @@ def split_cases(
     folds: int = 5,
     fold: int = 0,
 ) -> Split:
-    """Deal cases into "train", "val" and "test", whole patients at a time.
+    """Divide cases into "train", "val" and "test", whole patients at a time.
 
-    The result depends on the set of patients and the seed only, not on the order of `cases`. Copies
-    of a scan (`Case.duplicate_of`) are left out.
+    The result depends on the set of patients and the seed only, not on the order of the cases.
+    Copies of a scan (`Case.duplicate_of`) are left out.
 
     Args:
         cases: usable cases (`verse.usable`).
-        kind: "official": by `Case.subset`; a patient with scans or copies in several subsets (as
-            VerSe'19 and '20 together may have) goes wholly to the most held-out one, test before
-            val before train, and one line is logged. Where no case is "val", `val_fraction` of the
-            training patients is taken. "ratio": by chance (paper A and B: 80/20). "kfold": fold
-            number `fold` of `folds` is the test set. "auto": official when every case has a subset
-            and there are training and test cases, else ratio.
-        seed: of the permutation of the patients, used by all but "official".
-        test_fraction: of all patients.
-        val_fraction: of the patients that are left when the test patients are taken out.
+        kind: "official" follows `Case.subset`. A patient with scans or copies in several subsets
+            (which VerSe'19 and '20 together have) goes wholly to the most held-out one, test before
+            val before train, with a warning. If no case is "val", `val_fraction` of the training
+            patients is taken. "ratio" divides at random (papers A and B: 80/20). With "kfold", fold
+            number `fold` of `folds` is the test set. "auto" means official if every case has a
+            subset and there are training and test cases, else ratio.
+        seed: of the permutation of the patients.
+        test_fraction: share of all patients.
+        val_fraction: share of the patients that are not in the test set.
         folds: number of folds, at least 2.
         fold: 0 to folds - 1.
 
     Returns:
-        {"train": [...], "val": [...], "test": [...]}, each sorted by id, disjoint by patient and
-        none empty from three patients on. With two patients val and test are the same patient, with
-        one all three are; both are logged as warnings. "official" and "kfold" refuse such data.
+        {"train": [...], "val": [...], "test": [...]}, each sorted by id. They share no patient, and
+        none is empty, for three patients or more. With two patients, val and test are the same
+        patient; with one, all three are. Both cases log a warning; "official" and "kfold" refuse
+        such data.
 
     Raises:
-        InputError: no cases, an unknown kind, fractions or folds out of range, or no official
-            subset.
+        InputError: there are no cases, an argument is unknown or out of range, or "official" finds
+            no subset.
     """
     chosen = sorted((case for case in cases if case.duplicate_of is None), key=lambda c: c.id)
     if not chosen:
@@ -76,7 +75,7 @@ def split_cases(
         return _tiny(chosen, subjects, seed)
     order = [subjects[i] for i in np.random.default_rng(seed).permutation(len(subjects))]
     if kind == "kfold":
-        # Folds are consecutive runs of the permutation, sizes equal within one.
+        # Folds are consecutive parts of the permutation; their sizes differ by at most one.
         test = order[fold * count // folds : (fold + 1) * count // folds]
     else:
         test = order[: _share(len(order), test_fraction, keep=2)]
@@ -88,20 +87,16 @@ def split_cases(
 
 
 def _check(kind: str, test_fraction: float, val_fraction: float, folds: int, fold: int) -> None:
-    if kind not in KINDS:
-        raise InputError(f"data.split must be one of {', '.join(KINDS)}, not {kind!r}")
-    for name, value in (("test_fraction", test_fraction), ("val_fraction", val_fraction)):
-        if not 0 < value < 1:
-            raise InputError(f"data.{name} must lie between 0 and 1 (exclusive), not {value}")
-    if kind == "kfold":
-        if folds < 2:
-            raise InputError(f"data.folds must be at least 2, not {folds}")
-        if not 0 <= fold < folds:
-            raise InputError(f"data.fold must be 0 to {folds - 1} for {folds} folds, not {fold}")
+    schema.check_value("data.split", kind)
+    schema.check_value("data.test_fraction", test_fraction)
+    schema.check_value("data.val_fraction", val_fraction)
+    schema.check_value("data.folds", folds)
+    if kind == "kfold" and not 0 <= fold < folds:
+        raise InputError(f"data.fold must be 0 to {folds - 1} for {folds} folds, not {fold}")
 
 
 def _share(count: int, fraction: float, keep: int) -> int:
-    """Rounded share of `count`, at least 1, leaving at least `keep`."""
+    """Return a rounded share of `count` that is at least 1 and leaves at least `keep`."""
     return max(1, min(round(count * fraction), count - keep))
 
 
@@ -115,13 +110,13 @@ def _deal(cases: Sequence[Case], parts: dict[str, str]) -> Split:
 def _tiny(cases: Sequence[Case], subjects: Sequence[str], seed: int) -> Split:
     if len(subjects) == 1:
         _log.warning(
-            "one patient only: training, validation and test are the same scans, so scores say "
-            "nothing about other patients"
+            "there is only one patient: training, validation and test are the same scans, so the "
+            "scores say nothing about other patients"
         )
         return {name: list(cases) for name in _NAMES}
     _log.warning(
-        "two patients only: one is for training, the other for validation and test both, so the "
-        "test score is that of the checkpoint chosen on the same scans"
+        "there are only two patients: one is for training, the other for validation and test, so "
+        "the test score is that of a checkpoint that was chosen on the same scans"
     )
     first = subjects[int(np.random.default_rng(seed).integers(2))]
     train = [case for case in cases if case.subject == first]
@@ -135,7 +130,7 @@ def _has_official(cases: Sequence[Case]) -> bool:
 
 
 def _official_parts(cases: Sequence[Case]) -> dict[str, str]:
-    """Patient -> the most held-out subset among its scans and their copies."""
+    """Return patient -> the most held-out subset among its scans and their copies."""
     parts: dict[str, str] = {}
     for case in cases:
         for subset in (case.subset, *case.copy_subsets):
@@ -182,7 +177,7 @@ def _official(cases: Sequence[Case], seed: int, val_fraction: float) -> Split:
 
 
 def moved_patients(cases: Iterable[Case]) -> list[str]:
-    """Patients whose scans, or copies of them, are in more than one official subset, sorted."""
+    """Return the patients with scans or copies in more than one official subset, sorted."""
     subsets: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         subsets[case.subject] |= {s for s in (case.subset, *case.copy_subsets) if s}

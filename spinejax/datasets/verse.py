@@ -1,17 +1,17 @@
 """The index of a dataset folder: VerSe in any of its layouts, or paired folders of any dataset.
 
-Only names are read, so a folder of thousands of scans is indexed in seconds; `doctor.py` opens the
-files. What counts as the same:
+Only names are read, so that a folder of thousands of scans is indexed in seconds; `doctor.py` opens
+the files. The index decides which files belong to the same scan and patient:
 
-* *Scan*: in VerSe, the series id (the last id in the name), whatever the layout or the edition
-  calls the rest; 105 scans are in both '19 and '20. Every copy is listed, but all except one are
-  marked `duplicate_of`, and `usable` leaves them out. A complete copy is preferred over one that
-  lacks a file, then the subject-based naming (restructured and corrected), then '20 (native
-  resolution, where '19 had been resampled), then the first by path.
-* *Patient*: ids joined by one name ("verse401_verse253"), in any edition, and the known patients
-  with several series (`verse_names.SERIES_OF_PATIENT`). Elsewhere the BIDS subject ("sub-X") or
-  else the name itself; a name that occurs in two folders of a non-VerSe dataset (train/001 and
-  test/001) is taken for two patients, since numbering often starts again.
+* *Scan*: in VerSe, the series id (the last id in the name), whatever the layout or edition; 105
+  scans are in both '19 and '20. All copies of a scan are listed, but all except one are marked
+  `duplicate_of`, and `usable` leaves them out. A complete copy is preferred to one that lacks a
+  file; then the subject-based naming (restructured and corrected); then '20 (native resolution,
+  while '19 was resampled); then the first path.
+* *Patient*: ids that occur in one name ("verse401_verse253"), in any edition, and the known
+  patients with several series (`file_names.SERIES_OF_PATIENT`). In other datasets, the BIDS subject
+  ("sub-X") or else the name. A name that occurs in two folders of another dataset (train/001 and
+  test/001) means two patients, because numbering often restarts.
 """
 
 import os
@@ -32,12 +32,19 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan as the folder has it; None for what is missing.
+    """One scan in a dataset folder.
 
-    `id` is unique in the index and fit for file names; `subject` is the patient, shared by all
-    editions; `subset` ("train", "val", "test") and `edition` ("verse19", "verse20") come from the
-    folders, else None. `duplicate_of` names the case of the same scan that is used instead;
-    `copy_subsets` are the subsets of the copies that this one replaces. `problems` name files.
+    Attributes:
+        id: unique in the index and usable as a file name.
+        subject: the patient, the same in all editions.
+        image: the CT, or None.
+        labels: the mask, or None.
+        centroids: the centroid file, or None.
+        subset: "train", "val" or "test" if the folders say so.
+        edition: "verse19" or "verse20" if the folders say so.
+        problems: one line each, with the file.
+        duplicate_of: id of the copy of this scan that is used instead, if any.
+        copy_subsets: subsets of the copies that this case replaces.
     """
 
     id: str
@@ -54,7 +61,7 @@ class Case:
 
 @dataclass
 class _Draft:
-    """A case while its files are being matched."""
+    """A case whose files are being matched."""
 
     name: FileName
     image: Path | None = None
@@ -65,12 +72,12 @@ class _Draft:
 
 
 def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> list[Case]:
-    """All scans under `root`, complete or not, sorted by id.
+    """Return all scans under a folder, complete or not, sorted by id.
 
     Args:
         root: a VerSe download (subject-based, MICCAI'19 or MICCAI'20, one or both editions, any
-            depth of folders) or a dataset with `images/` and `labels/`, or nnU-Net's
-            `imagesTr/labelsTr`. NIfTI or MetaImage files.
+            depth of folders), or a dataset with `images/` and `labels/`, or nnU-Net's
+            `imagesTr/labelsTr`. Files are NIfTI or MetaImage.
         exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
 
     Raises:
@@ -112,14 +119,14 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
 
 
 def usable(cases: Iterable[Case]) -> list[Case]:
-    """The cases that have image and mask and are not copies of another case."""
+    """Return the cases that have image and mask and are no copies of another case."""
     return [case for case in cases if case.image and case.labels and case.duplicate_of is None]
 
 
 def of_edition(cases: Iterable[Case], edition: str) -> list[Case]:
-    """The cases of one edition of VerSe, "verse19" or "verse20", as if the other were not there.
+    """Return the cases of one edition of VerSe ("verse19" or "verse20"), as if it were alone.
 
-    A scan of both is in either.
+    A scan that is in both editions is returned for either.
     """
     chosen = [case for case in cases if case.edition == edition]
     ids = {case.id for case in chosen}
@@ -134,10 +141,10 @@ def of_edition(cases: Iterable[Case], edition: str) -> list[Case]:
 
 
 def _names(root: Path) -> list[FileName]:
-    """Parsed names of all files under `root`; links are followed, loops are not."""
+    """Return the parsed names of all files under `root`; links are followed, loops are not."""
     names: list[FileName] = []
     seen: set[str] = set()
-    # The root's own name counts when it is part of a download, not when it is, say, "test_run".
+    # The root's own name counts if the root is part of a download, but not for, say, "test_run".
     own = root.resolve().name
     is_part = bool(file_names.edition_of((own,))) or own.lower().startswith("dataset")
     outer = (own,) if is_part else ()
@@ -189,7 +196,7 @@ def _match(names: Sequence[FileName], root: Path) -> list[_Draft]:
 
 
 def _one_per_base(names: Sequence[FileName], root: Path) -> list[tuple[FileName, tuple[str, ...]]]:
-    """One file per name; the compressed one where both are there, the other one reported."""
+    """Return one file per name, the compressed one of two, and the problems of ignored files."""
     groups: dict[str, list[FileName]] = defaultdict(list)
     for name in names:
         groups[name.base].append(name)
@@ -202,7 +209,7 @@ def _one_per_base(names: Sequence[FileName], root: Path) -> list[tuple[FileName,
 
 
 def _assign(names: Sequence[FileName], drafts: Sequence[_Draft]) -> dict[Path, _Draft]:
-    """File -> draft: by equal names, else equal tokens, else equal series ids, if unambiguous."""
+    """Return file -> draft: by equal names, else tokens, else series ids, if unambiguous."""
     keys: list[Callable[[FileName], object]] = [
         lambda name: name.base,
         lambda name: name.loose,
@@ -252,7 +259,7 @@ def _edition(draft: _Draft) -> str | None:
 
 
 def _subjects(drafts: Sequence[_Draft]) -> list[str]:
-    """The patient of each draft: ids that share a name are one patient."""
+    """Return the patient of each draft; ids in the same name belong to one patient."""
     links: dict[str, str] = {}
 
     def find(item: str) -> str:
@@ -267,7 +274,7 @@ def _subjects(drafts: Sequence[_Draft]) -> list[str]:
             patients.add(ids[0])
         for other in ids[1:]:
             a, b = find(ids[0]), find(other)
-            # The patient's own id leads its group, and the choice does not depend on the order.
+            # The patient's own id represents its group, whatever the order of the names.
             first, second = sorted((a, b), key=lambda item: (item not in patients, item))
             links[second] = first
     plain = Counter(draft.name.base for draft in drafts if not draft.name.ids)
@@ -286,7 +293,7 @@ def _subjects(drafts: Sequence[_Draft]) -> list[str]:
 
 
 def _unique_ids(drafts: Sequence[_Draft]) -> list[str]:
-    """Each draft's id; where several are equal, edition, subset or a number is appended."""
+    """Return the id of each draft; equal ones get edition, subset or a number appended."""
     counts = Counter(draft.name.base for draft in drafts)
     used: set[str] = set()
     ids = []
@@ -304,7 +311,7 @@ def _unique_ids(drafts: Sequence[_Draft]) -> list[str]:
 
 
 def _mark_duplicates(cases: Sequence[Case], drafts: Sequence[_Draft]) -> list[Case]:
-    """Mark all but the best copy of every scan that lies in several collections."""
+    """Mark all copies except the best one of each scan that is in several collections."""
     result = list(cases)
     scans: dict[str, list[int]] = defaultdict(list)
     for i, draft in enumerate(drafts):

@@ -133,11 +133,8 @@ def test_scans_are_prepared_as_their_nifti_twins(csi, twins, tmp_path):
             how,
             tmp_path / "a",
             labels="binary",
-            progress=False,
         )
-        others = cache.prepare(
-            verse.usable(verse.index_dataset(twins)), how, tmp_path / "b", progress=False
-        )
+        others = cache.prepare(verse.usable(verse.index_dataset(twins)), how, tmp_path / "b")
         assert [case.id[-1] for case in ours] == [case.id[-1] for case in others] == list("1234")
         for one, other in zip(ours, others, strict=True):
             np.testing.assert_array_equal(one.image, other.image)
@@ -150,7 +147,7 @@ def test_scans_are_prepared_as_their_nifti_twins(csi, twins, tmp_path):
 
 def prepared(folder, root, **options):
     cases = verse.usable(verse.index_dataset(root))[:1]
-    return cache.prepare(cases, AXIAL, folder, progress=False, **options)[0]
+    return cache.prepare(cases, AXIAL, folder, **options)[0]
 
 
 def test_binary_labels_have_entries_of_their_own(twins, tmp_path):

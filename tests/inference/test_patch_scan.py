@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spinejax import schema
 from spinejax.data import preprocess
 from spinejax.errors import InputError
 from spinejax.inference import patch_scan
@@ -179,7 +180,7 @@ def test_any_member_of_the_family(data):
 
 
 @pytest.mark.parametrize("shape", [(5, 70), (1, 3), (33, 18)])
-@pytest.mark.parametrize("padding", patch_scan.PADDINGS)
+@pytest.mark.parametrize("padding", schema.choices("predict.padding"))
 def test_slices_smaller_than_a_patch(shape, padding):
     model, variables = member(32)
     image = np.random.default_rng(0).integers(0, 1500, shape).astype(np.int16)

@@ -1,4 +1,4 @@
-"""The most probable legal sequence: against brute force over all of them."""
+"""The most probable legal sequence against brute force, and the names of real vertebrae."""
 
 import functools
 import itertools
@@ -13,11 +13,21 @@ from hypothesis import strategies as st
 from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.inference import sequence
-from spinejax.inference.pieces import STEP_MM
-from spinejax.inference.sequence import ANOMALIES, Costs, class_scores, decode_sequence
+from spinejax.inference.instances import Instance, Instances, find_instances
+from spinejax.inference.pieces import STEP_MM, VOLUME_ML
+from spinejax.inference.sequence import (
+    ANOMALIES,
+    Costs,
+    class_scores,
+    decode_sequence,
+    label_instances,
+)
+from tests.support.label_maps import FILES, dice, ids_of, labelled, repaired
 from tests.support.nifti_files import one_line
 
 PLACE = {verse_id: place for place, verse_id in enumerate(labels.VERSE_IDS)}
+
+
 T11, T12, T13, L1, L4, L5, L6 = (labels.id_of(n) for n in "T11 T12 T13 L1 L4 L5 L6".split())
 
 
@@ -400,3 +410,107 @@ def test_default_costs_are_the_counts_of_verse():
     assert math.exp(-costs.l6) == pytest.approx(16 / 83)
     assert math.exp(-costs.no_t12) == pytest.approx(3 / 83)
     assert sequence.NUM_LABELS == labels.NUM_CLASSES - 1 == len(STEP_MM)
+
+
+# Names of real vertebrae.
+
+
+def test_cut_vertebrae_are_named_and_dropped_on_request(real):
+    array, spacing = real("totalsegmentator")
+    kept, dropped = labelled(array, spacing), labelled(array, spacing, drop_cut=True)
+    assert kept.record.labels == dropped.record.labels and kept.record.dropped == ()
+    assert dropped.record.dropped == (18, 19)
+    assert ids_of(dropped.array) == tuple(dropped.centroids_mm) == tuple(range(20, 25))
+    array, spacing = real("verse004")
+    array = np.ascontiguousarray(array[:, :, 80:270])  # through L5 and L4, T9, T10 and T11
+    result = repaired(array, array, spacing, 0.99)
+    foot = ids_of(array[:, :, 0])
+    head = ids_of(array[:, :, -1])
+    assert foot and head
+    assert labelled(array, spacing, drop_cut=True).record.dropped == (*head, *foot)
+    assert result.record.dropped == ()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_one_vertebra_with_its_neighbours_label_is_corrected(real, name, shift):
+    # It touches that neighbour: one connected piece of one label, twice as long as a vertebra.
+    array, spacing = real(name)
+    ids = ids_of(array)
+    for wrong in ids[2:5:2]:
+        broken = array.copy()
+        broken[array == wrong] = wrong + shift
+        result = repaired(broken, array, spacing, 0.6)
+        assert np.mean(list(dice(result.array, array).values())) > 0.92
+
+
+def test_a_vertebra_that_was_not_found_is_a_gap(real):
+    array, spacing = real("verse004")
+    for missing in (17, 20, 22):
+        broken = np.where(array == missing, 0, array)
+        record = repaired(broken, broken, spacing, 0.99).record
+        assert record.skipped == (missing,) and record.anomalies == ()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_scan_upside_down_is_noticed_and_its_header_followed(real, name):
+    array, spacing = real(name)
+    result = labelled(np.ascontiguousarray(array[:, :, ::-1]), spacing)
+    assert result.record.reversed
+    heights = [point[2] for point in result.centroids_mm.values()]
+    assert heights == sorted(heights, reverse=True)
+    assert not labelled(np.ascontiguousarray(array[::-1]), spacing).record.reversed
+
+
+def test_sums_of_probabilities_take_the_place_of_counts(real):
+    array, spacing = real("verse014")
+    found = find_instances(labels.to_contiguous(array), spacing)
+    sums = np.zeros((5, 26))
+    sums[np.arange(5), np.arange(17, 22)] = 1e4  # T11 to L3
+    result = label_instances(found, class_sums=sums)
+    assert result.record.labels == tuple(range(18, 23))
+    assert ids_of(result.array) == tuple(range(18, 23))
+    with pytest.raises(InputError, match="class_sums") as error:
+        label_instances(found, class_sums=sums[:4])
+    one_line(error)
+
+
+@pytest.mark.parametrize("scale", [0.66, 1.0])
+def test_six_lumbar_vertebrae_end_with_l6_even_of_a_small_person(scale):
+    """The upper ones are known by their ribs, the lower ones by the sacrum; they do not agree."""
+    ids = (18, 19, 20, 21, 22, 23, 24, 25)
+    at = [labels.VERSE_IDS.index(i) for i in ids]
+    one_up = [0.0, 0.0, 0.0, 0.0, 0.1, 0.6, 0.8, 1.0]  # how much of each looks as the one above it
+    sums = np.zeros((8, 26))
+    for row, (place, share) in enumerate(zip(at, one_up, strict=True)):
+        sums[row, place] += 1 - share
+        sums[row, labels.VERSE_IDS.index(ids[row - 1])] += share
+    heights = -scale * np.cumsum([0.0, *STEP_MM[at[:-1]]])
+    items = tuple(
+        Instance(np.array([0.0, 0.0, z]), float(scale**3 * VOLUME_ML[place]), row, False, False)
+        for z, place, row in zip(heights, at, sums, strict=True)
+    )
+    spine = Instances(np.zeros((1, 1, 1), np.uint8), items, (6.0,) * 3, (0.0, 45.0))
+    record = label_instances(spine).record
+    assert record.labels == ids and record.anomalies == ("L6",)
+    assert label_instances(spine, anomalies=()).record.labels != ids
+
+
+def test_a_piece_that_is_no_vertebra_is_left_out_and_counted(real):
+    array, spacing = real("totalsegmentator")
+    low = min(np.argwhere(array == 24)[:, 2])
+    middle = np.argwhere(array == 24).mean(0).astype(int)
+    sacrum = array.copy()
+    sacrum[middle[0] - 6 : middle[0] + 6, middle[1] - 4 : middle[1] + 4, low - 8 : low - 1] = 24
+    result = labelled(sacrum, spacing)
+    assert result.record.labels == ids_of(array) and result.record.unnamed == 1
+    assert len(result.record.margins) == len(result.record.labels)
+    assert list(result.centroids_mm) == list(ids_of(array)) and result.record.anomalies == ()
+    assert not result.array[(sacrum == 24) & (array == 0)].any()
+
+
+@pytest.mark.parametrize("name, scale", [("verse014", 0.8), ("totalsegmentator", 0.7)])
+def test_a_child_keeps_all_vertebrae(real, name, scale):
+    array, spacing = real(name)
+    result = labelled(array, tuple(scale * mm for mm in spacing))
+    assert result.record.labels == ids_of(array) and result.record.unnamed == 0

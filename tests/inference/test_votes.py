@@ -1,7 +1,5 @@
-"""Votes for centres: what is learnt against scipy, what is parted on real masks."""
+"""Votes for centres: real masks and columns are split into their vertebrae."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +9,6 @@ from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.inference.instances import find_instances
 from spinejax.io import nifti
-from spinejax.losses import centre_offsets, offset_error
 from tests.support.cubes import ways
 
 MASKS = {
@@ -20,56 +17,6 @@ MASKS = {
     "gl003": "verse/derivatives/sub-gl003/sub-gl003_dir-ax_seg-vert_msk.nii.gz",
     "totalsegmentator": "totalsegmentator/example_vertebrae_verse-ids.nii.gz",
 }
-
-
-def test_offsets_lead_to_the_centre_that_scipy_finds():
-    array = np.random.default_rng(0).integers(0, 4, (2, 5, 6, 7)) * 8
-    found = np.asarray(centre_offsets(jnp.asarray(array), 4.0)) * 10
-    for one, own in zip(found, array, strict=True):
-        inside = own > 0
-        np.testing.assert_allclose(one[inside], ways(own, [4.0] * 3)[inside], atol=1e-3)
-
-
-def test_error_is_the_mean_distance_along_an_axis_over_vertebrae():
-    array = np.zeros((3, 4, 4, 4), int)
-    array[:2, 1:3], array[1, 3] = 5, 6
-    right = centre_offsets(jnp.asarray(array), 5.0)
-    assert float(offset_error(right, jnp.asarray(array), spacing_mm=5.0)) == 0
-    wrong = right + jnp.where(jnp.asarray(array)[..., None] > 0, 0.25, 99.0)
-    wrong = wrong.at[0].add(1.0)
-    error = float(offset_error(wrong, jnp.asarray(array), spacing_mm=5.0))
-    first, second = (array[i] > 0 for i in (0, 1))
-    share = first.sum() / (first.sum() + second.sum())
-    assert error == pytest.approx(0.25 + share, rel=1e-5)
-    weight = jnp.array([0.0, 1.0, 1.0])
-    error = offset_error(wrong, jnp.asarray(array), spacing_mm=5.0, weight=weight)
-    assert float(error) == pytest.approx(0.25, rel=1e-5)
-    nothing = offset_error(wrong[2:], jnp.asarray(array[2:]), spacing_mm=5.0)
-    assert float(nothing) == 0
-
-
-def test_error_and_gradient_over_an_axis_are_those_of_the_whole_batch():
-    rng = np.random.default_rng(1)
-    array = jnp.asarray(rng.integers(0, 3, (4, 3, 4, 5)))
-    x = jnp.asarray(rng.normal(size=(4, 3, 4, 5, 3)), jnp.float32)
-    weight = jnp.array([1.0, 0.0, 1.0, 1.0])
-
-    def step(scale, x, array, weight):
-        def error(scale):
-            return offset_error(
-                scale * x, array, spacing_mm=3.0, weight=weight, axis_name="devices"
-            )
-
-        value, gradient = jax.value_and_grad(error)(scale)
-        return value, jax.lax.pmean(gradient, "devices")
-
-    split = [a.reshape(2, 2, *a.shape[1:]) for a in (x, array, weight)]
-    found = jax.vmap(step, (None, 0, 0, 0), axis_name="devices")(jnp.float32(1.3), *split)
-    expected = jax.value_and_grad(
-        lambda scale: offset_error(scale * x, array, spacing_mm=3.0, weight=weight)
-    )(jnp.float32(1.3))
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, np.full(2, b), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -3,14 +3,13 @@
 import logging
 import os
 import tracemalloc
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from spinejax.io import nifti, scanfile, voxels
+from spinejax.io import nifti, voxels
 from spinejax.volume import Volume
 from tests.support.nifti_files import forms, oblique_affine, save, scan_values, shifted
 
@@ -233,30 +232,6 @@ def test_a_unit_that_cannot_be_meant_is_ignored(tmp_path, caplog):
     nib.save(made, tmp_path / "a.nii.gz")
     assert nifti.read_volume(tmp_path / "a.nii.gz").spacing_mm == (0.5, 0.5, 2)
     assert "ignoring the unit meter" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("sub-verse014_ct.nii.gz", "sub-verse014"),
-        ("sub-verse014_seg-vert_msk.nii.gz", "sub-verse014"),
-        ("sub-verse521_dir-ax_ct.nii.gz", "sub-verse521_dir-ax"),
-        ("verse004_seg.nii.gz", "verse004"),
-        ("verse506_CT-iso.nii.gz", "verse506_CT-iso"),
-        ("case.7.nii", "case.7"),
-        ("scan_CT.NII.GZ", "scan"),
-        ("_ct.nii.gz", "_ct"),
-    ],
-)
-def test_case_ids(name, expected):
-    assert scanfile.case_id(f"/some/where/{name}") == expected
-
-
-def test_nifti_names():
-    assert scanfile.is_scan("a.nii")
-    assert scanfile.is_scan(Path("x/a.NII.gz"))
-    for name in ("a.nii.gz.part", "a.json", ".tmp-abc-a.nii.gz", "._a.nii.gz", "nii"):
-        assert not scanfile.is_scan(name)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float64"])

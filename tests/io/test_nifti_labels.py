@@ -4,18 +4,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from spinejax import geometry
 from spinejax.errors import InputError
-from spinejax.io import nifti, scanfile
+from spinejax.io import nifti
 from spinejax.volume import LabelVolume
 from tests.support.nifti_files import (
-    forms,
-    oblique_affine,
     one_line,
-    resampled_grid,
     save,
-    scan_values,
-    shifted,
 )
 
 
@@ -82,103 +76,3 @@ def test_numbers_beyond_255_are_read_where_any_will_do(tmp_path):
     np.testing.assert_array_equal(read > 0, labels > 0)
     assert len(np.unique(read)) == 21
     np.testing.assert_array_equal(read[labels < 256], labels[labels < 256])
-
-
-@pytest.fixture
-def pair(tmp_path):
-    """A scan on an oblique grid and a mask with a block in it."""
-    labels = np.zeros((20, 21, 22), np.uint8)
-    labels[5:12, 6:14, 7:15] = 20
-    affine = oblique_affine((1, 1, 1))
-    image = save(tmp_path / "image.nii.gz", scan_values((20, 21, 22)).astype(np.int16), affine)
-    return image, labels, affine
-
-
-def test_a_mask_a_little_off_is_taken_as_it_is(tmp_path, pair, caplog):
-    image, labels, affine = pair
-    affine[0, 3] += 0.3
-    mask = save(tmp_path / "mask.nii.gz", labels, affine)
-    scan, read = scanfile.read_pair(image, mask)
-    np.testing.assert_array_equal(read.native, labels)
-    np.testing.assert_array_equal(read.native_affine, scan.native_affine)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("code", geometry.ALL_ORIENTATIONS)
-def test_a_mask_in_another_axis_order_is_turned(tmp_path, pair, code, caplog):
-    image, labels, affine = pair
-    turned, turned_affine = geometry.reorient(labels, affine, code)
-    mask = save(tmp_path / "mask.nii.gz", np.ascontiguousarray(turned), turned_affine)
-    _, read = scanfile.read_pair(image, mask)
-    np.testing.assert_array_equal(read.native, labels)
-    assert not caplog.records
-
-
-def test_a_mask_on_a_shifted_grid_is_resampled(tmp_path, pair, caplog):
-    image, labels, affine = pair
-    moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ (3, 0, 0)  # three voxels along the first axis
-    mask = save(tmp_path / "mask.nii.gz", labels, moved)
-    _, read = scanfile.read_pair(image, mask)
-    expected = np.zeros_like(labels)
-    expected[3:] = labels[:-3]
-    np.testing.assert_array_equal(read.native, expected)
-    assert "resampling the mask" in caplog.text
-    assert "mask.nii.gz" in caplog.text
-    # The same displacement is nothing where the tolerance says so.
-    np.testing.assert_array_equal(scanfile.read_pair(image, mask, 5)[1].native, labels)
-
-
-def test_a_cropped_mask_is_put_where_it_belongs(tmp_path, pair):
-    image, labels, affine = pair
-    cropped = affine.copy()
-    cropped[:3, 3] = geometry.voxel_to_world(affine, np.array([5, 6, 7]))
-    mask = save(tmp_path / "mask.nii.gz", labels[5:12, 6:14, 7:15], cropped)
-    np.testing.assert_array_equal(scanfile.read_pair(image, mask)[1].native, labels)
-
-
-def test_a_finer_mask_is_resampled_to_nearly_the_same_volume(tmp_path, pair):
-    image, labels, affine = pair
-    fine, _ = resampled_grid(affine, labels.shape, (0.5, 0.5, 0.5))
-    doubled = labels.repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    mask = save(tmp_path / "mask.nii.gz", doubled, fine)
-    read = scanfile.read_pair(image, mask)[1]
-    np.testing.assert_array_equal(read.native, labels)
-
-
-def test_a_mask_elsewhere_is_refused(tmp_path, pair):
-    image, labels, affine = pair
-    affine[0, 3] += 1000
-    mask = save(tmp_path / "mask.nii.gz", labels, affine)
-    with pytest.raises(InputError, match="does not overlap") as error:
-        scanfile.read_pair(image, mask)
-    message = one_line(error)
-    assert str(mask) in message
-    assert str(image) in message
-
-
-def test_a_mask_whose_labels_all_miss_the_scan_is_refused(tmp_path, pair):
-    image, labels, affine = pair
-    affine[:3, 3] += affine[:3, :3] @ (18, 0, 0)
-    mask = save(tmp_path / "mask.nii.gz", labels, affine)
-    with pytest.raises(InputError, match="no labelled voxel"):
-        scanfile.read_pair(image, mask)
-
-
-def test_a_mask_without_orientation_is_paired_by_shape(tmp_path, pair, caplog):
-    image, labels, _ = pair
-    nib.save(nib.Nifti1Image(labels, None), tmp_path / "mask.nii.gz")
-    _, read = scanfile.read_pair(image, tmp_path / "mask.nii.gz")
-    np.testing.assert_array_equal(read.native, labels)
-    assert "taken to be on the grid" in caplog.text
-
-
-def test_a_mask_that_agrees_with_the_other_form_of_the_scan_is_paired(tmp_path, caplog):
-    image = forms(tmp_path / "image.nii", oblique_affine(), 1, shifted(20), 1)
-    labels = np.zeros((6, 7, 8), np.uint8)
-    labels[2:4, 2:4, 2:4] = 3
-    made = nib.Nifti1Image(labels, shifted(20))
-    nib.save(made, tmp_path / "mask.nii.gz")
-    _, read = scanfile.read_pair(image, tmp_path / "mask.nii.gz")
-    np.testing.assert_array_equal(read.native, labels)
-    assert "taken to be on the grid" in caplog.text

@@ -346,7 +346,7 @@ def data_set(root):
 
 
 def test_data_set_regions_and_table(tmp_path):
-    scores = scoring.score_paths(*data_set(tmp_path))
+    scores = scoring.score(*data_set(tmp_path))
     assert "without_vertebrae" not in scores
     blocks = {name: case["vertebrae"] for name, case in scores["cases"].items()}
     assert all(list(block) == CASE_KEYS for block in blocks.values())
@@ -388,7 +388,7 @@ def test_binary_masks_have_no_vertebrae(tmp_path):
                 save(root / f"{name}_seg.nii.gz", (spine([1, 2, 3]) > 0).astype(np.uint8))
             # Beside binary ones an empty prediction is binary too, not one that misses all.
             save(root / "c_seg.nii.gz", np.zeros((12, 14, 60), np.uint8))
-        scores = scoring.score_paths(root, reference, labels=labels_)
+        scores = scoring.score(root, reference, labels=labels_)
         assert "vertebrae" not in scores["summary"]
         assert not any("vertebrae" in case for case in scores["cases"].values())
         assert ("without_vertebrae" in scores) == (labels_ == "verse")
@@ -399,7 +399,7 @@ def test_binary_masks_have_no_vertebrae(tmp_path):
     assert "id.rate" not in table
     # An empty prediction among numbered ones does miss all.
     save(prediction / "c_seg.nii.gz", np.zeros((12, 14, 60), np.uint8))
-    block = scoring.score_paths(prediction, reference)["cases"]["c"]["vertebrae"]
+    block = scoring.score(prediction, reference)["cases"]["c"]["vertebrae"]
     assert (block["n_missed"], block["id_rate"], block["d_mean_mm"]) == (4, 0, None)
 
 
@@ -434,7 +434,7 @@ def records_of(points, volume, direction=None):
 
 def test_centroids_of_all_conventions_and_of_the_mask_agree(tmp_path):
     prediction, reference = data_set(tmp_path)
-    by_mask = scoring.score_paths(prediction, reference)
+    by_mask = scoring.score(prediction, reference)
     layouts = {
         "subject": ("sub-{}_seg-subreg_ctd.json", None),
         "verse19": ("{}_ctd.json", centroids.FRAMES["verse19"]),
@@ -449,7 +449,7 @@ def test_centroids_of_all_conventions_and_of_the_mask_agree(tmp_path):
             file = tmp_path / layout / "deep" / name.format(case).replace("sub-", "")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(records))
-        scores = scoring.score_paths(prediction, reference, reference_centroids=tmp_path / layout)
+        scores = scoring.score(prediction, reference, reference_centroids=tmp_path / layout)
         assert scores["summary"]["vertebrae"].pop("reference_centroids") == "files"
         assert_same(
             scores["summary"]["vertebrae"],
@@ -471,7 +471,7 @@ def test_real_centroid_files_are_used(real_data):
     root = real_data / "verse"
     for subject in ("verse004", "gl003", "verse014"):
         (file,) = (root / "derivatives" / f"sub-{subject}").glob("*msk.nii.gz")
-        scores = scoring.score_paths(file, file, reference_centroids=root)
+        scores = scoring.score(file, file, reference_centroids=root)
         whole = scores["summary"]["vertebrae"]
         assert (whole["id_rate"], whole["all_correct"]) == (1, 1)
         assert whole["d_mean_mm"] < 2.0
@@ -486,7 +486,7 @@ def test_vertebrae_without_centroid_are_not_judged(tmp_path, caplog):
     file = tmp_path / "x_ctd.json"
     file.write_text(json.dumps(records_of(found, LabelVolume(reference, AFFINE))))
     with caplog.at_level(logging.WARNING):
-        case = scoring.score_paths(mask, mask, reference_centroids=file)["cases"]["x"]["vertebrae"]
+        case = scoring.score(mask, mask, reference_centroids=file)["cases"]["x"]["vertebrae"]
     warned = [record.getMessage() for record in caplog.records]
     assert len(warned) == 2 and "no centroid of L2" in warned[0] and "of L5" in warned[1]
     assert case["per_label"]["21"]["centroid_distance_mm"] is None
@@ -501,7 +501,7 @@ def test_names_of_the_layouts_find_each_other(tmp_path):
     records = records_of(truth_points(reference), LabelVolume(reference, AFFINE))
     (tmp_path / "j" / "GL124_CT_ax-iso-ctd.json").write_text(json.dumps(records))
     (tmp_path / "j" / "dataset_description.json").write_text("{}")
-    scores = scoring.score_paths(mask, mask, reference_centroids=tmp_path / "j")
+    scores = scoring.score(mask, mask, reference_centroids=tmp_path / "j")
     assert scores["summary"]["vertebrae"]["reference_centroids"] == "files"
 
 
@@ -550,7 +550,7 @@ def test_bad_centroids_are_told_in_one_line(tmp_path, capsys, kind, message):
 def test_centroids_of_binary_masks_are_refused(tmp_path):
     prediction, reference = data_set(tmp_path)
     with pytest.raises(InputError, match="leave out --reference_centroids"):
-        scoring.score_paths(prediction, reference, labels="binary", reference_centroids=tmp_path)
+        scoring.score(prediction, reference, labels="binary", reference_centroids=tmp_path)
 
 
 def test_score_on_the_command_line(tmp_path, capsys):
