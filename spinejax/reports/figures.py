@@ -97,7 +97,7 @@ _SLAB = 32
 _APART_MM = 5.0
 """Body centres that lie closer along the spine than this are one point of its curve."""
 
-_NAME_MM, _NAME_SHARE = 13.0, 0.036
+_NAME_MM, _NAME_SHARE = 13.0, 0.03
 """Height of a name: at most this length, and at most this share of the picture's height."""
 
 
@@ -504,8 +504,9 @@ def panels(
             ]
         predicted, given = masks
         layer = compare_layer(predicted, given, bool(centroids))
+        letter = name_size(size[0], scale)
         names = () if plane == "axial" else tuple(
-            _name_at(point, words[label], size, image.shape, spacing, plane, path)
+            _name_at(point, words[label], size, image.shape, spacing, plane, path, letter)
             for label, point in centroids.items()
         )  # fmt: skip
         found.append(Panel(plane, caption, grey, layer, names, scale))
@@ -520,14 +521,19 @@ def _name_at(
     spacing_mm: Sequence[float],
     plane: str,
     path: np.ndarray | None,
+    letter: float,
 ) -> Name:
     """Return a name where a vertebral body is on a sagittal or (straightened) coronal picture."""
     across = 1 if plane == "sagittal" else 0
     x = (point[across] + 0.5) / shape[across] * size[1]
     if path is None:
-        return Name(x, (1 - (point[2] + 0.5) / shape[2]) * size[0], words)
-    apart = (path - np.asarray(point)[1:]) * np.asarray(spacing_mm)[1:]
-    return Name(x, float(np.argmin((apart**2).sum(axis=1))), words)
+        y = (1 - (point[2] + 0.5) / shape[2]) * size[0]
+    else:
+        apart = (path - np.asarray(point)[1:]) * np.asarray(spacing_mm)[1:]
+        y = float(np.argmin((apart**2).sum(axis=1)))
+    # Long words stay inside the picture.
+    half = min(0.33 * len(words) * letter, size[1] / 2)
+    return Name(min(max(x, half), size[1] - half), y, words)
 
 
 def name_size(panel_height: int, pixels_per_mm: float) -> float:

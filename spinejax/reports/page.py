@@ -168,7 +168,7 @@ def headline(run: Run) -> str:
     words = f"Mean Dice {sum(values) / len(values):.2f} on {shown}"
     right = _all_right(run)
     if right is not None:
-        words += f", every vertebra right in {right}"
+        words += f", every vertebra right in {right} of them"
     return words + (f", {seen} of them trained on" if seen else "")
 
 
@@ -203,7 +203,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
         )
         identified = "" if rate is None else f"{round(rate * number)} of {number} named right, "
         words = f"{identified}{missed} missed, {extra} extra"
-        items.append(KeyFigure("Scans named wholly right", f"{right} of {named['n_scans']}", words))
+        items.append(KeyFigure("Scans wholly right", f"{right} of {named['n_scans']}", words))
     elif rate is not None:
         items.append(KeyFigure("Vertebrae named right", f"{100 * rate:.0f} %"))
     rows = {row.metric.key: row for row in tables.summarise(run.scores)}
@@ -218,7 +218,7 @@ def key_figures(run: Run) -> list[KeyFigure]:
                 items.append(KeyFigure(f"{name}, mean", value, spread))
     dice = finite(named.get("dice_mean"))
     if dice is not None:
-        items.append(KeyFigure("Dice of a vertebra, mean", f"{dice:.3f}"))
+        items.append(KeyFigure("Vertebra Dice, mean", f"{dice:.3f}"))
     patches = run.patches.get(run.split or "", {})
     score, accuracy = (tables.pooled(patches, key) for key in ("f_score", "accuracy"))
     if score is not None:

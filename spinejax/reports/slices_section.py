@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from spinejax import labels, overlay
 from spinejax.errors import InputError, check_choice
@@ -196,7 +197,6 @@ def _figure(
     grey = figures.resize(_crop(found.grey, ranges), size, smooth=True)
     prediction = enlarged(found.prediction)
     reference = None if found.reference is None else enlarged(found.reference)
-    line = figures.REFERENCE_LINE if is_named else figures.REFERENCE + figures.OUTLINE
 
     def over(mask: np.ndarray, number: int) -> np.ndarray:
         return figures.fill(mask, figures.level_numbers(mask) if is_named else number)
@@ -209,21 +209,26 @@ def _figure(
         return {"title": title, "picture": picture, "problem": ""}
 
     panels = [panel("Scan", None, None)]
-    predicted = over(prediction, figures.PREDICTION)
     if reference is None:
         panels.append({"problem": "The file of the reference is gone."})
     else:
         panels.append(panel("Reference", over(reference, figures.REFERENCE), reference))
-        edge = figures.fill(reference, figures.REFERENCE) >= figures.OUTLINE
-        predicted[edge] = line
+    if is_named:
+        predicted = figures.compare_layer(prediction, reference, named=True)
+    else:
+        predicted = over(prediction, figures.PREDICTION)
+        if reference is not None:
+            edge = over(reference, figures.REFERENCE)
+            predicted = np.where(edge > figures.OUTLINE, edge, predicted)
     panels.append(panel("Prediction", predicted, prediction))
     return {"pick": pick, "count": found.count, "id": name, "panels": panels, "problem": ""}
 
 
 def _names(mask: np.ndarray) -> tuple[figures.Name, ...]:
-    """Return the names of vertebrae in a slice, each in the middle of its pixels."""
+    """Return the names of vertebrae in a slice, each in the middle of its largest part."""
     found = []
     for label in sorted(set(np.unique(mask).tolist()) & set(labels.NAMES)):
-        y, x = np.nonzero(mask == label)
+        parts, _ = ndimage.label(mask == label)
+        y, x = np.nonzero(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
         found.append(figures.Name(float(x.mean()), float(y.mean()), labels.name(label)))
     return tuple(found)
