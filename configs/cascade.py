@@ -3,12 +3,13 @@
     spinejax train --config=configs/cascade.py --config.data.root=VERSE --workdir=runs/cascade
     spinejax predict --workdir=runs/cascade --input=CT.nii.gz --output=out
 
-The first network is trained in the folder of the run, the second in its folder `vertebrae`; fields
-of the second are those under `vertebrae`, e.g. `--config.vertebrae.train.epochs=300`. Two runs that
-were trained apart are joined by `--workdir=SPINE --vertebrae=VERTEBRAE` (paper A, sections 3.1, 3.8
-and 4.3). The second sees the mask of the first as a second channel, in the mask's box.
+The first network is trained in the folder of the run, the second in its folder `vertebrae`. The
+fields of the second are in the block `vertebrae`, e.g. `--config.vertebrae.train.epochs=300`. Two
+runs that were trained apart are joined by `--workdir=SPINE --vertebrae=VERTEBRAE` (paper A,
+sections 3.1, 3.8 and 4.3). The second network sees the scan within the box of the first network's
+mask, and the mask as a second channel.
 
-Arguments: `phantom` trains both on phantoms alone, at the size of a laptop, `debug` takes a few
+Arguments: `phantom` trains both on phantoms alone, at the size of a laptop; `debug` takes a few
 steps.
 """
 
@@ -22,12 +23,12 @@ SHARED = (
     "root", "labels", "edition", "exclude_gl", "split", "test_fraction", "val_fraction", "folds",
     "fold",
 )  # fmt: skip
-"""Fields of `data` that both networks have from the first: they see the same scans."""
+"""Fields of `data` that the second network takes from the first: both see the same scans."""
 PHANTOMS = ("region", "min_extent_mm", "max_extent_mm", "label_cut")
-"""And of `data.phantom`, besides all rates: they learn from phantoms of one kind."""
+"""Fields of `data.phantom` that it takes, and the rates: both learn from phantoms of one kind."""
 OFTEN = dict(t13=0.08, l6=0.12, no_t12=0.08, no_l5=0.04)
-"""The second one's own rates with `phantom`: what is rare must be seen to be told apart, and how
-rare it is, the costs of the decoder say."""
+"""Rates of the second network's own with `phantom`. A network learns variants only if it sees them
+often; the costs of the decoder know how rare they are."""
 
 
 def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> ConfigDict:
@@ -41,7 +42,7 @@ def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> Co
         there.rates[name] = here.rates.get_ref(name)
     second.seed = first.get_ref("seed")
     second.data.cube.spine_prior = "channel"
-    # A hip that is taken for a vertebra shifts every name.
+    # A hip that is mistaken for a vertebra shifts every name.
     first.predict.drop_islands = True
     first.vertebrae = second
     return first
@@ -50,17 +51,17 @@ def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> Co
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
     args = common.parse_arg(arg, phantom=False, debug=False)
-    if args.phantom:
-        config = phantom_to_real.get_config("debug" if args.debug else None)
+    debug = "debug" if args.debug else None
+    if not args.phantom:
+        config = join(chasppraunet.get_config(debug), mrunet.get_config(debug))
+    else:
         second = phantom_vertebrae()
         if args.debug:
             second.data.cube.size = (16, 16, 16)
             second.train.steps = 2
-    else:
-        config = chasppraunet.get_config("debug" if args.debug else None)
-        second = mrunet.get_config("debug" if args.debug else None)
+        config = join(phantom_to_real.get_config(debug), second, own=OFTEN)
     config.name = "cascade"
-    return join(config, second, own=OFTEN if args.phantom else ())
+    return config
 
 
 def phantom_vertebrae() -> ConfigDict:
@@ -69,33 +70,36 @@ def phantom_vertebrae() -> ConfigDict:
     config.data.source = "phantom_stream"
     config.data.phantom.cases = 0
     config.data.phantom.rates.update(OFTEN)
-    config.data.preprocess.clamp_hu = (-200.0, 600.0)
     config.data.normalise = "sym"
-    # What names a vertebra is its place in the spine, which a wide view shows, and outlines are
-    # those of the first network: coarse voxels, smoothed against aliasing.
-    config.data.preprocess.spacing_mm = 6.0
-    config.data.preprocess.smoothing_sigma_mm = 2.5
+    # The place in the spine names a vertebra, and a wide view shows it. Outlines come from the
+    # first network. So voxels are coarse, smoothed against aliasing.
+    config.data.preprocess.update(clamp_hu=(-200.0, 600.0), spacing_mm=6.0, smoothing_sigma_mm=2.5)
     config.data.cube.size = (16, 16, 64)
-    # Wide where the grid is coarse, which costs least, shallow where it is fine.
-    config.model.width_multiplier = 1.0
-    config.model.depths = (1, 1, 2, 2, 1)
-    config.model.residual = False
-    config.model.decoder_widths = (192, 96, 32, 16)
+    # Wide where the grid is coarse, which costs least; shallow where it is fine.
+    config.model.update(
+        width_multiplier=1.0,
+        depths=(1, 1, 2, 2, 1),
+        residual=False,
+        decoder_widths=(192, 96, 32, 16),
+    )
     # Coarse cubes do not show the joints between vertebrae.
     config.loss.offset_weight = 1.0
-    config.augment.flip_probability = 0.0
-    config.augment.scale = (1.0, 1.0)
-    config.augment.rotation_deg = 0.0
-    config.augment.shift_hu = 40.0
-    config.augment.gain = 0.2
-    config.augment.noise_hu = 5.0
+    config.augment.update(
+        flip_probability=0.0,
+        scale=(1.0, 1.0),
+        rotation_deg=0.0,
+        shift_hu=40.0,
+        gain=0.2,
+        noise_hu=5.0,
+    )
     config.train.steps = 18000
-    config.train.batch_size = 2
     config.train.checkpoint_every_steps = 500
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.995
-    config.predict.overlap = 0.5
-    config.predict.shifts = 2  # the vertebrae of a neck are two to three voxels high
-    config.predict.margin_mm = 60.0  # training cubes show what lies around the spine
-    config.predict.batch_size = 2
+    config.predict.update(
+        overlap=0.5,
+        shifts=2,  # vertebrae of the neck are two to three voxels high
+        margin_mm=60.0,  # training cubes show what lies around the spine
+        batch_size=2,
+    )
     return config

@@ -2,12 +2,14 @@
 
     spinejax train --config=configs/chasppraunet.py --config.data.root=DIR --workdir=runs/a
 
-Published on VerSe'20 and '19 (Table 5): Dice 93.72 and 94.58 %; see the report for why those cannot
-be compared directly. Arguments: `debug` (minutes on a laptop).
+Published on VerSe'20 and '19 (Table 5): Dice 93.72 and 94.58 %. The report says why these numbers
+cannot be compared directly. Arguments: `debug` (minutes on a laptop).
 
-Sweeps: `saeed2023_table3`, `_table5`, `_table9` and `_table11` of the paper, and `attention`, its
-three readings of the paper's attention.
+Sweeps: `saeed2023_table3`, `_table5`, `_table9` and `_table11` of the paper, and `attention`, three
+readings of the paper's attention and none.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -15,24 +17,22 @@ from spinejax.configs import common, saeed2023, sweeps
 from spinejax.configs.sweeps import Unit
 
 
-def model(widths: tuple[int, ...] = (24, 48, 96, 192)) -> dict:
-    """Return the network's fields; what the paper leaves open has a field and a default."""
+def model(widths: tuple[int, ...] = (24, 48, 96, 192), dropout: float = 0.3) -> dict[str, Any]:
+    """Return the network's fields; `spinejax.models.chasppraunet` says what they mean."""
     return dict(
         name="chasppraunet",
         widths=widths,
-        attention="dot_product",  # "dot_product" | "gate" | "residual" | "none"
-        # Keys and values are pooled to at most this many pixels a side; 32 doubles the time of a
-        # step on a CPU.
+        attention="dot_product",
         attention_key_size=16,
-        pyramid="chaspp",  # "chaspp" | "aspp" | "none"
+        pyramid="chaspp",
         root_rates=(6,),
         branch_rates=(1, 2, 3),
         stages=2,
         mid_div=4,
         chaspp_per_pool=1,
         residual=True,
-        norm="group",  # "group" | "batch" | "none"
-        dropout=0.3,
+        norm="group",
+        dropout=dropout,
     )
 
 
@@ -77,10 +77,9 @@ def sweep_saeed2023_table9() -> list[Unit]:
 
 
 def sweep_saeed2023_table11() -> list[Unit]:
-    """Yield Table 11: the networks of its rows that can be built, on VerSe'19 as the paper's own.
+    """Yield Table 11: the networks of its rows that can be built, on VerSe'19 as in the paper.
 
-    Those of the other works were trained by their authors on scans of their own; here all see the
-    same ones.
+    The other works trained their networks on scans of their own; here all see the same scans.
     """
     networks = [
         Unit(name, {"config": file}, {"Methodology": printed, **more})
@@ -89,7 +88,7 @@ def sweep_saeed2023_table11() -> list[Unit]:
             ("unet", "unet.py", "U-Net", {}),
             ("unet3d", "unet3d.py", "3D U-Net", {}),
             ("chasppraunet", "chasppraunet.py", "CHASPPRAU-Net", {}),
-            # Its DSC is that of Table 8, of vertebrae.
+            # The DSC in this row is that of vertebrae in Table 8.
             ("mrunet", "mrunet.py", "3D MRU-Net", {"scores": "vertebrae"}),
         )
     ]

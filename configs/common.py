@@ -14,8 +14,11 @@ from spinejax import schema
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     """Parse `--config=configs/x.py:debug,fold=2` into typed values.
 
-    `arg` is a comma-separated list of `name` (a flag set to True) or `name=value`; a value is read
-    in the type of its default. An unknown name fails with the known ones listed.
+    `arg` is a comma-separated list of `name=value`, or of `name` alone, which means True. A value
+    gets the type of its default.
+
+    Raises:
+        ValueError: an unknown name, or a value of another type.
     """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):

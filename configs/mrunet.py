@@ -2,12 +2,12 @@
 
     spinejax summarize --config=configs/mrunet.py
 
-1,227,307 parameters. Published on VerSe'20 and '19 (Table 8): Dice 93.89 and 95.19 %, over what it
-is averaged is not said; Table 11 prints 1,245,155 parameters without saying of which network.
+1,227,307 parameters. Published on VerSe'20 and '19 (Table 8): Dice 93.89 and 95.19 %. The paper
+does not say what it averages. Table 11 prints 1,245,155 parameters, of a network without a name.
 
-Arguments: `table=8` (default) or 4, 6, 7, what the paper had added by then: 4 normalisation only, 6
-augmentation, 7 residual blocks, 8 dropout. The rows of each are `--config.data.normalise=hu`,
-`zscore`, `unit` and `sym`. `debug` (minutes on a laptop).
+Arguments: `table=8` (default), 4, 6 or 7: what the paper had added by that table. 4: normalisation
+only, 6: augmentation, 7: residual blocks, 8: dropout. The rows of a table are
+`--config.data.normalise=hu`, `zscore`, `unit` and `sym`. `debug` (minutes on a laptop).
 
 Sweeps: `saeed2023_table4`, `_table6`, `_table7`, `_table8` and `_table10` of the paper.
 """
@@ -20,7 +20,7 @@ from spinejax import schema
 from spinejax.configs import common, saeed2023
 from spinejax.configs.sweeps import Unit
 
-# Table -> what is on.
+# Table -> what the paper had added by then.
 TABLES = {
     4: dict(augment=False, residual=False, dropout=0.0),
     6: dict(augment=True, residual=False, dropout=0.0),
@@ -29,21 +29,20 @@ TABLES = {
 }
 
 
-def model(residual: bool = True, dropout: float = 0.3) -> dict:
-    """Return the network's fields; what the paper leaves open has a field and a default."""
+def model(residual: bool = True, dropout: float = 0.3) -> dict[str, Any]:
+    """Return the network's fields; `spinejax.models.mrunet` says what they mean."""
     return dict(
         name="mrunet",
-        # MobileNetV2 up to the end of its stage of 96 channels, 0.35 times as wide.
         width_multiplier=0.35,
         stem_width=32,
-        widths=(16, 24, 32, 64, 96),  # of each stage, before the multiplier
-        depths=(1, 2, 3, 4, 3),  # inverted residuals
+        widths=(16, 24, 32, 64, 96),
+        depths=(1, 2, 3, 4, 3),
         expansions=(1, 6, 6, 6, 6),
         strides=(1, 2, 2, 2, 1),
         decoder_widths=(88, 48, 24, 16),
-        share_views=False,  # True: one encoder for all three views
+        share_views=False,
         residual=residual,
-        norm="group",  # "group" | "batch" | "none"
+        norm="group",
         dropout=dropout,
     )
 
@@ -81,7 +80,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _stage(table: int, name: str = "", printed: str = "") -> Unit:
-    """Return what the paper had added by a table."""
+    """Return a stage of the paper: what it had added by a table."""
     fields = TABLES[table]
     overrides = {
         "augment.enabled": fields["augment"],

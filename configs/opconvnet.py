@@ -6,27 +6,27 @@ Published on 5 of the 15 scans of the MICCAI CSI data (Tables 2 and 3): patch ac
 89.9 %. The recipe is the paper's, on the scans' own axial pixels, which are 0.31 to 0.45 mm there;
 for coarser scans give `--config.data.preprocess.mode=resample` and a spacing.
 
-What the paper leaves open, or says in two ways, and what is done about it here:
+Where the paper leaves something open or contradicts itself, this config decides:
 
-* padding: the text has feature maps keep their size, Table 1 does not: as the table
-  (`model.paddings`). Strides of the pools are those its sizes need: 2, 1, 1 (`model.pool_strides`).
-* fc_1 is printed as 256 x 1024 with the learnables of 1024 x 1024; the latter.
-* dropout "on fc4 and fc5": after fc_1 and fc_2, rate 0.5 (`model.dropout`), each after a ReLU,
+* Padding: in the text the feature maps keep their size, in Table 1 they do not. As in the table
+  (`model.paddings`). Its sizes need the pool strides 2, 1, 1 (`model.pool_strides`).
+* fc_1 is printed as 256 x 1024 with the learnables of 1024 x 1024: the latter.
+* Dropout "on fc4 and fc5": after fc_1 and fc_2, rate 0.5 (`model.dropout`), each after a ReLU,
   which the table does not list (`model.fc_relu`).
 * "Gaussian" initial weights, without a width: sqrt(2 / fan-in) (`model.init_std`).
-* 30 epochs in the text, 120 in figure 11: 30 (`train.epochs`), and the lowest validation loss is
-  kept (`train.best`). L2 is for weights, not for biases.
-* a patch is labelled by its majority and yet gives one pixel its class: the pixel of row and column
-  n // 2; slices are padded by half a patch (`predict.padding`). `data.patches.label_rule=centre`
-  trains for that very pixel.
-* values outside 100 to 1500 HU become 0, then x / 1500 (`data.preprocess.intensity`; "clamp" with
+* 30 epochs in the text, 120 in figure 11: 30 (`train.epochs`), and the checkpoint of the lowest
+  validation loss (`train.best`). L2 is for weights, not for biases.
+* A patch has the label of its majority and yet gives one pixel its class: the pixel of row and
+  column n // 2. Slices are padded by half a patch (`predict.padding`).
+  `data.patches.label_rule=centre` trains for that very pixel.
+* Values outside 100 to 1500 HU become 0, then x / 1500 (`data.preprocess.intensity`; "clamp" with
   the same bounds clips instead). Gaussian: 3x3 pixels, sigma 0.7.
-* rotation by up to 15 degrees and translation by up to 4 pixels (`augment`).
-* morphology: opening with a radius of 0.5 mm within slices, nothing below 1 ml, cavities filled
-  (`predict`); in mm, so that it means the same on every grid. It opens nothing where pixels are
-  larger than the radius.
+* Rotation by up to 15 degrees and translation by up to 4 pixels (`augment`).
+* Morphology: opening with a radius of 0.5 mm within slices, no piece below 1 ml, cavities filled
+  (`predict`). In mm it means the same on every grid. Where pixels are larger than the radius, it
+  opens nothing.
 * 80 % of all patches train, 20 % validate: here scans are split (`data.patches.split_unit`).
-* "BF-score" is printed with the formula of F1 from precision and sensitivity: both are reported,
+* "BF-score" is printed with the formula of F1 from precision and sensitivity. The report has both:
   the boundary F1 as `bf_score`, the formula as `f1_pre_sen`.
 * Table 2 counts patches, Table 3 pixels: both are evaluated, patches at the stride of training.
 
@@ -44,45 +44,45 @@ from spinejax import schema
 from spinejax.configs import common, search
 from spinejax.configs.sweeps import Unit
 
-# Network -> its fields. Table 1, then the classifiers of Table 2, whose members the paper does not
-# name: why these, their modules say.
+# Network -> its fields: Table 1, then the classifiers of Table 2. The paper does not name their
+# members; the modules of the networks say why these were chosen.
 NETS: dict[str, dict[str, Any]] = {
     "opconvnet": dict(
         widths=(64, 128, 256),
         kernels=(3, 3, 3),
         strides=(2, 1, 1),
-        paddings=("valid", "valid", "same"),  # each "valid" | "same"
+        paddings=("valid", "valid", "same"),
         pools=(3, 3, 2),
         pool_strides=(2, 1, 1),
         fc_widths=(1024, 256),
         fc_relu=True,
         dropout=0.5,
-        init_std=0.0,  # of the Gaussian; 0: sqrt(2 / fan-in)
+        init_std=0.0,
     ),
     "vgg": dict(
-        depths=(1, 1, 2, 2, 2),  # convolutions of each stage: VGG-11
+        depths=(1, 1, 2, 2, 2),
         widths=(64, 128, 256, 512, 512),
         fc_widths=(512, 512),
         dropout=0.5,
-        norm="none",  # "group" | "batch" | "none"
+        norm="none",
     ),
     "resnet": dict(
-        depths=(3, 3, 3),  # blocks of each stage: ResNet-20
+        depths=(3, 3, 3),
         widths=(16, 32, 64),
-        block="basic",  # "basic" | "bottleneck"
-        shortcut="pad",  # "pad" | "projection"
-        stem="3x3",  # "3x3" | "7x7"
+        block="basic",
+        shortcut="pad",
+        stem="3x3",
         norm="batch",
     ),
     "densenet": dict(
-        depths=(16, 16, 16),  # layers of each block: DenseNet-BC of 100 layers
+        depths=(16, 16, 16),
         growth=12,
         stem="3x3",
         dropout=0.0,
         norm="batch",
     ),
 }
-# Smaller ones of each, for `debug`.
+# Smaller fields of each, for `debug`.
 TINY = {
     "opconvnet": dict(widths=(8, 16, 32), fc_widths=(32, 16)),
     "vgg": dict(depths=(1, 1), widths=(8, 16), fc_widths=(16,)),
@@ -94,49 +94,40 @@ TINY = {
 sweep_random_search = search.random_search
 
 
-def model(net: str = "opconvnet") -> dict:
-    """Return the `model` block of a network."""
-    return dict(name=net, **NETS[net])
-
-
 def recipe(config: ConfigDict) -> None:
-    """Set what the paper's sections II and IV say of data and training."""
-    config.data.labels = "binary"  # the CSI masks do not number their vertebrae as VerSe does
-    config.data.plane = "axial"
-    config.data.preprocess.intensity = "op_window"
-    config.data.preprocess.clamp_hu = (100.0, 1500.0)
-    config.data.preprocess.mode = "native"
-    config.data.normalise = "unit"
-    # 15 scans: 10 to train, of which 2 validate, and 5 to test.
-    config.data.test_fraction = 1 / 3
-    config.data.val_fraction = 0.2
-    config.augment.scale = (1.0, 1.0)
-    config.augment.rotation_deg = 15.0
-    # Needed, not only useful: the network moves in steps of 4 pixels (strides 2 and 2), and the
-    # patches lie at multiples of 12; a scan at stride 1 asks for the places between.
-    config.augment.translation_px = 4.0
-    config.augment.flip_probability = 0.0
-    config.augment.shift_hu = 0.0
-    config.augment.gain = 0.0
-    config.augment.noise_hu = 0.0
+    """Set data and training as in the paper's sections II and IV."""
+    config.data.update(
+        labels="binary",  # the CSI masks do not number vertebrae as VerSe does
+        plane="axial",
+        normalise="unit",
+        # 15 scans: 10 train, 2 of them validate, and 5 test.
+        test_fraction=1 / 3,
+        val_fraction=0.2,
+    )
+    config.data.preprocess.update(intensity="op_window", clamp_hu=(100.0, 1500.0), mode="native")
+    config.augment.update(
+        scale=(1.0, 1.0),
+        # The network moves in steps of 4 pixels (strides 2 and 2), and training patches lie at
+        # multiples of 12. A scan at stride 1 needs the places between.
+        translation_px=4.0,
+        flip_probability=0.0,
+        shift_hu=0.0,
+        gain=0.0,
+        noise_hu=0.0,
+    )
     config.loss.name = "ce"
-    config.optim.name = "sgd"
-    config.optim.learning_rate = 0.01
-    config.optim.momentum = 0.9
-    config.optim.weight_decay = 1e-4
-    config.optim.schedule = "step"
-    config.optim.decay_every_epochs = 10.0
-    config.optim.decay_factor = 0.1
-    config.optim.clip_norm = 0.0
-    # So the text; figure 11 shows 120, with the lowest validation loss, 0.106, after 8.
-    config.train.epochs = 30.0
-    config.train.batch_size = 128
-    config.train.best = "loss"
-    config.train.pictures = 0
-    config.predict.batch_size = 128
-    # Morphology that the paper does not detail: opening, small components, cavities.
-    config.predict.opening_mm = 0.5
-    config.predict.fill_holes = True
+    config.optim.update(
+        name="sgd",
+        learning_rate=0.01,
+        weight_decay=1e-4,
+        schedule="step",
+        decay_every_epochs=10.0,
+        clip_norm=0.0,
+    )
+    # So the text. Figure 11 shows 120 epochs, with the lowest validation loss, 0.106, after 8.
+    config.train.update(epochs=30.0, batch_size=128, best="loss", pictures=0)
+    # The paper names morphology without details: opening, small components, cavities.
+    config.predict.update(batch_size=128, opening_mm=0.5, fill_holes=True)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -144,7 +135,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = common.parse_arg(arg, net="opconvnet", debug=False)
     if args.net not in NETS:
         raise ValueError(f"net={args.net!r} is unknown; choose from {', '.join(NETS)}")
-    config = common.base(args.net, model(args.net), schema.PATCHES)
+    config = common.base(args.net, dict(name=args.net, **NETS[args.net]), schema.PATCHES)
     recipe(config)
     if args.debug:
         config.train.steps = 8

@@ -3,8 +3,8 @@
     spinejax train --config=configs/phantom_to_real.py --workdir=runs/phantom_to_real
     spinejax predict --workdir=runs/phantom_to_real --input=CT.nii.gz --output=out
 
-Every training slice is another synthetic person, drawn within the training step; nothing is read
-from disk, and no patient is seen. The ablation adds one thing at a time, at equal effort:
+The training step draws every slice anew, each of another synthetic person. It reads nothing from
+disk and sees no patient. The ablation adds one thing at a time, at equal effort:
 
     --config=configs/phantom_to_real.py:step=anatomy       vertebrae in soft tissue
     --config=configs/phantom_to_real.py:step=distractors   + what is bright and not vertebra
@@ -27,45 +27,44 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = common.parse_arg(arg, step=STEPS[-1], paper_size=False, debug=False)
     if args.step not in STEPS:
         raise ValueError(f"config argument step={args.step!r} must be one of {', '.join(STEPS)}")
-    reached = STEPS.index(args.step)
-    widths = (24, 48, 96, 192) if args.paper_size else (12, 24, 48, 96)
-    config = common.base("phantom_to_real", chasppraunet.model(widths=widths))
-    config.model.dropout = 0.1
+    reached, paper_size = STEPS.index(args.step), args.paper_size
+    widths = (24, 48, 96, 192) if paper_size else (12, 24, 48, 96)
+    config = common.base("phantom_to_real", chasppraunet.model(widths=widths, dropout=0.1))
     config.data.source = "phantom_stream"
     config.data.spine_free_fraction = 0.25
-    config.data.phantom.cases = 0
-    config.data.phantom.distractors = reached >= 1
-    config.data.phantom.acquisition = reached >= 2
-    # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan cuts.
-    config.data.phantom.label_cut = True
-    config.data.phantom.min_extent_mm = 60.0
-    config.data.phantom.max_extent_mm = 700.0
-    # Defaults are VerSe's shares, where variants were collected. A network that sees a sixth lumbar
-    # vertebra in every fifth person takes the sacrum of others for one.
-    config.data.phantom.rates.l6 = 0.08
-    config.data.phantom.rates.sacralised = 0.05
-    # A bone window: marrow is often within 50 HU of discs and muscle.
-    config.data.preprocess.clamp_hu = (-200.0, 600.0)
+    config.data.size = (192, 256) if paper_size else (80, 128)
     config.data.normalise = "sym"
-    config.data.preprocess.spacing_mm = 1.0 if args.paper_size else 2.0
-    config.data.size = (192, 256) if args.paper_size else (80, 128)
-    # Every sample is another person in another pose: only intensities are left to change.
-    config.augment.enabled = reached >= 3
-    config.augment.scale = (1.0, 1.0)
-    config.augment.rotation_deg = 0.0
-    config.augment.flip_probability = 0.0
-    config.augment.shift_hu = 40.0
-    config.augment.gain = 0.2
-    config.augment.noise_hu = 15.0
-    config.train.steps = 100_000 if args.paper_size else 4000
-    config.train.batch_size = 32 if args.paper_size else 8
+    # A bone window: marrow is often within 50 HU of discs and muscle.
+    config.data.preprocess.update(clamp_hu=(-200.0, 600.0), spacing_mm=1.0 if paper_size else 2.0)
+    config.data.phantom.update(
+        cases=0,
+        distractors=reached >= 1,
+        acquisition=reached >= 2,
+        # Crops of annotated scans, and TotalSegmentator, label vertebrae that the scan's edge cuts.
+        label_cut=True,
+        min_extent_mm=60.0,
+        max_extent_mm=700.0,
+    )
+    # The defaults are VerSe's shares, and VerSe collected variants. A network that sees a sixth
+    # lumbar vertebra in every fifth person mistakes the sacrum of others for one.
+    config.data.phantom.rates.update(l6=0.08, sacralised=0.05)
+    # Every sample is another person in another pose: augmentation changes intensities only.
+    config.augment.update(
+        enabled=reached >= 3,
+        scale=(1.0, 1.0),
+        rotation_deg=0.0,
+        flip_probability=0.0,
+        shift_hu=40.0,
+        gain=0.2,
+        noise_hu=15.0,
+    )
+    config.train.steps = 100_000 if paper_size else 4000
+    config.train.batch_size = 32 if paper_size else 8
     config.train.checkpoint_every_steps = 200
     config.optim.learning_rate = 3e-3
     config.optim.ema_decay = 0.99
-    # Of phantoms both are as good; outlines of real scans come out a little too tight at 0.5.
-    config.predict.threshold = 0.35
-    config.predict.fill_holes = True
-    config.predict.drop_islands = True
+    # On phantoms 0.35 and 0.5 are equally good; on real scans outlines at 0.5 are a little tight.
+    config.predict.update(threshold=0.35, fill_holes=True, drop_islands=True)
     if args.debug:
         config.model.widths = (4, 8)
         config.data.size = (32, 32)

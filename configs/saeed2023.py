@@ -1,6 +1,6 @@
-"""What the tables of paper A vary (Saeed et al., Diagnostics 2023, 13, 2658), as parts of sweeps.
+"""Parts of sweeps that the tables of paper A share (Saeed et al., Diagnostics 2023, 13, 2658).
 
-`configs/chasppraunet.py` has the sweeps of Tables 3, 5, 9 and 11, `configs/mrunet.py` those of
+`configs/chasppraunet.py` has the sweeps of Tables 3, 5, 9 and 11, `configs/mrunet.py` has those of
 Tables 4, 6, 7, 8 and 10. `cell` holds the words of the printed row.
 """
 

@@ -1,9 +1,9 @@
-"""Drawing the units of a random search; pure numbers, no jax.
+"""The units of a random search. Nothing here imports jax.
 
-A random search spends every trial on a new value of every hyper-parameter, where a grid repeats
-the values of those that matter little (Bergstra and Bengio, JMLR 13, 2012). Going from coarse to
-fine, the "pyramidal approach" of paper B (section IV), the box is shrunk around the best unit so
-far and searched again.
+Every trial of a random search has a new value of every hyper-parameter; a grid repeats the values
+of hyper-parameters that matter little (Bergstra and Bengio, JMLR 13, 2012). The search goes from
+coarse to fine (the "pyramidal approach" of paper B, section IV): each round shrinks the box around
+the best unit so far and searches it again.
 """
 
 import math
@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-Unit = dict[str, int | float]
-"""Flat dotted overrides of a config, the words of the command line."""
-
 BOX = {
     "optim.learning_rate": (1e-4, 1e-1),
     "optim.momentum": (0.5, 0.99),
     "optim.weight_decay": (1e-6, 1e-2),
 }
-"""Ends of the box. Paper B prints what its search found (0.01, 0.9, 1e-4, 128), not where it
-looked; these are one to two orders of magnitude to either side."""
+"""Ends of the box. Paper B prints the result of its search (0.01, 0.9, 1e-4, 128), not its box.
+This box reaches one to two orders of magnitude to either side."""
 
 BATCH_SIZES = (32, 64, 128, 256)
 
@@ -31,18 +28,18 @@ def random_search(
     units: int = 8,
     centre: Mapping[str, Any] | None = None,
     shrink: float = 1.0,
-) -> Iterator[Unit]:
-    """Yield `units` settings of the optimiser and the batch size, drawn at random.
+) -> Iterator[dict[str, int | float]]:
+    """Yield `units` random settings of the optimiser and the batch size.
 
-    Learning rate, weight decay and 1 - momentum are uniform in their logarithms, the batch size
-    among the powers of two from 32 to 256; numbers have three significant digits.
+    Learning rate, weight decay and 1 - momentum are uniform in their logarithms. The batch size is
+    a power of two from 32 to 256. Numbers have three significant digits.
 
     Args:
         seed: of the draws; the same arguments give the same units.
-        units: how many, at least 1.
+        units: number of units, at least 1.
         centre: a unit of an earlier round; None for the middle of the box.
-        shrink: side of the box searched around `centre`, as a share of the whole box's, in
-            logarithms and in (0, 1]; what would lie outside the whole box is cut off.
+        shrink: side of the box around `centre` as a share of the whole box's side, in logarithms,
+            in (0, 1]; the box is cut off at the ends of the whole box.
 
     Raises:
         ValueError: `units` or `shrink` is out of range, or `centre` lacks a key.
@@ -56,7 +53,7 @@ def random_search(
         raise ValueError(f"the centre of the search lacks {', '.join(sorted(missing))}")
     rng = np.random.default_rng(seed)
     for _ in range(units):
-        unit: Unit = {}
+        unit: dict[str, int | float] = {}  # values of fields by dotted key
         for key, ends in BOX.items():
             if key == "optim.momentum":
                 middle = None if centre is None else 1 - centre[key]
@@ -72,7 +69,7 @@ def random_search(
 def _draw(
     rng: np.random.Generator, low: float, high: float, middle: float | None, shrink: float
 ) -> float:
-    """Draw from [low, high], or from `shrink` of it around `middle`, uniform in the logarithm."""
+    """Draw from a share `shrink` of [low, high] around `middle`, uniform in the logarithm."""
     at = math.log(math.sqrt(low * high) if middle is None else min(max(middle, low), high))
     low, high = math.log(low), math.log(high)
     half = shrink * (high - low) / 2
@@ -80,7 +77,7 @@ def _draw(
 
 
 def _near(middle: int | None, shrink: float) -> list[int]:
-    """Batch sizes within `shrink` of the range, around `middle`; at least the nearest."""
+    """Return the batch sizes in a share `shrink` of the range around `middle`, or the nearest."""
     logs = [math.log2(size) for size in BATCH_SIZES]
     at = (logs[0] + logs[-1]) / 2 if middle is None else math.log2(middle)
     distance = [abs(value - at) for value in logs]

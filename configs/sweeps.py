@@ -1,11 +1,12 @@
-"""Sweeps: what a `sweep_<name>` beside `get_config` yields, and how sweeps combine; no jax.
+"""Sweeps: the units that a function `sweep_<name>` of a config file yields, and their combinations.
 
     def sweep_rates():
         return product(axis("optim.learning_rate", (1e-3, 3e-4)), axis("model.attention", KINDS))
 
-A unit is a name and flat overrides of the config, the words of the command line: what is written
-`--config.optim.learning_rate=0.001` there is `{"optim.learning_rate": 1e-3}` here. A sweep may
-yield plain mappings, too; they are named after what they set. `python -m spinejax.launch.sweep` runs them.
+A unit is a name and overrides of fields: `{"optim.learning_rate": 1e-3}` here is
+`--config.optim.learning_rate=0.001` on the command line. A sweep may also yield plain mappings,
+which are named after the fields that they set. `spinejax sweep` runs the units. Nothing here
+imports jax.
 
 The key `config` names another config file than the sweep's own, in the same folder, with its
 arguments: `{"config": "unet.py"}`, `{"config": "mrunet.py:table=4"}`.
@@ -21,11 +22,14 @@ import numpy as np
 class Unit(NamedTuple):
     """One run of a sweep.
 
-    name: of its folder, too; unique in the sweep. "" for a part that only adds overrides.
-    overrides: by dotted key.
-    cell: its place in a published table: "table", and the printed words of its row's label columns;
-        "scores" where it is scored otherwise than the rest of the table ("binary", "vertebrae",
-        "patches"). Units that share a cell are averaged: seeds and folds.
+    Attributes:
+        name: unique in the sweep; also names the unit's folder. "" for a part of a product that
+            only adds overrides.
+        overrides: values by dotted key.
+        cell: place in a published table: "table", and the printed words in the label columns of its
+            row; "scores" if the row is scored differently from the rest of the table ("binary",
+            "vertebrae", "patches"). Units with the same cell, such as seeds and folds, are
+            averaged.
     """
 
     name: str
@@ -37,31 +41,33 @@ Sweep = Iterable[Unit | Mapping[str, Any]]
 
 
 def text(value: Any) -> str:
-    """Return a value as it is written on the command line.
+    """Return the text of a value on the command line.
 
     Raises:
-        ValueError: there is no way to write it.
+        ValueError: the value has no such text.
     """
     value = plain(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        # One word of a sequence is a sequence still.
+        # A sequence of one item needs its comma.
         return "(" + ", ".join(map(repr, value)) + ("," if len(value) == 1 else "") + ")"
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{value!r} is no value of a field; give a number, a word or a sequence")
+        raise ValueError(
+            f"{value!r} cannot be set in a config; give a number, a word or a sequence"
+        )
     return str(value)
 
 
 def plain(value: Any) -> Any:
-    """Return numbers of numpy as Python's, sequences as tuples, the rest as it is."""
+    """Return NumPy numbers as Python numbers, sequences as tuples, other values unchanged."""
     if isinstance(value, tuple | list | np.ndarray):
         return tuple(map(plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
 def named(overrides: Mapping[str, Any]) -> Unit:
-    """Return the unit that is called after what it sets, `normalise=hu,fold=2`."""
+    """Return a unit with a name made of its fields, `normalise=hu,fold=2`."""
     words = []
     overrides = {key: plain(value) for key, value in overrides.items()}
     for key, value in overrides.items():
@@ -74,10 +80,10 @@ def named(overrides: Mapping[str, Any]) -> Unit:
 
 
 def units(sweep: Sweep) -> list[Unit]:
-    """Return what a sweep yields, all of it named.
+    """Return the units of a sweep, each with a name.
 
     Raises:
-        ValueError: it yields something else than units and mappings.
+        ValueError: the sweep yields something other than units and mappings.
     """
     found = []
     for unit in sweep:
@@ -93,7 +99,7 @@ def axis(key: str, values: Iterable[Any]) -> list[Unit]:
 
 
 def product(*sweeps: Sweep) -> list[Unit]:
-    """Return every combination of the units of several sweeps, the last sweep varying fastest.
+    """Return every combination of the units of several sweeps; the last sweep varies fastest.
 
     Raises:
         ValueError: two of them set the same field.
@@ -114,27 +120,24 @@ def product(*sweeps: Sweep) -> list[Unit]:
 
 
 def chain(*sweeps: Sweep) -> list[Unit]:
-    """Return the units of several sweeps, one sweep after the other."""
+    """Return the units of several sweeps, one sweep after another."""
     return [unit for sweep in sweeps for unit in units(sweep)]
 
 
 def sample(sweep: Sweep, count: int, seed: int = 0) -> list[Unit]:
-    """Return `count` units of a sweep, drawn at random without any twice; all if it has fewer."""
+    """Return `count` different units of a sweep, drawn at random; all if it has fewer."""
     every = units(sweep)
     drawn = np.random.default_rng(seed).permutation(len(every))[:count]
     return [every[i] for i in drawn]
 
 
 def seeds(count: int) -> list[Unit]:
-    """Return the seeds 0 to `count` - 1, of the split, the first weights and the order of samples.
-
-    A cell of a table is the mean over them.
-    """
+    """Return units with the seeds 0 to `count` - 1; a cell of a table is the mean over them."""
     return axis("seed", range(count))
 
 
 def folds(count: int) -> list[Unit]:
-    """Return the folds of a cross-validation, grouped by patient; each tests on its own part."""
+    """Return the folds of a cross-validation by patient; each tests on its own part."""
     return [
         Unit(f"fold={fold}", {"data.split": "kfold", "data.folds": count, "data.fold": fold})
         for fold in range(count)

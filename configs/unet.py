@@ -2,22 +2,24 @@
 
     spinejax train --config=configs/unet.py --config.data.root=DIR --workdir=runs/unet
 
-1,941,105 parameters; Table 11 prints Dice 90.40 % on 14 private scans, which is no target for
-VerSe. Arguments: `debug` (minutes on a laptop).
+1,941,105 parameters. Table 11 prints Dice 90.40 %, on 14 private scans: no target for VerSe.
+Arguments: `debug` (minutes on a laptop).
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from spinejax.configs import common
 
 
-def model(widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> dict:
-    """Return the network's fields."""
+def model(widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> dict[str, Any]:
+    """Return the network's fields; `spinejax.models.unet` says what they mean."""
     return dict(
         name="unet",
         widths=widths,
-        in_channels=3,  # the grey slice, three times
-        norm="none",  # "group" | "batch" | "none"
+        in_channels=3,
+        norm="none",
         dropout=0.0,
     )
 

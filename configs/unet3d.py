@@ -6,17 +6,19 @@
 three channels and three classes. Arguments: `debug` (minutes on a laptop).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from spinejax.configs import common, mrunet
 
 
-def model(widths: tuple[int, ...] = (64, 128, 256, 512)) -> dict:
-    """Return the network's fields."""
+def model(widths: tuple[int, ...] = (64, 128, 256, 512)) -> dict[str, Any]:
+    """Return the network's fields; `spinejax.models.unet3d` says what they mean."""
     return dict(
         name="unet3d",
-        widths=widths,  # out of each level
-        norm="group",  # "group" | "batch" | "none"
+        widths=widths,
+        norm="group",
         dropout=0.0,
     )
 

@@ -5,6 +5,8 @@
 65,176,139 parameters for one channel and 27 classes. Arguments: `debug` (minutes on a laptop).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from spinejax.configs import common, mrunet
@@ -12,13 +14,13 @@ from spinejax.configs import common, mrunet
 
 def model(
     widths: tuple[int, ...] = (16, 32, 64, 128, 256), depths: tuple[int, ...] = (1, 2, 3, 3, 3)
-) -> dict:
-    """Return the network's fields."""
+) -> dict[str, Any]:
+    """Return the network's fields; `spinejax.models.vnet` says what they mean."""
     return dict(
         name="vnet",
-        widths=widths,  # of each stage
-        depths=depths,  # convolutions of each stage
-        norm="none",  # "group" | "batch" | "none"
+        widths=widths,
+        depths=depths,
+        norm="none",
         dropout=0.0,
     )
 

@@ -34,12 +34,16 @@ STREAM = "phantom_stream"
 
 @dataclass(frozen=True, eq=False)
 class Number:
-    """A number from `low` to `high`; `above` excludes `low`, `below` excludes `high`."""
+    """A number from `low` to `high`; `above` excludes `low`, `below` excludes `high`.
+
+    `whole` refuses fractions, but allows floats such as 100.0.
+    """
 
     low: float = 0
     high: float = math.inf
     above: bool = False
     below: bool = False
+    whole: bool = False
 
     def fits(self, value: Any) -> bool:
         """Whether `value` is such a number."""
@@ -49,13 +53,13 @@ class Number:
             and math.isfinite(value)
             and (self.low < value if self.above else self.low <= value)
             and (value < self.high if self.below else value <= self.high)
+            and (not self.whole or value == round(value))
         )
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        if self.high == math.inf:
-            return f"a number {low}"
-        return f"a number {low} and {'below' if self.below else 'at most'} {self.high:g}"
+        high = f" and {'below' if self.below else 'at most'} {self.high:g}"
+        return f"a {'whole ' * self.whole}number {low}{high * (self.high < math.inf)}"
 
 
 _MOST = 2**31 - 1  # jax's integers hold no more
@@ -311,8 +315,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "data.preprocess.clamp_hu", (-1000.0, 800.0),
-        Range(Number(-32768, 32767), strict=True), "Range of intensities that is kept, in whole "
-        "numbers.", "HU",
+        Range(Number(-32768, 32767, whole=True), strict=True), "Range of intensities that is kept.",
+        "HU",
     ),
     Field(
         "data.preprocess.mode", "resample", Choice(("resample", "resize", "native")), "'resample': "
@@ -588,6 +592,19 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def block(name: str) -> dict[str, Field]:
+    """Return the fields of one block in any task, e.g. "loss", by their last names."""
+    within = [field for field in FIELDS if field.path.rpartition(".")[0] == name]
+    return {field.path.rpartition(".")[2]: field for field in within}
+
+
+def check_value(path: str, value: Any) -> None:
+    """Raise InputError unless some task allows this value of a field."""
+    known = [field for field in FIELDS if field.path == path]
+    if not any(field.allowed.fits(value) for field in known):
+        known[0].check(value)
+
+
 def choices(path: str) -> tuple[str, ...]:
     """Return the words that a field may have in any task."""
     words: dict[str, None] = {}
@@ -619,7 +636,8 @@ def check(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> None:
     known = fields(flat.get("task", ""))
     for path, value in flat.items():
         if path not in known and not path.startswith("model."):
-            raise InputError(unknown(flat, path, prefix))
+            model = {key: None for key in flat if key.startswith("model.")}
+            raise InputError(unknown({**known, **model}, path, prefix))
         if path in known:
             known[path].check(value, prefix + path)
     for path in known.keys() - flat.keys():

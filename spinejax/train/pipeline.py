@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spinejax import schema
+from spinejax import models, schema
 from spinejax.config_files import get_config
 from spinejax.progress import Progress, silent
 from spinejax.tasks import build_task
@@ -25,9 +25,10 @@ def check(config: ConfigDict) -> None:
         InputError: names the field, its value and what is allowed.
     """
     schema.check(config)
-    for stage in (config, config.get(schema.SECOND)):
+    for prefix, stage in (("", config), (f"{schema.SECOND}.", config.get(schema.SECOND))):
         if stage is not None:
-            build_task(stage)  # refuses networks, and samples that do not fit them
+            models.check(stage.model, prefix)
+            build_task(stage)  # refuses samples that do not fit the network
 
 
 def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[ConfigDict, Path]]:

@@ -187,7 +187,7 @@ def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
         ("empty", "yields no units"),
         ("broken", "KeyError: nothing"),
         ("odd", "is neither a Unit nor a mapping"),
-        ("nothing", "None is no value of a field"),
+        ("nothing", "None cannot be set in a config"),
         ("bad_network", "unit norm=foo: "),
         ("bad_value", "unit learning_rate=-1: "),
     ],

@@ -218,7 +218,7 @@ def test_remat_changes_no_value():
         (dict(width_multiplier=-1.0), ["model.width_multiplier", "above 0"]),
         (dict(decoder_widths=(8, 0)), ["model.decoder_widths"]),
         (dict(depths=(1,)), ["model.depths", "2 stages"]),
-        (dict(dropout=1.0), ["model.dropout", "[0, 1)"]),
+        (dict(dropout=1.0), ["model.dropout", "below 1"]),
         (dict(norm="layer"), ["model.norm", "'group'"]),
         (dict(share_view=True), ["share_view", "did you mean model.share_views"]),
     ],

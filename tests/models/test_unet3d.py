@@ -162,7 +162,7 @@ def test_cubes_that_do_not_fit_are_refused(name, shape, words):
 def test_other_tasks_refuse_networks_of_cubes(name):
     config = unet.get_config("debug")
     config.model = dict(name=name)
-    with pytest.raises(InputError, match="no network of task='slice_segmentation'"):
+    with pytest.raises(InputError, match="no network for task='slice_segmentation'"):
         build_task(config)
 
 
