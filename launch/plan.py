@@ -10,14 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax import config_files
+from spinejax import config_files, schema
 from spinejax.configs import sweeps
 from spinejax.errors import InputError
-from spinejax.sweep_state import SECOND, Sweep, SweepUnit
-
-_FREE = ("data.root", "data.cache_dir", "data.threads", "data.prefetch")
-MOVABLE = (*_FREE, *(f"{SECOND}.{key}" for key in _FREE))
-"""Fields that may change between two starts of a sweep: no score depends on them."""
+from spinejax.schema import SECOND
+from spinejax.sweep_state import Sweep, SweepUnit
 
 _LONGEST_NAME = 200  # characters of a folder's name
 
@@ -77,9 +74,9 @@ def make(
 
 def _check(config: ConfigDict) -> None:
     """Refuse a config that a unit could not train with."""
-    from spinejax.train import pipeline  # imports jax, which launching itself does not need
+    from spinejax import tasks  # imports jax, which launching itself does not need
 
-    pipeline.check(config)
+    tasks.check(config)
 
 
 def _units(config: str, name: str, seeds: int, folds: int) -> list[sweeps.Unit]:
@@ -192,12 +189,20 @@ def _stem(config: str) -> str:
 
 
 def _words(words: Sequence[str]) -> dict[str, str]:
-    """Return flag -> word, without movable fields and without the folder of the config file."""
+    """Return flag -> word, without the folder of the config file and without movable fields.
+
+    Fields of `data` that may change between two starts of a run are movable: no score depends on
+    them.
+    """
     found: dict[str, Any] = {word.partition("=")[0]: word for word in words}
     config = found["--config"].partition("=")[2]
     found["--config"] = f"--config={_stem(config)}:{config.partition(':')[2]}"
-    free = {f"--config.{key}" for key in MOVABLE}
-    return {key: word for key, word in found.items() if key not in free}
+    keys = {flag: flag.removeprefix("--config.") for flag in found}
+    return {
+        flag: word
+        for flag, word in found.items()
+        if not (schema.is_free(keys[flag]) and "data." in keys[flag])
+    }
 
 
 def command(unit: SweepUnit, workdir: Path) -> list[str]:

@@ -5,8 +5,8 @@ translation, both without ranges; the default ranges are this project's. The cha
 follow Payer et al. (2020), whom paper A follows in preprocessing.
 
 Only left and right are mirrored: axis 0 of coronal (x, z) and axial (x, y) slices, and of cubes,
-whose vertebrae keep their names. A sagittal slice (y, z) has no such axis, and neither front and
-back nor up and down are mirrored in any plane: no patient looks like that.
+where vertebrae keep their names. A sagittal slice (y, z) has no such axis. Front and back, and up
+and down, are never mirrored, because no patient looks like that.
 """
 
 from typing import Any
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
-from spinejax import labels
-from spinejax.errors import check_choice
+from spinejax import labels, schema
 
 _L1, _L6 = labels.id_of("L1"), labels.id_of("L6")
 
@@ -42,23 +41,23 @@ def augment(
 ) -> tuple[jax.Array, jax.Array]:
     """Change each slice at random: one affine resampling, then intensities.
 
-    Every slice is changed by its own key alone, so that results depend neither on the batch
-    around it nor on the number of devices. The options are Python numbers, fixed when jitted;
-    with all ranges zero the result is the input, bit for bit.
+    The result for a slice depends on its own key only, not on the batch or on the number of
+    devices. The options are Python numbers, fixed when jitted. With all ranges zero the result is
+    the input, bit for bit.
 
     Args:
-        keys: (b,) PRNG keys, one per slice.
+        keys: (b,) PRNG keys, one for each slice.
         image: (b, h, w) float HU.
         label: (b, h, w) integers; resampled to the nearest pixel, so no new label arises.
-        plane: "sagittal", "coronal" or "axial"; decides what may be mirrored (FLIP_AXES).
-        scale: Range of the magnification about the centre of the slice.
-        rotation_deg: Rotation by up to this many degrees either way.
-        translation_px: Move along each axis by up to this many pixels either way.
-        flip_probability: Of mirroring each axis of FLIP_AXES.
-        shift_hu: HU added to all pixels, up to this either way.
-        gain: HU are multiplied by 1 plus up to this either way.
-        noise_hu: Standard deviation of Gaussian noise is uniform between 0 and this.
-        fill_hu: What lies outside the slice; its label is 0.
+        plane: "sagittal", "coronal" or "axial"; FLIP_AXES has the axes that may be mirrored.
+        scale: range of the magnification about the centre of the slice.
+        rotation_deg: largest rotation, either way.
+        translation_px: largest shift along each axis in pixels, either way.
+        flip_probability: of mirroring each axis of FLIP_AXES.
+        shift_hu: largest value that is added to all pixels in HU, either way.
+        gain: largest change of the factor 1 that multiplies all HU, either way.
+        noise_hu: largest standard deviation of the Gaussian noise in HU; uniform from 0.
+        fill_hu: HU outside the slice, where labels are 0.
 
     Returns:
         Image float32 and label of the input's dtype, both (b, h, w).
@@ -66,7 +65,7 @@ def augment(
     Raises:
         InputError: `plane` is unknown.
     """
-    check_choice("data.plane", plane, FLIP_AXES)
+    schema.check_value("data.plane", plane)
     flip_axes = FLIP_AXES[plane] if flip_probability else ()
 
     def one(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,7 +98,7 @@ def augment(
 def intensities(
     key: jax.Array, image: jax.Array, shift_hu: float, gain: float, noise_hu: float
 ) -> jax.Array:
-    """Change the HU of one float32 image of any shape, by as much as `augment` says."""
+    """Change the HU of one float32 image of any shape; the ranges are those of `augment`."""
     return _intensities(jax.random.split(key, 4), image, shift_hu, gain, noise_hu)
 
 
@@ -118,7 +117,7 @@ def _intensities(
 
 
 def either_way(key: jax.Array, limit: float, shape: tuple[int, ...] = ()) -> jax.Array:
-    """Uniform in [-limit, limit]."""
+    """Draw uniformly from [-limit, limit]."""
     return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
 
@@ -165,21 +164,21 @@ def augment_cubes(
 ) -> tuple[jax.Array, jax.Array]:
     """Change each cube at random: one affine resampling, then intensities.
 
-    Every cube is changed by its own key alone. The options are Python numbers, fixed when jitted;
-    with all ranges zero the result is the input, bit for bit.
+    The result for a cube depends on its own key only. The options are Python numbers, fixed when
+    jitted. With all ranges zero the result is the input, bit for bit.
 
     Args:
-        keys: (b,) PRNG keys, one per cube.
+        keys: (b,) PRNG keys, one for each cube.
         image: (b, x, y, z) float HU, canonical axes (x to the left).
         label: (b, x, y, z) integers; resampled to the nearest voxel.
-        scale: Range of the magnification about the centre.
-        rotation_deg: Rotation about each of the three axes by up to this many degrees either way.
-        translation_px: Move along each axis by up to this many voxels either way.
-        flip_probability: Of mirroring left and right.
-        shift_hu: HU added to all voxels, up to this either way.
-        gain: HU are multiplied by 1 plus up to this either way.
-        noise_hu: Standard deviation of Gaussian noise is uniform between 0 and this.
-        fill_hu: What lies outside the cube; its label is 0.
+        scale: range of the magnification about the centre.
+        rotation_deg: largest rotation about each of the three axes, either way.
+        translation_px: largest shift along each axis in voxels, either way.
+        flip_probability: of mirroring left and right.
+        shift_hu: as for `augment`.
+        gain: as for `augment`.
+        noise_hu: as for `augment`.
+        fill_hu: HU outside the cube, where labels are 0.
 
     Returns:
         Image float32 and label of the input's dtype, both (b, x, y, z).
@@ -209,7 +208,7 @@ def augment_cubes(
 
 
 def rotation(angles_rad: jax.Array) -> jax.Array:
-    """Rotation matrix (3, 3): about x, then y, then z by `angles_rad` (3,)."""
+    """Return the rotation matrix (3, 3) about x, then y, then z by `angles_rad` (3,)."""
     (a, b, c), (i, o) = angles_rad, (1.0, 0.0)
     ca, sa, cb, sb, cc, sc = (f(t) for t in (a, b, c) for f in (jnp.cos, jnp.sin))
     about_x = jnp.array([[i, o, o], [o, ca, -sa], [o, sa, ca]])
@@ -250,18 +249,18 @@ def worn_masks(
 ) -> jax.Array:
     """Make true masks look like those that an earlier network predicts.
 
-    Outlines are moved in and out by about a voxel, patches are missing, and patches of what is
-    brighter than 60 to 200 HU and no vertebra are added. To some, what is as bright and lies within
-    25 to 50 mm below the last lumbar vertebra is added, too: the top of the sacrum, which networks
-    take for a vertebra, so that where the mask ends must not decide which is the last.
-    A fifth of the masks stays true, a twentieth is empty.
+    Outlines move in and out by about a voxel, patches are missing, and patches brighter than 60 to
+    200 HU that are no vertebra are added. Some masks also get the voxels of that brightness within
+    25 to 50 mm below the last lumbar vertebra: the top of the sacrum, which networks mistake for a
+    vertebra. So the network learns not to name the last vertebra by the end of the mask. A fifth of
+    the masks stays true, a twentieth is empty.
 
     Args:
         keys: (b,) PRNG keys, one per cube.
         label: (b, x, y, z) VerSe ids, canonical axes.
         image: (b, x, y, z) HU.
         spacing_mm: of the voxels.
-        sacrum: share of all masks that hold the top of the sacrum, at most 0.75.
+        sacrum: share of masks with the top of the sacrum, at most 0.75.
 
     Returns:
         (b, x, y, z) bool.
@@ -293,7 +292,7 @@ def worn_masks(
 
 
 def _below_lumbar(label: jax.Array, spacing_mm: float, reach_mm: jax.Array) -> jax.Array:
-    """Where a cube (x, y, z) lies below the lowest lumbar vertebra's centre, up to `reach_mm`."""
+    """Return the mask (x, y, z) of voxels up to `reach_mm` below the lowest lumbar centre."""
     last = jnp.max(jnp.where((label >= _L1) & (label <= _L6), label, 0))
     of_last = (label == last) & (last > 0)
     count = jnp.maximum(jnp.sum(of_last), 1)

@@ -4,12 +4,12 @@ All but `offset_error` share the signature
 `loss(logits, labels, *, weight=None, axis_name=None, ...) -> ()`:
 
 * `logits` (b, ..., k) float. k = 1 is binary: a sigmoid, foreground where `labels` > 0. k > 1 is
-  a softmax over contiguous classes 0..k-1, class 0 being background.
+  a softmax over contiguous classes 0..k-1; class 0 is background.
 * `labels` (b, ...) integers.
 * `weight` (b,): 0 leaves a sample out (the padding of a last batch); None is all ones.
-* `axis_name`: the mapped device axis. Every loss is one quotient (or a sum of quotients) of sums
-  over the **whole** batch, so the sums are added up over the axis and each device returns the loss
-  of the global batch.
+* `axis_name`: the mapped device axis. Every loss is a quotient (or a sum of quotients) of sums over
+  the **whole** batch. The sums are added over the axis, so each device returns the loss of the
+  global batch.
 
 Gradients under `axis_name`. Let S = sum_i s_i be the sums over devices i and L = f(S). JAX's psum
 is its own transpose, so differentiating on device i the value that every device returns gives
@@ -17,14 +17,16 @@ d(sum_j L_j)/d(theta_i) = n f'(S) ds_i/d(theta). The mean over the n devices, su
 ds_i/d(theta), is dL/d(theta): the gradient of the global batch, exactly, from the usual `pmean`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from spinejax.errors import InputError, check_choice
+from spinejax import schema
 from spinejax.labels import NUM_CLASSES
 
 SMOOTH = 1e-5
@@ -85,9 +87,9 @@ def _overlap_sums(
 def _mean_over_present(scores: jax.Array, true: jax.Array) -> jax.Array:
     """Mean of `scores` over the classes with pixels in the batch; over all if none has any.
 
-    A class without pixels has no overlap to gain: its score is about 0 or 1 by the least false
-    positive, and most of 26 vertebrae are absent from any slice. Its false positives are
-    punished through the classes that lose the pixels, and by the cross entropy.
+    A class without pixels cannot gain overlap: the smallest false positive turns its score from
+    about 1 to about 0, and most of the 26 vertebrae are absent from any slice. Its false positives
+    cost the classes that lose the pixels, and raise the cross entropy.
     """
     present = (true > 0).astype(jnp.float32)
     present = jnp.where(present.sum() > 0, present, jnp.ones_like(present))
@@ -104,8 +106,8 @@ def dice(
 ) -> jax.Array:
     """Soft Dice loss over the whole batch, mean over foreground classes that are present.
 
-    1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s). 0 for a perfect prediction, 1 for no overlap;
-    0 where neither has foreground, thanks to s.
+    The value is 1 - (2 sum(p t) + s) / (sum(p) + sum(t) + s): 0 for a perfect prediction, 1 for no
+    overlap, and, because of s, 0 where neither has foreground.
 
     Args:
         logits: (b, ..., k).
@@ -133,8 +135,8 @@ def ce(
 ) -> jax.Array:
     """Cross entropy in nats, mean over all weighted pixels of the global batch.
 
-    log 2 for binary logits of 0, log k for equal logits of k classes; 0 in the limit of certain
-    and right; 0 where every weight is 0.
+    The value is log 2 for binary logits of 0 and log k for equal logits of k classes. It tends to 0
+    for certain and correct logits, and is 0 where every weight is 0.
     """
     _check(logits, labels)
     return _weighted_mean(_cross_entropies(logits, labels), weight, axis_name)
@@ -177,15 +179,15 @@ def focal(
 ) -> jax.Array:
     """Focal loss: mean of -(1 - p)^gamma log(p), p the probability of the true class.
 
-    Equals `ce` for gamma = 0; well classified pixels weigh less as gamma grows.
+    It equals `ce` for gamma = 0. As gamma grows, well classified pixels weigh less.
 
     References:
         Lin et al., Focal loss for dense object detection, ICCV 2017 (without its alpha).
     """
     _check(logits, labels)
     entropies = _cross_entropies(logits, labels)
-    # 1 - p without cancellation where p is near 1; kept above 0, where the derivative of a power
-    # below 1 is infinite.
+    # 1 - p without cancellation where p is near 1. At 0 the derivative of a power below 1 would be
+    # infinite, so the value stays above 0.
     miss = jnp.maximum(-jnp.expm1(-entropies), jnp.finfo(jnp.float32).tiny)
     return _weighted_mean(miss**gamma * entropies, weight, axis_name)
 
@@ -201,8 +203,8 @@ def tversky(
 ) -> jax.Array:
     """Tversky loss over the whole batch, mean over foreground classes that are present.
 
-    1 - (TP + s) / (TP + alpha FP + (1 - alpha) FN + s) with soft counts. alpha = 0.5 is `dice`
-    with s halved; alpha < 0.5 makes a missed pixel dearer than a false one.
+    The value is 1 - (TP + s) / (TP + alpha FP + (1 - alpha) FN + s) with soft counts. alpha = 0.5
+    is `dice` with s halved; with alpha < 0.5 a missed pixel costs more than a false one.
 
     References:
         Salehi et al., MLMI 2017.
@@ -215,14 +217,14 @@ def tversky(
 
 
 def centre_offsets(classes: jax.Array, spacing_mm: float) -> jax.Array:
-    """Return the way from each voxel to the centre of what the cube shows of its vertebra.
+    """Return the way from each voxel to the centre of its vertebra's part in the cube.
 
     Args:
         classes: (b, x, y, z) contiguous classes.
         spacing_mm: of the voxels, along all axes.
 
     Returns:
-        (b, x, y, z, 3) float32 in cm. Background has a way, too, which means nothing.
+        (b, x, y, z, 3) float32 in cm. The values of background mean nothing.
     """
     axes = [jnp.arange(n, dtype=jnp.float32) * (spacing_mm / 10) for n in classes.shape[1:]]
     places = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
@@ -245,8 +247,8 @@ def offset_error(
 ) -> jax.Array:
     """Mean absolute error of offsets to the vertebra's centre, over vertebrae's voxels and axes.
 
-    Touching vertebrae, which look alike, differ in where their centres are. Offsets part them
-    where names fail (as Neven et al., CVPR 2019, part instances of a class).
+    Vertebrae that touch look alike but have different centres, so offsets part them where names
+    fail (as in Neven et al., CVPR 2019, for instances of a class).
 
     Args:
         offsets: (b, x, y, z, 3), in cm.
@@ -273,51 +275,21 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 }
 
 OFFSET_WEIGHT = "offset_weight"
-"""Field of a config's `loss` block: what `offset_error` weighs, in networks of cubes, beside the
-loss. Above 0, such a network has three more outputs."""
-
-# The fields of a config's `loss` block that each loss reads.
-FIELDS = {
-    "dice": (),
-    "ce": (),
-    "dice_ce": ("dice_weight", "ce_weight"),
-    "focal": ("gamma",),
-    "tversky": ("alpha",),
-}
+"""Field of a config's `loss` block, of networks of cubes: weight of `offset_error` beside the loss.
+Above 0, such a network has three more outputs."""
 
 
 def make_loss(fields: Mapping[str, Any]) -> Callable[..., jax.Array]:
     """Return `loss(logits, labels, *, weight=None, axis_name=None)` of a config's `loss` block.
 
     Args:
-        fields: `name`, a key of LOSSES, and numbers (`dice_weight`, `ce_weight`, `gamma`,
-            `alpha`); numbers of other losses are ignored, so that a sweep can change the name
-            alone.
+        fields: `name`, a key of LOSSES, and numbers by the name of the loss's argument; a loss
+            ignores the numbers of other losses, so that a sweep can change the name alone.
 
     Raises:
-        InputError: The name or a field is unknown, or a number is out of range.
+        InputError: the name or a field is unknown, or a number is not allowed.
     """
-    known = {"name", OFFSET_WEIGHT} | {field for names in FIELDS.values() for field in names}
-    for field in fields:
-        check_choice("config field loss", field, known)
-    name = fields.get("name")
-    check_choice("loss.name", name, LOSSES)
-    for field, value in fields.items():
-        most = 1.0 if field == "alpha" else float("inf")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if field != "name" and not (number and 0 <= value <= most and value < float("inf")):
-            allowed = "in [0, 1]" if field == "alpha" else "at least 0"
-            raise InputError(f"loss.{field} = {value!r} must be a number {allowed}")
-    options = {field: fields[field] for field in FIELDS[str(name)] if field in fields}
-    function = LOSSES[str(name)]
-
-    def loss(
-        logits: jax.Array,
-        labels: jax.Array,
-        *,
-        weight: jax.Array | None = None,
-        axis_name: str | None = None,
-    ) -> jax.Array:
-        return function(logits, labels, weight=weight, axis_name=axis_name, **options)
-
-    return loss
+    schema.check_block({"name": None, **fields}, schema.block("loss"), "loss")
+    loss = LOSSES[fields["name"]]
+    read = inspect.signature(loss).parameters
+    return partial(loss, **{name: value for name, value in fields.items() if name in read})

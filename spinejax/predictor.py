@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import geometry, labels, losses, schema
+from spinejax import geometry, labels, losses, schema, tasks
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
 from spinejax.inference import cascade, ensemble, masks
@@ -288,7 +288,7 @@ def _load_runs(folders: Sequence[Path], which: str) -> list[_Run]:
     for workdir in folders:
         config, variables = load_for_inference(workdir, which)
         try:
-            schema.check(config)
+            tasks.check(config)
         except InputError as error:
             raise InputError(f"{workdir / 'config.json'}: {error}") from error
         runs.append(_Run(workdir, config, variables))

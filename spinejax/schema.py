@@ -731,7 +731,7 @@ def describe(config: ConfigDict, networks: Networks) -> str:
             if not isinstance(field.allowed, Flag | Text):
                 text += f" Must be {field.allowed}."
             indent = "    "
-            lines.append(f"{prefix}{field.path}={value!r}{default}")
+            lines.append(f"{prefix}{field.path}  {value!r}{default}")
             lines += textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
 

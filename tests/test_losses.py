@@ -12,7 +12,18 @@ import optax
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.losses import LOSSES, ce, dice, dice_ce, focal, make_loss, tversky
+from spinejax.losses import (
+    LOSSES,
+    ce,
+    centre_offsets,
+    dice,
+    dice_ce,
+    focal,
+    make_loss,
+    offset_error,
+    tversky,
+)
+from tests.support.cubes import ways
 
 ZERO = jnp.zeros((2, 4, 4, 1))
 
@@ -157,9 +168,9 @@ def test_make_loss_reads_the_fields_of_its_own_loss_only():
     ("fields", "words"),
     [
         (dict(name="dicece"), "did you mean 'dice_ce'"),
-        (dict(name="dice", gama=1.0), "did you mean 'gamma'"),
-        (dict(name="tversky", alpha=1.5), "loss.alpha = 1.5"),
-        (dict(name="focal", gamma=-1.0), "loss.gamma = -1.0"),
+        (dict(name="dice", gama=1.0), "did you mean loss.gamma"),
+        (dict(name="tversky", alpha=1.5), "loss.alpha=1.5"),
+        (dict(name="focal", gamma=-1.0), "loss.gamma=-1.0"),
         (dict(), "loss.name = None"),
     ],
 )
@@ -210,3 +221,53 @@ def test_loss_and_mean_gradient_on_four_devices_are_those_of_the_whole_batch():
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().endswith("equal")
+
+
+def test_offsets_lead_to_the_centre_that_scipy_finds():
+    array = np.random.default_rng(0).integers(0, 4, (2, 5, 6, 7)) * 8
+    found = np.asarray(centre_offsets(jnp.asarray(array), 4.0)) * 10
+    for one, own in zip(found, array, strict=True):
+        inside = own > 0
+        np.testing.assert_allclose(one[inside], ways(own, [4.0] * 3)[inside], atol=1e-3)
+
+
+def test_error_is_the_mean_distance_along_an_axis_over_vertebrae():
+    array = np.zeros((3, 4, 4, 4), int)
+    array[:2, 1:3], array[1, 3] = 5, 6
+    right = centre_offsets(jnp.asarray(array), 5.0)
+    assert float(offset_error(right, jnp.asarray(array), spacing_mm=5.0)) == 0
+    wrong = right + jnp.where(jnp.asarray(array)[..., None] > 0, 0.25, 99.0)
+    wrong = wrong.at[0].add(1.0)
+    error = float(offset_error(wrong, jnp.asarray(array), spacing_mm=5.0))
+    first, second = (array[i] > 0 for i in (0, 1))
+    share = first.sum() / (first.sum() + second.sum())
+    assert error == pytest.approx(0.25 + share, rel=1e-5)
+    weight = jnp.array([0.0, 1.0, 1.0])
+    error = offset_error(wrong, jnp.asarray(array), spacing_mm=5.0, weight=weight)
+    assert float(error) == pytest.approx(0.25, rel=1e-5)
+    nothing = offset_error(wrong[2:], jnp.asarray(array[2:]), spacing_mm=5.0)
+    assert float(nothing) == 0
+
+
+def test_error_and_gradient_over_an_axis_are_those_of_the_whole_batch():
+    rng = np.random.default_rng(1)
+    array = jnp.asarray(rng.integers(0, 3, (4, 3, 4, 5)))
+    x = jnp.asarray(rng.normal(size=(4, 3, 4, 5, 3)), jnp.float32)
+    weight = jnp.array([1.0, 0.0, 1.0, 1.0])
+
+    def step(scale, x, array, weight):
+        def error(scale):
+            return offset_error(
+                scale * x, array, spacing_mm=3.0, weight=weight, axis_name="devices"
+            )
+
+        value, gradient = jax.value_and_grad(error)(scale)
+        return value, jax.lax.pmean(gradient, "devices")
+
+    split = [a.reshape(2, 2, *a.shape[1:]) for a in (x, array, weight)]
+    found = jax.vmap(step, (None, 0, 0, 0), axis_name="devices")(jnp.float32(1.3), *split)
+    expected = jax.value_and_grad(
+        lambda scale: offset_error(scale * x, array, spacing_mm=3.0, weight=weight)
+    )(jnp.float32(1.3))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, np.full(2, b), rtol=1e-5)

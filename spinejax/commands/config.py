@@ -28,14 +28,13 @@ def define_flags(values: FlagValues) -> None:
 
 def run(values: FlagValues) -> int:
     """Print the fields, or the differences to --against, or the reference of all fields."""
-    from spinejax import models
-    from spinejax.train import pipeline
+    from spinejax import models, tasks
 
     if values.reference:
         print(schema.reference({name: models.fields(name) for name in models.MODELS}), end="")
         return 0
     config = parsing.config(values)
-    pipeline.check(config)
+    tasks.check(config)
     if values.against:
         print(schema.differences(config, _other(values.against)))
     else:

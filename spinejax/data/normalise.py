@@ -16,34 +16,26 @@ from typing import Any
 
 import numpy as np
 
-from spinejax.errors import check_choice
+from spinejax import schema
 
-MODES = ("hu", "zscore", "unit", "sym", "minmax_to_hu")
-"""Names of the normalisations, with the row of paper A's tables 3-8 that each stands for.
+NEED_STATS = ("zscore", "minmax_to_hu")
+"""The modes that use the statistics of the whole preprocessed scan."""
+
+INPUT_SCALE = {"hu": 1e-3, "zscore": 1.0, "unit": 1.0, "sym": 1.0, "minmax_to_hu": 1e-3}
+"""Mode -> factor between the normalised image and the first convolution.
+
+The modes, with the row of paper A's tables 3-8 that each stands for:
 
 * `"hu"`: "-1000 to 800", clamped HU unchanged.
 * `"zscore"`: "zero mean", (x - mean) / std of the preprocessed scan.
 * `"unit"`: "0 to 1", linear from the range of preprocessed values.
 * `"sym"`: "-1 to 1", linear from the range of preprocessed values.
 * `"minmax_to_hu"`: "-1000 to 800", linear from the scan's own [min, max] to that range.
-"""
-
-NEED_STATS = ("zscore", "minmax_to_hu")
-"""The modes that use the statistics of the whole preprocessed scan."""
-
-INPUT_SCALE = {"hu": 1e-3, "zscore": 1.0, "unit": 1.0, "sym": 1.0, "minmax_to_hu": 1e-3}
-"""Factor between the normalised image and the first convolution.
 
 Inputs around 1000 make the activations and gradients of the first layer a thousand times larger
 than in the other modes. Division by 1000 keeps the meaning of the mode (a linear map of HU, zero at
 water), and one learning rate fits all modes.
 """
-
-
-def check_mode(mode: str) -> str:
-    """Return `mode`, or raise InputError that lists the choices."""
-    check_choice("data.normalise", mode, MODES)
-    return mode
 
 
 def normalise(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: Any) -> Any:
@@ -54,7 +46,7 @@ def normalise(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: An
 
     Args:
         image_hu: (..., h, w) preprocessed image in HU, any number type.
-        mode: one of `MODES`.
+        mode: a key of `INPUT_SCALE`.
         range_hu: (low, high) of preprocessed values (`SlicePreprocess.range_hu`).
         stats: (..., 4) float32 mean, std, min and max of each preprocessed scan in HU
             (`ScanStats`); its leading axes match those of the image. Used by `"zscore"` and
@@ -66,7 +58,7 @@ def normalise(image_hu: Any, mode: str, range_hu: tuple[float, float], stats: An
     Raises:
         InputError: unknown mode.
     """
-    check_mode(mode)
+    schema.check_value("data.normalise", mode)
     low, high = (float(bound) for bound in range_hu)
     image = image_hu.astype(np.float32).clip(low, high)
     if mode == "hu":

@@ -12,12 +12,11 @@ from typing import Any
 import grain
 import numpy as np
 
+from spinejax import schema
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Batch, ScanFeed, Share
 from spinejax.data.patches import PatchIndex, TrainingPatches, gather, index_patches
-from spinejax.errors import InputError, check_choice
-
-SPLIT_UNITS = ("scan", "patch")
+from spinejax.errors import InputError
 
 MOST_MARGIN = 8
 """Largest margin around a patch, in sides of the patch; memory grows with its square."""
@@ -74,7 +73,7 @@ class PatchFeed(ScanFeed):
             InputError: a value cannot be used, there are no training scans, a patch is larger than
                 a slice, or all training patches belong to one class.
         """
-        check_choice("data.patches.split_unit", split_unit, SPLIT_UNITS)
+        schema.check_value("data.patches.split_unit", split_unit)
         if margin < 0:
             raise InputError(f"margin {margin} must not be negative")
         if margin > MOST_MARGIN * size:

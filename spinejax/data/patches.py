@@ -11,18 +11,15 @@ needs them.
 """
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from spinejax import schema
 from spinejax.data.cache import CachedCase
-from spinejax.errors import InputError, check_choice
-
-LABEL_RULES = ("majority", "centre")
-RUS_KINDS = ("once", "epoch", "none")
+from spinejax.errors import InputError
 
 BACKGROUND, VERTEBRA = 0, 1
 
@@ -50,11 +47,7 @@ def patch_classes(label: np.ndarray, size: int, stride: int, rule: str) -> np.nd
 
     Returns:
         (rows, columns) uint8, `VERTEBRA` or `BACKGROUND`; row i starts at pixel i * stride.
-
-    Raises:
-        InputError: `rule` is unknown.
     """
-    check_choice("data.patches.label_rule", rule, LABEL_RULES)
     foreground = label > 0
     rows, columns = (patch_starts(length, size, stride) for length in label.shape)
     if rule == "centre":
@@ -142,10 +135,8 @@ def index_patches(
     Raises:
         InputError: a value cannot be used, or a patch is larger than the slices of a case.
     """
-    check_choice("data.patches.label_rule", label_rule, LABEL_RULES)
-    for name, value in (("size", size), ("stride", stride)):
-        if value < 1:
-            raise InputError(f"data.patches.{name} {value} must be at least 1 pixel")
+    for name, value in (("size", size), ("stride", stride), ("label_rule", label_rule)):
+        schema.check_value(f"data.patches.{name}", value)
     for case in cases:
         if size > min(case.shape[1:]):
             raise InputError(
@@ -209,9 +200,8 @@ class TrainingPatches:
         Raises:
             InputError: a value cannot be used, or all patches belong to one class.
         """
-        check_choice("data.patches.rus", rus, RUS_KINDS)
-        if not 0 < ratio < math.inf:
-            raise InputError(f"data.patches.rus_ratio {ratio} must be a number above 0")
+        schema.check_value("data.patches.rus", rus)
+        schema.check_value("data.patches.rus_ratio", ratio)
         if not 0 <= held_out_share < 1:
             raise InputError(f"data.val_fraction {held_out_share} must lie in [0, 1)")
         if seed < 0:

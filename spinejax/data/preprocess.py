@@ -24,18 +24,14 @@ a slab is held in floating point, and the numbers do not depend on the size of t
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from spinejax import geometry
-from spinejax.errors import InputError, check_choice
+from spinejax import geometry, schema
 from spinejax.volume import PLANES, LabelVolume, Volume, slice_view
-
-INTENSITIES = ("clamp", "op_window")
-SAMPLING_MODES = ("resample", "resize", "native", "isotropic")
 
 _TRUNCATE = 4.0  # the Gaussian is cut at this many sigma
 _LEAST_SIGMA_VOXELS = 0.1  # a sigma below it puts under 1e-20 on the neighbours
@@ -87,42 +83,12 @@ class SlicePreprocess:
     smoothing_kernel_px: int = 3
 
     def __post_init__(self) -> None:
-        check_choice("data.plane", self.plane, PLANES)
-        check_choice("data.preprocess.intensity", self.intensity, INTENSITIES)
-        check_choice("data.preprocess.mode", self.mode, SAMPLING_MODES)
-        if not 0 <= self.smoothing_sigma_mm < 50:
-            raise InputError(
-                f"data.preprocess.smoothing_sigma_mm {self.smoothing_sigma_mm} must lie "
-                "in [0, 50) mm"
-            )
-        if not 0 <= self.smoothing_sigma_px < 50:
-            raise InputError(
-                f"data.preprocess.smoothing_sigma_px {self.smoothing_sigma_px} must lie in [0, 50) "
-                "pixels"
-            )
-        if self.smoothing_kernel_px not in range(1, 302, 2):
-            raise InputError(
-                f"data.preprocess.smoothing_kernel_px {self.smoothing_kernel_px} must be an odd "
-                "number of pixels from 1 to 301"
-            )
-        if not 0.05 <= self.spacing_mm <= 50:
-            raise InputError(
-                f"data.preprocess.spacing_mm {self.spacing_mm} must lie in 0.05 to 50 mm"
-            )
-        clamp, size = tuple(self.clamp_hu), tuple(self.size)
-        if len(clamp) != 2 or not -32768 <= clamp[0] < clamp[1] <= 32767:
-            raise InputError(
-                f"data.preprocess.clamp_hu {clamp} must be (low, high) with low < high, within "
-                "int16"
-            )
-        if any(bound != round(bound) for bound in clamp):
-            raise InputError(f"data.preprocess.clamp_hu {clamp} must be whole HU; slices are int16")
-        if len(size) != 2 or min(size) < 1:
-            raise InputError(f"size {size} must be two positive numbers of pixels (rows, columns)")
+        for field in fields(self):
+            block = "data" if field.name in ("plane", "size") else "data.preprocess"
+            schema.check_value(f"{block}.{field.name}", getattr(self, field.name))
         # Lists from a config become tuples: the settings are hashed and compared.
-        object.__setattr__(self, "clamp_hu", (float(clamp[0]), float(clamp[1])))
-        object.__setattr__(self, "size", (int(size[0]), int(size[1])))
-        object.__setattr__(self, "smoothing_kernel_px", int(self.smoothing_kernel_px))
+        object.__setattr__(self, "clamp_hu", tuple(map(float, self.clamp_hu)))
+        object.__setattr__(self, "size", tuple(self.size))
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that the result depends on, as JSON values; they key the cache."""

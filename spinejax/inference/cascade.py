@@ -31,9 +31,6 @@ from spinejax.inference.windows3d import (
 from spinejax.metrics.body_centres import body_centres
 from spinejax.volume import LabelVolume, Volume
 
-PRIORS = ("none", "crop", "channel")
-"""How the second step uses the mask of the first step."""
-
 
 @dataclass(frozen=True)
 class CubeSettings:
@@ -48,7 +45,7 @@ class CubeSettings:
         shifts: number of grids along each axis. The network reads the scan once on every grid; the
             grids are shifted by equal parts of a voxel and together make a finer grid, on which
             the vertebrae are found.
-        prior: one of `PRIORS`.
+        prior: how the mask of the spine is used: "none", "crop" or "channel".
         offsets: whether the network also gives the way to the centre of each voxel's vertebra.
         margin_mm: margin around the box of the mask.
         anomalies: the variants that the decoder allows, of `sequence.ANOMALIES`.

@@ -34,12 +34,10 @@ import numpy as np
 from jax import lax
 from scipy import special
 
-from spinejax.errors import check_choice
+from spinejax import schema
 from spinejax.inference.masks import StackPredictor
 from spinejax.models.layers import max_pool
 from spinejax.models.opconvnet import OPConvNet
-
-PADDINGS = ("zero", "reflect")
 
 TILE = 64
 
@@ -162,7 +160,7 @@ def make_slice_logits(
     Raises:
         InputError: unknown padding, or a patch too small for OP-convNet.
     """
-    check_choice("predict.padding", padding, PADDINGS)
+    schema.check_value("predict.padding", padding)
     held = jax.device_put(dict(variables), jax.local_devices()[0])
 
     @jax.jit

@@ -5,17 +5,17 @@ The ending of the name decides. Everything is written as NIfTI (`nifti.py`).
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from types import ModuleType
 
-from spinejax.errors import check_choice
-from spinejax.io import metaimage, nifti
+from spinejax import schema
+from spinejax.io import metaimage, nifti, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
-from spinejax.io.nifti import VERSE_LABELS
 from spinejax.volume import LabelVolume, Volume
 
-LABELS = ("verse", "binary")
-"""Contents of label files: VerSe ids, or any numbers, of which those above 0 mean vertebra."""
+VERSE_LABELS = range(29)
+"""The numbers of VerSe's masks."""
 
 ENDINGS = ".nii, .nii.gz, .mha or .mhd"
 """The endings of scan files, for messages."""
@@ -27,6 +27,20 @@ def is_scan(path: str | os.PathLike[str]) -> bool:
     """Return whether a name ends like that of a scan and is not hidden (unfinished files are)."""
     name = Path(path).name
     return bool(_ENDING.search(name)) and not name.startswith(".")
+
+
+def walk(
+    root: Path, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk a folder like `os.walk`; links are followed, loops of links are not."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, onerror=onerror, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield Path(folder), folders, files
 
 
 def stem(path: str | os.PathLike[str]) -> str:
@@ -48,12 +62,12 @@ def case_id(path: str | os.PathLike[str]) -> str:
 
 
 def valid_labels(kind: str) -> Collection[int] | None:
-    """Return the argument `valid` of `read_labels` for one of `LABELS`.
+    """Return the argument `valid` of `read_labels` for a value of `data.labels`.
 
     Raises:
-        InputError: `kind` is none of them.
+        InputError: there is no such value.
     """
-    check_choice("data.labels", kind, LABELS)
+    schema.check_value("data.labels", kind)
     return VERSE_LABELS if kind == "verse" else None
 
 
@@ -67,15 +81,46 @@ def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT; see `nifti.read_volume` and `metaimage.read_volume`."""
-    return (metaimage if metaimage.is_metaimage(path) else nifti).read_volume(path)
+    """Read a CT from a NIfTI or MetaImage file.
+
+    The slope and intercept of NIfTI are applied. NaN, both infinities, and values below -1024 HU
+    (fillers outside the scan circle, such as -2048) become -1024. Trailing axes of length one are
+    dropped.
+
+    Returns:
+        A volume of int16 if all values are whole numbers that fit, else of float32.
+
+    Raises:
+        InputError: the file is missing, truncated, of another format, or no single 3D image of
+            numbers; it has no usable affine or no finite value; its header claims more voxels than
+            the file or the memory can hold; or it is a MetaImage and SimpleITK is not installed.
+    """
+    path = Path(path)
+    with _format(path).opened(path) as (stream, layout, affine, disk):
+        return Volume(voxels.intensities(path, stream, layout), affine, disk)
 
 
 def read_labels(
     path: str | os.PathLike[str], valid: Collection[int] | None = VERSE_LABELS
 ) -> LabelVolume:
-    """Read a label map as uint8; see `nifti.read_labels` and `metaimage.read_labels`."""
-    return (metaimage if metaimage.is_metaimage(path) else nifti).read_labels(path, valid)
+    """Read a label map of any numeric type on disk, as uint8.
+
+    Args:
+        path: a NIfTI or MetaImage file.
+        valid: the allowed labels; None allows all whole numbers from 0 and wraps numbers above 255
+            into 1 to 255.
+
+    Raises:
+        InputError: as for `read_volume`; or a value is negative, not one of `valid`, or no whole
+            number (to 0.01, or to half a quantisation step if the file has a slope).
+    """
+    path = Path(path)
+    with _format(path).opened(path) as (stream, layout, affine, disk):
+        return LabelVolume(voxels.label_values(path, stream, layout, valid), affine, disk)
+
+
+def _format(path: Path) -> ModuleType:
+    return metaimage if metaimage.is_metaimage(path) else nifti
 
 
 def read_pair(

@@ -1,9 +1,13 @@
-"""Tasks, one file each; `build_task` makes the record that training and inference know."""
+"""Tasks, one file each; `build_task` makes the record that training and inference know.
+
+`check` refuses a config that cannot be trained; every command calls it before any work.
+"""
 
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from spinejax import models, schema
 from spinejax.tasks.patch_classification import patch_classification
 from spinejax.tasks.record import Keys, Loss, LossAux, MaskTask, NameTask, Task
 from spinejax.tasks.slice_segmentation import slice_segmentation
@@ -18,6 +22,21 @@ TASKS: dict[str, Callable[[ConfigDict, str | None], Task]] = {
 }
 
 
+def check(config: ConfigDict) -> None:
+    """Refuse a config with which training could not begin, whatever the data.
+
+    This takes milliseconds and starts no device.
+
+    Raises:
+        InputError: names the field, its value and what is allowed.
+    """
+    schema.check(config)
+    for prefix, stage in (("", config), (f"{schema.SECOND}.", config.get(schema.SECOND))):
+        if stage is not None:
+            models.check(stage.model, prefix)
+            build_task(stage)  # refuses samples that do not fit the network
+
+
 def build_task(config: ConfigDict, *, axis_name: str | None = None) -> Task:
     """Build the task that `config.task` names.
 
@@ -27,6 +46,6 @@ def build_task(config: ConfigDict, *, axis_name: str | None = None) -> Task:
             is not mapped over devices.
 
     Raises:
-        InputError: task, model, loss or normalisation is unknown, or sizes do not fit.
+        InputError: a field of the network is wrong, or sizes do not fit.
     """
     return TASKS[config.task](config, axis_name)

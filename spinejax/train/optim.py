@@ -1,7 +1,7 @@
 """Learning-rate schedules and optimisers, built from names and numbers.
 
 Learning rate, momentum and weight decay may be traced scalars instead of numbers, so that one
-compiled step serves many settings (`population`).
+compiled step serves many settings (`spinejax.train.search`).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spinejax.errors import InputError, check_choice
+from spinejax import schema
+from spinejax.errors import InputError
 
 
 def _constant(learning_rate: float, **_: Any) -> optax.Schedule:
@@ -59,13 +60,13 @@ def make_schedule(
     * exponential: the same without the floor
 
     Raises:
-        InputError: unknown name, or a warm-up that leaves nothing of the run.
+        InputError: unknown name, or a warm-up as long as the run.
     """
-    check_choice("optim.schedule", name, SCHEDULES)
+    schema.check_value("optim.schedule", name)
     if warmup_steps >= total_steps:
         raise InputError(
-            f"optim.warmup_steps={warmup_steps} leaves nothing of the run of {total_steps} steps; "
-            "lower it, or train longer (train.epochs, train.steps)"
+            f"optim.warmup_steps={warmup_steps} leaves no step of the run's {total_steps}; lower "
+            "it, or train longer (train.epochs, train.steps)"
         )
     base = SCHEDULES[name](
         learning_rate,
@@ -82,12 +83,12 @@ def make_schedule(
 
 
 def _is_kernel(params: Any) -> Any:
-    """Weight decay is for kernels only, not for biases and the scales of norms."""
+    """Return True for each kernel; weight decay leaves biases and the scales of norms alone."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _is_zero(value: Any) -> bool:
-    """Whether it is known now to be zero; what is traced may be anything later."""
+    """Whether a value is certainly zero; a traced value may be anything later."""
     return not isinstance(value, jax.core.Tracer) and value == 0
 
 
@@ -133,7 +134,7 @@ def make_optimizer(
     Raises:
         InputError: unknown name.
     """
-    check_choice("optim.name", name, OPTIMIZERS)
+    schema.check_value("optim.name", name)
     optimizer = OPTIMIZERS[name](schedule, weight_decay=weight_decay, momentum=momentum)
     if clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
@@ -148,7 +149,7 @@ def build(
     Args:
         fields: the block; learning_rate, momentum and weight_decay may be traced.
         total_steps: of the run.
-        steps_per_epoch: what `decay_every_epochs` counts in.
+        steps_per_epoch: updates of an epoch, for `decay_every_epochs`.
 
     Raises:
         InputError: as `make_schedule` and `make_optimizer`.

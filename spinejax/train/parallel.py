@@ -15,12 +15,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from spinejax import schema
 from spinejax.errors import InputError
 
 AXIS = "data"
 """Name of the device axis, for psum, pmean and synchronised BatchNorm."""
-
-KINDS = ("pmap", "shard_map")
 
 
 def initialize_distributed(
@@ -59,14 +58,13 @@ def initialize_distributed(
 
 @dataclass(frozen=True)
 class Parallel:
-    """Maps functions by `kind`, one of KINDS, over `devices` of all processes."""
+    """Maps functions by `kind`, a value of `train.parallel`, over `devices` of all processes."""
 
     kind: str
     devices: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind (={self.kind!r}) must be one of {KINDS}")
+        schema.check_value("train.parallel", self.kind)
 
     @property
     def count(self) -> int:

@@ -9,26 +9,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spinejax import models, schema
+from spinejax import schema, tasks
 from spinejax.config_files import get_config
 from spinejax.progress import Progress, silent
-from spinejax.tasks import build_task
 from spinejax.train import loop
 from spinejax.train.loop import TrainResult
 from spinejax.train.signals import Stop
-
-
-def check(config: ConfigDict) -> None:
-    """Refuse a config with which training could not begin, whatever the data.
-
-    Raises:
-        InputError: names the field, its value and what is allowed.
-    """
-    schema.check(config)
-    for prefix, stage in (("", config), (f"{schema.SECOND}.", config.get(schema.SECOND))):
-        if stage is not None:
-            models.check(stage.model, prefix)
-            build_task(stage)  # refuses samples that do not fit the network
 
 
 def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[ConfigDict, Path]]:
@@ -37,7 +23,7 @@ def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[Co
     Raises:
         InputError: the config cannot be used.
     """
-    check(config)
+    tasks.check(config)
     found = [(config, Path(workdir))]
     if schema.SECOND in config:
         found.append((config[schema.SECOND], Path(workdir) / schema.SECOND))

@@ -82,7 +82,7 @@ def find(
     root = dataset_root(config, workdir, progress=progress)
     index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
     real = config.data.source == "verse"
-    edition = config.data.get("edition", "")
+    edition = config.data.edition
     if edition and real:  # phantoms belong to no edition
         index = verse.of_edition(index, edition)
         if not index:

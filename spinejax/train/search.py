@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import schema
+from spinejax import schema, tasks
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError, check_choice
@@ -40,8 +40,8 @@ from spinejax.files import write_json, write_text
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
-from spinejax.train import optim, parallel, run_cases, run_folder, step
-from spinejax.train.loop import Durations, durations, repeat
+from spinejax.train import parallel, run_cases, run_folder, step
+from spinejax.train.loop import durations, repeat
 from spinejax.train.signals import Stop, listen
 from spinejax.train.state import TrainState, create_state, inference_variables
 from spinejax.train.validation import Evaluation, evaluate
@@ -102,61 +102,48 @@ _EACH: Any = 0
 _AXES = TrainState(_SHARED, params=_EACH, batch_stats=_EACH, opt_state=_EACH, ema=_EACH)
 _RESULT_AXES = {"loss": 0, "sums": 1, "case": _SHARED, "weight": _SHARED}
 
-_Build = Callable[[Setting], Any]
 
+def population_step(
+    task: Task, config: ConfigDict, **lengths: int
+) -> tuple[Callable[[Population, step.Batch], Any], Callable[..., Population]]:
+    """Return the training step of a population, and the function that begins one.
 
-def _optimiser(config: ConfigDict, lengths: Durations, per_epoch: int) -> _Build:
-    """Return setting -> (schedule, optimiser), of numbers or traced scalars."""
+    Args:
+        task: of `config`, built for `parallel.AXIS`.
+        config: the experiment.
+        **lengths: total_steps and steps_per_epoch, see `step.from_config`.
 
-    def build(setting: Setting) -> Any:
-        fields: Mapping[str, Any] = {**config.optim, **setting._asdict()}
-        return optim.build(fields, total_steps=lengths.total, steps_per_epoch=per_epoch)
-
-    return build
-
-
-def create(
-    settings: Sequence[Setting], variables: dict[str, Any], build: _Build, *, ema: bool
-) -> Population:
-    """Return the population before its first update; each member begins with `variables`."""
-    stacked = Setting(*(jnp.asarray(column, jnp.float32) for column in zip(*settings, strict=True)))
-
-    def one(setting: Setting) -> TrainState:
-        return create_state(variables, build(setting)[1], ema=ema)
-
-    return Population(jax.vmap(one, out_axes=_AXES)(stacked), stacked)
-
-
-def make_train_step(
-    task: Task, config: ConfigDict, build: _Build
-) -> Callable[[Population, step.Batch], tuple[Population, dict[str, jax.Array]]]:
-    """Return step(population, batch) -> (population, metrics), to be mapped over `parallel.AXIS`.
-
-    Each member is updated as by `step.make_train_step`. metrics: "loss" (k,), "finite" (k,).
+    Returns:
+        step(population, batch) -> (population, metrics), to be mapped over `parallel.AXIS`, which
+        updates each member as `step.make_train_step` does; metrics: "loss" (k,), "finite" (k,).
+        begin(settings, variables) -> population before its first update; each member begins with
+        `variables`.
     """
 
+    def alone(setting: Setting) -> Any:
+        return step.from_config(config, task, **lengths, **setting._asdict())
+
     def one(state: TrainState, setting: Setting, batch: step.Batch) -> Any:
-        schedule, optimizer = build(setting)
-        update = step.make_train_step(
-            task,
-            optimizer,
-            schedule,
-            seed=config.seed,
-            accumulate_steps=config.optim.accumulate_steps,
-            ema_decay=config.optim.ema_decay,
-        )
-        state, metrics = update(state, batch)
+        state, metrics = alone(setting)[0](state, batch)
         return state, {name: metrics[name] for name in ("loss", "finite")}
 
     members = jax.vmap(one, in_axes=(_AXES, _EACH, _SHARED), out_axes=(_AXES, _EACH))
 
-    def update(
-        population: Population, batch: step.Batch
-    ) -> tuple[Population, dict[str, jax.Array]]:
+    def update(population: Population, batch: step.Batch) -> Any:
         state, metrics = members(population.state, population.setting, batch)
         return Population(state, population.setting), metrics
 
-    return update
+    def begin(settings: Sequence[Setting], variables: dict[str, Any]) -> Population:
+        columns = zip(*settings, strict=True)
+        stacked = Setting(*(jnp.asarray(column, jnp.float32) for column in columns))
+        ema = config.optim.ema_decay > 0
+
+        def first(setting: Setting) -> TrainState:
+            return create_state(variables, alone(setting)[1], ema=ema)
+
+        return Population(jax.vmap(first, out_axes=_AXES)(stacked), stacked)
+
+    return update, begin
 
 
 def make_eval_step(
@@ -261,8 +248,10 @@ def train(
         InputError: schedule or optimiser cannot be built.
     """
     lengths = durations(config, feed.per_epoch)
-    build = _optimiser(config, lengths, feed.per_epoch)
-    update = mapped.map(make_train_step(task, config, build), sharded=(False, False), donate=True)
+    train_step, begin = population_step(
+        task, config, total_steps=lengths.total, steps_per_epoch=feed.per_epoch
+    )
+    update = mapped.map(train_step, sharded=(False, False), donate=True)
     score = mapped.map(make_eval_step(task), sharded=(False, True), donate=False)
     variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
 
@@ -272,7 +261,7 @@ def train(
 
     keeper = _MembersKeeper(len(settings), config.train.best, say, advance)
     population, _, interrupted = repeat(
-        mapped.replicate(create(settings, variables, build, ema=config.optim.ema_decay > 0)),
+        mapped.replicate(begin(settings, variables)),
         start=0,
         lengths=lengths,
         update=lambda population, batch: update(population, mapped.put(batch)),
@@ -370,7 +359,7 @@ def run(
             raise InputError(f"{name}={value} must be at least 1; give --{name}=N")
     if parallel.process_count() > 1:
         raise InputError("a search runs in one process; start it without --num_processes or srun")
-    schema.check(config)
+    tasks.check(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     # Errors that need no data are raised before the folder is touched.
     _draw(config, sweep, 0, trials, None, mapped)
@@ -474,7 +463,7 @@ def trial_config(config: ConfigDict, overrides: Mapping[str, Any], sweep: str) -
         changed.update_from_flattened_dict(overrides)
     except (TypeError, ValueError) as error:
         raise InputError(f"{sweep}: {dict(overrides)}: {error}") from error
-    schema.check(changed)
+    tasks.check(changed)
     if "optim.momentum" in overrides and changed.optim.name != "sgd":
         raise InputError(
             f"{sweep}: optim.name={changed.optim.name!r} has no optim.momentum to search over; use "

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spinejax import losses, models, schema
+from spinejax import losses, models, schema, tasks
 from spinejax.augment import augment
 from spinejax.configs import (
     cascade,
@@ -27,7 +27,6 @@ from spinejax.configs import (
 from spinejax.data import preprocess
 from spinejax.data.patch_feed import PatchFeed
 from spinejax.tasks import build_task
-from spinejax.train import pipeline
 from spinejax.train.run_folder import read_config
 from spinejax.volume import Volume
 
@@ -90,7 +89,7 @@ def test_blocks_passed_whole_have_the_fields_of_their_functions():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_each_experiment_can_be_built(name, argument):
     config = EXPERIMENTS[name].get_config(argument)
-    pipeline.check(config)
+    tasks.check(config)
     if config.task != schema.CUBES:
         assert build_task(config).least_side <= min(config.data.size)
     assert "vertebrae" not in config or config.vertebrae.task == schema.CUBES

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spinejax import schema
 from spinejax.data import normalise
 from spinejax.errors import InputError
 
@@ -32,7 +33,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("mode", normalise.MODES)
+@pytest.mark.parametrize("mode", schema.choices("data.normalise"))
 def test_each_mode_is_its_formula_per_scan(mode, images):
     result = normalise.normalise(images, mode, CLAMP, stats_of(images))
     assert result.dtype == np.float32 and result.shape == images.shape
@@ -40,7 +41,7 @@ def test_each_mode_is_its_formula_per_scan(mode, images):
         np.testing.assert_allclose(got, EXPECTED[mode](image.astype(float)), rtol=1e-5, atol=2e-4)
 
 
-@pytest.mark.parametrize("mode", normalise.MODES)
+@pytest.mark.parametrize("mode", schema.choices("data.normalise"))
 def test_jit_agrees_with_numpy(mode, images):
     stats = stats_of(images)
     expected = normalise.network_input(images, mode, CLAMP, stats)
@@ -49,14 +50,14 @@ def test_jit_agrees_with_numpy(mode, images):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", normalise.MODES)
+@pytest.mark.parametrize("mode", schema.choices("data.normalise"))
 def test_network_inputs_are_of_order_one(mode, images):
     """One learning rate serves every mode only if no mode's inputs are a thousand times larger."""
     values = normalise.network_input(images, mode, CLAMP, stats_of(images))
     assert 0.1 < np.abs(values).max() < 10
 
 
-@pytest.mark.parametrize("mode", normalise.MODES)
+@pytest.mark.parametrize("mode", schema.choices("data.normalise"))
 def test_one_scan_with_its_own_statistics_broadcasts(mode, images):
     together = normalise.normalise(images, mode, CLAMP, normalise.scan_stats(images))
     assert together.shape == images.shape
@@ -84,14 +85,14 @@ def test_the_window_of_paper_b_is_divided_by_its_upper_bound():
 
 
 def test_modes_that_need_no_statistics_ignore_them(images):
-    for mode in set(normalise.MODES) - set(normalise.NEED_STATS):
+    for mode in set(schema.choices("data.normalise")) - set(normalise.NEED_STATS):
         a, b = (normalise.normalise(images, mode, CLAMP, np.full(4, v)) for v in (1.0, np.nan))
         np.testing.assert_array_equal(a, b)
 
 
-def test_unknown_mode_lists_the_choices():
+def test_unknown_mode_lists_the_choices(images):
     with pytest.raises(InputError, match="'zscor'.*minmax_to_hu.*did you mean 'zscore'"):
-        normalise.check_mode("zscor")
+        normalise.normalise(images, "zscor", CLAMP, stats_of(images))
 
 
 def test_scan_statistics_do_not_depend_on_the_cut():

@@ -7,7 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from spinejax.data import patches
+from spinejax import schema
 from spinejax.data.patch_feed import PatchFeed
 from spinejax.errors import InputError
 from tests.support.patch_scans import SIZE, STRIDE, make_case, make_cases
@@ -100,7 +100,7 @@ def test_batches_have_the_promised_shapes_and_types(split):
     assert (batch["weight"] == 1).all()
 
 
-@pytest.mark.parametrize("rus", patches.RUS_KINDS)
+@pytest.mark.parametrize("rus", schema.choices("data.patches.rus"))
 @pytest.mark.parametrize("threads", [0, 3])
 def test_resuming_at_any_step_gives_the_same_batches(split, rus, threads):
     feed = make_feed(split, rus=rus, batch_size=60)
@@ -163,7 +163,7 @@ def test_validation_has_every_patch_of_its_scans_once(split, batch_size):
     assert list(map(len, (feed.train_cases, feed.val_cases))) == [2, 2]
 
 
-@pytest.mark.parametrize("rus", patches.RUS_KINDS)
+@pytest.mark.parametrize("rus", schema.choices("data.patches.rus"))
 def test_splitting_patches_shares_the_pool_without_overlap(split, rus):
     feed = make_feed(split, split_unit="patch", rus=rus, batch_size=1)
     pool = [*split["train"], *split["val"]]
@@ -203,7 +203,7 @@ def test_counts_are_those_of_the_batches(split):
     assert all(type(n) is int for pair in list(counts.values())[:3] for n in pair.values())
 
 
-@pytest.mark.parametrize("rus", patches.RUS_KINDS)
+@pytest.mark.parametrize("rus", schema.choices("data.patches.rus"))
 def test_balanced_patches_are_a_sample_of_the_first_epoch(split, rus):
     feed = make_feed(split, rus=rus)
     total = feed.counts()["balanced_total"]

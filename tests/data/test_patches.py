@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spinejax import schema
 from spinejax.data import patches
 from spinejax.data.cache import CachedCase
 from spinejax.errors import InputError
@@ -46,7 +47,7 @@ def by_loops(case, size, stride, rule):
     return found
 
 
-@pytest.mark.parametrize("rule", patches.LABEL_RULES)
+@pytest.mark.parametrize("rule", schema.choices("data.patches.label_rule"))
 @pytest.mark.parametrize(("size", "stride"), [(8, 3), (7, 7), (26, 1), (5, 40)])
 def test_index_is_what_loops_over_pixels_find(cases, rule, size, stride):
     index = index_of(cases, size=size, stride=stride, label_rule=rule)
@@ -183,7 +184,7 @@ def test_epochs_redraw_the_background_or_keep_it(cases):
     assert np.var(first) == pytest.approx(variance, rel=0.6)
 
 
-@pytest.mark.parametrize("rus", patches.RUS_KINDS)
+@pytest.mark.parametrize("rus", schema.choices("data.patches.rus"))
 def test_orders_hang_on_seed_and_epoch_alone(cases, rus):
     index = index_of(cases)
     straight = training(index, rus=rus)
@@ -211,7 +212,7 @@ def test_only_orders_in_reach_are_kept(cases):
     assert sum(map(len, chosen._orders.values())) <= 2 * len(chosen) + 4096
 
 
-@pytest.mark.parametrize("rus", patches.RUS_KINDS)
+@pytest.mark.parametrize("rus", schema.choices("data.patches.rus"))
 @pytest.mark.parametrize("share", [0.2, 0.7])
 def test_held_out_patches_are_never_trained_on(cases, rus, share):
     index = index_of(cases)
@@ -273,8 +274,8 @@ def test_a_case_without_foreground_is_named(tmp_path, caplog):
     ("options", "named"),
     [
         ({"size": 27}, r"data.patches.size 27 is larger.*case case0 \(30 x 26 pixels\)"),
-        ({"size": 0}, "data.patches.size 0 must"),
-        ({"stride": 0}, "data.patches.stride 0 must"),
+        ({"size": 0}, "data.patches.size=0 must"),
+        ({"stride": 0}, "data.patches.stride=0 must"),
         ({"label_rule": "center"}, "data.patches.label_rule.*did you mean 'centre'"),
     ],
 )
@@ -287,9 +288,9 @@ def test_unusable_grids_are_named(cases, options, named):
     ("options", "named"),
     [
         ({"rus": "twice"}, "data.patches.rus = 'twice'"),
-        ({"ratio": 0.0}, "data.patches.rus_ratio 0.0"),
-        ({"ratio": float("nan")}, "data.patches.rus_ratio nan"),
-        ({"ratio": float("inf")}, "data.patches.rus_ratio inf"),
+        ({"ratio": 0.0}, "data.patches.rus_ratio=0.0"),
+        ({"ratio": float("nan")}, "data.patches.rus_ratio=nan"),
+        ({"ratio": float("inf")}, "data.patches.rus_ratio=inf"),
         ({"seed": -1}, "seed -1"),
         ({"held_out_share": 1.0}, "data.val_fraction 1.0"),
         ({"held_out_share": 0.9999}, "data.val_fraction 0.9999 .*one class"),
@@ -316,7 +317,7 @@ def test_more_patches_than_can_be_numbered_are_refused(tmp_path):
 )
 def test_patches_of_one_class_are_refused(tmp_path, value, named):
     case = make_case(tmp_path, "case", np.full((2, 20, 20), value, np.uint8))
-    for rus in patches.RUS_KINDS:
+    for rus in schema.choices("data.patches.rus"):
         with pytest.raises(InputError, match=named) as error:
             training(index_of([case]), rus=rus)
         assert "\n" not in str(error.value)

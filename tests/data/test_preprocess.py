@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from spinejax import geometry
+from spinejax import geometry, schema
 from spinejax.data.preprocess import (
-    INTENSITIES,
-    SAMPLING_MODES,
     SlicePreprocess,
     preprocess_slabs,
     restore_slices,
@@ -185,8 +183,8 @@ def test_planes_cut_the_canonical_axes_whatever_the_file_order(plane):
     slab=st.integers(1, 16),
     plane=st.sampled_from(sorted(PLANES)),
     dtype=st.sampled_from([np.int16, np.float32]),
-    mode=st.sampled_from(SAMPLING_MODES),
-    intensity=st.sampled_from(INTENSITIES),
+    mode=st.sampled_from(schema.choices("data.preprocess.mode")),
+    intensity=st.sampled_from(schema.choices("data.preprocess.intensity")),
     clamp=st.sampled_from([(-1000, 800), (100, 1500), (-900, -200)]),
 )
 def test_slab_size_changes_no_number(shape, spacing, slab, plane, dtype, mode, intensity, clamp):
@@ -204,7 +202,7 @@ def test_slab_size_changes_no_number(shape, spacing, slab, plane, dtype, mode, i
     assert low <= how.fill_hu <= high
 
 
-@pytest.mark.parametrize("intensity", INTENSITIES)
+@pytest.mark.parametrize("intensity", schema.choices("data.preprocess.intensity"))
 def test_memory_is_bounded_by_the_slab(intensity):
     volume = volume_of(np.zeros((160, 200, 220), np.int16), orientation="RAS")
     how = SlicePreprocess(intensity=intensity)
@@ -288,7 +286,7 @@ def test_labels_of_another_shape_are_refused():
         ({"mode": "nativ"}, "did you mean 'native'"),
         ({"smoothing_sigma_px": -0.1}, "smoothing_sigma_px"),
         ({"smoothing_sigma_px": float("nan")}, "smoothing_sigma_px"),
-        ({"smoothing_kernel_px": 4}, "smoothing_kernel_px 4 must be an odd number"),
+        ({"smoothing_kernel_px": 4}, "smoothing_kernel_px=4 must be an odd whole number"),
         ({"smoothing_kernel_px": 0}, "smoothing_kernel_px"),
         ({"smoothing_kernel_px": 3.5}, "smoothing_kernel_px"),
     ],

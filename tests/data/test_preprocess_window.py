@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal
 
+from spinejax import schema
 from spinejax.data.preprocess import (
-    INTENSITIES,
-    SAMPLING_MODES,
     SlicePreprocess,
     preprocess_slabs,
     restore_slices,
@@ -77,7 +76,7 @@ def test_window_then_gaussian_within_each_slice(plane, sigma, kernel):
             assert np.abs(image - filtered).max() <= 0.501
 
 
-@pytest.mark.parametrize("mode", SAMPLING_MODES)
+@pytest.mark.parametrize("mode", schema.choices("data.preprocess.mode"))
 def test_window_keeps_its_bounds_and_drops_the_rest(mode):
     values = np.array([[-1024, -1, 0, 99, 99.9, 100, 101, 1500, 1500.1, 1501, 3071]], np.float32)
     how = SlicePreprocess(**WINDOW | {"mode": mode, "size": (1, 11)}, smoothing_sigma_px=0.0)
@@ -85,7 +84,7 @@ def test_window_keeps_its_bounds_and_drops_the_rest(mode):
     assert got.tolist() == [[[0, 0, 0, 0, 0, 100, 101, 1500, 0, 0, 0]]]
 
 
-@pytest.mark.parametrize("mode", SAMPLING_MODES)
+@pytest.mark.parametrize("mode", schema.choices("data.preprocess.mode"))
 @pytest.mark.parametrize("value", [-1024, 40, 3071])
 def test_nothing_inside_the_window_leaves_exact_zeros(mode, value):
     scan = np.full((12, 10, 4), value, np.int16)
@@ -104,7 +103,7 @@ def test_window_and_smoothing_come_before_resampling():
     assert np.abs(got - np.moveaxis(expected, 2, 0)).max() <= 0.51
 
 
-@pytest.mark.parametrize("intensity", INTENSITIES)
+@pytest.mark.parametrize("intensity", schema.choices("data.preprocess.intensity"))
 @pytest.mark.parametrize("plane", PLANES)
 def test_native_keeps_the_grid_of_the_scan(plane, intensity):
     scan = noise((13, 9, 17))

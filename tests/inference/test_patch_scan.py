@@ -11,7 +11,7 @@ from spinejax import schema
 from spinejax.data import preprocess
 from spinejax.errors import InputError
 from spinejax.inference import patch_scan
-from spinejax.io import nifti
+from spinejax.io import scanfile
 from spinejax.models.opconvnet import OPConvNet
 
 NO_STATS = np.zeros(4, np.float32)
@@ -341,7 +341,7 @@ def test_probability_of_one_or_two_logits():
 
 
 def test_every_label_of_a_real_slice_with_the_network_of_table_1(real_data):
-    volume = nifti.read_volume(
+    volume = scanfile.read_volume(
         real_data / "verse" / "rawdata" / "sub-verse014" / "sub-verse014_ct.nii.gz"
     )
     how = preprocess.SlicePreprocess(

@@ -42,7 +42,7 @@ def test_warmup_rises_linearly_and_then_starts_the_schedule():
 
 
 def test_warmup_as_long_as_the_run_is_refused():
-    with pytest.raises(InputError, match="optim.warmup_steps=9 leaves nothing"):
+    with pytest.raises(InputError, match="optim.warmup_steps=9 leaves no step"):
         values("cosine", 9, warmup_steps=9)
 
 

@@ -84,7 +84,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do():
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="1000 devices were asked for"):
         parallel.make_parallel("pmap", 1000)
-    with pytest.raises(ValueError, match="must be one of"):
+    with pytest.raises(ValueError, match="choose one of"):
         parallel.Parallel("vmap", ())
 
 
@@ -95,3 +95,8 @@ def test_an_evaluation_uses_as_many_devices_as_divide_the_batches(monkeypatch, d
     mapped = parallel.make_parallel_dividing("pmap", 16)
     assert mapped.count == used
     mapped.check_batch(16)
+
+
+def test_one_process_is_its_own_first():
+    assert (parallel.process_index(), parallel.process_count()) == (0, 1)
+    assert not parallel.reached_preemption(0)
