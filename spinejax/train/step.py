@@ -54,10 +54,13 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def from_config(
-    config: ConfigDict, task: Task, *, total_steps: int, steps_per_epoch: int
+    config: ConfigDict, task: Task, *, total_steps: int, steps_per_epoch: int, **changes: Any
 ) -> tuple[Callable[[TrainState, Batch], Any], optax.GradientTransformation]:
-    """Return the training step of a config (`make_train_step`) and its optimiser."""
-    fields = config.optim
+    """Return the training step of a config (`make_train_step`) and its optimiser.
+
+    `changes` replaces fields of the block `optim`; see `optim.build` for those that may be traced.
+    """
+    fields: dict[str, Any] = {**config.optim, **changes}
     schedule, optimizer = optim.build(
         fields, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
@@ -66,8 +69,8 @@ def from_config(
         optimizer,
         schedule,
         seed=config.seed,
-        accumulate_steps=fields.accumulate_steps,
-        ema_decay=fields.ema_decay,
+        accumulate_steps=fields["accumulate_steps"],
+        ema_decay=fields["ema_decay"],
     )
     return update, optimizer
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from spinejax.configs import opconvnet
 from spinejax.tasks import build_task
-from spinejax.train import optim, parallel, search, step
+from spinejax.train import parallel, search, step
 from spinejax.train.search import Setting
 from spinejax.train.state import create_state
 
@@ -50,11 +50,7 @@ def ways(config, settings, batch):
     task = build_task(config, axis_name=parallel.AXIS)
     variables = parallel.host_copy(jax.jit(task.init)(jax.random.key(0)))
 
-    def build(setting):
-        return optim.build({**config.optim, **setting._asdict()}, **STEPS)
-
-    schedule, optimizer = build(settings[0])
-    update = step.make_train_step(task, optimizer, schedule, seed=0)
+    update, optimizer = step.from_config(config, task, **STEPS, **settings[0]._asdict())
     single = mapped.map(update, sharded=(False, False), donate=True)
     states = [mapped.replicate(create_state(variables, optimizer, ema=False)) for _ in settings]
 
@@ -63,10 +59,9 @@ def ways(config, settings, batch):
             states[k], metrics = single(states[k], mapped.put(batch))
             float(metrics["loss"])
 
-    several = mapped.map(
-        search.make_train_step(task, config, build), sharded=(False, False), donate=True
-    )
-    members = [mapped.replicate(search.create(settings, variables, build, ema=False))]
+    train_step, begin = search.population_step(task, config, **STEPS)
+    several = mapped.map(train_step, sharded=(False, False), donate=True)
+    members = [mapped.replicate(begin(settings, variables))]
 
     def at_once():
         members[0], metrics = several(members[0], mapped.put(batch))

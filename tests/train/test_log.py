@@ -1,5 +1,6 @@
-"""What a run tells while it goes."""
+"""The log of a run: the bar, metrics.jsonl and its rewinding."""
 
+import json
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -36,3 +37,12 @@ def test_only_records_are_read_from_a_damaged_log(tmp_path):
         )
     )
     assert log.read_metrics(tmp_path) == [{"step": 1, "kind": "train", "loss": 0.5}]
+
+
+def test_metrics_are_rewound_to_the_step_and_its_evaluation(tmp_path):
+    lines = [(1, "train"), (2, "train"), (2, "val"), (3, "train")]
+    text = "".join(json.dumps({"step": s, "kind": k}) + "\n" for s, k in lines)
+    for evaluated, kept in ((True, lines[:3]), (False, lines[:2])):
+        (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "ki')
+        log.rewind(tmp_path, 2, evaluated=evaluated)
+        assert [(x["step"], x["kind"]) for x in log.read_metrics(tmp_path)] == kept

@@ -14,7 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from spinejax.errors import InputError
 from spinejax.metrics import classification
-from spinejax.train import checkpoint, log, loop, parallel, run_cases, run_folder, signals
+from spinejax.train import checkpoint, log, loop, run_cases, run_folder, signals
 from tests.support.tiny_run import tiny_config, write_scans
 
 
@@ -274,15 +274,6 @@ def test_durations_convert_epochs_once(scans):
     assert [s for s in range(8) if lengths.saves(s)] == [2, 3, 4, 6, 7]
 
 
-def test_metrics_are_rewound_to_the_step_and_its_evaluation(tmp_path):
-    lines = [(1, "train"), (2, "train"), (2, "val"), (3, "train")]
-    text = "".join(json.dumps({"step": s, "kind": k}) + "\n" for s, k in lines)
-    for evaluated, kept in ((True, lines[:3]), (False, lines[:2])):
-        (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "ki')
-        log.rewind(tmp_path, 2, evaluated=evaluated)
-        assert [(x["step"], x["kind"]) for x in log.read_metrics(tmp_path)] == kept
-
-
 def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
     """Against predictions of whole slices made outside the loop."""
     workdir, result = finished
@@ -293,67 +284,8 @@ def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
     variables = {"params": result.state.ema, "batch_stats": result.state.batch_stats}
     predict = task.stack_predictor(variables)
     scores = []
-    for case in run_cases.prepare(config, workdir, progress=False)["val"]:
+    for case in run_cases.prepare(config, workdir)["val"]:
         found = predict(case.image, case.stats, lambda slices: None) > 0.5
         scores.append(classification.f_score(classification.count(found, case.label)))
     last = [x["dice"] for x in numbers(workdir) if x["kind"] == "val"][-1]
     assert last == pytest.approx(np.mean(scores), abs=1e-4)
-
-
-def test_phantoms_are_written_once(tmp_path, monkeypatch):
-    from spinejax.phantom import dataset
-
-    calls = []
-    monkeypatch.setattr(
-        dataset, "write_dataset", lambda root, *args, **options: calls.append((args, options))
-    )
-    config = tiny_config("", **{"data.source": "phantom", "data.phantom.cases": 5})
-    for _ in range(2):
-        assert run_cases.dataset_root(config, tmp_path) == tmp_path / "phantoms"
-    assert [args for args, _ in calls] == [(5, 0)]
-    assert calls[0][1]["max_spacing_mm"] == 3.0 and calls[0][1]["max_extent_mm"] == 400.0
-
-
-def test_scans_without_a_mask_are_left_out_and_said(tmp_path, caplog):
-    write_scans(tmp_path, cases=5)
-    (tmp_path / "labels" / "case3.nii.gz").unlink()
-    split = run_cases.find(tiny_config(tmp_path), tmp_path / "run")
-    assert sum(map(len, split.values())) == 4
-    assert "left out: 1 of 5 scans lack CT or mask (first: case3)" in caplog.text
-
-
-def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
-    from spinejax.phantom import dataset
-
-    def touch(root, cases, *args, **options):
-        for index in range(cases):
-            for path in dataset.case_paths(root, index):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
-
-    monkeypatch.setattr(dataset, "write_dataset", touch)
-    for count in (8, 5):
-        changes = {"data.source": "phantom", "data.phantom.cases": count}
-        split = run_cases.find(tiny_config("", **changes), tmp_path)
-        assert sum(map(len, split.values())) == count
-
-
-def test_one_process_is_its_own_first():
-    assert (parallel.process_index(), parallel.process_count()) == (0, 1)
-    assert not parallel.reached_preemption(0)
-
-
-def test_a_failed_start_leaves_no_folder_behind(scans, tmp_path):
-    workdir = tmp_path / "runs" / "new"
-    with pytest.raises(InputError, match="no such folder"):
-        loop.train(tiny_config("/nowhere"), workdir)
-    with pytest.raises(InputError, match="cannot fill 9 folds"):
-        loop.train(tiny_config(scans, **{"data.split": "kfold", "data.folds": 9}), workdir)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_start_leaves_a_folder_that_was_there_as_it_was(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="no such folder"):
-        loop.train(tiny_config("/nowhere"), tmp_path)
-    assert (tmp_path / "config.json").read_text() == "{}"

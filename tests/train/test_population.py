@@ -33,12 +33,15 @@ def scans(tmp_path_factory):
 
 def patch_config(root, **changes):
     """OP-convNet with dropout, narrow, on 16 x 16 patches; 7 steps."""
-    config = tiny_config(root)
-    opconvnet.recipe(config)
-    with config.unlocked():
-        config.model = opconvnet.model()
+    config = opconvnet.get_config()
     config.update_from_flattened_dict(
         {
+            "data.root": str(root),
+            "data.split": "ratio",
+            "data.threads": 1,
+            "data.prefetch": 2,
+            "optim.ema_decay": 0.5,
+            "train.checkpoint_every_steps": 3,
             "model.widths": (4, 6, 8),
             "model.strides": (1, 1, 1),
             "model.pools": (2, 2, 2),

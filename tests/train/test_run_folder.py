@@ -1,0 +1,60 @@
+"""The folder of a run: what a failed start leaves, its lock, its record."""
+
+import json
+
+import pytest
+
+from spinejax.errors import InputError
+from spinejax.train import loop, run_folder
+from tests.support.tiny_run import tiny_config, write_scans
+
+
+def test_a_failed_start_leaves_no_folder_behind(tmp_path):
+    scans = write_scans(tmp_path / "scans")
+    workdir = tmp_path / "runs" / "new"
+    with pytest.raises(InputError, match="no such folder"):
+        loop.train(tiny_config("/nowhere"), workdir)
+    with pytest.raises(InputError, match="cannot fill 9 folds"):
+        loop.train(tiny_config(scans, **{"data.split": "kfold", "data.folds": 9}), workdir)
+    assert list(tmp_path.iterdir()) == [scans]
+
+
+def test_a_failed_start_leaves_a_folder_that_was_there_as_it_was(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="no such folder"):
+        loop.train(tiny_config("/nowhere"), tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("result", ["cache/a/meta.json", "search.jsonl", "phantoms/images"])
+def test_a_failed_start_that_left_results_keeps_its_folder(tmp_path, result):
+    workdir = tmp_path / "new"
+    with pytest.raises(ValueError, match="later"), run_folder.alone(workdir):
+        (workdir / result).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / result).write_text("")
+        raise ValueError("later")
+    assert (workdir / result).exists()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with run_folder.alone(tmp_path / "run"):
+        with (
+            pytest.raises(InputError, match="another `spinejax train` is at work"),
+            run_folder.alone(tmp_path / "run"),
+        ):
+            pass
+    assert (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"pixels_mm": [0, 1]}', '{"pixels_mm": "ab"}'])
+def test_what_is_not_recorded_is_unknown(tmp_path, record):
+    (tmp_path / "run.json").write_text(record)
+    assert run_folder.recorded_pixels_mm(tmp_path) is None
+    assert run_folder.recorded_cases(tmp_path) == {"train": [], "val": [], "test": []}
+
+
+def test_what_is_recorded_is_read(tmp_path):
+    cases = {"train": ["a"], "val": [], "test": ["b"]}
+    (tmp_path / "run.json").write_text(json.dumps({"pixels_mm": [0.5, 1], "cases": cases}))
+    assert run_folder.recorded_pixels_mm(tmp_path) == (0.5, 1.0)
+    assert run_folder.recorded_cases(tmp_path) == cases
