@@ -3,7 +3,7 @@
     spinejax summarize --config=configs/mrunet.py
 
 1,227,307 parameters. Published on VerSe'20 and '19 (Table 8): Dice 93.89 and 95.19 %. The paper
-does not say what it averages. Table 11 prints 1,245,155 parameters, of a network without a name.
+does not say what it averages. Table 11 prints 1,245,155 parameters and does not name the network.
 
 Arguments: `table=8` (default), 4, 6 or 7: what the paper had added by that table. 4: normalisation
 only, 6: augmentation, 7: residual blocks, 8: dropout. The rows of a table are

@@ -15,5 +15,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
     args = common.parse_arg(arg, debug=False)
     both = cascade.get_config("phantom,debug" if args.debug else "phantom")
-    # What it shares with the first network are references there.
+    # There, the fields that it shares with the first network are references.
     return both.copy_and_resolve_references().vertebrae

@@ -220,7 +220,7 @@ def rotation(angles_rad: jax.Array) -> jax.Array:
 def resample_cube(
     image: jax.Array, label: jax.Array, *, matrix: jax.Array, shift: jax.Array, fill_hu: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Move what lies at offset p from the centre to `matrix` p + `shift`, both (3,) in voxels.
+    """Move the content at offset p from the centre to `matrix` p + `shift` (offsets in voxels).
 
     Linear for `image` (x, y, z), to the nearest voxel for `label` (x, y, z).
     """

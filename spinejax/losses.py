@@ -12,7 +12,7 @@ All but `offset_error` share the signature
   global batch.
 
 Gradients under `axis_name`. Let S = sum_i s_i be the sums over devices i and L = f(S). JAX's psum
-is its own transpose, so differentiating on device i the value that every device returns gives
+is its own transpose, so the derivative on device i of the value that every device returns is
 d(sum_j L_j)/d(theta_i) = n f'(S) ds_i/d(theta). The mean over the n devices, sum_i f'(S)
 ds_i/d(theta), is dL/d(theta): the gradient of the global batch, exactly, from the usual `pmean`.
 """

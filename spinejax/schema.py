@@ -85,7 +85,7 @@ class Whole:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One of some words. A dictionary of what the words stand for may grow after this is made."""
+    """One of some words. `words` may be a dictionary that grows later."""
 
     words: Collection[str]
 
@@ -176,7 +176,7 @@ class Field:
         tasks: which have the field. A path has several entries where tasks differ.
         free: whether the field may change between two starts of a run, because no parameter
             depends on it.
-        before: what runs did that lack the field, where that is not the default.
+        before: the value that runs without the field had, where that is not the default.
     """
 
     path: str
@@ -190,7 +190,7 @@ class Field:
 
     @property
     def missing(self) -> Any:
-        """What a run did whose config lacks the field."""
+        """The value that a run without the field had."""
         return self.default if self.before is _SAME else self.before
 
     def check(self, value: Any, path: str = "") -> None:
@@ -215,16 +215,16 @@ def _rates() -> Iterator[Field]:
     for name, default, allowed, meaning in (
         ("t13", 0.025, share, "a 13th thoracic vertebra"),
         ("l6", 0.19, share, "a sixth lumbar vertebra"),
-        ("no_t12", 0.036, share, "no 12th thoracic vertebra"),
-        ("no_l5", 0.025, share, "no fifth lumbar vertebra"),
+        ("no_t12", 0.036, share, "a missing 12th thoracic vertebra"),
+        ("no_l5", 0.025, share, "a missing fifth lumbar vertebra"),
         ("cervical_ribs", 0.01, share, "ribs at C7"),
         ("sacralised", 0.08, share, "a last lumbar vertebra that is fused with the sacrum"),
         ("fractures", 1.0, Number(0, 1000), ""),
         ("scoliosis", 0.12, share, "scoliosis"),
     ):
-        says = f"Share of phantoms with {meaning}. The default is VerSe'20's."
+        says = f"Probability of {meaning}; the default is VerSe'20's."
         if not meaning:
-            says = "Number of fractured vertebrae, relative to VerSe'20."
+            says = "Number of fractured vertebrae, as a multiple of VerSe'20's."
         yield Field(f"data.phantom.rates.{name}", default, allowed, says)
 
 
@@ -236,304 +236,360 @@ FIELDS: tuple[Field, ...] = (
     Field("name", "", Text(), "Name of the experiment, for reports."),
     Field("seed", 0, Whole(), "Seed of the split, the first weights and the order of samples."),
     Field(
-        "task", SLICES, Choice(TASKS), "What is learnt: the spine in slices, whether a patch shows "
-        "a vertebra, or the name of every voxel's vertebra in cubes.",
+        "task", SLICES, Choice(TASKS),
+        meaning="What the network learns: to segment the spine in slices, to classify patches, or "
+        "to name the vertebra of every voxel in cubes.",
     ),
     # Where scans come from.
     Field(
-        "data.source", "verse", Choice(("verse", "phantom", STREAM)), "'verse': the folder "
-        "data.root. 'phantom': synthetic scans, written into the workdir first. 'phantom_stream': "
-        "training draws every sample anew on the device.",
+        "data.source", "verse", Choice(("verse", "phantom", STREAM)),
+        meaning="'verse': the folder data.root. 'phantom': synthetic scans, written into the "
+        "workdir first. 'phantom_stream': training draws every sample anew on the device.",
     ),
     Field(
-        "data.root", "", Text(), "Folder of the scans: VerSe in any layout, or the folders images/ "
-        "and labels/.", free=True,
+        "data.root", "", Text(), free=True,
+        meaning="Folder of the scans: VerSe in any layout, or the folders images/ and labels/.",
     ),
     Field(
-        "data.labels", "verse", Choice(("verse", "binary")), "Numbers in the masks: VerSe's ids, "
-        "or any number above 0 for a vertebra.", tasks=_MASKS,
+        "data.labels", "verse", Choice(("verse", "binary")), tasks=_MASKS,
+        meaning="Numbers in the masks: VerSe's ids, or any number above 0 for a vertebra.",
     ),
     Field(
-        "data.labels", "verse", Choice(("verse",)), "Numbers in the masks: VerSe's ids, from which "
-        "the network learns the names.", tasks=(CUBES,),
+        "data.labels", "verse", Choice(("verse",)), tasks=(CUBES,),
+        meaning="Numbers in the masks: VerSe's ids, from which the network learns the names.",
     ),
     Field(
-        "data.edition", "", Choice(("", "verse19", "verse20")), "Edition of VerSe whose scans are "
-        "used; '': all. The editions share 105 scans.",
+        "data.edition", "", Choice(("", "verse19", "verse20")),
+        meaning="Edition of VerSe whose scans are used; '': all. The editions share 105 scans.",
     ),
     Field(
-        "data.exclude_gl", False, Flag(), "Leave out the scans sub-gl*, whose licence is stricter."
+        "data.exclude_gl", False, Flag(),
+        meaning="Leave out the scans sub-gl*, whose licence is stricter.",
     ),
     Field(
-        "data.split", "auto", Choice(("auto", "official", "ratio", "kfold")), "How scans are "
-        "split, always by patient. 'auto': the official split where the folders name it, else by "
-        "ratio.",
+        "data.split", "auto", Choice(("auto", "official", "ratio", "kfold")),
+        meaning="How patients are split into training, validation and test set. 'auto': 'official' "
+        "where the folders name the official split, else 'ratio'.",
     ),
     Field(
-        "data.test_fraction", 0.2, Number(0, 1, above=True, below=True), "Share of the patients "
-        "that test; of the ratio split.",
+        "data.test_fraction", 0.2, Number(0, 1, above=True, below=True),
+        meaning="Share of the patients in the test set, for the split 'ratio'.",
     ),
     Field(
-        "data.val_fraction", 0.1, Number(0, 1, above=True, below=True), "Share of the patients "
-        "that validate, of those that do not test.",
+        "data.val_fraction", 0.1, Number(0, 1, above=True, below=True),
+        meaning="Share of the remaining patients in the validation set.",
     ),
-    Field("data.folds", 5, Whole(2), "Number of folds of the split 'kfold'."),
-    Field("data.fold", 0, Whole(), "Fold that tests, from 0; of the split 'kfold'."),
+    Field("data.folds", 5, Whole(2), "Number of folds, for the split 'kfold'."),
     Field(
-        "data.cache_dir", "", Text(), "Folder of preprocessed scans, which runs may share; '': the "
-        "folder cache in the workdir.", free=True,
+        "data.fold", 0, Whole(),
+        meaning="Number of the fold that is the test set, for the split 'kfold'.",
+    ),
+    Field(
+        "data.cache_dir", "", Text(), free=True,
+        meaning="Folder of preprocessed scans, which runs may share; '': the folder cache in the "
+        "workdir.",
     ),
     # Preprocessing.
     Field(
-        "data.plane", "sagittal", Choice(("sagittal", "coronal", "axial")), "Plane of the slices.",
+        "data.plane", "sagittal", Choice(("sagittal", "coronal", "axial")), tasks=_MASKS,
+        meaning="Plane of the slices.",
+    ),
+    Field(
+        "data.plane", "sagittal", Choice(("sagittal",)), tasks=(CUBES,),
+        meaning="Plane of the slices in which cubes are stored.",
+    ),
+    Field(
+        "data.preprocess.intensity", "clamp", Choice(("clamp", "op_window")), tasks=_MASKS,
+        meaning="'clamp': smooth, then clamp to clamp_hu (paper A, section 4.2). 'op_window': set "
+        "to 0 what lies outside clamp_hu, then smooth each slice (paper B, section II.A).",
+    ),
+    Field(
+        "data.preprocess.intensity", "clamp", Choice(("clamp",)), tasks=(CUBES,),
+        meaning="Smooth, then clamp to clamp_hu (paper A, section 4.2).",
+    ),
+    Field(
+        "data.preprocess.smoothing_sigma_mm", 0.75, Number(0, 50, below=True), unit="mm",
+        meaning="Standard deviation of the smoothing of 'clamp'.",
+    ),
+    Field(
+        "data.preprocess.smoothing_sigma_px", 0.7, Number(0, 50, below=True), unit="pixels",
         tasks=_MASKS,
+        meaning="Standard deviation of the smoothing of 'op_window'.",
     ),
     Field(
-        "data.plane", "sagittal", Choice(("sagittal",)), "Plane of the slices in which cubes are "
-        "stored.", tasks=(CUBES,),
-    ),
-    Field(
-        "data.preprocess.intensity", "clamp", Choice(("clamp", "op_window")), "'clamp': smooth, "
-        "then clamp to clamp_hu (paper A, section 4.2). 'op_window': set to 0 what lies outside "
-        "clamp_hu, then smooth each slice (paper B, section II.A).", tasks=_MASKS,
-    ),
-    Field(
-        "data.preprocess.intensity", "clamp", Choice(("clamp",)), "Smooth, then clamp to clamp_hu "
-        "(paper A, section 4.2).", tasks=(CUBES,),
-    ),
-    Field(
-        "data.preprocess.smoothing_sigma_mm", 0.75, Number(0, 50, below=True), "Standard deviation "
-        "of the smoothing of 'clamp'.", "mm",
-    ),
-    Field(
-        "data.preprocess.smoothing_sigma_px", 0.7, Number(0, 50, below=True), "Standard deviation "
-        "of the smoothing of 'op_window'.", "pixels", _MASKS,
-    ),
-    Field(
-        "data.preprocess.smoothing_kernel_px", 3, Whole(1, 301, odd=True), "Side of the kernel of "
-        "the smoothing of 'op_window'.", "pixels", _MASKS,
+        "data.preprocess.smoothing_kernel_px", 3, Whole(1, 301, odd=True), unit="pixels",
+        tasks=_MASKS,
+        meaning="Side of the kernel of the smoothing of 'op_window'.",
     ),
     Field(
         "data.preprocess.clamp_hu", (-1000.0, 800.0),
-        Range(Number(-32768, 32767, whole=True), strict=True), "Range of intensities that is kept.",
-        "HU",
+        Range(Number(-32768, 32767, whole=True), strict=True), unit="HU",
+        meaning="Range of intensities that preprocessing keeps.",
     ),
     Field(
-        "data.preprocess.mode", "resample", Choice(("resample", "resize", "native")), "'resample': "
-        "to spacing_mm in the plane, then crops of data.size. 'resize': each whole slice to "
-        "data.size, as paper A words it. 'native': the scan's own pixels, then crops.",
-        tasks=_MASKS,
+        "data.preprocess.mode", "resample", Choice(("resample", "resize", "native")), tasks=_MASKS,
+        meaning="'resample': to spacing_mm in the plane, then crops of data.size. 'resize': each "
+        "whole slice to data.size, as paper A words it. 'native': the scan's own pixels, then "
+        "crops.",
     ),
     Field(
-        "data.preprocess.mode", "isotropic", Choice(("isotropic",)), "Resample to spacing_mm along "
-        "all three axes.", tasks=(CUBES,),
+        "data.preprocess.mode", "isotropic", Choice(("isotropic",)), tasks=(CUBES,),
+        meaning="Resample to spacing_mm along all three axes.",
     ),
     Field(
-        "data.preprocess.spacing_mm", 1.0, Number(0.05, 50), "Spacing of pixels or voxels after "
-        "resampling.", "mm",
+        "data.preprocess.spacing_mm", 1.0, Number(0.05, 50), unit="mm",
+        meaning="Spacing of pixels or voxels after resampling.",
     ),
     Field(
-        "data.size", (256, 256), Several(Whole(1), 2), "Rows and columns of a slice or crop.",
-        "pixels", _MASKS,
+        "data.size", (256, 256), Several(Whole(1), 2), unit="pixels", tasks=_MASKS,
+        meaning="Rows and columns of a slice or crop.",
     ),
     Field(
-        "data.normalise", "hu", Choice(("hu", "zscore", "unit", "sym", "minmax_to_hu")), "'hu': "
-        "preprocessed HU as they are. 'zscore': zero mean and unit variance of the scan. 'unit': "
-        "0 to 1. 'sym': -1 to 1. 'minmax_to_hu': the scan's range to -1000 to 800.",
+        "data.normalise", "hu", Choice(("hu", "zscore", "unit", "sym", "minmax_to_hu")),
+        meaning="'hu': preprocessed HU as they are. 'zscore': zero mean and unit variance of the "
+        "scan. 'unit': 0 to 1. 'sym': -1 to 1. 'minmax_to_hu': the scan's range to -1000 to 800.",
     ),
     Field(
-        "data.spine_free_fraction", 0.1, _SHARE, "Share of training slices without any vertebra.",
-        tasks=_MASKS,
+        "data.spine_free_fraction", 0.1, _SHARE, tasks=_MASKS,
+        meaning="Share of training slices without any vertebra.",
     ),
     # Patches (paper B, sections II.B and II.C).
-    Field("data.patches.size", 32, Whole(1), "Side of a patch.", "pixels", (PATCHES,)),
-    Field("data.patches.stride", 12, Whole(1), "From patch to patch.", "pixels", (PATCHES,)),
+    Field("data.patches.size", 32, Whole(1), "Side of a patch.", unit="pixels", tasks=(PATCHES,)),
     Field(
-        "data.patches.label_rule", "majority", Choice(("majority", "centre")), "Label of a patch: "
-        "that of most of its pixels, or of the pixel in its centre.", tasks=(PATCHES,),
+        "data.patches.stride", 12, Whole(1), unit="pixels", tasks=(PATCHES,),
+        meaning="Distance from patch to patch.",
     ),
     Field(
-        "data.patches.split_unit", "scan", Choice(("scan", "patch")), "What validates: 'scan': "
-        "scans of their own. 'patch': a share of all patches, as in the paper, which leaks.",
-        tasks=(PATCHES,),
+        "data.patches.label_rule", "majority", Choice(("majority", "centre")), tasks=(PATCHES,),
+        meaning="Label of a patch: the label of most of its pixels, or of its central pixel.",
     ),
     Field(
-        "data.patches.rus", "once", Choice(("once", "epoch", "none")), "Random under-sampling of "
-        "background patches: once, anew in each epoch, or none.", tasks=(PATCHES,),
+        "data.patches.split_unit", "scan", Choice(("scan", "patch")), tasks=(PATCHES,),
+        meaning="Validation set. 'scan': patches of other scans. 'patch': a share of all patches, "
+        "as in the paper; this leaks, because patches overlap.",
     ),
     Field(
-        "data.patches.rus_ratio", 1.0, Number(0, above=True), "Background patches that are kept "
-        "for each patch of vertebra.", tasks=(PATCHES,),
+        "data.patches.rus", "once", Choice(("once", "epoch", "none")), tasks=(PATCHES,),
+        meaning="Random under-sampling of background patches: once, anew in each epoch, or none.",
+    ),
+    Field(
+        "data.patches.rus_ratio", 1.0, Number(0, above=True), tasks=(PATCHES,),
+        meaning="Number of background patches for each vertebra patch.",
     ),
     # Cubes.
     Field(
-        "data.cube.size", (96, 96, 96), Several(Whole(1), 3), "Sides of a cube: left, back, up.",
-        "voxels", (CUBES,),
+        "data.cube.size", (96, 96, 96), Several(Whole(1), 3), unit="voxels", tasks=(CUBES,),
+        meaning="Sides of a cube: left, back, up.",
     ),
     Field(
-        "data.cube.spine_prior", "crop", Choice(("none", "crop", "channel")), "How the network "
-        "uses an earlier network's mask of the spine: not at all, its box only, or its box and the "
-        "mask as a second channel.", tasks=(CUBES,),
+        "data.cube.spine_prior", "crop", Choice(("none", "crop", "channel")), tasks=(CUBES,),
+        meaning="How the network uses an earlier network's mask of the spine: not at all, its box "
+        "only, or its box and the mask as a second channel.",
     ),
     Field(
-        "data.cube.prior_sacrum", 0.3, Number(0, 0.75), "Share of training masks to which the top "
-        "of the sacrum is added; of spine_prior 'channel'.", tasks=(CUBES,), before=0.0,
+        "data.cube.prior_sacrum", 0.3, Number(0, 0.75), tasks=(CUBES,), before=0.0,
+        meaning="Share of training masks with the top of the sacrum, for spine_prior 'channel'.",
     ),
     Field("data.threads", 2, Whole(), "Threads that read samples.", free=True),
     Field("data.prefetch", 4, Whole(), "Batches that are read ahead.", free=True),
     # Phantoms.
     Field(
-        "data.phantom.cases", 12, Whole(), "Phantoms that are written; of 'phantom_stream' those "
-        "that validate and test (0: none).",
+        "data.phantom.cases", 12, Whole(),
+        meaning="Number of phantoms that are written as scans; with 'phantom_stream' they validate "
+        "and test only.",
     ),
     Field("data.phantom.seed", 0, Whole(), "Seed of the phantoms that are written."),
-    Field("data.phantom.min_spacing_mm", 0.3, Number(0.1, 10), "Finest voxels.", "mm"),
-    Field("data.phantom.max_spacing_mm", 3.0, Number(0.1, 10), "Coarsest voxels.", "mm"),
+    Field("data.phantom.min_spacing_mm", 0.3, Number(0.1, 10), "Finest voxel size.", unit="mm"),
+    Field("data.phantom.max_spacing_mm", 3.0, Number(0.1, 10), "Coarsest voxel size.", unit="mm"),
     Field(
-        "data.phantom.min_extent_mm", 116.0, Number(0, 2000, above=True), "Least height of a scan.",
-        "mm",
+        "data.phantom.min_extent_mm", 116.0, Number(0, 2000, above=True), unit="mm",
+        meaning="Smallest height of a scan.",
     ),
-    Field("data.phantom.max_extent_mm", 400.0, Number(80, 2000), "Longest side of a scan.", "mm"),
+    Field(
+        "data.phantom.max_extent_mm", 400.0, Number(80, 2000), unit="mm",
+        meaning="Longest side of a scan.",
+    ),
     *_rates(),
-    Field("data.phantom.epoch_batches", 100, Whole(1), "Batches of an epoch of 'phantom_stream'."),
-    Field("data.phantom.distractors", True, Flag(), "Draw other bones, organs, vessels, implants."),
-    Field("data.phantom.acquisition", True, Flag(), "Add noise, blur, streaks, offsets."),
     Field(
-        "data.phantom.region", "any", Choice(("any", "cervical", "thoracic", "lumbar")), "Part of "
-        "the spine that scans show.",
+        "data.phantom.epoch_batches", 100, Whole(1),
+        meaning="Number of batches in an epoch of 'phantom_stream'.",
     ),
     Field(
-        "data.phantom.label_cut", False, Flag(), "Label vertebrae that the scan's edge cuts, which "
-        "VerSe leaves out.",
+        "data.phantom.distractors", True, Flag(),
+        meaning="Draw other bones, organs, vessels and implants.",
+    ),
+    Field("data.phantom.acquisition", True, Flag(), "Add noise, blur, streaks and offsets."),
+    Field(
+        "data.phantom.region", "any", Choice(("any", "cervical", "thoracic", "lumbar")),
+        meaning="Part of the spine that scans show.",
+    ),
+    Field(
+        "data.phantom.label_cut", False, Flag(),
+        meaning="Label vertebrae that the scan's edge cuts; VerSe does not.",
     ),
     # Augmentation (paper A, section 4.3.1: scaling, rotation, flips).
     Field("augment.enabled", True, Flag(), "Change training samples at random."),
     Field(
-        "augment.scale", (0.85, 1.15), Range(Number(0, above=True)), "Range of the magnification."
+        "augment.scale", (0.85, 1.15), Range(Number(0, above=True)),
+        meaning="Range of the magnification.",
     ),
-    Field("augment.rotation_deg", 15.0, Number(0, 180), "Most rotation either way.", "degrees"),
-    Field("augment.translation_px", 0.0, Number(), "Most shift along each axis.", "pixels"),
     Field(
-        "augment.flip_probability", 0.5, _SHARE, "Share of samples in which left and right are "
-        "exchanged; sagittal slices are never mirrored.",
+        "augment.rotation_deg", 15.0, Number(0, 180), unit="degrees",
+        meaning="Largest rotation, either way.",
     ),
-    Field("augment.shift_hu", 30.0, Number(), "Most that is added to all intensities.", "HU"),
-    Field("augment.gain", 0.1, _SHARE, "Most by which intensities are scaled, relative to 1."),
-    Field("augment.noise_hu", 20.0, Number(), "Most standard deviation of added noise.", "HU"),
+    Field(
+        "augment.translation_px", 0.0, Number(), unit="pixels",
+        meaning="Largest shift along each axis, either way.",
+    ),
+    Field(
+        "augment.flip_probability", 0.5, _SHARE,
+        meaning="Probability that left and right are exchanged; sagittal slices are never "
+        "mirrored.",
+    ),
+    Field(
+        "augment.shift_hu", 30.0, Number(), unit="HU",
+        meaning="Largest offset of all intensities, either way.",
+    ),
+    Field(
+        "augment.gain", 0.1, _SHARE,
+        meaning="Largest change of the factor 1 of all intensities, either way.",
+    ),
+    Field(
+        "augment.noise_hu", 20.0, Number(), unit="HU",
+        meaning="Largest standard deviation of the added noise.",
+    ),
     # Loss.
     Field(
-        "loss.name", "dice_ce", Choice(("dice_ce", "dice", "ce", "focal", "tversky")), "Loss; "
-        "'dice_ce' is the weighted sum of Dice and cross entropy.",
+        "loss.name", "dice_ce", Choice(("dice_ce", "dice", "ce", "focal", "tversky")),
+        meaning="Loss; 'dice_ce' is the weighted sum of Dice and cross entropy.",
     ),
     Field("loss.dice_weight", 1.0, Number(), "Weight of Dice in 'dice_ce'."),
     Field("loss.ce_weight", 1.0, Number(), "Weight of cross entropy in 'dice_ce'."),
     Field("loss.gamma", 2.0, Number(), "Exponent of 'focal'."),
     Field("loss.alpha", 0.3, _SHARE, "Weight of false positives in 'tversky'."),
     Field(
-        "loss.offset_weight", 0.0, Number(), "Weight of the error of the way to each vertebra's "
-        "centre. Above 0 the network learns that way too, which parts vertebrae that touch.",
-        "1/cm", (CUBES,),
+        "loss.offset_weight", 0.0, Number(), unit="1/cm", tasks=(CUBES,),
+        meaning="Weight of the error of the predicted offset to the vertebra's centre; 0: the "
+        "network predicts no offsets. Offsets part vertebrae that touch.",
     ),
     # Optimiser (the defaults are paper A's, section 4.2).
     Field("optim.name", "adam", Choice(("adam", "adamw", "sgd")), "Optimiser."),
     Field("optim.learning_rate", 1e-3, Number(0, above=True), "Learning rate after the warm-up."),
     Field("optim.momentum", 0.9, _SHARE, "Momentum of 'sgd'."),
     Field(
-        "optim.weight_decay", 0.0, Number(), "Decay of kernels: L2 with adam and sgd, decoupled "
-        "with adamw.",
+        "optim.weight_decay", 0.0, Number(),
+        meaning="Decay of kernels: L2 with 'adam' and 'sgd', decoupled with 'adamw'.",
     ),
     Field(
         "optim.schedule", "cosine", Choice(("constant", "cosine", "step", "exponential")),
-        "How the learning rate falls.",
+        meaning="Course of the learning rate after the warm-up.",
     ),
-    Field("optim.warmup_steps", 0, Whole(), "Steps over which the learning rate rises first."),
+    Field("optim.warmup_steps", 0, Whole(), "Steps over which the learning rate first rises."),
     Field(
-        "optim.decay_every_epochs", 50.0, Number(0, above=True), "Epochs after which 'step' and "
-        "'exponential' have multiplied the learning rate by decay_factor.", "epochs",
+        "optim.decay_every_epochs", 50.0, Number(0, above=True), unit="epochs",
+        meaning="Period after which 'step' and 'exponential' have multiplied the learning rate by "
+        "decay_factor.",
     ),
     Field(
-        "optim.decay_factor", 0.1, Number(0, 1, above=True), "Factor of 'step' and 'exponential'."
+        "optim.decay_factor", 0.1, Number(0, 1, above=True),
+        meaning="Factor of 'step' and 'exponential'.",
     ),
-    Field("optim.clip_norm", 1.0, Number(), "Most norm of the gradient; 0: any."),
-    Field("optim.accumulate_steps", 1, Whole(1), "Parts in which a batch is processed."),
+    Field("optim.clip_norm", 1.0, Number(), "Largest norm of the gradient; 0: no limit."),
+    Field("optim.accumulate_steps", 1, Whole(1), "Number of parts in which a batch is processed."),
     Field(
-        "optim.ema_decay", 0.0, Number(0, 0.999999), "Decay of the running mean of the parameters, "
-        "which predicts; 0: no mean.",
+        "optim.ema_decay", 0.0, Number(0, 0.999999),
+        meaning="Decay of the running mean of the parameters, which makes the predictions; 0: no "
+        "running mean.",
     ),
     # Training.
-    Field("train.epochs", 150.0, Number(), "Length of the training.", "epochs"),
-    Field("train.steps", 0, Whole(), "Length of the training; 0: train.epochs decide.", "steps"),
-    Field("train.batch_size", 8, Whole(1), "Samples of an update, over all devices."),
+    Field("train.epochs", 150.0, Number(), "Length of the training.", unit="epochs"),
     Field(
-        "train.eval_every_epochs", 1.0, Number(0, above=True), "From evaluation to evaluation.",
-        "epochs",
+        "train.steps", 0, Whole(), unit="steps",
+        meaning="Length of the training; 0: train.epochs sets the length.",
+    ),
+    Field("train.batch_size", 8, Whole(1), "Number of samples in an update, over all devices."),
+    Field(
+        "train.eval_every_epochs", 1.0, Number(0, above=True), unit="epochs",
+        meaning="Period of the evaluations.",
     ),
     Field(
-        "train.checkpoint_every_steps", 0, Whole(), "From checkpoint to checkpoint; 0: with every "
-        "evaluation only.", "steps", free=True,
+        "train.checkpoint_every_steps", 0, Whole(), unit="steps", free=True,
+        meaning="Period of further checkpoints; 0: one with every evaluation only.",
     ),
     Field(
-        "train.best", "dice", Choice(("dice", "loss")), "The best checkpoint has the highest "
-        "validation Dice, or the lowest validation loss.",
-    ),
-    Field("train.log_every_steps", 10, Whole(1), "From log line to log line.", "steps", free=True),
-    Field("train.pictures", 4, Whole(), "Pictures that each evaluation writes.", free=True),
-    Field(
-        "train.compute_dtype", "float32", Choice(("float32", "bfloat16")), "Precision of the "
-        "computation; parameters and losses are float32.",
-    ),
-    Field("train.remat", False, Flag(), "Compute again in the backward pass to save memory."),
-    Field(
-        "train.init_from", "", Text(), "Folder of a run of the same network whose weights are the "
-        "first; '': random weights.",
+        "train.best", "dice", Choice(("dice", "loss")),
+        meaning="The best checkpoint has the highest validation Dice, or the lowest validation "
+        "loss.",
     ),
     Field(
-        "train.parallel", "pmap", Choice(("pmap", "shard_map")), "How devices share a batch.",
-        free=True,
+        "train.log_every_steps", 10, Whole(1), unit="steps", free=True,
+        meaning="Period of the log lines.",
+    ),
+    Field(
+        "train.pictures", 4, Whole(), free=True,
+        meaning="Number of pictures that each evaluation writes.",
+    ),
+    Field(
+        "train.compute_dtype", "float32", Choice(("float32", "bfloat16")),
+        meaning="Precision of the computation; parameters and losses are float32.",
+    ),
+    Field("train.remat", False, Flag(), "Compute again in the backward pass, to save memory."),
+    Field(
+        "train.init_from", "", Text(),
+        meaning="Folder of a run with the same network, whose weights are the initial weights; '': "
+        "random weights.",
+    ),
+    Field(
+        "train.parallel", "pmap", Choice(("pmap", "shard_map")), free=True,
+        meaning="How devices share a batch.",
     ),
     # Prediction of whole scans.
-    Field("predict.batch_size", 8, Whole(1), "Windows in one call of the network.", free=True),
     Field(
-        "predict.overlap", 0.25, Number(0, 0.95), "Share of a window that its neighbour covers, "
-        "too.", tasks=_WINDOWED, free=True,
+        "predict.batch_size", 8, Whole(1), free=True,
+        meaning="Number of windows in a call of the network.",
     ),
     Field(
-        "predict.padding", "zero", Choice(("zero", "reflect")), "What lies around a slice: "
-        "nothing, or its mirror image.", tasks=(PATCHES,), free=True,
+        "predict.overlap", 0.25, Number(0, 0.95), tasks=_WINDOWED, free=True,
+        meaning="Share of a window that its neighbour covers again.",
     ),
     Field(
-        "predict.threshold", 0.5, _SHARE, "Least probability of a vertebra.", tasks=_MASKS,
-        free=True,
+        "predict.padding", "zero", Choice(("zero", "reflect")), tasks=(PATCHES,), free=True,
+        meaning="Pixels around a slice: empty, or its mirror image.",
     ),
     Field(
-        "predict.opening_mm", 0.0, Number(), "Radius of the morphological opening within slices; "
-        "0: none.", "mm", _MASKS, free=True,
+        "predict.threshold", 0.5, _SHARE, tasks=_MASKS, free=True,
+        meaning="Smallest probability of a vertebra's pixel.",
     ),
     Field(
-        "predict.min_component_ml", 1.0, Number(), "Smaller pieces are dropped.", "ml", _MASKS,
-        free=True,
+        "predict.opening_mm", 0.0, Number(), unit="mm", tasks=_MASKS, free=True,
+        meaning="Radius of the morphological opening within slices; 0: none.",
+    ),
+    Field(
+        "predict.min_component_ml", 1.0, Number(), unit="ml", tasks=_MASKS, free=True,
+        meaning="Smaller pieces are dropped.",
     ),
     Field("predict.fill_holes", False, Flag(), "Fill cavities.", tasks=_MASKS, free=True),
     Field(
-        "predict.drop_islands", False, Flag(), "Drop pieces away from the line of the spine, such "
-        "as hips.", tasks=_MASKS, free=True,
+        "predict.drop_islands", False, Flag(), tasks=_MASKS, free=True,
+        meaning="Drop pieces away from the line of the spine, such as hips.",
     ),
     Field(
-        "predict.margin_mm", 20.0, Number(), "Margin around the box of the spine's mask.", "mm",
-        (CUBES,), free=True,
+        "predict.margin_mm", 20.0, Number(), unit="mm", tasks=(CUBES,), free=True,
+        meaning="Margin around the box of the spine's mask.",
     ),
     Field(
         "predict.anomalies", ("T13", "L6", "no T12", "no L5"),
-        Several(Choice(("T13", "L6", "no T12", "no L5")), least=0), "Variants of the spine that "
-        "the decoder allows.", tasks=(CUBES,), free=True,
+        Several(Choice(("T13", "L6", "no T12", "no L5")), least=0), tasks=(CUBES,), free=True,
+        meaning="Variants of the spine that the decoder allows.",
     ),
     Field(
-        "predict.drop_cut", False, Flag(), "Leave out vertebrae that the scan's edge cuts, as "
-        "VerSe does.", tasks=(CUBES,), free=True,
+        "predict.drop_cut", False, Flag(), tasks=(CUBES,), free=True,
+        meaning="Leave out vertebrae that the scan's edge cuts, as VerSe does.",
     ),
     Field(
-        "predict.shifts", 1, Whole(1, 8), "Grids along each axis, moved by parts of a voxel, on "
-        "which the scan is read; n means n^3 times as many cubes.", tasks=(CUBES,), free=True,
+        "predict.shifts", 1, Whole(1, 8), tasks=(CUBES,), free=True,
+        meaning="Number of grids along each axis, moved by parts of a voxel, on which the scan is "
+        "predicted; n takes n^3 times as long.",
     ),
 )  # fmt: skip
 
@@ -582,7 +638,7 @@ def plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested fields of a run, with what the run did for each field that it lacks."""
+    """Return the nested fields of a run, completed by the fields that it lacks."""
     config = dict(config)
     if isinstance(second := config.pop(SECOND, None), Mapping):
         config[SECOND] = complete(second)
@@ -727,17 +783,13 @@ def describe(config: ConfigDict, networks: Networks) -> str:
             value = flat.get(field.path, field.default)
             value = tuple(value) if isinstance(value, list) else value
             default = f"  (default {field.default!r})" * (value != field.default)
-            text = _meaning(field)
+            text = field.meaning
             if not isinstance(field.allowed, Flag | Text):
                 text += f" Must be {field.allowed}."
             indent = "    "
-            lines.append(f"{prefix}{field.path}  {value!r}{default}")
+            lines.append(f"{prefix}{field.path}  {value!r} {field.unit}{default}".rstrip())
             lines += textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
-
-
-def _meaning(field: Field) -> str:
-    return f"{field.meaning} In {field.unit}." if field.unit else field.meaning
 
 
 def differences(config: ConfigDict, other: ConfigDict) -> str:
@@ -780,7 +832,8 @@ def _table(members: Collection[Field], *, with_tasks: bool) -> str:
     rows = []
     for field in members:
         name = f"`{field.path.rpartition('.')[2]}`{' ↻' * field.free}"
-        row = [name, f"`{field.default!r}`", str(field.allowed), _meaning(field)]
+        default = f"`{field.default!r}` {field.unit}".rstrip()
+        row = [name, default, str(field.allowed), field.meaning]
         tasks = "all" if len(field.tasks) == len(TASKS) else ", ".join(map(_SHORT.get, field.tasks))
         rows.append([*row, tasks] if with_tasks else row)
     lines = [[*header, "tasks"] if with_tasks else header]

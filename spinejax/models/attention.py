@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from spinejax.models.layers import ConvNorm, Dtype, Normed, average_pool_to, normed
 from spinejax.schema import Choice
 
-QUERY_CHUNK = 512  # most queries whose scores exist at one time
+QUERY_CHUNK = 512  # scores of at most this many queries are in memory at once
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -97,8 +97,8 @@ def _attend_backward(
             jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1),
         )
         d_scores, weights = d_scores.astype(key.dtype), weights.astype(value.dtype)
-        # The sums are kept as (b, d, m): with the wide matrix as left operand, which (b, m, d)
-        # would make it, the product takes ten times as long on CPU.
+        # The sums are (b, d, m). As (b, m, d) the wide matrix would be the left operand, and the
+        # product would take ten times as long on CPUs.
         d_key = sums[0] + product("bnd,bnm->bdm", query, d_scores)
         d_value = sums[1] + product("bne,bnm->bem", cotangent, weights)
         return (d_key, d_value), product("bnm,bmd->bnd", d_scores, key).astype(query.dtype)

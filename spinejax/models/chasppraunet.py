@@ -70,19 +70,19 @@ class CHASPPRAUNet(Network):
 
     Attributes:
         widths: channels of each level; the default gives paper A's size, see Table 11.
-        attention: of the skips; equations 1-2 write down "dot_product".
-        attention_key_size: most pixels along a side of the keys and values of "dot_product"; 32
+        attention: attention on the skips; equations 1-2 describe "dot_product".
+        attention_key_size: largest side in pixels of the keys and values of "dot_product"; 32
             doubles the time of a step on a CPU.
-        pyramid: after each pooling.
-        root_rates: dilations of the root convolutions; "one root", whose rate is not given.
+        pyramid: pyramid of dilated convolutions after each pooling.
+        root_rates: dilations of the root convolutions; the paper says "one root", not its rate.
         branch_rates: dilations of the branch convolutions.
         stages: cascaded stages of a CHASPP.
-        mid_div: within the pyramid the width is divided by this.
-        chaspp_per_pool: pyramids after each pooling; "three CHASPP layers": one after each of three
-            poolings.
+        mid_div: divisor of the width within the pyramid.
+        chaspp_per_pool: number of pyramids after each pooling; the paper's "three CHASPP layers"
+            are one after each of three poolings.
         residual: residual blocks in the encoder; the skips start from them.
-        norm: after each convolution; the paper does not name it.
-        dropout: rate of whole channels, after each decoder level; the default is section 4.3.3's.
+        norm: norm after each convolution; the paper does not name it.
+        dropout: dropout rate of whole channels, after each decoder level, section 4.3.3.
     """
 
     widths: tuple[int, ...] = (24, 48, 96, 192)

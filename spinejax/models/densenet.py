@@ -79,8 +79,8 @@ class DenseNet(Network):
         depths: layers of each block, two convolutions each.
         growth: channels that each layer adds.
         stem: first convolution, to 2 * growth channels; "7x7" quarters the sides.
-        dropout: rate after each convolution; the authors use 0.2 without augmentation.
-        norm: before each convolution; the published network has "batch".
+        dropout: dropout rate after each convolution; the authors use 0.2 without augmentation.
+        norm: norm before each convolution; the published network has "batch".
     """
 
     out_channels: int = 2

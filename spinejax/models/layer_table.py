@@ -1,6 +1,6 @@
-"""What a network is made of: a table of layers, its parameters and its arithmetic.
+"""The table of a network's layers, its number of parameters and its arithmetic.
 
-Nothing is computed: shapes are traced.
+Shapes are traced; nothing is computed.
 """
 
 import math
@@ -23,17 +23,17 @@ def count_parameters(parameters: Any) -> int:
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """Return the table of every layer that has parameters and of every pool, and the totals.
+    """Return the table of all layers with parameters and all pools, and the totals.
 
     Args:
         model: A network of MODELS.
         input_shape: (h, w, channels) of one slice or patch, (x, y, z, channels) of one cube.
 
     Returns:
-        Text whose last lines are `parameters: 1,272,313` and `GFLOPs: 12.34`, before them
-        `activations: 15-7-5-3-3-2` for a network that knows these sides. GFLOPs are of the
-        forward pass of one sample: convolutions and matrix products, a multiply-add being two
-        operations; two decimals, three digits below 0.1. Shapes are of one sample.
+        Text whose last lines are `parameters: 1,272,313` and `GFLOPs: 12.34`. A network with
+        `activation_sizes` has `activations: 15-7-5-3-3-2` before them. GFLOPs count the
+        convolutions and matrix products of the forward pass of one sample, a multiply-add as two
+        operations, with two decimals, or three digits below 0.1. Shapes are of one sample.
     """
     variables, layers = _trace(model, input_shape)
     rows = [
@@ -106,8 +106,8 @@ def _trace(
 def flops(function: Any, *args: Any) -> int:
     """Count the operations of the convolutions and matrix products of `function(*args)`.
 
-    A multiply-add is two operations. `args` are arrays or shapes; nothing is computed. Loops
-    count as often as they run, of branches the longest counts.
+    A multiply-add is two operations. `args` are arrays or shapes; nothing is computed. A loop
+    counts as often as it runs; of several branches the longest counts.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 

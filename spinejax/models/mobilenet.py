@@ -233,12 +233,12 @@ class MobileNetV2(Network):
         widths: channels of each stage, before the multiplier.
         depths: inverted residuals of each stage.
         expansions: factor of the channels within the inverted residuals of each stage.
-        strides: of each stage.
+        strides: stride of each stage.
         head_width: channels of the last convolution; a multiplier below 1 leaves it as it is
             (section 4.1).
         residual: paper A's residual block after each stage.
-        dropout: rate before the last layer.
-        norm: after each convolution; the published network has "batch".
+        dropout: dropout rate before the last layer.
+        norm: norm after each convolution; the published network has "batch".
     """
 
     out_channels: int = 2

@@ -63,18 +63,18 @@ class MRUNet(Network):
     stride 1. Classes are those of `labels.to_contiguous`.
 
     Attributes:
-        width_multiplier: factor of MobileNetV2's widths; the default gives the sizes of paper A,
-            see Table 11.
+        width_multiplier: factor of MobileNetV2's widths; the default yields the sizes of paper A,
+            Table 11.
         stem_width: channels of the first convolution, before the multiplier.
         widths: channels of MobileNetV2's stages, before the multiplier.
         depths: inverted residuals of each stage.
         expansions: factor of the channels within the inverted residuals of each stage.
-        strides: of each stage.
+        strides: stride of each stage.
         decoder_widths: channels of each level of the decoder, from coarse to fine.
-        share_views: one encoder for all views; "not connected", section 3.8.
+        share_views: one encoder for all views; the paper's are "not connected", section 3.8.
         residual: a residual block after each stage of MobileNetV2, section 4.3.2.
-        norm: after each convolution; the paper does not name it.
-        dropout: rate of whole channels, after each decoder level; the default is section 4.3.3's.
+        norm: norm after each convolution; the paper does not name it.
+        dropout: dropout rate of whole channels, after each decoder level, section 4.3.3.
     """
 
     out_channels: int = NUM_CLASSES

@@ -31,13 +31,13 @@ class OPConvNet(Network):
     Attributes:
         widths: channels of the convolutions.
         kernels: sides of the convolutions, in taps.
-        strides: of the convolutions.
+        strides: strides of the convolutions.
         paddings: "valid" for none, "same" for zeros that keep the sides.
         pools: sides of the pooling windows.
         pool_strides: not printed; these lead from 15 to 7, from 5 to 3 and from 3 to 2.
         fc_widths: widths of the hidden connected layers; the last layer has out_channels.
         fc_relu: ReLU after each hidden connected layer; table 1 has no such rows.
-        dropout: rate after each hidden connected layer.
+        dropout: dropout rate after each hidden connected layer.
         init_std: standard deviation of the Gaussian that first weights are drawn from; 0: sqrt(2 /
             inputs) of each layer (He et al., ICCV 2015).
     """

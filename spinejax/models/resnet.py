@@ -85,7 +85,7 @@ class ResNet(Network):
         block: two 3x3 convolutions, or 1x1, 3x3 and 1x1.
         shortcut: how a block's input is fitted to its output: channels of zeros, or a convolution.
         stem: first convolution; "7x7" quarters the sides.
-        norm: after each convolution; the published network has "batch".
+        norm: norm after each convolution; the published network has "batch".
     """
 
     out_channels: int = 2

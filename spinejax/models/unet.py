@@ -52,8 +52,8 @@ class UNet(Network):
         widths: channels of each level.
         in_channels: a grey slice is repeated to this many channels. The published count needs 3,
             so Kim et al. evidently did the same.
-        norm: after each convolution; the published network has none.
-        dropout: rate of whole channels, after each decoder level.
+        norm: norm after each convolution; the published network has none.
+        dropout: dropout rate of whole channels, after each decoder level.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)

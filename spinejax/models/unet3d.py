@@ -44,8 +44,8 @@ class UNet3D(Network):
 
     Attributes:
         widths: channels out of each level.
-        norm: after each convolution; the published network has "batch".
-        dropout: rate of whole channels, after each level of the expanding path.
+        norm: norm after each convolution; the published network has "batch".
+        dropout: dropout rate of whole channels, after each level of the expanding path.
     """
 
     out_channels: int = NUM_CLASSES

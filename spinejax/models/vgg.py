@@ -54,8 +54,8 @@ class VGG(Network):
         depths: convolutions of each stage.
         widths: channels of each stage.
         fc_widths: widths of the hidden connected layers.
-        dropout: rate after each hidden connected layer.
-        norm: after each convolution; the published network has none.
+        dropout: dropout rate after each hidden connected layer.
+        norm: norm after each convolution; the published network has none.
     """
 
     out_channels: int = 2

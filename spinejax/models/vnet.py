@@ -70,8 +70,8 @@ class VNet(Network):
     Attributes:
         widths: channels of each stage.
         depths: convolutions of each stage.
-        norm: after each convolution; the published network has none.
-        dropout: rate of whole channels, after each stage on the way up.
+        norm: norm after each convolution; the published network has none.
+        dropout: dropout rate of whole channels, after each stage on the way up.
     """
 
     out_channels: int = NUM_CLASSES
