@@ -1,9 +1,35 @@
-"""Seeded synthetic spine CT: a random person, drawn at any set of points.
+"""Seeded synthetic spine CT: a random person, scanned at random, drawn at any set of points.
 
-`anatomy(key)` draws the numbers, `render(parameters, points_mm)` the picture; both are pure JAX.
+person/ draws the random numbers of a person, body/ says what lies at a point of it, scanner/ makes
+CT of that; `samples` joins the three to slices, patches and cubes, `dataset` to files. Random
+numbers are drawn in person/, in `scanner.protocol` and in `samples` alone.
+
+    person = anatomy(key)                  # pure JAX: numbers
+    hu, label = render(person, points_mm)  # pure JAX: the picture
+    for batch in stream(seed=0): ...       # NumPy: images and labels without end
 """
 
-from spinejax.phantom.body.render import render
-from spinejax.phantom.person.anatomy import anatomy, centroids
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["anatomy", "centroids", "render"]
+if TYPE_CHECKING:
+    from spinejax.phantom.batches import stream
+    from spinejax.phantom.body.column import centroids
+    from spinejax.phantom.body.render import render
+    from spinejax.phantom.person.anatomy import anatomy
+
+__all__ = ["anatomy", "centroids", "render", "stream"]
+
+_HOMES = {
+    "anatomy": "person.anatomy",
+    "centroids": "body.column",
+    "render": "body.render",
+    "stream": "batches",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function of the package, and with it JAX, when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

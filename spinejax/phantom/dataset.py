@@ -18,8 +18,9 @@ from spinejax.errors import InputError, check_choice
 from spinejax.files import write_json, write_text
 from spinejax.io import centroids as centroid_files
 from spinejax.io import nifti
-from spinejax.phantom.person.anatomy import RATES, anatomy, centroids
-from spinejax.phantom.scanner import acquisition, physics
+from spinejax.phantom.body.column import centroids
+from spinejax.phantom.person.anatomy import RATES, anatomy
+from spinejax.phantom.scanner import acquisition, plan, view
 from spinejax.volume import Volume
 
 _ATTEMPTS = 20  # at a field of view that shows a whole vertebra
@@ -158,7 +159,7 @@ def check_limits(
         raise InputError(f"min_extent_mm={min_extent_mm}: give a height in mm above 0, to 2000")
     if max_voxels < 1000:
         raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
-    check_choice("region", region, physics.REGIONS)
+    check_choice("region", region, plan.REGIONS)
     chosen = {name: float(rate) for name, rate in (rates or {}).items()}
     for name, rate in chosen.items():
         check_choice("rate", name, RATES)
@@ -242,23 +243,23 @@ def _describe(root: Path, limits: dict[str, Any]) -> None:
 @jax.jit
 def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any, jax.Array]:
     key = jax.random.fold_in(jax.random.key(seed), index)
-    return anatomy(key, **rates), jax.random.split(jax.random.fold_in(key, 1))
+    return anatomy(key, **rates), jax.random.fold_in(key, 1)
 
 
 def draw_case(
     seed: int, index: int, limits: dict[str, Any]
-) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], acquisition.Storage]:
+) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], plan.Storage]:
     """One case: CT in HU, mask uint8 and centroids by id (voxel indices), both on the CT's grid."""
-    parameters, keys = _draw(seed, index, limits.get("rates", {}))
+    parameters, key = _draw(seed, index, limits.get("rates", {}))
     rng = np.random.default_rng([seed, index])
     for attempt in range(_ATTEMPTS):
-        scan = acquisition.plan_scan(
-            jax.random.fold_in(keys[0], attempt), rng, parameters, geometry.ALL_ORIENTATIONS, limits
+        scan = plan.plan_scan(
+            jax.random.fold_in(key, attempt), rng, parameters, geometry.ALL_ORIENTATIONS, limits
         )
         whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
         if whole.any():
             break
-    image, labels = acquisition.acquire(keys[1], parameters, scan)
+    image, labels = acquisition.acquire(parameters, scan)
     ids = np.asarray(parameters["spine"]["id"])
     if limits.get("label_cut"):
         kept = {int(i) for i in np.unique(labels) if i}
@@ -282,12 +283,12 @@ def draw_case(
 
 
 @jax.jit
-def _landmarks(parameters: Any, protocol: physics.Protocol) -> tuple[jax.Array, jax.Array]:
+def _landmarks(parameters: Any, protocol: plan.Protocol) -> tuple[jax.Array, jax.Array]:
     """Which vertebrae a scan shows whole, and where it shows the centroids of all."""
-    whole = acquisition.whole_vertebrae(
+    whole = view.whole_vertebrae(
         parameters, protocol["lower"], protocol["upper"], protocol=protocol
     )
-    return whole, physics.shown_at(centroids(parameters)[1], protocol)
+    return whole, view.shown_at(centroids(parameters)[1], protocol)
 
 
 def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from spinejax.data import preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Batch, Feed, TrainingSource
-from spinejax.phantom import stream
+from spinejax.phantom import samples
 
 ID = "phantom stream"
 
@@ -32,7 +32,7 @@ class Streamed:
 class StreamFeed:
     """Where to draw from, and whole scans that validate.
 
-    Training batches hold no images: only `"position"`, `"case"` (0), `"weight"` (1) and `"slice"`,
+    Training batches hold no images: only `"position"`, `"case"` (0), `"weight"` (1) and `"index"`,
     the number of the sample since the beginning. Processes take runs of positions in order of their
     index, so that neighbours can be cut from one slice.
 
@@ -70,7 +70,7 @@ class StreamFeed:
             yield {
                 "position": position.copy(),
                 "case": np.zeros(share, np.int32),
-                "slice": (number % 2**31).astype(np.int32),
+                "index": (number % 2**31).astype(np.int32),
                 "weight": np.ones(share, np.float32),
             }
             step += 1
@@ -82,7 +82,7 @@ class StreamFeed:
         if self.scans:
             yield from self.scans.val(process_index=process_index, process_count=process_count)
 
-    def counts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, dict[str, Any]]:
         """Return nothing: a stream has no end to count."""
         return {}
 
@@ -105,10 +105,10 @@ class Stream(NamedTuple):
     group: int
 
 
-def sampling(config: ConfigDict, size: tuple[int, int]) -> stream.Sampling:
+def sampling(config: ConfigDict, size: tuple[int, int]) -> samples.Sampling:
     """Return how slices are drawn so that they look like preprocessed ones of `size` pixels."""
     how = preprocess.from_config(config.data)
-    return stream.Sampling(
+    return samples.Sampling(
         plane=how.plane,
         size=size,
         mode=how.mode,
@@ -131,23 +131,23 @@ def of_slices(config: ConfigDict) -> Stream | None:
     """Return the stream of slices of `data.size`; None where training reads scans."""
     if config.data.source != SOURCE:
         return None
-    one = partial(stream.slice_sample, how=sampling(config, tuple(config.data.size)))
-    return Stream(partial(stream.batch_of, one), 1)
+    one = partial(samples.slice_sample, how=sampling(config, tuple(config.data.size)))
+    return Stream(partial(samples.batch_of, one), 1)
 
 
 def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
     """Return the stream of patches; None where training reads scans."""
     if config.data.source != SOURCE:
         return None
-    group = stream.PATCHES_PER_SLICE
+    group = samples.PATCHES_PER_SLICE
     one = partial(
-        stream.patch_samples,
+        samples.patch_samples,
         count=group,
         side=side,
         margin=margin,
         how=sampling(config, tuple(config.data.size)),
     )
-    return Stream(partial(stream.batch_of, one, group=group), group)
+    return Stream(partial(samples.batch_of, one, group=group), group)
 
 
 def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
@@ -155,12 +155,12 @@ def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
     if config.data.source != SOURCE:
         return None
     one = partial(
-        stream.cube_sample,
+        samples.cube_sample,
         size=size,
         spacing_mm=config.data.preprocess.spacing_mm,
         how=sampling(config, (size[0], size[1])),
     )
-    return Stream(partial(stream.batch_of, one), 1)
+    return Stream(partial(samples.batch_of, one), 1)
 
 
 def feed(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.phantom import anatomy, centroids
-from spinejax.phantom.scanner import acquisition, physics
+from spinejax.phantom.scanner import acquisition, plan
 
 LIMIT_S = 10.0
 
@@ -28,7 +28,7 @@ def whole_spine(seed, shape):
     middle = points[ids > 0].mean(0) + [0.0, 0.0, -20.0]  # the sacrum lies below the last vertebra
     affine = np.eye(4)
     affine[:3, 3] = middle - (np.array(shape) - 1) / 2
-    protocol = dict(jax.jit(physics.protocol)(jax.random.fold_in(key, 1), person))
+    protocol = dict(jax.jit(plan.protocol)(jax.random.fold_in(key, 1), person))
     protocol["lower"] = jnp.asarray(affine[:3, 3], jnp.float32)
     protocol["upper"] = protocol["lower"] + jnp.asarray(shape, jnp.float32) - 1.0
     return person, affine, protocol
@@ -40,11 +40,11 @@ def main():
     shape = tuple(parser.parse_args().shape)
     person, affine, protocol = whole_spine(0, shape)
     small, _ = acquisition.render_volume(person, (8, 8, 8), affine, 0.6, protocol=protocol)
-    acquisition.scanned(jax.random.key(0), small, affine, person, protocol)
+    acquisition.scanned(small, affine, person, protocol)
     start, used = time.perf_counter(), time.process_time()
     hu, label = acquisition.render_volume(person, shape, affine, 0.6, protocol=protocol)
     drawn = time.perf_counter()
-    acquisition.scanned(jax.random.key(0), hu, affine, person, protocol)
+    acquisition.scanned(hu, affine, person, protocol)
     seconds, used = time.perf_counter() - start, time.process_time() - used
     size = "x".join(map(str, shape))
     print(

@@ -6,8 +6,8 @@ import pytest
 from scipy import ndimage
 
 from spinejax.phantom import anatomy, centroids
-from spinejax.phantom.person.anatomy import unwarp, warp
-from spinejax.phantom.scanner import acquisition
+from spinejax.phantom.body.warp import unwarp, warp
+from spinejax.phantom.scanner import acquisition, view
 
 SPACING = 1.8
 SEEDS = (1, 2)
@@ -66,7 +66,7 @@ def render_spines(seeds):
     drawn = []
     for seed in seeds:
         p = plain(jax.random.key(seed))
-        points = np.asarray(acquisition.support_points(p)).reshape(26, -1, 3)
+        points = np.asarray(view.support_points(p)).reshape(26, -1, 3)
         points = points[np.asarray(p["spine"]["id"]) > 0].reshape(-1, 3)
         low, high = points.min(0) - 8, points.max(0) + 8
         shape = tuple(int(n) for n in np.ceil((high - low) / SPACING))

@@ -13,7 +13,7 @@ from spinejax.datasets import verse
 from spinejax.errors import InputError
 from spinejax.io import centroids, nifti, scanfile
 from spinejax.phantom import anatomy, dataset
-from spinejax.phantom.scanner import acquisition
+from spinejax.phantom.scanner import acquisition, plan
 from spinejax.volume import Volume
 
 LIMITS = {"max_spacing_mm": 3.0, "min_spacing_mm": 1.5, "max_extent_mm": 200.0}
@@ -97,7 +97,7 @@ def test_a_case_does_not_depend_on_how_many_are_written_and_is_reproducible(writ
         if path.suffix == ".json":
             assert path.read_bytes() == other.read_bytes()
         else:
-            assert (nifti.read_volume(path).array == nifti.read_volume(other).array).all()
+            assert (scanfile.read_volume(path).array == scanfile.read_volume(other).array).all()
 
 
 def test_writing_continues_where_it_was_interrupted(written, tmp_path):
@@ -169,8 +169,7 @@ def test_planned_scans_hold_a_vertebra_and_fit_their_budget():
     origins = np.asarray(person["spine"]["origin"])[:24]
     rng = np.random.default_rng(0)
     scans = [
-        acquisition.plan_scan(jax.random.key(i), rng, person, ("LPS", "PIR"), limits)
-        for i in range(120)
+        plan.plan_scan(jax.random.key(i), rng, person, ("LPS", "PIR"), limits) for i in range(120)
     ]
     for scan in scans:
         spacing = np.diag(scan.affine)[:3]
@@ -189,7 +188,7 @@ def test_planned_scans_hold_a_vertebra_and_fit_their_budget():
     assert len({compressed for _, compressed in kinds}) == 2
 
 
-@pytest.mark.parametrize("storage", acquisition._STORAGES, ids=lambda s: f"{s.dtype}x{s.slope}")
+@pytest.mark.parametrize("storage", plan._STORAGES, ids=lambda s: f"{s.dtype}x{s.slope}")
 def test_values_survive_every_type_on_disk(tmp_path, storage):
     rng = np.random.default_rng(0)
     hu = rng.integers(-2048, 3072, (6, 5, 4)).astype(np.int16)
@@ -202,7 +201,7 @@ def test_values_survive_every_type_on_disk(tmp_path, storage):
     assert image.get_data_dtype() == np.dtype(storage.dtype)
     np.testing.assert_array_equal(np.asarray(image.dataobj), hu)
     np.testing.assert_allclose(image.affine, affine)
-    np.testing.assert_array_equal(nifti.read_volume(path).array, np.maximum(hu, -1024))
+    np.testing.assert_array_equal(scanfile.read_volume(path).array, np.maximum(hu, -1024))
 
 
 def test_thick_slices_are_means_of_thin_ones():

@@ -143,7 +143,7 @@ def test_nothing_is_drawn_without_a_brush():
 def test_metal_is_bright_where_it_is_said_to_be(crowd):
     """Every sixteenth person or so has screws; each place named as metal is bright."""
     strength = np.asarray(crowd["metal"]["strength"])
-    centre = np.asarray(crowd["metal"]["centre"])
+    centre = np.asarray(jax.vmap(warp.unwarp)(crowd["metal"]["centre"], crowd))
     assert strength.shape == (64, implants.METALS)
     screws = (strength[:, : 2 * implants.LEVELS] > 0).any(1)
     assert 0 < screws.mean() < 0.3
@@ -261,7 +261,8 @@ def test_what_a_worn_disc_does_to_the_sacrum_it_does_to_no_other_bone(people):
 def test_the_sac_goes_on_into_the_sacrum_and_ends_there(people):
     """Above its end the middle of the sacral canal is sac, far below it is fat."""
     paint = jax.jit(lambda p, q: render(p, q, edge_mm=0.5)[0])
-    for i in range(4):
+    dark = np.flatnonzero(np.asarray(people["tissue"]["epidural"]) < -40.0)  # not so in everybody
+    for i in dark[:4]:
         one = jax.tree.map(lambda a, i=i: a[i], people)
         frame = one["sacrum"]
         rows = np.stack(np.meshgrid([0.0], np.arange(-10.0, 50.0, 0.5), [-6.0, -70.0]), -1)
@@ -273,10 +274,10 @@ def test_the_sac_goes_on_into_the_sacrum_and_ends_there(people):
         assert upper > 0.0 > -25.0 > lower
 
 
-def test_places_of_metal_are_those_of_the_scan(crowd):
-    """Places are given after displacement: warping them leads back into the undisplaced frame."""
+def test_displacement_moves_metal_a_little(crowd):
+    """Places are given before displacement, which moves them a little."""
     one = jax.tree.map(lambda a: a[0], crowd)
     centre = one["metal"]["centre"]
     assert centre.shape == (implants.METALS, 3)
-    moved = warp.warp(centre, one)
+    moved = warp.unwarp(centre, one)
     assert float(jnp.abs(moved - centre).max()) < 30.0

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from spinejax.phantom import anatomy, centroids, render
-from spinejax.phantom.person.anatomy import unwarp
+from spinejax.phantom.body.warp import unwarp
 
 PEOPLE = 600
 paint = jax.jit(lambda p, points: render(p, points, distractors=False)[1])
@@ -16,7 +16,7 @@ paint = jax.jit(lambda p, points: render(p, points, distractors=False)[1])
 @pytest.fixture(scope="module")
 def people():
     """Many persons of the default kind, persons along the first axis."""
-    keys = jax.random.split(jax.random.key(11), PEOPLE)
+    keys = jax.random.split(jax.random.key(12), PEOPLE)
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(anatomy))(keys))
 
 

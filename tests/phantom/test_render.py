@@ -7,7 +7,7 @@ import pytest
 
 from spinejax.phantom import anatomy, render
 from spinejax.phantom.body import shapes, tissues
-from spinejax.phantom.scanner import acquisition
+from spinejax.phantom.scanner import acquisition, view
 
 draw = jax.jit(anatomy)
 paint = jax.jit(render)
@@ -111,14 +111,14 @@ def test_wider_blur_lowers_the_contrast_of_the_cortical_shell(person):
 def test_field_of_view_keeps_whole_vertebrae_only(person):
     origin = person["spine"]["origin"][20]
     half = jnp.array([90.0, 90.0, 60.0])
-    kept = acquisition.whole_vertebrae(person, origin - half, origin + half)
+    kept = view.whole_vertebrae(person, origin - half, origin + half)
     ids = np.asarray(person["spine"]["id"])
     assert bool(kept[20])
     assert 1 <= int(kept.sum()) <= 3
-    everything = acquisition.whole_vertebrae(person, jnp.full(3, -1e3), jnp.full(3, 1e3))
+    everything = view.whole_vertebrae(person, jnp.full(3, -1e3), jnp.full(3, 1e3))
     np.testing.assert_array_equal(np.asarray(everything), ids > 0)
     labels = jnp.asarray(ids)
-    left = acquisition.keep_labels(labels, person["spine"]["id"], kept)
+    left = view.keep_labels(labels, person["spine"]["id"], kept)
     np.testing.assert_array_equal(left, np.where(kept, ids, 0))
 
 
@@ -130,7 +130,7 @@ def test_support_points_reach_the_vertebra_top_and_bottom(person):
     affine[:3, 3] = origin - [66.0, 40.0, 60.0]
     _, label = acquisition.render_volume(person, (88, 88, 80), affine, 0.5)
     drawn = np.argwhere(label == int(person["spine"]["id"][i])) * 1.5 + affine[:3, 3]
-    support = np.asarray(acquisition.support_points(person))[i]
+    support = np.asarray(view.support_points(person))[i]
     assert np.abs(drawn.min(0) - support.min(0)).max() < 5
     assert np.abs(drawn.max(0) - support.max(0)).max() < 5
 

@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spinejax.configs import common, phantom_to_real
+from spinejax import schema
+from spinejax.configs import phantom_to_real
 from spinejax.errors import InputError
-from spinejax.phantom import anatomy, stream, stream_feed
+from spinejax.phantom import anatomy, samples, stream_feed
+from spinejax.phantom.draws import draw
 from spinejax.phantom.person.anatomy import RATES
 from spinejax.phantom.person.levels import SLOT_IDS
-from spinejax.phantom.scanner import physics
+from spinejax.phantom.scanner import plan
 from spinejax.phantom.stream_feed import StreamFeed
-from spinejax.train import checkpoint, loop, parallel, settings
+from spinejax.train import checkpoint, loop, parallel
 from spinejax.volume import PLANES
 from tests.support.tiny_run import tiny_config
 
-HOW = stream.Sampling(
+HOW = samples.Sampling(
     plane="sagittal",
     size=(40, 64),
     mode="resample",
@@ -36,7 +38,7 @@ HOW = stream.Sampling(
 @pytest.fixture(scope="module")
 def drawn():
     """A compiled batch of eight and what it draws at the first eight positions."""
-    run = jax.jit(partial(stream.batch_of, partial(stream.slice_sample, how=HOW)))
+    run = jax.jit(partial(samples.batch_of, partial(samples.slice_sample, how=HOW)))
     return run, jax.device_get(run(jax.random.key(1), jnp.arange(8)))
 
 
@@ -44,7 +46,7 @@ def drawn():
 def people():
     keys = jax.random.split(jax.random.key(3), 12)
     persons = jax.jit(jax.vmap(anatomy))(keys)
-    protocols = jax.jit(jax.vmap(physics.protocol))(keys, persons)
+    protocols = jax.jit(jax.vmap(plan.protocol))(keys, persons)
     return [jax.tree.map(lambda x, i=i: x[i], (persons, protocols)) for i in range(len(keys))]
 
 
@@ -85,7 +87,7 @@ def test_a_slice_lies_on_its_plane_and_knows_what_was_scanned(people, plane, mod
     holding = 0
     for i, (person, protocol) in enumerate(people):
         points, within, pixel = map(
-            np.asarray, stream._grid(jax.random.key(i), person, protocol, how)
+            np.asarray, draw(jax.random.key(i), samples._grid, person, protocol, how)
         )
         lower, upper = np.asarray(protocol["lower"]), np.asarray(protocol["upper"])
         assert np.ptp(points[..., axis]) == 0
@@ -116,13 +118,13 @@ def test_a_slice_lies_on_its_plane_and_knows_what_was_scanned(people, plane, mod
 def test_outside_the_field_of_view_is_filled_and_unlabelled():
     hu, label = jnp.full((4, 6), 300.4), jnp.full((4, 6), 20)
     within = jnp.arange(6)[None] < jnp.full((4, 1), 3)
-    drawn = stream.prepared(hu, label, within, HOW)
+    drawn = samples.prepared(hu, label, within, HOW)
     np.testing.assert_array_equal(drawn["image"], np.where(within, 300, -1000))
     np.testing.assert_array_equal(drawn["label"], np.where(within, 20, 0))
     np.testing.assert_allclose(drawn["stats"], [300, 0, -1000, 300])
     window = replace(HOW, clamp_hu=(100.0, 1500.0), window=True, fill_hu=0.0)
     hu = jnp.array([[50.0, 100.0, 1500.0, 1501.0, 700.2]])
-    drawn = stream.prepared(hu, hu.astype(int), jnp.ones((1, 5), bool), window)
+    drawn = samples.prepared(hu, hu.astype(int), jnp.ones((1, 5), bool), window)
     np.testing.assert_array_equal(drawn["image"], [[0, 100, 1500, 0, 700]])
 
 
@@ -134,9 +136,9 @@ def test_half_of_the_patches_have_a_vertebra_in_their_middle(monkeypatch):
         "label": jnp.asarray(label),
         "stats": jnp.arange(4.0),
     }
-    monkeypatch.setattr(stream, "slice_sample", lambda key, how: fake)
+    monkeypatch.setattr(samples, "slice_sample", lambda key, how: fake)
     how = replace(HOW, size=(20, 30))
-    drawn = stream.patch_samples(jax.random.key(0), 16, side=8, margin=2, how=how)
+    drawn = samples.patch_samples(jax.random.key(0), 16, side=8, margin=2, how=how)
     assert drawn["image"].shape == drawn["label"].shape == (16, 12, 12)
     middle = np.asarray(drawn["label"][:, 6, 6] > 0)
     np.testing.assert_array_equal(middle, np.arange(16) % 2 == 0)
@@ -144,12 +146,12 @@ def test_half_of_the_patches_have_a_vertebra_in_their_middle(monkeypatch):
         row, column = divmod(int(image[6, 6]), 30)
         np.testing.assert_array_equal(patch, np.pad(label, 6)[row : row + 12, column : column + 12])
     fake["label"] = jnp.zeros((20, 30), jnp.int32)
-    drawn = stream.patch_samples(jax.random.key(0), 16, side=8, margin=0, how=how)
+    drawn = samples.patch_samples(jax.random.key(0), 16, side=8, margin=0, how=how)
     assert drawn["image"].shape == (16, 8, 8) and not drawn["label"].any()
 
 
 def test_a_cube_shows_vertebrae_of_a_plausible_size():
-    one = jax.jit(partial(stream.cube_sample, size=(40, 40, 40), spacing_mm=3.0, how=HOW))
+    one = jax.jit(partial(samples.cube_sample, size=(40, 40, 40), spacing_mm=3.0, how=HOW))
     volumes = []
     for i in range(12):
         drawn = jax.device_get(one(jax.random.key(i)))
@@ -171,7 +173,7 @@ def _stub(group: int = 1) -> stream_feed.Stream:
         stats = jnp.broadcast_to(jnp.array([0.0, 1.0, -1.0, 1.0]), (*shape[:-2], 4))
         return {"image": 400.0 * label, "label": label, "stats": stats}
 
-    return stream_feed.Stream(partial(stream.batch_of, one, group=group), group)
+    return stream_feed.Stream(partial(samples.batch_of, one, group=group), group)
 
 
 def test_groups_are_drawn_whole_and_depend_on_their_number_alone():
@@ -188,9 +190,9 @@ def test_processes_take_runs_of_positions_that_make_up_the_batch():
     shares = [feed.train(start_step=5, process_index=p, process_count=2) for p in range(2)]
     batches = [next(share) for share in shares]
     np.testing.assert_array_equal(np.concatenate([b["position"] for b in batches]), np.arange(8))
-    np.testing.assert_array_equal(np.concatenate([b["slice"] for b in batches]), np.arange(40, 48))
-    assert list(next(shares[0])["slice"]) == [48, 49, 50, 51]
-    assert feed.counts() == {} and list(feed.val()) == [] and len(feed.val_cases) == 0
+    np.testing.assert_array_equal(np.concatenate([b["index"] for b in batches]), np.arange(40, 48))
+    assert list(next(shares[0])["index"]) == [48, 49, 50, 51]
+    assert feed.record() == {} and list(feed.val()) == [] and len(feed.val_cases) == 0
 
 
 def _streaming(**changes: object):
@@ -209,7 +211,7 @@ def _streaming(**changes: object):
 
 def test_training_on_a_stream_needs_no_files_and_resumes_bitwise(tmp_path, monkeypatch):
     monkeypatch.setattr(stream_feed, "of_slices", lambda config: _stub())
-    straight = loop.train(_streaming(**{"train.steps": 6}), tmp_path / "a", progress=False)
+    straight = loop.train(_streaming(**{"train.steps": 6}), tmp_path / "a")
     stop = loop.Stop()
     config = _streaming(**{"train.steps": 6})
     real = StreamFeed.train
@@ -221,9 +223,9 @@ def test_training_on_a_stream_needs_no_files_and_resumes_bitwise(tmp_path, monke
             yield batch
 
     monkeypatch.setattr(StreamFeed, "train", interrupted)
-    first = loop.train(config, tmp_path / "b", progress=False, stop=stop)
+    first = loop.train(config, tmp_path / "b", stop=stop)
     assert first.interrupted and first.step < 6
-    second = loop.train(config, tmp_path / "b", progress=False)
+    second = loop.train(config, tmp_path / "b")
     assert second.step == straight.step == 6
     ends = [checkpoint.load_for_inference(tmp_path / n, "latest")[1] for n in "ab"]
     jax.tree.map(np.testing.assert_array_equal, *ends)
@@ -242,7 +244,7 @@ def test_each_step_of_the_ablation_adds_one_thing():
     found = []
     for name in phantom_to_real.STEPS:
         config = phantom_to_real.get_config(f"step={name}")
-        settings.check_config(config)
+        schema.check(config)
         how = stream_feed.sampling(config, (8, 8))
         found.append((how.distractors, how.acquisition, config.augment.enabled))
     assert found == [
@@ -260,12 +262,12 @@ def test_each_step_of_the_ablation_adds_one_thing():
 def test_rates_reach_the_persons_that_are_drawn(monkeypatch):
     config = phantom_to_real.get_config()
     config.data.phantom.rates.t13 = 1.0
-    settings.check_config(config)
+    schema.check(config)
     asked = dict(stream_feed.sampling(config, (8, 8)).rates)
     assert asked["t13"] == 1.0 and set(asked) == set(RATES)
     defaults = inspect.signature(anatomy).parameters
-    shared = common.data_block().phantom.rates
-    assert {name: defaults[name].default for name in RATES} == dict(shared)
+    shared = schema.defaults()["data"]["phantom"]["rates"]
+    assert {name: defaults[name].default for name in RATES} == shared
     config.data.phantom.rates.l6 = 1.5
     with pytest.raises(InputError, match="data.phantom.rates.l6"):
-        settings.check_config(config)
+        schema.check(config)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.phantom.body import shapes
-from spinejax.phantom.body.once import when
 from spinejax.phantom.body.shapes import FAR, local
 from spinejax.phantom.body.tissues import sine
+from spinejax.phantom.once import when
 from spinejax.phantom.person.skeleton import ANGLE
 
 Array = jax.Array

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.phantom.body import shapes
-from spinejax.phantom.body.once import kept
 from spinejax.phantom.body.shapes import FAR, local
+from spinejax.phantom.body.warp import unwarp
+from spinejax.phantom.once import kept
 
 Array = jax.Array
 
@@ -25,6 +26,12 @@ def reaches(p: Array, spine: dict[str, Any]) -> Array:
     height = x * up[:, 0] + y * up[:, 1] + z * up[:, 2]  # the centre lies at that of the body
     near = x * x + y * y + z * z < (spine["reach"] ** 2) * (spine["id"] > 0)
     return near & (height > spine["low"]) & (height < spine["high"])
+
+
+def centroids(parameters: dict[str, Any]) -> tuple[Array, Array]:
+    """VerSe ids (26,), 0 where there is none, and body centroids (26, 3) in canonical mm."""
+    spine = parameters["spine"]
+    return spine["id"], unwarp(spine["origin"], parameters)
 
 
 def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:

@@ -13,8 +13,8 @@ from jax import lax
 
 from spinejax.phantom.body import bones, marrow, scene, shapes, tissues
 from spinejax.phantom.body import column as spine_at
-from spinejax.phantom.body.once import kept, when
 from spinejax.phantom.body.warp import warp
+from spinejax.phantom.once import kept, when
 
 Array = jax.Array
 RIM_MM = 0.3
@@ -123,7 +123,7 @@ def render(
 
     Returns:
         HU (...) float32 without noise, and VerSe labels (...) int32, 0 for background. Every
-        vertebra is labelled; `acquisition.whole_vertebrae` tells which ones a field of view keeps.
+        vertebra is labelled; `view.whole_vertebrae` tells which ones a field of view keeps.
     """
     points_mm = jnp.asarray(points_mm, jnp.float32)
     if points_mm.ndim > 2:

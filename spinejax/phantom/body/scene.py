@@ -8,13 +8,14 @@ from jax import lax
 
 from spinejax.phantom.body import bones, shapes, tissues
 from spinejax.phantom.body.bones import near
-from spinejax.phantom.body.once import when
 from spinejax.phantom.body.shapes import FAR, local
 from spinejax.phantom.body.tissues import inside
+from spinejax.phantom.once import when
 from spinejax.phantom.person.surroundings import PROFILE
 
 Array = jax.Array
 AIRWAY_HU = -950.0
+_OUTLINE = (PROFILE.index("width"), PROFILE.index("depth"), PROFILE.index("back"))
 
 
 def _row(z: Array, profile: dict[str, Any]) -> dict[str, Array]:
@@ -25,6 +26,17 @@ def _row(z: Array, profile: dict[str, Any]) -> dict[str, Array]:
     t = (at - i)[:, None]
     values = (rows[i] * (1.0 - t) + rows[i + 1] * t).T
     return dict(zip((*PROFILE, "sx", "sy"), values, strict=True))
+
+
+def outline(z: Array, profile: dict[str, Array]) -> dict[str, Array]:
+    """Half width and half depth of the body, and its middle (x, y), at heights z."""
+    rows = profile["rows"]
+    rows = jnp.stack([rows[:, i] for i in (*_OUTLINE, rows.shape[1] - 2, rows.shape[1] - 1)])
+    at = jnp.clip((z - profile["low"]) / profile["step"], 0.0, rows.shape[1] - 1.001)
+    i = at.astype(jnp.int32)
+    t = at - i
+    width, depth, back, sx, sy = (row[i] * (1.0 - t) + row[i + 1] * t for row in rows)
+    return {"width": width, "depth": depth, "x": 0.4 * sx, "y": sy + back - depth}
 
 
 def _round_box(u: Array, v: Array, a: Array, b: Array) -> Array:

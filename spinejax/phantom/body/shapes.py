@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from spinejax.phantom.body.once import kept
+from spinejax.phantom.once import kept
 
 Array = jax.Array
 FAR = 1e3

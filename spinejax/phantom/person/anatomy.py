@@ -11,14 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spinejax.phantom.body.warp import draw as draw_warp
-from spinejax.phantom.body.warp import unwarp, warp
-from spinejax.phantom.person import curve, levels, pathology, posterior, surroundings
-from spinejax.phantom.person.curve import rotation
-from spinejax.phantom.person.draws import Draws, stacked
+from spinejax.phantom.draws import Draws, draw
+from spinejax.phantom.once import stacked
+from spinejax.phantom.person import bone, curve, levels, pathology, posterior, surroundings, waves
 from spinejax.phantom.person.levels import COLUMNS, SLOTS
-
-__all__ = ["anatomy", "centroids", "rotation", "unwarp", "warp"]
 
 Array = jax.Array
 Parameters = dict[str, Any]
@@ -33,39 +29,45 @@ _SPREAD = np.array(
 
 def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
     """Sizes of all slots, name -> (26,)."""
-    shared = 1.0 + _SPREAD * draws.normal(len(COLUMNS))
-    own = 1.0 + 0.035 * draws.normal(SLOTS, len(COLUMNS))
+    shared = 1.0 + _SPREAD * draws.normal("shared", len(COLUMNS))
+    own = 1.0 + 0.035 * draws.normal("own", SLOTS, len(COLUMNS))
     # Some have large necks, some large loins.
-    along = jnp.linspace(-1.0, 1.0, SLOTS)[:, None] * 0.04 * draws.normal()
+    along = jnp.linspace(-1.0, 1.0, SLOTS)[:, None] * 0.04 * draws.normal("along")
     lengths = jnp.asarray(np.array([0.0 if c == "lean" else 1.0 for c in COLUMNS]))
     size = jnp.where(lengths > 0, scale * (1.0 + along), 1.0)
     values = draws.settled(jnp.asarray(_TABLE) * shared * own * size)
     sizes = {name: values[:, i] for i, name in enumerate(COLUMNS)}
     # The last spinous process is often small, and no more than a ridge on some.
-    u = draws.uniform(2)
+    small, flat = draws.uniform("last spinous length"), draws.uniform("last spinous height")
     low = jnp.arange(SLOTS) >= levels.L5
-    sizes["sy"] = sizes["sy"] * jnp.where(low, 1.0 - 0.35 * u[0] ** 2, 1.0)
-    sizes["sh"] = sizes["sh"] * jnp.where(low, 1.0 - 0.6 * u[1] ** 2, 1.0)
+    sizes["sy"] = sizes["sy"] * jnp.where(low, 1.0 - 0.35 * small**2, 1.0)
+    sizes["sh"] = sizes["sh"] * jnp.where(low, 1.0 - 0.6 * flat**2, 1.0)
     return sizes
 
 
 def _forms(draws: Draws, size: dict[str, Array], who: dict[str, Array]) -> dict[str, Array]:
     """How bodies and arches differ from plain ones, by slot."""
-    n, between = draws.normal(8, SLOTS), draws.normal(4)
+
+    def own(name: str) -> Array:
+        return draws.normal(f"own {name}", SLOTS)
+
+    def both(name: str, between: float, within: float) -> Array:
+        return between * draws.normal(name) + within * own(name)
+
     cervical = jnp.arange(SLOTS) < levels.T1
     thoracic = ~cervical & (jnp.arange(SLOTS) < levels.L1)
     axis = jnp.arange(SLOTS) == levels.C2
-    waist = jnp.where(cervical, 0.05, 0.10) * (1.0 + 0.2 * between[0] + 0.15 * n[0])
+    waist = jnp.where(cervical, 0.05, 0.10) * (1.0 + both("waist", 0.2, 0.15))
     return {
         "waist": waist,
-        "taper": jnp.where(thoracic, 0.10, 0.0) + 0.03 * between[1] + 0.02 * n[1],
-        "square": jnp.clip(1.0 + 0.45 * between[2] + 0.2 * n[2], 0.1, 2.4),
-        "tip": 0.35 * n[3],
-        "skew": 0.15 * n[4],
-        "bow": 0.05 * n[5] + 0.02 * between[3],
-        "slant": 0.03 * n[6],
-        "yaw": 0.03 * n[7],
-        "stout": 0.5 * draws.normal(SLOTS),
+        "taper": jnp.where(thoracic, 0.10, 0.0) + both("taper", 0.03, 0.02),
+        "square": jnp.clip(1.0 + both("square", 0.45, 0.2), 0.1, 2.4),
+        "tip": 0.35 * own("tip"),
+        "skew": 0.15 * own("skew"),
+        "bow": both("bow", 0.02, 0.05),
+        "slant": 0.03 * own("slant"),
+        "yaw": 0.03 * own("yaw"),
+        "stout": 0.5 * own("stout"),
         # The axis: the drum below the dens. Its centroid is that of both.
         "bz": jnp.where(axis, -levels.AXIS_DROP_MM * who["scale"], 0.0),
     }
@@ -86,8 +88,9 @@ def _deformed(
     wider = 1.0 + 0.15 * mean
     size["a"], size["b"] = size["a"] * wider, size["b"] * wider
     # Mostly the upper endplate gives way.
-    skew = jnp.where(broken, 0.8 * draws.uniform(SLOTS), size["skew"])
-    return {**size, "skew": skew}, {"dense": jnp.where(broken, 70.0 * draws.uniform(SLOTS), 0.0)}
+    skew = jnp.where(broken, 0.8 * draws.uniform("skew", SLOTS), size["skew"])
+    dense = jnp.where(broken, 70.0 * draws.uniform("dense", SLOTS), 0.0)
+    return {**size, "skew": skew}, {"dense": dense}
 
 
 def _ordered(draws: Draws, values: dict[str, Array], order: Array) -> dict[str, Array]:
@@ -104,11 +107,10 @@ def _ordered(draws: Draws, values: dict[str, Array], order: Array) -> dict[str, 
 
 def _filled(draws: Draws, t13: float, l6: float, no_t12: float, no_l5: float) -> Array:
     """Which slots exist, (26,) bool: T13 excludes a missing T12, and L6 a missing L5."""
-    u = draws.uniform(4)
-    lacks_t12, lacks_l5 = u[2] < no_t12, u[3] < no_l5
+    lacks_t12, lacks_l5 = draws.uniform("no T12") < no_t12, draws.uniform("no L5") < no_l5
     slot = jnp.arange(SLOTS)
-    present = (slot != levels.T13) | ((u[0] < t13) & ~lacks_t12)
-    present &= (slot != levels.L6) | ((u[1] < l6) & ~lacks_l5)
+    present = (slot != levels.T13) | ((draws.uniform("T13") < t13) & ~lacks_t12)
+    present &= (slot != levels.L6) | ((draws.uniform("L6") < l6) & ~lacks_l5)
     return present & ((slot != levels.T12) | ~lacks_t12) & ((slot != levels.L5) | ~lacks_l5)
 
 
@@ -184,9 +186,19 @@ def anatomy(
         `["warp"]`: `centroids` tells where they are in a scan. `["person"]` holds scalars: age,
         scale, worn, brittle, cervical_ribs, sacralised.
     """
-    draws = Draws(key)
-    who = pathology.person(draws)
-    present = _filled(draws, t13, l6, no_t12, no_l5)
+    return draw(
+        key, _person, t13=t13, l6=l6, no_t12=no_t12, no_l5=no_l5, cervical_ribs=cervical_ribs,
+        sacralised=sacralised, fractures=fractures, scoliosis=scoliosis,
+    )  # fmt: skip
+
+
+def _person(
+    draws: Draws, *, t13: float, l6: float, no_t12: float, no_l5: float, cervical_ribs: float,
+    sacralised: float, fractures: float, scoliosis: float,
+) -> Parameters:  # fmt: skip
+    """`anatomy` of random numbers."""
+    who = pathology.person(draws.of("person"))
+    present = _filled(draws.of("variants"), t13, l6, no_t12, no_l5)
     count = jnp.sum(present)
     order = jnp.argsort(~present, stable=True)
     who, present, count, order = draws.settled((who, present, count, order))
@@ -195,19 +207,21 @@ def anatomy(
     slot = jnp.arange(SLOTS)
     atlas = slot == levels.C1
 
-    size = _sizes(draws, scale)
-    u = draws.uniform(2)
-    ribs, broad = u[0] < cervical_ribs, u[1] < sacralised
+    size = _sizes(draws.of("sizes"), scale)
+    ribs = draws.uniform("cervical ribs") < cervical_ribs
+    broad = draws.uniform("sacralised") < sacralised
     size["tx"] = jnp.where(ribs & (slot == levels.C7), 1.12 * size["tx"], size["tx"])
     last = broad & (slot == order[count - 1])
     for name, factor in {"trz": 1.6, "trx": 1.5, "tx": 1.08}.items():
         size[name] = jnp.where(last, factor * size[name], size[name])
     size["tz"] = jnp.where(last, size["tz"] - 7.0, size["tz"])
-    ill = pathology.pathology(draws, who, present, fractures)
-    parts = posterior.parts(size, scale, ill["facet"], draws)
-    size, scars = _deformed({**size, **_forms(draws, size, who)}, ill, draws)
+    ill = pathology.pathology(draws.of("pathology"), who, present, fractures)
+    parts = posterior.parts(size, scale, ill["facet"], draws.of("posterior"))
+    forms = _forms(draws.of("forms"), size, who)
+    size, scars = _deformed({**size, **forms}, ill, draws.of("fractured"))
     parts = draws.settled(parts)
-    line = draws.settled(curve.curve(draws, who, order, count, size, ill, scoliosis))
+    line = curve.curve(draws.of("curve"), who, order, count, size, ill, scoliosis)
+    line = draws.settled(line)
 
     size["canal_d"] = 0.5 * size["cd"] + 0.6
     size["canal_y"] = size["b"] + 0.5 * size["cd"]
@@ -218,7 +232,7 @@ def anatomy(
     size = _ordered(draws, size, order)
     size["disc"] = line["disc"]
 
-    cancellous, cortical = pathology.marrow(draws, who)
+    cancellous, cortical = bone.density(draws.of("density"), who)
     centre_y = 0.4 * (size["b"] + size["sy"])
     by_slot = {
         "has_body": jnp.where(atlas, 0.0, 1.0),
@@ -229,7 +243,7 @@ def anatomy(
         "gas": ill["gas"],
         "sclerosis": ill["sclerosis"],
         # Width of the gap seen between two vertebrae that touch: worn joints are narrow.
-        "joint": 0.3 + 0.9 * (1.0 - ill["wear"]) + 0.3 * draws.uniform(SLOTS),
+        "joint": 0.3 + 0.9 * (1.0 - ill["wear"]) + 0.3 * draws.uniform("joints", SLOTS),
         "grade": ill["fracture"]["grade"].astype(jnp.float32),
         "slip": ill["slip"],
     }
@@ -250,13 +264,5 @@ def anatomy(
     others = surroundings.surroundings(draws, spine, sacrum, present, line["origin"], count, scale)
     about = {name: who[name] for name in ("age", "scale", "worn", "brittle")}
     about.update(cervical_ribs=ribs, sacralised=broad)
-    person = {"spine": spine, "warp": draw_warp(draws), "person": about, **others}
-    # Where metal is in the scan, that is after displacement.
-    metal = {**person["metal"], "centre": unwarp(person["metal"]["centre"], person)}
-    return {**person, "metal": metal}
-
-
-def centroids(parameters: Parameters) -> tuple[Array, Array]:
-    """VerSe ids (26,), 0 where there is none, and body centroids (26, 3) in canonical mm."""
-    spine = parameters["spine"]
-    return spine["id"], unwarp(spine["origin"], parameters)
+    displaced = waves.displacement(draws.of("warp"))
+    return {"spine": spine, "warp": displaced, "person": about, **others}

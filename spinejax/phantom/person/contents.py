@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax.phantom.draws import Draws
+from spinejax.phantom.once import stacked
 from spinejax.phantom.person import levels
-from spinejax.phantom.person.draws import Draws, stacked
 
 Array = jax.Array
 
@@ -126,41 +127,42 @@ _LOOPS, _LUNG, _MESENTERY, _SPECKS, _LEADS = 34, 40, 14, 14, 6
 
 def _palette(draws: Draws, tissue: dict[str, Array]) -> Array:
     """HU of each kind of PALETTE."""
-    n, u = draws.normal(16), draws.uniform(12)
+    uniform, normal = draws.uniform, draws.normal
     contrast, phase = tissue["contrast"], tissue["phase"]  # phase: 0 arterial ... 1 late
-    kidney = 32.0 + contrast * (90.0 + 130.0 * u[0])
+    kidney = 32.0 + contrast * (90.0 + 130.0 * uniform("kidney"))
     late = jnp.clip(2.5 * phase - 1.2, 0.0, 1.0)
-    urine = 8.0 + 1400.0 * contrast * late * u[1]
-    oral = jnp.where(u[2] < 0.22, 90.0 + 500.0 * u[3], 20.0)
+    urine = 8.0 + 1400.0 * contrast * late * uniform("urine")
+    oral = jnp.where(uniform("oral") < 0.22, 90.0 + 500.0 * uniform("oral HU"), 20.0)
     organ = 1.0 - 0.6 * jnp.abs(phase - 0.55)
+    spleen = 0.6 + 0.6 * uniform("spleen contrast")
     return stacked(
         [
             tissue["blood"],
             tissue["vein"],
-            tissue["blood"] * (0.6 + 0.9 * u[4]) + 10.0 * n[0],
-            tissue["blood"] + contrast * (1.0 - phase) * 900.0 * u[5] ** 2,
-            52.0 + 14.0 * n[1] + 70.0 * contrast * organ,
-            48.0 + 8.0 * n[2] + 90.0 * contrast * organ * (0.6 + 0.6 * u[6]),
+            tissue["blood"] * (0.6 + 0.9 * uniform("mixed")) + 10.0 * normal("right heart"),
+            tissue["blood"] + contrast * (1.0 - phase) * 900.0 * uniform("vena cava") ** 2,
+            52.0 + 14.0 * normal("liver") + 70.0 * contrast * organ,
+            48.0 + 8.0 * normal("spleen") + 90.0 * contrast * organ * spleen,
             kidney,
             urine,
-            jnp.where(u[7] < 0.6, 6.0 + 4.0 * n[3], 0.5 * urine),
-            45.0 + 10.0 * n[4] + 60.0 * contrast * u[8],
+            jnp.where(uniform("layered") < 0.6, 6.0 + 4.0 * normal("bladder"), 0.5 * urine),
+            45.0 + 10.0 * normal("wall") + 60.0 * contrast * uniform("wall contrast"),
             oral,
-            -940.0 + 30.0 * n[5],
-            jnp.maximum(oral, 35.0 + 20.0 * n[6]),
+            -940.0 + 30.0 * normal("gas"),
+            jnp.maximum(oral, 35.0 + 20.0 * normal("stool")),
             tissue["muscle"],
             tissue["fat"],
             tissue["cortical"],
-            40.0 * n[7] - 20.0,
+            40.0 * normal("yellow marrow") - 20.0,
             tissue["blood"],
-            150.0 + 120.0 * n[8],
-            42.0 + 10.0 * n[9] + 55.0 * contrast * organ,
-            jnp.where(u[9] < 0.5, oral, 30.0 + 15.0 * n[10]),
-            tissue["vein"] + 10.0 * n[11],
-            10.0 + 8.0 * n[12],
-            45.0 + 8.0 * n[13] + 60.0 * contrast * u[10],
-            95.0 + 25.0 * n[14] + 60.0 * contrast,
-            650.0 + 700.0 * u[11],
+            150.0 + 120.0 * normal("plastic"),
+            42.0 + 10.0 * normal("gland") + 55.0 * contrast * organ,
+            jnp.where(uniform("drunk") < 0.5, oral, 30.0 + 15.0 * normal("gastric")),
+            tissue["vein"] + 10.0 * normal("portal"),
+            10.0 + 8.0 * normal("water"),
+            45.0 + 8.0 * normal("heart") + 60.0 * contrast * uniform("heart contrast"),
+            95.0 + 25.0 * normal("thyroid") + 60.0 * contrast,
+            650.0 + 700.0 * uniform("plaque"),
         ]
     )
 
@@ -195,16 +197,16 @@ _KIND = {name: i for i, name in enumerate(PALETTE)}
 def _fixed(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
     """The organs and vessels of the table."""
     n = len(_ROWS["taper"])
-    shift = jnp.concatenate([6.0 * draws.normal(_GROUPS, 1, 3)])[_ROWS["group"]]
-    grow = (1.0 + 0.12 * draws.normal(_GROUPS))[_ROWS["group"], None]
+    shift = 6.0 * draws.normal("shift", _GROUPS, 1, 3)[_ROWS["group"]]
+    grow = (1.0 + 0.12 * draws.normal("growth", _GROUPS))[_ROWS["group"], None]
     ends = at[_ROWS["slot"]] + jnp.asarray(_ROWS["ends"], jnp.float32) * scale + shift
     brush = jnp.asarray(_ROWS["brush"], jnp.float32) * scale * grow
-    brush = brush * (1.0 + 0.10 * draws.normal(n, 3))
-    there = draws.uniform(n) < _ROWS["chance"]
+    brush = brush * (1.0 + 0.10 * draws.normal("brush", n, 3))
+    there = draws.uniform("there", n) < _ROWS["chance"]
     kinds = jnp.asarray(_ROWS["kinds"])
     # Stretches of bowel hold gas, fluid or stool; those of the table are but the likeliest.
     bowel = np.isin(_ROWS["kinds"][:, 1], [_KIND[k] for k in ("stool", "gas", "content")])
-    u = draws.uniform(n)
+    u = draws.uniform("bowel", n)
     other = jnp.where(u < 0.2, _KIND["gas"], jnp.where(u < 0.45, _KIND["content"], kinds[:, 1]))
     core = jnp.where(jnp.asarray(bowel), other, kinds[:, 1])
     return {
@@ -223,7 +225,8 @@ def _fixed(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
 def _random(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
     """Loops of small bowel, vessels of lungs and mesentery, calcified specks: where chance says."""
     n = _LOOPS + _LUNG + _MESENTERY + _SPECKS + _LEADS
-    a, b, c = draws.uniform(n, 3), draws.normal(n, 3), draws.uniform(n, 3)
+    a, b = draws.uniform("place", n, 3), draws.normal("step", n, 3)
+    thick, u = draws.uniform("radius", n), draws.uniform("kind", n)
     first, second, fourth = at[19], at[_S1], at[levels.C7 + 5]
     parts = np.repeat(np.arange(5), (_LOOPS, _LUNG, _MESENTERY, _SPECKS, _LEADS))
     side = jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0)
@@ -245,15 +248,14 @@ def _random(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
     end = start + step * scale + jnp.where((parts == 1)[:, None], outward, 0.0)
     radius = jnp.stack(
         [
-            10.0 + 7.0 * c[:, 0],
-            1.2 + 3.0 * c[:, 0] ** 3,
-            1.2 + 2.0 * c[:, 0],
-            1.0 + 2.5 * c[:, 0] ** 3,
-            1.2 + 1.0 * c[:, 0],
+            10.0 + 7.0 * thick,
+            1.2 + 3.0 * thick**3,
+            1.2 + 2.0 * thick,
+            1.0 + 2.5 * thick**3,
+            1.2 + 1.0 * thick,
         ],
         1,
     )[jnp.arange(n), parts]
-    u = c[:, 1]
     loop = jnp.where(
         u < 0.15,
         _KIND["gas"],
@@ -265,7 +267,7 @@ def _random(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
     )[jnp.arange(n), parts]
     rare = jnp.array([1.0, 1.0, 1.0, 0.5, 0.12])
     # Leads and specks come together: a person has many or none.
-    person = draws.uniform(5)[parts] < rare[parts]
+    person = draws.uniform("person", 5)[parts] < rare[parts]
     bowel = jnp.asarray(parts == 0)
     return {
         "ends": jnp.concatenate([start, end], 1),
@@ -290,7 +292,7 @@ def _arms(draws: Draws, at: Array, scale: Array, width: Array, down: Array) -> d
     ends = ends.at[:, :, 0].add(width - 196.0 * scale) * jnp.asarray(
         np.stack([side, np.ones_like(side), np.ones_like(side)], 1)[:, None], jnp.float32
     )
-    swing = 14.0 * draws.normal(2, 1, 2, 3).repeat(len(_ARM), 1).reshape(-1, 2, 3)
+    swing = 14.0 * draws.normal("swing", 2, 1, 2, 3).repeat(len(_ARM), 1).reshape(-1, 2, 3)
     radii = np.array([[r[2], r[3], max(r[2], r[3])] for r in rows], np.float32)
     n = len(rows)
     return {
@@ -336,15 +338,15 @@ def contents(
         wobble (mm, how uneven), free (1: not cut by the skin), low and high (n, 3).
     """
     lists = [
-        _fixed(draws, at, scale),
-        _random(draws, at, scale),
-        _arms(draws, at, scale, width, tissue["down"]),
+        _fixed(draws.of("fixed"), at, scale),
+        _random(draws.of("random"), at, scale),
+        _arms(draws.of("arms"), at, scale, width, tissue["down"]),
     ]
     items = {name: jnp.concatenate([one[name] for one in lists]) for name in lists[0]}
-    palette = draws.settled(_palette(draws, tissue))
+    palette = draws.settled(_palette(draws.of("palette"), tissue))
     shape = jnp.concatenate([items["ends"], items["brush"], items["taper"][:, None]], 1)
     shape = draws.settled(shape)
-    own = 1.0 + 0.08 * draws.normal(shape.shape[0])
+    own = 1.0 + 0.08 * draws.normal("HU", shape.shape[0])
     return boxed(
         {
             "shape": shape,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax.phantom.draws import Draws
 from spinejax.phantom.person import levels
-from spinejax.phantom.person.draws import Draws
 from spinejax.phantom.person.levels import SLOTS
 
 Array = jax.Array
@@ -39,12 +39,11 @@ def rotation(lean: Array, side: Array, turn: Array) -> Array:
 
 def _bend(draws: Draws, who: dict[str, Array]) -> Array:
     """How strongly neck, chest and loin are curved, (3,), about 1."""
-    bend = 1.0 + jnp.array([0.35, 0.20, 0.22]) * draws.normal(3)
-    u = draws.uniform(4)
+    bend = 1.0 + jnp.array([0.35, 0.20, 0.22]) * draws.normal("bend", 3)
     flat = jnp.array([0.14, 0.05, 0.10 + 0.15 * who["worn"]])
-    bend = jnp.where(u[:3] < flat, 0.25 * bend, bend)  # straightened
-    old = 0.85 + 0.35 * who["brittle"] + jnp.where(u[3] < 0.06, 0.6, 0.0)  # hyperkyphosis
-    bend = bend.at[1].multiply(old)
+    bend = jnp.where(draws.uniform("flat", 3) < flat, 0.25 * bend, bend)  # straightened
+    hunched = jnp.where(draws.uniform("hyperkyphosis") < 0.06, 0.6, 0.0)
+    bend = bend.at[1].multiply(0.85 + 0.35 * who["brittle"] + hunched)
     # Neck and loin make up for the chest.
     return bend + jnp.array([0.4, 0.0, 0.5]) * jnp.maximum(bend[1] - 1.0, 0.0)
 
@@ -55,8 +54,8 @@ def _hollow(draws: Draws) -> Array:
     Some loins are twice as hollow as usual. The sacrum follows by little: the last vertebra then
     lies as steep as it, and its place in the row alone tells them apart.
     """
-    u = draws.uniform(2)
-    more = jnp.where(u[0] < 0.15, 0.3 + 1.2 * u[1], 0.0)
+    hollow = draws.uniform("hyperlordosis") < 0.15
+    more = jnp.where(hollow, 0.3 + 1.2 * draws.uniform("how hollow"), 0.0)
     slot = jnp.arange(SLOTS)
     return more * jnp.where(slot < levels.L1, 0.0, jnp.where(slot < levels.L5, 1.0, -0.3))
 
@@ -64,20 +63,17 @@ def _hollow(draws: Draws) -> Array:
 def _scoliosis(draws: Draws, chance: float) -> tuple[Array, Array]:
     """Sideways tilt and turn of each place, radians: mild in everybody, severe in some."""
     t = jnp.linspace(0.0, 1.0, SLOTS + 1)
-    u = draws.uniform(5)
     # Half of Cobb's angle: some degrees, or 5 to 30.
-    marked = u[0] < chance
-    size = 1.8 * jnp.abs(draws.normal(2)) + jnp.where(marked, 5.0 + 25.0 * u[1] ** 2, 0.0) * (
-        jnp.array([0.25, 1.0])
-    )
-    waves = jnp.deg2rad(size) * jnp.sin(
-        jnp.array([1.0, 2.0]) * 2 * jnp.pi * t[:, None] + 2 * jnp.pi * u[2:4]
-    )
-    curve = waves.sum(1)
+    marked = draws.uniform("marked") < chance
+    size = jnp.where(marked, 5.0 + 25.0 * draws.uniform("marked angle") ** 2, 0.0)
+    size = 1.8 * jnp.abs(draws.normal("angle", 2)) + size * jnp.array([0.25, 1.0])
+    phase = 2 * jnp.pi * draws.uniform("phase", 2)
+    waves = jnp.sin(jnp.array([1.0, 2.0]) * 2 * jnp.pi * t[:, None] + phase)
+    curve = (jnp.deg2rad(size) * waves).sum(1)
     # Vertebrae turn most at the apex, where the tilt passes zero, into the convexity.
     apex = (jnp.roll(curve, -1) - jnp.roll(curve, 1)).at[0].set(0.0).at[-1].set(0.0)
-    lean = jnp.deg2rad(1.5) * draws.normal()
-    return curve + lean, 2.2 * (0.5 + u[4]) * apex
+    lean = jnp.deg2rad(1.5) * draws.normal("lean")
+    return curve + lean, 2.2 * (0.5 + draws.uniform("turn")) * apex
 
 
 def curve(
@@ -108,7 +104,7 @@ def curve(
     step = np.diff(levels.TILT_DEG) * 1.0
     bend = _bend(draws, who)
     steps = jnp.asarray(step) * (bend[jnp.asarray(_REGION)] + _hollow(draws))
-    steps = steps + jnp.asarray(levels.STEP_SD_DEG) * draws.normal(SLOTS)
+    steps = steps + jnp.asarray(levels.STEP_SD_DEG) * draws.normal("step", SLOTS)
     # A wedge leans everything above it forwards; discs make up for a part of it.
     broken = ill["fracture"]
     height = size["h"] / jnp.maximum(1.0 - 0.5 * (broken["front"] + broken["behind"]), 0.3)
@@ -119,15 +115,15 @@ def curve(
     # Patients lie on their back: however bent, the column as a whole is nearly level,
     # with the middle of the loin level.
     level = 0.5 * (jnp.mean(tilt) - 4.0) + 0.5 * tilt[levels.L1 + 2]
-    tilt = tilt - level + 2.5 * draws.normal()
+    tilt = tilt - level + 2.5 * draws.normal("level")
     lean = jnp.append(tilt[:-1][order], 0.0)
     # Sacra differ less than loins do: their slope is 40 degrees, give or take 10, in most adults.
     slope = levels.SACRAL_SLOPE_DEG + 0.45 * (tilt[-1] - levels.TILT_DEG[-1])
     lean = lean.at[count].set(jnp.maximum(slope, lean[count - 1]))
-    side, turn = _scoliosis(draws, scoliosis)
+    side, turn = _scoliosis(draws.of("scoliosis"), scoliosis)
     side, turn = (wave.at[count].multiply(0.4) for wave in (side, turn))  # the pelvis lies level
     # No vertebra stands exactly on the curve.
-    own = jnp.deg2rad(jnp.array([1.6, 1.2, 1.8])) * draws.normal(SLOTS + 1, 3)
+    own = jnp.deg2rad(jnp.array([1.6, 1.2, 1.8])) * draws.normal("own tilt", SLOTS + 1, 3)
     axes = rotation(jnp.deg2rad(lean) + own[:, 0], side + own[:, 1], turn + own[:, 2])
 
     # Discs, and what of them is left.
@@ -136,8 +132,8 @@ def curve(
     drop = jnp.zeros(SLOTS).at[levels.C2].set(levels.AXIS_DROP_MM)  # its drum lies below the dens
     h0_next = jnp.append(h0[1:], levels.SACRUM_MM).at[levels.T12].set(h0[levels.L1])
     gap0 = (jnp.asarray(levels.DISTANCES_MM) - h0 - drop - h0_next) * scale
-    gap = gap0 * (1.0 + 0.12 * draws.normal() + 0.07 * draws.normal(SLOTS)) * (1 - ill["narrow"])
-    gap = jnp.maximum(gap, 1.3)
+    factor = 1.0 + 0.12 * draws.normal("gap") + 0.07 * draws.normal("own gap", SLOTS)
+    gap = jnp.maximum(gap0 * factor * (1 - ill["narrow"]), 1.3)
     upper = (h + drop * scale)[order]
     h_next = jnp.append(h[order][1:], 0.0).at[count - 1].set(levels.SACRUM_MM * scale)
     distance = upper + gap[order] + h_next
@@ -148,7 +144,7 @@ def curve(
     down = -middle * distance[:, None] - forwards * ill["slip"][order][:, None]
     below = jnp.cumsum(down.at[0].set(0.0), 0)
     origin = jnp.concatenate([jnp.zeros((1, 3)), below])  # the axis is at zero, row 1
-    off = 0.5 * draws.normal(SLOTS + 1, 3) * jnp.array([1.0, 1.0, 0.4])
+    off = 0.5 * draws.normal("off the curve", SLOTS + 1, 3) * jnp.array([1.0, 1.0, 0.4])
     origin = origin + off.at[:2].set(0.0)
     atlas = axes[1] @ (jnp.array([0.0, 9.8, 14.2]) * scale)
     origin = origin.at[0].set(atlas)

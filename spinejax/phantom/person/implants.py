@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax.phantom.draws import Draws
 from spinejax.phantom.person import levels
 from spinejax.phantom.person.contents import boxed
-from spinejax.phantom.person.draws import Draws
 
 Array = jax.Array
 
@@ -50,10 +50,10 @@ def _screws(
         (6 LEVELS - 2 + LEVELS, 10) capsules (no brush where there is nothing), and centres
         (2 LEVELS, 3) of the screws with whether each is there.
     """
-    u, n = draws.uniform(3), draws.normal(2 * LEVELS, 4)
+    jitter = 1.2 * draws.normal("jitter", LEVELS, 2, 3)
     # Most sets end at the last lumbar vertebrae.
-    many = 2 + jnp.floor((LEVELS - 1) * u[0] ** 2).astype(jnp.int32)
-    last = count - 1 - jnp.floor(9.0 * u[1] ** 2).astype(jnp.int32)
+    many = 2 + jnp.floor((LEVELS - 1) * draws.uniform("count") ** 2).astype(jnp.int32)
+    last = count - 1 - jnp.floor(9.0 * draws.uniform("last") ** 2).astype(jnp.int32)
     index = last - jnp.arange(LEVELS)
     fitted = (jnp.arange(LEVELS) < many) & (index > levels.T1) & there
     index = jnp.clip(index, 0, levels.SLOTS - 1)
@@ -67,11 +67,11 @@ def _screws(
     mirror = jnp.stack([side, jnp.ones(2), jnp.ones(2)], 1)
     both = jnp.concatenate([points * mirror[0], points * mirror[1]], 1)
     world = _placed(spine, index, both).reshape(LEVELS, 2, 3, 3)
-    world = world.at[:, :, 1].add(1.2 * n[:, :3].reshape(LEVELS, 2, 3))
+    world = world.at[:, :, 1].add(jitter)
     start, end, head = (world[:, :, i].reshape(-1, 3) for i in range(3))
     on = jnp.repeat(fitted, 2)
-    thick = 2.6 + 0.8 * u[2]
-    screws = _capsules(start, end, jnp.where(on, thick, 0.0), 0.8)
+    thick = draws.uniform("thick")
+    screws = _capsules(start, end, jnp.where(on, 2.6 + 0.8 * thick, 0.0), 0.8)
     heads = _capsules(start, head, jnp.where(on, 5.2, 0.0))
     pair = on[2:]  # screws of one side are two places apart
     rods = _capsules(head[:-2], head[2:], jnp.where(pair, 2.8, 0.0))
@@ -79,7 +79,7 @@ def _screws(
     below = -(size["h"] + 0.5 * (size["disc"] - size["h"]))
     corner = jnp.stack([8.0 * jnp.ones(LEVELS), -0.2 * size["b"], below], 1)
     cage = _placed(spine, index, corner[:, None] * mirror)
-    caged = fitted & (jnp.arange(LEVELS) > 0) & (u[2] > 0.5)
+    caged = fitted & (jnp.arange(LEVELS) > 0) & (thick > 0.5)
     cages = _capsules(cage[:, 0], cage[:, 1], jnp.where(caged, 3.0, 0.0))
     return jnp.concatenate([screws, heads, rods, cages]), 0.5 * (start + end), on
 
@@ -103,26 +103,25 @@ def implants(
         count: How many vertebrae there are.
 
     Returns:
-        A list of capsules as from `contents`, and `metal`: "centre" (METALS, 3) and "strength"
-        (METALS,), 0 where there is none, about 1 for a screw.
+        A list of capsules as from `contents`, and `metal`: "centre" (METALS, 3), mm before
+        displacement, and "strength" (METALS,), 0 where there is none, about 1 for a screw.
     """
-    u = dict(zip(RATES, draws.uniform(len(RATES)), strict=True))
-    has = {name: u[name] < RATES[name] for name in RATES}
-    n = draws.normal(40, 3)
-    screws, screw_centre, screw_on = _screws(draws, spine, has["screws"], count)
+    has = {name: draws.uniform(name) < RATES[name] for name in RATES}
+    screws, screw_centre, screw_on = _screws(draws.of("screw"), spine, has["screws"], count)
 
     # Cement: two lobes in one to three neighbouring bodies, mostly about T12-L1.
-    v = draws.uniform(4)
-    first = jnp.clip(levels.T11 - 3 + jnp.floor(8.0 * v[0]).astype(jnp.int32), 0, count - 1)
+    lowest = jnp.floor(8.0 * draws.uniform("cement level")).astype(jnp.int32)
+    first = jnp.clip(levels.T11 - 3 + lowest, 0, count - 1)
     index = jnp.clip(first + jnp.arange(3), 0, count - 1)
-    filled = has["cement"] & (jnp.arange(3) < 1 + jnp.floor(2.4 * v[1]))
+    filled = has["cement"] & (jnp.arange(3) < 1 + jnp.floor(2.4 * draws.uniform("cemented")))
     a, h = spine["size"]["a"][index], spine["size"]["h"][index]
     lobe = jnp.stack([0.35 * a, -3.0 * jnp.ones(3), -0.2 * h], 1)[:, None]
-    lobe = lobe * jnp.array([[1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]]) + 3.0 * n[:6].reshape(3, 2, 3)
+    lobe = lobe * jnp.array([[1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]])
+    lobe = lobe + 3.0 * draws.normal("lobe", 3, 2, 3)
     lobes = _placed(spine, index, lobe).reshape(-1, 3)
-    cement = _capsules(
-        lobes, lobes + 5.0 * n[6:12], jnp.where(jnp.repeat(filled, 2), 4.0 + 4.0 * v[2], 0.0), 0.8
-    )
+    ends = lobes + 5.0 * draws.normal("lobe end", 6, 3)
+    radius = 4.0 + 4.0 * draws.uniform("lobe radius")
+    cement = _capsules(lobes, ends, jnp.where(jnp.repeat(filled, 2), radius, 0.0), 0.8)
 
     pelvis, skull, shoulder = frames["pelvis"], frames["head"], frames["shoulder"]
     # Hips: head with cup, then the stem in the shaft.
@@ -130,7 +129,7 @@ def implants(
     sockets = _world(pelvis, pelvis["parts"][0, :3] * both)
     necks = _world(pelvis, pelvis["parts"][1, 3:6] * both)
     stems = _world(pelvis, (pelvis["parts"][2, :3] * 0.35 + pelvis["parts"][2, 3:6] * 0.65) * both)
-    replaced = jnp.stack([has["hip"], draws.uniform() < RATES["hip"]])
+    replaced = jnp.stack([has["hip"], draws.uniform("other hip") < RATES["hip"]])
     hips = jnp.concatenate(
         [
             _capsules(sockets, sockets + 0.5, jnp.where(replaced, 17.0, 0.0)),
@@ -157,16 +156,19 @@ def implants(
 
     # Fillings and crowns along both rows of teeth.
     arch = np.array([[24, -62, -10], [21, -72, -10], [13, -81, -10], [5, -85, -10]], np.float32)
-    teeth = _world(skull, np.concatenate([arch, arch * [-1, 1, 1]]) + np.float32(1)) + n[12:20]
-    some = has["fillings"] & (draws.uniform(8) < 0.5)
-    fillings = _capsules(teeth, teeth + 2.0 * n[20:28], jnp.where(some, 2.6, 0.0))
+    teeth = _world(skull, np.concatenate([arch, arch * [-1, 1, 1]]) + np.float32(1))
+    teeth = teeth + draws.normal("tooth", 8, 3)
+    some = has["fillings"] & (draws.uniform("filled", 8) < 0.5)
+    ends = teeth + 2.0 * draws.normal("filling end", 8, 3)
+    fillings = _capsules(teeth, ends, jnp.where(some, 2.6, 0.0))
 
     where = at[np.array([20, 21, 22, levels.SLOTS, 12, 13])] + jnp.array(
         [[-40, -80, 0], [-50, -85, 0], [0, -60, 0], [40, -40, -60], [40, -90, 0], [0, -90, 0]],
         jnp.float32,
     )
-    clip = where + 14.0 * n[28:34]
-    clips = _capsules(clip, clip + 3.0 * n[34:40], jnp.where(has["clips"], 1.1, 0.0))
+    clip = where + 14.0 * draws.normal("clip", 6, 3)
+    ends = clip + 3.0 * draws.normal("clip end", 6, 3)
+    clips = _capsules(clip, ends, jnp.where(has["clips"], 1.1, 0.0))
     # Wires of a sawn breastbone, a plate on the neck, leads in the canal.
     breast = at[np.array([11, 12, 13, 14])] + jnp.asarray(frames["sternum"])
     wires = _capsules(
@@ -189,10 +191,10 @@ def implants(
     tail = _placed(spine, jnp.array([13, 15, 17]), tail.T[jnp.array([13, 15, 17])][:, None])[:, 0]
     leads = _capsules(tail[:-1], tail[1:], jnp.where(has["leads"], 0.9, 0.0))
 
-    w = draws.uniform(4)
-    titanium = _TITANIUM[0] + (_TITANIUM[1] - _TITANIUM[0]) * w[0]
-    steel = _STEEL[0] + (_STEEL[1] - _STEEL[0]) * w[1]
-    white = _CEMENT[0] + (_CEMENT[1] - _CEMENT[0]) * w[2]
+    light, heavy = draws.uniform("titanium"), draws.uniform("steel")
+    titanium = _TITANIUM[0] + (_TITANIUM[1] - _TITANIUM[0]) * light
+    steel = _STEEL[0] + (_STEEL[1] - _STEEL[0]) * heavy
+    white = _CEMENT[0] + (_CEMENT[1] - _CEMENT[0]) * draws.uniform("cement HU")
     groups = [
         (screws, titanium), (cement, white), (hips, steel), (joints, steel), (lead, titanium),
         (can, titanium), (fillings, steel), (clips, titanium), (wires, steel), (plate, titanium),
@@ -217,14 +219,13 @@ def implants(
             half[0] * teeth[:1] + half[1] * teeth[1:2], half[0] * teeth[4:5] + half[1] * teeth[5:6],
         ]
     )  # fmt: skip
-    heavy = w[1] + 2.0
     strength = jnp.concatenate(
         [
-            jnp.where(screw_on, 0.6 + 0.8 * w[0], 0.0),
-            jnp.where(replaced, 1.5 * heavy, 0.0),
-            jnp.where(has["shoulder"], heavy, 0.0)[None],
+            jnp.where(screw_on, 0.6 + 0.8 * light, 0.0),
+            jnp.where(replaced, 1.5 * (heavy + 2.0), 0.0),
+            jnp.where(has["shoulder"], heavy + 2.0, 0.0)[None],
             jnp.where(has["pacemaker"], 1.2, 0.0)[None],
-            jnp.where(jnp.stack([some[:4].any(), some[4:].any()]), 0.5 * heavy, 0.0),
+            jnp.where(jnp.stack([some[:4].any(), some[4:].any()]), 0.5 * (heavy + 2.0), 0.0),
         ]
     )
     return items, {"centre": centre, "strength": strength}

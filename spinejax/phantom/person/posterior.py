@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax.phantom.draws import Draws
+from spinejax.phantom.once import stacked
 from spinejax.phantom.person import levels
-from spinejax.phantom.person.draws import Draws, stacked
 from spinejax.phantom.person.levels import SLOTS
 
 Array = jax.Array
@@ -90,7 +91,7 @@ def parts(s: dict[str, Array], scale: Array, facet: Array, draws: Draws) -> Arra
     # The two brushes that cross the midline must not leave it.
     free = np.full((8, 6), 0.7, np.float32)
     free[5, [0, 3]] = 0.0
-    ends = free * scale * draws.normal(SLOTS, 8, 6)
-    brush = 0.08 * draws.normal(SLOTS, 8, 3)
+    ends = free * scale * draws.normal("ends", SLOTS, 8, 6)
+    brush = 0.08 * draws.normal("brush", SLOTS, 8, 3)
     brush = jnp.pad(brush, ((0, 0), (0, 0), (6, 2)))
     return plain * (1.0 + brush) + jnp.pad(ends, ((0, 0), (0, 0), (0, 5)))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax.phantom.draws import Draws
 from spinejax.phantom.person import levels
-from spinejax.phantom.person.draws import Draws
 
 Array = jax.Array
 RIBS = 13
@@ -57,12 +57,12 @@ _SACRUM = [  # in the frame of S1: what is added to bodies, side masses and back
 ]
 
 
-def _jitter(draws: Draws, rows: Sequence[Sequence[float]], scale: Array, sd: float) -> Array:
+def _jitter(draws: Draws, rows: Sequence[Sequence[float]], scale: Array) -> Array:
     rows_array = jnp.asarray(np.array(rows, np.float32))
     sizes = jnp.where(jnp.arange(10) < 9, scale, 1.0)
     brush = (jnp.arange(10) >= 6) & (jnp.arange(10) < 9)
-    noise = draws.normal(*rows_array.shape)
-    return rows_array * sizes * jnp.where(brush, 1.0 + sd * noise, 1.0)
+    noise = draws.normal("parts", *rows_array.shape)
+    return rows_array * sizes * jnp.where(brush, 1.0 + 0.08 * noise, 1.0)
 
 
 def ribs(
@@ -89,7 +89,6 @@ def ribs(
     index, exists = place[slots], present[slots]
     size = {k: spine["size"][k][index] for k in ("a", "b", "h", "tx", "ty", "tz", "trx")}
     low = jnp.asarray(np.isin(slots, [levels.T11, levels.T12, levels.T13]))
-    n = draws.normal(RIBS, 2, 6)
 
     # Head at the upper corner of the body (of the whole side on the lowest ribs), tubercle before
     # the tip of the transverse process; the lowest ribs float free of it.
@@ -103,7 +102,7 @@ def ribs(
     world = spine["origin"][index][:, None, None] + jnp.einsum(
         "rij,rspj->rspi", spine["rotation"][index], local, precision="highest"
     )
-    world = world.at[:, :, 1].add(0.8 * n[:, :, :3])
+    world = world.at[:, :, 1].add(0.8 * draws.normal("tubercle", RIBS, 2, 3))
     world = draws.settled(world)
     middle = world[:, :, 1, 2].mean(1)
     corner = jnp.stack(
@@ -136,13 +135,13 @@ def ribs(
     slope = np.array([10, 15, 19, 22, 24, 26, 27, 28, 28, 27, 26, 24, 22], np.float32)
     last = np.array([2.7, 2.5, 2.4, 2.35, 2.3, 2.25, 2.2, 2.1, 1.9, 1.7, 1.25, 0.55, 0.1])
     end = np.array([2.9, 3.0, 3.05, 3.05, 3.05, 3.05, 3.0, 2.8, 2.5, 2.2, 1.3, 0.6, 0.15])
-    length = 1.0 + 0.05 * n[:, 0, 3]
+    length = 1.0 + 0.05 * draws.normal("length", RIBS)
     return {
         "shape": shape,
         "low": jnp.where(real, ends.min(1) - reach, jnp.inf),
         "high": jnp.where(real, ends.max(1) + reach, -jnp.inf),
         "z": jnp.where(exists, middle, -1e5),
-        "slope": jnp.asarray(slope) * scale * (1.0 + 0.12 * n[:, 0, 4]),
+        "slope": jnp.asarray(slope) * scale * (1.0 + 0.12 * draws.normal("slope", RIBS)),
         "last": jnp.where(exists, jnp.asarray(last, jnp.float32) * length, -9.0),
         "end": jnp.where(exists, jnp.asarray(end, jnp.float32), -9.0),
         "radius": 70.0 * scale,
@@ -152,8 +151,8 @@ def ribs(
         "top": at[levels.T1, 2] + 42.0 * scale,
         "breast": at[np.array([levels.T1 + 1, levels.T1 + 8]), 2]
         + jnp.array([-24.0, -8.0]) * scale,
-        "thick": 3.0 + 0.8 * draws.uniform(),
-        "tall": 5.6 + 1.6 * draws.uniform(),
+        "thick": 3.0 + 0.8 * draws.uniform("thick"),
+        "tall": 5.6 + 1.6 * draws.uniform("tall"),
     }
 
 
@@ -175,10 +174,11 @@ def frames(
         scale: Size of the person, 1 on average.
         down: 1 where the arms lie beside the trunk, 0 where they are raised.
     """
+    pelvis, sacral = draws.of("pelvis"), draws.of("sacrum")
     upright = jnp.eye(3)
-    u, n = draws.uniform(10), draws.normal(12)
+    gaps = jnp.array([[1.8, -0.4], [1.5, -0.5], [1.3, -0.8], [1.0, -0.7]])
     # The wing's normal in the plane of the upright pelvis.
-    opening = 0.63 + 0.08 * n[0]
+    opening = 0.63 + 0.08 * pelvis.normal("opening")
     normal = jnp.stack([jnp.cos(opening), jnp.sin(opening), jnp.full((), 0.16)])
     normal /= jnp.linalg.norm(normal)
     along = jnp.stack([jnp.sin(opening), -jnp.cos(opening), jnp.zeros(())])
@@ -186,48 +186,48 @@ def frames(
     along /= jnp.linalg.norm(along)
     # The pelvis tilts with the sacrum, if less.
     slope = jnp.arctan2(-sacrum["rotation"][1, 2], sacrum["rotation"][2, 2])
-    lean = 0.6 * (slope - np.deg2rad(levels.SACRAL_SLOPE_DEG)) + 0.10 * n[1]
+    lean = 0.6 * (slope - np.deg2rad(levels.SACRAL_SLOPE_DEG)) + 0.10 * pelvis.normal("tilt")
     c, s = jnp.cos(lean), jnp.sin(lean)
     tilt = upright.at[1, 1].set(c).at[1, 2].set(-s).at[2, 1].set(s).at[2, 2].set(c)
-    shoulder = _jitter(draws, _SHOULDER, scale, 0.08)
+    shoulder = _jitter(draws.of("shoulder"), _SHOULDER, scale)
     raised = jnp.array([[172, -6, 20, 196, -30, 140]], jnp.float32) * scale
     shoulder = shoulder.at[6, :6].set(jnp.where(down > 0, shoulder[6, :6], raised[0]))
-    bend = jnp.clip(0.0045 + 0.0018 * n[3], 0.001, 0.009)
+    bend = jnp.clip(0.0045 + 0.0018 * sacral.normal("bend"), 0.001, 0.009)
     return {
         "sacrum": {
             **sacrum,
-            "parts": _jitter(draws, _SACRUM, scale, 0.08),
+            "parts": _jitter(sacral, _SACRUM, scale),
             # Sacra are nearly straight to bent by some 90 degrees.
-            "bend": jnp.stack([0.10 + 30.0 * bend + 0.06 * n[2], bend]),
-            "width": (24.0 + 1.2 * n[4]) * scale,
-            "depth": 16.0 * scale * (1.0 + 0.06 * n[5]),
+            "bend": jnp.stack([0.10 + 30.0 * bend + 0.06 * sacral.normal("lean"), bend]),
+            "width": (24.0 + 1.2 * sacral.normal("width")) * scale,
+            "depth": 16.0 * scale * (1.0 + 0.06 * sacral.normal("depth")),
             "top": 11.5 * scale,
             # Remnants of discs: half height, mm; the lower ones are mostly fused.
-            "gaps": jnp.stack([1.8 * u[0] - 0.4, 1.5 * u[1] - 0.5, 1.3 * u[2] - 0.8, u[3] - 0.7]),
-            "inset": 0.55 + 0.5 * u[4],
-            "crest": 5.0 + 6.0 * u[5],
-            "sac": (12.0 + 36.0 * u[7]) * scale,  # how deep it ends: at S1 to S3
-            "foramen": (3.0 + 2.4 * u[6]) * scale,
+            "gaps": gaps[:, 0] * sacral.uniform("gaps", 4) + gaps[:, 1],
+            "inset": 0.55 + 0.5 * sacral.uniform("inset"),
+            "crest": 5.0 + 6.0 * sacral.uniform("crest"),
+            "sac": (12.0 + 36.0 * sacral.uniform("sac")) * scale,  # how deep it ends: at S1 to S3
+            "foramen": (3.0 + 2.4 * sacral.uniform("foramen")) * scale,
             "scale": scale,
         },
         "pelvis": {
-            "origin": sacrum["origin"] + 3.0 * n[6:9],
+            "origin": sacrum["origin"] + 3.0 * pelvis.normal("origin", 3),
             "rotation": tilt,
-            "parts": _jitter(draws, _PELVIS, scale * (1.0 + 0.04 * n[9]), 0.08),
+            "parts": _jitter(pelvis, _PELVIS, scale * (1.0 + 0.04 * pelvis.normal("size"))),
             "wing": {
                 "centre": jnp.array([84.0, -8.0, -16.0]) * scale,
                 "normal": normal,
                 "along": along,
                 "across": jnp.cross(normal, along),
-                "radii": jnp.array([70.0, 62.0]) * scale * (1.0 + 0.05 * n[10]),
-                "thickness": (4.2 + 2.0 * u[8]) * scale,
-                "bend": 0.0015 + 0.0016 * u[9],
+                "radii": jnp.array([70.0, 62.0]) * scale * (1.0 + 0.05 * pelvis.normal("wing")),
+                "thickness": (4.2 + 2.0 * pelvis.uniform("wing thickness")) * scale,
+                "bend": 0.0015 + 0.0016 * pelvis.uniform("wing bend"),
             },
         },
         "head": {
             "origin": spine["origin"][0],
             "rotation": upright,
-            "parts": _jitter(draws, _HEAD, scale, 0.08),
+            "parts": _jitter(draws.of("head"), _HEAD, scale),
             "skull": jnp.array([70.0, 88.0, 74.0]) * scale,
             "centre": jnp.array([0.0, -18.0, 88.0]) * scale,
         },

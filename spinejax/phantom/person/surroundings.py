@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spinejax.phantom.body import marrow
-from spinejax.phantom.person import contents, implants, levels, skeleton
-from spinejax.phantom.person.draws import Draws
+from spinejax.phantom.draws import Draws
+from spinejax.phantom.person import bone, contents, implants, levels, skeleton, waves
 
 Array = jax.Array
 
 KNOTS = 96
-WAVES = 8
 
 # Outline by height. Anchors are (slot whose centroid gives the height, mm above it). Columns, mm:
 # half width and half depth of the body, distance of the spine's centroid from the back's skin,
@@ -68,11 +66,11 @@ def _profile(
     above = np.array([row[1] for row in _ANCHORS], np.float32)
     z = heights[np.array([row[0] for row in _ANCHORS])] + above * scale
     values = jnp.asarray(np.array([row[2:] for row in _ANCHORS], np.float32)) * scale
-    girth = 1.0 + 0.10 * draws.normal(2)
+    girth = 1.0 + 0.10 * draws.normal("girth", 2)
     trunk = np.array([row[0] >= _T1 for row in _ANCHORS])[:, None]
     column = np.arange(values.shape[1])
-    fat = jnp.exp(0.45 * draws.normal())
-    vessel = 1.0 + 0.12 * draws.normal(values.shape[1])
+    fat = jnp.exp(0.45 * draws.normal("fat"))
+    vessel = 1.0 + 0.12 * draws.normal("vessels", values.shape[1])
     factor = jnp.where((column >= 8) & (column < 14), vessel, 1.0)
     factor = jnp.where(column == 3, 12.0 * fat / scale, factor)
     factor = jnp.where(trunk & (column == 0), girth[0], factor)
@@ -92,22 +90,6 @@ def _profile(
     return {"low": low, "step": (high - low) / (KNOTS - 1), "rows": rows}
 
 
-def _waves(
-    draws: Draws, shortest_mm: float, longest_mm: float, rise: float = 1.0
-) -> dict[str, Array]:
-    """Plane waves of random direction, length and phase: a texture that is a pure function.
-
-    Structures of the texture are `rise` times as long up and down as across.
-    """
-    direction = draws.normal(WAVES, 3)
-    direction /= jnp.linalg.norm(direction, axis=1, keepdims=True) + 1e-6
-    ratio = longest_mm / shortest_mm
-    length = shortest_mm * ratio ** draws.uniform(WAVES, 1)
-    phase = 2 * jnp.pi * draws.uniform(WAVES)
-    stretch = jnp.array([1.0, 1.0, 1.0 / rise])
-    return {"wave": 2 * jnp.pi * direction * stretch / length, "phase": phase}
-
-
 def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
     """HU of soft tissue and other numbers of a person, wider than physiology.
 
@@ -115,34 +97,38 @@ def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
         draws: Random numbers.
         bone: How much brighter than usual bone and contrast are (tube voltage).
     """
-    u, n = draws.uniform(17), draws.normal(12)
+    uniform, normal = draws.uniform, draws.normal
     # Half of the scans are without contrast; phase: 0 arterial ... 1 late.
-    contrast = jnp.where(u[0] < 0.5, 0.0, 0.25 + 0.75 * u[1]) * bone
-    phase = u[2]
-    muscle = 52.0 + 10.0 * n[1] + 15.0 * contrast * u[3]
-    blood = 42.0 + 6.0 * n[2] + contrast * (90.0 + 330.0 * (1.0 - phase) * u[4])
-    calcified = jnp.where(u[6] < 0.3, 0.0, u[7] ** 1.5)
+    contrast = jnp.where(uniform("plain") < 0.5, 0.0, 0.25 + 0.75 * uniform("contrast")) * bone
+    phase = uniform("phase")
+    muscle = 52.0 + 10.0 * normal("muscle") + 15.0 * contrast * uniform("muscle contrast")
+    blood = 90.0 + 330.0 * (1.0 - phase) * uniform("blood contrast")
+    blood = 42.0 + 6.0 * normal("blood") + contrast * blood
+    vein = 20.0 + 150.0 * jnp.sqrt(phase) * uniform("vein contrast")
+    blanket = 3.0 + 14.0 * uniform("blanket")
+    calcified = jnp.where(uniform("young aorta") < 0.3, 0.0, uniform("calcified") ** 1.5)
     return {
-        "fat": -100.0 + 14.0 * n[0],
+        "fat": -100.0 + 14.0 * normal("fat"),
         "muscle": muscle,
-        "streaks": 1.1 * u[5],  # fat within muscle
+        "streaks": 1.1 * uniform("streaks"),  # fat within muscle
         "contrast": contrast,
         "phase": phase,
         "blood": blood,
-        "vein": 42.0 + 6.0 * n[3] + contrast * (20.0 + 150.0 * jnp.sqrt(phase) * u[8]),
-        "lung": -850.0 + 50.0 * n[4],
-        "cord": 32.0 + 9.0 * n[5],
-        "epidural": -60.0 + 30.0 * n[6],
+        "vein": 42.0 + 6.0 * normal("vein") + contrast * vein,
+        "lung": -850.0 + 50.0 * normal("lung"),
+        "cord": 32.0 + 9.0 * normal("cord"),
+        "epidural": -60.0 + 30.0 * normal("epidural"),
         "calcified": calcified,  # share of the aorta's wall that is calcified
-        "plaque": 450.0 + 700.0 * u[9],
+        "plaque": 450.0 + 700.0 * uniform("plaque"),
         # Cartilage of ribs: calcified in the elderly.
-        "cartilage": 95.0 + 20.0 * n[7],
-        "chalk": jnp.where(u[10] < 0.5, 0.0, 500.0 * u[11]),
-        "table": 22.0 * u[12] - 4.0,  # mm between back and table
-        "board": jnp.floor(4.0 * u[13]),  # 0 none in view, 1 curved, 2 flat, 3 curved and padded
-        "blanket": jnp.where(u[14] < 0.6, 0.0, 3.0 + 14.0 * u[15]),  # mm
-        "rim": 0.95 * u[16],  # share of fat between the column and the muscles
-        "fascia": 0.5 + 0.35 * n[8],  # half thickness of fat between muscles, mm
+        "cartilage": 95.0 + 20.0 * normal("cartilage"),
+        "chalk": jnp.where(uniform("soft cartilage") < 0.5, 0.0, 500.0 * uniform("chalk")),
+        "table": 22.0 * uniform("table") - 4.0,  # mm between back and table
+        # Boards of the table: 0 none in view, 1 curved, 2 flat, 3 curved and padded.
+        "board": jnp.floor(4.0 * uniform("board")),
+        "blanket": jnp.where(uniform("uncovered") < 0.6, 0.0, blanket),  # mm
+        "rim": 0.95 * uniform("rim"),  # share of fat between the column and the muscles
+        "fascia": 0.5 + 0.35 * normal("fascia"),  # half thickness of fat between muscles, mm
     }
 
 
@@ -173,30 +159,31 @@ def surroundings(
     # Place in `origin` of each slot; an empty slot takes that of the next filled one below.
     place = jnp.append(jnp.cumsum(present) - present, count)
     at = draws.settled(origin[place])
-    profile = _profile(draws, at[:, 2], origin, count, scale)
+    profile = _profile(draws.of("profile"), at[:, 2], origin, count, scale)
     rows = profile["rows"] = draws.settled(profile["rows"])
     step = jnp.clip((at[levels.T1 : levels.T13 + 1, 2] - profile["low"]) / profile["step"], 0.0)
     near = rows[jnp.round(step).astype(jnp.int32)].T
     outline = dict(zip((*PROFILE, "sx", "sy"), near, strict=True))
 
-    inner = marrow.marrow(draws, spine)
-    tissue = _tissue(draws, inner["voltage"])
-    down = (draws.uniform() < 0.4).astype(jnp.float32)
+    inner = bone.material(draws.of("bone"), spine)
+    tissue = _tissue(draws.of("tissue"), inner["voltage"])
+    down = (draws.uniform("arms down") < 0.4).astype(jnp.float32)
     bones = skeleton.frames(draws, spine, sacrum, at, scale, down)
     sternum = jnp.stack([0.0 * scale, -outline["cy"][5] - 0.93 * outline["cb"][5], 0.0 * scale])
-    implanted, metal = implants.implants(draws, spine, {**bones, "sternum": sternum}, at, count)
+    frames = {**bones, "sternum": sternum}
+    implanted, metal = implants.implants(draws.of("implant"), spine, frames, at, count)
     shade = {**tissue, "cortical": inner["cortical"].mean(), "down": down}
     width = jnp.max(rows[:, 0])
     return {
         "profile": profile,
-        "ribs": skeleton.ribs(draws, spine, place, present, outline, at, scale),
-        "contents": contents.contents(draws, at, scale, shade, width),
+        "ribs": skeleton.ribs(draws.of("ribs"), spine, place, present, outline, at, scale),
+        "contents": contents.contents(draws.of("contents"), at, scale, shade, width),
         "implants": implanted,
         "metal": metal,
         **bones,
         "tissue": tissue,
         "marrow": inner,
-        "soft": _waves(draws, 9.0, 60.0),
-        "fibres": _waves(draws, 3.5, 16.0, 9.0),
-        "texture": _waves(draws, 1.8, 7.0, 2.5),
+        "soft": waves.texture(draws.of("soft"), 9.0, 60.0),
+        "fibres": waves.texture(draws.of("fibres"), 3.5, 16.0, 9.0),
+        "texture": waves.texture(draws.of("texture"), 1.8, 7.0, 2.5),
     }

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.phantom.body.tissues import sine
-from spinejax.phantom.person.surroundings import PROFILE
+from spinejax.phantom.body.warp import unwarp
 
 Array = jax.Array
 
-_COLUMNS = (PROFILE.index("width"), PROFILE.index("depth"), PROFILE.index("back"))
 BANDS = 5  # streaks of one piece of metal
 METAL_HU = 420.0  # of a strong piece's streak, beside it
 
@@ -37,17 +36,6 @@ def frame(points: Array, pixel_mm: Any) -> dict[str, Array]:
         directions.append(step / jnp.maximum(jnp.linalg.norm(step), 1e-6))
         steps.append(length)
     return {"direction": jnp.stack(directions), "step": jnp.stack(steps)}
-
-
-def outline(z: Array, profile: dict[str, Array]) -> dict[str, Array]:
-    """Half width and half depth of the body, and its middle (x, y), at heights z."""
-    rows = profile["rows"]
-    rows = jnp.stack([rows[:, i] for i in (*_COLUMNS, rows.shape[1] - 2, rows.shape[1] - 1)])
-    at = jnp.clip((z - profile["low"]) / profile["step"], 0.0, rows.shape[1] - 1.001)
-    i = at.astype(jnp.int32)
-    t = at - i
-    width, depth, back, sx, sy = (row[i] * (1.0 - t) + row[i + 1] * t for row in rows)
-    return {"width": width, "depth": depth, "x": 0.4 * sx, "y": sy + back - depth}
 
 
 def attenuation(
@@ -88,6 +76,7 @@ def metal(points: Array, parameters: dict[str, Any], protocol: dict[str, Array])
     joins it to the nearest other piece at its height, as between two screws of one vertebra.
     """
     centre, strength = parameters["metal"]["centre"], parameters["metal"]["strength"]
+    centre = unwarp(centre, parameters)
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     height = 2.0 + 0.5 * protocol["axial_mm"]
     # Pieces that are there and whose plane the points touch come first.

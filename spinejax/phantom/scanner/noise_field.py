@@ -113,7 +113,7 @@ def noise(
         shape: Of the result.
         first: Index of its first pixel: equal indices have equal noise.
         frame: From `artefacts.frame`.
-        protocol: From `scanner.protocol`.
+        protocol: From `plan.protocol`.
         smoothing_mm: Standard deviation of the smoothing.
         streaks: Draw it out along x, the lateral direction, as where photons are few.
     """

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from spinejax.phantom.body.once import kept
 from spinejax.phantom.body.render import render
+from spinejax.phantom.draws import Draws, draw
+from spinejax.phantom.once import kept
 from spinejax.phantom.person.anatomy import anatomy
-from spinejax.phantom.scanner import acquisition, physics
+from spinejax.phantom.scanner import physics, plan, view
 from spinejax.volume import PLANES
 
 Array = jax.Array
@@ -61,10 +62,10 @@ class Sampling:
         fill_hu: what lies outside the field of view.
         spine_free_fraction: share of slices that lie anywhere in the field of view.
         distractors: draw what is not spine (`render`).
-        acquisition: what a scanner adds (`scanner.signal`); without, only its field of view.
+        acquisition: what a scanner adds (`physics.signal`); without, only its field of view.
         label_cut: vertebrae that the field of view cuts are labelled, as in crops of annotated
             scans and by TotalSegmentator; VerSe leaves them out.
-        region: where fields of view are centred, of `scanner.REGIONS`.
+        region: where fields of view are centred, of `plan.REGIONS`.
         extents_mm: (least height, longest side) of fields of view.
         rates: frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
     """
@@ -94,17 +95,17 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
         of vertebrae that count (`Sampling.label_cut`); "stats" (4,) float32 mean, standard
         deviation, minimum and maximum, which stand for the scan's and are the slice's own.
     """
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 3)
     person = anatomy(keys[0], **dict(how.rates))
     protocol = _protocol(keys[1], person, how)
-    points, within, pixel_mm = _grid(keys[2], person, protocol, how)
-    hu, label = _drawn(keys[3], person, protocol, points, pixel_mm, how)
+    points, within, pixel_mm = draw(keys[2], _grid, person, protocol, how)
+    hu, label = _drawn(person, protocol, points, pixel_mm, how)
     return prepared(hu, label, within, how)
 
 
-def _protocol(key: Array, person: Any, how: Sampling) -> physics.Protocol:
+def _protocol(key: Array, person: Any, how: Sampling) -> plan.Protocol:
     least, most = how.extents_mm
-    return physics.protocol(key, person, region=how.region, min_extent_mm=least, max_extent_mm=most)
+    return plan.protocol(key, person, region=how.region, min_extent_mm=least, max_extent_mm=most)
 
 
 def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str, Array]:
@@ -123,7 +124,6 @@ def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str,
 
 
 def _drawn(
-    key: Array,
     person: Any,
     protocol: dict[str, Array],
     points: Array,
@@ -135,29 +135,30 @@ def _drawn(
     blur = jnp.sqrt(protocol["blur"] ** 2 + how.smoothing_mm**2)
     if how.acquisition:
         hu, label = render(
-            person, physics.where(points, protocol), edge_mm=blur, distractors=how.distractors
+            person, view.where(points, protocol), edge_mm=blur, distractors=how.distractors
         )
-        hu = physics.signal(
-            key, hu, points, person, protocol, pixel_mm, smoothing_mm=how.smoothing_mm
-        )
+        hu = physics.signal(hu, points, person, protocol, pixel_mm, smoothing_mm=how.smoothing_mm)
     else:
         edge = 0.5 * jnp.mean(pixel_mm)
         hu, label = render(person, points, edge_mm=edge, distractors=how.distractors)
     if how.label_cut:
         return hu, label
-    whole = acquisition.whole_vertebrae(
+    whole = view.whole_vertebrae(
         person,
         protocol["lower"],
         protocol["upper"],
         protocol=protocol if how.acquisition else None,
     )
-    return hu, acquisition.keep_labels(label, person["spine"]["id"], whole)
+    return hu, view.keep_labels(label, person["spine"]["id"], whole)
 
 
-def _any_centre(key: Array, person: Any, protocol: dict[str, Array]) -> Array:
-    """Centroid (3,) of a random vertebra at a height that the field of view covers.
+def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
+    """Centroid (3,) of a random vertebra at a height that the field of view covers (`LOW_LUMBAR`).
 
-    See `LOW_LUMBAR`.
+    Args:
+        u: Uniform number that chooses.
+        person: From `anatomy`.
+        protocol: From `plan.protocol`.
     """
     spine = person["spine"]
     z = spine["origin"][:, 2]
@@ -165,11 +166,12 @@ def _any_centre(key: Array, person: Any, protocol: dict[str, Array]) -> Array:
     # A field of view between two vertebrae shows both of them cut: any will do.
     seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
     weight = jnp.where((spine["id"] >= LOW_LUMBAR[0]) & (spine["id"] <= LOW_LUMBAR[1]), 3.0, 1.0)
-    return spine["origin"][jax.random.categorical(key, jnp.where(seen, jnp.log(weight), -jnp.inf))]
+    share = jnp.cumsum(jnp.where(seen, weight, 0.0))
+    return spine["origin"][jnp.sum(u * share[-1] >= share[:-1])]
 
 
 def _grid(
-    key: Array, person: Any, protocol: dict[str, Array], how: Sampling
+    draws: Draws, person: Any, protocol: dict[str, Array], how: Sampling
 ) -> tuple[Array, Array, Array]:
     """Points (h, w, 3) of a random slice, which of them were scanned, and the pixels' (2,) mm."""
     lower, upper = protocol["lower"], protocol["upper"]
@@ -183,24 +185,24 @@ def _grid(
         pixel = protocol["spacing"][jnp.array(inner)]
     else:
         pixel = extent / size
-    kind, across, aim, place, pick, body, pelvis, depth = jax.random.split(key, 8)
-    chosen = _any_centre(pick, person, protocol)
-    free = jax.random.uniform(kind) < how.spine_free_fraction
+    uniform = draws.uniform
+    chosen = _any_centre(uniform("vertebra"), person, protocol)
+    free = uniform("spine free") < how.spine_free_fraction
 
     low, high = lower[axis], upper[axis]
     ranges = jnp.asarray([NEAR_SPINE_MM[how.plane], THROUGH_BODY_MM[how.plane]])
-    offsets = ranges[jax.random.bernoulli(body).astype(jnp.int32)]
+    offsets = ranges[(uniform("through body") < 0.5).astype(jnp.int32)]
     near = jnp.clip(chosen[axis] + offsets, low, high)
     sacrum = person["sacrum"]["origin"]
     body_mm = jnp.clip(sacrum[axis] + jnp.asarray(BODY_MM[how.plane]), low, high)
     low, high = jnp.where(free, body_mm, near)
     below = jnp.clip(sacrum[2] - lower[2], 0.0, PELVIS_MM)
-    pelvic = free & (below > 30.0) & (jax.random.uniform(pelvis) < PELVIS_SHARE)
-    height = sacrum[2] - below * jax.random.uniform(depth)
-    level = low + (high - low) * jax.random.uniform(across)
+    pelvic = free & (below > 30.0) & (uniform("pelvis") < PELVIS_SHARE)
+    height = sacrum[2] - below * uniform("depth")
+    level = low + (high - low) * uniform("across")
 
     # The window lies anywhere on the slice; or, mostly, so that it holds the chosen vertebra.
-    u = jax.random.uniform(place, (2,))
+    u = uniform("window", 2)
     room = extent - size * pixel
     anywhere = lower[jnp.array(inner)] + u * room
     target = chosen[jnp.array(inner)]
@@ -214,7 +216,7 @@ def _grid(
     aimed = target + (2.0 * u - 1.0) * reach - 0.5 * size * pixel
     least = lower[jnp.array(inner)] + jnp.minimum(room, 0.0)
     aimed = jnp.clip(aimed, least, least + jnp.abs(room))
-    start = jnp.where(~free & (jax.random.uniform(aim) < AIMED_SHARE), aimed, anywhere)
+    start = jnp.where(~free & (uniform("aimed") < AIMED_SHARE), aimed, anywhere)
     rows, columns = (start[i] + (jnp.arange(how.size[i]) + 0.5) * pixel[i] for i in (0, 1))
     first, second = jnp.meshgrid(rows, columns, indexing="ij")
     planes: list[Any] = [None] * 3
@@ -263,6 +265,10 @@ def patch_samples(
     return {"image": images, "label": labels, "stats": stats}
 
 
+def _cube_numbers(draws: Draws) -> tuple[Array, Array]:
+    return draws.uniform("vertebra"), draws.uniform("shift", 3)
+
+
 def cube_sample(
     key: Array, *, size: tuple[int, int, int], spacing_mm: float, how: Sampling
 ) -> dict[str, Array]:
@@ -277,14 +283,14 @@ def cube_sample(
     Returns:
         Fields of `slice_sample`, image and label (x, y, z).
     """
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 3)
     person = anatomy(keys[0], **dict(how.rates))
     protocol = _protocol(keys[1], person, how)
     lower, upper = protocol["lower"], protocol["upper"]
-    pick, place = jax.random.split(keys[2])
-    chosen = _any_centre(pick, person, protocol)
+    vertebra, shift = draw(keys[2], _cube_numbers)
+    chosen = _any_centre(vertebra, person, protocol)
     extent = jnp.asarray(size, jnp.float32) * spacing_mm
-    shift = (jax.random.uniform(place, (3,)) - 0.5) * jnp.maximum(extent - 50.0, 0.0)
+    shift = (shift - 0.5) * jnp.maximum(extent - 50.0, 0.0)
     # The cube lies within the field of view, or that within the cube, as when scans are read.
     a, b = lower + 0.5 * extent, upper - 0.5 * extent
     centre = jnp.clip(chosen + shift, jnp.minimum(a, b), jnp.maximum(a, b))
@@ -292,7 +298,7 @@ def cube_sample(
     points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
     within = jnp.all((points >= lower) & (points <= upper), -1)
     pixel_mm = jnp.full(3, spacing_mm)
-    hu, label = _drawn(keys[3], person, protocol, points, pixel_mm, how)
+    hu, label = _drawn(person, protocol, points, pixel_mm, how)
     return prepared(hu, label, within, how)
 
 
