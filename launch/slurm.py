@@ -18,7 +18,7 @@ from typing import Any
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
 from spinejax.launch import plan, status, unit
-from spinejax.sweep_state import JOB, OUTCOME, Unit, read_json
+from spinejax.sweep_state import JOB, OUTCOME, SweepUnit, read_json
 
 _POLL_S = 0.5
 _KILL_WAIT_S = 300.0  # longer than Slurm waits between asking a job to stop and killing it
@@ -165,7 +165,7 @@ def _more(text: str) -> dict[str, str]:
     return pairs
 
 
-def submit(executor: Any, units: Sequence[Unit], workdir: Path) -> int:
+def submit(executor: Any, units: Sequence[SweepUnit], workdir: Path) -> int:
     """Submit the units that are neither done nor queued as one job array; return the exit status.
 
     Raises:

@@ -95,7 +95,7 @@ def read(workdir: Path) -> Sweep:
     except FileNotFoundError:
         raise InputError(
             f"{workdir} is not the folder of a sweep (no {FILE}); give the --workdir of "
-            "`python -m spinejax.launch.sweep`"
+            "`spinejax sweep`"
         ) from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); check its rights") from error

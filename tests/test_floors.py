@@ -12,7 +12,8 @@ PACKAGE = ROOT / "spinejax"
 # one another, except inside a package.
 FLOORS = [
     {"errors", "files", "progress", "text_table"},
-    {"config_files", "geometry", "labels", "schema", "sweep_state"},
+    {"geometry", "labels", "schema", "sweep_state"},
+    {"config_files"},
     {"volume", "configs"},
     {"io"},
     {"datasets"},

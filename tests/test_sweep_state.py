@@ -12,7 +12,7 @@ from spinejax import cli, sweep_state
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.launch import plan, status
-from spinejax.reports import paper_tables, sweep_page, sweep_scores
+from spinejax.reports import papers, sweep_page, sweep_scores
 from spinejax.sweep_state import State, Sweep, SweepUnit
 
 
@@ -159,7 +159,7 @@ def test_a_cell_is_mean_and_sample_deviation_over_seeds_beside_the_published_one
     tables = {t.name: t for t in sweep_scores.tables(swept, sweep_state.read(swept))}
     assert list(tables) == ["saeed2023_table3", "saeed2023_table4", "mixed"]
     table = tables["saeed2023_table3"]
-    published = paper_tables.tables()["saeed2023_table3"]
+    published = papers.tables()["saeed2023_table3"]
     assert [(*line.place, *line.published) for line in table.lines] == list(published.rows)
     [line] = [line for line in table.lines if line.runs[1]]
     assert line.place == ("VerSe 2019", "0 to 1") and line.runs == (2, 3)
@@ -181,7 +181,7 @@ def test_every_form_of_the_report_has_every_published_cell(swept, capsys):
     page, tex = (swept / "report.html").read_text(), (swept / "report.tex").read_text()
     rows = list(csv.DictReader((swept / "report.csv").open()))
     for name in ("saeed2023_table3", "saeed2023_table4"):
-        table = paper_tables.tables()[name]
+        table = papers.tables()[name]
         for row in table.rows:
             for cell in row[len(table.labels) :]:
                 assert all(cell in text for text in (written, page, tex)), cell
@@ -207,7 +207,7 @@ def test_latex_reads_the_tables(swept, tmp_path):
 def test_doubtful_cells_of_all_tables_are_marked(swept):
     """44 of the 60 rows of Tables 3 to 10 have an IoU above Dice (counted here from the cells)."""
     above = marked = 0
-    for name, table in paper_tables.tables().items():
+    for name, table in papers.tables().items():
         units = (
             SweepUnit(
                 "a", (), {}, {"table": name, **dict(zip(table.labels, table.rows[0], strict=False))}
@@ -275,7 +275,7 @@ def test_a_folder_goes_on_with_its_own_sweep_only(tmp_path):
         (Sweep("s", "configs/b.py", more), "belongs to sweep s of configs/a.py"),
         (
             Sweep("s", "configs/a.py", (SweepUnit("v", words),)),
-            "unit u, which has been started, is not",
+            "unit u, which was started, is no longer",
         ),
         (Sweep("s", "configs/a.py", (SweepUnit("u", words[:1]),)), "no --config.seed"),
     ):

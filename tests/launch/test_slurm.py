@@ -12,9 +12,9 @@ import pytest
 import submitit
 
 from spinejax import sweep_state
+from spinejax.cli import main
 from spinejax.errors import InputError
 from spinejax.launch import slurm
-from spinejax.launch import sweep as launcher
 from spinejax.train import checkpoint
 from tests.support import slurm_cluster, tiny_run
 
@@ -46,7 +46,8 @@ def command(place, workdir, *words):
         *(
             sys.executable,
             "-m",
-            "spinejax.launch.sweep",
+            "spinejax",
+            "sweep",
             "--config=tests/support/tiny_sweep.py",
             "--sweep=table3",
         ),
@@ -132,7 +133,7 @@ class TestOnSlurm:
         job = sweep_state.read_json(tmp_path / first / sweep_state.JOB)["job"]
         until(lambda: (states(tmp_path)[first].step or 0) >= 6, tmp_path)
         assert "not submitted again" in run(words, cluster)
-        asked = [sys.executable, "-m", "spinejax.launch.sweep", "--status", f"--workdir={tmp_path}"]
+        asked = [sys.executable, "-m", "spinejax", "sweep", "--status", f"--workdir={tmp_path}"]
         assert "running" in run(asked, cluster)
         interrupt(job, cluster)
         until(lambda: states(tmp_path)[first].kind != "running", tmp_path)
@@ -215,10 +216,10 @@ def test_times_are_those_of_sbatch():
 def test_without_slurm_or_submitit_it_says_what_to_do(monkeypatch, capsys, tmp_path):
     words = [*command(tmp_path, tmp_path / "w")[3:], "--executor=slurm"]
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert launcher.main(words) == 1
+    assert main(words) == 1
     assert "no sbatch on this machine; start the sweep on a login node" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "submitit", None)
-    assert launcher.main(words) == 1
+    assert main(words) == 1
     assert "needs submitit: pip install -e '.[slurm]'" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 

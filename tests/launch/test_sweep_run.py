@@ -34,7 +34,8 @@ def command(place, workdir, *words, name="four"):
         *(
             sys.executable,
             "-m",
-            "spinejax.launch.sweep",
+            "spinejax",
+            "sweep",
             "--config=tests/support/tiny_sweep.py",
             f"--sweep={name}",
         ),
@@ -174,10 +175,10 @@ def test_a_failed_unit_says_why_and_the_others_go_on(place, tmp_path):
     out = run(place, tmp_path, name="failing", status=1)
     found = states(tmp_path)
     assert [state.kind for state in found.values()] == ["failed", "done"]
-    note = found["normalise=nonsense"].note
-    assert "error:" in note and "nonsense" in note and note in out
+    note = found["split=official"].note
+    assert "error:" in note and "official" in note and note in out
     shown = subprocess.run(
-        [sys.executable, "-m", "spinejax.launch.sweep", "--status", f"--workdir={tmp_path}"],
+        [sys.executable, "-m", "spinejax", "sweep", "--status", f"--workdir={tmp_path}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

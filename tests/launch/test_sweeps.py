@@ -207,7 +207,7 @@ def test_a_config_without_sweeps_says_how_to_write_one(capsys):
 def test_a_packaged_config_has_sweeps_in_any_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     units = dry_run(capsys, "--config=opconvnet:debug", "--sweep=qadri2021_table2")
-    assert "--config=opconvnet:net=vgg,debug" in next(u for u in units.values() if "vgg" in u)
+    assert "--config=opconvnet.py:net=vgg,debug" in next(u for u in units.values() if "vgg" in u)
 
 
 def test_command_lines_can_be_pasted(capsys, tmp_path):

@@ -1,6 +1,6 @@
 """A config with sweeps of a few seconds a unit, on the scans of `tiny_run`; used by tests.
 
-python -m spinejax.launch.sweep --config=tests/support/tiny_sweep.py --sweep=four --config.data.root=SCANS ...
+spinejax sweep --config=tests/support/tiny_sweep.py --sweep=four --config.data.root=SCANS ...
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ def sweep_four() -> list[Unit]:
 
 
 def sweep_failing() -> list[Unit]:
-    """Yield a unit that fails, and one that does not."""
-    return sweeps.axis("data.normalise", ("nonsense", "unit"))
+    """Yield a unit that fails when it runs, since the scans have no official split, and another."""
+    return sweeps.axis("data.split", ("official", "ratio"))
 
 
 def sweep_same() -> list[Unit]:
@@ -60,6 +60,16 @@ def sweep_odd() -> list:
 def sweep_nothing() -> list[Unit]:
     """Yield no value."""
     return sweeps.axis("optim.learning_rate", (None,))
+
+
+def sweep_bad_network() -> list[Unit]:
+    """Yield an option that the network does not have, in the second unit."""
+    return [*sweeps.axis("seed", (1,)), *sweeps.axis("model.norm", ("foo",))]
+
+
+def sweep_bad_value() -> list[Unit]:
+    """Yield a value out of range, in the second unit."""
+    return [*sweeps.axis("seed", (1,)), *sweeps.axis("optim.learning_rate", (-1,))]
 
 
 def sweep_table3() -> list[Unit]:

@@ -1,16 +1,27 @@
-"""Two configs side by side."""
+"""`spinejax summarize`: layers and costs of a network, and two side by side."""
 
 from pathlib import Path
 
 import pytest
 
-from spinejax import cli, costs
+from spinejax.cli import main
+from spinejax.commands.summarize import compare
 from spinejax.configs import cascade
 from spinejax.errors import InputError
 from spinejax.models import layer_table
 from spinejax.tasks import build_task
 from spinejax.train import step
 from tests.support import tiny_run
+
+
+def test_parameters_are_digits_and_commas_only(capsys):
+    assert main(["summarize", "--config=chasppraunet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("parameters: ")]
+    number = line.removeprefix("parameters: ")
+    assert set(number) <= set("0123456789,")
+    assert 1_180_000 <= int(number.replace(",", "")) <= 1_310_000
+    assert any(line.startswith("GFLOPs: ") for line in lines)
 
 
 def tiny(**changes):
@@ -31,7 +42,7 @@ def test_the_memory_of_a_step_holds_the_network_and_grows_with_the_batch():
 
 def test_costs_are_those_of_the_summary_and_differing_fields_are_named():
     first, second = tiny(), tiny(**{"model.widths": (4, 16), "train.epochs": 3.0})
-    lines = costs.compare([first], [second], ("a.py", "b.py")).splitlines()
+    lines = compare([first], [second], ("a.py", "b.py")).splitlines()
     assert lines[0].split() == ["a.py", "b.py", "ratio"]
     counts = []
     for config in (first, second):
@@ -45,10 +56,16 @@ def test_costs_are_those_of_the_summary_and_differing_fields_are_named():
 def test_a_pipeline_and_a_network_are_not_compared():
     pipeline = cascade.get_config("debug")
     with pytest.raises(InputError, match="a has 2 and b 1 networks"):
-        costs.compare([pipeline, pipeline.vertebrae], [pipeline], ("a", "b"))
+        compare([pipeline, pipeline.vertebrae], [pipeline], ("a", "b"))
 
 
 def test_a_wrong_second_config_is_refused(capsys):
     words = ["summarize", "--config=configs/unet.py:debug"]
-    assert cli.main([*words, "--against=configs/nothing.py"]) == 1
+    assert main([*words, "--against=configs/nothing.py"]) == 1
     assert "configs/nothing.py: there is no such file" in capsys.readouterr().err
+    for word, said in (
+        ("model.norm=none_of_them", "model.norm"),
+        ("data.size=(9, 9)", "data.size"),
+    ):
+        assert main(["summarize", "--config=unet", f"--config.{word}"]) == 1
+        assert said in capsys.readouterr().err

@@ -1,0 +1,247 @@
+"""`spinejax predict`: scans, folders of scans; bad files are named and nothing is half-written."""
+
+import gzip
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from spinejax.cli import main
+from tests.support.cli_runs import (
+    AFFINE,
+    ROOT,
+    bad_mask,
+    bright_box,
+    ct_of,
+    fails,
+    mask_of,
+    snapshot,
+)
+
+
+def test_labels_lie_on_the_grid_of_the_scan_and_can_be_scored(dataset, run, tmp_path, capsys):
+    out, ct, labels = tmp_path / "out", ct_of(dataset), mask_of(dataset)
+    assert main(["predict", str(ct), "-o", str(out), "--workdir", str(run),
+                 f"--reference={labels}"]) == 0  # fmt: skip
+    prediction = out / "sub-verse500_seg.nii.gz"
+    picture = out / "sub-verse500_quicklook.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    *_, summary, first, second = capsys.readouterr().out.splitlines()
+    assert summary.startswith("sub-verse500: ") and " ml of spine written (" in summary
+    assert [first, second] == [f"  {prediction}", f"  {picture}"]
+    image, source = nib.load(prediction), nib.load(ct)
+    assert image.shape == source.shape and image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(image.affine, source.affine)
+
+    target = tmp_path / "scores.json"
+    assert main(["score", f"--prediction={prediction}", f"--reference={labels}",
+                 f"--output={target}"]) == 0  # fmt: skip
+    scored = json.loads(target.read_text())["cases"]
+    counts = next(iter(scored.values()))["voxels"]
+    truth = np.asarray(nib.load(labels).dataobj) > 0
+    guess = np.asarray(image.dataobj) > 0
+    assert counts == {
+        "tp": int((truth & guess).sum()),
+        "fp": int((~truth & guess).sum()),
+        "fn": int((truth & ~guess).sum()),
+        "tn": int((~truth & ~guess).sum()),
+    }
+
+
+def test_several_scans_and_a_name_that_two_of_them_have(dataset, run, tmp_path, capsys):
+    scans = [str(ct_of(dataset, number)) for number in (500, 501)]
+    where = ["-o", str(tmp_path / "out"), "--workdir", str(run)]
+    assert main(["predict", *scans, *where]) == 0
+    names = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert names == {"sub-verse500_seg.nii.gz", "sub-verse501_seg.nii.gz"}
+    fails(capsys, ["predict", scans[0], str(ct_of(dataset).parent), *where], "both called")
+
+
+def test_a_folder_is_predicted_and_its_bad_file_named(dataset, run, tmp_path, capsys):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(ct_of(dataset), scans / "a_ct.nii.gz")
+    (scans / "b_ct.nii.gz").write_bytes(b"")
+    shutil.copy(ct_of(dataset, 501), scans / "c_ct.nii.gz")
+    out = tmp_path / "out"
+    status = main(["predict", f"--workdir={run}", f"--input={scans}", f"--output={out}"])
+    error = capsys.readouterr().err
+    assert status == 1 and "b_ct.nii.gz" in error and "1 of 3" in error
+    assert {path.name for path in out.glob("*.nii.gz")} == {"a_seg.nii.gz", "c_seg.nii.gz"}
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "folder_per_scan"])
+def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run, tmp_path, capsys):
+    """Masks, and the results of an earlier prediction among the scans, are not taken for scans."""
+    root = tmp_path / "scans of März"
+    names = {
+        "nnunet": ("imagesTr/a{}_0000.nii.gz", "labelsTr/a{}.nii.gz"),
+        "folder_per_scan": ("a{}/ct.NII.GZ", "a{}/segmentations/mask.nii.gz"),
+    }[layout]
+    for number in (500, 501):
+        sources = (ct_of(dataset, number), mask_of(dataset, number))
+        for name, source in zip(names, sources, strict=True):
+            path = root / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, path)
+    arguments = ["predict", f"--workdir={run}", f"--input={root}", f"--output={root / 'out'}"]
+    expected = {f"a{n}_{kind}" for n in (500, 501) for kind in ("seg.nii.gz", "quicklook.png")}
+    for more in ([f"--reference={root}"], []):
+        assert main([*arguments, *more]) == 0
+        assert {path.name for path in (root / "out").iterdir()} == expected
+    inside = f"--input={(root / names[0]).parent if layout == 'nnunet' else root}"
+    out = tmp_path / "again"
+    assert main([*arguments[:2], inside, f"--output={out}"]) == 0
+    assert {path.name for path in out.iterdir()} == expected
+    one = f"--reference={root / names[1].format(500)}"
+    fails(capsys, [*arguments, one], "one file for 2 scans")
+    fails(capsys, [*arguments, "--reference=nowhere"], "nowhere", "--reference")
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom/IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    arguments[2] = f"--input={tmp_path / 'dicom'}"
+    fails(capsys, arguments, "no CT", "convert DICOM")
+
+
+def test_home_folders_are_expanded(dataset, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(ct_of(dataset)), f"--workdir={run}", "--output=~/out"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_log_file_holds_a_few_lines_and_no_bars(dataset, run, tmp_path):
+    command = [sys.executable, "-m", "spinejax", "predict", str(ct_of(dataset))]
+    with (tmp_path / "log").open("wb") as log:
+        command += ["-o", str(tmp_path / "out"), f"--workdir={run}"]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=log, stderr=log)
+    text = (tmp_path / "log").read_bytes().decode()
+    assert "\r" not in text and "it/s" not in text
+    assert len(text.splitlines()) < 10, text
+
+
+# Bad scans.
+
+
+def _header(**fields) -> bytes:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((12, 36, 40))
+    header.set_sform(AFFINE, 1)
+    for name, value in fields.items():
+        header[name] = value
+    header["magic"] = b"n+1"
+    header["vox_offset"] = 352
+    return header.binaryblock + b"\0" * 4
+
+
+def bad_scan(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}_ct.nii.gz"
+    hu = bright_box(0)[0]
+    if kind == "missing":
+        return path
+    if kind == "truncated":
+        nib.Nifti1Image(hu, AFFINE).to_filename(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "text":
+        path.write_text("this is not a scan\n" * 50)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "two_dimensions":
+        nib.Nifti1Image(hu[0], AFFINE).to_filename(path)
+    elif kind == "four_dimensions":
+        nib.Nifti1Image(np.stack([hu, hu], -1), AFFINE).to_filename(path)
+    elif kind == "zero_affine":
+        data = _header(srow_x=0, srow_y=0, srow_z=0, pixdim=[0] * 8) + hu.tobytes("F")
+        path.write_bytes(gzip.compress(data))
+    elif kind == "nan_affine":
+        nan = [np.nan] * 4
+        data = _header(srow_x=nan, srow_y=nan, srow_z=nan, pixdim=[np.nan] * 8) + hu.tobytes("F")
+        path.write_bytes(gzip.compress(data))
+    elif kind == "huge":
+        block = bytearray(_header())
+        struct.pack_into("<8h", block, 40, 3, 32767, 32767, 32767, 1, 1, 1, 1)
+        path.write_bytes(gzip.compress(bytes(block)))
+    elif kind == "not_finite":
+        nib.Nifti1Image(np.full(hu.shape, np.nan, np.float32), AFFINE).to_filename(path)
+    elif kind == "small":
+        nib.Nifti1Image(hu[:, :1, :1], AFFINE).to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "truncated",
+        "text",
+        "empty",
+        "two_dimensions",
+        "four_dimensions",
+        "zero_affine",
+        "nan_affine",
+        "huge",
+        "not_finite",
+        "small",
+    ],
+)
+def test_bad_scans_are_refused(kind, run, tmp_path, capsys):
+    path = bad_scan(kind, tmp_path)
+    out = tmp_path / "results" / "out"
+    arguments = ["predict", f"--workdir={run}", f"--input={path}", f"--output={out}"]
+    fails(capsys, arguments, path.name, ";")
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("kind", ["elsewhere", "out_of_range", "negative", "fractional"])
+def test_bad_references_are_refused(kind, dataset, run, tmp_path, capsys):
+    path, out = bad_mask(kind, tmp_path), tmp_path / "out"
+    arguments = ["predict", str(ct_of(dataset)), f"--workdir={run}", f"--output={out}"]
+    fails(capsys, [*arguments, f"--reference={path}"], path.name, ";")
+    assert not out.exists()
+
+
+# Bad folders, disks and runs.
+
+
+def test_an_output_folder_that_is_a_file(dataset, run, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    arguments = ["predict", f"--workdir={run}", f"--input={ct_of(dataset)}"]
+    fails(capsys, [*arguments, f"--output={tmp_path / 'out'}"], "out")
+    fails(capsys, [*arguments, "--output=/proc/nowhere"], "/proc/nowhere")
+    fails(capsys, [*arguments, f"--output={tmp_path / 'mask.nii.gz'}"], "mask.nii.gz", "folder")
+
+
+def test_a_full_disk(run, small_disk, tmp_path, capsys):
+    (small_disk / "ballast").write_bytes(os.urandom(56 * 1024))
+    before = snapshot(small_disk)
+    ct = tmp_path / "noise_ct.nii.gz"
+    hu = np.random.default_rng(0).integers(-500, 1500, (40, 40, 40)).astype(np.int16)
+    nib.Nifti1Image(hu, AFFINE).to_filename(ct)
+    fails(
+        capsys,
+        ["predict", f"--workdir={run}", f"--input={ct}", f"--output={small_disk / 'out'}"],
+        "full",
+    )
+    for path in snapshot(small_disk) - before:  # a file that is there is whole
+        assert path.suffixes in ([], [".nii", ".gz"]) and not path.name.startswith(".tmp-")
+        if path.suffix:
+            np.asarray(nib.load(small_disk / path).dataobj)
+
+
+def test_missing_and_damaged_runs(dataset, run, tmp_path, capsys):
+    arguments = ["predict", f"--input={ct_of(dataset)}", f"--output={tmp_path / 'out'}"]
+    fails(capsys, [*arguments, f"--workdir={tmp_path / 'nowhere'}"], "nowhere")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    fails(capsys, [*arguments, f"--workdir={copy}"], "copy")
+    assert not (tmp_path / "out").exists()
