@@ -17,7 +17,6 @@ from spinejax.data import normalise
 from spinejax.errors import InputError
 from spinejax.inference import sequence
 from spinejax.models.attention import ATTENTIONS
-from spinejax.phantom import stream_feed
 from spinejax.phantom.person.anatomy import RATES
 from spinejax.phantom.scanner import plan
 from spinejax.schema import (
@@ -311,7 +310,7 @@ def test_differences_are_those_of_two_configs():
     ("path", "words"),
     [
         ("task", tasks.TASKS),
-        ("data.source", ("verse", "phantom", stream_feed.SOURCE)),
+        ("data.source", ("verse", "phantom", schema.STREAM)),
         ("data.plane", PLANES),
         ("data.plane", augment.FLIP_AXES),
         ("data.normalise", normalise.INPUT_SCALE),

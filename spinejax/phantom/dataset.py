@@ -1,4 +1,4 @@
-"""Phantoms written as a VerSe-like data set: CT, masks, body centroids, in VerSe's layout."""
+"""Write phantoms as a data set in VerSe's layout: CT, masks, body centroids."""
 
 import json
 import multiprocessing
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import spinejax
 from spinejax import geometry
@@ -19,8 +18,9 @@ from spinejax.files import write_json, write_text
 from spinejax.io import centroids as centroid_files
 from spinejax.io import nifti
 from spinejax.phantom.body.column import centroids
-from spinejax.phantom.person.anatomy import RATES, anatomy
+from spinejax.phantom.person.anatomy import anatomy, check_rates
 from spinejax.phantom.scanner import acquisition, plan, view
+from spinejax.progress import Progress, silent
 from spinejax.volume import Volume
 
 _ATTEMPTS = 20  # at a field of view that shows a whole vertebra
@@ -66,7 +66,7 @@ def write_dataset(
     label_cut: bool = False,
     region: str = "any",
     workers: int = 1,
-    progress: bool = True,
+    progress: Progress = silent,
 ) -> list[str]:
     """Render phantoms and write them; cases that are already there are kept.
 
@@ -87,7 +87,7 @@ def write_dataset(
         label_cut: Label vertebrae that the field of view cuts, too; VerSe leaves them out.
         region: Where scans are centred: "any", "cervical", "thoracic" or "lumbar".
         workers: Processes that write, each with a core or more to itself.
-        progress: Show a progress bar.
+        progress: Shows how many scans are written.
 
     Returns:
         Ids of all cases, without the `sub-`.
@@ -112,12 +112,9 @@ def write_dataset(
     try:
         _describe(root, limits)
         missing = [index for index in range(cases) if not _complete(root, index)]
-        done = cases - len(missing)
-        with tqdm(
-            total=cases, desc="phantoms", unit="scan", initial=done, disable=not progress
-        ) as bar:
+        with progress("phantoms", len(missing), "scan") as bar:
             for _ in _written(root, missing, limits, workers):
-                bar.update()
+                bar.advance()
     except OSError as error:
         raise InputError(
             f"{root}: cannot write phantoms there ({error.strerror or error}); choose a folder "
@@ -160,12 +157,7 @@ def check_limits(
     if max_voxels < 1000:
         raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
     check_choice("region", region, plan.REGIONS)
-    chosen = {name: float(rate) for name, rate in (rates or {}).items()}
-    for name, rate in chosen.items():
-        check_choice("rate", name, RATES)
-        # Fractures are counted relative to the usual number.
-        if not 0.0 <= rate <= (1000.0 if name == "fractures" else 1.0):
-            raise InputError(f"rate {name}={rate}: give a probability from 0 to 1")
+    chosen = check_rates(rates or {})
     return {
         "seed": seed,
         "min_spacing_mm": min_spacing_mm,

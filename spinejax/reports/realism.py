@@ -37,7 +37,7 @@ from spinejax.files import write_json
 from spinejax.io import centroids as centroid_files
 from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
-from spinejax.phantom import dataset, statistics
+from spinejax.phantom import dataset, measures
 from spinejax.reports import figures
 from spinejax.volume import PLANES, LabelVolume, Volume
 
@@ -67,7 +67,7 @@ class Measured:
     Attributes:
         case: its name.
         values: statistic -> number, the names being `group/name`, e.g. "volume_ml/L1".
-        histograms: layer -> shares over `statistics.BINS_HU`; empty without a CT.
+        histograms: layer -> shares over `measures.BINS_HU`; empty without a CT.
         panels: slices for the figure; empty without a CT or without vertebrae.
         words: voxels and levels.
     """
@@ -103,12 +103,12 @@ def measure_files(files: Files) -> Measured | None:
         if files.image is None:
             if mask is None:
                 return None
-            found = statistics.measure_labels(mask, points)
+            found = measures.measure_labels(mask, points)
             return Measured(files.id, _flat(found))
         if mask is None:
             volume = scanfile.read_volume(files.image)
             nothing = np.zeros(volume.shape, np.uint8)
-            return Measured(files.id, _flat(statistics.measure_hu(volume, nothing)[0]))
+            return Measured(files.id, _flat(measures.measure_hu(volume, nothing)[0]))
         volume = scanfile.read_volume(files.image)
         return measure(files.id, volume, match_labels(volume, mask).array, points, mask)
     except InputError as error:
@@ -125,8 +125,8 @@ def measure(
 ) -> Measured:
     """Measure a scan and its mask; `points` are voxels of `own_grid`, else of the scan."""
     shape = LabelVolume(mask, volume.affine) if own_grid is None else own_grid
-    sizes = statistics.measure_labels(shape, points)
-    greys, histograms = statistics.measure_hu(volume, mask)
+    sizes = measures.measure_labels(shape, points)
+    greys, histograms = measures.measure_hu(volume, mask)
     values = _flat(sizes) | _flat(greys)
     words = " × ".join(f"{side:.2g}" for side in volume.spacing_mm) + " mm"
     names = [labels.name(i) for i in sorted(np.unique(mask[mask > 0]), key=labels.order)]
@@ -135,7 +135,7 @@ def measure(
     return Measured(case, values, histograms, panels(volume, mask), words)
 
 
-def _flat(found: statistics.Statistics) -> dict[str, float]:
+def _flat(found: measures.Statistics) -> dict[str, float]:
     return {
         f"{group}/{name}": round(float(value), 4)
         for group, values in found.items()
@@ -377,7 +377,7 @@ def _densities(
 ) -> None:
     """Histograms: one line per real scan, a band for the phantoms."""
     _plain(axes, title)
-    middles = (statistics.BINS_HU[:-1] + statistics.BINS_HU[1:]) / 2
+    middles = (measures.BINS_HU[:-1] + measures.BINS_HU[1:]) / 2
     ours = [scan.histograms[layer] for scan in phantoms if layer in scan.histograms]
     if ours:
         low, middle, high = np.percentile(ours, (5, 50, 95), axis=0)
@@ -386,7 +386,7 @@ def _densities(
     for scan in real:
         if layer in scan.histograms:
             axes.plot(middles, scan.histograms[layer], color=_REAL, lw=1.4, alpha=0.9)
-    axes.set_xlim(statistics.BINS_HU[0], statistics.BINS_HU[-1])
+    axes.set_xlim(measures.BINS_HU[0], measures.BINS_HU[-1])
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
 
@@ -485,7 +485,7 @@ LEAST = 5
 
 JSON_NAME, FIGURE_NAME = "realism.json", "realism.png"
 
-_SIZES = ("volume_ml", *statistics.EXTENTS)
+_SIZES = ("volume_ml", *measures.EXTENTS)
 _CELL = 23  # width of a column
 _MARKS = {None: " ", "low": "<", "high": ">"}
 _DISTANCES = ("body_distance_mm", "mask_distance_mm")
@@ -579,7 +579,7 @@ def collect(real: Sequence[Measured], phantoms: Sequence[Measured]) -> dict[str,
 
 def _order(name: str) -> tuple[Any, ...]:
     group, _, item = name.partition("/")
-    layers = (f"{layer}_hu" for layer in statistics.LAYERS)
+    layers = (f"{layer}_hu" for layer in measures.LAYERS)
     groups = (*_SIZES, *_DISTANCES, *layers, "depth_hu", "scan")
     if group in (*_SIZES, *_DISTANCES):
         rank = labels.order(labels.id_of(item.partition("-")[0]))

@@ -16,7 +16,7 @@ from spinejax.data.feeds import Feed
 from spinejax.data.patch_feed import PatchFeed
 from spinejax.inference import patch_scan
 from spinejax.inference.masks import StackPredictor
-from spinejax.phantom import stream_feed
+from spinejax.phantom import online
 from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, MaskTask
 
@@ -71,7 +71,7 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> MaskTask:
             margin=margin,
             **record.feed_options(config),
         )
-        return stream_feed.feed(config, split, make)
+        return online.feed(config, split, make)
 
     def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
         return patch_scan.make_stack_predictor(
@@ -90,7 +90,7 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> MaskTask:
         sample_shape=(n + 2 * margin, n + 2 * margin),
         init=init,
         loss=loss,
-        stream=stream_feed.of_patches(config, n, margin),
+        stream=online.of_patches(config, n, margin),
         feed=feed,
         stack_predictor=stack_predictor,
         least_side=1,

@@ -20,7 +20,7 @@ from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
 from spinejax.inference.masks import StackPredictor
-from spinejax.phantom import stream_feed
+from spinejax.phantom import online
 
 
 class Keys(NamedTuple):
@@ -81,7 +81,7 @@ class Task:
     sample_shape: tuple[int, ...]
     init: Callable[[jax.Array], dict[str, Any]]
     loss: Loss
-    stream: stream_feed.Stream | None
+    stream: online.Stream | None
     feed: Callable[[Mapping[str, Sequence[CachedCase]]], Feed]
     sample: str
     overlap: str

@@ -16,7 +16,7 @@ from spinejax.data.slice_feed import SliceFeed
 from spinejax.errors import InputError
 from spinejax.inference import windows2d
 from spinejax.inference.masks import StackPredictor
-from spinejax.phantom import stream_feed
+from spinejax.phantom import online
 from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, MaskTask
 
@@ -67,7 +67,7 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> MaskTask:
         make = partial(
             SliceFeed, size=size, spine_free_fraction=free, **record.feed_options(config)
         )
-        return stream_feed.feed(config, split, make)
+        return online.feed(config, split, make)
 
     def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
         return windows2d.make_stack_predictor(
@@ -85,7 +85,7 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> MaskTask:
         sample_shape=(size[0], size[1]),
         init=record.initial(model, (*size, 1)),
         loss=loss,
-        stream=stream_feed.of_slices(config),
+        stream=online.of_slices(config),
         feed=feed,
         stack_predictor=stack_predictor,
         least_side=model.stride,

@@ -15,7 +15,7 @@ from spinejax.data.cache import CachedCase
 from spinejax.data.cube_feed import CubeFeed
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
-from spinejax.phantom import stream_feed
+from spinejax.phantom import online
 from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, NameTask
 
@@ -93,7 +93,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> NameTask:
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         make = partial(CubeFeed, size=size, **record.feed_options(config))
-        return stream_feed.feed(config, split, make)
+        return online.feed(config, split, make)
 
     return NameTask(
         model=model,
@@ -101,7 +101,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> NameTask:
         sample_shape=size,
         init=record.initial(model, (*size, 1 + seen)),
         loss=loss,
-        stream=stream_feed.of_cubes(config, size),
+        stream=online.of_cubes(config, size),
         feed=feed,
         sample="cubes",
         overlap="Dice",

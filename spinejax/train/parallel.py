@@ -85,7 +85,7 @@ class Parallel:
         Args:
             batch_size: samples over all devices.
             accumulate_steps: microbatches of each device.
-            group: samples that a device draws together (`stream_feed.Stream.group`).
+            group: samples that a device draws together (`online.Stream.group`).
 
         Raises:
             InputError: it does not; the error names the nearest batch sizes that do.

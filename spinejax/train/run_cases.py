@@ -12,8 +12,9 @@ from spinejax.datasets import splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.phantom import dataset, stream_feed
+from spinejax.phantom import dataset
 from spinejax.progress import Progress, silent
+from spinejax.schema import STREAM
 from spinejax.sweep_state import read_json
 from spinejax.train import parallel
 from spinejax.train.checkpoint import begun
@@ -29,7 +30,7 @@ def dataset_root(config: ConfigDict, workdir: Path, *, progress: Progress = sile
         InputError: `data.root` is empty or is not a folder.
     """
     if config.data.source != "verse":
-        return _phantoms(config, workdir)
+        return _phantoms(config, workdir, progress)
     if not config.data.root:
         raise InputError(
             "data.root is empty; give the folder of the scans with --config.data.root=DIR "
@@ -45,7 +46,7 @@ def dataset_root(config: ConfigDict, workdir: Path, *, progress: Progress = sile
     return root
 
 
-def _phantoms(config: ConfigDict, workdir: Path) -> Path:
+def _phantoms(config: ConfigDict, workdir: Path, progress: Progress) -> Path:
     root, fields = workdir / "phantoms", config.data.phantom
     # phantoms.json is written last: without it the folder is incomplete.
     done, wanted = root / "phantoms.json", fields.to_dict()
@@ -61,6 +62,7 @@ def _phantoms(config: ConfigDict, workdir: Path) -> Path:
             rates=fields.rates,
             label_cut=fields.label_cut,
             region=fields.region,
+            progress=progress,
         )
         write_json(done, wanted)
     parallel.barrier("phantoms")
@@ -76,7 +78,7 @@ def find(
         InputError: there is no folder of scans or no usable case, the split is impossible, or it
             differs from the split that the run in `workdir` began with.
     """
-    streams = config.data.source == stream_feed.SOURCE
+    streams = config.data.source == STREAM
     if streams and config.data.phantom.cases == 0:
         return {name: [] for name in SPLITS}
     root = dataset_root(config, workdir, progress=progress)

@@ -17,7 +17,7 @@ from spinejax.phantom.scanner import acquisition, plan
 from spinejax.volume import Volume
 
 LIMITS = {"max_spacing_mm": 3.0, "min_spacing_mm": 1.5, "max_extent_mm": 200.0}
-SMALL = {**LIMITS, "max_voxels": 200_000, "progress": False}
+SMALL = {**LIMITS, "max_voxels": 200_000}
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,10 @@ def test_folder_of_another_seed_is_refused(written):
 def test_folder_of_something_else_is_refused_and_kept(tmp_path):
     (tmp_path / "README").write_text("my scans")
     with pytest.raises(InputError, match="holds other files"):
-        dataset.write_dataset(tmp_path, 1, 0, progress=False)
+        dataset.write_dataset(tmp_path, 1, 0)
     (tmp_path / "dataset_description.json").write_text('{"Name": "mine"}')
     with pytest.raises(InputError, match="another kind"):
-        dataset.write_dataset(tmp_path, 1, 0, progress=False)
+        dataset.write_dataset(tmp_path, 1, 0)
     assert (tmp_path / "README").read_text() == "my scans"
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -142,7 +142,7 @@ def test_folder_of_something_else_is_refused_and_kept(tmp_path):
 )
 def test_unusable_numbers_are_refused(tmp_path, cases, options, words):
     with pytest.raises(InputError, match=words) as error:
-        dataset.write_dataset(tmp_path / "x", cases, 0, progress=False, **options)
+        dataset.write_dataset(tmp_path / "x", cases, 0, **options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "x").exists()
 
@@ -151,7 +151,7 @@ def test_output_that_is_a_file_is_refused(tmp_path):
     path = Path(tmp_path) / "file"
     path.write_text("")
     with pytest.raises(InputError, match="cannot write phantoms"):
-        dataset.write_dataset(path, 1, 0, progress=False)
+        dataset.write_dataset(path, 1, 0)
 
 
 @pytest.mark.parametrize("workers", [2])

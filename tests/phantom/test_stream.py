@@ -12,12 +12,12 @@ import pytest
 from spinejax import schema
 from spinejax.configs import phantom_to_real
 from spinejax.errors import InputError
-from spinejax.phantom import anatomy, samples, stream_feed
+from spinejax.phantom import anatomy, online, samples
 from spinejax.phantom.draws import draw
+from spinejax.phantom.online import StreamFeed
 from spinejax.phantom.person.anatomy import RATES
 from spinejax.phantom.person.levels import SLOT_IDS
 from spinejax.phantom.scanner import plan
-from spinejax.phantom.stream_feed import StreamFeed
 from spinejax.train import checkpoint, loop, parallel
 from spinejax.volume import PLANES
 from tests.support.tiny_run import tiny_config
@@ -164,7 +164,7 @@ def test_a_cube_shows_vertebrae_of_a_plausible_size():
     assert volumes and 5 < np.median(volumes) < 90
 
 
-def _stub(group: int = 1) -> stream_feed.Stream:
+def _stub(group: int = 1) -> online.Stream:
     """A stream that is cheap to compile."""
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
@@ -173,7 +173,7 @@ def _stub(group: int = 1) -> stream_feed.Stream:
         stats = jnp.broadcast_to(jnp.array([0.0, 1.0, -1.0, 1.0]), (*shape[:-2], 4))
         return {"image": 400.0 * label, "label": label, "stats": stats}
 
-    return stream_feed.Stream(partial(samples.batch_of, one, group=group), group)
+    return online.Stream(partial(samples.batch_of, one, group=group), group)
 
 
 def test_groups_are_drawn_whole_and_depend_on_their_number_alone():
@@ -210,7 +210,7 @@ def _streaming(**changes: object):
 
 
 def test_training_on_a_stream_needs_no_files_and_resumes_bitwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream_feed, "of_slices", lambda config: _stub())
+    monkeypatch.setattr(online, "of_slices", lambda config: _stub())
     straight = loop.train(_streaming(**{"train.steps": 6}), tmp_path / "a")
     stop = loop.Stop()
     config = _streaming(**{"train.steps": 6})
@@ -245,7 +245,7 @@ def test_each_step_of_the_ablation_adds_one_thing():
     for name in phantom_to_real.STEPS:
         config = phantom_to_real.get_config(f"step={name}")
         schema.check(config)
-        how = stream_feed.sampling(config, (8, 8))
+        how = online.sampling(config, (8, 8))
         found.append((how.distractors, how.acquisition, config.augment.enabled))
     assert found == [
         (False, False, False),
@@ -263,7 +263,7 @@ def test_rates_reach_the_persons_that_are_drawn(monkeypatch):
     config = phantom_to_real.get_config()
     config.data.phantom.rates.t13 = 1.0
     schema.check(config)
-    asked = dict(stream_feed.sampling(config, (8, 8)).rates)
+    asked = dict(online.sampling(config, (8, 8)).rates)
     assert asked["t13"] == 1.0 and set(asked) == set(RATES)
     defaults = inspect.signature(anatomy).parameters
     shared = schema.defaults()["data"]["phantom"]["rates"]

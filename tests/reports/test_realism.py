@@ -11,7 +11,7 @@ from scipy import ndimage
 from spinejax import geometry
 from spinejax.cli import main
 from spinejax.datasets.plain_folders import real_scans
-from spinejax.phantom import dataset, statistics
+from spinejax.phantom import dataset, measures
 from spinejax.reports import realism
 from spinejax.reports.realism import Measured, measure_files
 from spinejax.volume import LabelVolume, Volume
@@ -47,7 +47,7 @@ def two_boxes() -> np.ndarray:
 @pytest.mark.parametrize("orientation", ["LPS", "PIR", "RAS", "SAL"])
 def test_sizes_are_those_of_boxes_in_any_orientation(orientation):
     mask, affine = geometry.reorient(two_boxes(), grid(1.0, 2.0, 3.0), orientation)
-    found = statistics.measure_labels(LabelVolume(mask, affine))
+    found = measures.measure_labels(LabelVolume(mask, affine))
     assert found["volume_ml"] == pytest.approx({"L1": 120 * 6 / 1000, "L2": 120 * 6 / 1000})
     assert found["right_left_mm"] == pytest.approx({"L1": 4 * 1, "L2": 6 * 1})
     assert found["front_back_mm"] == pytest.approx({"L1": 5 * 2, "L2": 5 * 2})
@@ -59,14 +59,14 @@ def test_sizes_are_those_of_boxes_in_any_orientation(orientation):
 
 def test_vertebrae_cut_above_or_below_are_counted_but_not_measured():
     mask = two_boxes()[:, :, :15]
-    found = statistics.measure_labels(LabelVolume(mask, LPS))
+    found = measures.measure_labels(LabelVolume(mask, LPS))
     assert set(found["volume_ml"]) == {"L2"}
     assert "mask_distance_mm" not in found
     assert found["scan"] == pytest.approx({"cut_share": 1 / 2, "labelled_height": 12 / 15})
 
 
 def test_an_extent_that_the_side_of_the_scan_ends_is_left_out():
-    found = statistics.measure_labels(LabelVolume(two_boxes()[3:], LPS))
+    found = measures.measure_labels(LabelVolume(two_boxes()[3:], LPS))
     assert set(found["volume_ml"]) == {"L1", "L2"}
     assert set(found["right_left_mm"]) == {"L1"}
     assert set(found["front_back_mm"]) == {"L1", "L2"}
@@ -75,7 +75,7 @@ def test_an_extent_that_the_side_of_the_scan_ends_is_left_out():
 def test_body_distances_are_between_successive_levels_only():
     points = {1: [0, 0, 90], 2: [0, 0, 80], 4: [0, 0, 60], 18: [3, 4, 30], 20: [3, 0, 27]}
     points = {label: np.array(point, float) for label, point in points.items()}
-    found = statistics.measure_labels(LabelVolume(two_boxes(), grid(1.0, 1.0, 2.0)), points)
+    found = measures.measure_labels(LabelVolume(two_boxes(), grid(1.0, 1.0, 2.0)), points)
     # C2-C4 skips one; T11-L1 are neighbours in a spine without T12.
     assert found["body_distance_mm"] == pytest.approx({"C1-C2": 20, "T11-L1": np.hypot(4, 6)})
 
@@ -90,7 +90,7 @@ def cube(size: int = 9) -> np.ndarray:
 
 
 def test_layers_of_a_cube_have_the_voxels_that_geometry_says():
-    _, parts, depth = statistics.layers(cube(), np.ones(3))
+    _, parts, depth = measures.layers(cube(), np.ones(3))
     assert parts["inside"].sum() == 9**3
     assert parts["shell"].sum() == 9**3 - 7**3
     assert parts["deep"].sum() == 5**3
@@ -105,18 +105,18 @@ def test_layers_of_a_cube_have_the_voxels_that_geometry_says():
 
 
 def test_the_border_of_a_scan_is_no_surface():
-    _, parts, _ = statistics.layers(np.ones((6, 6, 6), np.uint8), np.ones(3))
+    _, parts, _ = measures.layers(np.ones((6, 6, 6), np.uint8), np.ones(3))
     assert parts["deep"].all() and not parts["shell"].any()
 
 
 def test_grey_values_of_each_layer_are_found_again():
     mask = cube()
     hu = np.full(mask.shape, -100.0, np.float32)
-    _, parts, _ = statistics.layers(mask, np.ones(3))
+    _, parts, _ = measures.layers(mask, np.ones(3))
     hu[mask > 0] = 300
     hu[11:18, 11:18, 11:18] = 200
     hu[12:17, 12:17, 12:17] = 100
-    found, histograms = statistics.measure_hu(Volume(hu, LPS), mask)
+    found, histograms = measures.measure_hu(Volume(hu, LPS), mask)
     assert set(found["shell_hu"].values()) == {300.0}
     assert set(found["deep_hu"].values()) == {100.0}
     assert set(found["around_hu"].values()) == {-100.0}
@@ -127,7 +127,7 @@ def test_grey_values_of_each_layer_are_found_again():
     outside = dict.fromkeys(("+0.5", "+1.5", "+2.5", "+3.5"), -100.0)
     assert found["depth_hu"] == inside | outside
     assert histograms["shell"].sum() == pytest.approx(1)
-    assert statistics.BINS_HU[histograms["shell"].argmax()] == 300
+    assert measures.BINS_HU[histograms["shell"].argmax()] == 300
 
 
 def test_bright_elsewhere_is_the_share_of_bright_voxels_without_label():
@@ -135,7 +135,7 @@ def test_bright_elsewhere_is_the_share_of_bright_voxels_without_label():
     hu = np.where(mask > 0, 151, 0)
     hu[0, 0, :27] = 151
     hu[1, 0, :10] = 150  # not above
-    found, _ = statistics.measure_hu(Volume(hu, LPS), mask)
+    found, _ = measures.measure_hu(Volume(hu, LPS), mask)
     assert found["scan"]["bright_elsewhere"] == pytest.approx(27 / (27 + 729))
 
 
@@ -155,13 +155,13 @@ def muscle(sd: float, *, grain: float = 0.0, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5), (3.0, 3.0, 3.0)])
 def test_white_noise_is_measured_as_it_is(sd, spacing):
     hu = muscle(sd)
-    found = statistics.noise(hu, np.zeros(hu.shape, bool), np.array(spacing))
+    found = measures.noise(hu, np.zeros(hu.shape, bool), np.array(spacing))
     assert found["noise_hu"] == pytest.approx(sd, rel=0.03)
 
 
 def test_grainy_noise_is_measured_and_outlives_smoothing():
     nothing = np.zeros((72, 72, 72), bool)
-    fine, coarse = (statistics.noise(muscle(20, grain=g), nothing, np.ones(3)) for g in (0, 0.8))
+    fine, coarse = (measures.noise(muscle(20, grain=g), nothing, np.ones(3)) for g in (0, 0.8))
     assert coarse["noise_hu"] == pytest.approx(20, rel=0.08)
     # A Gaussian of 0.75 voxels leaves of white noise (2 sqrt(pi) 0.75)^-1.5 = 0.23, less what the
     # local mean takes.
@@ -171,11 +171,11 @@ def test_grainy_noise_is_measured_and_outlives_smoothing():
 
 def test_bone_fat_and_air_do_not_count_as_noise():
     hu = muscle(20)
-    plain = statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))["noise_hu"]
+    plain = measures.noise(hu, np.zeros(hu.shape, bool), np.ones(3))["noise_hu"]
     hu[:20] += 600
     hu[-15:] -= 150
     hu[30:34, 30:34] = -1000
-    assert statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))["noise_hu"] == pytest.approx(
+    assert measures.noise(hu, np.zeros(hu.shape, bool), np.ones(3))["noise_hu"] == pytest.approx(
         plain, rel=0.05
     )
 
@@ -184,21 +184,21 @@ def test_a_few_vessels_in_muscle_hardly_change_the_noise():
     hu = muscle(20)
     hu[10, 10] += 60
     hu[40, 50] += 60
-    found = statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))
+    found = measures.noise(hu, np.zeros(hu.shape, bool), np.ones(3))
     assert found["noise_hu"] == pytest.approx(20, rel=0.03)
 
 
 def test_without_muscle_there_is_no_noise():
     hu = muscle(20) + 300
-    assert statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3)) == {}
-    assert statistics.noise(muscle(20), np.ones(hu.shape, bool), np.ones(3)) == {}
+    assert measures.noise(hu, np.zeros(hu.shape, bool), np.ones(3)) == {}
+    assert measures.noise(muscle(20), np.ones(hu.shape, bool), np.ones(3)) == {}
 
 
 def test_tall_scans_give_the_noise_of_their_middle(monkeypatch):
-    monkeypatch.setattr(statistics, "_MOST_VOXELS", 72 * 72 * 24)
+    monkeypatch.setattr(measures, "_MOST_VOXELS", 72 * 72 * 24)
     hu = muscle(20)
     hu[:, :, :20] = hu[:, :, -20:] = 50
-    found = statistics.noise(hu, np.zeros(hu.shape, bool), np.ones(3))
+    found = measures.noise(hu, np.zeros(hu.shape, bool), np.ones(3))
     assert found["noise_hu"] == pytest.approx(20, rel=0.05)
 
 
@@ -288,10 +288,10 @@ def test_volumes_of_real_vertebrae_are_the_published_ones(real, level):
 def test_extents_of_real_vertebrae_are_the_published_ones(real):
     gl003 = real["sub-gl003_dir-ax"]
     for level, sizes in {"C1": (82, 47, 29), "C2": (56, 52, 44), "C7": (69, 64, 34)}.items():
-        found = [gl003[f"{extent}/{level}"] for extent in statistics.EXTENTS]
+        found = [gl003[f"{extent}/{level}"] for extent in measures.EXTENTS]
         assert found == pytest.approx(sizes, abs=0.6)
     verse004 = real["sub-verse004"]
-    found = [verse004[f"{extent}/T9"] for extent in statistics.EXTENTS]
+    found = [verse004[f"{extent}/T9"] for extent in measures.EXTENTS]
     assert found == pytest.approx((56, 67, 47), abs=0.6)
     # Of sub-verse014 the field of view ends at the transverse processes.
     assert not any(name.startswith("right_left_mm") for name in real["sub-verse014"])
@@ -313,7 +313,7 @@ def test_distances_of_real_bodies_are_the_published_ones(real, pair):
     ],
 )
 def test_grey_values_inside_real_vertebrae_are_the_published_ones(real, case, percentiles):
-    found = [real[case][f"inside_hu/{p}"] for p in statistics.PERCENTILES]
+    found = [real[case][f"inside_hu/{p}"] for p in measures.PERCENTILES]
     assert found == pytest.approx(percentiles, abs=1)
 
 
@@ -356,7 +356,7 @@ def test_of_two_masks_the_one_in_verse_numbers_is_taken(real_data):
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     root = tmp_path_factory.mktemp("phantoms") / "data"
-    dataset.write_dataset(root, 5, 3, progress=False, **SMALL)
+    dataset.write_dataset(root, 5, 3, **SMALL)
     return root
 
 
@@ -444,7 +444,7 @@ def test_detail_is_the_share_of_structure_finer_than_two_millimetres():
     near = np.ones(x.shape, bool)
 
     def of(wave_mm):
-        return statistics.detail(200 * np.sin(2 * np.pi * y / wave_mm), near, (1.0, 1.0, 1.0))
+        return measures.detail(200 * np.sin(2 * np.pi * y / wave_mm), near, (1.0, 1.0, 1.0))
 
     # A Gaussian of s mm leaves exp(-(2 pi s / wave)^2 / 2) of a wave; ends of the array disturb it.
     for wave in (8.0, 16.0):

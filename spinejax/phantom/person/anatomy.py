@@ -5,12 +5,14 @@ Coordinates are canonical LPS millimetres (x to the left, y to posterior, z to s
 origin at the middle of the spine.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax.errors import InputError, check_choice
 from spinejax.phantom.draws import Draws, draw
 from spinejax.phantom.once import stacked
 from spinejax.phantom.person import bone, curve, levels, pathology, posterior, surroundings, waves
@@ -147,6 +149,20 @@ RATES = (
     "t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised", "fractures", "scoliosis"
 )  # fmt: skip
 """Names of what `anatomy` takes a frequency of."""
+
+
+def check_rates(rates: Mapping[str, float]) -> dict[str, float]:
+    """Return the frequencies as numbers.
+
+    Raises:
+        InputError: an unknown name, or a number that is no probability. `fractures` may exceed 1,
+            since it is relative to the usual frequency.
+    """
+    for name, rate in rates.items():
+        check_choice("rate", name, RATES)
+        if not 0.0 <= float(rate) <= (1000.0 if name == "fractures" else 1.0):
+            raise InputError(f"rate {name}={rate}: give a probability from 0 to 1")
+    return {name: float(rate) for name, rate in rates.items()}
 
 
 def anatomy(

@@ -1,6 +1,7 @@
-"""Batches of a stream of phantoms: training batches name places, and the step draws them there.
+"""Phantoms that a training step draws for itself, as a config asks for them.
 
-From a config to the phantoms that a training step draws for itself.
+Batches of the feed hold no images, only the places of samples in the batch; the step draws these on
+the device.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,31 +17,30 @@ from spinejax.data import preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Batch, Feed, TrainingSource
 from spinejax.phantom import samples
-
-ID = "phantom stream"
+from spinejax.schema import STREAM
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """What stands for a scan in messages."""
+    """All phantoms of a stream, where messages name a scan."""
 
-    id: str
     spacing_mm: tuple[float, float]
+    id: str = "phantom stream"
 
 
 @dataclass(frozen=True, eq=False)
 class StreamFeed:
-    """Where to draw from, and whole scans that validate.
+    """Places of training samples, and scans that validate.
 
-    Training batches hold no images: only `"position"`, `"case"` (0), `"weight"` (1) and `"index"`,
-    the number of the sample since the beginning. Processes take runs of positions in order of their
-    index, so that neighbours can be cut from one slice.
+    A training batch holds `"position"`, the sample's place in the batch of all processes, `"case"`
+    (0), `"weight"` (1) and `"index"`, the sample's number since the beginning. Processes take runs
+    of positions in order of their index, so that neighbours can be cut from one slice.
 
     Attributes:
-        scans: feed of the validation scans; None if there are none.
-        batch_size: samples over all processes.
-        per_epoch: batches that are called an epoch.
-        spacing_mm: of the pixels.
+        scans: Feed of the validation scans, None without any.
+        batch_size: Samples of all processes.
+        per_epoch: Batches in an epoch.
+        spacing_mm: Sides of the pixels; see `SPACINGS_MM`.
     """
 
     scans: Feed | None
@@ -50,18 +50,18 @@ class StreamFeed:
 
     @property
     def train_cases(self) -> Sequence[TrainingSource]:
-        """One entry that stands for all phantoms."""
-        return [Streamed(ID, self.spacing_mm)]
+        """One entry for all phantoms."""
+        return [Streamed(self.spacing_mm)]
 
     @property
     def val_cases(self) -> Sequence[Any]:
-        """Scans that validate."""
+        """The scans that validate."""
         return self.scans.val_cases if self.scans else []
 
     def train(
         self, *, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Generator[Batch, None, None]:
-        """Return the places of the batches from `start_step` on."""
+        """Yield the places of batch after batch, from `start_step` on."""
         share = self.batch_size // process_count
         position = np.arange(process_index * share, (process_index + 1) * share, dtype=np.int32)
         step = start_step
@@ -78,27 +78,26 @@ class StreamFeed:
     def val(
         self, *, process_index: int = 0, process_count: int = 1
     ) -> Generator[Batch, None, None]:
-        """Return every sample of the validation scans once."""
+        """Yield every sample of the validation scans once."""
         if self.scans:
             yield from self.scans.val(process_index=process_index, process_count=process_count)
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Return nothing: a stream has no end to count."""
+        """Return no counts: a stream has no end."""
         return {}
 
 
-SOURCE = "phantom_stream"
-
 SPACINGS_MM = (0.25, 5.0)
-"""Of pixels that are not resampled: the limits of `scanner.protocol`."""
+"""Sides of pixels that are not resampled: the limits of `plan.protocol`."""
 
 
 class Stream(NamedTuple):
     """Training samples drawn on the device.
 
-    draw: (key of the batch, positions (b,)) -> the fields "image", "label" and "stats" of
-        `pipeline.Batch`.
-    group: positions are taken in whole groups of so many neighbours.
+    Attributes:
+        draw: (key of the batch, positions (b,)) -> "image", "label" and "stats", see
+            `samples.slice_sample`.
+        group: Number of neighbouring positions that are drawn together.
     """
 
     draw: Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
@@ -106,7 +105,7 @@ class Stream(NamedTuple):
 
 
 def sampling(config: ConfigDict, size: tuple[int, int]) -> samples.Sampling:
-    """Return how slices are drawn so that they look like preprocessed ones of `size` pixels."""
+    """Return the options with which slices of `size` pixels look like preprocessed ones."""
     how = preprocess.from_config(config.data)
     return samples.Sampling(
         plane=how.plane,
@@ -129,7 +128,7 @@ def sampling(config: ConfigDict, size: tuple[int, int]) -> samples.Sampling:
 
 def of_slices(config: ConfigDict) -> Stream | None:
     """Return the stream of slices of `data.size`; None where training reads scans."""
-    if config.data.source != SOURCE:
+    if config.data.source != STREAM:
         return None
     one = partial(samples.slice_sample, how=sampling(config, tuple(config.data.size)))
     return Stream(partial(samples.batch_of, one), 1)
@@ -137,7 +136,7 @@ def of_slices(config: ConfigDict) -> Stream | None:
 
 def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
     """Return the stream of patches; None where training reads scans."""
-    if config.data.source != SOURCE:
+    if config.data.source != STREAM:
         return None
     group = samples.PATCHES_PER_SLICE
     one = partial(
@@ -152,7 +151,7 @@ def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
 
 def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
     """Return the stream of cubes of `size` voxels; None where training reads scans."""
-    if config.data.source != SOURCE:
+    if config.data.source != STREAM:
         return None
     one = partial(
         samples.cube_sample,
@@ -168,14 +167,14 @@ def feed(
     split: Mapping[str, Sequence[CachedCase]],
     make: Callable[[Mapping[str, Sequence[CachedCase]]], Feed],
 ) -> Feed:
-    """Return the feed that `make` makes of scans; of a stream, one whose scans only validate."""
-    if config.data.source != SOURCE:
+    """Return `make(split)`; for a stream, a feed of places whose scans only validate."""
+    if config.data.source != STREAM:
         return make(split)
     val = split["val"]
     how = config.data.preprocess
     resampled = (how.spacing_mm, how.spacing_mm)
     return StreamFeed(
-        # A feed of scans wants some to train on; nothing is read of them.
+        # A feed needs training scans; these are never read.
         make({"train": val, "val": val}) if val else None,
         batch_size=config.train.batch_size,
         per_epoch=config.data.phantom.epoch_batches,

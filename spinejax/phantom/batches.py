@@ -1,0 +1,121 @@
+"""Phantoms without end as NumPy arrays, for training in any framework."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spinejax.errors import InputError, check_choice
+from spinejax.phantom.person.anatomy import check_rates
+from spinejax.phantom.samples import Sampling, batch_of, cube_sample, slice_sample
+from spinejax.phantom.scanner.plan import REGIONS
+from spinejax.volume import PLANES
+
+AIR_HU, MOST_HU = -1024, 3071
+
+
+def stream(
+    seed: int = 0,
+    size: Sequence[int] = (80, 128),
+    batch_size: int = 8,
+    *,
+    spacing_mm: float = 2.0,
+    plane: str = "sagittal",
+    region: str = "any",
+    rates: Mapping[str, float] | None = None,
+    smoothing_mm: float = 0.75,
+    spine_free_fraction: float = 0.1,
+    label_cut: bool = False,
+    start: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Draw batches of synthetic spine CT without end.
+
+    Every sample is another person in another scanner. Batch i is a function of the seed, i and the
+    options alone. The first batch takes a minute or so, since JAX compiles.
+
+        for batch in spinejax.phantom.stream(seed=0, size=(80, 128), batch_size=8):
+            images = torch.from_numpy(batch["image"]).float()
+
+    Args:
+        seed: 0 to 2**31 - 1.
+        size: Pixels of slices, two numbers, or voxels of cubes, three numbers. Axes point to the
+            left, to the back and to the head, without the axis across a slice: sagittal slices are
+            (back, head), coronal (left, head), axial (left, back), cubes (left, back, head).
+        batch_size: Samples in a batch.
+        spacing_mm: Side of the pixels or voxels, mm.
+        plane: "sagittal", "coronal" or "axial"; cubes have none.
+        region: Where scans are centred: "any", "cervical", "thoracic" or "lumbar".
+        rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`; others
+            keep their defaults.
+        smoothing_mm: Standard deviation of the Gaussian that smooths the scans, mm.
+        spine_free_fraction: Share of slices that lie anywhere in the scan rather than at a
+            vertebra; cubes always lie at one.
+        label_cut: Label vertebrae that the edge of the scan cuts, too; VerSe leaves them out.
+        start: Number of the first batch, to resume.
+
+    Returns:
+        Iterator of batches: `image` (batch_size, *size) int16, HU from -1024 to 3071, -1024 outside
+        the scan; `label` (batch_size, *size) uint8, VerSe ids, 0 for background; `spacing_mm`
+        (batch_size, 2 or 3) float32.
+
+    Raises:
+        InputError: an unusable argument.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("start", start, 0)):
+        if value < least:
+            raise InputError(f"{name}={value}: give a whole number from {least} up")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed={seed}: give a whole number from 0 to {2**31 - 1}")
+    sides = tuple(int(side) for side in size)
+    if len(sides) not in (2, 3) or min(sides) < 1:
+        raise InputError(f"size={sides}: give two numbers for slices or three for cubes, from 1 up")
+    if not 0.1 <= spacing_mm <= 20.0:
+        raise InputError(f"spacing_mm={spacing_mm}: give a length from 0.1 to 20 mm")
+    if not 0.0 <= smoothing_mm <= 20.0:
+        raise InputError(f"smoothing_mm={smoothing_mm}: give a length from 0 to 20 mm")
+    if not 0.0 <= spine_free_fraction <= 1.0:
+        raise InputError(f"spine_free_fraction={spine_free_fraction}: give a share from 0 to 1")
+    check_choice("plane", plane, PLANES)
+    check_choice("region", region, REGIONS)
+    how = Sampling(
+        plane=plane,
+        size=(sides[0], sides[1]),
+        mode="resample",
+        spacing_mm=float(spacing_mm),
+        smoothing_mm=float(smoothing_mm),
+        clamp_hu=(float(AIR_HU), float(MOST_HU)),
+        window=False,
+        fill_hu=float(AIR_HU),
+        spine_free_fraction=float(spine_free_fraction),
+        label_cut=label_cut,
+        region=region,
+        rates=tuple(sorted(check_rates(rates or {}).items())),
+    )
+    return _batches(seed, sides, batch_size, how, start)
+
+
+def _batches(
+    seed: int, size: tuple[int, ...], count: int, how: Sampling, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    key = jax.random.key(seed)
+    spacing = np.full((count, len(size)), how.spacing_mm, np.float32)
+    coming = _batch(key, start, size, count, how)
+    while True:
+        start += 1
+        # JAX draws the next batch while this one is used.
+        now, coming = coming, _batch(key, start, size, count, how)
+        yield {**{name: np.array(now[name]) for name in now}, "spacing_mm": spacing.copy()}
+
+
+@partial(jax.jit, static_argnames=("size", "count", "how"))
+def _batch(
+    key: jax.Array, number: int, size: tuple[int, ...], count: int, how: Sampling
+) -> dict[str, jax.Array]:
+    if len(size) == 2:
+        one = partial(slice_sample, how=how)
+    else:
+        one = partial(cube_sample, size=size, spacing_mm=how.spacing_mm, how=how)
+    drawn = batch_of(one, jax.random.fold_in(key, number), jnp.arange(count))
+    return {"image": drawn["image"].astype(jnp.int16), "label": drawn["label"].astype(jnp.uint8)}
