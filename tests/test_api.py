@@ -52,7 +52,7 @@ def test_the_examples_and_their_results_are_typed(tmp_path):
     file.write_text("".join([*(example.source for example in examples), *lines]))
     done = subprocess.run(
         [
-            sys.executable, "-m", "mypy", "--follow-imports=silent", "--disallow-any-expr=false",
+            sys.executable, "-m", "mypy", "--follow-imports=silent",
             f"--cache-dir={ROOT / '.mypy_cache'}", str(file),
         ],
         cwd=ROOT, capture_output=True, text=True,

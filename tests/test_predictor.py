@@ -174,7 +174,7 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
     assert scores["summary"]["vertebrae"]["dice_mean"] > 0.9
     assert main(["report", f"--workdir={run}"]) == 0
     html = (run / "report.html").read_text()
-    assert "Names of the vertebrae" in html and "Scans named wholly right" in html
+    assert "Names of the vertebrae" in html and "every vertebra right in 1" in html
     by_scan = html.split("By scan")[1].split("</table>")[0]
     assert all(f'<th scope="row">{case}</th>' in by_scan for case in scores["cases"])
     assert "Second network" in html and "Training of the second network" in html
@@ -299,7 +299,7 @@ def test_a_scan_without_spine_gives_empty_labels_and_a_clear_line(run, tmp_path,
     nib.save(nib.Nifti1Image(np.full((20, 30, 40), -1000, np.int16), AFFINE), path)
     out = tmp_path / "out"
     assert main(["predict", f"--workdir={run}", f"--input={path}", f"--output={out}"]) == 0
-    assert "no vertebra found, labels are empty" in capsys.readouterr().out
+    assert "no vertebra found, the labels are empty" in capsys.readouterr().out
     (labels,) = out.glob("*_seg.nii.gz")
     assert not np.asarray(nib.load(labels).dataobj).any()
     (points,) = out.glob("*_ctd.json")

@@ -12,7 +12,9 @@ from scipy import ndimage
 from spinejax import scoring
 from spinejax.errors import InputError
 from spinejax.files import write_json
+from spinejax.io import scanfile
 from spinejax.metrics.aggregate import summary_table
+from spinejax.predictor import Segmentation
 
 AFFINE = np.diag([-0.8, -0.8, 2.0, 1.0])  # LPS
 
@@ -299,3 +301,16 @@ def test_the_labelled_range_leaves_out_what_nobody_labelled():
         }
         assert case["cases"]["a"]["binary"]["precision"] == pytest.approx(20 / 45)
         assert case["summary"]["labelled_range"]["recall"]["mean"] == 1.0
+
+
+def test_a_segmentation_is_scored_like_its_file(tmp_path):
+    affine = np.array([[0, -0.7, 0, 3], [0.1, 0, 2.5, -9], [0.6, 0, 0.2, 40], [0, 0, 0, 1]])
+    reference = save(tmp_path / "ref" / "case7_seg.nii.gz", vertebrae(0), affine)
+    scan = scanfile.read_volume(save(tmp_path / "case7_ct.nii.gz", vertebrae(0), affine))
+    found = Segmentation(scan.to_canonical(vertebrae(1)), scan, "case7", named=True)
+    paths = found.save(tmp_path / "out", picture=False)
+    scores = scoring.score(found, reference)
+    assert scores == scoring.score(paths[0], reference)
+    assert list(scores["cases"]) == ["case7"] and "vertebrae" in scores["summary"]
+    with pytest.raises(InputError, match="the prediction is one scan"):
+        scoring.score(found, tmp_path / "ref")
