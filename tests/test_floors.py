@@ -102,3 +102,33 @@ def test_data_and_configs_load_without_jax() -> None:
         *(ROOT / "configs").glob("*.py"),
     ]:
         assert not {n for n in imports(path) if n.split(".")[0] in ("jax", "flax")}, path
+
+
+# What each room of phantom/ may import of it, beside itself.
+PHANTOM = {
+    "once": set(),
+    "draws": {"once"},
+    "person": {"once", "draws"},
+    "body": {"once", "person"},
+    "scanner": {"once", "draws", "person", "body"},
+    "samples": {"once", "draws", "person", "body", "scanner"},
+}
+DRAWING = {"draws.py", "samples.py", "dataset.py", "batches.py", "scanner/plan.py"}
+
+
+def test_phantoms_draw_numbers_in_person_and_in_few_files() -> None:
+    """body/ says what lies at a point, scanner/ what CT makes of it; `plan` alone draws there."""
+    for path in sorted((PACKAGE / "phantom").rglob("*.py")):
+        relative = path.relative_to(PACKAGE / "phantom")
+        room = relative.parts[0].removesuffix(".py")
+        source, names = path.read_text(), imports(path)
+        theirs = {name.split(".")[2] for name in names if name.startswith("spinejax.phantom.")} - {
+            room
+        }
+        if room in PHANTOM:
+            assert theirs <= PHANTOM[room], f"{relative} imports {theirs - PHANTOM[room]}"
+        if room != "person" and str(relative) not in DRAWING:
+            draws = "jax.random" in source or "spinejax.phantom.draws.draw" in names
+            assert not draws, f"{relative} draws random numbers"
+        if room == "person":
+            assert "jax.random" not in source, f"{relative}: draw by name, see draws.py"
