@@ -50,9 +50,8 @@ class Vertebra:
     Attributes:
         name: "C1" to "C7", "T1" to "T13", "L1" to "L6".
         id: its number in the labels, a VerSe id.
-        centroid: (3,) voxel index of the vertebral body's centre in the scan's array; None where
-            the vertebra has no body that can be measured.
-        centroid_mm: (3,) the same point in the scan's world, mm in RAS+; None likewise.
+        centroid: (3,) voxel index of the vertebral body's centre, in the axes of `labels`.
+        centroid_mm: (3,) the same point in mm, in NIfTI's RAS+ world.
         volume_ml: volume of its voxels.
         margin: how much more the best sequence of names costs that names it differently, as a
             difference of log probabilities.
@@ -61,8 +60,8 @@ class Vertebra:
 
     name: str
     id: int
-    centroid: np.ndarray | None
-    centroid_mm: np.ndarray | None
+    centroid: np.ndarray
+    centroid_mm: np.ndarray
     volume_ml: float
     margin: float
     cut: bool
@@ -99,27 +98,19 @@ class Segmentation:
         if self.record is None:
             return ()
         counts = np.bincount(self.mask.ravel(order="K"), minlength=labels.MAX_ID + 1)
-        found = []
-        for verse_id, margin in zip(self.record.labels, self.record.margins, strict=True):
-            if counts[verse_id] == 0:
-                continue
-            centre = self.centroids.get(verse_id)
-            found.append(
-                Vertebra(
-                    name=labels.name(verse_id),
-                    id=verse_id,
-                    centroid=None if centre is None else self.scan.native_index(centre),
-                    centroid_mm=(
-                        None
-                        if centre is None
-                        else geometry.voxel_to_world(self.scan.affine, centre)
-                    ),
-                    volume_ml=float(counts[verse_id]) * self._voxel_ml,
-                    margin=margin,
-                    cut=verse_id in self.record.cut,
-                )
+        return tuple(
+            Vertebra(
+                name=labels.name(verse_id),
+                id=verse_id,
+                centroid=self.scan.native_index(self.centroids[verse_id]),
+                centroid_mm=geometry.voxel_to_world(self.scan.affine, self.centroids[verse_id]),
+                volume_ml=float(counts[verse_id]) * self._voxel_ml,
+                margin=margin,
+                cut=verse_id in self.record.cut,
             )
-        return tuple(found)
+            for verse_id, margin in zip(self.record.labels, self.record.margins, strict=True)
+            if verse_id in self.centroids
+        )
 
     @property
     def _voxel_ml(self) -> float:
