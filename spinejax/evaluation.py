@@ -6,7 +6,6 @@ of one patch (figures 9 and 10).
 """
 
 import logging
-import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from spinejax.data.patch_feed import PatchFeed
 from spinejax.data.patches import patch_classes
 from spinejax.datasets import plain_folders
 from spinejax.errors import InputError, check_choice
-from spinejax.files import atomic_path, write_json
+from spinejax.files import StrPath, atomic_path, write_json
 from spinejax.inference import activations
 from spinejax.io import nifti, scanfile
 from spinejax.metrics import slice_dice
@@ -34,9 +33,7 @@ from spinejax.train import parallel, run_cases, run_folder, step, validation
 from spinejax.train.signals import Stop
 from spinejax.volume import slice_view
 
-_log = logging.getLogger("spinejax")
-
-StrPath = str | os.PathLike[str]
+logger = logging.getLogger("spinejax")
 
 
 def results_folder(
@@ -114,7 +111,7 @@ def evaluate(
         scan = f"{image.resolve()} {image.stat().st_mtime_ns}"
         before = done["cases"].get(case, {})
         if before.get("scan") == scan and path.exists():
-            _log.info("%s: predicted before the interruption", title)
+            logger.info("%s: predicted before the interruption", title)
             array, named = scanfile.read_labels(path).array, before["named"]
         else:
             found = model.segment(volume, name=title, progress=progress)
@@ -275,7 +272,7 @@ def _that_fit(cases: Sequence[CachedCase], size: int) -> list[CachedCase]:
     fit = [case for case in cases if min(case.shape[1:]) >= size]
     for case in cases:
         if case not in fit:
-            _log.warning(
+            logger.warning(
                 "case %s has slices of %dx%d pixels, smaller than a patch of %d; its pixels are "
                 "scored, its patches are not",
                 case.id,

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from spinejax import geometry, labels, losses, schema, tasks
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
+from spinejax.files import StrPath
 from spinejax.inference import cascade, ensemble, masks
 from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
 from spinejax.inference.windows3d import make_cube_predictor
@@ -39,7 +40,6 @@ logger = logging.getLogger("spinejax")
 OTHER_SCALE = 1.5
 """A scan causes a warning if its pixels are this many times larger or smaller than in training."""
 
-StrPath = str | os.PathLike[str]
 Scan = StrPath | Volume | nifti.SpatialImage | np.ndarray
 
 

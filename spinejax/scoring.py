@@ -28,6 +28,7 @@ import numpy as np
 from spinejax import geometry
 from spinejax.datasets.plain_folders import centroid_files, label_files, read_reference_centroids
 from spinejax.errors import InputError
+from spinejax.files import StrPath
 from spinejax.io import file_names, scanfile
 from spinejax.io.centroids import Points
 from spinejax.io.grids import on_grid_of
@@ -42,9 +43,8 @@ from spinejax.volume import LabelVolume
 if TYPE_CHECKING:  # scoring files needs no jax
     from spinejax.predictor import Segmentation
 
-_log = logging.getLogger("spinejax")
+logger = logging.getLogger("spinejax")
 
-StrPath = str | os.PathLike[str]
 Values = dict[str, float | None]
 """Metric -> its value, None where it is undefined."""
 
@@ -59,10 +59,7 @@ class Statistics(TypedDict):
     n: int
 
 
-class VertebraScores(TypedDict):
-    """Vertebrae of one scan, see `metrics.identification`."""
-
-    per_label: dict[str, Values]
+class _Vertebrae(TypedDict):
     dice_mean: float | None
     id_rate: float | None
     d_mean_mm: float | None
@@ -70,6 +67,12 @@ class VertebraScores(TypedDict):
     n_predicted: int
     n_missed: int
     n_extra: int
+
+
+class VertebraScores(_Vertebrae):
+    """Vertebrae of one scan, see `metrics.identification.case_block`."""
+
+    per_label: dict[str, Values]
     all_correct: bool
 
 
@@ -83,16 +86,11 @@ class CaseScores(TypedDict):
     vertebrae: NotRequired[VertebraScores]
 
 
-class VertebraSummary(TypedDict):
+class VertebraSummary(_Vertebrae):
     """Vertebrae of all scans, see `metrics.identification.summarise`."""
 
     reference_centroids: str
     n_scans: int
-    n_reference: int
-    n_predicted: int
-    n_missed: int
-    n_extra: int
-    dice_mean: float | None
     iou_mean: float | None
     precision_mean: float | None
     recall_mean: float | None
@@ -100,9 +98,7 @@ class VertebraSummary(TypedDict):
     hd95_mean_mm: float | None
     assd_mean_mm: float | None
     nsd_1mm_mean: float | None
-    id_rate: float | None
     id_precision: float | None
-    d_mean_mm: float | None
     all_correct: float
     per_region: dict[str, Values]
     per_label: dict[str, Values]
@@ -226,7 +222,7 @@ def score_arrays(
         ),
     )
     if score.counts.tp + score.counts.fn == 0:
-        _log.warning(
+        logger.warning(
             "%s: the reference has no foreground; its distances are undefined, and the other "
             "metrics say only whether the prediction is empty, too",
             name or "a case",
@@ -341,7 +337,7 @@ def _pairs(
     }
     for kind, ids in missing.items():
         if ids:
-            _log.warning(
+            logger.warning(
                 "%d cases have no %s and are not scored: %s", len(ids), kind, aggregate.some(ids)
             )
     return {names[key]: (found[key][1], true[key][1]) for key in both}, missing

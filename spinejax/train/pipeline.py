@@ -4,20 +4,20 @@ The config of the second run is the block `vertebrae` of the first run's config,
 the folder `vertebrae` in the first run's folder. A config without that block is a single run.
 """
 
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from spinejax import schema, tasks
 from spinejax.config_files import get_config
+from spinejax.files import StrPath
 from spinejax.progress import Progress, silent
 from spinejax.train import loop
 from spinejax.train.loop import TrainResult
 from spinejax.train.signals import Stop
 
 
-def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[ConfigDict, Path]]:
+def stages(config: ConfigDict, workdir: StrPath) -> list[tuple[ConfigDict, Path]]:
     """Return the config and the folder of each run.
 
     Raises:
@@ -32,7 +32,7 @@ def stages(config: ConfigDict, workdir: str | os.PathLike[str]) -> list[tuple[Co
 
 def train(
     config: ConfigDict | str,
-    workdir: str | os.PathLike[str],
+    workdir: StrPath,
     *,
     progress: Progress = silent,
     devices: int | None = None,
