@@ -1,7 +1,6 @@
 """CTs, masks and centroid files under any folder, whichever way they are laid out and named."""
 
 import logging
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -113,7 +112,12 @@ def scan_files(source: Path) -> dict[str, Path]:
     if source.is_file():
         return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
     scans: dict[str, Path] = {}
-    for path in _walk(source):
+    for path in sorted(
+        folder / name
+        for folder, _, names in scanfile.walk(source)
+        for name in names
+        if scanfile.is_scan(name)
+    ):
         name = file_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
         if name.role != "image":
             continue
@@ -136,19 +140,6 @@ def _nnunet_folder(folder: Path) -> tuple[str, ...]:
     """Return the folder's name where it says how its files are named (nnU-Net's `imagesTr`)."""
     name = folder.resolve().name
     return (name,) if re.fullmatch(r"images(tr|ts|val)", name, re.IGNORECASE) else ()
-
-
-def _walk(folder: Path) -> list[Path]:
-    """Return the scan files under `folder`, sorted; links are followed, loops of links are not."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [Path(place) / name for name in files if scanfile.is_scan(name)]
-    return sorted(found)
 
 
 def reference_files(reference: Path, scans: Collection[str]) -> dict[str, Path]:

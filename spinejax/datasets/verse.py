@@ -143,40 +143,34 @@ def of_edition(cases: Iterable[Case], edition: str) -> list[Case]:
 def _names(root: Path) -> list[FileName]:
     """Return the parsed names of all files under `root`; links are followed, loops are not."""
     names: list[FileName] = []
-    seen: set[str] = set()
     # The root's own name counts if the root is part of a download, but not for, say, "test_run".
     own = root.resolve().name
     is_part = bool(file_names.edition_of((own,))) or own.lower().startswith("dataset")
     outer = (own,) if is_part else ()
-    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
+    for folder, folders, files in scanfile.walk(root, _refuse):
         folders[:] = sorted(
             name
             for name in folders
             if not name.startswith(".") and name.lower() not in _SKIPPED_FOLDERS
         )
-        parts = Path(folder).relative_to(root).parts
+        parts = folder.relative_to(root).parts
         for file in sorted(files):
             if file_names.is_relevant(file):
-                name = file_names.parse(Path(folder) / file, parts, outer)
+                name = file_names.parse(folder / file, parts, outer)
                 if name.role != "other":
                     names.append(name)
     return names
 
 
 def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed would leave scans out without a word."""
+    """Raise an error for a folder that cannot be listed; `os.walk` would skip it silently."""
     raise InputError(
         f"{error.filename}: cannot be listed ({error.strerror}); check the rights on the folder"
     ) from error
 
 
 def _match(names: Sequence[FileName], root: Path) -> list[_Draft]:
-    """Put image, mask and centroids of one collection together."""
+    """Match the images, masks and centroids of one collection."""
     drafts: list[_Draft] = []
     for role in ("image", "labels", "centroids"):
         chosen = _one_per_base([name for name in names if name.role == role], root)

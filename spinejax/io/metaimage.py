@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ import numpy as np
 from spinejax import geometry
 from spinejax.errors import InputError
 from spinejax.io import voxels
-from spinejax.io.voxels import Layout
-from spinejax.volume import DiskGrid, LabelVolume, Volume
+from spinejax.io.voxels import Layout, Source
+from spinejax.volume import DiskGrid
 
 logger = logging.getLogger("spinejax")
 
@@ -90,42 +90,13 @@ def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     return (path,) if data == path else (path, data)
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT; values are cleaned as in `nifti.read_volume`.
-
-    Returns:
-        A volume of int16 if all values are whole numbers that fit, else of float32.
-
-    Raises:
-        InputError: SimpleITK is not installed; the file or its voxel file is missing or truncated,
-            or no single 3D MetaImage; it has no usable grid or no finite value; or its header
-            claims more voxels than the file or the memory can hold.
-    """
-    path = Path(path)
-    with _opened(path) as (stream, layout, grid):
-        array = voxels.intensities(path, stream, layout)
-    return Volume(array, grid.sform, grid)
-
-
-def read_labels(path: str | os.PathLike[str], valid: Collection[int] | None) -> LabelVolume:
-    """Read a label map of any numeric type on disk, as uint8.
-
-    Args:
-        path: a .mha or .mhd file.
-        valid: the allowed labels, see `nifti.read_labels`.
-
-    Raises:
-        InputError: as for `read_volume`, or a value is no whole number or not one of `valid`.
-    """
-    path = Path(path)
-    with _opened(path) as (stream, layout, grid):
-        array = voxels.label_values(path, stream, layout, valid)
-    return LabelVolume(array, grid.sform, grid)
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, Layout, DiskGrid]]:
-    """Open an image; give its stream at the first voxel, the layout of the voxels, and the grid."""
+def opened(path: Path) -> Iterator[Source]:
+    """Open an image and check its header.
+
+    Raises:
+        InputError: SimpleITK is not installed; else see `scanfile.read_volume`.
+    """
     header = _read_header(path)
     layout, grid = _layout_and_grid(path, header)
     compressed = header.says("CompressedData")
@@ -136,12 +107,10 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Layout, DiskGrid]]:
         voxels.check_claim(header.data, layout, 0, max(0, size - offset) * ratio)
         with header.data.open("rb") as raw:
             raw.seek(offset)
-            if not compressed:
-                yield raw, layout, grid
-                return
-            stream = cast(BinaryIO, _Inflated(raw))
-            yield stream, layout, grid
-            voxels.drain(stream)
+            stream = cast(BinaryIO, _Inflated(raw)) if compressed else raw
+            yield Source(stream, layout, grid.sform, grid)
+            if compressed:
+                voxels.drain(stream)
 
 
 class _Inflated(io.RawIOBase):

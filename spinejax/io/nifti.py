@@ -12,7 +12,8 @@ name. Analyze files and .hdr/.img pairs are refused. Header fields are those of 
 import logging
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,12 +28,10 @@ from spinejax import geometry
 from spinejax.errors import InputError
 from spinejax.io import voxels
 from spinejax.io.grids import TOLERANCE_MM
-from spinejax.io.voxels import Layout
-from spinejax.volume import DiskGrid, LabelVolume, Volume
+from spinejax.io.voxels import Layout, Source
+from spinejax.volume import DiskGrid, Volume
 
 logger = logging.getLogger("spinejax")
-
-VERSE_LABELS = range(29)
 
 # Bytes of the header -> its class, first bytes of its magic, where voxels start at the earliest.
 _HEADERS = {348: (Nifti1Header, b"n+1", 352), 540: (Nifti2Header, b"n+2", 544)}
@@ -48,68 +47,28 @@ class _NiftiGrid(DiskGrid):
     header: bytes
 
 
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """The contents of a header."""
-
-    layout: Layout
-    affine: np.ndarray
-    disk: _NiftiGrid
-
-
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT.
-
-    Slope and intercept are applied. NaN, both infinities, and values below -1024 HU (fillers
-    outside the scan circle, such as -2048) become -1024. Trailing axes of length one are dropped.
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """Open a file and check its header.
 
     The affine is the sform if its code is set and it is usable; else the qform; else it is made of
     the voxel sizes with the origin in the middle (nibabel's rule). If sform and qform disagree by
     more than 0.5 mm, a warning is logged.
 
-    Returns:
-        A volume of int16 if all values are whole numbers that fit, else of float32.
-
     Raises:
-        InputError: the file is missing, no NIfTI file, truncated, or no single 3D image; it has no
-            usable affine or no finite value; or its header claims more voxels than the file or the
-            memory can hold.
+        InputError: see `scanfile.read_volume`.
     """
-    path = Path(path)
     with voxels.opened(path) as (stream, limit):
-        source = _read_source(path, stream, limit)
-        array = voxels.intensities(path, stream, source.layout)
-    return Volume(array, source.affine, source.disk)
-
-
-def read_labels(
-    path: str | os.PathLike[str], valid: Collection[int] | None = VERSE_LABELS
-) -> LabelVolume:
-    """Read a label map of any numeric type on disk, as uint8.
-
-    Args:
-        path: a NIfTI file, see `read_volume`.
-        valid: the allowed labels; None allows all whole numbers from 0 and wraps numbers above 255
-            into 1 to 255.
-
-    Raises:
-        InputError: as for `read_volume`; or a value is negative, not one of `valid`, or no whole
-            number (to 0.01, or to half a quantisation step if the file has a slope).
-    """
-    path = Path(path)
-    with voxels.opened(path) as (stream, limit):
-        source = _read_source(path, stream, limit)
-        array = voxels.label_values(path, stream, source.layout, valid)
-    return LabelVolume(array, source.affine, source.disk)
+        yield _read_source(path, stream, limit)
 
 
 def from_image(image: SpatialImage) -> Volume:
-    """Return the CT of a nibabel image, as `read_volume` reads it from a file.
+    """Return the CT of a nibabel image, as `scanfile.read_volume` reads it from a file.
 
     Labels are written on the grid of the image's header.
 
     Raises:
-        InputError: `image` is no nibabel image, or as for `read_volume`.
+        InputError: `image` is no nibabel image, or as for `scanfile.read_volume`.
     """
     if not isinstance(image, SpatialImage):
         raise InputError(
@@ -182,7 +141,7 @@ def write_volume(
 
 
 @np.errstate(all="ignore")  # damaged headers hold any bit pattern; their values are checked here
-def _read_source(path: Path, stream: BinaryIO, limit: int) -> _Source:
+def _read_source(path: Path, stream: BinaryIO, limit: int) -> Source:
     """Read and check the header; leave the stream at the first voxel."""
     header, block = _read_header(path, stream)
     full_shape = _checked_shape(path, header)
@@ -199,7 +158,7 @@ def _read_source(path: Path, stream: BinaryIO, limit: int) -> _Source:
     voxels.check_claim(path, layout, offset, limit)
     affine, disk = _affine_and_grid(path, header, block, full_shape)
     voxels.skip(path, stream, offset - len(block))
-    return _Source(layout, affine, disk)
+    return Source(stream, layout, affine, disk)
 
 
 def _read_header(path: Path, stream: BinaryIO) -> tuple[_Header, bytes]:

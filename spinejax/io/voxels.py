@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -50,6 +50,15 @@ class Layout:
     def scaled(self) -> bool:
         """Whether values differ from the stored numbers."""
         return (self.slope, self.inter) != (1.0, 0.0)
+
+
+class Source(NamedTuple):
+    """An open scan file; the stream is at the first voxel."""
+
+    stream: BinaryIO
+    layout: Layout
+    affine: np.ndarray
+    disk: DiskGrid
 
 
 @contextmanager

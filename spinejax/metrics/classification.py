@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from spinejax.metrics.aggregate import over_cases
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -189,24 +191,15 @@ def patch_scores(
 
     Returns:
         {"label_rule", "stride", "size", "cases": {id: {"tp", "fp", "fn", "tn", metric: value}},
-        "summary": {metric: {"mean", "std", "pooled", "n"}}, "balanced_training": {"tp", "fp", "fn",
-        "tn", "of", "used"} or None}. `mean` and `std` (of the population) are over the `n` cases,
-        and `pooled` is for the sum of all counts. They are None without cases.
+        "summary": what `aggregate.over_cases` returns, with `pooled` for the sum of all counts,
+        "balanced_training": {"tp", "fp", "fn", "tn", "of", "used"} or None}.
     """
     table = {
         name: asdict(counts) | {metric: score(counts) for metric, score in PATCH_METRICS.items()}
         for name, counts in cases.items()
     }
     together = pooled(cases.values())
-    summary = {}
-    for metric, score in PATCH_METRICS.items():
-        values = [row[metric] for row in table.values()]
-        summary[metric] = {
-            "mean": float(np.mean(values)) if values else None,
-            "std": float(np.std(values)) if values else None,
-            "pooled": score(together) if values else None,
-            "n": len(values),
-        }
+    summary = over_cases(table, {name: score(together) for name, score in PATCH_METRICS.items()})
     balanced = None
     if balanced_training is not None:
         counts, available = balanced_training

@@ -18,7 +18,7 @@ from spinejax.data import cache
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.io import nifti, scanfile
+from spinejax.io import scanfile
 
 HOW = SlicePreprocess()
 
@@ -300,7 +300,7 @@ def test_two_processes_may_make_the_same_entries(cases, tmp_path):
     names = outputs[0].split()[1:]
     assert entries(tmp_path / "cache") == set(names)
     for entry, case in zip(prepare(cases, tmp_path / "cache"), cases, strict=True):
-        ((_, image, _),) = preprocess_slabs(nifti.read_volume(case.image), HOW)
+        ((_, image, _),) = preprocess_slabs(scanfile.read_volume(case.image), HOW)
         np.testing.assert_array_equal(entry.image, image)
 
 

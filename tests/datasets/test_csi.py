@@ -250,7 +250,7 @@ def test_from_metaimage_to_scores_and_a_prediction(csi, twins, tmp_path, capsys)
     assert main([*predict, f"--output={out}"]) == 0
     for number in range(1, 5):
         ours, other = (
-            nifti.read_labels(out / f"{name}{number}_seg.nii.gz") for name in ("case", "twin")
+            scanfile.read_labels(out / f"{name}{number}_seg.nii.gz") for name in ("case", "twin")
         )
         np.testing.assert_array_equal(ours.array, other.array)
         assert 0 < ours.array.sum() < ours.array.size

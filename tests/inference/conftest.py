@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spinejax import geometry
-from spinejax.io import nifti
+from spinejax.io import scanfile
 from tests.support.label_maps import FILES
 
 _READ = {}
@@ -16,7 +16,7 @@ def real(real_data):
 
     def read(name):
         if name not in _READ:
-            volume = nifti.read_labels(real_data / FILES[name])
+            volume = scanfile.read_labels(real_data / FILES[name])
             array = volume.array
             spacing = volume.spacing_mm
             if name == "gl003":  # 0.29 mm

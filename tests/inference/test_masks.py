@@ -16,7 +16,7 @@ from scipy import ndimage
 from spinejax import geometry
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference import masks, windows2d
-from spinejax.io import nifti, scanfile
+from spinejax.io import scanfile
 from spinejax.volume import Volume
 
 
@@ -324,7 +324,7 @@ def test_the_canal_stays_open_although_each_slice_encloses_it():
 
 def test_the_canal_of_a_real_spine_stays_open(real_data):
     folder = real_data / "verse" / "derivatives" / "sub-verse014"
-    volume = nifti.read_labels(folder / "sub-verse014_seg-vert_msk.nii.gz")
+    volume = scanfile.read_labels(folder / "sub-verse014_seg-vert_msk.nii.gz")
     mask = volume.array > 0
     axial = next(axis for axis, letter in enumerate(volume.orientation) if letter in "IS")
     slices = np.moveaxis(mask, axial, 0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.inference.instances import find_instances
-from spinejax.io import nifti
+from spinejax.io import scanfile
 from tests.support.cubes import ways
 
 MASKS = {
@@ -23,7 +23,7 @@ MASKS = {
 @pytest.mark.parametrize("noise_mm", [0.0, 4.0])
 def test_a_spine_of_one_class_falls_into_its_vertebrae(real_data, name, noise_mm):
     """No names at all, voxels of 5 mm: where each voxel sees its centre is enough."""
-    volume = nifti.read_labels(real_data / MASKS[name])
+    volume = scanfile.read_labels(real_data / MASKS[name])
     array = volume.array
     fine = volume.spacing_mm
     steps = [max(1, round(5.0 / mm)) for mm in fine]
@@ -99,7 +99,7 @@ def test_a_vertebra_whose_votes_go_to_both_neighbours_stays_one(slope):
 @pytest.mark.parametrize("name", MASKS)
 def test_a_name_that_slips_within_a_vertebra_does_not_part_it(real_data, name):
     """The upper half of every vertebra is called as the one above."""
-    volume = nifti.read_labels(real_data / MASKS[name])
+    volume = scanfile.read_labels(real_data / MASKS[name])
     array = volume.array
     steps = [max(1, round(5.0 / mm)) for mm in volume.spacing_mm]
     array = np.ascontiguousarray(array[tuple(slice(s // 2, None, s) for s in steps)])

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.errors import InputError
-from spinejax.io import centroids, nifti
+from spinejax.io import centroids, scanfile
 from spinejax.volume import LabelVolume, Volume
 
 MASKS = {
@@ -20,7 +20,7 @@ MASKS = {
 def mask_of(real_data, subject):
     folder = real_data / "verse" / "derivatives" / subject
     _, name, suffix = MASKS[subject]
-    mask = nifti.read_labels(folder / name)
+    mask = scanfile.read_labels(folder / name)
     return mask, folder / name.replace("seg-vert_msk.nii.gz", f"{suffix}.json")
 
 

@@ -93,7 +93,7 @@ def test_labels_are_written_as_nifti_on_the_same_grid(tmp_path, name):
             image.TransformIndexToPhysicalPoint(index),
             atol=1e-3,
         )
-    ours = nifti.read_labels(tmp_path / "a.nii.gz")
+    ours = scanfile.read_labels(tmp_path / "a.nii.gz")
     np.testing.assert_allclose(ours.native_affine, volume.native_affine, atol=1e-4)
 
 
@@ -102,7 +102,7 @@ def test_a_sheared_grid_is_written_without_a_qform(tmp_path):
     edited(path, ("TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 1 0 0 0.2 1 0 0 0 1"))
     volume = scanfile.read_volume(path)
     nifti.write_labels(tmp_path / "b.nii", np.ones(SHAPE, np.uint8), volume)
-    back = nifti.read_labels(tmp_path / "b.nii")
+    back = scanfile.read_labels(tmp_path / "b.nii")
     assert (back.disk.sform_code, back.disk.qform_code) == (1, 0)
     np.testing.assert_allclose(back.native_affine, volume.native_affine, atol=1e-4)
 

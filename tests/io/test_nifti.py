@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from spinejax.io import nifti, voxels
+from spinejax.io import nifti, scanfile, voxels
 from spinejax.volume import Volume
 from tests.support.nifti_files import forms, oblique_affine, save, scan_values, shifted
 
@@ -20,7 +20,7 @@ def test_any_type_on_disk_is_read_as_int16_where_values_are_whole(tmp_path, dtyp
     values = scan_values() % 100 if dtype in ("uint16", "i1") else scan_values()
     image = nib.Nifti1Image(values.astype(dtype), oblique_affine(), dtype=dtype)
     nib.save(image, tmp_path / name)
-    volume = nifti.read_volume(tmp_path / name)
+    volume = scanfile.read_volume(tmp_path / name)
     assert volume.native.dtype == np.int16
     np.testing.assert_array_equal(volume.native, values)
     np.testing.assert_array_equal(volume.native_affine, nib.load(tmp_path / name).affine)
@@ -52,7 +52,7 @@ def test_slope_and_intercept_are_applied(tmp_path, dtype, slope, inter, expected
     header["scl_slope"], header["scl_inter"] = slope, inter
     block = header.binaryblock + bytes(4)
     (tmp_path / "a.nii").write_bytes(block + raw.astype(dtype).tobytes(order="F"))
-    volume = nifti.read_volume(tmp_path / "a.nii")
+    volume = scanfile.read_volume(tmp_path / "a.nii")
     assert volume.native.dtype == expected
     truth = nib.load(tmp_path / "a.nii").get_fdata()
     np.testing.assert_allclose(volume.native, np.maximum(truth, -1024), rtol=1e-6)
@@ -66,7 +66,7 @@ def test_a_slope_that_says_nothing_is_ignored(tmp_path, slope):
     data[112:116] = np.float32(slope).tobytes()
     data[116:120] = np.float32(np.nan).tobytes()
     path.write_bytes(bytes(data))
-    np.testing.assert_array_equal(nifti.read_volume(path).native, scan_values())
+    np.testing.assert_array_equal(scanfile.read_volume(path).native, scan_values())
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int32", "float32", "float64"])
@@ -77,7 +77,7 @@ def test_values_outside_the_scan_circle_become_air(tmp_path, dtype):
         values[1, 0, :3] = (np.nan, np.inf, -np.inf)
     if dtype == "float64":
         values[1, 0, 3] = 1e300
-    volume = nifti.read_volume(save(tmp_path / "a.nii.gz", values))
+    volume = scanfile.read_volume(save(tmp_path / "a.nii.gz", values))
     assert volume.native.dtype == np.int16
     assert (volume.native[0, 0, :4] == -1024).all()
     if dtype.startswith("float"):
@@ -92,7 +92,7 @@ def test_fractions_are_kept_in_float32_even_when_they_come_late(tmp_path, monkey
     monkeypatch.setattr(voxels, "_SLAB_VOXELS", 1)
     values = scan_values().astype(np.float64)
     values[0, 0, -1] = 0.5
-    volume = nifti.read_volume(save(tmp_path / "a.nii.gz", values))
+    volume = scanfile.read_volume(save(tmp_path / "a.nii.gz", values))
     assert volume.native.dtype == np.float32
     np.testing.assert_array_equal(volume.native, values)
 
@@ -105,7 +105,7 @@ def test_both_versions_and_byte_orders_are_read_and_written_back(tmp_path, image
     made = image(scan_values().astype(np.int16), oblique_affine(), header)
     nib.save(made, tmp_path / "a.nii.gz")
     assert nib.load(tmp_path / "a.nii.gz").header.endianness == endianness
-    volume = nifti.read_volume(tmp_path / "a.nii.gz")
+    volume = scanfile.read_volume(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(volume.native, scan_values())
     assert volume.native.dtype.isnative
     nifti.write_volume(tmp_path / "b.nii", volume)
@@ -118,14 +118,14 @@ def test_a_wrong_ending_does_not_matter(tmp_path):
     os.rename(plain, tmp_path / "c.nii.gz")
     os.rename(zipped, tmp_path / "d.nii")
     for name in ("c.nii.gz", "d.nii"):
-        np.testing.assert_array_equal(nifti.read_volume(tmp_path / name).native, scan_values())
+        np.testing.assert_array_equal(scanfile.read_volume(tmp_path / name).native, scan_values())
 
 
 def test_header_extensions_are_skipped(tmp_path):
     made = nib.Nifti1Image(scan_values().astype(np.int16), oblique_affine())
     made.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
     nib.save(made, tmp_path / "a.nii.gz")
-    volume = nifti.read_volume(tmp_path / "a.nii.gz")
+    volume = scanfile.read_volume(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(volume.native, scan_values())
     nifti.write_labels(tmp_path / "b.nii.gz", np.ones(volume.native.shape, np.uint8), volume)
     assert nib.load(tmp_path / "b.nii.gz").get_fdata().min() == 1
@@ -134,7 +134,7 @@ def test_header_extensions_are_skipped(tmp_path):
 @pytest.mark.parametrize("shape", [(6, 7, 8, 1), (6, 7, 8, 1, 1), (6, 7, 1), (6, 7, 1, 1)])
 def test_trailing_singleton_axes_are_dropped_and_restored(tmp_path, shape):
     path = save(tmp_path / "a.nii.gz", scan_values(shape).astype(np.int16))
-    volume = nifti.read_volume(path)
+    volume = scanfile.read_volume(path)
     assert volume.native.shape == shape[:3]
     labels = (volume.native % 29).astype(np.uint8)
     nifti.write_labels(tmp_path / "b.nii.gz", labels, volume)
@@ -146,7 +146,7 @@ def test_trailing_singleton_axes_are_dropped_and_restored(tmp_path, shape):
 def test_sform_wins_and_a_disagreement_is_logged(tmp_path, caplog):
     path = forms(tmp_path / "a.nii", oblique_affine(), 1, shifted(20), 1)
     with caplog.at_level(logging.WARNING, "spinejax"):
-        volume = nifti.read_volume(path)
+        volume = scanfile.read_volume(path)
     np.testing.assert_allclose(volume.native_affine, oblique_affine(), atol=1e-5)
     assert len(caplog.records) == 1
     assert "disagree by up to 20 mm" in caplog.text
@@ -154,19 +154,19 @@ def test_sform_wins_and_a_disagreement_is_logged(tmp_path, caplog):
 
 
 def test_a_small_disagreement_is_silent(tmp_path, caplog):
-    nifti.read_volume(forms(tmp_path / "a.nii", oblique_affine(), 1, shifted(0.1), 1))
+    scanfile.read_volume(forms(tmp_path / "a.nii", oblique_affine(), 1, shifted(0.1), 1))
     assert not caplog.records
 
 
 @pytest.mark.parametrize("broken", [np.zeros((4, 4)), np.full((4, 4), np.nan)], ids=["zero", "nan"])
 def test_an_unusable_sform_gives_way_to_the_qform(tmp_path, caplog, broken):
-    volume = nifti.read_volume(forms(tmp_path / "a.nii", broken, 1, oblique_affine(), 1))
+    volume = scanfile.read_volume(forms(tmp_path / "a.nii", broken, 1, oblique_affine(), 1))
     np.testing.assert_allclose(volume.native_affine, oblique_affine(), atol=1e-4)
     assert "sform is unusable" in caplog.text
     labels = np.ones(volume.native.shape, np.uint8)
     nifti.write_labels(tmp_path / "b.nii", labels, volume)
     np.testing.assert_allclose(
-        nifti.read_labels(tmp_path / "b.nii").native_affine, volume.native_affine
+        scanfile.read_labels(tmp_path / "b.nii").native_affine, volume.native_affine
     )
 
 
@@ -179,7 +179,7 @@ def test_qform_alone_agrees_with_nibabel(tmp_path, code):
         affine[:3, :3] *= rng.uniform(0.3, 3, 3)
         affine[:3, 3] = rng.uniform(-300, 300, 3)
         path = forms(tmp_path / "a.nii", None, 0, affine, code)
-        volume = nifti.read_volume(path)
+        volume = scanfile.read_volume(path)
         np.testing.assert_array_equal(volume.native_affine, nib.load(path).affine)
         np.testing.assert_allclose(volume.native_affine, affine, atol=1e-4)
 
@@ -190,12 +190,12 @@ def test_half_turns_whose_quaternion_rounds_above_one_are_read(tmp_path):
     data = bytearray(path.read_bytes())
     data[264:268] = np.float32(1.0000004).tobytes()  # quatern_d
     path.write_bytes(bytes(data))
-    np.testing.assert_allclose(nifti.read_volume(path).native_affine, affine, atol=1e-5)
+    np.testing.assert_allclose(scanfile.read_volume(path).native_affine, affine, atol=1e-5)
 
 
 def test_without_codes_the_voxel_sizes_are_used_as_nibabel_does(tmp_path, caplog):
     path = forms(tmp_path / "a.nii", None, 0, None, 0, zooms=(1, 2, 3))
-    volume = nifti.read_volume(path)
+    volume = scanfile.read_volume(path)
     np.testing.assert_array_equal(volume.native_affine, nib.load(path).affine)
     assert volume.spacing_mm == (1, 2, 3)
     assert "no orientation" in caplog.text
@@ -206,7 +206,7 @@ def test_a_sheared_affine_is_kept_exactly(tmp_path, caplog):
     affine[:3, 2] += (0.3, 0, 0)
     affine = affine.astype(np.float32).astype(np.float64)
     nifti.write_volume(tmp_path / "a.nii.gz", Volume(scan_values().astype(np.int16), affine))
-    volume = nifti.read_volume(tmp_path / "a.nii.gz")
+    volume = scanfile.read_volume(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(volume.native_affine, affine)
     assert not caplog.records
 
@@ -218,7 +218,7 @@ def test_units_are_honoured(tmp_path, unit, factor):
     made = nib.Nifti1Image(scan_values().astype(np.int16), affine)
     made.header.set_xyzt_units(unit)
     nib.save(made, tmp_path / "a.nii.gz")
-    volume = nifti.read_volume(tmp_path / "a.nii.gz")
+    volume = scanfile.read_volume(tmp_path / "a.nii.gz")
     assert volume.spacing_mm == pytest.approx((0.5, 0.5, 2), rel=1e-6)
     nifti.write_labels(tmp_path / "b.nii.gz", np.zeros(volume.native.shape, np.uint8), volume)
     back = nib.load(tmp_path / "b.nii.gz")
@@ -230,7 +230,7 @@ def test_a_unit_that_cannot_be_meant_is_ignored(tmp_path, caplog):
     made = nib.Nifti1Image(scan_values().astype(np.int16), np.diag([0.5, 0.5, 2, 1]))
     made.header.set_xyzt_units("meter")
     nib.save(made, tmp_path / "a.nii.gz")
-    assert nifti.read_volume(tmp_path / "a.nii.gz").spacing_mm == (0.5, 0.5, 2)
+    assert scanfile.read_volume(tmp_path / "a.nii.gz").spacing_mm == (0.5, 0.5, 2)
     assert "ignoring the unit meter" in caplog.text
 
 
@@ -244,7 +244,7 @@ def test_reading_needs_little_beside_the_result(tmp_path, dtype):
     del array
     tracemalloc.start()
     try:
-        volume = nifti.read_volume(path)
+        volume = scanfile.read_volume(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.io import nifti, voxels
+from spinejax.io import nifti, scanfile, voxels
 from tests.support.nifti_files import forms, one_line, save, scan_values, unprivileged
 
 
@@ -130,7 +130,7 @@ def test_bad_files_are_refused_in_one_line_that_names_them(tmp_path, kind):
     make, message = BAD_FILES[kind]
     path = make(tmp_path)
     with pytest.raises(InputError, match=message) as error:
-        nifti.read_volume(path)
+        scanfile.read_volume(path)
     line = one_line(error)
     assert line.startswith(f"{path}: ")
     # A remedy follows the problem.
@@ -148,12 +148,12 @@ def test_damaged_headers_are_read_or_refused_and_nothing_else(tmp_path):
             path = tmp_path / "b.nii"
             path.write_bytes(bytes(content))
             try:
-                volume = nifti.read_volume(path)
+                volume = scanfile.read_volume(path)
             except InputError as error:
                 assert "\n" not in str(error)
                 continue
             nifti.write_labels(tmp_path / "c.nii", np.zeros(volume.native.shape, np.uint8), volume)
-            back = nifti.read_labels(tmp_path / "c.nii")
+            back = scanfile.read_labels(tmp_path / "c.nii")
             np.testing.assert_array_equal(back.native_affine, volume.native_affine)
 
 
@@ -163,7 +163,7 @@ def test_a_header_that_claims_too_much_allocates_nothing(tmp_path, name):
     tracemalloc.start()
     try:
         with pytest.raises(InputError):
-            nifti.read_volume(path)
+            scanfile.read_volume(path)
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
@@ -173,7 +173,7 @@ def test_more_than_the_free_memory_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", scan_values((30, 30, 30)).astype(np.int16))
     monkeypatch.setattr(voxels, "available_bytes", lambda: 1000)
     with pytest.raises(InputError, match="bytes of memory") as error:
-        nifti.read_volume(path)
+        scanfile.read_volume(path)
     assert str(path) in one_line(error)
 
 
@@ -185,5 +185,5 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path):
     path = save(tmp_path / "a.nii.gz", scan_values().astype(np.int16))
     path.chmod(0)
     with unprivileged(), pytest.raises(InputError, match="permission denied") as error:
-        nifti.read_volume(path)
+        scanfile.read_volume(path)
     assert str(path) in one_line(error)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.io import nifti
+from spinejax.io import scanfile
 from spinejax.volume import LabelVolume
 from tests.support.nifti_files import (
     one_line,
@@ -18,7 +18,7 @@ def test_labels_of_any_type_are_read_as_uint8(tmp_path, dtype):
     labels = np.random.default_rng(0).integers(0, 29, (6, 7, 8))
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(labels.astype(dtype), np.eye(4), dtype=dtype), path)
-    read = nifti.read_labels(path)
+    read = scanfile.read_labels(path)
     assert isinstance(read, LabelVolume)
     assert read.native.dtype == np.uint8
     np.testing.assert_array_equal(read.native, labels)
@@ -31,7 +31,7 @@ def test_labels_that_a_writer_has_quantised_are_rounded(tmp_path, dtype):
     made.set_data_dtype(dtype)  # nibabel chooses a slope that spreads 0..28 over the whole type
     nib.save(made, tmp_path / "a.nii.gz")
     assert nib.load(tmp_path / "a.nii.gz").dataobj.slope not in (0, 1)
-    np.testing.assert_array_equal(nifti.read_labels(tmp_path / "a.nii.gz").native, labels)
+    np.testing.assert_array_equal(scanfile.read_labels(tmp_path / "a.nii.gz").native, labels)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_values_that_are_no_labels_are_refused(tmp_path, value, dtype, message):
     path = tmp_path / "mask.nii.gz"
     nib.save(nib.Nifti1Image(labels, np.eye(4), dtype=dtype), path)
     with pytest.raises(InputError, match=message) as error:
-        nifti.read_labels(path)
+        scanfile.read_labels(path)
     assert one_line(error).startswith(str(path))
 
 
@@ -62,9 +62,9 @@ def test_which_labels_are_valid_can_be_said(tmp_path):
     labels = np.zeros((4, 4, 4), np.uint8)
     labels[0, 0, :2] = (41, 255)
     path = save(tmp_path / "a.nii.gz", labels)
-    np.testing.assert_array_equal(nifti.read_labels(path, None).native, labels)
+    np.testing.assert_array_equal(scanfile.read_labels(path, None).native, labels)
     with pytest.raises(InputError, match="label 255 is out of range; allowed are 0, 41"):
-        nifti.read_labels(path, {0, 41})
+        scanfile.read_labels(path, {0, 41})
 
 
 def test_numbers_beyond_255_are_read_where_any_will_do(tmp_path):
@@ -72,7 +72,7 @@ def test_numbers_beyond_255_are_read_where_any_will_do(tmp_path):
     labels[0].flat[:21] = 100 * np.arange(21)
     path = tmp_path / "mask.nii.gz"
     nib.save(nib.Nifti1Image(labels, np.eye(4), dtype="int32"), path)
-    read = nifti.read_labels(path, None).native
+    read = scanfile.read_labels(path, None).native
     np.testing.assert_array_equal(read > 0, labels > 0)
     assert len(np.unique(read)) == 21
     np.testing.assert_array_equal(read[labels < 256], labels[labels < 256])

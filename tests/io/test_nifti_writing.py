@@ -28,7 +28,7 @@ from tests.support.nifti_files import (
 def test_labels_made_in_canonical_space_go_back_voxel_for_voxel(tmp_path, code):
     array, affine = geometry.reorient(scan_values(), oblique_affine((1, 1, 2)), code)
     path = save(tmp_path / "a.nii.gz", np.ascontiguousarray(array, np.int16), affine)
-    volume = nifti.read_volume(path)
+    volume = scanfile.read_volume(path)
     assert volume.orientation == code == "".join(nib.aff2axcodes(nib.load(path).affine))
     assert geometry.orientation(volume.affine) == "LPS"
     labels = (volume.array % 29).astype(np.uint8)
@@ -63,7 +63,7 @@ def test_written_labels_repeat_the_header_of_any_scan(tmp_path_factory, seed, dt
     made.set_sform(affine, sform)
     made.set_qform(affine, qform)
     nib.save(made, folder / "a.nii.gz")
-    volume = nifti.read_volume(folder / "a.nii.gz")
+    volume = scanfile.read_volume(folder / "a.nii.gz")
     labels = rng.integers(0, 29, shape).astype(np.uint8)
     nifti.write_labels(folder / "b.nii.gz", labels, volume)
     scan, written = nib.load(folder / "a.nii.gz"), nib.load(folder / "b.nii.gz")
@@ -71,7 +71,7 @@ def test_written_labels_repeat_the_header_of_any_scan(tmp_path_factory, seed, dt
         np.testing.assert_array_equal(written.header[field], scan.header[field])
     np.testing.assert_array_equal(written.affine, scan.affine)
     np.testing.assert_array_equal(volume.native_affine, scan.affine)
-    np.testing.assert_array_equal(nifti.read_labels(folder / "b.nii.gz").native, labels)
+    np.testing.assert_array_equal(scanfile.read_labels(folder / "b.nii.gz").native, labels)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_real_scans_are_read_as_nibabel_reads_them(real_data):
     paths += sorted(real_data.rglob("*_label-22_ct.nii.gz"))
     assert len(paths) >= 4
     for path in paths:
-        volume = nifti.read_volume(path)
+        volume = scanfile.read_volume(path)
         theirs = nib.load(path)
         assert volume.native.dtype == np.int16
         np.testing.assert_array_equal(volume.native_affine, theirs.affine)
@@ -187,14 +187,14 @@ def test_real_scans_are_read_as_nibabel_reads_them(real_data):
         np.testing.assert_array_equal(volume.native, np.maximum(raw, np.array(-1024, raw.dtype)))
     lidc = real_data / "lidc" / "LIDC-IDRI-0003_ct.nii.gz"
     assert np.asarray(nib.load(lidc).dataobj).min() == -2048
-    assert nifti.read_volume(lidc).native.min() == -1024
+    assert scanfile.read_volume(lidc).native.min() == -1024
 
 
 def test_real_masks_are_read_and_written_back_on_their_own_grid(real_data, tmp_path):
     paths = sorted(p for p in real_data.rglob("*.nii.gz") if not p.name.endswith("_ct.nii.gz"))
     assert len(paths) >= 7
     for path in paths:
-        labels = nifti.read_labels(path, None)
+        labels = scanfile.read_labels(path, None)
         nifti.write_labels(tmp_path / "a.nii.gz", labels.native, labels)
         theirs, ours = nib.load(path), nib.load(tmp_path / "a.nii.gz")
         np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
@@ -221,4 +221,4 @@ def test_real_pairs_are_on_one_grid(real_data, caplog):
     assert image.shape == labels.shape
     assert not caplog.records
     with pytest.raises(InputError, match="out of range"):
-        nifti.read_labels(totalsegmentator / "example_vertebrae_totalseg-ids.nii.gz")
+        scanfile.read_labels(totalsegmentator / "example_vertebrae_totalseg-ids.nii.gz")

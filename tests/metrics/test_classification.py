@@ -73,7 +73,7 @@ def test_balanced_training_says_how_much_of_it_was_used():
     assert scores["balanced_training"] == {
         "tp": 40, "fp": 5, "fn": 10, "tn": 45, "of": 1234, "used": 100
     }  # fmt: skip
-    nothing = {"mean": None, "std": None, "pooled": None, "n": 0}
+    nothing = {"mean": None, "std": None, "median": None, "pooled": None, "n": 0}
     assert all(row == nothing for row in scores["summary"].values())
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from spinejax import geometry, overlay
-from spinejax.io import nifti
+from spinejax.io import nifti, scanfile
 from spinejax.metrics.slice_dice import best_and_worst, slice_dice
 from spinejax.reports.page import write_report
 from spinejax.volume import PLANES, Volume
@@ -142,7 +142,7 @@ def test_what_evaluate_writes_is_shown_best_first(tmp_path):
     for number, name in enumerate(("a", "b<i>", "c")):
         write_case(run, name, shift=2 * number)
         paths = json.loads((run / "evaluation/test/cases.json").read_text())[name]
-        masks = [nifti.read_labels(run / paths[key]).array for key in ("prediction", "labels")]
+        masks = [scanfile.read_labels(run / paths[key]).array for key in ("prediction", "labels")]
         scores[name] = slice_dice(*masks, axis=2)
     record = {"plane": "axial", **best_and_worst(scores)}
     (run / "evaluation/test/slices.json").write_text(json.dumps(record))
