@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from spinejax import schema, tasks
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
-from spinejax.errors import InputError, check_choice
+from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
@@ -452,7 +452,8 @@ def trial_config(config: ConfigDict, overrides: Mapping[str, Any], sweep: str) -
     """
     flat = schema.flatten(config)
     for key in overrides:
-        check_choice(f"{sweep}: config key", key, flat)
+        if key not in flat:
+            raise InputError(f"{sweep}: {schema.unknown(flat, key)}")
         if key.startswith(FIXED):
             raise InputError(
                 f"{sweep}: the trials of a search are compared with each other, so they must share "

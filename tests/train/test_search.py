@@ -280,7 +280,7 @@ def one(**overrides):
 
 
 BAD = {
-    "unknown key": (one(optim__learning_rat=0.1), {}, "did you mean 'optim.learning_rate'"),
+    "unknown key": (one(optim__learning_rat=0.1), {}, "did you mean optim.learning_rate"),
     "data": (one(data__normalise="unit"), {}, "share data.normalise"),
     "seed": (one(seed=2), {}, "compared with each other, so they must share seed"),
     "momentum of adam": (one(optim__momentum=0.5), {"optim.name": "adam"}, "'adam' has no optim."),
