@@ -68,7 +68,12 @@ def run(values: FlagValues) -> int:
 
         count = values.cases if values["cases"].present else _COMPARED
         record = realism.compare(
-            values.compare, values.out, cases=count, seed=values.seed, limits=limits
+            values.compare,
+            values.out,
+            cases=count,
+            seed=values.seed,
+            limits=limits,
+            progress=progress.bars,
         )
         print(realism.table(record))
         print(f"{values.out / realism.FIGURE_NAME}, {values.out / realism.JSON_NAME}")

@@ -28,20 +28,20 @@ DESCRIPTION = "dataset_description.json"
 _README = """Synthetic spine CT written by spinejax {version} (`spinejax phantom --seed={seed}`).
 
 No patient is shown here. The layout is that of VerSe (subject-based):
-rawdata/sub-*/sub-*_ct.nii[.gz]                          CT, HU, of several types
-derivatives/sub-*/sub-*_seg-vert_msk.nii.gz              VerSe ids; vertebrae cut by the field of
-                                                         view are bone but not labelled
-derivatives/sub-*/sub-*_seg-subreg_ctd.json              body centroids, voxels of the image
+rawdata/sub-*/sub-*_ct.nii[.gz]                          CT in HU, of several data types
+derivatives/sub-*/sub-*_seg-vert_msk.nii.gz              VerSe ids; vertebrae that the edge of the
+                                                         scan cuts are not labelled
+derivatives/sub-*/sub-*_seg-subreg_ctd.json              body centroids, voxel indices of the CT
 """
 
 
 def case_name(index: int) -> str:
-    """Name of the case of that number."""
+    """Name of a case by its number."""
     return f"sub-phantom{index:03d}"
 
 
 def case_paths(out: Path, index: int) -> tuple[Path, Path, Path]:
-    """CT (.nii where it was written uncompressed, else .nii.gz), mask and centroids of a case."""
+    """Paths of CT (.nii if that exists, else .nii.gz), mask and centroids of a case."""
     name = case_name(index)
     derived = out / "derivatives" / name
     image = out / "rawdata" / name / f"{name}_ct.nii.gz"
@@ -68,33 +68,33 @@ def write_dataset(
     workers: int = 1,
     progress: Progress = silent,
 ) -> list[str]:
-    """Render phantoms and write them; cases that are already there are kept.
+    """Render phantoms and write them; existing cases are kept.
 
-    A case depends on `seed`, its number and the limits alone, to the bit: not on how many cases are
-    written, nor by how many processes.
+    A case depends to the bit on `seed`, its number and the limits alone, not on the number of cases
+    or processes.
 
     Args:
         out: Folder; made if needed.
-        cases: How many.
-        seed: Seed.
+        cases: Number of phantoms.
+        seed: 0 to 2**31 - 1.
         max_spacing_mm: Coarsest voxel size.
-        min_extent_mm: Least height (S-I) of a scan.
+        min_extent_mm: Least height of a scan.
         max_extent_mm: Longest side of a scan, at least 80 mm.
         min_spacing_mm: Finest voxel size (in the plane of thick slices).
         max_voxels: Fields of view are made to fit this many voxels.
-        rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`; what is
-            not named has its default.
-        label_cut: Label vertebrae that the field of view cuts, too; VerSe leaves them out.
+        rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`; others
+            keep their defaults.
+        label_cut: Label vertebrae that the edge of the scan cuts, too; VerSe leaves them out.
         region: Where scans are centred: "any", "cervical", "thoracic" or "lumbar".
-        workers: Processes that write, each with a core or more to itself.
+        workers: Number of processes that write.
         progress: Shows how many scans are written.
 
     Returns:
         Ids of all cases, without the `sub-`.
 
     Raises:
-        InputError: unusable numbers, a folder that cannot be written, or one that holds phantoms
-            of another seed or other limits.
+        InputError: unusable numbers, or a folder that cannot be written or holds other files or
+            phantoms of another seed or other limits.
     """
     limits = check_limits(
         cases,
@@ -136,7 +136,7 @@ def check_limits(
     label_cut: bool = False,
     region: str = "any",
 ) -> dict[str, Any]:
-    """Return the settings of phantoms as `draw_case` takes them; see `write_dataset`.
+    """Check the limits of `write_dataset` and return them as `draw_case` takes them.
 
     Raises:
         InputError: a number is unusable.
@@ -172,7 +172,7 @@ def check_limits(
 
 
 def _complete(root: Path, index: int) -> bool:
-    """Whether all files of a case are there; the CT may be stored uncompressed."""
+    """Whether all files of a case exist; the CT may be uncompressed."""
     image, *others = case_paths(root, index)
     found = image.is_file() or image.with_suffix("").is_file()
     return found and all(path.is_file() for path in others)
@@ -181,13 +181,13 @@ def _complete(root: Path, index: int) -> bool:
 def _written(
     root: Path, missing: list[int], limits: dict[str, Any], workers: int
 ) -> Iterator[None]:
-    """Write cases, here or in other processes, and yield after each."""
+    """Write cases, in this process or in others, and yield after each."""
     if workers == 1 or len(missing) < 2:
         for index in missing:
             _write_case(root, index, limits)
             yield
         return
-    # Not forked: JAX has threads.
+    # JAX has threads, which a fork does not survive.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
         futures = [pool.submit(_write_case, root, index, limits) for index in missing]
@@ -197,7 +197,7 @@ def _written(
 
 
 def _describe(root: Path, limits: dict[str, Any]) -> None:
-    """Write what the folder holds, or refuse one that holds something else."""
+    """Write the description of the folder, or refuse a folder with other content."""
     path = root / DESCRIPTION
     if path.is_file():
         try:
@@ -227,7 +227,7 @@ def _describe(root: Path, limits: dict[str, Any]) -> None:
         "Phantom": limits,
     }
     root.mkdir(parents=True, exist_ok=True)
-    # First, since a folder without it is refused: an interrupted start must find its own again.
+    # First, so that a start that was interrupted recognises its own folder.
     write_json(path, description)
     write_text(root / "README", _README.format(version=spinejax.__version__, seed=limits["seed"]))
 
@@ -256,7 +256,7 @@ def draw_case(
     if limits.get("label_cut"):
         kept = {int(i) for i in np.unique(labels) if i}
     else:
-        # The outermost points are a handful; voxels on the first or last slice settle the matter.
+        # The outermost points are few; voxels on the first or last slice decide.
         cut = np.union1d(labels[:, :, 0], labels[:, :, -1])
         kept = {int(i) for i in ids[whole] if i not in cut}
     lookup = np.array([i if i in kept else 0 for i in range(256)], np.uint8)
@@ -268,7 +268,7 @@ def draw_case(
         for i, point in zip(ids, points.astype(float), strict=True)
         if int(i) in kept
     }
-    # The body of a cut vertebra may lie beyond the scan.
+    # The body of a cut vertebra may lie outside the scan.
     most = np.array(volume.shape) - 0.5
     centres = {i: at for i, at in centres.items() if (at >= -0.5).all() and (at <= most).all()}
     return volume, lookup[labels], centres, scan.storage
@@ -276,7 +276,7 @@ def draw_case(
 
 @jax.jit
 def _landmarks(parameters: Any, protocol: plan.Protocol) -> tuple[jax.Array, jax.Array]:
-    """Which vertebrae a scan shows whole, and where it shows the centroids of all."""
+    """Which vertebrae a scan shows whole, and where it shows each centroid."""
     whole = view.whole_vertebrae(
         parameters, protocol["lower"], protocol["upper"], protocol=protocol
     )
@@ -290,5 +290,5 @@ def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:
         image_path = image_path.with_suffix("")
     nifti.write_volume(image_path, volume, storage.dtype, slope=storage.slope, inter=storage.inter)
     nifti.write_labels(mask_path, volume.to_native(mask), volume)
-    # Last, so that a case that has it is complete.
+    # Last, so that it marks a complete case.
     centroid_files.write_centroids(centroid_path, points, volume)

@@ -1,20 +1,17 @@
-"""What can be measured alike on a real scan and on a phantom: sizes, distances, grey values, noise.
+"""Measures of one real scan or phantom: sizes, distances, HU, noise.
 
-Everything is numpy and works on one scan at a time. Results are nested dictionaries of plain
-numbers, `{"volume_ml": {"L1": 45.2}, "inside_hu": {"50": 322.0}, "scan": {"noise_hu": 82.1}}`, so
-that a table, a figure and a JSON file can be made of them without further ado.
+Results are nested dictionaries of numbers, `{"volume_ml": {"L1": 45.2}, "inside_hu": {"50": 322.0},
+"scan": {"noise_hu": 82.1}}`. Four definitions:
 
-Three definitions decide what the numbers mean:
-
-* *Whole*: a vertebra that touches neither the first nor the last axial slice of the scan. One that
-  is cut at the sides only counts (VerSe annotates narrow sagittal scans, whose transverse processes
-  are cut), but its extent along an axis is taken only where it does not touch that axis's ends.
-* *Layers*: of the union of all labelled vertebrae. `shell` is what one erosion (six neighbours)
-  removes, `deep` what two leave, `around` what lies outside within `AROUND_MM`. Vertebrae that are
-  cut, hence not labelled, are part of `around` where they are near, as they are for a network.
-* *Depth*: the median HU of all voxels at a distance from the surface of that union, in bins of
-  1 mm, negative inside: where in the rim of the bone a mask ends. Surfaces run half of the smallest
-  voxel side off the outermost voxels' centres, which is exact for cubic voxels only.
+* *Whole*: a vertebra that touches neither the first nor the last axial slice of the scan. It may be
+  cut at the sides (VerSe annotates narrow sagittal scans, which cut transverse processes); its
+  extent along an axis is measured only if it does not touch the ends of that axis.
+* *Layers* of the union of all labelled vertebrae: one erosion (six neighbours) removes `shell`, two
+  leave `deep`, and `around` lies outside within `AROUND_MM`. A cut vertebra without label belongs
+  to `around` where it is near, as it does for a network.
+* *Depth*: the median HU of all voxels by distance from the surface of that union, in bins of 1 mm,
+  negative inside: it shows where in the rim of bone masks end. The surface runs half of the
+  smallest voxel side off the centres of the outermost voxels, which is exact for cubic voxels.
 * *Noise*: see `noise`.
 """
 
@@ -41,7 +38,7 @@ DEPTHS_MM = (-3.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5)
 
 BRIGHT_HU = 150
 PREPARED_MM = 0.75
-"""Standard deviation of the smoothing that scans undergo before a network sees them."""
+"""Standard deviation of the smoothing before a network sees a scan."""
 
 _DETAIL_MM, _DETAIL_HU = 2.0, (-200.0, 600.0)
 
@@ -129,8 +126,8 @@ def layers(
         spacing_mm: (3,).
 
     Returns:
-        The box that holds all four, for each a bool array over that box, and the depth of every
-        voxel of the box in mm. The scan's own border is no surface: what is cut there has no shell.
+        The box that holds all four layers, for each a bool array over the box, and the depth of
+        every voxel of the box, mm. The border of the scan is no surface: it has no shell.
     """
     spacing = np.asarray(spacing_mm, float)
     margin = np.ceil(max(AROUND_MM, DEPTHS_MM[-1] + 0.5) / spacing).astype(int) + 1
@@ -181,7 +178,7 @@ def measure_hu(volume: Volume, mask: np.ndarray) -> tuple[Statistics, dict[str, 
             found["scan"]["bright_elsewhere"] = int(np.count_nonzero(bright & ~avoid)) / total
         box, parts, depth = layers(mask, spacing)
         for name, part in parts.items():
-            # What a file stores below air lies outside the scan circle, and is as low as its type.
+            # Values below air lie outside the scan circle; they depend on the type of the file.
             values = np.maximum(hu[box][part].astype(np.float32), tissues.AIR_HU)
             if values.size:
                 levels = np.percentile(values, PERCENTILES)
@@ -200,11 +197,11 @@ def measure_hu(volume: Volume, mask: np.ndarray) -> tuple[Statistics, dict[str, 
 
 
 def detail(hu: np.ndarray, near: np.ndarray, spacing_mm: np.ndarray) -> float:
-    """How sharp bone looks to a network, whatever its voxels: the share of fine structure.
+    """How sharp bone looks to a network: the share of fine structure, whatever the voxels.
 
-    The scan is smoothed as before training (`PREPARED_MM`) and clipped to soft tissue and bone;
-    what a Gaussian of 2 mm takes from that is detail. The result is the standard deviation of the
-    detail over that of the scan, in and around vertebrae.
+    The scan is smoothed as before training (`PREPARED_MM`) and clipped to soft tissue and bone; the
+    difference from a Gaussian of 2 mm is detail. The result is the standard deviation of the detail
+    over that of the scan, in and around vertebrae.
 
     Args:
         hu: (x, y, z) HU.
@@ -232,20 +229,20 @@ def noise(hu: np.ndarray, avoid: np.ndarray, spacing_mm: np.ndarray) -> dict[str
     """Standard deviation of the noise in homogeneous soft tissue.
 
     A Gaussian of 3 mm (at least one voxel along each axis) gives the local mean. Muscle is where
-    that mean lies between 20 and 80 HU and does so everywhere within 3 mm. There the difference
-    between the scan and its local mean is noise, since muscle has no structure finer than that;
-    its median absolute deviation, times 1.4826, is the standard deviation of a normal distribution
-    and does not mind the few voxels of fat or vessels that are left. The Gaussian takes some of the
-    noise itself with it: the result is divided by the share that it would leave of white noise.
+    that mean lies between 20 and 80 HU everywhere within 3 mm. Muscle has no finer structure, so
+    that the difference between the scan and its local mean is noise there. The median absolute
+    deviation times 1.4826 is the standard deviation of a normal distribution, and a few voxels of
+    fat or vessels hardly change it. The local mean holds some of the noise: the result is divided
+    by the share of white noise that remains.
 
     Args:
         hu: (x, y, z) HU, canonical.
-        avoid: (x, y, z) bool: not to be used, vertebrae and what is near them.
+        avoid: (x, y, z) bool: vertebrae and their surroundings, left out.
         spacing_mm: (3,).
 
     Returns:
-        `noise_hu`, of the scan as it is, and `noise_prepared_hu`, of the scan after a Gaussian of
-        `PREPARED_MM`, which tells fine grain from coarse. Nothing where there is too little muscle.
+        `noise_hu` of the scan itself, and `noise_prepared_hu` of the scan after a Gaussian of
+        `PREPARED_MM`, which tells fine grain from coarse; empty with too little muscle.
     """
     slab = _middle_slab(hu.shape)
     image = hu[:, :, slab].astype(np.float32)
@@ -265,7 +262,7 @@ def noise(hu: np.ndarray, avoid: np.ndarray, spacing_mm: np.ndarray) -> dict[str
 
 
 def _middle_slab(shape: tuple[int, ...]) -> slice:
-    """The axial slices in the middle of a scan that are enough to tell its noise."""
+    """Axial slices in the middle of a scan, enough to measure its noise."""
     count = min(shape[2], max(16, _MOST_VOXELS // (shape[0] * shape[1])))
     start = (shape[2] - count) // 2
     return slice(start, start + count)
@@ -276,7 +273,7 @@ def _deviation(values: np.ndarray) -> float:
 
 
 def _white_share(sigma: np.ndarray) -> float:
-    """What `x - gaussian(x)` leaves of the standard deviation of white noise x."""
+    """Share of the standard deviation of white noise x that `x - gaussian(x)` has."""
     centre, power = 1.0, 1.0
     for side in sigma:
         impulse = np.zeros(2 * int(3 * side + 1) + 1)

@@ -1,8 +1,8 @@
-"""Endless phantoms: slices, patches and cubes rendered from a key, inside a jitted step.
+"""Slices, patches and cubes of phantoms as pure functions of a key, for use in a jitted step.
 
-Every sample is a person of its own under a scanner of its own, and a pure function of its key and
-of the options, which are Python numbers and fixed when jitted. So a batch needs no file, depends
-neither on the number of devices nor on what was drawn before, and resuming means naming the step.
+Every sample is another person in another scanner. Options are Python numbers, fixed when jitted. A
+batch needs no file and depends on its key alone, not on the number of devices or earlier batches,
+so that a run resumes at any step.
 """
 
 from collections.abc import Callable
@@ -23,51 +23,52 @@ from spinejax.volume import PLANES
 Array = jax.Array
 
 NEAR_SPINE_MM = {"sagittal": (-46.0, 46.0), "coronal": (-26.0, 62.0), "axial": (-30.0, 30.0)}
-"""Where slices with vertebrae lie, from a body's centroid along the axis across the slices."""
+"""Range of slices with vertebrae: distance from a body's centroid along the axis across slices."""
 
 THROUGH_BODY_MM = {"sagittal": (-20.0, 20.0), "coronal": (-15.0, 15.0), "axial": (-12.0, 12.0)}
-"""Where half of these lie: they pass through the body, which is most of a vertebra's volume."""
+"""Range of half of these: they pass through the body, which is most of a vertebra's volume."""
 
 BODY_MM = {"sagittal": (-150.0, 150.0), "coronal": (-170.0, 90.0), "axial": (-1e4, 1e4)}
-"""Where the other slices lie, from the top of the sacrum: wide fields of view hold much air."""
+"""Range of the other slices, from the top of the sacrum: wide fields of view hold much air."""
 
 LOW_LUMBAR = (23, 25)
-"""L4 to L6 are chosen three times as often as others: what lies below them looks much like them."""
+"""L4 to L6 are chosen three times as often as others, since the sacrum looks much like them."""
 
 AIMED_SHARE = 0.85
-"""Share of the windows of these slices that hold the chosen vertebra, at a random place."""
+"""Share of the slices with vertebrae whose window holds the chosen one, at a random place in it."""
 
 PELVIS_MM = 130.0
 PELVIS_SHARE = 0.7
-"""Share of the other slices whose window lies at a height down to that far below the top of the
-sacrum, where the field of view reaches there: hips and pelvis look most like vertebrae."""
+"""Share of the other slices whose window lies up to `PELVIS_MM` below the top of the sacrum, if the
+field of view reaches there: hips and pelvis look most like vertebrae."""
 
 PATCHES_PER_SLICE = 16
-"""Neighbouring patches of a batch that are cut from one slice."""
+"""Number of neighbouring patches of a batch that are cut from one slice."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How slices of phantoms are taken and prepared: the fields of `SlicePreprocess`, as it does.
+    """How slices of phantoms are taken and prepared; see `data.preprocess` for the preparation.
 
     Attributes:
         plane: "sagittal", "coronal" or "axial".
         size: (h, w) pixels.
         mode: "resample" to `spacing_mm`, "native" pixels of the scanner, or "resize" the whole
             field of view to `size`.
-        spacing_mm: of "resample".
-        smoothing_mm: standard deviation of the Gaussian that preprocessing smooths with.
+        spacing_mm: Side of the pixels of "resample".
+        smoothing_mm: Standard deviation of the Gaussian that preprocessing smooths with.
         clamp_hu: (low, high).
-        window: values outside `clamp_hu` are set to 0 (paper B) rather than clamped.
-        fill_hu: what lies outside the field of view.
-        spine_free_fraction: share of slices that lie anywhere in the field of view.
-        distractors: draw what is not spine (`render`).
-        acquisition: what a scanner adds (`physics.signal`); without, only its field of view.
-        label_cut: vertebrae that the field of view cuts are labelled, as in crops of annotated
-            scans and by TotalSegmentator; VerSe leaves them out.
-        region: where fields of view are centred, of `plan.REGIONS`.
+        window: Set values outside `clamp_hu` to 0 (paper B) rather than clamp them.
+        fill_hu: Value outside the field of view.
+        spine_free_fraction: Share of slices that lie anywhere in the field of view.
+        distractors: Draw other tissue than the spine, too (`render`).
+        acquisition: Add noise, blur and artefacts of a scanner (`physics.signal`); without them,
+            only its field of view counts.
+        label_cut: Label vertebrae that the field of view cuts, as in crops of annotated scans and
+            as TotalSegmentator does; VerSe leaves them out.
+        region: Where fields of view are centred, one of `plan.REGIONS`.
         extents_mm: (least height, longest side) of fields of view.
-        rates: frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
+        rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
     """
 
     plane: str
@@ -92,8 +93,8 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
 
     Returns:
         "image" (h, w) float32 HU, preprocessed but not normalised; "label" (h, w) int32 VerSe ids,
-        of vertebrae that count (`Sampling.label_cut`); "stats" (4,) float32 mean, standard
-        deviation, minimum and maximum, which stand for the scan's and are the slice's own.
+        0 for background and for cut vertebrae (see `Sampling.label_cut`); "stats" (4,) float32
+        mean, standard deviation, minimum and maximum of the slice, in place of those of a scan.
     """
     keys = jax.random.split(key, 3)
     person = anatomy(keys[0], **dict(how.rates))
@@ -109,7 +110,7 @@ def _protocol(key: Array, person: Any, how: Sampling) -> plan.Protocol:
 
 
 def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str, Array]:
-    """Clamp or window HU and leave out what lies outside the field of view."""
+    """Clamp or window HU, and fill what lies outside the field of view."""
     low, high = how.clamp_hu
     if how.window:
         image = jnp.where((hu >= low) & (hu <= high), hu, 0.0)
@@ -130,7 +131,7 @@ def _drawn(
     pixel_mm: Array,
     how: Sampling,
 ) -> tuple[Array, Array]:
-    """HU and the labels that count, at points (..., 3)."""
+    """HU and labels at points (..., 3); labels without cut vertebrae, unless they are asked for."""
     points = kept(points, points)
     blur = jnp.sqrt(protocol["blur"] ** 2 + how.smoothing_mm**2)
     if how.acquisition:
@@ -163,7 +164,7 @@ def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
     spine = person["spine"]
     z = spine["origin"][:, 2]
     seen = (spine["id"] > 0) & (z > protocol["lower"][2]) & (z < protocol["upper"][2])
-    # A field of view between two vertebrae shows both of them cut: any will do.
+    # A field of view between two centroids shows no vertebra whole: choose among all.
     seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
     weight = jnp.where((spine["id"] >= LOW_LUMBAR[0]) & (spine["id"] <= LOW_LUMBAR[1]), 3.0, 1.0)
     share = jnp.cumsum(jnp.where(seen, weight, 0.0))
@@ -173,7 +174,7 @@ def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
 def _grid(
     draws: Draws, person: Any, protocol: dict[str, Array], how: Sampling
 ) -> tuple[Array, Array, Array]:
-    """Points (h, w, 3) of a random slice, which of them were scanned, and the pixels' (2,) mm."""
+    """Points (h, w, 3) of a random slice, which of them were scanned, and pixel sides (2,), mm."""
     lower, upper = protocol["lower"], protocol["upper"]
     axis = PLANES[how.plane]
     inner = [i for i in range(3) if i != axis]
@@ -201,7 +202,7 @@ def _grid(
     height = sacrum[2] - below * uniform("depth")
     level = low + (high - low) * uniform("across")
 
-    # The window lies anywhere on the slice; or, mostly, so that it holds the chosen vertebra.
+    # Most windows hold the chosen vertebra; the others lie anywhere on the slice.
     u = uniform("window", 2)
     room = extent - size * pixel
     anywhere = lower[jnp.array(inner)] + u * room
@@ -232,16 +233,16 @@ def patch_samples(
     """Draw square patches of one slice: half of them about a vertebra's pixel, half elsewhere.
 
     Args:
-        key: of the slice and of the places.
-        count: patches.
-        side: pixels of a patch.
-        margin: pixels around it, for augmentation to draw from.
-        how: of the slice.
+        key: Random key of the slice and of the places.
+        count: Number of patches.
+        side: Pixels along a side of a patch.
+        margin: Pixels around it that augmentation may draw from.
+        how: How the slice is taken.
 
     Returns:
         Fields of `slice_sample` with a leading axis of `count` and sides of side + 2 margin. The
-        pixel in row and column side // 2 of the patch is the drawn one; where no pixel is of a
-        kind, any is taken.
+        drawn pixel lies in row and column side // 2 of the patch. On a slice without vertebra, or
+        of vertebra alone, any pixel is drawn.
     """
     slice_key, place_key = jax.random.split(key)
     drawn = slice_sample(slice_key, how)
@@ -275,10 +276,10 @@ def cube_sample(
     """Draw a cube of one person about a random vertebra.
 
     Args:
-        key: of person, scanner and place.
+        key: Random key of person, scanner and place.
         size: (x, y, z) voxels along the canonical L, P, S axes.
-        spacing_mm: of the voxels.
-        how: preprocessing; of its plane, size and mode nothing is used.
+        spacing_mm: Side of the voxels.
+        how: Preprocessing; its plane, size and mode are not used.
 
     Returns:
         Fields of `slice_sample`, image and label (x, y, z).
@@ -291,7 +292,7 @@ def cube_sample(
     chosen = _any_centre(vertebra, person, protocol)
     extent = jnp.asarray(size, jnp.float32) * spacing_mm
     shift = (shift - 0.5) * jnp.maximum(extent - 50.0, 0.0)
-    # The cube lies within the field of view, or that within the cube, as when scans are read.
+    # The cube lies within the field of view, or the field of view within it, as for real scans.
     a, b = lower + 0.5 * extent, upper - 0.5 * extent
     centre = jnp.clip(chosen + shift, jnp.minimum(a, b), jnp.maximum(a, b))
     axes = [centre[i] + (jnp.arange(size[i]) - (size[i] - 1) / 2) * spacing_mm for i in range(3)]
@@ -309,8 +310,8 @@ def batch_of(
 
     Args:
         one: key -> sample; or, with `group` g > 1, key -> g samples.
-        key: of the batch of all devices.
-        positions: places in that batch. With g > 1 they are whole groups: g numbers in a row, the
+        key: Random key of the batch of all devices.
+        positions: Places in that batch. With g > 1 they make whole groups: g numbers in a row, the
             first a multiple of g.
         group: g.
     """

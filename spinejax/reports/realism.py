@@ -1,15 +1,12 @@
-"""Real scans and phantoms, measured alike and cut into slices for a figure.
+"""Phantoms beside real scans, measured in the same way: `spinejax phantom --compare`.
 
-The figure of `phantom --compare`: slices of real scans over those of phantoms, and charts.
+`compare` measures both (`phantom.measures`), `collect` brings the numbers together, `table` makes
+text of them, and `draw` makes a figure: slices of real scans over slices of phantoms, all at one
+scale and in one grey window, and charts. Real scans are cyan, phantoms orange.
 
-Real scans are cyan, phantoms orange, everywhere; slices are all of one scale and one window.
-
-Phantoms beside real scans: the same statistics of both, where they part, and a figure.
-
-`compare` is what `spinejax phantom --compare` does. A statistic is *off* where the phantoms' range
-(5th to 95th percentile over scans) and that of the real scans (least to greatest: they are few) do
-not overlap: a network could tell the one from the other by it. Fewer than `LEAST` phantoms that
-have a statistic are no range, and nothing is said of them.
+A statistic is *off* where the range of the phantoms (5th to 95th percentile) and that of the real
+scans (least to greatest, since they are few) do not overlap: it would tell a network the one from
+the other. Fewer than `LEAST` phantoms make no range.
 """
 
 import io
@@ -28,7 +25,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import ndimage
-from tqdm import tqdm
 
 from spinejax import files, labels, overlay
 from spinejax.datasets.plain_folders import Files, real_scans
@@ -38,17 +34,85 @@ from spinejax.io import centroids as centroid_files
 from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
 from spinejax.phantom import dataset, measures
+from spinejax.progress import Progress, silent
 from spinejax.reports import figures
+from spinejax.text_table import text_table
 from spinejax.volume import PLANES, LabelVolume, Volume
 
 logger = logging.getLogger("spinejax")
 
+JSON_NAME, FIGURE_NAME = "realism.json", "realism.png"
+RANGE = (5, 50, 95)
+"""Percentiles of the phantoms."""
+LEAST = 5
+"""Phantoms that have a statistic, so that their percentiles say something."""
+
+_SIZES = ("volume_ml", *measures.EXTENTS)
+_DISTANCES = ("body_distance_mm", "mask_distance_mm")
+
+
+def compare(
+    real: Path,
+    out: Path,
+    *,
+    cases: int,
+    seed: int,
+    limits: Mapping[str, Any],
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Measure real scans and phantoms, and write `realism.json` and `realism.png`.
+
+    Args:
+        real: Folder of CTs and masks, in any layout that the package reads.
+        out: Folder for the two files; made if needed.
+        cases: Number of phantoms.
+        seed: Seed of the phantoms.
+        limits: Limits of their voxels and extents, see `dataset.write_dataset`.
+        progress: Shows how many scans and phantoms are measured.
+
+    Returns:
+        The content of `realism.json`: that of `collect`, with "phantoms", their settings, and
+        "real_data", the folder.
+
+    Raises:
+        InputError: no usable scan under `real`, unusable numbers, or `out` cannot be written.
+    """
+    settings = dataset.check_limits(cases, seed, **limits)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; --out is the folder for {JSON_NAME} and {FIGURE_NAME}")
+    found = real_scans(real)
+    scans = []
+    with progress("real scans", len(found), "scan") as bar:
+        for entry in found:
+            scan = measure_files(entry)
+            scans += [] if scan is None else [scan]
+            bar.advance()
+    if not any(scan.values for scan in scans):
+        raise InputError(f"{real}: none of its scans can be measured; spinejax doctor names why")
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):  # drawing takes minutes
+        raise InputError(f"{out}: permission denied; choose a folder that you may write")
+    phantoms = []
+    with progress("phantoms", cases, "scan") as bar:
+        for index in range(cases):
+            volume, mask, points, _ = dataset.draw_case(seed, index, settings)
+            phantoms.append(measure(dataset.case_name(index), volume, mask, points))
+            bar.advance()
+    record = collect(scans, phantoms)
+    record = {"phantoms": {"cases": cases, **settings}, "real_data": str(real), **record}
+    picture = draw(scans, phantoms, record["statistics"])
+    write_json(out / JSON_NAME, record)
+    save(picture, out / FIGURE_NAME)
+    return record
+
+
+# Measuring one scan
+
 PIXELS_PER_MM = 2.0
 WINDOW_MM = {"sagittal": (120.0, 190.0), "axial": (120.0, 120.0)}
-"""Width and height that a picture of a plane shows, the same for every scan."""
+"""Width and height of a picture, mm, the same for every scan."""
 
-_ASIDE_MM = 15.0
-"""Of the second sagittal slice from the first: through pedicles and joints."""
+_ASIDE_MM = 15.0  # from the first sagittal slice to the second, through pedicles and joints
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +129,11 @@ class Measured:
     """One scan, measured.
 
     Attributes:
-        case: its name.
-        values: statistic -> number, the names being `group/name`, e.g. "volume_ml/L1".
-        histograms: layer -> shares over `measures.BINS_HU`; empty without a CT.
-        panels: slices for the figure; empty without a CT or without vertebrae.
-        words: voxels and levels.
+        case: Its name.
+        values: Statistic -> number; names are `group/name`, e.g. "volume_ml/L1".
+        histograms: Layer -> shares over `measures.BINS_HU`; empty without a CT.
+        panels: Slices for the figure; empty without a CT or without vertebrae.
+        words: Voxel size and levels, for the figure.
     """
 
     case: str
@@ -79,20 +143,8 @@ class Measured:
     words: str = ""
 
 
-def tally(scans: Sequence[Measured]) -> str:
-    """How many real scans there are of each kind, e.g. "3 CTs with masks, 2 masks, 1 CT"."""
-    pairs = sum(bool(scan.histograms) for scan in scans)
-    masks = sum("scan/cut_share" in scan.values for scan in scans) - pairs
-    counted = {"CT{} with mask{}": pairs, "mask{}": masks, "CT{}": len(scans) - pairs - masks}
-    return ", ".join(
-        f"{count} {words.replace('{}', 's' if count > 1 else '')}"
-        for words, count in counted.items()
-        if count
-    )
-
-
 def measure_files(files: Files) -> Measured | None:
-    """Read and measure a real scan; None, with a warning, for one that cannot be read."""
+    """Read and measure a real scan; log a warning and return None if it cannot be read."""
     try:
         mask = None if files.labels is None else scanfile.read_labels(files.labels)
         points = None
@@ -101,10 +153,11 @@ def measure_files(files: Files) -> Measured | None:
                 files.centroids, mask, edition=files.edition, mask=mask
             )
         if files.image is None:
-            if mask is None:
-                return None
-            found = measures.measure_labels(mask, points)
-            return Measured(files.id, _flat(found))
+            return (
+                None
+                if mask is None
+                else Measured(files.id, _flat(measures.measure_labels(mask, points)))
+            )
         if mask is None:
             volume = scanfile.read_volume(files.image)
             nothing = np.zeros(volume.shape, np.uint8)
@@ -123,7 +176,15 @@ def measure(
     points: Mapping[int, np.ndarray] | None,
     own_grid: LabelVolume | None = None,
 ) -> Measured:
-    """Measure a scan and its mask; `points` are voxels of `own_grid`, else of the scan."""
+    """Measure a scan and its mask.
+
+    Args:
+        case: Name of the scan.
+        volume: The scan, HU.
+        mask: (x, y, z) VerSe ids on the scan's canonical grid.
+        points: VerSe id -> (3,) voxel index of the body's centroid, or None.
+        own_grid: The mask on the grid that it was stored on, which `points` then refer to.
+    """
     shape = LabelVolume(mask, volume.affine) if own_grid is None else own_grid
     sizes = measures.measure_labels(shape, points)
     greys, histograms = measures.measure_hu(volume, mask)
@@ -144,12 +205,11 @@ def _flat(found: measures.Statistics) -> dict[str, float]:
 
 
 def panels(volume: Volume, mask: np.ndarray) -> list[Panel]:
-    """Cut a scan in the middle of its labelled spine.
+    """Cut slices about the middle of the labelled spine, each `WINDOW_MM` large.
 
     Returns:
-        A sagittal slice through the middle, one `_ASIDE_MM` to the left of it, and the axial one
-        near the middle that shows most of a vertebra, each `WINDOW_MM` large; nothing without
-        vertebrae.
+        A sagittal slice through the middle, one `_ASIDE_MM` to the left of it, and the axial slice
+        near the middle with the most labelled pixels; no slice without vertebrae.
     """
     middle = figures.centre(mask)
     if middle is None:
@@ -172,13 +232,13 @@ def _cut(
     index: int,
     middle: tuple[int, int, int],
 ) -> Panel:
-    """A window of one slice about `middle`, on square pixels; black outside of the scan."""
+    """A window of one slice about `middle`, with square pixels; black outside the scan."""
     across, down = (axis for axis in range(3) if axis != PLANES[plane])
     wide, high = WINDOW_MM[plane]
     columns, rows = (round(side * PIXELS_PER_MM) for side in (wide, high))
     u = (np.arange(columns) - (columns - 1) / 2) / PIXELS_PER_MM / spacing[across]
     v = (np.arange(rows) - (rows - 1) / 2) / PIXELS_PER_MM / spacing[down]
-    # Slices show superior at the top, axial ones anterior, where their index starts.
+    # The top is superior; in axial slices it is anterior, where the index starts.
     v = v if plane == "axial" else -v
     where = np.meshgrid(v + middle[down], u + middle[across], indexing="ij")[::-1]
     image = figures.take_slice(hu, plane, index).astype(np.float32)
@@ -190,6 +250,118 @@ def _cut(
         ndimage.map_coordinates(ids, where, order=0, cval=0),
     )
 
+
+# All scans together
+
+
+def collect(real: Sequence[Measured], phantoms: Sequence[Measured]) -> dict[str, Any]:
+    """Bring the numbers of all scans together.
+
+    Returns:
+        "real" and "phantom": case -> its statistics. "statistics": name -> {"real": {"n", "low",
+        "high"} or None, "phantom": {"n", "p5", "p50", "p95"} or None, "off": "low" or "high" if the
+        phantoms lie wholly below or above the real scans, else None}.
+    """
+    names = sorted({name for one in (*real, *phantoms) for name in one.values}, key=_order)
+    table = {}
+    for name in names:
+        ours = np.array([one.values[name] for one in phantoms if name in one.values])
+        theirs = np.array([one.values[name] for one in real if name in one.values])
+        row: dict[str, Any] = {"real": None, "phantom": None, "off": None}
+        if theirs.size:
+            least, most = float(theirs.min()), float(theirs.max())
+            row["real"] = {"n": theirs.size, "low": least, "high": most}
+        if ours.size:
+            low, middle, high = (round(float(v), 4) for v in np.percentile(ours, RANGE))
+            row["phantom"] = {"n": ours.size, "p5": low, "p50": middle, "p95": high}
+        if theirs.size and ours.size >= LEAST:
+            row["off"] = "low" if high < least else "high" if low > most else None
+        table[name] = row
+    return {
+        "real": {one.case: one.values for one in real},
+        "phantom": {one.case: one.values for one in phantoms},
+        "statistics": table,
+    }
+
+
+def _order(name: str) -> tuple[Any, ...]:
+    group, _, item = name.partition("/")
+    layers = (f"{layer}_hu" for layer in measures.LAYERS)
+    groups = (*_SIZES, *_DISTANCES, *layers, "depth_hu", "scan")
+    if group in (*_SIZES, *_DISTANCES):
+        rank = labels.order(labels.id_of(item.partition("-")[0]))
+    else:
+        rank = 0.0 if group == "scan" else float(item)
+    return groups.index(group), rank, item
+
+
+# The table
+
+_MARKS = {None: " ", "low": "<", "high": ">"}
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Return the record of `compare` as a table for the terminal.
+
+    One line per level, then per pair of levels, then per remaining statistic: the range of the real
+    scans | the 5th to 95th percentile of the phantoms, "-" for no value, and "<" or ">" behind
+    phantoms that lie wholly below or above.
+    """
+    rows: dict[str, Any] = record["statistics"]
+    parts = [
+        f"{len(record['real'])} real scans of {record['real_data']} | "
+        f"{len(record['phantom'])} phantoms of seed {record['phantoms']['seed']}, 5 to 95 %\n"
+        "< and >: phantoms lie wholly below or above the real scans"
+    ]
+    for groups, title in ((_SIZES, "whole vertebrae"), (_DISTANCES, "from centre to centre")):
+        items = dict.fromkeys(
+            name.partition("/")[2]
+            for name, row in rows.items()
+            if name.partition("/")[0] in groups and row["real"]
+        )
+        lines = [[i, *(_cell(rows.get(f"{group}/{i}")) for group in groups)] for i in items]
+        if lines:
+            heads = ["", *(group.replace("_", " ") + "  " for group in groups)]
+            parts.append(f"{title}\n{text_table([heads, *lines])}")
+    lines = [["", "real", "phantoms  ", "median"]]
+    for name, row in rows.items():
+        group, _, item = name.partition("/")
+        if group in (*_SIZES, *_DISTANCES):
+            continue
+        words = {"scan": item.replace("_", " "), "depth_hu": f"HU {item} mm off the surface"}.get(
+            group, f"HU {group.removesuffix('_hu')} {item} %"
+        )
+        middle = f"{row['phantom']['p50']:.{_digits(row)}f}" if row["phantom"] else "-"
+        lines.append([words, *_cell(row).split(" | "), middle])
+    parts.append(text_table(lines))
+    compared = [row for row in rows.values() if row["real"] and row["phantom"]]
+    off = sum(row["off"] is not None for row in compared)
+    return "\n\n".join([*parts, f"{off} of {len(compared)} statistics are off"])
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "- | -  "
+    real, phantom, digits = row["real"], row["phantom"], _digits(row)
+    left = _range(real["low"], real["high"], digits) if real else "-"
+    right = _range(phantom["p5"], phantom["p95"], digits) if phantom else "-"
+    return f"{left} | {right} {_MARKS[row['off']]}"
+
+
+def _range(low: float, high: float, digits: int) -> str:
+    words = [f"{value:.{digits}f}" for value in (low, high)]
+    return words[0] if words[0] == words[1] else "..".join(words)
+
+
+def _digits(row: Mapping[str, Any]) -> int:
+    """Decimals of all numbers of a statistic."""
+    found = [row[kind][key] for kind in ("real", "phantom") if row[kind] for key in row[kind]
+             if key != "n"]  # fmt: skip
+    largest = max(map(abs, found))
+    return 2 if largest < 2 else 1 if largest < 40 else 0
+
+
+# The figure
 
 _PAPER, _FRAME, _TEXT, _FAINT = "#0c0e11", "#2c333a", "#eef1f4", "#9aa4af"
 _REAL, _PHANTOM, _OFF = (
@@ -234,9 +406,9 @@ def draw(real: Sequence[Measured], phantoms: Sequence[Measured], rows: Mapping[s
     """Draw the figure.
 
     Args:
-        real: measured real scans; those with slices are shown, spread over all of them.
-        phantoms: likewise; the first ones are shown.
-        rows: "statistics" of `realism.collect`.
+        real: Real scans; the figure shows slices of some, spread over those that have slices.
+        phantoms: Phantoms; the figure shows slices of the first ones.
+        rows: "statistics" of `collect`.
     """
     with_slices = [scan for scan in real if scan.panels]
     most = _BLOCKS * _ROWS["real"]
@@ -337,6 +509,18 @@ def _heading(
     )  # fmt: skip
 
 
+def tally(scans: Sequence[Measured]) -> str:
+    """Count real scans by kind, e.g. "3 CTs with masks, 2 masks, 1 CT"."""
+    pairs = sum(bool(scan.histograms) for scan in scans)
+    masks = sum("scan/cut_share" in scan.values for scan in scans) - pairs
+    counted = {"CT{} with mask{}": pairs, "mask{}": masks, "CT{}": len(scans) - pairs - masks}
+    return ", ".join(
+        f"{count} {words.replace('{}', 's' if count > 1 else '')}"
+        for words, count in counted.items()
+        if count
+    )
+
+
 def _slice(axes: Axes, grey: np.ndarray, mask: np.ndarray, kind: str) -> None:
     given, ours = (mask, None) if kind == "Real" else (None, mask)
     rgb = overlay.paint(grey, ours, given)
@@ -345,7 +529,7 @@ def _slice(axes: Axes, grey: np.ndarray, mask: np.ndarray, kind: str) -> None:
 
 
 def _bar(axes: Axes, rows: int) -> None:
-    """A bar of `_BAR_MM` in the corner of a slice."""
+    """Draw a bar of `_BAR_MM` in the corner of a slice."""
     y = rows - 12
     style: dict[str, Any] = {"color": _TEXT, "path_effects": _SHADOW}
     axes.plot([10, 10 + _BAR_MM * PIXELS_PER_MM], [y, y], lw=2.5, solid_capstyle="butt", **style)
@@ -375,7 +559,7 @@ def _plain(axes: Axes, title: str) -> None:
 def _densities(
     axes: Axes, layer: str, title: str, real: Sequence[Measured], phantoms: Sequence[Measured]
 ) -> None:
-    """Histograms: one line per real scan, a band for the phantoms."""
+    """Draw histograms: a line for each real scan, a band for the phantoms."""
     _plain(axes, title)
     middles = (measures.BINS_HU[:-1] + measures.BINS_HU[1:]) / 2
     ours = [scan.histograms[layer] for scan in phantoms if layer in scan.histograms]
@@ -392,7 +576,7 @@ def _densities(
 
 
 def _profile(axes: Axes, real: Sequence[Measured], rows: Mapping[str, Any]) -> None:
-    """Median HU against the distance from the surface of the mask."""
+    """Draw the median HU against the distance from the surface of the mask."""
     _plain(axes, "median HU by mm outside the mask")
     found = [
         (float(name.partition("/")[2]), row["phantom"])
@@ -417,14 +601,10 @@ def _profile(axes: Axes, real: Sequence[Measured], rows: Mapping[str, Any]) -> N
                 _ring(axes, depth, value)
 
 
-def _ring(axes: Axes, x: Any, y: Any) -> None:
-    axes.plot(x, y, "o", ms=10, mfc="none", mec=_OFF, mew=1.4)
-
-
 def _by_level(
     axes: Axes, group: str, title: str, real: Sequence[Measured], rows: Mapping[str, Any]
 ) -> None:
-    """One place per level (or pair): the phantoms' band, a dot per real scan."""
+    """Draw a bar of the phantoms for each level or pair, and a dot for each real scan."""
     _plain(axes, title)
     items = [name.partition("/")[2] for name in rows if name.startswith(f"{group}/")]
     order = {name: i for i, name in enumerate(sorted(items, key=_rank))}
@@ -460,7 +640,7 @@ def _strips(
     phantoms: Sequence[Measured],
     rows: Mapping[str, Any],
 ) -> None:
-    """One dot per scan, real ones above the phantoms."""
+    """Draw a dot for each scan, real ones above the phantoms."""
     _plain(axes, title)
     box = axes.get_position()
     room = 0.24 * box.width  # for the names on the left
@@ -478,176 +658,5 @@ def _strips(
     axes.grid(visible=False, axis="y")
 
 
-RANGE = (5, 50, 95)
-"""Percentiles of the phantoms over scans."""
-
-LEAST = 5
-
-JSON_NAME, FIGURE_NAME = "realism.json", "realism.png"
-
-_SIZES = ("volume_ml", *measures.EXTENTS)
-_CELL = 23  # width of a column
-_MARKS = {None: " ", "low": "<", "high": ">"}
-_DISTANCES = ("body_distance_mm", "mask_distance_mm")
-
-
-def compare(
-    real: Path, out: Path, *, cases: int, seed: int, limits: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Measure real scans and phantoms, print both, and write `realism.json` and `realism.png`.
-
-    Args:
-        real: folder of CTs and masks in any layout that is read.
-        out: folder for the two files; made if needed.
-        cases: how many phantoms.
-        seed: of the phantoms.
-        limits: of their voxels and extents, see `dataset.write_dataset`.
-
-    Returns:
-        What is written as JSON.
-
-    Raises:
-        InputError: no usable scan under `real`, unusable numbers, or `out` cannot be written.
-    """
-    settings = dataset.check_limits(cases, seed, **limits)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; --out is the folder for {JSON_NAME} and {FIGURE_NAME}")
-    found = real_scans(real)
-    scans = [
-        one
-        for one in (measure_files(entry) for entry in _progress(found, "real scans"))
-        if one is not None
-    ]
-    if not any(scan.values for scan in scans):
-        raise InputError(f"{real}: none of its scans can be measured; spinejax doctor names why")
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):  # better now than minutes later
-        raise InputError(f"{out}: permission denied; choose a folder that you may write")
-    phantoms = []
-    for index in _progress(range(cases), "phantoms"):
-        volume, mask, points, *_ = dataset.draw_case(seed, index, settings)
-        phantoms.append(measure(dataset.case_name(index), volume, mask, points))
-    record = collect(scans, phantoms)
-    record = {"phantoms": {"cases": cases, **settings}, "real_data": str(real), **record}
-    picture = draw(scans, phantoms, record["statistics"])
-    write_json(out / JSON_NAME, record)
-    save(picture, out / FIGURE_NAME)
-    return record
-
-
-def _progress(items: Any, title: str) -> Any:
-    return tqdm(items, title, unit="scan", leave=False)
-
-
-def collect(real: Sequence[Measured], phantoms: Sequence[Measured]) -> dict[str, Any]:
-    """Bring measured scans together.
-
-    Returns:
-        "real" and "phantom": case -> its statistics; "statistics": name -> {"real": {"n", "low",
-        "high"} or None, "phantom": {"n", "p5", "p50", "p95"} or None, "off": "low" or "high" where
-        the phantoms lie wholly below or above the real scans, else None}.
-    """
-    names = sorted({name for one in (*real, *phantoms) for name in one.values}, key=_order)
-    table = {}
-    for name in names:
-        ours = np.array([one.values[name] for one in phantoms if name in one.values])
-        theirs = np.array([one.values[name] for one in real if name in one.values])
-        low, middle, high = np.percentile(ours, RANGE) if ours.size else (np.nan,) * 3
-        off = None
-        if ours.size >= LEAST and theirs.size:
-            off = "low" if high < theirs.min() else "high" if low > theirs.max() else None
-        table[name] = {
-            "real": None
-            if not theirs.size
-            else {"n": theirs.size, "low": float(theirs.min()), "high": float(theirs.max())},
-            "phantom": None
-            if not ours.size
-            else {
-                "n": ours.size,
-                "p5": round(float(low), 4),
-                "p50": round(float(middle), 4),
-                "p95": round(float(high), 4),
-            },
-            "off": off,
-        }
-    return {
-        "real": {one.case: one.values for one in real},
-        "phantom": {one.case: one.values for one in phantoms},
-        "statistics": table,
-    }
-
-
-def _order(name: str) -> tuple[Any, ...]:
-    group, _, item = name.partition("/")
-    layers = (f"{layer}_hu" for layer in measures.LAYERS)
-    groups = (*_SIZES, *_DISTANCES, *layers, "depth_hu", "scan")
-    if group in (*_SIZES, *_DISTANCES):
-        rank = labels.order(labels.id_of(item.partition("-")[0]))
-    else:
-        rank = 0.0 if group == "scan" else float(item)
-    return groups.index(group), rank, item
-
-
-def table(record: Mapping[str, Any]) -> str:
-    """What `compare` returned as a table for the terminal.
-
-    One line per level, then per pair of levels, then per remaining statistic: the real scans' range
-    | the phantoms' 5th to 95th percentile, "-" where there is none, and "<" or ">" behind phantoms
-    that lie wholly below or above.
-    """
-    rows: dict[str, Any] = record["statistics"]
-    lines = [
-        f"{len(record['real'])} real scans of {record['real_data']} | "
-        f"{len(record['phantom'])} phantoms of seed {record['phantoms']['seed']}, 5 to 95 %",
-        "< and >: phantoms lie wholly below or above the real scans",
-    ]
-    for groups, title in ((_SIZES, "whole vertebrae"), (_DISTANCES, "from centre to centre")):
-        items = dict.fromkeys(
-            name.partition("/")[2]
-            for name, row in rows.items()
-            if name.partition("/")[0] in groups and row["real"]
-        )
-        if not items:
-            continue
-        heads = "".join(f"{group.replace('_', ' '):>{_CELL}}" for group in groups)
-        lines += ["", title, f"{'':<9}{heads}"]
-        for item in items:
-            cells = "".join(f"{_cell(rows.get(f'{group}/{item}')):>{_CELL}}" for group in groups)
-            lines.append(f"{item:<9}{cells}")
-    lines += ["", f"{'':<28}{'real':>16}{'phantoms':>16}{'median':>9}"]
-    for name, row in rows.items():
-        group, _, item = name.partition("/")
-        if group in (*_SIZES, *_DISTANCES):
-            continue
-        words = {"scan": item.replace("_", " "), "depth_hu": f"HU {item} mm off the surface"}.get(
-            group, f"HU {group.removesuffix('_hu')} {item} %"
-        )
-        middle = f"{row['phantom']['p50']:.{_digits(row)}f}" if row["phantom"] else "-"
-        real, phantom = _cell(row).split(" | ")
-        lines.append(f"{words:<28}{real:>16}{phantom:>16}{middle:>9}")
-    compared = [row for row in rows.values() if row["real"] and row["phantom"]]
-    off = sum(row["off"] is not None for row in compared)
-    lines += ["", f"{off} of {len(compared)} statistics are off"]
-    return "\n".join(lines)
-
-
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "- | -  "
-    real, phantom, digits = row["real"], row["phantom"], _digits(row)
-    left = _range(real["low"], real["high"], digits) if real else "-"
-    right = _range(phantom["p5"], phantom["p95"], digits) if phantom else "-"
-    return f"{left} | {right} {_MARKS[row['off']]}"
-
-
-def _range(low: float, high: float, digits: int) -> str:
-    words = [f"{value:.{digits}f}" for value in (low, high)]
-    return words[0] if words[0] == words[1] else "..".join(words)
-
-
-def _digits(row: Mapping[str, Any]) -> int:
-    """Decimals that all numbers of a statistic are shown with."""
-    found = [row[kind][key] for kind in ("real", "phantom") if row[kind] for key in row[kind]
-             if key != "n"]  # fmt: skip
-    largest = max(map(abs, found))
-    return 2 if largest < 2 else 1 if largest < 40 else 0
+def _ring(axes: Axes, x: Any, y: Any) -> None:
+    axes.plot(x, y, "o", ms=10, mfc="none", mec=_OFF, mew=1.4)

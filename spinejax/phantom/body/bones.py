@@ -1,4 +1,4 @@
-"""Bones beyond the column at points: ribs, sternum, sacrum, pelvis, skull, shoulders."""
+"""Bones beside the column, at points: ribs, sternum, sacrum, pelvis, skull, shoulders."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from spinejax.phantom.person.skeleton import ANGLE
 Array = jax.Array
 
 SACROILIAC_MM = 1.5
-"""Width of the gap seen between sacrum and ilium."""
+"""Width of the gap between sacrum and ilium."""
 
 
 def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
@@ -25,7 +25,7 @@ def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
 
 
 class Bones(NamedTuple):
-    """Bones beyond the spine and ribs at points (n,), distances in mm."""
+    """Bones beside the spine and the ribs at points (n,), distances in mm."""
 
     distance: Array
     """To their surface."""
@@ -34,22 +34,22 @@ class Bones(NamedTuple):
     sac: Array
     """To the sac of the dura in that canal."""
     dense: Array
-    """HU that bone has more where it bears the weight of the body."""
+    """HU added where bone bears the weight of the body."""
     shell: Array
     """Thickness of the compact shell (mm)."""
     like: Array
-    """How much the bone is that of a vertebra: 1 in the bodies of the upper sacrum."""
+    """1 where bone is like that of a vertebra (in the bodies of the upper sacrum), 0 elsewhere."""
 
 
 def _sacrum(p: Array, frame: dict[str, Any], bone: dict[str, Array]) -> Bones:
-    """The sacrum; `shell` is what its endplate has more."""
+    """The sacrum; `shell` is what its endplate adds."""
     x, y, z = local(p, frame)
     m = frame["scale"]
     down = jnp.maximum(-z, 0.0)
     middle = frame["bend"][0] * down - frame["bend"][1] * down * down
     width = jnp.maximum(frame["width"] - 0.15 * down, 5.0)
     depth = 4.0 + (frame["depth"] - 4.0) * jnp.exp(-down / (35.0 * m))
-    # Bodies, and what is left of the discs between them.
+    # Bodies, and the remnants of the discs between them.
     off, gap = jnp.full_like(z, FAR), jnp.full_like(z, FAR)
     radial = jnp.sqrt((x / width) ** 2 + ((y - middle) / depth) ** 2 + 1e-6)
     for i, level in enumerate((15.5, 41.0, 63.0, 82.0)):
@@ -90,14 +90,14 @@ def _sacrum(p: Array, frame: dict[str, Any], bone: dict[str, Array]) -> Bones:
     out = 0.88 * width + 0.25 * jnp.maximum(hole - y, 0.0)
     pipe = jnp.sqrt((side - out) ** 2 + off * off) - (1.0 - 0.005 * down) * frame["foramen"]
     pipe = pipe + 0.35 * jnp.maximum(y - hole, 0.0)
-    # What fills them ends where the bone does.
+    # Their filling ends with the bone.
     pipe = jnp.maximum(pipe, d - 1.0)
     holes = jnp.minimum(canal, pipe)
     sac = jnp.maximum(canal + 2.0, -z - frame["sac"])
     d = shapes.smooth_max(d, top - 3.0 * jnp.maximum(y - 0.8 * depth, 0.0), 2.0)
     d = shapes.smooth_max(d, -gap, 1.0)
     under = jnp.maximum(-top, 0.0)
-    # Where load goes, under the plate and along the upper rim of the wings, bone is dense.
+    # Bone is dense where it carries load: under the plate and along the upper rim of the wings.
     rim = 0.8 * jnp.exp(-jnp.abs(d) / (0.5 * bone["sacral_depth"]))
     rim = rim * jax.nn.sigmoid(0.4 * (z + 6.0))
     load = jnp.exp(-under / bone["sacral_depth"]) * (radial < 1.1)
@@ -110,8 +110,8 @@ def _sacrum(p: Array, frame: dict[str, Any], bone: dict[str, Array]) -> Bones:
 def bones(p: Array, parameters: dict[str, Any]) -> Bones:
     """Sacrum, pelvis, skull, shoulders at points (n, 3).
 
-    Dense are the head of a femur, the roof of its socket, the sacrum under a worn disc and the
-    upper rim of its wings.
+    The head of a femur, the roof of its socket, the sacrum under a worn disc and the upper rim of
+    its wings are dense.
     """
     far = jnp.full(p.shape[:1], FAR)
 
@@ -153,7 +153,7 @@ def bones(p: Array, parameters: dict[str, Any]) -> Bones:
         Bones(far, far, far, none, none, none),
     )
     hip, dense = when(close(parameters["pelvis"], -400.0, 75.0), pelvis, (far, none))
-    # The sacroiliac joint lies where both are as near.
+    # The sacroiliac joint lies where both are equally near.
     joint = 0.5 * (SACROILIAC_MM - jnp.abs(os.distance - hip))
     d = jnp.maximum(jnp.minimum(os.distance, hip), joint)
     dense = jnp.where(os.distance < hip, os.dense, dense)
@@ -202,7 +202,7 @@ def ribs(p: Array, psi: Array, wall: Array, ribs: dict[str, Array]) -> tuple[Arr
         lambda i, d: jnp.minimum(d, shapes.capsule(x, y, z, ribs["shape"][order[i]])),
         far,
     )
-    # A rib climbs by little and falls by its slope times the angle it spans.
+    # A rib climbs little, and falls by its slope times its angle.
     hit = (z.min() < ribs["z"] + 24.0) & (z.max() > ribs["z"] - 3.4 * ribs["slope"] - 12.0)
     hit &= jnp.any(jnp.abs(wall) < 12.0)
     bands = jnp.argsort(~hit, stable=True)

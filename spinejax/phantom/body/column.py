@@ -1,7 +1,7 @@
 """The column at points: which vertebra is nearest, and where discs and the canal lie.
 
-Points of a block lie close together, so that only the vertebrae between the first and the last one
-that reach the block are evaluated.
+Points of a block lie close together: only the vertebrae from the first to the last one that reach
+the block are evaluated.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ Array = jax.Array
 def vertebra(
     v: dict[str, Array], parameters: dict[str, Any], fine: Array, soft: Array
 ) -> tuple[Array, Array, Array]:
-    """Shell thickness (mm), HU of the shell and HU of what it holds, at points.
+    """Thickness of the shell (mm), HU of the shell and HU inside it, at points.
 
     Args:
         v: From `spine.vertebrae`.
@@ -45,7 +45,7 @@ def vertebra(
     share = jax.nn.sigmoid(-1.6 * (off - row["radius"] + 1.2 * soft)) * (row["radius"] > 0.0)
     struts = row["struts"] * jax.nn.relu(sine(1.9 * x) * sine(1.9 * y) - 0.1)
     hu = hu + share * (row["lesion"] + struts + 20.0 * fine - hu)
-    # Lytic lesions eat the shell, too.
+    # Lytic lesions destroy the shell, too.
     shell = shell * (1.0 - 0.9 * share * (row["lesion"] < 150.0) * (row["struts"] == 0.0))
     return shell, row["cortical"], hu
 

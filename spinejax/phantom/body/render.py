@@ -18,20 +18,19 @@ from spinejax.phantom.once import kept, when
 
 Array = jax.Array
 RIM_MM = 0.3
-"""How far labels reach beyond the bone's surface. Annotators take the blurred rim in: on real CT
-the median is about 380 HU just inside of masks and 80 just outside (`spinejax phantom --compare`).
-"""
+"""Distance of labels beyond the surface of bone. Annotators include the blurred rim: on real CT the
+median is about 380 HU just inside masks and 80 HU just outside (`spinejax phantom --compare`)."""
 
-JOINT_MM = 1.0  # width of the gap seen between two vertebrae that touch
+JOINT_MM = 1.0  # width of the gap between two vertebrae that touch
 BLOCK = 640
-"""Points that are evaluated together: fewer meet fewer vertebrae, more make fewer turns. Of 256 to
-1024, batches of slices are drawn fastest with this on two CPU cores."""
+"""Points that are evaluated together: smaller blocks meet fewer vertebrae, larger ones make fewer
+turns. Of 256 to 1024, this draws batches of slices fastest on two CPU cores."""
 
 
 def render_block(
     p: Array, parameters: dict[str, Any], edge: Any, distractors: bool = True
 ) -> tuple[Array, Array]:
-    """HU and label (n,) of points (n, 3) close together: what reaches none of them is skipped."""
+    """HU and label (n,) of points (n, 3) close together; parts out of reach are skipped."""
     t, spine = parameters["tissue"], parameters["spine"]
     points, p = p, warp(p, parameters)
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
@@ -44,8 +43,8 @@ def render_block(
     near = jnp.any(d < 60.0)
 
     def column() -> Array:
-        # Muscles leave a rim of fat, and tendons in it, on the bone that they cover; in front of
-        # the bodies lie a ligament and the crura instead.
+        # Between bone and muscle lies a rim of fat with tendons; in front of the bodies lie a
+        # ligament and the crura instead.
         front = jax.nn.sigmoid(-0.5 * (v["y"] + 6.0))
         rim = t["rim"] * (1.0 - 0.75 * front) * jax.nn.sigmoid(1.6 * (2.6 + 1.6 * soft - d))
         drawn = hu + rim * (jnp.minimum(hu, t["fat"] + 20.0) - hu)
@@ -54,7 +53,7 @@ def render_block(
         return tissues.over(drawn, filled, v["disc"], edge)
 
     hu = when(near, column, hu)
-    # Other bones: over the last disc, for the sacrum's endplate, and under the column's own.
+    # Other bones lie over the last disc, for the sacrum's endplate, and under the column's bone.
     if distractors:
         other = bones.bones(p, parameters)
         hu = tissues.over(hu, t["epidural"], other.holes, edge)
@@ -62,15 +61,15 @@ def render_block(
         # A joint's gap lies between the column and what articulates with it.
         apart_mm = jnp.maximum(jnp.minimum(rib, other.distance), JOINT_MM - d)
         inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft
-        # The upper sacrum is made of what vertebrae are made of: it cannot be told by its HU.
+        # The upper sacrum is like vertebrae: HU do not tell them apart.
         like = bone["sacral"] + bone["sacral_grain"] * fine + bone["sacral_blotch"] * soft
         inner = inner + other.like * (like - inner) + other.dense
-        # One sac, from the column's canal into the sacrum's.
+        # The dural sac continues from the canal of the column into that of the sacrum.
         hu = tissues.over(hu, t["cord"] + 3.0 * soft, other.sac, edge)
         hu = tissues.bone(hu, apart_mm, other.shell, bone["cortical"], inner, edge)
 
     def vertebra() -> tuple[Array, Array]:
-        # Where two vertebrae meet, a joint: half its width is taken from each.
+        # A joint between two vertebrae takes half of its width from each.
         apart = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
         shell, cortical, inner = marrow.vertebra(v, parameters, fine, soft)
         drawn = tissues.bone(hu, apart, shell, cortical, inner, edge)
@@ -117,13 +116,13 @@ def render(
     Args:
         parameters: From `anatomy`; one person (vmap for several).
         points_mm: (..., 3), canonical LPS mm: x to the left, y to posterior, z to superior.
-        edge_mm: Standard deviation of the blur at every edge: half a voxel is a good choice.
-        distractors: Draw all that is not spine, too: other bones, organs, vessels, implants, table.
-            Without (static switch), vertebrae, discs and canal lie in skin, fat and muscle alone.
+        edge_mm: Standard deviation of the blur at every edge; half a voxel is a good choice.
+        distractors: Draw other bones, organs, vessels, implants and the table, too. Without them
+            vertebrae, discs and canal lie in skin, fat and muscle. A static switch.
 
     Returns:
         HU (...) float32 without noise, and VerSe labels (...) int32, 0 for background. Every
-        vertebra is labelled; `view.whole_vertebrae` tells which ones a field of view keeps.
+        vertebra is labelled; `view.whole_vertebrae` returns those that a field of view keeps.
     """
     points_mm = jnp.asarray(points_mm, jnp.float32)
     if points_mm.ndim > 2:
@@ -134,7 +133,7 @@ def render(
     n = p.shape[0]
     block = min(BLOCK, n)
     pad = -n % block
-    # Points near the spine first, in their order, then the others.
+    # Points near the spine come first, in their order, then the others.
     far = ~jnp.any(spine_at.reaches(p, parameters["spine"]), -1)
     index = jnp.arange(n, dtype=jnp.int32)
     before = jnp.cumsum(far, dtype=jnp.int32)

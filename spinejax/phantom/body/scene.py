@@ -1,4 +1,4 @@
-"""Everything but the column at points: outline, soft tissue, organs, vessels; see also bones.py."""
+"""Everything but the column and other bones, at points: outline, soft tissue, organs, vessels."""
 
 from typing import Any
 
@@ -59,13 +59,13 @@ def things(
     fine: Array,
     waves: dict[str, Array],
 ) -> Array:
-    """Lay a list of capsules over `hu`, those that reach the points, in their order.
+    """Lay the capsules that reach the points over `hu`, in their order.
 
     Args:
         p: Points (n, 3).
         hu: (n,).
         items: As from `contents.contents`.
-        inner: Distance (n,) to the space that items which are not free must not leave.
+        inner: Distance (n,) to the space that holds all items that are not free.
         edge: Blur, mm.
         soft: Coarse texture (n,).
         fine: Fine texture (n,).
@@ -107,7 +107,7 @@ def _back(x: Array, y: Array, thickness: Array) -> Array:
 def _trunk(
     p: Array, row: dict[str, Array], parameters: dict[str, Any], edge: Any, noise: Array, hu: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Skin, fat, muscle over `hu`; and distances that other tissue refers to."""
+    """Lay skin, fat and muscle over `hu`; also return distances that other tissue refers to."""
     t = parameters["tissue"]
     x0, y0, z = p[:, 0], p[:, 1], p[:, 2]
     x, y = x0 - row["sx"], y0 - row["sy"]
@@ -130,7 +130,7 @@ def _trunk(
     muscle = muscle + (t["fat"] - muscle) * jnp.maximum(0.75 * streak, 0.8 * seam)
     hu = tissues.over(hu, muscle, skin + row["fat"] + 2.0 * noise, edge)
 
-    # Belly: fat between wall and organs, sparing the muscles beside the spine.
+    # In the belly, fat lies between wall and organs, not in the muscles beside the spine.
     ribs = parameters["ribs"]
     u, v = (side - row["cx"]) / row["ca"], (y + row["cy"]) / row["cb"]
     k = jnp.sqrt(u * u + v * v + 1e-9)
@@ -148,7 +148,7 @@ def _trunk(
 
 
 def _around(x0: Array, y0: Array, z: Array, parameters: dict[str, Any], edge: Any) -> Array:
-    """Air with the table in it."""
+    """Air, and the table in it."""
     t, profile = parameters["tissue"], parameters["profile"]
     board = jnp.max(profile["rows"][:, -1] + profile["rows"][:, PROFILE.index("back")])
     curved = jnp.where(t["board"] == 2, 0.0, x0 * x0 / 1800.0)
@@ -173,7 +173,7 @@ def soft(
 ) -> tuple[Array, Array]:
     """HU of everything but bone, and distance to the bone of ribs and sternum.
 
-    Without distractors there is skin, fat and muscle alone.
+    Without distractors: skin, fat and muscle only.
     """
     t = parameters["tissue"]
     x0, y0, z = p[:, 0], p[:, 1], p[:, 2]

@@ -1,8 +1,7 @@
-"""Signed distances, in millimetres and negative inside, of the parts a body is drawn from.
+"""Signed distances to simple shapes, in millimetres, negative inside. No HU, no labels.
 
-Nothing here knows of HU or labels. Distances are approximate away from a surface (they are scaled
-implicit functions), exact in sign and near-exact within the few millimetres around a surface, which
-is what rendering uses.
+Distances are scaled implicit functions: exact in sign and nearly exact within a few millimetres of
+a surface, where rendering uses them; approximate further away.
 """
 
 from typing import Any
@@ -40,7 +39,7 @@ def ellipsoid(x: Array, y: Array, z: Array, radii: Any) -> Array:
     k0 = jnp.sqrt(u * u + v * v + w * w)
     u, v, w = u / radii[0], v / radii[1], w / radii[2]
     k1 = jnp.sqrt(u * u + v * v + w * w)
-    # At the centre both vanish: the distance there is minus the smallest radius.
+    # At the centre both are 0; the distance there is minus the smallest radius.
     smallest = jnp.minimum(jnp.minimum(radii[0], radii[1]), radii[2])
     return jnp.where(k1 > 1e-6, k0 * (k0 - 1.0) / jnp.maximum(k1, 1e-6), -smallest)
 
@@ -87,7 +86,7 @@ def capsule(x: Array, y: Array, z: Array, c: Any) -> Array:
 def capsules(x: Array, y: Array, z: Array, many: Array, k: float) -> Array:
     """Smooth union of capsules, `many` (n, 10 or 11), each drawn on both sides of x = 0."""
     x = jnp.abs(x)
-    # A loop, not unrolled: compiling is several times faster and running is not slower.
+    # A loop that is not unrolled compiles several times faster and runs as fast.
     return lax.fori_loop(
         1,
         many.shape[0],
@@ -97,7 +96,7 @@ def capsules(x: Array, y: Array, z: Array, many: Array, k: float) -> Array:
 
 
 def body(x: Array, y: Array, z: Array, size: Any) -> tuple[Array, Array, Array]:
-    """Vertebral body: a drum with a waist, hollow endplates, rims, and what wear makes of them.
+    """Vertebral body: a drum with a waist, hollow endplates, rims and osteophytes.
 
     Args:
         x: Coordinates in the vertebra's frame, mm.
@@ -183,8 +182,8 @@ def vertebra(
     canal = ellipse(x, y - size["canal_y"], size["cw"], size["canal_d"])
     d = smooth_max(d, -canal, 1.2)
     low = z - size["bz"]
-    # The next body's endplate is hollow, too: the disc goes on under it, and bone is laid over it.
-    # A slit between the two would be filled with what surrounds the spine.
+    # The next body's endplate is hollow, too: the disc continues under it, and bone is laid over.
+    # Otherwise soft tissue would fill a slit between the two.
     deeper = jnp.clip(-0.4 * wall, 0.0, 8.0)
     disc = jnp.maximum(wall - 0.5, plates - size["disc"] - deeper)
     disc = jnp.where(has_body > 0, jnp.maximum(disc, low), FAR)

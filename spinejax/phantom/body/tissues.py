@@ -1,8 +1,7 @@
-"""Which HU a distance means: edges as a scanner blurs them, bone with its shell, soft tissue.
+"""HU from distances: blurred edges, bone with its shell, textures.
 
-Every edge is drawn as a plane edge seen through a Gaussian of standard deviation `edge_mm`, so a
-cortical shell thinner than the blur loses contrast as it does in a scan (partial volume), without
-any convolution.
+Every edge is drawn as a plane edge after a Gaussian of standard deviation `edge_mm`. So a compact
+shell thinner than the blur loses contrast as in a scan (partial volume), without a convolution.
 """
 
 from typing import Any
@@ -26,7 +25,7 @@ def inside(d: Array, edge_mm: Any) -> Array:
 
 
 def over(hu: Array, new_hu: Any, d: Array, edge_mm: Any) -> Array:
-    """Lay something of `new_hu` over `hu` where `d` is negative."""
+    """Lay `new_hu` over `hu` where `d` is negative."""
     return hu + (new_hu - hu) * inside(d, edge_mm)
 
 
@@ -39,8 +38,8 @@ def bone(hu: Array, d: Array, shell_mm: Any, cortical: Any, cancellous: Any, edg
 def sine(x: Array) -> Array:
     """Sine of moderate angles, to 3e-5.
 
-    A polynomial: on CPUs the library's takes ten times as long, since it is called number by
-    number, and waves would be much of what a point costs.
+    A polynomial: on CPUs the library's sine takes ten times as long, since it is called number by
+    number, and points spend much of their time on waves.
     """
     t = x * (0.5 / jnp.pi)
     t = t - jnp.round(t)
@@ -52,8 +51,8 @@ def sine(x: Array) -> Array:
 def texture(x: Array, y: Array, z: Array, waves: dict[str, Array], edge_mm: Any = 0.0) -> Array:
     """Smooth random pattern from plane waves, standard deviation about 1 before it is blurred.
 
-    A Gaussian of standard deviation `edge_mm` weakens each wave by exp(-(k edge_mm)^2 / 2), k being
-    its wave number: fine patterns are gone from coarse scans, as edges are blurred there.
+    A Gaussian of standard deviation `edge_mm` weakens a wave of wave number k by
+    exp(-(k edge_mm)^2 / 2), so that coarse scans lack fine patterns.
     """
     weight = jnp.exp(-0.5 * jnp.sum(waves["wave"] ** 2, -1) * edge_mm**2)
     total = jnp.zeros_like(x)

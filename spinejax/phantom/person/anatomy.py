@@ -1,4 +1,4 @@
-"""A random person: every number that decides what `render` draws, from one key.
+"""A random person: all numbers that `render` draws from, as a pure function of one key.
 
 `anatomy(key)` is a pure function with fixed shapes: `jax.vmap(anatomy)(keys)` makes a batch.
 Coordinates are canonical LPS millimetres (x to the left, y to posterior, z to superior) with the
@@ -33,13 +33,13 @@ def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
     """Sizes of all slots, name -> (26,)."""
     shared = 1.0 + _SPREAD * draws.normal("shared", len(COLUMNS))
     own = 1.0 + 0.035 * draws.normal("own", SLOTS, len(COLUMNS))
-    # Some have large necks, some large loins.
+    # In some persons cervical vertebrae are large, in others lumbar ones.
     along = jnp.linspace(-1.0, 1.0, SLOTS)[:, None] * 0.04 * draws.normal("along")
     lengths = jnp.asarray(np.array([0.0 if c == "lean" else 1.0 for c in COLUMNS]))
     size = jnp.where(lengths > 0, scale * (1.0 + along), 1.0)
     values = draws.settled(jnp.asarray(_TABLE) * shared * own * size)
     sizes = {name: values[:, i] for i, name in enumerate(COLUMNS)}
-    # The last spinous process is often small, and no more than a ridge on some.
+    # The last spinous process is often small, sometimes only a ridge.
     small, flat = draws.uniform("last spinous length"), draws.uniform("last spinous height")
     low = jnp.arange(SLOTS) >= levels.L5
     sizes["sy"] = sizes["sy"] * jnp.where(low, 1.0 - 0.35 * small**2, 1.0)
@@ -48,7 +48,7 @@ def _sizes(draws: Draws, scale: Array) -> dict[str, Array]:
 
 
 def _forms(draws: Draws, size: dict[str, Array], who: dict[str, Array]) -> dict[str, Array]:
-    """How bodies and arches differ from plain ones, by slot."""
+    """Deviations of bodies and arches from the plain form, by slot."""
 
     def own(name: str) -> Array:
         return draws.normal(f"own {name}", SLOTS)
@@ -70,7 +70,7 @@ def _forms(draws: Draws, size: dict[str, Array], who: dict[str, Array]) -> dict[
         "slant": 0.03 * own("slant"),
         "yaw": 0.03 * own("yaw"),
         "stout": 0.5 * own("stout"),
-        # The axis: the drum below the dens. Its centroid is that of both.
+        # The axis has its centroid above its drum, since the dens belongs to it.
         "bz": jnp.where(axis, -levels.AXIS_DROP_MM * who["scale"], 0.0),
     }
 
@@ -86,7 +86,7 @@ def _deformed(
     size["h"] = h * (1.0 - mean)
     size["wedge"] = size["wedge"] - 0.5 * h * (f["front"] - f["behind"])
     size["conc"] = size["conc"] + h * jnp.maximum(f["middle"] - mean, 0.0)
-    # What is crushed bulges.
+    # A crushed body bulges.
     wider = 1.0 + 0.15 * mean
     size["a"], size["b"] = size["a"] * wider, size["b"] * wider
     # Mostly the upper endplate gives way.
@@ -129,13 +129,13 @@ def _reach(parts: Array, size: dict[str, Array], centre_y: Array) -> Array:
     return jnp.maximum(arch, body) + 5.0
 
 
-_SPARE_MM = 10.0  # how far from a vertebra it still matters: blur, lips of its rim, fat around it
+_SPARE_MM = 10.0  # beyond a vertebra for its blur, its osteophytes and the fat around it
 
 
 def _span(parts: Array, size: dict[str, Array]) -> tuple[Array, Array]:
-    """Heights (26,) below and above a body's centroid between which all of a vertebra lies.
+    """Lowest and highest heights (26,) of a vertebra over its body's centroid, in its own frame.
 
-    In its own frame, with the disc below it, which goes on under the next one's hollow endplate.
+    The disc below belongs to it, up to the hollow endplate of the next vertebra.
     """
     tall = (parts[:, :, 8] * jnp.maximum(1.0, parts[:, :, 9]))[..., None]
     tilt = jnp.abs(size["slant"])[:, None, None] * jnp.abs(parts[:, :, [0, 3]])
@@ -179,9 +179,9 @@ def anatomy(
 ) -> Parameters:
     """Draw a person.
 
-    The defaults of `t13`, `l6` and `no_t12` are the shares in VerSe'20's training set (2 of the 80
-    scans that show T12, 16 of 83 that show L5, 3 of 83 that would show T12), where variants were
-    collected: they are rarer in the population.
+    The defaults of `t13`, `l6` and `no_t12` are the shares in VerSe'20's training set: 2 of the 80
+    scans that show T12, 16 of 83 that show L5, 3 of 83 that reach the place of T12. That set
+    collects variants; they are rarer in the population.
 
     Args:
         key: Random key.
@@ -192,15 +192,14 @@ def anatomy(
         cervical_ribs: Probability of ribs at C7, whose transverse processes are then longer.
         sacralised: Probability that the last vertebra's transverse processes are broad and reach
             the sacrum.
-        fractures: Frequency of compression fractures, relative to that chosen for old persons.
+        fractures: Frequency of compression fractures, relative to the usual one.
         scoliosis: Probability of a marked scoliosis (10 to 60 degrees).
 
     Returns:
         Pytree of arrays whose shapes do not depend on the key. `["spine"]["id"]` (26,) holds the
-        VerSe ids from top to bottom, 0 for places that are not filled (all at the end), and
-        `["spine"]["origin"]` (26, 3) the body centroids before everything is displaced by
-        `["warp"]`: `centroids` tells where they are in a scan. `["person"]` holds scalars: age,
-        scale, worn, brittle, cervical_ribs, sacralised.
+        VerSe ids from top to bottom, then 0 for empty places. `["spine"]["origin"]` (26, 3) holds
+        the body centroids before the displacement `["warp"]`; `centroids` returns them after it.
+        `["person"]` holds scalars: age, scale, worn, brittle, cervical_ribs, sacralised.
     """
     return draw(
         key, _person, t13=t13, l6=l6, no_t12=no_t12, no_l5=no_l5, cervical_ribs=cervical_ribs,
@@ -254,11 +253,11 @@ def _person(
         "has_body": jnp.where(atlas, 0.0, 1.0),
         "cancellous": jnp.clip(cancellous + scars["dense"], 30.0, 350.0),
         "cortical": cortical,
-        # State of the disc below each vertebra, and what it does to the bone around it.
+        # The disc below each vertebra, and sclerosis of the bone around it.
         "wear": ill["wear"],
         "gas": ill["gas"],
         "sclerosis": ill["sclerosis"],
-        # Width of the gap seen between two vertebrae that touch: worn joints are narrow.
+        # Width of the joint with the next vertebra: worn joints are narrow.
         "joint": 0.3 + 0.9 * (1.0 - ill["wear"]) + 0.3 * draws.uniform("joints", SLOTS),
         "grade": ill["fracture"]["grade"].astype(jnp.float32),
         "slip": ill["slip"],
@@ -272,8 +271,7 @@ def _person(
         "parts": parts[order],
         "centre_y": centre_y,
     }
-    # Everything of a vertebra lies in this ball about a point behind its body, and between these
-    # heights.
+    # The whole vertebra lies in this ball about a point behind its body, between these heights.
     spine["reach"] = _reach(spine["parts"], size, centre_y)
     spine["low"], spine["high"] = _span(spine["parts"], size)
     sacrum = {"origin": line["origin"][count], "rotation": line["axes"][count]}

@@ -1,7 +1,7 @@
-"""What bone is made of: HU of marrow and compact bone, shells, endplates, lesions; and the discs.
+"""Numbers of bone and discs: HU of marrow and compact bone, shells, endplates, lesions, clefts.
 
-Compact shells of vertebral bodies are 0.2 to 0.7 mm thin, so that a scan shows half of their HU or
-less; those of arches are thicker. Marrow ranges from fat (osteoporosis) to sclerosis.
+Compact shells of vertebral bodies are 0.2 to 0.7 mm thin, so that a scan shows at most half of
+their HU; shells of arches are thicker. Marrow ranges from fat (osteoporosis) to sclerosis.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of `material`'s "vertebra"; the last eight are sizes (`levels.COLUMNS`)."""
 
-# HU of cancellous bone above that of the loin: neck, chest, loin.
-_ABOVE_LOIN = np.select([np.arange(SLOTS) < levels.T1, np.arange(SLOTS) < levels.L1], [70.0, 18.0])
+# HU of cancellous bone above that of lumbar vertebrae.
+_ABOVE_LUMBAR = np.repeat([70.0, 18.0, 0.0], np.diff([levels.C1, levels.T1, levels.L1, SLOTS]))
 
 
 def density(draws: Draws, who: dict[str, Array]) -> tuple[Array, Array]:
@@ -34,14 +34,14 @@ def density(draws: Draws, who: dict[str, Array]) -> tuple[Array, Array]:
     # Now and then bone is dense throughout (renal disease, metastases, osteopetrosis).
     dense = draws.uniform("dense throughout") < 0.05
     mean = mean + jnp.where(dense, 60.0 + 140.0 * draws.uniform("how dense"), 0.0)
-    cancellous = mean + jnp.asarray(_ABOVE_LOIN) + 14.0 * draws.normal("own", SLOTS)
+    cancellous = mean + jnp.asarray(_ABOVE_LUMBAR) + 14.0 * draws.normal("own", SLOTS)
     cortical = 820.0 - 130.0 * who["brittle"] + 110.0 * draws.normal("compact")
     cortical = cortical + 40.0 * draws.normal("own compact", SLOTS)
     return jnp.clip(cancellous, 30.0, 350.0), jnp.clip(cortical, 500.0, 1150.0)
 
 
 def material(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
-    """What the bone and the discs of a person are made of.
+    """Draw the bone and the discs of a person.
 
     Args:
         draws: Random numbers.
@@ -69,7 +69,7 @@ def material(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
     dense = spine["sclerosis"] * (0.6 + 0.8 * uniform("sclerosis", SLOTS))
     dense = voltage * (dense + 40.0 * uniform("endplate", SLOTS))
     upper, lower = jnp.append(dense[:1] * 0.0, dense[:-1]), dense
-    # The denser, the deeper: up to half of a body (Modic's third type).
+    # Denser sclerosis reaches deeper, up to half of a body (Modic's third type).
     share = 1.2 / (400.0 * voltage)
     deep = 1.0 + jnp.minimum(share * jnp.maximum(upper, lower), 1.2)
     last = jnp.sum(spine["id"] > 0) - 1
@@ -104,8 +104,8 @@ def material(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         "lower": lower,
         "depth": (1.5 + 5.0 * uniform("sclerosis depth", SLOTS)) * deep,
         "plate": (0.15 + 0.45 * uniform("plate")) * (0.8 + 0.4 * uniform("own plate", SLOTS)),
-        # At a millimetre and above, single trabeculae are not seen: a network would learn to look
-        # for a regular pattern.
+        # Weak, since voxels of a millimetre do not show single trabeculae, and a network would
+        # learn to look for the pattern.
         "grain": cancellous * 0.10 * uniform("grain") ** 2 + voltage * 7.0 * uniform("grain HU"),
         "blotch": cancellous * (0.05 + 0.20 * uniform("blotch")) + 8.0,
         "lx": 0.6 * size["a"] * jnp.sin(6.3 * place),

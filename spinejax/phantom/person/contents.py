@@ -1,9 +1,9 @@
-"""What a trunk contains: heart, vessels, organs, bowel, arms, tubes, as a list of capsules.
+"""Contents of the trunk: heart, vessels, organs, bowel, arms, tubes, as a list of capsules.
 
-Each is a brush drawn along a segment (see shapes.capsule) with a wall and a core. The tables below
-give places relative to the spine, so that contents follow its course; HU come from a palette that
-is drawn per person, much wider than physiology: no single value must tell tissues apart. Sizes are
-rough adult values; nothing here is measured.
+A capsule is a brush drawn along a segment (see `shapes.capsule`), with a wall and a core. Places
+are relative to the spine, so that contents follow its course. HU come from a palette of the person,
+much wider than physiology: no HU may tell tissues apart. Sizes are rough adult values, not
+measured.
 """
 
 from typing import Any
@@ -26,9 +26,9 @@ PALETTE = (
 _S1 = levels.SLOTS
 _GROUPS = 14
 
-# Columns: slot and x y z (mm from its centroid) of the start, the same of the end, brush radii,
-# growth at the end, wall (mm), its kind and that of the core, share of gas dots in the core, group
-# (which moves and grows together), mirrored at the midline or not, probability.
+# Columns: slot and x y z (mm from its centroid) of the start, then of the end; radii of the brush;
+# growth towards the end; wall (mm); kinds of wall and core; share of gas dots in the core; group
+# (its members move and grow together); 1 if mirrored at the midline; probability.
 # fmt: off
 _TABLE: list[tuple[Any, ...]] = [
     (14, 30, -84, -10, 14, 34, -86, -14, 44, 38, 42, 1, 4, "fat", "heart", 0, 0, 0, 1),
@@ -204,7 +204,7 @@ def _fixed(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
     brush = brush * (1.0 + 0.10 * draws.normal("brush", n, 3))
     there = draws.uniform("there", n) < _ROWS["chance"]
     kinds = jnp.asarray(_ROWS["kinds"])
-    # Stretches of bowel hold gas, fluid or stool; those of the table are but the likeliest.
+    # Stretches of bowel hold gas, fluid or stool; the table names the likeliest.
     bowel = np.isin(_ROWS["kinds"][:, 1], [_KIND[k] for k in ("stool", "gas", "content")])
     u = draws.uniform("bowel", n)
     other = jnp.where(u < 0.2, _KIND["gas"], jnp.where(u < 0.45, _KIND["content"], kinds[:, 1]))
@@ -223,7 +223,7 @@ def _fixed(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
 
 
 def _random(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
-    """Loops of small bowel, vessels of lungs and mesentery, calcified specks: where chance says."""
+    """Loops of small bowel, vessels of lungs and mesentery, calcified specks, leads: at random."""
     n = _LOOPS + _LUNG + _MESENTERY + _SPECKS + _LEADS
     a, b = draws.uniform("place", n, 3), draws.normal("step", n, 3)
     thick, u = draws.uniform("radius", n), draws.uniform("kind", n)
@@ -266,7 +266,7 @@ def _random(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
         [loop, vessel, vessel, jnp.full(n, _KIND["plaque"]), jnp.full(n, _KIND["plaque"])], 1
     )[jnp.arange(n), parts]
     rare = jnp.array([1.0, 1.0, 1.0, 0.5, 0.12])
-    # Leads and specks come together: a person has many or none.
+    # A person has many leads or specks, or none.
     person = draws.uniform("person", 5)[parts] < rare[parts]
     bowel = jnp.asarray(parts == 0)
     return {
@@ -288,7 +288,7 @@ def _arms(draws: Draws, at: Array, scale: Array, width: Array, down: Array) -> d
     rows = _ARM * 2
     places = np.array([[np.array(r[0]), np.array(r[1])] for r in rows], np.float32)
     ends = jnp.asarray(places) * scale
-    # Measured from the trunk's side, so that arms of stout persons lie further out.
+    # From the side of the trunk, so that arms of stout persons lie further out.
     ends = ends.at[:, :, 0].add(width - 196.0 * scale) * jnp.asarray(
         np.stack([side, np.ones_like(side), np.ones_like(side)], 1)[:, None], jnp.float32
     )
@@ -313,7 +313,7 @@ def boxed(items: dict[str, Array]) -> dict[str, Array]:
     ends = items["shape"][:, :6].reshape(-1, 2, 3)
     brush = items["shape"][:, 6:9]
     reach = brush * jnp.maximum(items["shape"][:, 9:], 1.0) + 2.0 * items["wobble"][:, None] + 3.0
-    # Nothing is there without a brush.
+    # A capsule of radius 0 is absent.
     there = jnp.all(brush > 0.0, 1, keepdims=True)
     low = jnp.where(there, ends.min(1) - reach, jnp.inf)
     high = jnp.where(there, ends.max(1) + reach, -jnp.inf)

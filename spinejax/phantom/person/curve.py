@@ -38,21 +38,21 @@ def rotation(lean: Array, side: Array, turn: Array) -> Array:
 
 
 def _bend(draws: Draws, who: dict[str, Array]) -> Array:
-    """How strongly neck, chest and loin are curved, (3,), about 1."""
+    """Curvature of cervical, thoracic and lumbar spine, (3,), about 1."""
     bend = 1.0 + jnp.array([0.35, 0.20, 0.22]) * draws.normal("bend", 3)
     flat = jnp.array([0.14, 0.05, 0.10 + 0.15 * who["worn"]])
     bend = jnp.where(draws.uniform("flat", 3) < flat, 0.25 * bend, bend)  # straightened
     hunched = jnp.where(draws.uniform("hyperkyphosis") < 0.06, 0.6, 0.0)
     bend = bend.at[1].multiply(0.85 + 0.35 * who["brittle"] + hunched)
-    # Neck and loin make up for the chest.
+    # The cervical and the lumbar spine compensate the thoracic one.
     return bend + jnp.array([0.4, 0.0, 0.5]) * jnp.maximum(bend[1] - 1.0, 0.0)
 
 
 def _hollow(draws: Draws) -> Array:
-    """What hyperlordosis adds to the bend of each slot, (26,).
+    """Hyperlordosis: what it adds to the bend of each slot, (26,).
 
-    Some loins are twice as hollow as usual. The sacrum follows by little: the last vertebra then
-    lies as steep as it, and its place in the row alone tells them apart.
+    Some lumbar spines are twice as hollow as usual. The sacrum follows little: the last vertebra is
+    then as steep as the sacrum, and only its place in the row tells the two apart.
     """
     hollow = draws.uniform("hyperlordosis") < 0.15
     more = jnp.where(hollow, 0.3 + 1.2 * draws.uniform("how hollow"), 0.0)
@@ -61,7 +61,7 @@ def _hollow(draws: Draws) -> Array:
 
 
 def _scoliosis(draws: Draws, chance: float) -> tuple[Array, Array]:
-    """Sideways tilt and turn of each place, radians: mild in everybody, severe in some."""
+    """Sideways tilt and turn of each place, radians: slight in everybody, marked in some."""
     t = jnp.linspace(0.0, 1.0, SLOTS + 1)
     # Half of Cobb's angle: some degrees, or 5 to 30.
     marked = draws.uniform("marked") < chance
@@ -100,33 +100,33 @@ def curve(
         `origin` (27, 3), `axes` (27, 3, 3), and `disc` (26,): height of the disc below each place.
     """
     scale = who["scale"]
-    # Tilt grows from level to level: a strong kyphosis next to a flat neck has no step between.
+    # Tilt accumulates, so that a strong kyphosis meets a flat neck without a step.
     step = np.diff(levels.TILT_DEG) * 1.0
     bend = _bend(draws, who)
     steps = jnp.asarray(step) * (bend[jnp.asarray(_REGION)] + _hollow(draws))
     steps = steps + jnp.asarray(levels.STEP_SD_DEG) * draws.normal("step", SLOTS)
-    # A wedge leans everything above it forwards; discs make up for a part of it.
+    # A wedge leans everything above it forwards; discs compensate a part.
     broken = ill["fracture"]
     height = size["h"] / jnp.maximum(1.0 - 0.5 * (broken["front"] + broken["behind"]), 0.3)
     wedge = 2.0 * height * (broken["front"] - broken["behind"]) / (2.0 * size["b"])
     wedge = 0.5 * jnp.rad2deg(wedge)
     steps = steps - 0.5 * (wedge + jnp.roll(wedge, -1).at[-1].set(0.0))
     tilt = jnp.concatenate([jnp.zeros(1), jnp.cumsum(steps)])
-    # Patients lie on their back: however bent, the column as a whole is nearly level,
-    # with the middle of the loin level.
+    # Patients lie on their back: a bent column, too, is nearly level as a whole, and level in the
+    # middle of the lumbar spine.
     level = 0.5 * (jnp.mean(tilt) - 4.0) + 0.5 * tilt[levels.L1 + 2]
     tilt = tilt - level + 2.5 * draws.normal("level")
     lean = jnp.append(tilt[:-1][order], 0.0)
-    # Sacra differ less than loins do: their slope is 40 degrees, give or take 10, in most adults.
+    # Sacra differ less than lumbar spines: 30 to 50 degrees of slope in most adults.
     slope = levels.SACRAL_SLOPE_DEG + 0.45 * (tilt[-1] - levels.TILT_DEG[-1])
     lean = lean.at[count].set(jnp.maximum(slope, lean[count - 1]))
     side, turn = _scoliosis(draws.of("scoliosis"), scoliosis)
     side, turn = (wave.at[count].multiply(0.4) for wave in (side, turn))  # the pelvis lies level
-    # No vertebra stands exactly on the curve.
+    # Each vertebra is off the curve a little.
     own = jnp.deg2rad(jnp.array([1.6, 1.2, 1.8])) * draws.normal("own tilt", SLOTS + 1, 3)
     axes = rotation(jnp.deg2rad(lean) + own[:, 0], side + own[:, 1], turn + own[:, 2])
 
-    # Discs, and what of them is left.
+    # Discs, narrowed by wear.
     h, table = size["h"], jnp.asarray(levels.table())
     h0 = table[:, levels.COLUMNS.index("h")]
     drop = jnp.zeros(SLOTS).at[levels.C2].set(levels.AXIS_DROP_MM)  # its drum lies below the dens

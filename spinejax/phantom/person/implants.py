@@ -1,7 +1,7 @@
 """Metal and cement: pedicle screws with rods, vertebroplasty, prostheses, leads, clips, fillings.
 
-Each kind belongs to a few persons in a hundred. Implants are drawn last, over bone; a label does
-not change where metal lies inside a vertebra, as annotators outline the vertebra with its screws.
+A few persons in a hundred have each kind. Implants are drawn last, over bone. Labels ignore them,
+since annotators outline a vertebra together with its screws.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ RATES = {
     "screws": 0.06, "cement": 0.035, "hip": 0.04, "pacemaker": 0.03, "fillings": 0.5,
     "clips": 0.05, "wires": 0.03, "plate": 0.015, "leads": 0.01, "shoulder": 0.01,
 }  # fmt: skip
-"""Share of persons that have each kind (for hips, of each side)."""
+"""Share of persons with each kind; for hips, of each side."""
 
 _TITANIUM, _STEEL, _CEMENT = (2800.0, 6500.0), (5000.0, 12000.0), (1300.0, 2900.0)
 
@@ -51,7 +51,7 @@ def _screws(
         (2 LEVELS, 3) of the screws with whether each is there.
     """
     jitter = 1.2 * draws.normal("jitter", LEVELS, 2, 3)
-    # Most sets end at the last lumbar vertebrae.
+    # Most sets end at the last vertebrae.
     many = 2 + jnp.floor((LEVELS - 1) * draws.uniform("count") ** 2).astype(jnp.int32)
     last = count - 1 - jnp.floor(9.0 * draws.uniform("last") ** 2).astype(jnp.int32)
     index = last - jnp.arange(LEVELS)

@@ -1,10 +1,10 @@
-"""How large each vertebra is, by level: the numbers that `anatomy` varies.
+"""Mean sizes, distances and tilts of the vertebrae, by level; `anatomy` varies them.
 
 All lengths are millimetres in the vertebra's own frame: origin at the centroid of the body, x to
 the left, y to posterior, z to superior along the vertebra's axis. The posterior elements are given
 relative to the posterior wall of the body (y = half depth). Values are rounded from morphometric
 tables of adult spines as taught in anatomy and adjusted so that whole-vertebra volumes, extents
-and distances agree with those measured on annotated CT (tests/test_phantom_anatomy.py states them).
+and distances agree with annotated CT (tests/phantom/person/test_anatomy.py has the numbers).
 """
 
 import numpy as np
@@ -107,15 +107,15 @@ TILT_DEG = np.array(
     + [-15, -11, -2, 10, 26, 31, 49],
     np.float32,
 )
-"""How far each axis leans forward, from C1 to the sacrum: lordosis, kyphosis, lordosis."""
+"""Forward lean of each vertebra, from C1 to the sacrum: lordosis, kyphosis, lordosis."""
 
 SACRAL_SLOPE_DEG = 42.0
 """Mean slope of the sacrum's upper plate."""
 
 STEP_SD_DEG = np.array([1.0] * 20 + [2.0, 3.0, 4.0, 6.0, 3.0, 9.0], np.float32)
-"""How much people differ in the lean from each slot to the next, most where loin meets sacrum."""
+"""Standard deviation of the lean from each slot to the next, greatest at the sacrum."""
 
-# Capsules of the two vertebrae that are unlike the rest, as (x0 y0 z0, x1 y1 z1, brush x y z,
+# Capsules of atlas and axis, which are unlike the rest, as (x0 y0 z0, x1 y1 z1, brush x y z,
 # taper, shear): see shapes.capsules. Order: pedicle, superior and inferior process, lamina,
 # transverse process, spinous process, and two of their own.
 ATLAS = np.array(

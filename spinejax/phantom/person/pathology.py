@@ -1,9 +1,8 @@
-"""Age and what comes with it: brittle bone, worn discs, osteophytes, fractures, slips.
+"""Age and its effects: brittle bone, worn discs, osteophytes, fractures, slips.
 
-Everything is drawn for all 26 slots at once and depends on the person's age, so that wear, loss of
-bone and kyphosis are found together as they are in patients. Frequencies are round numbers of
-adults who are sent to CT: more wear than in the population, since a phantom that lacks it teaches
-nothing about it.
+All depends on the person's age, so that wear, loss of bone and kyphosis occur together, as in
+patients. Frequencies are round numbers for adults who are sent to CT, with more wear than in the
+population, since a network learns only what phantoms show.
 """
 
 from typing import Any
@@ -30,7 +29,7 @@ def _by_slot(values: dict[int, float]) -> np.ndarray:
     return np.interp(_SLOT, list(values), list(values.values())).astype(np.float32)
 
 
-# How much more the disc below a slot wears than others: C5-C7, and L4 downwards.
+# Wear of the disc below a slot beyond the mean: most at C5-C7 and from L4 downwards.
 _WEAR = _by_slot({1: -0.4, 3: 0.0, 4: 0.2, 5: 0.2, 7: -0.2, 14: -0.05, 20: 0.0, 23: 0.2, 25: 0.25})
 # Fractures gather where the stiff chest ends (T12, L1) and in the middle of the kyphosis.
 _BREAKS = _by_slot({7: 0.0, 10: 0.2, 13: 0.6, 15: 0.4, 17: 0.9, 18: 1.5, 20: 1.5, 22: 0.7, 25: 0.3})
@@ -77,14 +76,14 @@ def _rims(draws: Draws, wear: Array, bridge: Array) -> Array:
     """Osteophytes at one rim, (26, 4): mean, along x, along y (mm), and lip (mm per mm)."""
     size = jnp.where(jnp.asarray(_CERVICAL), 2.2, 4.2) * wear**1.8
     size = size * (0.25 + draws.uniform("size", SLOTS))
-    # Azimuth from the front (-y), mostly forward and to a side; behind they are small.
+    # Azimuth from the front (-y): mostly forward and to a side.
     azimuth = 1.1 * draws.normal("azimuth", SLOTS)
     narrow = 0.2 + 0.9 * draws.uniform("beak", SLOTS)  # a larger part of it in one direction
     beak = size * narrow
     lip = 0.25 + 0.35 * draws.uniform("lip", SLOTS)
     reach = jnp.maximum(beak, 3.0 + 2.0 * draws.uniform("bridge", SLOTS))
     beak = jnp.where(bridge > 0, reach, beak)
-    # Below the mean the sum is cut off at zero: beaks of one side, not an offset.
+    # The sum of mean and beak is cut off at zero, so that beaks are one-sided.
     mean = 0.5 * size * (1.0 - narrow) + 0.15 * draws.normal("mean", SLOTS)
     lip = jnp.where(bridge > 0, bridge / jnp.maximum(beak + mean, 1.0), lip)
     return jnp.stack([mean, beak * jnp.sin(azimuth), -beak * jnp.cos(azimuth), lip], 1)
@@ -93,7 +92,7 @@ def _rims(draws: Draws, wear: Array, bridge: Array) -> Array:
 def pathology(
     draws: Draws, who: dict[str, Array], present: Array, fractures: float
 ) -> dict[str, Any]:
-    """What differs from a healthy young spine.
+    """Draw the deviations from a healthy young spine.
 
     Args:
         draws: Random numbers.
@@ -139,7 +138,7 @@ def pathology(
     width = 3.0 + 2.5 * draws.uniform("knot width", 2, SLOTS)
 
     def schmorl(i: int) -> Array:
-        # Seen in all ages, more in worn discs.
+        # At all ages, more often in worn discs.
         there = knot[i] < jnp.asarray(_SCHMORL) * (0.6 + worn)
         d = jnp.where(there, depth[i], 0.0)
         return jnp.stack([4.5 * place[i, :, 0], 2.5 * place[i, :, 1], d, 1.0 / width[i]], 1)

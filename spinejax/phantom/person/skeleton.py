@@ -1,6 +1,6 @@
-"""Bones beyond the column: ribs that articulate with it, sacrum, pelvis, skull, shoulders.
+"""Bones beside the column: ribs that articulate with it, sacrum, pelvis, skull, shoulders.
 
-Sizes are rough adult values, varied per person; nothing here is measured.
+Sizes are rough adult values, not measured, and vary between persons.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def ribs(
     at: Array,
     scale: Array,
 ) -> dict[str, Array]:
-    """Ribs of T1-T13: head and neck as capsules from the vertebra, the rest a band on the wall.
+    """Ribs of T1-T13: head and neck are capsules from the vertebra, the rest a band on the wall.
 
     Args:
         draws: Random numbers.
@@ -184,7 +184,7 @@ def frames(
     along = jnp.stack([jnp.sin(opening), -jnp.cos(opening), jnp.zeros(())])
     along -= jnp.dot(along, normal) * normal
     along /= jnp.linalg.norm(along)
-    # The pelvis tilts with the sacrum, if less.
+    # The pelvis tilts with the sacrum, but less.
     slope = jnp.arctan2(-sacrum["rotation"][1, 2], sacrum["rotation"][2, 2])
     lean = 0.6 * (slope - np.deg2rad(levels.SACRAL_SLOPE_DEG)) + 0.10 * pelvis.normal("tilt")
     c, s = jnp.cos(lean), jnp.sin(lean)
@@ -197,12 +197,12 @@ def frames(
         "sacrum": {
             **sacrum,
             "parts": _jitter(sacral, _SACRUM, scale),
-            # Sacra are nearly straight to bent by some 90 degrees.
+            # From nearly straight to a bend of about 90 degrees.
             "bend": jnp.stack([0.10 + 30.0 * bend + 0.06 * sacral.normal("lean"), bend]),
             "width": (24.0 + 1.2 * sacral.normal("width")) * scale,
             "depth": 16.0 * scale * (1.0 + 0.06 * sacral.normal("depth")),
             "top": 11.5 * scale,
-            # Remnants of discs: half height, mm; the lower ones are mostly fused.
+            # Half height of the remnants of discs, mm; the lower ones are mostly fused.
             "gaps": gaps[:, 0] * sacral.uniform("gaps", 4) + gaps[:, 1],
             "inset": 0.55 + 0.5 * sacral.uniform("inset"),
             "crest": 5.0 + 6.0 * sacral.uniform("crest"),

@@ -1,7 +1,7 @@
-"""What surrounds a spine: outline of the body, HU of its tissues, and all that lies within.
+"""Surroundings of a spine: outline of the body, HU of its tissues, and its contents.
 
-They are distractors: bright structures that are not vertebrae, and soft tissue of every shade. All
-sizes are rough adult values, varied per person; nothing here is measured.
+These are distractors: bright structures that are not vertebrae, and soft tissue of every shade.
+Sizes are rough adult values, not measured, and vary between persons.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ KNOTS = 96
 # Outline by height. Anchors are (slot whose centroid gives the height, mm above it). Columns, mm:
 # half width and half depth of the body, distance of the spine's centroid from the back's skin,
 # relative thickness of fat under the skin; half of the chest: its centre's distance from the
-# midline, half width and half depth, and the centre's depth before the spine; radius of the aorta,
-# its offset to the left and to the front; the same for the vein, which lies right.
+# midline, half width and half depth, and the centre's distance in front of the spine; radius of the
+# aorta, its offset to the left and to the front; the same for the vein, which lies to the right.
 PROFILE = (
     "width", "depth", "back", "fat", "cx", "ca", "cb", "cy",
     "ar", "ax", "ay", "vr", "vx", "vy", "windpipe",
@@ -79,7 +79,7 @@ def _profile(
     low, high = z[-1], z[0]
     knots = jnp.linspace(low, high, KNOTS)
     outline = _interpolate(knots, z, values)
-    # The spine's own course; places without a vertebra are put far below.
+    # The course of the spine; empty places are put far below.
     filled = jnp.arange(spine.shape[0]) <= count
     heights = jnp.where(filled, spine[:, 2], -1e4 - jnp.arange(spine.shape[0]))
     course = _interpolate(knots, heights, jnp.where(filled[:, None], spine, spine[count])[:, :2])
@@ -91,11 +91,11 @@ def _profile(
 
 
 def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
-    """HU of soft tissue and other numbers of a person, wider than physiology.
+    """HU and other numbers of soft tissue, in wider ranges than physiology has.
 
     Args:
         draws: Random numbers.
-        bone: How much brighter than usual bone and contrast are (tube voltage).
+        bone: Factor by which bone and contrast are brighter than usual (tube voltage).
     """
     uniform, normal = draws.uniform, draws.normal
     # Half of the scans are without contrast; phase: 0 arterial ... 1 late.
@@ -141,7 +141,7 @@ def surroundings(
     count: Array,
     scale: Array,
 ) -> dict[str, Any]:
-    """Everything but the vertebrae.
+    """Draw everything but the vertebrae.
 
     Args:
         draws: Random numbers.
@@ -156,7 +156,7 @@ def surroundings(
         profile, ribs, contents, implants, metal, sacrum, pelvis, head, shoulder, tissue, marrow,
         textures.
     """
-    # Place in `origin` of each slot; an empty slot takes that of the next filled one below.
+    # Place in `origin` of each slot; an empty slot takes the place of the next filled one below.
     place = jnp.append(jnp.cumsum(present) - present, count)
     at = draws.settled(origin[place])
     profile = _profile(draws.of("profile"), at[:, 2], origin, count, scale)

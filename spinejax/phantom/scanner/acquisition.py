@@ -55,7 +55,7 @@ def _tiles(
         def slice_of(k: Array, sofar: tuple[Array, Array]) -> tuple[Array, Array]:
             shift = (k - 0.5 * (sub["count"] - 1)) * sub["step"]
             p = view.where(points + shift, protocol)
-            # Vertebrae out of reach count as absent: most of a block's time is theirs.
+            # Vertebrae out of reach are left out, since they take most of a block's time.
             low, high = jnp.min(p, 0), jnp.max(p, 0)
             near = jnp.all((high >= boxes[0]) & (low <= boxes[1]), -1)
             ids = jnp.where(near, spine["id"], 0)
@@ -80,26 +80,26 @@ def render_volume(
     slice_axis: int = 2,
     slice_mm: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a phantom on a grid.
+    """Draw a phantom on a grid, without noise.
 
     Args:
         parameters: From `anatomy`.
         shape: Voxels along each axis.
         affine: (4, 4), index -> canonical LPS mm.
         edge_mm: See `render`.
-        protocol: Of a scan whose motion and tilt displace points.
+        protocol: From `plan.protocol`, for motion and tilt; None for none.
         slice_axis: Array axis across slices.
         slice_mm: Thickness of slices: each is the mean of thinner ones, about a millimetre apart.
 
     Returns:
-        HU (x, y, z) float32 and VerSe labels (x, y, z) uint8, all vertebrae, without noise.
+        HU (x, y, z) float32 and VerSe labels (x, y, z) uint8 of all vertebrae.
     """
     counts = [-(-n // t) for n, t in zip(shape, _TILE, strict=True)]
     starts = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1).reshape(-1, 3)
     starts = starts * np.array(_TILE)
     padded = np.concatenate([starts, np.repeat(starts[-1:], -len(starts) % _TILES, 0)])
     matrix, edge = jnp.asarray(affine, jnp.float32), jnp.float32(edge_mm)
-    # An odd number, so that labels are those of the middle.
+    # An odd number, so that one slice lies in the middle and gives the labels.
     count = 2 * int(np.ceil(0.5 * (slice_mm / _SUB_SLICE_MM - 1.0))) + 1 if slice_mm > 0 else 1
     count = max(count, 1)
     direction = affine[:3, slice_axis] / np.linalg.norm(affine[:3, slice_axis])
@@ -131,7 +131,7 @@ def render_volume(
 
 @jax.jit
 def _boxes(parameters: Any) -> tuple[Array, Array]:
-    """Corners (26, 3) of boxes beyond which nothing is seen of each vertebra."""
+    """Corners (26, 3) of boxes that hold each vertebra with its blur."""
     points = view.support_points(parameters)
     return jnp.min(points, 1) - _MARGIN_MM, jnp.max(points, 1) + _MARGIN_MM
 
@@ -157,7 +157,7 @@ def _signal(
 
 
 def scanned(hu: np.ndarray, affine: np.ndarray, parameters: Any, protocol: Protocol) -> np.ndarray:
-    """What the scanner stores of a clean volume (x, y, z): `physics.signal`, block by block.
+    """Apply `physics.signal` to a clean volume (x, y, z), block by block.
 
     Args:
         hu: From `render_volume`.
@@ -187,7 +187,7 @@ def scanned(hu: np.ndarray, affine: np.ndarray, parameters: Any, protocol: Proto
 
 
 def acquire(parameters: Any, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
-    """One scan: HU (x, y, z), int16 or what its storage holds, and labels (x, y, z) uint8."""
+    """Make one scan: HU (x, y, z), int16 or float32 by its storage, and labels (x, y, z) uint8."""
     protocol = scan.protocol
     axis, thickness = int(protocol["slice_axis"]), float(protocol["slice_mm"])
     fine = float(np.min(np.diag(scan.affine)[:3]))

@@ -1,4 +1,4 @@
-"""Shading, streaks and attenuation that a scan shows beside the body."""
+"""Shading, streaks of metal, and noise by the thickness of the body."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def frame(points: Array, pixel_mm: Any) -> dict[str, Array]:
 
     Args:
         points: (..., 3) of the grid.
-        pixel_mm: Steps, a number or one per axis: of axes of length one, which tell nothing.
+        pixel_mm: Steps along axes of length one, a number or one per axis.
     """
     ndim = points.ndim - 1
     pixel = jnp.broadcast_to(jnp.asarray(pixel_mm, jnp.float32), (ndim,))
@@ -41,10 +41,10 @@ def frame(points: Array, pixel_mm: Any) -> dict[str, Array]:
 def attenuation(
     points: Array, body: dict[str, Array], protocol: dict[str, Array]
 ) -> dict[str, Array]:
-    """What the body's thickness does: factors of the noise and of its streaks, and shading.
+    """Effects of the body's thickness: factors of the noise and of its streaks, and shading.
 
-    Wide and flat parts (shoulders, pelvis) starve the detector of photons along x. The exponent is
-    below that of water (half of 0.02 per mm), since the tube's current follows the body.
+    In wide and flat parts (shoulders, pelvis) few photons reach the detector along x. The exponent
+    is below that of water (half of 0.02 per mm), since the tube's current follows the body.
 
     Returns:
         `noise` and `streaks` factors of the noise, `shade` HU.
@@ -70,16 +70,16 @@ def attenuation(
 
 
 def metal(points: Array, parameters: dict[str, Any], protocol: dict[str, Array]) -> Array:
-    """HU that metal adds beside itself: dark and bright bands in its axial plane.
+    """HU that metal adds around it: dark and bright bands in its axial plane.
 
-    Bands run through each piece in random directions and fall off with the distance; a dark one
-    joins it to the nearest other piece at its height, as between two screws of one vertebra.
+    Bands run through each piece in random directions and fade with the distance. A dark band joins
+    it to the nearest other piece at its height, as between two screws of one vertebra.
     """
     centre, strength = parameters["metal"]["centre"], parameters["metal"]["strength"]
     centre = unwarp(centre, parameters)
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     height = 2.0 + 0.5 * protocol["axial_mm"]
-    # Pieces that are there and whose plane the points touch come first.
+    # Pieces whose plane the points touch come first.
     far = jnp.maximum(jnp.min(z) - centre[:, 2], centre[:, 2] - jnp.max(z))
     reach = (strength > 0) & (far < 4.0 * height)
     order = jnp.argsort(~reach)

@@ -1,7 +1,7 @@
-"""Noise as scanners make it: correlated as by the kernel, and streaky between wide shoulders.
+"""Noise of a scanner: correlated by its kernel, and in streaks between wide shoulders.
 
-White noise is a hash of a voxel's index, so that blocks of a volume fit together and neither the
-number of blocks nor of processes changes a bit; filters are short sums, which fuse on any device.
+White noise is a hash of a voxel's index: blocks of a volume fit together, and the number of blocks
+or of processes changes nothing. Filters are short sums, which fuse on any device.
 """
 
 from typing import Any
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-RADIUS = 5  # pixels at which the filters of the noise are cut off
-DETAIL_RADIUS = 3  # and those of the overshoot
+RADIUS = 5  # pixels at which filters of the noise end
+DETAIL_RADIUS = 3  # pixels at which filters of the overshoot end
 _REACH = (1, 2, 4, 8)  # distances, pixels, of the neighbours that streaks are averaged over
 _STEPS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
 
 
 def _mixed(h: Array) -> Array:
-    """Bits mixed so that neighbours have nothing in common (the usual multiply and shift)."""
+    """Mix bits so that neighbours have nothing in common, by multiplications and shifts."""
     h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
     h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
     return h ^ (h >> 16)
@@ -51,7 +51,7 @@ def _gaussian(sigma: Array, radius: int) -> Array:
 
 
 def detail(hu: Array, sigma_px: Array) -> Array:
-    """`hu` less its blurred self, (ndim,) standard deviations in pixels: what sharp kernels add."""
+    """`hu` minus a Gaussian of it with standard deviations (ndim,) in pixels."""
     pad = [(DETAIL_RADIUS, DETAIL_RADIUS)] * hu.ndim
     blurred = jnp.pad(hu, pad, mode="edge")
     for axis in range(hu.ndim):
@@ -60,7 +60,7 @@ def detail(hu: Array, sigma_px: Array) -> Array:
 
 
 def energy(protocol: dict[str, Array], smoothing_mm: Any) -> Array:
-    """Variance (3,) that the noise's filter leaves along x, y, z, in arbitrary units."""
+    """Variance (3,) of noise after its filter along x, y, z, in arbitrary units."""
     a = protocol["grain"] ** 2 + smoothing_mm**2
     b = protocol["wide_grain"] ** 2 + smoothing_mm**2
     r = protocol["highpass"]
@@ -68,7 +68,7 @@ def energy(protocol: dict[str, Array], smoothing_mm: Any) -> Array:
 
 
 def _taps(protocol: dict[str, Array], smoothing_mm: Any, axis: dict[str, Array]) -> Array:
-    """Taps along an array axis: a Gaussian less a wider one, of unit energy."""
+    """Taps along an array axis: a Gaussian minus a wider one, of unit energy."""
     share = axis["direction"] ** 2
     narrow = jnp.sum(share * jnp.sqrt(protocol["grain"] ** 2 + smoothing_mm**2)) / axis["step"]
     wide = jnp.sum(share * jnp.sqrt(protocol["wide_grain"] ** 2 + smoothing_mm**2)) / axis["step"]
@@ -88,7 +88,7 @@ def _streaked(x: Array, axis: int, share: Array) -> Array:
 
 
 def _spread(x: Array, axis: int, taps: Array) -> Array:
-    """As `_filtered`, for many taps: by a product with a banded matrix."""
+    """As `_filtered`, for many taps: a product with a banded matrix."""
     n = x.shape[axis] - taps.shape[0] + 1
     shift = jnp.arange(x.shape[axis]) - jnp.arange(n)[:, None]
     inside = (shift >= 0) & (shift < taps.shape[0])
@@ -106,16 +106,16 @@ def noise(
     *,
     streaks: bool = False,
 ) -> Array:
-    """Noise of standard deviation 1, correlated as by the kernel and the smoothing since.
+    """Noise of standard deviation 1, correlated by the kernel and by later smoothing.
 
     Args:
         seed: Integer.
-        shape: Of the result.
-        first: Index of its first pixel: equal indices have equal noise.
+        shape: Shape of the result.
+        first: Index of its first pixel; equal indices have equal noise.
         frame: From `artefacts.frame`.
         protocol: From `plan.protocol`.
-        smoothing_mm: Standard deviation of the smoothing.
-        streaks: Draw it out along x, the lateral direction, as where photons are few.
+        smoothing_mm: Standard deviation of the later smoothing.
+        streaks: Draw the noise out along x, as where few photons pass from side to side.
     """
     reach = RADIUS + streaks * sum(_REACH)
     x = white(seed, tuple(n + 2 * reach for n in shape), tuple(f - reach for f in first))
@@ -129,7 +129,7 @@ def noise(
             scale = scale * jnp.sum(taps**2)
     for axis in range(len(shape)):
         here = jax.tree.map(lambda a, i=axis: a[i], frame)
-        # What is drawn out along x has lost its detail there: no further filter.
+        # Streaks have no detail along x: they need no further filter there.
         along = here["direction"][0] ** 2 if streaks else 0.0
         taps = _taps(protocol, smoothing_mm, here)
         taps = taps * (1.0 - along) + along * (jnp.arange(2 * RADIUS + 1) == RADIUS)

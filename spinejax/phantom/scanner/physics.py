@@ -1,4 +1,4 @@
-"""What a scanner stores of clean HU: voltage, kernel, shading, streaks of metal, noise, clipping.
+"""The HU that a scanner stores: voltage, kernel, shading, streaks of metal, noise, clipping.
 
 A scan that is read is smoothed and resampled before a network sees it. `signal` makes slices as
 they look afterwards (`smoothing_mm`), and volumes as they are stored (`smoothing_mm=0`).
@@ -36,7 +36,7 @@ def signal(
     smoothing_mm: float = SMOOTHING_MM,
     first: tuple[Any, ...] = (0, 0, 0),
 ) -> Array:
-    """What a scanner stores of clean HU.
+    """Make the HU that a scanner stores of clean ones.
 
     Args:
         hu: (h, w) or (d, h, w), from `render` at `view.where(points, protocol)`.
@@ -44,11 +44,11 @@ def signal(
         parameters: From `anatomy`.
         protocol: From `plan.protocol`.
         pixel_mm: Distance of neighbours, a number or one per axis, for axes of a single pixel.
-        smoothing_mm: Standard deviation of the smoothing that the scan has undergone since.
+        smoothing_mm: Standard deviation of later smoothing.
         first: Index of the block's first pixel, for blocks of a volume.
 
     Returns:
-        HU (*hu.shape) float32; what lies beyond the field of view is -1024.
+        HU (*hu.shape) float32, -1024 outside the field of view.
     """
     frame = artefacts.frame(points, pixel_mm)
     hu = hu + (protocol["voltage"] - 1.0) * jnp.maximum(hu, 0.0)

@@ -14,21 +14,21 @@ Array = jax.Array
 
 
 def at_rest() -> Protocol:
-    """As much of a protocol as `where` needs, of a scan without any displacement."""
+    """The part of a protocol that `where` needs, without any displacement."""
     still = {name: jnp.zeros(()) for name in ("motion_mm", "motion_wave", "motion_phase", "tilt")}
     return {**still, **{name: jnp.zeros(3) for name in ("lower", "upper", "turn")}}
 
 
 def _turn(protocol: Protocol) -> tuple[Array, Array]:
-    """Cosines and sines (3,) of the angles, computed once rather than for every point."""
+    """Cosines and sines (3,) of the angles, computed once for all points."""
     turn, zero = protocol["turn"], jnp.zeros(3)
     return when(turn[0] < jnp.inf, lambda: (jnp.cos(turn), jnp.sin(turn)), (zero, zero))
 
 
 def where(points: Array, protocol: Protocol) -> Array:
-    """Points of the body that a scan shows at `points` (..., 3): turned, tilted, moving.
+    """Points of the body that a scan shows at `points` (..., 3).
 
-    The patient lies a little askew; a tilted gantry whose tilt was lost shears the image; motion
+    The patient is turned a little; a gantry's tilt that the file lacks shears the image; motion
     shifts axial slices against each other.
     """
     middle = 0.5 * (protocol["lower"] + protocol["upper"])
@@ -44,7 +44,7 @@ def where(points: Array, protocol: Protocol) -> Array:
 
 
 def shown_at(points: Array, protocol: Protocol) -> Array:
-    """Where a scan shows points (..., 3) of the body: the inverse of `where`."""
+    """Points where a scan shows `points` (..., 3) of the body: the inverse of `where`."""
     middle = 0.5 * (protocol["lower"] + protocol["upper"])
     x, y, z = (points[..., i] - middle[i] for i in range(3))
     cos, sin = _turn(protocol)
@@ -56,7 +56,7 @@ def shown_at(points: Array, protocol: Protocol) -> Array:
 
 
 def support_points(parameters: Any) -> Array:
-    """Points near the outermost reaches of each vertebra: (26, n, 3), canonical LPS mm."""
+    """Outermost points of each vertebra, roughly: (26, n, 3), canonical LPS mm."""
     spine = parameters["spine"]
     parts, size = spine["parts"], spine["size"]
     sides = jnp.array([1.0, -1.0])[:, None] * jnp.array([1.0, 0.0, 0.0]) + jnp.array([0.0, 1, 1])
@@ -92,9 +92,9 @@ def whole_vertebrae(
         lower_mm: (3,) corner of the field of view, canonical LPS mm.
         upper_mm: (3,) opposite corner.
         protocol: From `plan.protocol`, if points were displaced by `where`.
-        share: A vertebra counts as whole if nothing of it is cut above or below, and at most
-            1 - share of its outermost points is cut at the sides (narrow sagittal scans, whose
-            transverse processes are cut, are annotated in VerSe).
+        share: A vertebra is whole if the field of view does not cut it above or below, and holds at
+            least this share of its outermost points (VerSe annotates narrow sagittal scans, which
+            cut transverse processes).
 
     Returns:
         (26,) bool, in the order of `parameters["spine"]["id"]`.
