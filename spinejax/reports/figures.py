@@ -366,7 +366,7 @@ def spine_curve(
         if point[1] - kept[-1][1] >= _APART_MM:
             kept.append(point)
     (y, z), top = np.array(kept).T, (shape[2] - 1) * spacing_mm[2]
-    fine = np.arange(0, max(top, step_mm), min(step_mm, spacing_mm[2]) / 2)
+    fine = np.linspace(0, top, 2 + int(2 * top / min(step_mm, spacing_mm[2])))
     if len(z) == 1:
         along = np.full(len(fine), y[0])
     else:

@@ -150,13 +150,15 @@ def section(run: Run) -> dict[str, Any] | None:
     """Return filters and activation maps; None for a run that is not of patches and has none."""
     path = run.folder / "network.npz"
     if not path.is_file():
-        return {"recorded": False} if run.is_patches and run.split is not None else None
+        if not run.is_patches or run.split is None:
+            return None
+        return {"recorded": False, "problem": "", "filters": [], "activations": []}
     try:
         network = read_network(path)
         plane = str(item(run.config, "data", "plane") or "")
         check_choice("data.plane", plane, PLANES)
     except InputError as error:
-        return {"recorded": True, "problem": str(error)}
+        return {"recorded": True, "problem": str(error), "filters": [], "activations": []}
     return {
         "recorded": True,
         "problem": "",

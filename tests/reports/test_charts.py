@@ -2,12 +2,27 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from jinja2 import Environment, PackageLoader
 
 from spinejax.reports import charts
+
+DRAW = (
+    Environment(loader=PackageLoader("spinejax.reports"), autoescape=True, trim_blocks=True)
+    .get_template("charts.html")
+    .module
+)
 
 
 def parsed(html):
     return ElementTree.fromstring(html)
+
+
+def curves(*args, **kwargs):
+    return str(DRAW.line_charts(charts.curves(*args, **kwargs)))
+
+
+def line_chart(*args):
+    return str(DRAW.line_chart(charts.line_chart(*args)))
 
 
 def both(**values):
@@ -16,12 +31,12 @@ def both(**values):
 
 
 def test_no_records_are_three_empty_charts():
-    assert charts.curves([]).count("nothing recorded yet") == 3
+    assert curves([]).count("nothing recorded yet") == 3
 
 
 def test_one_line_gives_a_dot_and_not_finite_values_are_left_out():
     record = dict(step=1, kind="train", loss=float("nan"), dice=0.5, learning_rate=1e-3)
-    html = charts.curves([record])
+    html = curves([record])
     assert html.count("nothing recorded yet") == 1
     assert parsed(html).findall(".//circle")
 
@@ -36,7 +51,7 @@ def test_curves_are_well_formed_named_and_drawn_for_both_kinds():
         for step in range(1, 101)
         for line in both(step=step, loss=1 / step, dice=1 - 1 / step, learning_rate=1e-5)
     ]
-    html = charts.curves(records)
+    html = curves(records)
     assert names(html) == ["Loss", "Dice", "Learning rate"]
     for figure in parsed(html).findall("figure")[:2]:
         classes = [path.get("class") for path in figure.findall(".//path")]
@@ -45,7 +60,7 @@ def test_curves_are_well_formed_named_and_drawn_for_both_kinds():
 
 def test_accuracy_is_drawn_where_it_is_recorded_and_overlap_has_its_name():
     records = both(step=1, loss=0.5, dice=0.5, accuracy=0.9)
-    assert names(charts.curves(records, "F-score")) == [
+    assert names(curves(records, "F-score")) == [
         "Loss",
         "Accuracy",
         "F-score",
@@ -57,7 +72,7 @@ def test_accuracy_is_drawn_where_it_is_recorded_and_overlap_has_its_name():
     ("right", "lowest"), [(0.964, "0.9"), (1.0, "0.9"), (0.3, "0"), (0.85, "0.8"), (0.0, "0")]
 )
 def test_the_axis_of_accuracy_begins_at_a_round_share_and_ends_at_one(right, lowest):
-    html = charts.curves([dict(step=8, kind="val", loss=0.5, accuracy=right)])
+    html = curves([dict(step=8, kind="val", loss=0.5, accuracy=right)])
     figure = parsed(html).findall("figure")[1]
     labels = [t.text for t in figure.findall(".//text") if t.get("text-anchor") == "end"]
     shares = [label for label in labels if label != "8"]  # the last step
@@ -95,7 +110,7 @@ def test_the_best_step_is_marked_in_loss_and_accuracy_with_its_own_value():
         for step, loss in ((10, 0.4), (20, 0.1), (30, 0.3))
         for line in both(step=step, loss=loss, dice=0.5, accuracy=1 - loss)
     ]
-    html = charts.curves(records, best=(20.0, "lowest <here>"))
+    html = curves(records, best=(20.0, "lowest <here>"))
     found = parsed(html).findall("figure")
     marks = [figure.find(".//path[@class='mark']") for figure in found]
     assert [mark is not None for mark in marks] == [True, True, False, False]
@@ -105,11 +120,11 @@ def test_the_best_step_is_marked_in_loss_and_accuracy_with_its_own_value():
     captions = ["".join(figure.find("figcaption").itertext()) for figure in found]
     assert "lowest <here>" in captions[0] and "0.900 at the lowest loss" in captions[1]
     without = [{k: v for k, v in r.items() if k != "accuracy"} for r in records[:-1]]
-    assert charts.curves([*without, records[-1]], best=(20.0, "x")).count('class="mark"') == 1
+    assert curves([*without, records[-1]], best=(20.0, "x")).count('class="mark"') == 1
 
 
 def test_a_curve_runs_from_its_first_to_its_last_value():
-    html = charts.line_chart("Loss", [("x", "val", [(0.0, 0.0), (50.0, 1.0), (100.0, 0.0)])], 0.0)
+    html = line_chart("Loss", [("x", "val", [(0.0, 0.0), (50.0, 1.0), (100.0, 0.0)])], 0.0)
     drawn = parsed(html).find(".//path[@class='line val']").get("d")
     (x0, y0), (x1, y1), (x2, y2) = [
         tuple(map(float, pair.split())) for pair in re.split("[ML]", drawn)[1:]
@@ -120,7 +135,7 @@ def test_a_curve_runs_from_its_first_to_its_last_value():
 
 def test_long_curves_are_thinned():
     points = [(float(i), float(i % 7)) for i in range(100_000)]
-    html = charts.line_chart("Loss", [("x", "train", points)], 0.0)
+    html = line_chart("Loss", [("x", "train", points)], 0.0)
     assert len(html) < 20_000
 
 
@@ -140,8 +155,12 @@ def test_ticks_are_round(low, high, expected):
 
 @pytest.mark.parametrize("values", [[0.0], [1.0, 1.0, 1.0], [0.3, 0.95], [0.91, 0.99], [0.5] * 50])
 def test_dots_stay_inside_and_do_not_cover_each_other(values):
-    html = charts.dot_chart([(f"<c{i}>", value) for i, value in enumerate(values)], "Dice")
-    dots = parsed(html).findall("circle")
+    chart = charts.dot_chart([(f"<c{i}>", value) for i, value in enumerate(values)], "Dice")
+    groups = parsed(str(DRAW.dot_chart(chart))).findall("g")
+    # A dot says its case when it is pointed at, tapped or reached with the keyboard.
+    assert all(g.get("tabindex") == "0" for g in groups)
+    assert [g.find("text").text for g in groups] == [g.find("circle/title").text for g in groups]
+    dots = [group.find("circle") for group in groups]
     places = [(dot.get("cx"), dot.get("cy")) for dot in dots]
     assert len(set(places)) == len(values)
     assert all(0 <= float(x.rstrip("%")) <= 100 and float(y) > 0 for x, y in places)
@@ -151,4 +170,4 @@ def test_dots_stay_inside_and_do_not_cover_each_other(values):
 
 
 def test_no_cases_no_dots():
-    assert charts.dot_chart([], "Dice") == ""
+    assert charts.dot_chart([], "Dice") is None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spinejax import geometry, overlay
+from spinejax import geometry, labels, overlay
 from spinejax.reports import figures
 from spinejax.volume import Volume
 
@@ -167,3 +167,87 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
     with pytest.raises(ValueError, match="not on the volume's grid"):
         figures.quicklook(canonical_volume(), box_mask()[1:], None, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+# One colour a level, names, and the coronal picture along the spine.
+
+
+def curved_spine():
+    """Ten bodies on a strongly curved line (lordosis), one below the other, 2 mm voxels."""
+    shape = (40, 120, 150)
+    image, mask, centres = np.zeros(shape, np.int16), np.zeros(shape, np.uint8), {}
+    for number in range(8):
+        label, z = 25 - 1 - number, 12 + 17 * number
+        y = round(60 + 40 * np.sin(z / 28))
+        mask[14:26, y - 6 : y + 7, z - 6 : z + 7] = label
+        centres[label] = np.array([19.5, y, z], float)
+    image[mask > 0] = 300
+    return Volume(image, np.diag([-2.0, -2.0, 2.0, 1.0])), mask, centres
+
+
+def test_the_coronal_picture_follows_the_bodies():
+    volume, mask, centres = curved_spine()
+    _, coronal, _ = figures.panels(volume, mask, None, centres)
+    flat = figures.panels(volume, mask)[1]
+    shown = {n for n in np.unique(coronal.layer % figures.OUTLINE).tolist() if n}
+    assert shown == set(centres)  # a plane shows a few of them only
+    plane = mask[:, np.flatnonzero(mask.any(axis=(0, 2))).mean().astype(int)]
+    assert len(set(np.unique(plane)) - {0}) < len(centres)
+    # Its length is that of the curve, longer than the scan is high.
+    assert coronal.grey.shape[0] / coronal.pixels_per_mm > 1.2 * 150 * 2
+    assert flat.grey.shape[0] / flat.pixels_per_mm == pytest.approx(150 * 2, rel=0.02)
+    # Every name is on its own body, and from left to right nothing is stretched.
+    for x, y, words in coronal.names:
+        at = coronal.layer[round(y), round(x)] % figures.OUTLINE
+        assert labels.name(int(at)) == words
+    wide = np.flatnonzero((coronal.layer > 0).any(axis=0))
+    assert np.ptp(wide) / coronal.pixels_per_mm == pytest.approx(24, abs=2)
+
+
+def test_lengths_along_the_curve_are_true():
+    centres = np.array([[5.0, 10.0, 0.0], [5.0, 40.0, 30.0]])  # a straight line at 45 degrees
+    curve = figures.spine_curve(centres, (10, 60, 31), (1.0, 1.0, 1.0), 0.5)
+    steps = np.hypot(*np.diff(curve, axis=0).T)
+    np.testing.assert_allclose(steps, 0.5, rtol=0.05)
+    assert len(curve) == pytest.approx(30 * 2**0.5 / 0.5, abs=2)
+    assert curve[0][1] == 30 and curve[-1][1] == pytest.approx(0, abs=0.5)  # from top to bottom
+
+
+@pytest.mark.parametrize("to", ["RAS", "PIR", "IRP"])
+def test_the_picture_along_the_spine_does_not_depend_on_the_orientation_on_disk(to):
+    volume, mask, centres = curved_spine()
+    turned = Volume(*geometry.reorient(volume.array, volume.affine, to))
+    for one, other in zip(
+        figures.panels(volume, mask, None, centres),
+        figures.panels(turned, mask, None, centres),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.grey, other.grey)
+        np.testing.assert_array_equal(one.layer, other.layer)
+
+
+def test_a_single_vertebra_and_two_at_one_height_have_a_picture():
+    volume, mask, centres = curved_spine()
+    one = {20: centres[20]}
+    figures.panels(volume, mask, None, one)
+    figures.panels(volume, mask, None, {**one, 21: centres[20] + 0.5})
+
+
+def test_every_level_has_its_colour_in_every_picture():
+    volume, mask, centres = curved_spine()
+    picture = pixels(figures.quicklook_png(volume, mask, centroids=centres))
+    for label in centres:
+        assert has_colour(picture[80:], figures.LEVEL_RGB[label]).any(), label
+    assert len(set(figures.LEVEL_RGB.values())) == len(labels.NAMES)
+    order = sorted(labels.NAMES, key=labels.order)
+    colours = np.array([figures.LEVEL_RGB[label] for label in order], float)
+    assert np.linalg.norm(np.diff(colours, axis=0), axis=1).min() > 80
+
+
+def test_a_wrong_name_and_a_vertebra_too_many_are_said():
+    volume, mask, centres = curved_spine()
+    reference = np.where(mask == 24, 0, mask)
+    reference[reference == 20] = 19
+    sagittal, *_ = figures.panels(volume, mask, reference.astype(np.uint8), centres)
+    words = {name.words for name in sagittal.names}
+    assert {"L5 extra", "L1 (T12 in reference)", "L2"} <= words

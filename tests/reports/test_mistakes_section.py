@@ -1,4 +1,4 @@
-"""Where a prediction errs: the measurements, the slices that are shown, and the section."""
+"""Where a run errs: the slices that are shown, and the section of the page."""
 
 import base64
 import io
@@ -13,129 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from spinejax import geometry, scoring
+from spinejax import geometry, overlay
 from spinejax.cli import main
 from spinejax.errors import InputError
 from spinejax.io import nifti
-from spinejax.metrics import mistakes
-from spinejax.reports import error_tables, montage
+from spinejax.reports import figures, mistakes_section
 from spinejax.reports.page import write_report
 from spinejax.volume import Volume
 from tests.reports.test_page import add_scores, make_run, read
-
-SPACING = (1.0, 2.0, 3.0)
-VOXEL_ML = 0.006
-
-
-def example():
-    """Two labels over one another in a grid (6, 5, 12), the upper half of one not found."""
-    reference = np.zeros((6, 5, 12), np.uint8)
-    reference[2:4, 1:4, 2:4] = 21
-    reference[2:4, 1:4, 6:10] = 20
-    prediction = reference > 0
-    prediction[2:4, 1:4, 8:10] = False
-    image = np.full(reference.shape, 50, np.int16)
-    image[prediction] = 400
-    image[(reference > 0) & ~prediction] = 120
-    return image, reference, prediction
-
-
-def test_vertebrae_in_closed_form():
-    rows = mistakes.vertebrae(*example(), SPACING, axial=2)
-    assert [row["label"] for row in rows] == [20, 21]
-    upper, lower = rows
-    assert upper["ml"] == pytest.approx(24 * VOXEL_ML)
-    assert upper["recall"] == 0.5 and (upper["found_hu"], upper["missed_hu"]) == (400, 120)
-    assert lower["recall"] == 1 and (lower["found_hu"], lower["missed_hu"]) == (400, None)
-    assert not any(row["at_border"] or row["at_end"] for row in rows)
-
-
-def test_the_border_of_the_scan_and_its_ends():
-    image, reference, prediction = (array[2:, :, 2:] for array in example())
-    rows = {
-        r["label"]: r for r in mistakes.vertebrae(image, reference, prediction, SPACING, axial=2)
-    }
-    assert rows[20]["at_border"] and not rows[20]["at_end"]  # a side only
-    assert rows[21]["at_border"] and rows[21]["at_end"]
-
-
-def test_false_positives_by_place_in_closed_form():
-    image, reference, _ = example()
-    prediction = np.zeros_like(reference)
-    prediction[2, 2, 11] = 1  # above the range
-    prediction[0, 0, 0:2] = 1  # below it, two voxels
-    prediction[2, 2, 4] = 1  # one voxel of 3 mm off: within 3 mm, inclusive
-    prediction[0, 2, 5:7] = 1  # 2 mm off, and sqrt(4 + 9) off
-    prediction[5, 4, 3] = 1  # sqrt(4 + 4) mm off
-    image[2, 2, 11], image[0, 2, 5] = 700, 300
-    found = mistakes.false_positives(image, reference, prediction, SPACING, axial=2)
-    voxels = {place: round(value["ml"] / VOXEL_ML) for place, value in found.items()}
-    assert voxels == {"total": 7, "above": 1, "below": 2, "within": 4, "near": 3, "far": 1}
-    assert found["above"]["hu"] == 700 and found["far"]["hu"] == 300 and found["total"]["hu"] == 50
-
-
-def test_places_do_not_depend_on_the_order_of_the_axes():
-    image, reference, _ = example()
-    prediction = np.random.default_rng(0).random(reference.shape) < 0.2
-    expected = mistakes.analyse(image, reference, prediction, SPACING, axial=2)
-    turned = [array.transpose(2, 0, 1)[::-1] for array in (image, reference, prediction)]
-    spacing = (SPACING[2], SPACING[0], SPACING[1])
-    assert mistakes.analyse(*turned, spacing, axial=0, superior_last=False) == expected
-
-
-def test_empty_masks_and_what_does_not_fit():
-    image, reference, prediction = example()
-    nothing = np.zeros_like(reference)
-    found = mistakes.analyse(image, nothing, prediction, SPACING, axial=2)
-    assert found["vertebrae"] == []
-    assert found["false_positives"]["total"]["ml"] == pytest.approx(24 * VOXEL_ML)
-    assert found["false_positives"]["within"] == {"ml": None, "hu": None}
-    found = mistakes.analyse(image, reference, nothing, SPACING, axial=2)
-    assert [row["recall"] for row in found["vertebrae"]] == [0, 0]
-    assert all(v == {"ml": 0, "hu": None} for v in found["false_positives"].values())
-    json.dumps(found)
-    with pytest.raises(ValueError, match="shape"):
-        mistakes.analyse(image[1:], reference, prediction, SPACING, axial=2)
-    with pytest.raises(ValueError, match="spacing"):
-        mistakes.analyse(image, reference, prediction, (1, 1), axial=2)
-
-
-shapes = st.tuples(*[st.integers(1, 6)] * 3)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data(), shapes, st.integers(0, 2))
-def test_parts_add_up_and_agree_with_the_scores(data, shape, axial):
-    reference = data.draw(arrays.arrays(np.uint8, shape, elements=st.sampled_from([0, 0, 20, 28])))
-    prediction = data.draw(arrays.arrays(bool, shape))
-    image = data.draw(arrays.arrays(np.int16, shape))
-    order = [axial, *(axis for axis in range(3) if axis != axial)]
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
-    for world, axis in zip((2, 0, 1), order, strict=True):
-        affine[world, axis] = SPACING[axis]
-    score = scoring.score_arrays(prediction, reference, affine)
-    found = mistakes.analyse(image, reference, prediction, SPACING, axial=axial)
-    places = found["false_positives"]
-    total = score.counts.fp * VOXEL_ML
-    assert places["total"]["ml"] == pytest.approx(total)
-    rows = found["vertebrae"]
-    assert sum(row["ml"] * row["recall"] for row in rows) == pytest.approx(
-        score.counts.tp * VOXEL_ML
-    )
-    assert sum(row["ml"] * (1 - row["recall"]) for row in rows) == pytest.approx(
-        score.counts.fn * VOXEL_ML
-    )
-    if not reference.any():
-        assert all(places[place]["ml"] is None for place in mistakes.PLACES)
-        return
-    assert sum(places[place]["ml"] for place in mistakes.PLACES) == pytest.approx(total)
-    assert places["near"]["ml"] + places["far"]["ml"] == pytest.approx(places["within"]["ml"])
-    assert places["within"]["ml"] == pytest.approx(score.in_range.fp * VOXEL_ML)
-    for row in rows:
-        assert (row["found_hu"] is None) == (row["recall"] == 0)
-        assert (row["missed_hu"] is None) == (row["recall"] == 1)
-
 
 # The slices.
 
@@ -146,7 +31,7 @@ def test_parts_add_up_and_agree_with_the_scores(data, shape, axial):
     st.integers(1, 9),
 )
 def test_slices_are_different_ones_that_have_a_weight(weights, count):
-    chosen = montage.choose(weights, count)
+    chosen = mistakes_section.choose(weights, count)
     assert list(chosen) == sorted(set(chosen))
     assert len(chosen) == min(count, np.count_nonzero(weights))
     assert all(weights[index] for index in chosen)
@@ -157,14 +42,14 @@ def test_the_view_holds_the_reference_and_few_strays():
     reference[20:40, 30:50, 20:80] = 20
     prediction = reference.copy()
     prediction[0, 0, 0] = 1
-    view = montage.view(reference, [prediction], (1.0, 1.0, 1.0), "sagittal")
+    view = mistakes_section.view(reference, [prediction], (1.0, 1.0, 1.0), "sagittal")
     # Superior is at the top: rows run downwards.
     assert (view.columns, view.rows) == (slice(22, 58), slice(12, 88))
     assert len(view.indices) == 7 and 20 <= view.indices[0] and view.indices[-1] < 40
     assert view.cut(reference, 30)[8:68, 8:28].all() and view.cut(reference, 30).sum() == 1200 * 20
     # A structure of its own is shown.
     prediction[45:55, 60:75, 30:60] = 1
-    view = montage.view(reference, [prediction], (1.0, 1.0, 1.0), "sagittal")
+    view = mistakes_section.view(reference, [prediction], (1.0, 1.0, 1.0), "sagittal")
     assert view.columns == slice(22, 80) and max(view.indices) >= 45
     assert sum(index < 40 for index in view.indices) >= 4
 
@@ -172,30 +57,38 @@ def test_the_view_holds_the_reference_and_few_strays():
 def test_noise_is_compressed_into_the_budget():
     image = np.random.default_rng(0).integers(-300, 900, (200, 200, 400)).astype(np.int16)
     mask = np.ones(image.shape, np.uint8)
-    view = montage.view(mask, [mask], (0.5, 0.5, 0.5), "sagittal")
+    view = mistakes_section.view(mask, [mask], (0.5, 0.5, 0.5), "sagittal")
     assert view.size == (600, 300)
-    assert sum(map(len, montage.jpegs(image, view))) < 400_000
+    greys = [
+        figures.resize(overlay.window(view.cut(image, i)), view.size, smooth=True)
+        for i in view.indices
+    ]
+    assert sum(map(len, figures.jpegs(greys, 330_000))) < 400_000
 
 
 def test_names_keep_apart():
     reference = np.zeros((10, 10, 60), np.uint8)
     reference[2:8, 2:8, 5:40], reference[2:8, 2:8, 49] = 20, 19
     reference[2:8, 2:8, 50], reference[0, 0, 59] = 18, 26
-    view = montage.view(reference, [reference], (3.0, 3.0, 3.0), "coronal")
-    drawn = re.findall(r'y="(\d+)">(\w+)<', montage.sides(reference, view))
+    view = mistakes_section.view(reference, [reference], (3.0, 3.0, 3.0), "coronal")
+    drawn = mistakes_section.side_names(reference, view)
     assert [name for _, name in drawn] == ["T11", "T12", "L1"]
-    heights = [int(y) for y, _ in drawn]
+    heights = [y for y, _ in drawn]
     assert np.diff(heights).min() == 22  # one slice would be 15
     assert heights[2] == pytest.approx(37.5 / 58 * view.size[0], abs=1)
-    axial = montage.view(reference, [reference], (3.0, 3.0, 3.0), "axial")
-    assert "svg" not in montage.sides(reference, axial)
+    axial = mistakes_section.view(reference, [reference], (3.0, 3.0, 3.0), "axial")
+    assert mistakes_section.side_names(reference, axial) == []
     reference[4, 4, 50] = 20  # two vertebrae in one slice
     shown = replace(axial, indices=(2, 10, 50))
-    assert montage.captions(reference, shown) == ["slice 3", "slice 11: L1", "slice 51: T11, L1"]
+    assert mistakes_section.captions(reference, shown) == [
+        "slice 3",
+        "slice 11: L1",
+        "slice 51: T11, L1",
+    ]
     assert (
-        montage.captions(None, shown)[1]
+        mistakes_section.captions(None, shown)[1]
         == "slice 11"
-        == montage.captions(reference, replace(view, indices=(5, 10)))[1]
+        == mistakes_section.captions(reference, replace(view, indices=(5, 10)))[1]
     )
 
 
@@ -267,15 +160,15 @@ def test_colours_and_orientation(tmp_path, to):
     html = write_report(scored(tmp_path / "run", to=to)).read_text()
     picture = layers(html)[3]
     rgb = [tuple(colour) for colour in picture[picture[..., 3] > 0][:, :3].tolist()]
-    assert set(rgb) == {montage.FOUND_RGB, montage.FALSE_RGB, montage.MISSED_RGB}
+    assert set(rgb) == {figures.FOUND_RGB, figures.FALSE_RGB, figures.MISSED_RGB}
 
     def middle(colour):
         chosen = (picture[..., :3] == colour).all(axis=-1) & (picture[..., 3] > 0)
         return np.argwhere(chosen).mean(axis=0)
 
     # What is missed is at the top; what is found wrongly is behind, on the right.
-    assert middle(montage.MISSED_RGB)[0] < middle(montage.FOUND_RGB)[0]
-    assert middle(montage.FALSE_RGB)[1] > middle(montage.FOUND_RGB)[1]
+    assert middle(figures.MISSED_RGB)[0] < middle(figures.FOUND_RGB)[0]
+    assert middle(figures.FALSE_RGB)[1] > middle(figures.FOUND_RGB)[1]
     words = words_of(html)
     # Of the border of two voxels of 2 mm the outer one is 4 mm off.
     assert "within it, up to 3 mm off: a border too wide 1.9" in words
@@ -381,6 +274,6 @@ def test_vertebrae_go_from_head_to_foot():
         {**row, "label": label, "at_border": label == 26, "at_end": False}
         for label in (19, 20, 26, 28)
     ]
-    table = error_tables.table(error_tables.Found({"vertebrae": rows}))
-    assert re.findall(r'scope="row">([^<]*)', table) == ["T12", "T13", "L1", "label 26"]
-    assert "−5" in table and "<td>side</td>" in table
+    drawn = mistakes_section.vertebra_rows(mistakes_section.Found({"vertebrae": rows}))
+    assert [row["name"] for row in drawn] == ["T12", "T13", "L1", "label 26"]
+    assert drawn[0]["hu"] == ["−5", "9"] and drawn[3]["edge"] == "side"

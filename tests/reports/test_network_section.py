@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from spinejax.errors import InputError
-from spinejax.reports import network_figures as figures
+from spinejax.reports import network_section
 from spinejax.reports.page import write_report
 from tests.reports.test_page import add_scores, read
-from tests.reports.test_patch_sections import patch_run
+from tests.reports.test_patches_section import patch_run
 
 GENERATOR = np.random.default_rng(0)
 
@@ -89,9 +89,9 @@ def test_tiles_lie_as_slices_are_hung(tmp_path):
     ("count", "columns"), [(1, 1), (6, 3), (7, 3), (13, 4), (17, 5), (64, 8), (128, 16), (256, 16)]
 )
 def test_grids_are_full_where_they_can_be(count, columns):
-    assert figures.grid_columns(count) == columns
+    assert network_section.grid_columns(count) == columns
     tiles = np.arange(count * 6, dtype=np.float32).reshape(count, 2, 3)
-    picture = figures.montage(tiles, 0.0, float(count * 6 - 1))
+    picture = network_section.mosaic(tiles, 0.0, float(count * 6 - 1))
     assert (picture[..., 1] == 255).sum() == count * 6
     assert picture.shape[1] == columns * 4 - 1
     inside = picture[..., 0][picture[..., 1] == 255]
@@ -100,8 +100,8 @@ def test_grids_are_full_where_they_can_be(count, columns):
 
 def test_one_scale_for_all_tiles_and_clipping():
     tiles = np.array([[[0.0, 1.0]], [[2.0, 9.0]]], np.float32)
-    assert figures.montage(tiles, 0.0, 2.0)[..., 0].tolist() == [[0, 128, 0, 255, 255]]
-    assert (figures.montage(np.zeros((1, 2, 2), np.float32), 0.0, 0.0)[..., 0] == 0).all()
+    assert network_section.mosaic(tiles, 0.0, 2.0)[..., 0].tolist() == [[0, 128, 0, 255, 255]]
+    assert (network_section.mosaic(np.zeros((1, 2, 2), np.float32), 0.0, 0.0)[..., 0] == 0).all()
 
 
 def test_networks_of_any_size_fit(tmp_path):
@@ -135,7 +135,7 @@ def test_networks_of_any_size_fit(tmp_path):
 def test_what_is_no_network_is_a_sentence(tmp_path, changes, words):
     run = network_run(tmp_path, **changes)
     with pytest.raises(InputError) as caught:
-        figures.read_network(run / "evaluation/test/network.npz")
+        network_section.read_network(run / "evaluation/test/network.npz")
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert words in read(write_report(run))[2]
 
@@ -153,7 +153,7 @@ def test_damaged_files_are_a_sentence(tmp_path):
             data[near % len(data)] = generator.integers(0, 256, 4)
         path.write_bytes(data.tobytes())
         try:
-            figures.read_network(path)
+            network_section.read_network(path)
         except InputError as error:
             assert "\n" not in str(error)
     path.write_bytes(b"")
@@ -166,8 +166,8 @@ def test_damaged_files_are_a_sentence(tmp_path):
         (np.array(["c 1", "86", "2", "3"]), "c 1, slice 87, row 2, column 3"),
         (np.array("<script>"), "of vertebra (<script>)"),
         (np.array("a ² b c"), "a, slice ², row b, column c"),
-        (np.array(5), "of one patch of vertebra:"),
-        (np.array(""), "of one patch of vertebra:"),
+        (np.array(5), "for one patch of vertebra:"),
+        (np.array(""), "for one patch of vertebra:"),
     ],
 )
 def test_the_place_of_the_patch_is_words_of_any_kind(tmp_path, where, words):

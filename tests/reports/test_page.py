@@ -57,7 +57,7 @@ def read(path):
 
 def pictures_of_scans(html):
     """How many scans are shown in three planes."""
-    return html.count('<div class="planes">')
+    return html.count('<div class="planes"')
 
 
 def make_run(folder, *, source="verse", **record):
@@ -248,6 +248,74 @@ def test_scores_without_any_dice_do_not_break_the_page(tmp_path):
     place.mkdir(parents=True)
     (place / "scores.json").write_text('{"cases": {"a": {"binary": {"dice": null}}}}')
     assert "no scan has a Dice" in read(write_report(run))[2]
+
+
+def test_a_single_scan_has_no_spread(tmp_path):
+    run = make_run(tmp_path / "run")
+    add_scores(run, {"a": 0.9}, scans=False)
+    html, _, text = read(write_report(run))
+    assert "Dice 0.900" in text and "±" not in text.split("Beside paper A")[0]
+
+
+def test_a_picture_comes_before_the_tables_and_the_sections_are_linked(tmp_path):
+    run = make_run(tmp_path / "run")
+    add_scores(run, {"a": 0.9, "b": 0.8})
+    html, outline, _ = read(write_report(run))
+    assert html.index('class="planes"') < html.index("<table")
+    links = re.findall(r'<li><a href="#([^"]*)"', html)
+    assert links[:2] == ["scans", "scores"] and set(links) <= set(outline.ids)
+    assert [html.index(f'id="{id}"') for id in links] == sorted(
+        html.index(f'id="{id}"') for id in links
+    )
+
+
+def named_run(folder):
+    """Two scans with L1 and L2; of one the prediction has T12 above, which nobody labelled."""
+    run = make_run(folder)
+    add_scores(run, {"a": 0.9, "b": 0.8}, scans=False)
+    place = run / "evaluation" / "test"
+    vertebrae = {"n_reference": 2, "n_missed": 0, "id_rate": 1.0, "dice_mean": 0.85}
+    extra = {"a": 0, "b": 1}
+    record = json.loads((place / "scores.json").read_text())
+    cases = {}
+    for case, number in extra.items():
+        right = {"n_extra": number, "all_correct": not number, "per_label": {"20": {}, "21": {}}}
+        record["cases"][case]["vertebrae"] = {**vertebrae, **right}
+        mask = np.zeros((20, 30, 60), np.uint8)
+        mask[5:15, 8:20, 8:22], mask[5:15, 10:22, 24:38] = 21, 20
+        prediction = mask.copy()
+        if number:
+            prediction[5:15, 12:24, 40:54] = 19
+        volume = Volume(np.where(mask, 300, 0).astype(np.int16), np.diag([-2.0, -2.0, 2.0, 1.0]))
+        paths = {key: f"{case}_{key}.nii.gz" for key in ("image", "labels", "prediction")}
+        nifti.write_volume(place / paths["image"], volume)
+        nifti.write_labels(place / paths["labels"], mask, volume)
+        nifti.write_labels(place / paths["prediction"], prediction, volume)
+        cases[case] = {key: f"evaluation/test/{name}" for key, name in paths.items()}
+    (place / "cases.json").write_text(json.dumps(cases))
+    summary = {**vertebrae, "n_reference": 4, "n_extra": 1, "all_correct": 0.5, "n_scans": 2}
+    record["summary"]["vertebrae"] = summary
+    (place / "scores.json").write_text(json.dumps(record))
+    return run
+
+
+def test_the_first_figure_of_named_vertebrae_is_how_many_scans_are_wholly_right(tmp_path):
+    html, _, text = read(write_report(named_run(tmp_path / "run")))
+    assert "on 2 held-out scans, every vertebra right in 1 of them" in text
+    first = re.search(r"<dl.*?</div>", html, re.DOTALL).group()
+    words = " ".join(re.sub(r"<[^>]*>", " ", first).split())
+    assert words == "Scans wholly right 1 of 2 4 of 4 named right, 0 missed, 1 extra"
+    assert "nothing else has one, in 1 of 2 scans" in text
+
+
+def test_names_are_on_the_bodies_and_what_the_reference_lacks_is_extra(tmp_path):
+    html, _, _ = read(write_report(named_run(tmp_path / "run")))
+    worst = html.split("Worst scan: b")[1].split("</figure>")[0]
+    names = re.findall(r'class="level"[^>]*>([^<]*)<', worst)
+    assert sorted(names) == sorted(2 * ["L1", "L2", "T12 extra"])  # sagittal and coronal
+    assert "Coronal, along the vertebral bodies" in worst
+    best = html.split("Best scan: a")[1].split("</figure>")[0]
+    assert "extra" not in best
 
 
 @pytest.mark.parametrize("count", range(6))

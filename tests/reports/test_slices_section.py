@@ -66,12 +66,24 @@ def entry(case, index, dice=0.5):
     return {"case": case, "index": index, "dice": dice}
 
 
+def only(layer, rgb):
+    """The pixels of one colour; all others are clear."""
+    return np.where((layer[..., :3] == rgb).all(axis=-1, keepdims=True), layer, 0)
+
+
 def panels(html):
     """(scan, reference, prediction, outline of the reference) of each slice, as arrays."""
     found = []
     for figure in section_of(html).split('<figure class="slice">')[1:]:
         data = re.findall(r'href="data:image/png;base64,([^"]*)"', figure)
-        found.append([np.asarray(Image.open(io.BytesIO(base64.b64decode(d)))) for d in data])
+        pictures = [Image.open(io.BytesIO(base64.b64decode(d))) for d in data]
+        if not pictures:
+            found.append([])
+            continue
+        scan, *layers = pictures
+        layers = [np.asarray(layer.convert("RGBA")) for layer in layers]
+        both = [only(layers[-1], c) for c in (overlay.PREDICTION_RGB, overlay.REFERENCE_RGB)]
+        found.append([np.asarray(scan), *layers[:-1], *both])
     return found
 
 
@@ -176,13 +188,14 @@ def test_a_reference_that_is_gone_still_shows_the_prediction(tmp_path):
     (run / "evaluation/test/predictions/a_labels.nii.gz").unlink()
     html, _, text = read(write_report(run))
     assert "The file of the reference is gone" in text
-    assert [layer.ndim for layer in panels(html)[0]] == [2, 3]
+    scan, prediction, outline = panels(html)[0]
+    assert scan.ndim == 2 and prediction[..., 3].any() and not outline.any()
 
 
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        (None, "Which slices are best and worst was not recorded"),
+        (None, "The best and the worst slices were not recorded"),
         ({"plane": "axial", "best": [], "worst": []}, "No slice has any reference"),
         ({"plane": "axial"}, "No slice has any reference"),
         ({"plane": "axial", "best": 7, "worst": None}, "No slice has any reference"),
