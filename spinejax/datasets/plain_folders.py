@@ -3,11 +3,12 @@
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from spinejax import labels
 from spinejax.datasets import verse
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.io import file_names, scanfile
 from spinejax.io.centroids import Points, label_at, read_centroids
@@ -17,18 +18,7 @@ from spinejax.volume import LabelVolume
 _log = logging.getLogger("spinejax")
 
 
-@dataclass(frozen=True)
-class Files:
-    """A real scan with its CT, its mask or both."""
-
-    id: str
-    image: Path | None
-    labels: Path | None
-    centroids: Path | None = None
-    edition: str | None = None
-
-
-def real_scans(root: Path) -> list[Files]:
+def real_scans(root: Path) -> list[Case]:
     """Find the scans under a folder, with a CT, a mask or both.
 
     This function finds more masks than `verse.index_dataset`. If the name of a file begins with the
@@ -42,7 +32,7 @@ def real_scans(root: Path) -> list[Files]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give a folder of real CTs and masks")
     cases = [case for case in verse.index_dataset(root) if case.duplicate_of is None]
-    masks: dict[str, list[verse.Case]] = {}
+    masks: dict[str, list[Case]] = {}
     for case in cases:
         if case.image is None or case.labels is not None:
             continue
@@ -67,11 +57,11 @@ def real_scans(root: Path) -> list[Files]:
             if mask is None and candidate.image is not None and _is_mask(candidate.image):
                 mask = candidate.image
         if case.image is not None or mask is not None:
-            found.append(Files(case.id, case.image, mask, case.centroids, case.edition))
+            found.append(replace(case, labels=mask))
     return found
 
 
-def _folder(case: verse.Case) -> Path | None:
+def _folder(case: Case) -> Path | None:
     return case.image.parent if case.image is not None else None
 
 
@@ -83,13 +73,13 @@ def _is_mask(path: Path) -> bool:
     return True
 
 
-def with_masks(root: Path) -> list[Files]:
+def with_masks(root: Path) -> list[Case]:
     """Return the scans of `real_scans` that have both CT and mask.
 
     Raises:
         InputError: `root` is no folder, or no scan in it has both.
     """
-    found = [files for files in real_scans(root) if files.image and files.labels]
+    found = verse.usable(real_scans(root))
     if not found:
         raise InputError(
             f"{root} has no CT with a mask; `spinejax doctor --data={root}` names what is missing"

@@ -4,7 +4,7 @@ This is the second step of paper A (Saeed et al. 2023, sections 3.1 and 3.8). Th
 segments the spine. Its mask may restrict the second step to a box ("crop") or be an input of the
 network beside the image ("channel"). The mask then also gives the outlines, and the second step
 gives them names. Where the network says where the centres of vertebrae lie, the second step also
-completes vertebrae of which the mask misses a part.
+completes vertebrae that the mask covers in part only.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 A network gives one vertebra two labels, gives two touching vertebrae one label, and leaves specks
 and holes. Connected pieces of one class are split where they hold two vertebrae, and fragments are
-joined to their vertebra (`pieces`). What is left over goes to the instance around it or is removed.
+joined to their vertebra (`pieces`). The rest goes to the instance around it or is removed.
 If the network says how far each voxel is from the centre of its vertebra, that alone tells the
 vertebrae apart (`votes`).
 

@@ -83,34 +83,13 @@ class _Tap(NamedTuple):
     pixel: int  # of the map under the first of them
 
 
-def make_stack_predictor(
-    model: Any,
-    variables: Mapping[str, Any],
-    *,
-    patch: int,
-    to_input: ToInput,
-    fill_hu: int,
-    padding: str,
-    batch_size: int,
-    skip_empty: bool = True,
-    tile: int = TILE,
-) -> StackPredictor:
+def make_stack_predictor(model: Any, variables: Mapping[str, Any], **how: Any) -> StackPredictor:
     """Return a function that computes the probability of vertebra at every pixel of a stack.
 
     It is the softmax of two logits, or the sigmoid of one. Arguments, errors and memory are those
     of `make_slice_logits`.
     """
-    slice_logits = make_slice_logits(
-        model,
-        variables,
-        patch=patch,
-        to_input=to_input,
-        fill_hu=fill_hu,
-        padding=padding,
-        batch_size=batch_size,
-        skip_empty=skip_empty,
-        tile=tile,
-    )
+    slice_logits = make_slice_logits(model, variables, **how)
 
     def predict(
         stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]

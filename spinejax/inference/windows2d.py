@@ -103,20 +103,16 @@ def make_stack_predictor(
     probability: Callable[[Mapping[str, Any], jax.Array, jax.Array], jax.Array],
     variables: Mapping[str, Any],
     *,
-    window: tuple[int, int],
-    overlap: float,
     batch_size: int,
-    fill: int,
+    **how: Any,
 ) -> StackPredictor:
     """Compile a network for windows of slices, each batch divided among all local devices.
 
     Args:
         probability: (variables, image (b, wh, ww) preprocessed HU, stats (b, 4)) -> (b, wh, ww).
         variables: of the network.
-        window: see `predict_stack`.
-        overlap: see `predict_stack`.
         batch_size: rounded up to a multiple of the number of devices.
-        fill: see `predict_stack`.
+        **how: `window`, `overlap` and `fill` of `predict_stack`.
     """
     compiled, rows = over_local_devices(probability, variables, batch_size)
 
@@ -127,11 +123,9 @@ def make_stack_predictor(
         return predict_stack(
             lambda batch: compiled(batch, batch_stats),
             stack,
-            window=window,
-            overlap=overlap,
             batch_size=rows,
-            fill=fill,
             advance=advance,
+            **how,
         )
 
     return predict

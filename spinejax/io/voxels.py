@@ -215,13 +215,13 @@ def from_array(
     disk: DiskGrid | None = None,
     path: Path = Path("the array"),
 ) -> Volume:
-    """Return the CT that an array holds, its values treated as those of a file.
+    """Return an array as a CT; its values are cleaned like those of a file.
 
     Args:
-        array: (x, y, z) HU, integers or floats.
+        array: (x, y, z) HU, integers or floats, in any orientation.
         affine: (4, 4) from voxel indices to mm in NIfTI's RAS+ world.
-        disk: the grid on which labels are to be written; by default that of `affine`.
-        path: what to call the array in errors.
+        disk: the grid on which labels will be written; None takes the grid of `affine`.
+        path: the name of the array in errors.
 
     Raises:
         InputError: the array is not 3D, has no finite number, or has another type; or the affine

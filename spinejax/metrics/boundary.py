@@ -2,8 +2,8 @@
 
 Definition (Csurka et al., BMVC 2013; MATLAB's `bfscore`): a contour pixel of one mask is matched if
 the other mask has a contour pixel within a tolerance of it. Boundary precision and boundary recall
-are the matched shares of prediction and reference; the score is their harmonic mean. Contours are
-those of `surface`, in the plane.
+are the matched shares of prediction and reference; the score is their harmonic mean. `surface`
+defines contours, here in the plane.
 
 The tolerance is 0.75 % of the diagonal of the image in mm: about 2 mm for an axial CT slice of 200
 x 200 mm. It grows with the field of view. Compare scores only between equal fields of view, or give

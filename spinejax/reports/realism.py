@@ -27,7 +27,8 @@ from matplotlib.patches import Patch
 from scipy import ndimage
 
 from spinejax import files, labels, overlay
-from spinejax.datasets.plain_folders import Files, real_scans
+from spinejax.datasets.plain_folders import real_scans
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.io import centroids as centroid_files
@@ -143,7 +144,7 @@ class Measured:
     words: str = ""
 
 
-def measure_files(files: Files) -> Measured | None:
+def measure_files(files: Case) -> Measured | None:
     """Read and measure a real scan; log a warning and return None if it cannot be read."""
     try:
         mask = None if files.labels is None else scanfile.read_labels(files.labels)
