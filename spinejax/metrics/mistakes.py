@@ -32,19 +32,14 @@ def analyse(
     reference: np.ndarray,
     prediction: np.ndarray,
     spacing_mm: Sequence[float],
-    *,
-    axial: int,
-    superior_last: bool = True,
 ) -> dict[str, Any]:
     """Measure the mistakes of one prediction.
 
     Args:
-        image_hu: (x, y, z) the scan in HU.
+        image_hu: (x, y, z) the scan in HU, canonical.
         reference: the same shape, uint8 labels; 0 is background.
         prediction: the same shape, bool or number; foreground is everything above 0.
         spacing_mm: voxel size along each axis.
-        axial: the axis between foot and head.
-        superior_last: whether its index grows towards the head.
 
     Returns:
         {"vertebrae": [as `vertebrae` returns], "false_positives": as `false_positives` returns}.
@@ -55,10 +50,8 @@ def analyse(
     same_shape(image_hu, reference)
     same_shape(prediction, reference)
     return {
-        "vertebrae": vertebrae(image_hu, reference, prediction, spacing_mm, axial=axial),
-        "false_positives": false_positives(
-            image_hu, reference, prediction, spacing_mm, axial=axial, superior_last=superior_last
-        ),
+        "vertebrae": vertebrae(image_hu, reference, prediction, spacing_mm),
+        "false_positives": false_positives(image_hu, reference, prediction, spacing_mm),
     }
 
 
@@ -67,17 +60,14 @@ def vertebrae(
     reference: np.ndarray,
     prediction: np.ndarray,
     spacing_mm: Sequence[float],
-    *,
-    axial: int,
 ) -> list[dict[str, Any]]:
     """Measure how much of each label was found.
 
     Args:
-        image_hu: (x, y, z) the scan in HU.
+        image_hu: (x, y, z) the scan in HU, canonical.
         reference: the same shape, uint8 labels; 0 is background.
         prediction: the same shape; foreground is everything above 0.
         spacing_mm: voxel size along each axis.
-        axial: the axis between foot and head.
 
     Returns:
         One dict for each label, in ascending order: "label"; "ml"; "recall" in [0, 1]; "found_hu"
@@ -106,7 +96,7 @@ def vertebrae(
                 "found_hu": _median(hu[found]),
                 "missed_hu": _median(hu[inside & ~found]),
                 "at_border": any(touches),
-                "at_end": touches[axial],
+                "at_end": touches[2],
             }
         )
     return rows
@@ -117,9 +107,6 @@ def false_positives(
     reference: np.ndarray,
     prediction: np.ndarray,
     spacing_mm: Sequence[float],
-    *,
-    axial: int,
-    superior_last: bool = True,
 ) -> dict[str, dict[str, float | None]]:
     """Measure the false positives by place.
 
@@ -127,12 +114,10 @@ def false_positives(
     there is no labelled range, and the values of every place are None.
 
     Args:
-        image_hu: (x, y, z) the scan in HU.
+        image_hu: (x, y, z) the scan in HU, canonical.
         reference: the same shape; everything above 0 is labelled.
         prediction: the same shape; foreground is everything above 0.
         spacing_mm: voxel size along each axis.
-        axial: the axis between foot and head.
-        superior_last: whether its index grows towards the head.
 
     Returns:
         Place -> {"ml", "hu"}, with the median HU, None without false positives. The places are
@@ -152,9 +137,9 @@ def false_positives(
     if box is None:
         unknown: dict[str, float | None] = {"ml": None, "hu": None}
         return result | {place: dict(unknown) for place in (*PLACES, "within")}
-    height, labelled = voxels[:, axial], box[axial]
-    first, last = height < labelled.start, height >= labelled.stop
-    within = ~(first | last)
+    height, labelled = voxels[:, 2], box[2]
+    below, above = height < labelled.start, height >= labelled.stop
+    within = ~(below | above)
     near = np.zeros(len(voxels), bool)
     near[within] = (
         nearest_mm(
@@ -164,7 +149,6 @@ def false_positives(
         )
         <= NEAR_MM + ROUNDING_MM
     )
-    above, below = (last, first) if superior_last else (first, last)
     chosen = {"above": above, "near": near, "far": within & ~near, "below": below, "within": within}
     return result | {place: measured(which) for place, which in chosen.items()}
 

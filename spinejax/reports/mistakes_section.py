@@ -469,8 +469,7 @@ def _read(run: Run, before: Run | None, split: str, case: str, dice: float) -> _
         reference = (reference > 0).astype(np.uint8)
 
     def measured(mask: np.ndarray) -> dict[str, Any]:
-        axial = PLANES["axial"]
-        return mistakes.analyse(volume.array, reference, mask, volume.spacing_mm, axial=axial)
+        return mistakes.analyse(volume.array, reference, mask, volume.spacing_mm)
 
     mask, dice_before, note = None, None, ""
     if before is not None:

@@ -29,7 +29,7 @@ def example():
 
 
 def test_vertebrae_in_closed_form():
-    rows = mistakes.vertebrae(*example(), SPACING, axial=2)
+    rows = mistakes.vertebrae(*example(), SPACING)
     assert [row["label"] for row in rows] == [20, 21]
     upper, lower = rows
     assert upper["ml"] == pytest.approx(24 * VOXEL_ML)
@@ -40,9 +40,7 @@ def test_vertebrae_in_closed_form():
 
 def test_the_border_of_the_scan_and_its_ends():
     image, reference, prediction = (array[2:, :, 2:] for array in example())
-    rows = {
-        r["label"]: r for r in mistakes.vertebrae(image, reference, prediction, SPACING, axial=2)
-    }
+    rows = {r["label"]: r for r in mistakes.vertebrae(image, reference, prediction, SPACING)}
     assert rows[20]["at_border"] and not rows[20]["at_end"]  # a side only
     assert rows[21]["at_border"] and rows[21]["at_end"]
 
@@ -56,54 +54,41 @@ def test_false_positives_by_place_in_closed_form():
     prediction[0, 2, 5:7] = 1  # 2 mm off, and sqrt(4 + 9) off
     prediction[5, 4, 3] = 1  # sqrt(4 + 4) mm off
     image[2, 2, 11], image[0, 2, 5] = 700, 300
-    found = mistakes.false_positives(image, reference, prediction, SPACING, axial=2)
+    found = mistakes.false_positives(image, reference, prediction, SPACING)
     voxels = {place: round(value["ml"] / VOXEL_ML) for place, value in found.items()}
     assert voxels == {"total": 7, "above": 1, "below": 2, "within": 4, "near": 3, "far": 1}
     assert found["above"]["hu"] == 700 and found["far"]["hu"] == 300 and found["total"]["hu"] == 50
 
 
-def test_places_do_not_depend_on_the_order_of_the_axes():
-    image, reference, _ = example()
-    prediction = np.random.default_rng(0).random(reference.shape) < 0.2
-    expected = mistakes.analyse(image, reference, prediction, SPACING, axial=2)
-    turned = [array.transpose(2, 0, 1)[::-1] for array in (image, reference, prediction)]
-    spacing = (SPACING[2], SPACING[0], SPACING[1])
-    assert mistakes.analyse(*turned, spacing, axial=0, superior_last=False) == expected
-
-
 def test_empty_masks_and_what_does_not_fit():
     image, reference, prediction = example()
     nothing = np.zeros_like(reference)
-    found = mistakes.analyse(image, nothing, prediction, SPACING, axial=2)
+    found = mistakes.analyse(image, nothing, prediction, SPACING)
     assert found["vertebrae"] == []
     assert found["false_positives"]["total"]["ml"] == pytest.approx(24 * VOXEL_ML)
     assert found["false_positives"]["within"] == {"ml": None, "hu": None}
-    found = mistakes.analyse(image, reference, nothing, SPACING, axial=2)
+    found = mistakes.analyse(image, reference, nothing, SPACING)
     assert [row["recall"] for row in found["vertebrae"]] == [0, 0]
     assert all(v == {"ml": 0, "hu": None} for v in found["false_positives"].values())
     json.dumps(found)
     with pytest.raises(ValueError, match="shape"):
-        mistakes.analyse(image[1:], reference, prediction, SPACING, axial=2)
+        mistakes.analyse(image[1:], reference, prediction, SPACING)
     with pytest.raises(ValueError, match="spacing"):
-        mistakes.analyse(image, reference, prediction, (1, 1), axial=2)
+        mistakes.analyse(image, reference, prediction, (1, 1))
 
 
 shapes = st.tuples(*[st.integers(1, 6)] * 3)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), shapes, st.integers(0, 2))
-def test_parts_add_up_and_agree_with_the_scores(data, shape, axial):
+@given(st.data(), shapes)
+def test_parts_add_up_and_agree_with_the_scores(data, shape):
     reference = data.draw(arrays.arrays(np.uint8, shape, elements=st.sampled_from([0, 0, 20, 28])))
     prediction = data.draw(arrays.arrays(bool, shape))
     image = data.draw(arrays.arrays(np.int16, shape))
-    order = [axial, *(axis for axis in range(3) if axis != axial)]
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
-    for world, axis in zip((2, 0, 1), order, strict=True):
-        affine[world, axis] = SPACING[axis]
+    affine = np.diag([*SPACING, 1])
     score = scoring.score_arrays(prediction, reference, affine)
-    found = mistakes.analyse(image, reference, prediction, SPACING, axial=axial)
+    found = mistakes.analyse(image, reference, prediction, SPACING)
     places = found["false_positives"]
     total = score.counts.fp * VOXEL_ML
     assert places["total"]["ml"] == pytest.approx(total)
