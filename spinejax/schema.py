@@ -1,4 +1,4 @@
-"""Every field of a config: its default, its allowed values, its unit and its meaning, said once.
+"""All fields of a config, each stated once: default, allowed values, unit, meaning, tasks.
 
 Defaults, checks, error messages, `docs/config.md` and `spinejax config` all come from `FIELDS`. A
 config holds the fields that its task reads, and no others. The fields of a network are those of its
@@ -125,7 +125,7 @@ class Text:
 class Several:
     """A sequence whose items are all allowed: `count` of them, or at least `least`."""
 
-    item: "Number | Whole | Choice | Text"
+    item: "Allowed"
     count: int = 0
     least: int = 1
 
@@ -204,7 +204,7 @@ class Field:
             if isinstance(allowed.item, Choice) and wrong:
                 allowed, value = allowed.item, wrong[0]
         if isinstance(allowed, Choice):
-            if len(allowed.words) > 1:
+            if isinstance(value, str) and len(allowed.words) > 1:
                 check_choice(path, value, allowed.words)
             reason = f": {self.meaning}"
         raise InputError(f"{path}={value!r} must be {allowed}{reason}")
@@ -696,11 +696,25 @@ def check(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> None:
             raise InputError(unknown({**known, **model}, path, prefix))
         if path in known:
             known[path].check(value, prefix + path)
-    for path in known.keys() - flat.keys():
-        raise InputError(
-            f"the config has no {prefix}{path}, which task={flat['task']} needs; begin with `base` "
-            "of configs/common.py for this task"
-        )
+    for path in (*known, "model.name"):
+        if path not in flat:
+            raise InputError(
+                f"the config has no {prefix}{path}, which task={flat['task']} needs; begin with "
+                "`base` of configs/common.py for this task"
+            )
+    _check_together(flat, prefix)
+    if second is not None:
+        task = second.get("task") if isinstance(second, Mapping | ConfigDict) else None
+        if flat["task"] == CUBES or task != CUBES:
+            raise InputError(
+                f"task={flat['task']} with {SECOND}.task={task}: a pipeline segments the spine "
+                f"first; its second task is {CUBES}"
+            )
+        check(second, f"{prefix}{SECOND}.")
+
+
+def _check_together(flat: Mapping[str, Any], prefix: str) -> None:
+    """Refuse values that are allowed, but not together."""
     if not flat["train.steps"] and not flat["train.epochs"]:
         raise InputError(
             f"{prefix}train.epochs and {prefix}train.steps are both 0; set one of them"
@@ -713,13 +727,6 @@ def check(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> None:
         raise InputError(
             f"{prefix}data.fold={flat['data.fold']} must be below data.folds={flat['data.folds']}"
         )
-    if second is not None:
-        if flat["task"] == CUBES or second.get("task") != CUBES:
-            raise InputError(
-                f"task={flat['task']} with {SECOND}.task={second.get('task')}: a pipeline segments "
-                f"the spine first; its second task is {CUBES}"
-            )
-        check(second, f"{prefix}{SECOND}.")
 
 
 def check_block(
@@ -818,9 +825,9 @@ def reference(networks: Mapping[str, Mapping[str, Field]]) -> str:
     for block, members in blocks.items():
         parts += [f"## {block or 'The experiment'}", _table(members, with_tasks=True)]
     parts.append("## model\n\nThe fields depend on the network, `model.name`.")
-    for name, members in networks.items():
-        own = [field for key, field in members.items() if key != "name"]
-        parts += [f"### {name}", _table(own, with_tasks=False)]
+    for network, own in networks.items():
+        members = [field for name, field in own.items() if name != "name"]
+        parts += [f"### {network}", _table(members, with_tasks=False)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -834,7 +841,11 @@ def _table(members: Collection[Field], *, with_tasks: bool) -> str:
         name = f"`{field.path.rpartition('.')[2]}`{' ↻' * field.free}"
         default = f"`{field.default!r}` {field.unit}".rstrip()
         row = [name, default, str(field.allowed), field.meaning]
-        tasks = "all" if len(field.tasks) == len(TASKS) else ", ".join(map(_SHORT.get, field.tasks))
+        tasks = (
+            "all"
+            if len(field.tasks) == len(TASKS)
+            else ", ".join(_SHORT[task] for task in field.tasks)
+        )
         rows.append([*row, tasks] if with_tasks else row)
     lines = [[*header, "tasks"] if with_tasks else header]
     lines += [["---"] * len(lines[0]), *rows]

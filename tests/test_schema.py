@@ -106,7 +106,7 @@ def test_numbers_are_finite_and_within_their_limits(value):
         (Number(whole=True), 1.5),
         (Flag(), 1),
         (Choice(("a", "b")), ["a"]),
-        (Choice({"a": 1}), ["a"]),
+        (Choice({"a": 1, "b": 2}), ["a"]),
         (Several(Whole(1), 2), (1,)),
         (Several(Whole(1)), ()),
         (Several(Whole(1)), 3),
@@ -210,6 +210,10 @@ def test_a_field_that_is_missing_is_named():
     del config.data.plane
     with pytest.raises(InputError, match=r"no data\.plane, which task=slice_segmentation needs"):
         schema.check(config)
+    config = unet.get_config()
+    del config.model
+    with pytest.raises(InputError, match=r"no model\.name"):
+        tasks.check(config)
     with pytest.raises(InputError, match="task = '' is unknown"):
         schema.check({"name": "x"})
 

@@ -74,7 +74,7 @@ def _allowed(kind: Any) -> Allowed:
 
 def _attributes(network: type) -> dict[str, str]:
     """Return name -> meaning from the section "Attributes" of a class's docstring."""
-    section = inspect.getdoc(network).partition("Attributes:\n")[2].partition("\n\n")[0]
+    section = str(inspect.getdoc(network)).partition("Attributes:\n")[2].partition("\n\n")[0]
     lines = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
     return {name: " ".join(f"{text[:1].upper()}{text[1:]}".split()) for name, text in lines}
 
@@ -123,7 +123,6 @@ def build_model(
     """
     check(block)
     # JSON holds lists; a module's fields must be hashable.
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in block.items() if k != "name"}
-    return MODELS[block["name"]](
-        **values, out_channels=out_channels, dtype=dtype, remat=remat, axis_name=axis_name
-    )
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
+    built: dict[str, Any] = dict(dtype=dtype, remat=remat, axis_name=axis_name)
+    return MODELS[values.pop("name")](out_channels=out_channels, **values, **built)

@@ -6,7 +6,7 @@ float32; computations run in a module's `dtype`.
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -54,8 +54,8 @@ class Network(nn.Module):
     dtype: Dtype = jnp.float32
     remat: bool = False
 
-    SEES = "slices"  # or "patches", which get one class each, or "cubes"
-    PER_STAGE = ()  # fields that hold one value for each stage of `widths`
+    SEES: ClassVar[str] = "slices"  # or "patches", which get one class each, or "cubes"
+    PER_STAGE: ClassVar[tuple[str, ...]] = ()  # fields with one value for each stage of `widths`
 
     @property
     def stride(self) -> int:
