@@ -8,17 +8,15 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from spinejax import models, schema
-from spinejax.tasks.patch_classification import patch_classification
+from spinejax.tasks import patch_classification, slice_segmentation, vertebra_recognition
 from spinejax.tasks.record import Keys, Loss, LossAux, MaskTask, NameTask, Task
-from spinejax.tasks.slice_segmentation import slice_segmentation
-from spinejax.tasks.vertebra_recognition import vertebra_recognition
 
 __all__ = ["TASKS", "Keys", "Loss", "LossAux", "MaskTask", "NameTask", "Task", "build_task"]
 
 TASKS: dict[str, Callable[[ConfigDict, str | None], Task]] = {
-    "slice_segmentation": slice_segmentation,
-    "patch_classification": patch_classification,
-    "vertebra_recognition": vertebra_recognition,
+    "slice_segmentation": slice_segmentation.build,
+    "patch_classification": patch_classification.build,
+    "vertebra_recognition": vertebra_recognition.build,
 }
 
 

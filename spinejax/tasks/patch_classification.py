@@ -21,8 +21,8 @@ from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, MaskTask
 
 
-def patch_classification(config: ConfigDict, axis_name: str | None) -> MaskTask:
-    """Classification of square patches, vertebra or not, and of every pixel by its patch (paper B).
+def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
+    """Return the task: square patches, and every pixel by its patch, are vertebra or not.
 
     The label of a patch follows from its pixels after augmentation, which may turn and shift them.
     The patch of a pixel is the one with the pixel in row and column n // 2.
@@ -43,19 +43,14 @@ def patch_classification(config: ConfigDict, axis_name: str | None) -> MaskTask:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)
 
     def loss(
-        params: Any,
-        batch_stats: Any,
-        batch: Mapping[str, jax.Array],
-        keys: Keys | None,
-        *,
-        train: bool,
+        params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
     ) -> tuple[jax.Array, LossAux]:
         image, label = arrays(batch, keys)
         border = (image.shape[1] - n) // 2
         inner = slice(border, border + n)
         truth = label_of(label[:, inner, inner] > 0)
         x = to_input(image[:, inner, inner], batch["stats"])[..., None]
-        logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
+        logits, batch_stats = record.apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
         value = loss_fn(logits, truth.astype(jnp.int32), weight=weight, axis_name=axis_name)
         found = logits[:, 1] > logits[:, 0]

@@ -45,16 +45,10 @@ class LossAux(NamedTuple):
 
 
 class Loss(Protocol):
-    """Signature of `Task.loss`; `keys` is None exactly when `train` is false."""
+    """Signature of `Task.loss`; `keys` is None in validation."""
 
     def __call__(
-        self,
-        params: Any,
-        batch_stats: Any,
-        batch: Mapping[str, jax.Array],
-        keys: Keys | None,
-        *,
-        train: bool,
+        self, params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
     ) -> tuple[jax.Array, LossAux]:
         """Return the loss of a batch, equal on all devices of the axis, and `LossAux`."""
 
@@ -194,29 +188,18 @@ def counts(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
     return sums * weight[:, None]
 
 
-def needed(keys: Keys | None) -> Keys:
-    """Return `keys`.
-
-    Raises:
-        ValueError: they are None.
-    """
-    if keys is None:
-        raise ValueError("training needs `keys`")
-    return keys
-
-
 def apply(
-    model: nn.Module, params: Any, batch_stats: Any, x: jax.Array, keys: Keys | None, *, train: bool
+    model: nn.Module, params: Any, batch_stats: Any, x: jax.Array, keys: Keys | None
 ) -> tuple[jax.Array, Any]:
-    """Return logits and the running statistics, which only training changes."""
+    """Return logits and the running statistics, which only training, with `keys`, changes."""
     variables = {"params": params, "batch_stats": batch_stats}
-    if not train:
+    if keys is None:
         return model.apply(variables, x, train=False)[0], batch_stats
     (logits, _), updated = model.apply(
         variables,
         x,
         train=True,
-        rngs={"dropout": needed(keys).dropout},
+        rngs={"dropout": keys.dropout},
         mutable=["batch_stats"],
     )
     return logits, updated.get("batch_stats", batch_stats)

@@ -21,8 +21,8 @@ from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, MaskTask
 
 
-def slice_segmentation(config: ConfigDict, axis_name: str | None) -> MaskTask:
-    """Binary segmentation of slices: vertebra or not (paper A)."""
+def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
+    """Return the task of a config, see the module."""
     model = record.network(config, axis_name, out_channels=1, of="slices")
     size = tuple(config.data.size)
     if any(side % model.stride for side in size):
@@ -41,16 +41,11 @@ def slice_segmentation(config: ConfigDict, axis_name: str | None) -> MaskTask:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
 
     def loss(
-        params: Any,
-        batch_stats: Any,
-        batch: Mapping[str, jax.Array],
-        keys: Keys | None,
-        *,
-        train: bool,
+        params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
     ) -> tuple[jax.Array, LossAux]:
         image, label = arrays(batch, keys)
         x = network_input(image, batch["stats"])
-        logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
+        logits, batch_stats = record.apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
         value = loss_fn(logits, label, weight=weight, axis_name=axis_name)
         mask = logits[..., 0] > 0

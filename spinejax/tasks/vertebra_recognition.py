@@ -22,8 +22,8 @@ from spinejax.tasks.record import Keys, LossAux, NameTask
 _WORN = 7  # makes the keys of masks differ from the keys of augmentation
 
 
-def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> NameTask:
-    """Segmentation of cubes into background, C1 to L6 and T13 (paper A, sections 3.8 and 4.3.2).
+def build(config: ConfigDict, axis_name: str | None) -> NameTask:
+    """Return the task: cubes of background, C1 to L6 and T13 (paper A, sections 3.8 and 4.3.2).
 
     A voxel of a vertebra is right if it gets the name of that vertebra. With the name of another
     vertebra it counts as a false positive and as a false negative.
@@ -58,12 +58,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> NameTask:
         return jnp.stack([x, spine.astype(x.dtype)], -1) if seen else x[..., None]
 
     def loss(
-        params: Any,
-        batch_stats: Any,
-        batch: Mapping[str, jax.Array],
-        keys: Keys | None,
-        *,
-        train: bool,
+        params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
     ) -> tuple[jax.Array, LossAux]:
         image, label = arrays(batch, keys)
         truth = jnp.asarray(class_of)[label]
@@ -72,7 +67,7 @@ def vertebra_recognition(config: ConfigDict, axis_name: str | None) -> NameTask:
             own = jax.vmap(lambda key: jax.random.fold_in(key, _WORN))(keys.augment)
             spine = augment.worn_masks(own, label, image, spacing_mm=how.spacing_mm, sacrum=sacrum)
         x = network_input(image, batch["stats"], spine)
-        logits, batch_stats = record.apply(model, params, batch_stats, x, keys, train=train)
+        logits, batch_stats = record.apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
         logits, offsets = jnp.split(logits, [labels.NUM_CLASSES], -1)
         common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)

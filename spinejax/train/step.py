@@ -119,7 +119,7 @@ def make_train_step(
                 jax.random.fold_in(dropout_key, i),
             )
             (loss, aux), gradient = jax.value_and_grad(task.loss, has_aux=True)(
-                state.params, batch_stats, part, keys, train=True
+                state.params, batch_stats, part, keys
             )
             batch_stats = aux.batch_stats
             losses.append(loss)
@@ -167,9 +167,7 @@ def make_eval_step(
     """
 
     def step(variables: dict[str, Any], batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-        loss, aux = task.loss(
-            variables["params"], variables["batch_stats"], batch, None, train=False
-        )
+        loss, aux = task.loss(variables["params"], variables["batch_stats"], batch, None)
         rows = {"sums": aux.sums, **{k: batch[k] for k in ("case", "index", "weight")}}
         results = {k: jax.lax.all_gather(v, AXIS, tiled=True) for k, v in rows.items()}
         results["loss"] = jax.lax.pmean(loss, AXIS)

@@ -68,7 +68,7 @@ def test_verse_ids_become_the_classes_of_labels():
         "weight": jnp.ones(2),
     }
     variables = task.init(jax.random.key(0))
-    _, aux = task.loss(variables["params"], {}, batch, None, train=False)
+    _, aux = task.loss(variables["params"], {}, batch, None)
     tp, fp, fn, tn = np.asarray(aux.sums).sum(0)
     foreground = int((label > 0).sum())
     assert tp + fn == foreground and tp + fp == int(np.asarray(aux.mask).sum())
@@ -98,7 +98,7 @@ def test_offsets_are_three_more_outputs_which_the_loss_teaches():
 
     def value(task, head):
         params = {**variables["params"], "logits": {"conv": head}}
-        return task.loss(params, {}, batch, None, train=False)[0]
+        return task.loss(params, {}, batch, None)[0]
 
     # Without the offsets the network is the same, and so is the rest of the loss.
     fewer = jax.tree.map(lambda x: x[..., : labels.NUM_CLASSES], head)

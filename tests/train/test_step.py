@@ -1,6 +1,5 @@
 """One update against the same update written out by hand."""
 
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ def by_hand(config, state: TrainState, batch) -> tuple[float, object]:
     """Loss and gradient without any mapping."""
     task = build_task(config)
     keys = Keys(jax.random.split(jax.random.key(9), 8), jax.random.key(9))
-    loss = partial(task.loss, train=True)
+    loss = task.loss
     (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
         state.params, state.batch_stats, batch, keys
     )
