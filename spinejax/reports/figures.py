@@ -97,6 +97,12 @@ _SLAB = 32
 _APART_MM = 5.0
 """Body centres that lie closer along the spine than this are one point of its curve."""
 
+_OFF_MM = 15.0
+"""A body whose centre is farther from the curve is not in the straightened picture."""
+
+_STEEPEST = 1.5
+"""Largest tangent of the angle between the curve's ends and the scan's long axis."""
+
 _NAME_MM, _NAME_SHARE = 13.0, 0.03
 """Height of a name: at most this length, and at most this share of the picture's height."""
 
@@ -365,6 +371,11 @@ def spine_curve(
     for point in points[1:]:
         if point[1] - kept[-1][1] >= _APART_MM:
             kept.append(point)
+    # The centre of a vertebra that the scan cuts may lie in its processes, far behind the bodies.
+    for end, beside in ((0, 1), (-1, -2)):
+        y, z = kept[end] - kept[beside] if len(kept) > 2 else (0.0, 1.0)
+        if abs(y) > _STEEPEST * abs(z):
+            kept.pop(end)
     (y, z), top = np.array(kept).T, (shape[2] - 1) * spacing_mm[2]
     fine = np.linspace(0, top, 2 + int(2 * top / min(step_mm, spacing_mm[2])))
     if len(z) == 1:
@@ -418,7 +429,7 @@ def _words(
         real = int(there[1:].argmax()) + 1
         if there[real] and real != label and there[0] < there.sum() / 2:
             known = labels.name(real) if real in labels.NAMES else str(real)
-            words[label] += f" ({known} in reference)"
+            words[label] += f" not {known}"
         elif label not in given:
             words[label] += " extra"
     return words
@@ -453,87 +464,94 @@ def panels(
             )
     spacing, image = volume.spacing_mm, volume.array
     extent = [length * mm for length, mm in zip(image.shape, spacing, strict=True)]
-    guides = [mask for mask in (reference, prediction) if mask is not None]
     # The reference says better where the spine is.
-    guide, where = next(((m, c) for m in guides if (c := centre(m))), (None, None))
-    if guide is None or where is None:
-        where = tuple((length - 1) // 2 for length in image.shape)
-    else:
-        # The median level may be a disc; take the slice nearby that shows most of a vertebra.
-        reach = int(_NEAR_AXIAL_MM / spacing[2])
-        low = max(0, where[2] - reach)
-        near = range(low, min(where[2] + reach + 1, image.shape[2]))
-        areas = [np.count_nonzero(guide[:, :, k]) for k in near]
-        where = (where[0], where[1], low + int(np.argmax(areas)))
-    curve = None
+    guides = [mask for mask in (reference, prediction) if mask is not None and mask.any()]
+    where = _middle(guides[0] if guides else None, image.shape, spacing)
+    curve, high_mm = None, extent[2]
     if centroids:
-        better = guide is reference and guide is not None and guide.max() > 1
-        centres = body_centres(guide, spacing) if better and guide is not None else centroids
-        fine_mm = 1 / _MAX_PIXELS_PER_MM
-        curve = spine_curve(np.array(list(centres.values())), image.shape, spacing, fine_mm)
-        where = (int(np.median([point[0] for point in centres.values()]).round()), *where[1:])
-    along_mm = extent[2] if curve is None else len(curve) / _MAX_PIXELS_PER_MM
+        centres = np.array(list(centroids.values()))
+        if guides and guides[0] is reference and reference.max() > 1:
+            centres = np.array(list(body_centres(reference, spacing).values()))
+        where = (round(np.median(centres[:, 0])), *where[1:])
+        curve = spine_curve(centres, image.shape, spacing, 1 / _MAX_PIXELS_PER_MM)
+        high_mm = len(curve) / _MAX_PIXELS_PER_MM
     across = extent[1] + extent[0] + extent[0]
-    tallest = max(extent[2], extent[1], along_mm)
+    tallest = max(extent[2], extent[1], high_mm)
     scale = min(_PIXELS[0] / across, _PIXELS[1] / tallest, _MAX_PIXELS_PER_MM)
     words = _words(prediction, reference, list(centroids))
     found = []
     for plane, axis in PLANES.items():
         column_axis, row_axis = (other for other in range(3) if other != axis)
-        is_curved = plane == "coronal" and curve is not None
-        high_mm = along_mm if is_curved else extent[row_axis]
-        size = (max(8, round(high_mm * scale)), max(8, round(extent[column_axis] * scale)))
-        caption = f"{plane.capitalize()}, slice {where[axis] + 1} of {image.shape[axis]}"
-        if is_curved and curve is not None:
-            rows = np.interp(np.arange(size[0]) + 0.5, (0, size[0]), (0, len(curve) - 1))
+        wide = max(8, round(extent[column_axis] * scale))
+        if plane == "coronal" and curve is not None:
+            rows = np.linspace(0, len(curve) - 1, max(8, round(high_mm * scale)))
             path = np.stack([np.interp(rows, range(len(curve)), side) for side in curve.T], 1)
-            grey = overlay.window(straightened(image, path, size[1], order=1))
-            masks = [None if m is None else straightened(m, path, size[1], 0) for m in
-                     (prediction, reference)]  # fmt: skip
             caption = "Coronal, along the vertebral bodies"
+            grey = overlay.window(straightened(image, path, wide, order=1))
+            masks = [
+                None if mask is None else straightened(mask, path, wide, order=0)
+                for mask in (prediction, reference)
+            ]
         else:
             path = None
+            caption = f"{plane.capitalize()}, slice {where[axis] + 1} of {image.shape[axis]}"
+            size = (max(8, round(extent[row_axis] * scale)), wide)
 
             def cut(array: np.ndarray, plane: str = plane, axis: int = axis) -> np.ndarray:
                 return display(take_slice(array, plane, where[axis]), plane)
 
             grey = resize(overlay.window(cut(image)), size, smooth=True)
             masks = [
-                None if m is None else resize(cut(m).astype(np.int32), size, smooth=False)
-                for m in (prediction, reference)
+                None if mask is None else resize(cut(mask).astype(np.int32), size, smooth=False)
+                for mask in (prediction, reference)
             ]
-        predicted, given = masks
-        layer = compare_layer(predicted, given, bool(centroids))
-        letter = name_size(size[0], scale)
-        names = () if plane == "axial" else tuple(
-            _name_at(point, words[label], size, image.shape, spacing, plane, path, letter)
-            for label, point in centroids.items()
-        )  # fmt: skip
-        found.append(Panel(plane, caption, grey, layer, names, scale))
+        layer = compare_layer(*masks, named=bool(centroids))
+        names = []
+        for label, point in centroids.items() if plane != "axial" else ():
+            place = _place(point, image.shape, spacing, grey.shape, plane, path)
+            if place is not None:
+                # Long words stay inside the picture.
+                half = 0.33 * len(words[label]) * name_size(grey.shape[0], scale)
+                x = max(min(place[0], wide - half), min(half, wide / 2))
+                names.append(Name(x, place[1], words[label]))
+        found.append(Panel(plane, caption, grey, layer, tuple(names), scale))
     return found
 
 
-def _name_at(
+def _middle(
+    guide: np.ndarray | None, shape: tuple[int, ...], spacing_mm: Sequence[float]
+) -> tuple[int, ...]:
+    """Return the voxel whose planes show the spine of `guide`, else the scan's middle."""
+    where = None if guide is None else centre(guide)
+    if guide is None or where is None:
+        return tuple((length - 1) // 2 for length in shape)
+    # The median level may be a disc; take the slice nearby that shows most of a vertebra.
+    reach = int(_NEAR_AXIAL_MM / spacing_mm[2])
+    low = max(0, where[2] - reach)
+    near = range(low, min(where[2] + reach + 1, shape[2]))
+    areas = [np.count_nonzero(guide[:, :, k]) for k in near]
+    return where[0], where[1], low + int(np.argmax(areas))
+
+
+def _place(
     point: np.ndarray,
-    words: str,
-    size: tuple[int, int],
     shape: tuple[int, ...],
     spacing_mm: Sequence[float],
+    size: tuple[int, ...],
     plane: str,
     path: np.ndarray | None,
-    letter: float,
-) -> Name:
-    """Return a name where a vertebral body is on a sagittal or (straightened) coronal picture."""
+) -> tuple[float, float] | None:
+    """Return (x, y) of a vertebral body on a sagittal or coronal picture of `size`.
+
+    None if the path of a straightened picture leaves the body out.
+    """
     across = 1 if plane == "sagittal" else 0
     x = (point[across] + 0.5) / shape[across] * size[1]
     if path is None:
-        y = (1 - (point[2] + 0.5) / shape[2]) * size[0]
-    else:
-        apart = (path - np.asarray(point)[1:]) * np.asarray(spacing_mm)[1:]
-        y = float(np.argmin((apart**2).sum(axis=1)))
-    # Long words stay inside the picture.
-    half = min(0.33 * len(words) * letter, size[1] / 2)
-    return Name(min(max(x, half), size[1] - half), y, words)
+        return x, (1 - (point[2] + 0.5) / shape[2]) * size[0]
+    apart_mm = np.hypot(*((path - np.asarray(point)[1:]) * np.asarray(spacing_mm)[1:]).T)
+    nearest = int(apart_mm.argmin())
+    return (x, float(nearest)) if apart_mm[nearest] <= _OFF_MM else None
 
 
 def name_size(panel_height: int, pixels_per_mm: float) -> float:
@@ -561,8 +579,8 @@ def _annotate(axes: Any, panel: Panel) -> None:
     for x, y, letter, ha, va in (
         (6, rows / 2, left, "left", "center"),
         (columns - 7, rows / 2, right, "right", "center"),
-        (columns / 2, 5, top, "center", "top"),
-        (columns / 2, rows - 6, bottom, "center", "bottom"),
+        (columns - 7, 5, top, "right", "top"),  # in the middle would be the spine
+        (columns - 7, rows - 6, bottom, "right", "bottom"),
     ):
         axes.text(x, y, letter, ha=ha, va=va, fontsize=13, **style)
     length, y = scale_bar_mm(columns / panel.pixels_per_mm), rows - 12
