@@ -14,15 +14,13 @@ import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib import font_manager, patheffects
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from PIL import Image
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
@@ -87,6 +85,8 @@ EDGES = {
     "axial": ("R", "L", "A", "P"),
 }
 """Plane -> (left, right, top, bottom) of its picture as directions of the patient."""
+
+_FROM = {"sagittal": "the right", "coronal": "the front", "axial": "below"}
 
 _PIXELS = (1560, 980)
 """Largest width of the three panels together and largest height of one, in pixels."""
@@ -483,29 +483,33 @@ def panels(
     for plane, axis in PLANES.items():
         column_axis, row_axis = (other for other in range(3) if other != axis)
         wide = max(8, round(extent[column_axis] * scale))
+        size = (max(8, round(extent[row_axis] * scale)), wide)
+        slice_words = f"slice {where[axis] + 1} of {image.shape[axis]}"
+        caption = f"{plane.capitalize()}, {slice_words} from {_FROM[plane]}"
+        path = None
         if plane == "coronal" and curve is not None:
+            caption = "Coronal, along the vertebral bodies"
             rows = np.linspace(0, len(curve) - 1, max(8, round(high_mm * scale)))
             path = np.stack([np.interp(rows, range(len(curve)), side) for side in curve.T], 1)
-            caption = "Coronal, along the vertebral bodies"
             grey = overlay.window(straightened(image, path, wide, order=1))
-            masks = [
-                None if mask is None else straightened(mask, path, wide, order=0)
-                for mask in (prediction, reference)
-            ]
         else:
-            path = None
-            caption = f"{plane.capitalize()}, slice {where[axis] + 1} of {image.shape[axis]}"
-            size = (max(8, round(extent[row_axis] * scale)), wide)
+            slice_2d = display(take_slice(image, plane, where[axis]), plane)
+            grey = resize(overlay.window(slice_2d), size, smooth=True)
 
-            def cut(array: np.ndarray, plane: str = plane, axis: int = axis) -> np.ndarray:
-                return display(take_slice(array, plane, where[axis]), plane)
+        def cut(
+            mask: np.ndarray,
+            plane: str = plane,
+            index: int = where[axis],
+            path: np.ndarray | None = path,
+            size: tuple[int, int] = size,
+        ) -> np.ndarray:
+            if path is not None:
+                return straightened(mask, path, size[1], order=0)
+            slice_2d = display(take_slice(mask, plane, index), plane)
+            return resize(slice_2d.astype(np.int32), size, smooth=False)
 
-            grey = resize(overlay.window(cut(image)), size, smooth=True)
-            masks = [
-                None if mask is None else resize(cut(mask).astype(np.int32), size, smooth=False)
-                for mask in (prediction, reference)
-            ]
-        layer = compare_layer(*masks, named=bool(centroids))
+        given = None if reference is None else cut(reference)
+        layer = compare_layer(cut(prediction), given, named=bool(centroids))
         names = []
         for label, point in centroids.items() if plane != "axial" else ():
             place = _place(point, image.shape, spacing, grey.shape, plane, path)
@@ -563,34 +567,12 @@ def name_size(panel_height: int, pixels_per_mm: float) -> float:
 
 _GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 84, 40
 _BACKGROUND, _TEXT, _FAINT = "#0c0e11", "#eef1f4", "#9aa4af"
-_DPI = 100
-_SHADOW = [patheffects.withStroke(linewidth=2.5, foreground=_BACKGROUND)]
 
 
-def _points(pixels: float) -> float:
-    return pixels * 72 / _DPI
-
-
-def _annotate(axes: Any, panel: Panel) -> None:
-    """Write directions, a scale bar and names on a panel."""
-    rows, columns = panel.grey.shape
-    style: dict[str, Any] = {"color": _TEXT, "fontweight": "bold", "path_effects": _SHADOW}
-    left, right, top, bottom = EDGES[panel.plane]
-    for x, y, letter, ha, va in (
-        (6, rows / 2, left, "left", "center"),
-        (columns - 7, rows / 2, right, "right", "center"),
-        (columns - 7, 5, top, "right", "top"),  # in the middle would be the spine
-        (columns - 7, rows - 6, bottom, "right", "bottom"),
-    ):
-        axes.text(x, y, letter, ha=ha, va=va, fontsize=13, **style)
-    length, y = scale_bar_mm(columns / panel.pixels_per_mm), rows - 12
-    for width, colour in ((4.5, _BACKGROUND), (2.0, _TEXT)):
-        ends = [12, 12 + length * panel.pixels_per_mm]
-        axes.plot(ends, [y, y], color=colour, lw=width, solid_capstyle="butt")
-    axes.text(12, y - 7, f"{length} mm", fontsize=10, va="bottom", **style)
-    size = _points(name_size(rows, panel.pixels_per_mm))
-    for x, y, words in panel.names:
-        axes.text(x - 0.5, y - 0.5, words, ha="center", va="center", fontsize=size, **style)
+@cache
+def _font(size: int, weight: str = "normal") -> ImageFont.FreeTypeFont:
+    properties = font_manager.FontProperties(family="DejaVu Sans", weight=weight)
+    return ImageFont.truetype(font_manager.findfont(properties), size)
 
 
 def printable(words: str, length: int) -> str:
@@ -598,6 +580,31 @@ def printable(words: str, length: int) -> str:
     glyphs = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     shown = "".join(letter if ord(letter) in glyphs else "?" for letter in words)
     return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def _annotated(panel: Panel) -> Image.Image:
+    """Return a panel with directions, a scale bar and names."""
+    picture = Image.fromarray(blend(panel.grey, panel.layer))
+    draw = ImageDraw.Draw(picture)
+    rows, columns = panel.grey.shape
+
+    def write(x: float, y: float, words: str, anchor: str, size: float) -> None:
+        font = _font(round(size), "bold")
+        draw.text((x, y), words, _TEXT, font, anchor, stroke_width=3, stroke_fill=_BACKGROUND)
+
+    left, right, top, bottom = EDGES[panel.plane]
+    write(6, rows / 2, left, "lm", 18)
+    write(columns - 7, rows / 2, right, "rm", 18)
+    write(columns - 7, 5, top, "ra", 18)  # in the middle would be the spine
+    write(columns - 7, rows - 6, bottom, "rd", 18)
+    length = scale_bar_mm(columns / panel.pixels_per_mm)
+    bar = [12, rows - 12, 12 + length * panel.pixels_per_mm, rows - 12]
+    draw.line(bar, _BACKGROUND, 7)
+    draw.line(bar, _TEXT, 3)
+    write(12, rows - 19, f"{length} mm", "ld", 14)
+    for x, y, words in panel.names:
+        write(x, y, words, "mm", name_size(rows, panel.pixels_per_mm))
+    return picture
 
 
 def quicklook_png(
@@ -613,50 +620,36 @@ def quicklook_png(
     total = sum(panel.grey.shape[1] for panel in shown) + 2 * _GAP
     width = max(total, 640) + 2 * _MARGIN
     height = _HEADER + max(panel.grey.shape[0] for panel in shown) + _FOOTER + _MARGIN
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
-    FigureCanvasAgg(figure)
-
-    def text(x: float, y: float, words: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, words, parse_math=False, va="baseline", **style)
-
+    canvas = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    heading = printable(title, (width - 460) // 12)
+    draw.text((_MARGIN, 38), heading, _TEXT, _font(21, "bold"), "ls")
     spacing = " × ".join(f"{mm:.3g}" for mm in geometry.spacing_mm(volume.native_affine))
     voxels = f"{' × '.join(map(str, volume.native.shape))} voxels of {spacing} mm"
-    heading = printable(title, (width - 460) // 12)
-    text(_MARGIN, 38, heading, color=_TEXT, fontsize=15, fontweight="bold")
-    text(_MARGIN, 64, f"{voxels}, {volume.orientation}", color=_FAINT, fontsize=11)
+    draw.text((_MARGIN, 64), f"{voxels}, {volume.orientation}", _FAINT, _font(15), "ls")
     found = "prediction" if prediction.any() else "prediction (empty)"
-    entries = [(overlay.PREDICTION_RGB, found), (overlay.REFERENCE_RGB, "reference")]
     if centroids:
-        entries = [(LEVEL_RGB[20], f"{found}, one colour a level")]
-        entries.append((REFERENCE_LINE_RGB, "reference"))
-    entries.append((overlay.BOTH_RGB, "both"))
-    entries = entries[: 1 if reference is None else 2 if centroids else 3]
-    figure.legend(
-        handles=[
-            Line2D([], [], color=tuple(value / 255 for value in rgb), lw=3, label=name)
-            for rgb, name in entries
-        ],
-        loc="upper right", bbox_to_anchor=(1 - (_MARGIN - 4) / width, 1 - 16 / height),
-        ncols=len(entries), frameon=False, labelcolor=_TEXT, fontsize=12, handlelength=1.4,
-        borderaxespad=0, borderpad=0, columnspacing=1.6,
-    )  # fmt: skip
+        entries = [(f"{found}, one colour a level", LEVEL_RGB[20])]
+        entries += [("reference", REFERENCE_LINE_RGB)] if reference is not None else []
+    else:
+        entries = [(found, overlay.PREDICTION_RGB)]
+        if reference is not None:
+            entries += [("reference", overlay.REFERENCE_RGB), ("both", overlay.BOTH_RGB)]
+    x = width - _MARGIN
+    for words, rgb in reversed(entries):
+        draw.text((x, 24), words, _TEXT, _font(16), "rm")
+        x -= round(draw.textlength(words, _font(16))) + 10
+        draw.line([x - 22, 24, x, 24], rgb, 4)
+        x -= 22 + 24
     left = _MARGIN + (width - 2 * _MARGIN - total) // 2
     for panel in shown:
         rows, columns = panel.grey.shape
-        # Exactly one picture pixel per screen pixel: outlines stay sharp.
-        axes = figure.add_axes(
-            (left / width, (height - _HEADER - rows) / height, columns / width, rows / height)
-        )
-        axes.imshow(blend(panel.grey, panel.layer), interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        _annotate(axes, panel)
-        axes.set_xlim(-0.5, columns - 0.5)
-        axes.set_ylim(rows - 0.5, -0.5)
-        text(left, _HEADER + rows + 25, panel.caption, color=_FAINT, fontsize=11)
+        canvas.paste(_annotated(panel), (left, _HEADER))
+        caption = panel.caption if columns > 280 else panel.caption.partition(" from ")[0]
+        draw.text((left, _HEADER + rows + 25), caption, _FAINT, _font(15), "ls")
         left += columns + _GAP
     stream = io.BytesIO()
-    # No `Software` tag: the same picture gives the same bytes whatever made it.
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    canvas.save(stream, format="PNG")
     return stream.getvalue()
 
 

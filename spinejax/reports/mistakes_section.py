@@ -396,7 +396,7 @@ def section(run: Run, before: Run | None = None) -> dict[str, Any] | None:
         run: the run of the page.
         before: an earlier run that `check_before` accepts.
     """
-    parts = []
+    parts: list[dict[str, Any]] = []
     for split in shown_splits(run):
         chosen = tables.chosen_cases(tables.ranked(run.evaluations[split]))
         cases = [
@@ -523,7 +523,7 @@ def _montage(case: _Case, plane: str, key: str) -> dict[str, Any]:
     numbered = case.reference if case.found.numbered else None
     names = side_names(numbered, shown)
     high, wide = shown.size
-    rows = []
+    rows: list[dict[str, Any]] = []
     for title, mask in masks:
         tiles = []
         for number, (index, below) in enumerate(

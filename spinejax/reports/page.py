@@ -297,7 +297,11 @@ def scans(run: Run) -> list[dict[str, Any]]:
         words = [f"Dice {dice:.3f}"]
         if case in distances:
             words.append(f"HD95 {distances[case]:.1f} mm")
-        scan = {"title": f"{word}: {case}", "scores": " · ".join(words), "problem": ""}
+        scan: dict[str, Any] = {
+            "title": f"{word}: {case}",
+            "scores": " · ".join(words),
+            "problem": "",
+        }
         try:
             scan["pictures"] = _pictures(run, case)
         except InputError as error:

@@ -19,7 +19,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,13 +262,15 @@ def vertebra_summary(scores: Scores) -> Mapping[str, Any] | None:
 
 def vertebra_table(summary: Mapping[str, Any]) -> Table:
     """Return VerSe's scores of all vertebrae and by region."""
-    rows = [("All", summary)]
+    rows: list[tuple[str, Mapping[str, Any]]] = [("All", summary)]
     for key, word in _REGIONS.items():
         values = item(summary, "per_region", key)
         if isinstance(values, Mapping) and (values.get("n_reference") or values.get("n_extra")):
             rows.append((word, values))
-    columns = ("id_rate", 3), ("d_mean_mm", 1), ("dice_mean", 3), ("hd95_mean_mm", 1)
-    columns += ("n_reference", 0), ("n_missed", 0), ("n_extra", 0)
+    columns = (
+        *(("id_rate", 3), ("d_mean_mm", 1), ("dice_mean", 3), ("hd95_mean_mm", 1)),
+        *(("n_reference", 0), ("n_missed", 0), ("n_extra", 0)),
+    )
     lines = [
         Line(word, tuple(_number(values.get(key), digits) for key, digits in columns))
         for word, values in rows
@@ -450,7 +452,7 @@ def beside_paper_a(
         lines.append(Line("This run", (dice, iou, miou, DASH, *others, size), data, "ours"))
     network = _TABLE_11.get(str(item(config, "model", "name")))
     other_works = papers.tables()["saeed2023_table11"]
-    [work] = [row for row in other_works.rows if row[1] == network] or [None]
+    work = next((row for row in other_works.rows if row[1] == network), None)
     experiments = papers.tables()[
         "saeed2023_table5" if item(config, "augment", "enabled") else "saeed2023_table3"
     ]
@@ -518,8 +520,8 @@ def beside_paper_b(
             keys = "recall", "bf_score", "f1_pre_sen", "", "iou", "dice"
             cells = tuple(_percent(means.get(key), 1) for key in keys)
             lines.append(Line("This run", cells, data, "ours"))
-        cells = [(sen, DASH, DASH, bf, jac, dice) for *_, sen, bf, jac, dice in table.rows]
-        lines += _theirs(zip(names, cells, strict=True), network)
+        printed = [(sen, DASH, DASH, bf, jac, dice) for *_, sen, bf, jac, dice in table.rows]
+        lines += _theirs(zip(names, printed, strict=True), network)
         header = "per cent", "SEN", "BF-score", "F1 of PRE and SEN", "BF-score as printed"
         found.append(("Pixels (Table 3)", Table((*header, "JAC", "DSC"), tuple(lines))))
     if not found:
@@ -528,7 +530,7 @@ def beside_paper_b(
     return Beside("B", papers.citation("qadri2021"), tuple(found), tuple(reasons))
 
 
-def _theirs(rows: Any, network: str | None) -> list[Line]:
+def _theirs(rows: Iterable[tuple[str, tuple[str, ...]]], network: str | None) -> list[Line]:
     """Return published rows, that of `network` first."""
     return [
         Line(name, cells, kind="theirs matched" if name == network else "theirs")
@@ -576,10 +578,10 @@ def tables_markdown(
         parts.append(f"## Patches, {split}{f': {cut}' if cut else ''}\n")
         parts.append(markdown(patch_table(record)))
     split = next(iter(evaluations), "test")
-    scores = evaluations.get(split)
+    scored = evaluations.get(split)
     for beside in (
-        beside_paper_a(config, scores, parameters, split),
-        beside_paper_b(config, scores, patches.get(split), split),
+        beside_paper_a(config, scored, parameters, split),
+        beside_paper_b(config, scored, patches.get(split), split),
     ):
         if beside is not None:
             for title, table in beside.tables:
