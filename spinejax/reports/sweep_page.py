@@ -4,12 +4,12 @@ import csv
 import io
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spinejax import files, sweep_state
 from spinejax.errors import InputError
 from spinejax.reports import html, sweep_scores, tables
-from spinejax.reports.sweep_scores import Mean, SweepLine, SweepTable
+from spinejax.reports.sweep_scores import Mean, SweepTable
 from spinejax.reports.tables import DASH, Line, Table, count
 
 _COUNTS = ("Test Samples", "Trainable Parameters")  # columns of whole numbers
@@ -56,52 +56,58 @@ def shown(value: Mean | None, column: str = "") -> str:
     return f"{value.mean:.2f}{spread}"
 
 
-def _runs(line: SweepLine) -> str:
-    done, total = line.runs
-    if total == 0:
-        return DASH
-    return str(total) if done == total else f"{done} of {total}"
+class Cell(NamedTuple):
+    """A cell as text; `mark` refers to a note, `kind` is a class of the style sheet."""
+
+    words: str
+    mark: str = ""
+    kind: str = ""
 
 
-def _missing(table: SweepTable) -> dict[str, str]:
-    """Return why a row lacks units -> the letter that marks it."""
+def _header(table: SweepTable) -> list[str]:
+    header = list(table.labels)
+    for column in table.columns:
+        header += [column, "ours"] if table.source else [column]
+    return [*header, "runs"]
+
+
+def _rows(table: SweepTable) -> list[list[Cell]]:
+    """Return the rows: labels, published cells and ours, the number of runs."""
+    letters = {text: mark for mark, text in _notes(table)[len(table.notes) :]}
+    rows = []
+    for at, line in enumerate(table.lines):
+        cells = [Cell(word, kind="text") for word in line.place]
+        for c, column in enumerate(table.columns):
+            if table.source:
+                marks = ",".join(map(str, table.marks.get((at, c), ())))
+                cells.append(Cell(line.published[c], marks, "printed"))
+            cells.append(Cell(shown(line.ours[c], column), kind="own"))
+        done, total = line.runs
+        runs = DASH if total == 0 else str(total) if done == total else f"{done} of {total}"
+        rows.append([*cells, Cell(runs, letters.get(line.missing, ""))])
+    return rows
+
+
+def _notes(table: SweepTable) -> list[tuple[str, str]]:
+    """Return (mark, text): doubts on published cells by number, missing units by letter."""
     why = dict.fromkeys(line.missing for line in table.lines if line.missing)
-    return {text: _letter(at) for at, text in enumerate(why)}
-
-
-def _letter(at: int) -> str:
-    return chr(ord("a") + at % 26) * (at // 26 + 1)
-
-
-def _marks(table: SweepTable, row: int, column: int) -> str:
-    return ",".join(map(str, table.marks.get((row, column), ())))
+    letters = [(chr(ord("a") + at % 26) * (at // 26 + 1), text) for at, text in enumerate(why)]
+    return [*((str(number), text) for number, text in enumerate(table.notes, 1)), *letters]
 
 
 def markdown(made: list[SweepTable]) -> str:
-    """Return the tables, published cells beside ours, and what is to be said of them."""
+    """Return the tables, published cells beside ours, with their notes."""
     parts = []
     for table in made:
-        letters = _missing(table)
         parts.append(f"## {table.name}: {table.title}\n")
-        header = list(table.labels)
-        for column in table.columns:
-            header += [column, "ours"] if table.source else [column]
-        rows = []
-        for at, line in enumerate(table.lines):
-            cells = list(line.place)
-            for c, column in enumerate(table.columns):
-                if table.source:
-                    marks = _marks(table, at, c)
-                    cells.append(line.published[c] + (f" [{marks}]" if marks else ""))
-                cells.append(shown(line.ours[c], column))
-            runs = _runs(line) + (f" [{letters[line.missing]}]" if line.missing else "")
-            name, *others = [*cells, runs]
-            rows.append(Line(name, tuple(others)))
-        parts.append(tables.markdown(Table((*header, "runs"), tuple(rows))))
+        lines = []
+        for row in _rows(table):
+            name, *cells = [words + (f" [{mark}]" if mark else "") for words, mark, _ in row]
+            lines.append(Line(name, tuple(cells)))
+        parts.append(tables.markdown(Table(tuple(_header(table)), tuple(lines))))
         if table.source:
             parts.append(f"Published: {table.source}. Ours: mean ± standard deviation over runs.\n")
-        parts.append("".join(f"- [{n}] {text}\n" for n, text in enumerate(table.notes, 1)))
-        parts.append("".join(f"- [{mark}] {text}\n" for text, mark in letters.items()))
+        parts.append("".join(f"- [{mark}] {text}\n" for mark, text in _notes(table)))
         if table.reasons:
             parts.append("Not comparable, because:\n")
             parts.append("".join(f"- {text}\n" for text in table.reasons))
@@ -166,37 +172,28 @@ def latex(made: list[SweepTable]) -> str:
     """Return each table as a `table` of LaTeX, with the rules of the package booktabs."""
     parts = ["% needs \\usepackage{booktabs}"]
     for table in made:
-        letters = _missing(table)
-        paired = bool(table.source)
-        layout = "l" * len(table.labels) + "r" * (len(table.columns) * (1 + paired) + 1)
-        header = [*map(_tex, table.labels)]
-        for column in table.columns:
-            header += [_tex(column), "ours"] if paired else [_tex(column)]
+        numbers = len(table.columns) * (2 if table.source else 1) + 1
+        rows = [
+            [_tex(words) + (f"$^{{{mark}}}$" if mark else "") for words, mark, _ in row]
+            for row in _rows(table)
+        ]
+        notes = [f"$^{{{mark}}}${_tex(text)}." for mark, text in _notes(table)]
+        notes += [f"Published: {_tex(table.source)}."] if table.source else []
         lines = [
             "\\begin{table}",
             f"\\caption{{{_tex(table.title)}}}",
             f"\\label{{tab:{table.name}}}",
-            f"\\begin{{tabular}}{{{layout}}}",
+            f"\\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * numbers}}}",
             "\\toprule",
-            " & ".join([*header, "runs"]) + r" \\",
+            " & ".join(map(_tex, _header(table))) + r" \\",
             "\\midrule",
+            *(" & ".join(row) + r" \\" for row in rows),
+            "\\bottomrule",
+            "\\end{tabular}",
+            *(f"\\par\\footnotesize {note}" for note in notes),
+            "\\end{table}",
         ]
-        for at, line in enumerate(table.lines):
-            cells = [*map(_tex, line.place)]
-            for c, column in enumerate(table.columns):
-                if paired:
-                    marks = _marks(table, at, c)
-                    cells.append(_tex(line.published[c]) + (f"$^{{{marks}}}$" if marks else ""))
-                cells.append(_tex(shown(line.ours[c], column)))
-            mark = f"$^{{{letters[line.missing]}}}$" if line.missing else ""
-            lines.append(" & ".join([*cells, _tex(_runs(line)) + mark]) + r" \\")
-        lines += ["\\bottomrule", "\\end{tabular}"]
-        notes = [f"$^{{{n}}}${_tex(text)}." for n, text in enumerate(table.notes, 1)]
-        notes += [f"$^{{{mark}}}${_tex(text)}." for text, mark in letters.items()]
-        if table.source:
-            notes.append(f"Published: {_tex(table.source)}.")
-        lines += [f"\\par\\footnotesize {note}" for note in notes]
-        parts.append("\n".join([*lines, "\\end{table}"]))
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -215,28 +212,17 @@ def page(workdir: Path, found: sweep_state.Sweep, made: list[SweepTable]) -> str
 
 
 def _section(table: SweepTable) -> dict[str, Any]:
-    letters = _missing(table)
-    rows, above = [], ""
-    for at, line in enumerate(table.lines):
+    rows, above = _rows(table), ""
+    for row, line in zip(rows, table.lines, strict=True):
         # The first label is left out if the row above has the same one.
-        place = list(line.place)
-        if len(place) > 1 and place[0] == above:
-            place[0] = ""
+        if len(line.place) > 1 and line.place[0] == above:
+            row[0] = Cell("", kind="text")
         above = line.place[0]
-        cells = [
-            (
-                line.published[c] if table.source else "",
-                _marks(table, at, c),
-                shown(line.ours[c], column),
-            )
-            for c, column in enumerate(table.columns)
-        ]
-        runs, letter = _runs(line), letters.get(line.missing, "")
-        rows.append({"place": place, "cells": cells, "runs": runs, "letter": letter})
-    notes = [(str(number), text) for number, text in enumerate(table.notes, 1)]
-    notes += [(letter, text) for text, letter in letters.items()]
     fields = "name", "title", "labels", "columns", "source", "reasons"
-    return {name: getattr(table, name) for name in fields} | {"rows": rows, "notes": notes}
+    return {name: getattr(table, name) for name in fields} | {
+        "rows": rows,
+        "notes": _notes(table),
+    }
 
 
 def _unit(name: str, state: sweep_state.State) -> dict[str, str]:
