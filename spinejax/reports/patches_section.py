@@ -99,8 +99,9 @@ def scores_section(run: Run) -> dict[str, Any] | None:
         # The Dice that the label rule allows, where it is a limit.
         "rule_dice": f"{dice:.3f}" if is_limit else "",
         "matrices": _matrices(patches),
+        "table": table,
         "together": tables.Table(table.header, table.lines[:fixed]),
-        "table": tables.Table(table.header, table.lines[fixed:]),
+        "by_scan": tables.Table(table.header, table.lines[fixed:]),
     }
 
 
