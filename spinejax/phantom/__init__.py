@@ -1,8 +1,8 @@
 """Seeded synthetic spine CT: a random person, scanned at random, drawn at any set of points.
 
-person/ draws the random numbers of a person, body/ says what lies at a point of it, scanner/ makes
-CT of that; `samples` joins the three to slices, patches and cubes, `dataset` to files. Random
-numbers are drawn in person/, in `scanner.protocol` and in `samples` alone.
+person/ draws the numbers of a person, body/ says what lies at a point of a person, and scanner/
+makes CT of that. `samples` makes slices, patches and cubes, `dataset` makes files. Only person/,
+scanner/plan.py and the makers of samples and files draw random numbers.
 
     person = anatomy(key)                  # pure JAX: numbers
     hu, label = render(person, points_mm)  # pure JAX: the picture

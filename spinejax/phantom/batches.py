@@ -63,20 +63,22 @@ def stream(
     Raises:
         InputError: an unusable argument.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("start", start, 0)):
-        if value < least:
-            raise InputError(f"{name}={value}: give a whole number from {least} up")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"seed={seed}: give a whole number from 0 to {2**31 - 1}")
-    sides = tuple(int(side) for side in size)
-    if len(sides) not in (2, 3) or min(sides) < 1:
-        raise InputError(f"size={sides}: give two numbers for slices or three for cubes, from 1 up")
-    if not 0.1 <= spacing_mm <= 20.0:
-        raise InputError(f"spacing_mm={spacing_mm}: give a length from 0.1 to 20 mm")
-    if not 0.0 <= smoothing_mm <= 20.0:
-        raise InputError(f"smoothing_mm={smoothing_mm}: give a length from 0 to 20 mm")
-    if not 0.0 <= spine_free_fraction <= 1.0:
-        raise InputError(f"spine_free_fraction={spine_free_fraction}: give a share from 0 to 1")
+    sides, most = tuple(int(side) for side in size), 2**31 - 1
+    for name, value, good, advice in (
+        ("seed", seed, 0 <= seed <= most, f"a whole number from 0 to {most}"),
+        ("size", sides, len(sides) in (2, 3), "two numbers for slices or three for cubes"),
+        ("size", sides, min(sides, default=0) > 0, "numbers from 1 up"),
+        ("batch_size", batch_size, batch_size > 0, "a whole number from 1 up"),
+        ("start", start, start >= 0, "a whole number from 0 up"),
+        ("spacing_mm", spacing_mm, 0.1 <= spacing_mm <= 20.0, "a length from 0.1 to 20 mm"),
+        ("smoothing_mm", smoothing_mm, 0.0 <= smoothing_mm <= 20.0, "a length from 0 to 20 mm"),
+        (
+            "spine_free_fraction", spine_free_fraction, 0.0 <= spine_free_fraction <= 1.0,
+            "a share from 0 to 1",
+        ),
+    ):  # fmt: skip
+        if not good:
+            raise InputError(f"{name}={value}: give {advice}")
     check_choice("plane", plane, PLANES)
     check_choice("region", region, REGIONS)
     how = Sampling(

@@ -80,9 +80,9 @@ class Draws:
         return self._take("seed", self._prefix + name, shape)
 
     def settled(self, values: T) -> T:
-        """`values` unchanged, computed once (`once.kept`); most of the time to compile goes there.
+        """Return `values` unchanged, but computed once for all that use them (`once.kept`).
 
-        The compiler otherwise repeats the arithmetic that leads to a value in all that uses it.
+        Otherwise the compiler spends most of its time on copies of the arithmetic behind them.
         """
         return once.kept(self._number, values)
 
@@ -106,7 +106,7 @@ def draw(key: Array, build: Callable[..., T], *args: Any, **options: Any) -> T:
     """Return `build(draws, *args, **options)` with the random numbers of `key`.
 
     Args:
-        key: Random key of the threefry kind, JAX's default.
+        key: Random key; its first 64 bits count.
         build: Pure function whose names and shapes do not depend on its arguments.
         args: Of `build`.
         options: Of `build`.
@@ -118,7 +118,7 @@ def draw(key: Array, build: Callable[..., T], *args: Any, **options: Any) -> T:
     layout = _LAYOUTS.get(build)
     if layout is None:
         layout = _LAYOUTS[build] = _recorded(lambda draws: build(draws, *args, **options))
-    words = threefry_2x32(jax.random.key_data(key), jnp.asarray(layout.counters))
+    words = threefry_2x32(jax.random.key_data(key)[:2], jnp.asarray(layout.counters))
     number = _unit(words[:1])
     parts = jnp.split(words[: words.size // 2], np.cumsum(layout.counts)[:-1])
     pools = once.kept(number, {k: _KINDS[k](part) for k, part in zip(_KINDS, parts, strict=True)})

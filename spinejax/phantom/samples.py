@@ -125,11 +125,7 @@ def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str,
 
 
 def _drawn(
-    person: Any,
-    protocol: dict[str, Array],
-    points: Array,
-    pixel_mm: Array,
-    how: Sampling,
+    person: Any, protocol: dict[str, Array], points: Array, pixel_mm: Array, how: Sampling
 ) -> tuple[Array, Array]:
     """HU and labels at points (..., 3); labels without cut vertebrae, unless they are asked for."""
     points = kept(points, points)
@@ -145,10 +141,7 @@ def _drawn(
     if how.label_cut:
         return hu, label
     whole = view.whole_vertebrae(
-        person,
-        protocol["lower"],
-        protocol["upper"],
-        protocol=protocol if how.acquisition else None,
+        person, protocol["lower"], protocol["upper"], protocol=protocol if how.acquisition else None
     )
     return hu, view.keep_labels(label, person["spine"]["id"], whole)
 

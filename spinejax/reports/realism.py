@@ -245,11 +245,7 @@ def _cut(
     image = figures.take_slice(hu, plane, index).astype(np.float32)
     ids = figures.take_slice(mask, plane, index)
     drawn = ndimage.map_coordinates(image, where, order=1, cval=-1024.0)
-    return Panel(
-        plane,
-        overlay.window(drawn),
-        ndimage.map_coordinates(ids, where, order=0, cval=0),
-    )
+    return Panel(plane, overlay.window(drawn), ndimage.map_coordinates(ids, where, order=0, cval=0))
 
 
 # All scans together

@@ -197,10 +197,7 @@ def ribs(p: Array, psi: Array, wall: Array, ribs: dict[str, Array]) -> tuple[Arr
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     order, count = near(p, ribs["low"], ribs["high"])
     bone = lax.fori_loop(
-        0,
-        count,
-        lambda i, d: jnp.minimum(d, shapes.capsule(x, y, z, ribs["shape"][order[i]])),
-        far,
+        0, count, lambda i, d: jnp.minimum(d, shapes.capsule(x, y, z, ribs["shape"][order[i]])), far
     )
     # A rib climbs little, and falls by its slope times its angle.
     hit = (z.min() < ribs["z"] + 24.0) & (z.max() > ribs["z"] - 3.4 * ribs["slope"] - 12.0)

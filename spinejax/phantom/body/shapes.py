@@ -187,12 +187,7 @@ def vertebra(
     deeper = jnp.clip(-0.4 * wall, 0.0, 8.0)
     disc = jnp.maximum(wall - 0.5, plates - size["disc"] - deeper)
     disc = jnp.where(has_body > 0, jnp.maximum(disc, low), FAR)
-    return {
-        "vertebra": d,
-        "drum": drum,
-        "disc": jnp.maximum(disc, -canal),
-        "canal": canal,
-    }
+    return {"vertebra": d, "drum": drum, "disc": jnp.maximum(disc, -canal), "canal": canal}
 
 
 def plate(x: Array, y: Array, z: Array, p: Any) -> Array:

@@ -257,10 +257,7 @@ def _person(
         "wear": ill["wear"],
         "gas": ill["gas"],
         "sclerosis": ill["sclerosis"],
-        # Width of the joint with the next vertebra: worn joints are narrow.
-        "joint": 0.3 + 0.9 * (1.0 - ill["wear"]) + 0.3 * draws.uniform("joints", SLOTS),
         "grade": ill["fracture"]["grade"].astype(jnp.float32),
-        "slip": ill["slip"],
     }
     spine: dict[str, Any] = {
         "id": jnp.where(real, jnp.asarray(levels.SLOT_IDS)[order], 0),

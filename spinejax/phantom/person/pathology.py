@@ -21,7 +21,6 @@ YOUNGEST, OLDEST = 12.0, 92.0
 _SLOT = np.arange(SLOTS)
 _CERVICAL = _SLOT < levels.T1
 _LUMBAR = _SLOT >= levels.L1
-_THORACIC = ~_CERVICAL & ~_LUMBAR
 
 
 def _by_slot(values: dict[int, float]) -> np.ndarray:
@@ -45,7 +44,7 @@ def person(draws: Draws) -> dict[str, Array]:
     scale = scale * (1.0 - 0.17 * child)
     worn = jnp.clip((age - 28.0) / 60.0 + 0.22 * draws.normal("worn"), 0.0, 1.0)
     brittle = jnp.clip((age - 45.0) / 50.0 + 0.28 * draws.normal("brittle"), 0.0, 1.0)
-    return {"age": age, "scale": scale, "worn": worn, "brittle": brittle, "child": child}
+    return {"age": age, "scale": scale, "worn": worn, "brittle": brittle}
 
 
 def _fractures(draws: Draws, who: dict[str, Array], rate: float) -> dict[str, Array]:
@@ -158,6 +157,5 @@ def pathology(
         "schmorl_bottom": schmorl(1),
         "facet": 1.0 + 0.30 * wear * draws.uniform("facet", SLOTS),
         "slip": jnp.where(present, slip, 0.0),
-        "bridged": bridges,
         "fracture": _fractures(draws.of("fracture"), who, fractures),
     }

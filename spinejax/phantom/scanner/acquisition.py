@@ -137,13 +137,7 @@ def _boxes(parameters: Any) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _signal(
-    hu: Array,
-    start: Array,
-    affine: Array,
-    parameters: Any,
-    protocol: Protocol,
-) -> Array:
+def _signal(hu: Array, start: Array, affine: Array, parameters: Any, protocol: Protocol) -> Array:
     """Stored HU of the core of a block that begins at voxel `start` and has a rim."""
     rim = noise_field.DETAIL_RADIUS
     first = start - rim

@@ -152,7 +152,6 @@ def _protocol(
     return {
         "lower": middle - half,
         "upper": middle + half,
-        "kind": kind,
         "spacing": spacing,
         "slice_axis": axis,
         "slice_mm": slice_mm,

@@ -1,4 +1,4 @@
-"""What a scanner does to clean HU: known noise, offsets, streaks and displacements."""
+"""What a scanner does to clean HU: known noise, offsets, streaks and clipping."""
 
 import jax
 import jax.numpy as jnp
@@ -6,39 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax.phantom import anatomy
 from spinejax.phantom.body import scene
-from spinejax.phantom.scanner import acquisition, artefacts, noise_field, physics, plan, view
+from spinejax.phantom.scanner import artefacts, physics
+from tests.phantom.scanner.test_noise_field import correlation
 
-drawn = jax.jit(plan.protocol)
 SEED = jnp.array([11, 12], jnp.uint32)  # of noise unlike that of `quiet`
-
-
-@pytest.fixture(scope="module")
-def person():
-    return jax.jit(anatomy)(jax.random.key(5))
-
-
-@pytest.fixture
-def quiet(person):
-    """A protocol that adds nothing."""
-    chosen = dict(drawn(jax.random.key(0), person))
-    off = (
-        "noise", "sharpness", "offset", "cupping", "shading", "starvation", "metal_gain",
-        "motion_mm", "tilt", "modulation", "highpass",
-    )  # fmt: skip
-    for name in off:
-        chosen[name] = jnp.zeros_like(chosen[name])
-    return {
-        **chosen, "turn": jnp.zeros(3), "voltage": jnp.ones(()), "clip": jnp.asarray(3071.0),
-        "circle_mm": jnp.asarray(1e5), "lower": jnp.full(3, -1e4), "upper": jnp.full(3, 1e4),
-    }  # fmt: skip
-
-
-@pytest.fixture
-def still(person):
-    """The person without displacement: metal stays where it is put."""
-    return {**person, "warp": jax.tree.map(jnp.zeros_like, person["warp"])}
 
 
 def grid(middle, shape, step=1.0):
@@ -50,13 +22,6 @@ def grid(middle, shape, step=1.0):
 
 
 signal = jax.jit(physics.signal, static_argnames=("smoothing_mm",))
-
-
-def correlation(x, lag, axis):
-    x = x - x.mean()
-    a = np.take(x, range(x.shape[axis] - lag), axis)
-    b = np.take(x, range(lag, x.shape[axis]), axis)
-    return float((a * b).mean() / (x * x).mean())
 
 
 def test_without_noise_and_artefacts_the_signal_is_the_clean_picture(person, quiet):
@@ -71,24 +36,6 @@ def test_values_are_clipped_as_by_twelve_bits_and_at_air(person, quiet):
     hu = jnp.where(jnp.arange(64).reshape(8, 8) % 2 == 0, 9000.0, -3000.0)
     out = signal(hu, points, person, quiet, 1.0)
     np.testing.assert_allclose(np.unique(out), [-1024.0, 3071.0])
-
-
-def test_white_noise_is_normal_and_independent():
-    x = np.asarray(noise_field.white(jnp.uint32(5), (300, 300), (0, 0)))
-    assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
-    assert abs((x**4).mean() - 3.0) < 0.4
-    for lag, axis in ((1, 0), (1, 1), (2, 0), (16, 1)):
-        assert abs(correlation(x, lag, axis)) < 0.015
-    other = np.asarray(noise_field.white(jnp.uint32(6), (300, 300), (0, 0)))
-    assert abs((x * other).mean()) < 0.01
-
-
-def test_noise_of_a_block_continues_its_neighbour():
-    whole = np.asarray(noise_field.white(jnp.uint32(9), (20, 30), (0, 0)))
-    part = np.asarray(noise_field.white(jnp.uint32(9), (6, 7), (3, 11)))
-    np.testing.assert_array_equal(whole[3:9, 11:18], part)
-    before = np.asarray(noise_field.white(jnp.uint32(9), (6, 7), (-2, -1)))
-    np.testing.assert_array_equal(whole[:4, :6], before[2:, 1:])
 
 
 @pytest.mark.parametrize("shape", [(160, 160), (40, 40, 40)], ids=["slice", "block"])
@@ -182,20 +129,6 @@ def test_metal_streaks_lie_in_its_axial_plane_dark_and_bright(still, quiet):
     assert not np.asarray(clean).any()
 
 
-def test_two_pieces_at_one_height_are_joined_by_a_dark_band(still, quiet):
-    chosen = {**quiet, "metal_gain": jnp.ones(()), "axial_mm": jnp.ones(())}
-    centres = jnp.array([[-20.0, 30.0, 0.0], [20.0, 30.0, 0.0]])
-    implant = {"centre": centres, "strength": jnp.ones(2)}
-    points = grid((0.0, 30.0, 0.0), (21, 41, 1))
-    means = []
-    for angle in np.linspace(0, 6, 7):
-        out = artefacts.metal(
-            points, {**still, "metal": implant}, {**chosen, "metal_angle": jnp.asarray(angle)}
-        )
-        means.append([float(out[:, 20].mean()), float(out[:, :8].mean())])
-    assert np.mean(means, 0)[0] < np.mean(means, 0)[1] - 30
-
-
 def test_sharp_kernels_overshoot_at_edges_in_the_axial_plane_alone(person, quiet):
     chosen = {**quiet, "sharpness": jnp.asarray(1.0), "sharp_mm": jnp.asarray(1.0)}
     points = grid((0.0, 20.0, 0.0), (32, 32))
@@ -225,79 +158,3 @@ def test_beyond_the_circle_and_the_field_stand_their_values(person, quiet):
     np.testing.assert_array_equal(out[np.abs(z) > 10.6], -1024.0)
     np.testing.assert_array_equal(out[(np.abs(z) < 10) & (np.abs(y) > 20)], -2048.0)
     np.testing.assert_array_equal(out[(np.abs(z) < 10) & (np.abs(y) < 20)], 0.0)
-
-
-def test_tilt_is_a_shear_and_has_an_inverse(person, quiet):
-    tilted = {**quiet, "tilt": jnp.asarray(0.2), "lower": jnp.zeros(3), "upper": jnp.zeros(3)}
-    points = jax.random.normal(jax.random.key(0), (50, 3)) * 60.0
-    there = view.where(points, tilted)
-    np.testing.assert_allclose(there[:, 1] - points[:, 1], 0.2 * points[:, 2], atol=1e-3)
-    np.testing.assert_allclose(there[:, ::2], points[:, ::2], atol=1e-4)
-    moved = {
-        **tilted, "motion_mm": jnp.asarray(2.0), "turn": jnp.array([0.05, -0.04, 0.1]),
-        "motion_wave": jnp.asarray(0.1), "lower": jnp.full(3, -7.0), "upper": jnp.full(3, 90.0),
-    }  # fmt: skip
-    again = view.shown_at(view.where(points, moved), moved)
-    np.testing.assert_allclose(again, points, atol=2e-3)
-    back = view.where(view.shown_at(points, moved), moved)
-    np.testing.assert_allclose(back, points, atol=2e-3)
-
-
-def test_protocols_vary_as_spine_scans_do(person):
-    keys = jax.random.split(jax.random.key(0), 600)
-    many = jax.tree.map(np.asarray, jax.jit(jax.vmap(drawn, (0, None)))(keys, person))
-    extent = many["upper"] - many["lower"]
-    assert (extent > 55).all() and extent.max() <= 700.01
-    assert many["spacing"].min() >= 0.25 and many["spacing"].max() > 2.5
-    # As sub-verse014: narrow, of thick sagittal slices; as TPTBox: one vertebra; as a whole trunk.
-    assert ((extent[:, 0] < 90) & (many["slice_axis"] == 0)).mean() > 0.05
-    assert ((extent < 140).all(1)).mean() > 0.04
-    assert ((extent[:, 0] > 250) & (many["spacing"].min(1) > 1.4)).mean() > 0.03
-    centre = 0.5 * (many["upper"] + many["lower"])
-    ids = np.asarray(person["spine"]["id"])
-    origins = np.asarray(person["spine"]["origin"])[ids > 0]
-    assert (centre[:, 2] < origins[:, 2].max() + 11).all()
-    # About a vertebra; or, of trunks, down to the hips with L5 in view.
-    hips = float(person["sacrum"]["origin"][2]) - many["lower"][:, 2] > 39.0
-    assert (centre[~hips, 2] > origins[:, 2].min() - 11).all()
-    assert 0.15 < hips.mean() < 0.5
-    assert (many["upper"][:, 2] > float(person["sacrum"]["origin"][2]) + 45).all()
-    assert 6 < np.median(many["noise"]) < 20
-    native = jax.vmap(lambda p: physics.noise_level(p, 0.0))(many)
-    assert float(jnp.max(native)) <= 160 and float(jnp.median(native)) > np.median(many["noise"])
-    assert 0.1 < (many["circle_mm"] < 1e4).mean() < 0.3
-    assert 0.7 < (many["clip"] == plan.LARGEST_HU).mean() < 0.95
-
-
-@pytest.mark.parametrize(
-    ("region", "ids"), [("cervical", (1, 7)), ("thoracic", (8, 19)), ("lumbar", (20, 25))]
-)
-def test_a_region_is_where_scans_are_centred(person, region, ids):
-    keys = jax.random.split(jax.random.key(0), 200)
-    of = jax.vmap(lambda key: plan.protocol(key, person, region=region))
-    many = jax.tree.map(np.asarray, jax.jit(of)(keys))
-    names, z = np.asarray(person["spine"]["id"]), np.asarray(person["spine"]["origin"])[:, 2]
-    shown = z[(names >= ids[0]) & (names <= ids[1])]
-    centre = 0.5 * (many["upper"] + many["lower"])[:, 2]
-    beyond = (centre > shown.max() + 11) | (centre < shown.min() - 11)
-    # Scans of the trunk that end below the hips are of the lumbar spine, too.
-    assert (0.03 < beyond.mean() < 0.3) if region == "lumbar" else not beyond.any()
-
-
-def test_a_volume_is_the_signal_of_its_blocks(person):
-    """Blocks fit together: a volume equals the same signal of the whole at once."""
-    chosen = drawn(jax.random.key(4), person)
-    shape = (50, 30, 60)
-    middle = np.asarray(0.5 * (chosen["lower"] + chosen["upper"]))
-    affine = np.eye(4)
-    affine[:3, 3] = middle - np.array(shape) / 2
-    hu = np.random.default_rng(0).normal(0, 100, shape).astype(np.float32)
-    out = acquisition.scanned(hu, affine, person, chosen)
-    points = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) + affine[:3, 3]
-    whole = signal(
-        jnp.asarray(hu), jnp.asarray(points, jnp.float32), person, chosen, 1.0,
-        smoothing_mm=0.0,
-    )  # fmt: skip
-    assert np.abs(out - np.asarray(whole)).max() < 0.1
-    again = acquisition.scanned(hu, affine, person, chosen)
-    np.testing.assert_array_equal(out, again)

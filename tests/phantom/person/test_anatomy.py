@@ -6,12 +6,17 @@ import pytest
 from scipy import ndimage
 
 from spinejax.phantom import anatomy, centroids
-from spinejax.phantom.body.warp import unwarp, warp
+from spinejax.phantom.body.warp import unwarp
 from spinejax.phantom.scanner import acquisition, view
 
 SPACING = 1.8
+
+
 SEEDS = (1, 2)
+
+
 MORE_SEEDS = (3, 4, 5)
+
 
 # Measured on the masks of real scans (a few persons): ml; mm R-L, A-P, S-I, lowest and highest.
 VOLUME_ML = {
@@ -20,9 +25,17 @@ VOLUME_ML = {
     18: (36, 36), 19: (41, 48), 20: (38, 58), 21: (49, 61), 22: (55, 63), 23: (59, 65),
     24: (58, 66),
 }  # fmt: skip
+
+
 _C = ((55, 60), (43, 56), (29, 29))
+
+
 _T = ((70, 77), (66, 72), (38, 42))
+
+
 _T4 = ((66, 66), (76, 79), (39, 48))
+
+
 EXTENT_MM = {
     1: ((82, 82), (47, 47), (29, 29)), 2: ((56, 56), (52, 52), (44, 44)),
     3: _C, 4: _C, 5: _C, 6: _C, 7: ((69, 69), (64, 64), (34, 34)),
@@ -33,6 +46,8 @@ EXTENT_MM = {
     22: ((80, 102), (81, 90), (45, 51)), 23: ((80, 90), (80, 90), (42, 50)),
     24: ((80, 96), (75, 81), (50, 56)),
 }  # fmt: skip
+
+
 DISTANCE_MM = {
     (1, 2): (17.5, 17.5), (2, 3): (23.6, 23.6), (3, 4): (17, 19), (4, 5): (17, 19),
     (5, 6): (17, 19), (6, 7): (17, 19), (7, 8): (20.5, 20.5), (8, 9): (23.4, 25.4),
@@ -40,11 +55,16 @@ DISTANCE_MM = {
     (17, 18): (25.4, 25.4), (18, 19): (29.2, 29.2), (19, 20): (25.7, 25.7), (20, 21): (27.7, 27.7),
     (21, 22): (32, 35), (22, 23): (33.3, 33.3), (23, 24): (32, 33),
 }  # fmt: skip
+
+
 # Our own reading of "agree": the measured persons are two or three, ours vary in size by 5 %.
 VOLUME_TOLERANCE, EXTENT_TOLERANCE, DISTANCE_TOLERANCE = 0.25, 0.20, 0.15
 
+
 # Probabilities are traced, so that all tests share one compilation.
 NOTHING = dict.fromkeys(("t13", "l6", "no_t12", "no_l5", "sacralised", "fractures", "scoliosis"), 0)
+
+
 _DRAW = jax.jit(lambda key, rates: anatomy(key, **rates))
 
 
@@ -193,12 +213,3 @@ def test_transitional_anatomy_can_be_asked_for(options, present, absent):
     assert (np.diff(heights) < 0).all()  # from top to bottom
     steps = np.linalg.norm(np.diff(np.asarray(origins)[: len(found)], axis=0), axis=1)
     assert 12 < steps.min() and steps.max() < 46
-
-
-def test_warp_and_its_inverse_agree():
-    p = plain(jax.random.key(7))
-    points = np.random.default_rng(0).uniform(-300, 300, (2000, 3)).astype(np.float32)
-    back = unwarp(warp(points, p), p)
-    np.testing.assert_allclose(back, points, atol=0.05)
-    moved = np.linalg.norm(np.asarray(warp(points, p)) - points, axis=1)
-    assert 0.5 < moved.mean() < 8

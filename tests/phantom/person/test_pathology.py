@@ -10,6 +10,8 @@ from spinejax.phantom import anatomy, centroids, render
 from spinejax.phantom.body.warp import unwarp
 
 PEOPLE = 600
+
+
 paint = jax.jit(lambda p, points: render(p, points, distractors=False)[1])
 
 
@@ -56,7 +58,7 @@ def test_ages_and_sizes_span_those_of_patients(people):
 
 
 def test_distances_measured_on_real_spines_lie_well_inside_the_draws(people):
-    from tests.phantom.test_anatomy import DISTANCE_MM
+    from tests.phantom.person.test_anatomy import DISTANCE_MM
 
     _, origins = jax.vmap(centroids)(people)
     origins = np.asarray(origins)
