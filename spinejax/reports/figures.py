@@ -18,15 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
-from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
 from spinejax import files, geometry, labels, overlay
 from spinejax.metrics.body_centres import body_centres
-from spinejax.volume import PLANES, Volume
+from spinejax.volume import PLANES, Volume, slice_view
 
 LEVEL_RGB: dict[int, tuple[int, int, int]] = dict(
     zip(
@@ -209,8 +210,12 @@ def display(slice_2d: np.ndarray, plane: str) -> np.ndarray:
 
 def take_slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
     """Return one slice of a canonical (x, y, z) array as (h, w), without copying."""
-    # numpy.take would copy the whole array first if it is a flipped view.
-    return np.moveaxis(array, PLANES[plane], 0)[index]
+    return slice_view(array, plane)[index]
+
+
+def hung(array: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """Return one slice of a canonical (x, y, z) array as rows and columns of a picture."""
+    return display(take_slice(array, plane, index), plane)
 
 
 def resize(picture: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
@@ -493,8 +498,7 @@ def panels(
             path = np.stack([np.interp(rows, range(len(curve)), side) for side in curve.T], 1)
             grey = overlay.window(straightened(image, path, wide, order=1))
         else:
-            slice_2d = display(take_slice(image, plane, where[axis]), plane)
-            grey = resize(overlay.window(slice_2d), size, smooth=True)
+            grey = resize(overlay.window(hung(image, plane, where[axis])), size, smooth=True)
 
         def cut(
             mask: np.ndarray,
@@ -505,8 +509,7 @@ def panels(
         ) -> np.ndarray:
             if path is not None:
                 return straightened(mask, path, size[1], order=0)
-            slice_2d = display(take_slice(mask, plane, index), plane)
-            return resize(slice_2d.astype(np.int32), size, smooth=False)
+            return resize(hung(mask, plane, index).astype(np.int32), size, smooth=False)
 
         given = None if reference is None else cut(reference)
         layer = compare_layer(cut(prediction), given, named=bool(centroids))
@@ -569,15 +572,21 @@ _GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 84, 40
 _BACKGROUND, _TEXT, _FAINT = "#0c0e11", "#eef1f4", "#9aa4af"
 
 
+_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
 @cache
-def _font(size: int, weight: str = "normal") -> ImageFont.FreeTypeFont:
-    properties = font_manager.FontProperties(family="DejaVu Sans", weight=weight)
-    return ImageFont.truetype(font_manager.findfont(properties), size)
+def _font(size: int, name: str = "DejaVuSans.ttf") -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_FONTS / name, size)
+
+
+def _bold(size: float) -> ImageFont.FreeTypeFont:
+    return _font(round(size), "DejaVuSans-Bold.ttf")
 
 
 def printable(words: str, length: int) -> str:
     """Return `words` in at most `length` characters that the font has (a name may hold any)."""
-    glyphs = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    glyphs = FT2Font(str(_FONTS / "DejaVuSans.ttf")).get_charmap()
     shown = "".join(letter if ord(letter) in glyphs else "?" for letter in words)
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
@@ -589,8 +598,8 @@ def _annotated(panel: Panel) -> Image.Image:
     rows, columns = panel.grey.shape
 
     def write(x: float, y: float, words: str, anchor: str, size: float) -> None:
-        font = _font(round(size), "bold")
-        draw.text((x, y), words, _TEXT, font, anchor, stroke_width=3, stroke_fill=_BACKGROUND)
+        where, font = (x, y), _bold(size)
+        draw.text(where, words, _TEXT, font, anchor, stroke_width=3, stroke_fill=_BACKGROUND)
 
     left, right, top, bottom = EDGES[panel.plane]
     write(6, rows / 2, left, "lm", 18)
@@ -623,7 +632,7 @@ def quicklook_png(
     canvas = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     heading = printable(title, (width - 460) // 12)
-    draw.text((_MARGIN, 38), heading, _TEXT, _font(21, "bold"), "ls")
+    draw.text((_MARGIN, 38), heading, _TEXT, _bold(21), "ls")
     spacing = " × ".join(f"{mm:.3g}" for mm in geometry.spacing_mm(volume.native_affine))
     voxels = f"{' × '.join(map(str, volume.native.shape))} voxels of {spacing} mm"
     draw.text((_MARGIN, 64), f"{voxels}, {volume.orientation}", _FAINT, _font(15), "ls")

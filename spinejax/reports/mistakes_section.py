@@ -63,8 +63,7 @@ class View:
 
     def cut(self, array: np.ndarray, index: int) -> np.ndarray:
         """Return the shown part of slice `index` of a canonical array."""
-        picture = figures.display(figures.take_slice(array, self.plane, index), self.plane)
-        return picture[self.rows, self.columns]
+        return figures.hung(array, self.plane, index)[self.rows, self.columns]
 
 
 def choose(weights: np.ndarray, count: int = COUNT) -> tuple[int, ...]:
@@ -343,21 +342,6 @@ def vertebra_rows(found: Found) -> list[dict[str, Any]]:
 # The section.
 
 
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """A scan with its masks and their errors; `before` may be missing, `note` says why."""
-
-    id: str
-    dice: float
-    volume: Volume
-    reference: np.ndarray
-    prediction: np.ndarray
-    found: Found
-    before: np.ndarray | None = None
-    dice_before: float | None = None
-    note: str = ""
-
-
 def shown_splits(run: Run) -> list[str]:
     """Return the evaluations whose errors are shown: the page's own, and all folders of scans."""
     folders = [name for name in run.evaluations if name not in tables.OWN_SPLITS]
@@ -430,56 +414,47 @@ def _plane(run: Run) -> str:
 def _shown(
     run: Run, before: Run | None, split: str, chosen: tuple[str, str, float], key: str
 ) -> dict[str, Any]:
+    """Return a scan, its errors, and those of the earlier run; the problem if a file is gone."""
     word, case, dice = chosen
+    title = f"{word}: {case}"
     try:
-        found = _read(run, before, split, case, dice)
+        volume, masks = run.read_case(case, split)
     except InputError as error:
-        return {"title": f"{word}: {case}", "problem": str(error)}
-    words = f"Dice {found.dice:.3f}"
-    if found.before is not None and found.dice_before is not None:
-        words = f"Dice {found.dice_before:.3f} before, {found.dice:.3f} after"
-    return {
-        "title": f"{word}: {case}",
-        "problem": "",
-        "dice": words,
-        "shape": " × ".join(map(str, found.volume.shape)),
-        "spacing": " × ".join(f"{mm:.3g}" for mm in found.volume.spacing_mm),
-        "note": found.note,
-        "montage": _montage(found, _plane(run), key),
-        "missed": missed_words(found.found),
-        "false": false_words(found.found),
-        "vertebrae": vertebra_rows(found.found),
-        "numbered": found.found.numbered,
-        "false_table": false_table(found.found),
-    }
-
-
-def _read(run: Run, before: Run | None, split: str, case: str, dice: float) -> _Case:
-    """Read a case and measure its errors, and those of the earlier run.
-
-    Raises:
-        InputError: a file is gone or damaged.
-    """
-    volume, masks = run.read_case(case, split)
+        return {"title": title, "problem": str(error)}
     if "labels" not in masks:
-        raise InputError("The file of the reference is gone, so that errors cannot be told.")
-    reference = masks["labels"]
+        return {"title": title, "problem": "The file of the reference is gone."}
+    reference, rows = masks["labels"], [("", masks["prediction"])]
     numbered = tables.item(run.config, "data", "labels") != "binary" and reference.max() != 1
-    if not numbered:
-        reference = (reference > 0).astype(np.uint8)
-
-    def measured(mask: np.ndarray) -> dict[str, Any]:
-        return mistakes.analyse(volume.array, reference, mask, volume.spacing_mm)
-
-    mask, dice_before, note = None, None, ""
+    note, words = "", f"Dice {dice:.3f}"
     if before is not None:
         try:
-            mask = _read_before(before, volume, masks["labels"], split, case)
+            earlier = _read_before(before, volume, reference, split, case)
+            rows = [("Before", earlier), ("After", masks["prediction"])]
             dice_before = tables.case_values(before.evaluations[split], "dice").get(case)
+            if dice_before is not None:
+                words = f"Dice {dice_before:.3f} before, {dice:.3f} after"
         except InputError as error:
             note = f"Without a Before: {error}"
-    found = Found(measured(masks["prediction"]), None if mask is None else measured(mask), numbered)
-    return _Case(case, dice, volume, reference, masks["prediction"], found, mask, dice_before, note)
+    if not numbered:
+        reference = (reference > 0).astype(np.uint8)
+    *befores, after = (
+        mistakes.analyse(volume.array, reference, mask, volume.spacing_mm) for _, mask in rows
+    )
+    found = Found(after, befores[0] if befores else None, numbered)
+    return {
+        "title": title,
+        "problem": "",
+        "dice": words,
+        "shape": " × ".join(map(str, volume.shape)),
+        "spacing": " × ".join(f"{mm:.3g}" for mm in volume.spacing_mm),
+        "note": note,
+        "montage": _montage(case, volume, reference, rows, numbered, _plane(run), key),
+        "missed": missed_words(found),
+        "false": false_words(found),
+        "vertebrae": vertebra_rows(found),
+        "numbered": numbered,
+        "false_table": false_table(found),
+    }
 
 
 def _read_before(
@@ -508,41 +483,44 @@ def _read_before(
     return match_labels(volume, scanfile.read_labels(paths["prediction"], valid=None)).array
 
 
-def _montage(case: _Case, plane: str, key: str) -> dict[str, Any]:
-    """Return the row of slices, and above it that of the earlier run on the same slices."""
-    masks = [("", case.prediction)]
-    if case.before is not None:
-        masks = [("Before", case.before), ("After", case.prediction)]
-    shown = view(case.reference, [mask for _, mask in masks], case.volume.spacing_mm, plane)
-    count = case.volume.shape[PLANES[plane]]
+def _montage(
+    case: str,
+    volume: Volume,
+    reference: np.ndarray,
+    masks: Sequence[tuple[str, np.ndarray]],
+    numbered: bool,
+    plane: str,
+    key: str,
+) -> dict[str, Any]:
+    """Return a row of slices for each (title, prediction), all of the same slices."""
+    shown = view(reference, [mask for _, mask in masks], volume.spacing_mm, plane)
+    count = volume.shape[PLANES[plane]]
     greys = [
-        figures.resize(overlay.window(shown.cut(case.volume.array, i)), shown.size, smooth=True)
+        figures.resize(overlay.window(shown.cut(volume.array, i)), shown.size, smooth=True)
         for i in shown.indices
     ]
     scans = [figures.data_uri(jpeg, "jpeg") for jpeg in figures.jpegs(greys, _BYTES)]
-    numbered = case.reference if case.found.numbered else None
-    names = side_names(numbered, shown)
-    high, wide = shown.size
+    names = side_names(reference if numbered else None, shown)
+    below = captions(reference if numbered else None, shown)
     rows: list[dict[str, Any]] = []
     for title, mask in masks:
         tiles = []
-        for number, (index, below) in enumerate(
-            zip(shown.indices, captions(numbered, shown), strict=True)
-        ):
+        for number, index in enumerate(shown.indices):
             name = f"{key}-{number}"
-            words = f"{case.id} {title.lower()}".strip() + f", slice {index + 1} of {count}"
+            words = f"{case} {title.lower()}".strip() + f", slice {index + 1} of {count}"
             picture = figures.Picture(
                 shown.size,
                 f"#{name}" if rows else scans[number],
-                layer(case.reference, mask, shown, index),
+                layer(reference, mask, shown, index),
                 (),
                 words,
                 plane,
                 shown.pixels_per_mm if number == 0 else None,
+                below[number],
             )
-            tiles.append({"id": "" if rows else name, "picture": picture, "caption": below})
+            tiles.append({"id": "" if rows else name, "picture": picture})
         rows.append({"title": title, "tiles": tiles})
-    side = _SIDE if names else 0
+    side, (high, wide) = _SIDE if names else 0, shown.size
     return {
         "rows": rows,
         "names": names,

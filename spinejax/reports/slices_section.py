@@ -126,14 +126,11 @@ def _load(
             if index >= count:
                 problems[case, index] = InputError(f"{case} has no slice {index}, only {count}")
                 continue
-
-            def cut(array: np.ndarray, index: int = index) -> np.ndarray:
-                return figures.display(figures.take_slice(array, plane, index), plane)
-
+            cut = {name: figures.hung(mask, plane, index) for name, mask in masks.items()}
             found[case, index] = _Slice(
-                grey=overlay.window(cut(volume.array)),
-                prediction=cut(masks["prediction"]),
-                reference=cut(masks["labels"]) if "labels" in masks else None,
+                grey=overlay.window(figures.hung(volume.array, plane, index)),
+                prediction=cut["prediction"],
+                reference=cut.get("labels"),
                 spacing_mm=(volume.spacing_mm[row_axis], volume.spacing_mm[column_axis]),
                 count=count,
             )
