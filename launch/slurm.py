@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,34 +74,13 @@ class Job:
         return submitit.helpers.DelayedSubmission(Job(), folder, words)
 
 
-def executor(
-    workdir: Path,
-    *,
-    at_once: int = 0,
-    time: str = "24:00:00",
-    hosts: int = 1,
-    processes: int = 1,
-    cpus: int = 4,
-    gpus: int = 0,
-    memory: str = "",
-    partition: str = "",
-    account: str = "",
-    more: str = "",
-) -> Any:
-    """Return submitit's executor for the flags `--slurm.*`.
+def executor(workdir: Path, at_once: int, options: Mapping[str, Any]) -> Any:
+    """Return submitit's executor.
 
     Args:
         workdir: folder of the sweep.
         at_once: most units at a time; 0 for no limit.
-        time: limit of a unit, see `minutes`.
-        hosts: of a unit.
-        processes: of a unit on each host.
-        cpus: of a process.
-        gpus: of a host.
-        memory: of a host, such as "32GB".
-        partition: "" for the cluster's default.
-        account: "" for the cluster's default.
-        more: further NAME=VALUE,... for sbatch.
+        options: values of the flags `--slurm.*`, without the prefix.
 
     Raises:
         InputError: submitit or Slurm is missing, or a value cannot be used.
@@ -121,20 +100,20 @@ def executor(
         folder=workdir / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=_RESTARTS
     )
     optional = {
-        "slurm_partition": partition,
-        "slurm_account": account,
-        "slurm_mem": memory,
-        "gpus_per_node": gpus,
+        "slurm_partition": options["partition"],
+        "slurm_account": options["account"],
+        "slurm_mem": options["memory"],
+        "gpus_per_node": options["gpus"],
     }
     made.update_parameters(
         name=workdir.resolve().name,
-        timeout_min=minutes(time),
-        nodes=hosts,
-        tasks_per_node=processes,
-        cpus_per_task=cpus,
+        timeout_min=minutes(options["time"]),
+        nodes=options["hosts"],
+        tasks_per_node=options["processes"],
+        cpus_per_task=options["cpus"],
         slurm_array_parallelism=at_once or 1000,
         slurm_signal_delay_s=_ASK_S,
-        slurm_additional_parameters={"requeue": True, **_more(more)},
+        slurm_additional_parameters={"requeue": True, **_more(options["more"])},
         **{name: value for name, value in optional.items() if value},
     )
     return made

@@ -4,12 +4,13 @@ Each unit is a run of its own, `spinejax train ... --evaluate`, in the folder WO
 unit; a user can also start, resume and look at any of them by hand.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from spinejax import sweep_state
+from spinejax import progress, sweep_state
 from spinejax.errors import InputError
 from spinejax.files import made
 from spinejax.launch import plan, status
@@ -66,7 +67,7 @@ def show(workdir: Path, *, watch: bool) -> None:
         )
         if not watch or not continues:
             return
-        time.sleep(_WATCH_S)
+        time.sleep(_WATCH_S if sys.stdout.isatty() else progress.EVERY_S)
         print()
 
 

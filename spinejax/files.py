@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from spinejax.errors import InputError
+
 StrPath = str | os.PathLike[str]
 """A path as users give it."""
 
@@ -53,9 +55,17 @@ def made(folder: Path, results: Iterable[str]) -> Iterator[None]:
         folder: may exist already, and then stays in any case.
         results: glob patterns, relative to the folder, of what is worth keeping: if there is any,
             the folder stays.
+
+    Raises:
+        InputError: the folder cannot be made.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
     try:
         yield
     except BaseException:

@@ -1,13 +1,13 @@
-"""The folder of a sweep: which units it has, and how far each of them is. Reads files only.
+"""The folder of a sweep: its units, and how far each of them is. Reads files only.
 
-    <workdir>/sweep.json              what the sweep consists of
+    <workdir>/sweep.json              the sweep and its units
     <workdir>/<unit>/                 the workdir of the unit's run
-    <workdir>/<unit>/unit.log         what the run printed; locked as long as it is at work
-    <workdir>/<unit>/outcome.json     exit status of the last start, once it has ended
-    <workdir>/<unit>/job.json         its job, where a cluster runs it
+    <workdir>/<unit>/unit.log         the output of the run; locked while the run is at work
+    <workdir>/<unit>/outcome.json     exit status of the last start, written when it ends
+    <workdir>/<unit>/job.json         the unit's job, if a cluster runs it
 
-Whether a unit is at work is known from a lock that the kernel holds for its processes: it goes when
-they do, however they end, and is seen from other hosts where the file system shares locks.
+A lock shows whether a unit is running. The kernel holds it for the unit's processes and drops it
+when they end for any reason. Other hosts see it if the file system shares locks.
 """
 
 import fcntl
@@ -21,17 +21,16 @@ from typing import IO, Any
 
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
+from spinejax.schema import SECOND
 
-LOCK = ".lock"  # held by the training in a folder
+LOCK = ".lock"  # the training in a folder holds it
 FILE, LOG, OUTCOME, JOB = "sweep.json", "unit.log", "outcome.json", "job.json"
-SECOND = "vertebrae"
-"""Folder, in that of a run, of the second run of a pipeline; and the block of its config."""
 
-_STOPPED = (0, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)  # asked to, and to be resumed
-_LAST_LINES = 65536  # bytes of a log that are searched for its last lines
+_STOPPED = (0, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)  # on request; may be resumed
+_LAST_LINES = 65536  # bytes at the end of a log that are read
 _LOOK_S = 0.5  # `is_locked` holds a lock itself for a moment
 _WHOLE = 1 << 30
-_RATE_STEPS = 20  # logged steps that the time left is computed from
+_RATE_STEPS = 20  # the time left is computed from so many logged steps
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class SweepUnit:
     """One run of a sweep.
 
     name: of its folder.
-    words: arguments of `spinejax train` that make it, but for --workdir.
-    overrides: what it sets, by dotted key.
-    cell: its place in a published table, see `configs.sweeps.Unit`; empty for others.
+    words: arguments of `spinejax train`, without --workdir.
+    overrides: the fields that it sets, by dotted key.
+    cell: its place in a published table, see `configs.sweeps.Unit`; may be empty.
     """
 
     name: str
@@ -52,7 +51,7 @@ class SweepUnit:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What sweep.json holds: the name of the sweep, the config it varies, its units."""
+    """The content of sweep.json: name of the sweep, the config that it varies, its units."""
 
     name: str
     config: str
@@ -64,10 +63,10 @@ class State:
     """How far a unit is.
 
     kind: "waiting", "running", "stopped" (to be resumed), "failed" or "done".
-    step, steps: of the training that is going on or was last, None before it began.
-    score: Dice of the last validation, or of the test split where it is done; None without.
-    seconds_left: of that training, at its latest speed; None where that is not known.
-    note: why it failed; which network of a pipeline is trained.
+    step, steps: progress of its current or last training; None before the first step.
+    score: Dice of the last validation, or of the test split if the unit is done and scored.
+    seconds_left: time that the training still needs at its latest speed; None if unknown.
+    note: why the unit failed, or which network of a pipeline is trained.
     """
 
     kind: str
@@ -113,7 +112,7 @@ def read(workdir: Path) -> Sweep:
 
 def state(folder: Path) -> State:
     """Return how far the unit in a folder is."""
-    # That of the log is the launcher's doing; the run's own tells of one that was started by hand.
+    # The launcher locks the log; a run that was started by hand has the run's own lock only.
     running = any(is_locked(folder / name) for name in (LOG, LOCK, f"{SECOND}/{LOCK}"))
     if not (folder / LOG).exists() and not (folder / "config.json").exists():
         job = read_json(folder / JOB).get("job")
@@ -127,7 +126,7 @@ def state(folder: Path) -> State:
     steps = read_json(now / "run.json").get("steps")
     step = lines[-1]["step"] if lines else None
     validated = [line["dice"] for line in lines if line["kind"] == "val" and "dice" in line]
-    if lines and not validated:  # further back, or none yet
+    if lines and not validated:  # the last validation may lie further back
         every = _metrics(now / "metrics.jsonl", whole=True)
         validated = [line["dice"] for line in every if line["kind"] == "val" and "dice" in line]
     common: dict[str, Any] = dict(
@@ -153,7 +152,7 @@ def state(folder: Path) -> State:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a file; False where there are no locks."""
+    """Whether a process holds the lock of a file; False if the file system has no locks."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -165,9 +164,9 @@ def is_locked(path: Path) -> bool:
 
 
 def take_lock(file: IO[bytes]) -> bool:
-    """Lock an open file until it is closed; False where another process holds it.
+    """Lock an open file until it is closed; return False if another process holds the lock.
 
-    Where there are no locks, nobody holds any.
+    If the file system has no locks, return True.
     """
     until = time.monotonic() + _LOOK_S
     while True:
@@ -184,7 +183,7 @@ def take_lock(file: IO[bytes]) -> bool:
 
 
 def _is_done(folder: Path, stages: list[Path]) -> bool:
-    """Whether all is trained, and scored where there are scans to test on."""
+    """Whether all networks are trained, and the test split is scored if it has cases."""
     if not all((stage / "DONE").exists() for stage in stages):
         return False
     cases = read_json(folder / "run.json").get("cases", {})
@@ -203,7 +202,7 @@ def _seconds_left(lines: list[dict[str, Any]], steps: Any) -> float | None:
 
 
 def _why(log: Path, status: int) -> str:
-    """Return in a line why a run failed: what it said last, or the signal that ended it."""
+    """Return in one line why a run failed: its last error, or the signal that ended it."""
     lines = [line.strip() for line in _tail(log).replace("\r", "\n").splitlines()]
     lines = [line for line in lines if line]
     said = next((line for line in reversed(lines) if "error: " in line), lines[-1] if lines else "")
@@ -212,7 +211,7 @@ def _why(log: Path, status: int) -> str:
             name = signal.Signals(-status).name
         except ValueError:
             name = f"signal {-status}"
-        hint = ", out of memory perhaps" if name == "SIGKILL" else ""
+        hint = ", perhaps out of memory" if name == "SIGKILL" else ""
         return f"ended by {name}{hint}; last line: {said}"
     return said or f"exit status {status}, nothing printed"
 
@@ -235,7 +234,7 @@ def _metrics(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
 def records(text: str) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl that are records: objects with a "step" and a "kind".
 
-    What is none is left out, such as a last line cut by a kill.
+    Other lines are left out, such as a last line that a kill cut off.
     """
     found = []
     for line in text.splitlines():
@@ -249,7 +248,7 @@ def records(text: str) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty where there is none that can be read."""
+    """Return the object in a JSON file, {} if there is none or it cannot be read."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

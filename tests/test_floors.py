@@ -11,9 +11,10 @@ PACKAGE = ROOT / "spinejax"
 # The longest matching prefix decides. Modules of one row are siblings, and siblings do not import
 # one another, except inside a package.
 FLOORS = [
-    {"errors", "files", "progress", "text_table"},
-    {"geometry", "labels", "schema", "sweep_state"},
-    {"config_files"},
+    {"errors"},
+    {"files", "progress", "text_table"},
+    {"geometry", "labels", "schema"},
+    {"config_files", "sweep_state"},
     {"volume", "configs"},
     {"io"},
     {"datasets"},

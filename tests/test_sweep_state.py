@@ -101,7 +101,7 @@ def test_what_failed_says_why(tmp_path):
         "spinejax train: error: the disk is full; free some",
     )
     state = sweep_state.state(make(tmp_path / "b", log="half a batch", outcome=-9))
-    assert state.note == "ended by SIGKILL, out of memory perhaps; last line: half a batch"
+    assert state.note == "ended by SIGKILL, perhaps out of memory; last line: half a batch"
     assert (
         sweep_state.state(make(tmp_path / "c", outcome=3)).note == "exit status 3, nothing printed"
     )

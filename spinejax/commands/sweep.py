@@ -89,7 +89,7 @@ def run(values: FlagValues) -> int:
             for name in values
             if name.startswith(prefix)
         }
-        executor = slurm.executor(workdir, at_once=values.at_once, **options)
+        executor = slurm.executor(workdir, values.at_once, options)
         return sweep.launch(found, units, workdir, lambda *of: slurm.submit(executor, *of))
     places = local.slots(values.at_once, values.gpus)
     return sweep.launch(found, units, workdir, lambda *of: local.run(*of, places))

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from spinejax import schema
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.files import write_json
+from spinejax.files import made, write_json
 from spinejax.sweep_state import LOCK, read_json, take_lock
 from spinejax.train import parallel
 
@@ -74,27 +74,18 @@ def alone(workdir: Path) -> Iterator[None]:
     if parallel.process_index() != 0:
         yield
         return
-    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / LOCK).open("ab")
-    except OSError as error:
-        raise not_writable(workdir, error) from error
-    with file:
-        if not take_lock(file):
-            raise InputError(
-                f"{workdir}: another `spinejax train` is at work in it; wait until it ends, stop "
-                "it, or give another --workdir"
-            )
+    with made(workdir, _RESULTS):
         try:
+            file = (workdir / LOCK).open("ab")
+        except OSError as error:
+            raise not_writable(workdir, error) from error
+        with file:
+            if not take_lock(file):
+                raise InputError(
+                    f"{workdir}: another `spinejax train` is at work in it; wait until it ends, "
+                    "stop it, or give another --workdir"
+                )
             yield
-        except BaseException:
-            if made and not any(next(workdir.glob(results), None) for results in _RESULTS):
-                shutil.rmtree(workdir, ignore_errors=True)
-                for parent in made[1:]:
-                    with suppress(OSError):  # another run may use the parent by now
-                        parent.rmdir()
-            raise
 
 
 def not_writable(workdir: Path, error: OSError) -> InputError:
