@@ -410,7 +410,7 @@ def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] 
     source = config.train.init_from
     if not source or begun(workdir):
         return None
-    _, found = load_for_inference(source)
+    _, found = load_for_inference(Path(source).expanduser())
     like = jax.eval_shape(task.init, jax.random.key(0))
     for name in ("params", "batch_stats"):
         theirs, ours = _leaf_shapes(found.get(name, {})), _leaf_shapes(like.get(name, {}))

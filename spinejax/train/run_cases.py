@@ -169,7 +169,7 @@ def prepare(
     if cases is None:
         cases = find(config, workdir, progress=progress)
     settings = preprocess.from_config(config.data)
-    folder = Path(config.data.cache_dir or workdir / "cache")
+    folder = Path(config.data.cache_dir or workdir / "cache").expanduser()
     first = parallel.process_index() == 0
     chosen = {case.id: case for name in wanted for case in cases[name]}
 
