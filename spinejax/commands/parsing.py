@@ -5,6 +5,8 @@ The flags are absl's. They can be written `--name=value`, `--name value` and, wi
 """
 
 import re
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,6 @@ from ml_collections import ConfigDict
 
 from spinejax import config_files
 from spinejax.errors import InputError, did_you_mean
-from spinejax.text_table import text_table
 
 DEFAULT_CONFIG = "demo"
 _FIELDS = "config_fields"  # the flag that collects the words --config.key=value
@@ -167,28 +168,33 @@ def parse(name: str, command: Command, words: Sequence[str]) -> FlagValues | Non
 def describe(name: str, command: Command, values: FlagValues) -> str:
     """Return the help of a command: what it does and a line for each flag."""
     positional = getattr(command, "POSITIONAL", "")
-    words = [positional.upper()] * bool(positional)
+    usage = ["usage: spinejax", name, *[positional.upper()] * bool(positional)]
     rows = []
     for flag in sorted(values):
-        if flag in (_FIELDS, values[flag].short_name):
+        short, default = values[flag].short_name, values[flag].default
+        if flag in (_FIELDS, short):
             continue
-        short = values[flag].short_name
-        default = values[flag].default
-        if values[flag].validators:
-            shown = "required"
-            words += [f"--{flag}={flag.upper()}"] * (flag != positional)
-        else:
-            shown = "" if default in (None, [], "") else f"default {_shown(default)}"
-        # absl adds a line of its own about flags that may be given again.
-        said = values[flag].help.partition(";\n")[0]
+        # absl writes the choices of a flag before its help, and below it how to give several.
+        text = values[flag].help.partition(";\n")[0]
+        choices = re.match(r"<(.*?)>: ", text)
+        notes = [choices[1]] if choices else []
+        text = text[choices.end() :] if choices else text
+        if default is None and values[flag].validators:
+            notes.append("required")
+            usage += [f"--{flag}={flag.upper()}"] * (flag != positional)
+        elif default not in (None, [], ""):
+            notes.append(
+                f"default {str(default).lower() if isinstance(default, bool) else default}"
+            )
         left = f"-{short}, --{flag}" if short else f"--{flag}"
-        rows.append((f"  {left}", said + f" ({shown})" * bool(shown)))
-    usage = " ".join(["usage: spinejax", name, *words, "[--flag=value ...]"])
-    return f"spinejax {name}: {command.HELP}\n\n{usage}\n\n{text_table(rows, 'l')}"
-
-
-def _shown(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)
+        rows.append((f"  {left}", f"{text} ({', '.join(notes)})" if notes else text))
+    first = f"spinejax {name}: {command.HELP}"
+    lines = [first, "", " ".join([*usage, "[--flag=value ...]"]), ""]
+    width = max(len(left) for left, _ in rows) + 2
+    for left, text in rows:
+        right = textwrap.wrap(text, max(40, shutil.get_terminal_size().columns - width))
+        lines += [left.ljust(width) + right[0], *(" " * width + line for line in right[1:])]
+    return "\n".join(lines)
 
 
 def _uniform(words: Sequence[str], values: FlagValues, positional: str) -> Iterator[str]:

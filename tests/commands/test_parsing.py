@@ -62,3 +62,14 @@ def test_fields_of_the_config_may_come_before_it_and_the_last_one_counts():
 def test_commands_without_a_config_have_no_fields():
     with pytest.raises(InputError, match="unknown flag --config.seed"):
         parse("predict", "a", "--config.seed=1")
+
+
+def test_help_says_what_is_required_what_may_be_chosen_and_the_defaults(capsys):
+    for name in ("predict", "sweep"):
+        assert parse(name, "--help") is None
+    out = capsys.readouterr().out
+    assert "usage: spinejax predict INPUT --output=OUTPUT --workdir=WORKDIR [--flag=value" in out
+    assert "usage: spinejax sweep --workdir=WORKDIR [--flag=value" in out
+    assert "Which weights to use. (best|latest, default best)" in out
+    assert "  -o, --output  Folder for labels and pictures. (required)\n" in out
+    assert all(len(line) < 100 for line in out.splitlines())
