@@ -117,7 +117,7 @@ class Name(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class ScanPlane:
     """One plane of a scan, ready to show.
 
     Attributes:
@@ -229,7 +229,8 @@ def hanging(plane: str) -> str:
     """Return how slices of a plane are hung, in words."""
     left, _, top, _ = EDGES[plane]
     sides = {"R": "the patient’s right is on the left", "A": "anterior is on the left"}[left]
-    return f"{sides}, { ({'A': 'anterior', 'S': 'superior'}[top]) } at the top"
+    up = {"A": "anterior", "S": "superior"}[top]
+    return f"{sides}, {up} at the top"
 
 
 def window_words() -> str:
@@ -440,12 +441,12 @@ def _words(
     return words
 
 
-def panels(
+def planes(
     volume: Volume,
     prediction: np.ndarray,
     reference: np.ndarray | None = None,
     centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
-) -> list[Panel]:
+) -> list[ScanPlane]:
     """Return a sagittal, a coronal and an axial picture of a scan, all at one scale in mm.
 
     The planes pass through the median voxel of the reference, else of the prediction, else through
@@ -521,7 +522,7 @@ def panels(
                 half = 0.33 * len(words[label]) * name_size(grey.shape[0], scale)
                 x = max(min(place[0], wide - half), min(half, wide / 2))
                 names.append(Name(x, place[1], words[label]))
-        found.append(Panel(plane, caption, grey, layer, tuple(names), scale))
+        found.append(ScanPlane(plane, caption, grey, layer, tuple(names), scale))
     return found
 
 
@@ -591,7 +592,7 @@ def printable(words: str, length: int) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
-def _annotated(panel: Panel) -> Image.Image:
+def _annotated(panel: ScanPlane) -> Image.Image:
     """Return a panel with directions, a scale bar and names."""
     picture = Image.fromarray(blend(panel.grey, panel.layer))
     draw = ImageDraw.Draw(picture)
@@ -625,7 +626,7 @@ def quicklook_png(
     centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
 ) -> bytes:
     """Return the quick-look picture as the bytes of a PNG; see `quicklook`."""
-    shown = panels(volume, prediction, reference, centroids)
+    shown = planes(volume, prediction, reference, centroids)
     total = sum(panel.grey.shape[1] for panel in shown) + 2 * _GAP
     width = max(total, 640) + 2 * _MARGIN
     height = _HEADER + max(panel.grey.shape[0] for panel in shown) + _FOOTER + _MARGIN
@@ -671,7 +672,7 @@ def quicklook(
     title: str = "",
     centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
 ) -> Path:
-    """Write a picture of three planes through the spine with a prediction on it; see `panels`.
+    """Write a picture of three planes through the spine with a prediction on it; see `planes`.
 
     Args:
         volume: the scan.

@@ -213,7 +213,7 @@ def _names_in(labelled: np.ndarray) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class Mistakes:
     """Errors of a scan, as `metrics.mistakes.analyse` returns them, and those of an earlier run.
 
     `numbered`: whether labels are VerSe ids; else everything labelled is one row.
@@ -244,7 +244,7 @@ def _lost_ml(row: Mapping[str, Any]) -> float:
     return float(row["ml"] * (1 - row["recall"]))
 
 
-def missed_words(found: Found) -> str:
+def missed_words(found: Mistakes) -> str:
     """Return what is missed most, in words; "" for an empty reference."""
     rows = found.after["vertebrae"]
     if not rows:
@@ -268,7 +268,7 @@ def missed_words(found: Found) -> str:
     )
 
 
-def false_words(found: Found) -> str:
+def false_words(found: Mistakes) -> str:
     """Return where the false positives are, in words."""
     places = found.after["false_positives"]
     before = ""
@@ -294,7 +294,7 @@ _PLACES = {
 }
 
 
-def false_table(found: Found) -> Table | None:
+def false_table(found: Mistakes) -> Table | None:
     """Return the false positives by place, and their HU; None where there is no place or none."""
     after = found.after["false_positives"]
     both = [after] if found.before is None else [found.before["false_positives"], after]
@@ -309,7 +309,7 @@ def false_table(found: Found) -> Table | None:
     return Table(("not in the reference", *header), tuple(lines))
 
 
-def vertebra_rows(found: Found) -> list[dict[str, Any]]:
+def vertebra_rows(found: Mistakes) -> list[dict[str, Any]]:
     """Return the vertebrae from head to foot, then labels that are none: what was found of each.
 
     "missed" is a share, "change" (None without an earlier run) the difference of the printed per
@@ -440,7 +440,7 @@ def _shown(
     *befores, after = (
         mistakes.analyse(volume.array, reference, mask, volume.spacing_mm) for _, mask in rows
     )
-    found = Found(after, befores[0] if befores else None, numbered)
+    found = Mistakes(after, befores[0] if befores else None, numbered)
     return {
         "title": title,
         "problem": "",

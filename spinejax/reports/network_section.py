@@ -37,7 +37,7 @@ _FILTERS_WIDTH, _ACTIVATIONS_WIDTH = 320, 254
 """Largest width of a picture on the page, in its pixels."""
 
 
-class Network(NamedTuple):
+class NetworkArrays(NamedTuple):
     """What network.npz holds; lists in the order of the layers.
 
     filters: (name, (k, k, in, out) float32); patch: (n, n) float32 or None; activations: (name,
@@ -50,7 +50,7 @@ class Network(NamedTuple):
     where: str
 
 
-class Tiles(NamedTuple):
+class Mosaic(NamedTuple):
     """A grid of tiles for the page: title, lines below it, data URI, width in CSS pixels."""
 
     title: str
@@ -59,7 +59,7 @@ class Tiles(NamedTuple):
     width: int
 
 
-def read_network(path: Path) -> Network:
+def read_network(path: Path) -> NetworkArrays:
     """Read network.npz.
 
     Raises:
@@ -95,7 +95,7 @@ def read_network(path: Path) -> Network:
             )
         found[kind].append((name, values))
     patch = found["patch"][0][1] if found["patch"] else None
-    return Network(found["conv"], patch, found[""], where)
+    return NetworkArrays(found["conv"], patch, found[""], where)
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
@@ -175,16 +175,16 @@ def _tiles(
     limits: tuple[float, float],
     plane: str,
     widest: int,
-) -> Tiles:
+) -> Mosaic:
     """Return (count, h, w) tiles as one picture, turned as pictures of slices are."""
     upright = np.stack([figures.display(tile, plane) for tile in tiles])
     picture = mosaic(upright, *limits)
     width = picture.shape[1]
     width *= max(1, widest // width)  # whole pixels; the frame takes 6 more
-    return Tiles(title, lines, figures.pixels_uri(picture), width + 6)
+    return Mosaic(title, lines, figures.pixels_uri(picture), width + 6)
 
 
-def _filters(network: Network, plane: str) -> list[Tiles]:
+def _filters(network: NetworkArrays, plane: str) -> list[Mosaic]:
     parts = []
     for name, kernel in network.filters:
         *sides, channels, count = kernel.shape
@@ -198,7 +198,7 @@ def _filters(network: Network, plane: str) -> list[Tiles]:
     return parts
 
 
-def _activations(network: Network, plane: str) -> list[Tiles]:
+def _activations(network: NetworkArrays, plane: str) -> list[Mosaic]:
     if not network.activations:
         return []
     parts = []

@@ -105,7 +105,7 @@ _CASE_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Summary:
+class MetricSummary:
     """One metric over the cases where it is defined (`cases` of them)."""
 
     metric: Metric
@@ -186,7 +186,7 @@ def chosen_cases(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str, fl
     return chosen
 
 
-def summarise(scores: Scores) -> list[Summary]:
+def summarise(scores: Scores) -> list[MetricSummary]:
     """Return one row per metric that any case has, in the order of `METRICS`.
 
     Mean, standard deviation and median are those of the file's own summary where it has them, so
@@ -204,7 +204,7 @@ def summarise(scores: Scores) -> list[Summary]:
         }
         mean, std, median = given["mean"], given["std"], given["median"]
         rows.append(
-            Summary(
+            MetricSummary(
                 metric=metric,
                 cases=len(values),
                 mean=statistics.fmean(values) if mean is None else mean,

@@ -187,8 +187,8 @@ def curved_spine():
 
 def test_the_coronal_picture_follows_the_bodies():
     volume, mask, centres = curved_spine()
-    _, coronal, _ = figures.panels(volume, mask, None, centres)
-    flat = figures.panels(volume, mask)[1]
+    _, coronal, _ = figures.planes(volume, mask, None, centres)
+    flat = figures.planes(volume, mask)[1]
     shown = {n for n in np.unique(coronal.layer % figures.OUTLINE).tolist() if n}
     assert shown == set(centres)  # a plane shows a few of them only
     plane = mask[:, np.flatnonzero(mask.any(axis=(0, 2))).mean().astype(int)]
@@ -218,8 +218,8 @@ def test_the_picture_along_the_spine_does_not_depend_on_the_orientation_on_disk(
     volume, mask, centres = curved_spine()
     turned = Volume(*geometry.reorient(volume.array, volume.affine, to))
     for one, other in zip(
-        figures.panels(volume, mask, None, centres),
-        figures.panels(turned, mask, None, centres),
+        figures.planes(volume, mask, None, centres),
+        figures.planes(turned, mask, None, centres),
         strict=True,
     ):
         np.testing.assert_array_equal(one.grey, other.grey)
@@ -239,8 +239,8 @@ def test_the_centre_of_a_cut_vertebra_does_not_bend_the_curve():
 def test_a_single_vertebra_and_two_at_one_height_have_a_picture():
     volume, mask, centres = curved_spine()
     one = {20: centres[20]}
-    figures.panels(volume, mask, None, one)
-    figures.panels(volume, mask, None, {**one, 21: centres[20] + 0.5})
+    figures.planes(volume, mask, None, one)
+    figures.planes(volume, mask, None, {**one, 21: centres[20] + 0.5})
 
 
 def test_every_level_has_its_colour_in_every_picture():
@@ -258,6 +258,6 @@ def test_a_wrong_name_and_a_vertebra_too_many_are_said():
     volume, mask, centres = curved_spine()
     reference = np.where(mask == 24, 0, mask)
     reference[reference == 20] = 19
-    sagittal, *_ = figures.panels(volume, mask, reference.astype(np.uint8), centres)
+    sagittal, *_ = figures.planes(volume, mask, reference.astype(np.uint8), centres)
     words = {name.words for name in sagittal.names}
     assert {"L5 extra", "L1 not T12", "L2"} <= words

@@ -274,6 +274,6 @@ def test_vertebrae_go_from_head_to_foot():
         {**row, "label": label, "at_border": label == 26, "at_end": False}
         for label in (19, 20, 26, 28)
     ]
-    drawn = mistakes_section.vertebra_rows(mistakes_section.Found({"vertebrae": rows}))
+    drawn = mistakes_section.vertebra_rows(mistakes_section.Mistakes({"vertebrae": rows}))
     assert [row["name"] for row in drawn] == ["T12", "T13", "L1", "label 26"]
     assert drawn[0]["hu"] == ["−5", "9"] and drawn[3]["edge"] == "side"
