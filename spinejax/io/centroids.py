@@ -9,9 +9,9 @@ The conventions differ in the frame of X, Y, Z:
 
 In the mm frames the centre of the first voxel is at 0 mm, so that an index is mm / spacing. This is
 not documented, but measured. The MICCAI'20 numbers, as the set-up files of Payer et al. (2020)
-restate them, agree with spacing times the centre of mass of the masks within 0.2 mm for verse004 (1
-x 1 x 2 mm) and within 0.6 mm for GL003 (0.29 x 0.29 x 1.25 mm). An axis is reversed by `size - 1 -
-index`; the `size * spacing - mm` of published scripts is wrong by one voxel.
+restate them, agree with spacing times the centre of mass of the masks within 0.2 mm for verse004
+(1 x 1 x 2 mm) and within 0.6 mm for GL003 (0.29 x 0.29 x 1.25 mm). An axis is reversed by
+`size - 1 - index`; the `size * spacing - mm` of published scripts is wrong by one voxel.
 
 The subject-based and the '19 points mark the vertebral body. The '20 points mark the whole
 vertebra, up to 15 mm further back.
