@@ -790,11 +790,12 @@ def describe(config: ConfigDict, networks: Networks) -> str:
             value = flat.get(field.path, field.default)
             value = tuple(value) if isinstance(value, list) else value
             default = f"  (default {field.default!r})" * (value != field.default)
+            unit = f" {field.unit}" * bool(field.unit)
             text = field.meaning
             if not isinstance(field.allowed, Flag | Text):
                 text += f" Must be {field.allowed}."
             indent = "    "
-            lines.append(f"{prefix}{field.path}  {value!r} {field.unit}{default}".rstrip())
+            lines.append(f"{prefix}{field.path}  {value!r}{unit}{default}")
             lines += textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
 

@@ -295,7 +295,7 @@ def test_every_field_of_a_config_is_described(experiment):
     text = schema.describe(config, models.fields)
     shown = {line.split()[0] for line in text.splitlines() if not line.startswith(" ")}
     assert shown == set(schema.flatten(config))
-    assert f"train.steps  {config.train.steps}  (default 0)" in text
+    assert f"train.steps  {config.train.steps} steps  (default 0)" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
