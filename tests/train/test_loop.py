@@ -5,6 +5,7 @@ import logging
 import shutil
 import struct
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -139,6 +140,17 @@ def test_a_stopped_run_resumes_bit_for_bit(finished, scans, tmp_path, at):
     assert resumed.best == finished[1].best
     assert numbers(tmp_path) == numbers(finished[0])
     assert json.loads((tmp_path / "run.json").read_text())["starts"] == 2
+
+
+def test_the_first_step_says_that_it_compiles(scans, tmp_path):
+    said = []
+
+    @contextmanager
+    def recorded(title, total, unit):
+        yield types.SimpleNamespace(advance=lambda *_: None, say=said.append)
+
+    loop.train(tiny_config(scans), tmp_path, progress=recorded, stop=StopAt(1))
+    assert said[0] == "compiling the first step" and said[1].startswith("compiled in ")
 
 
 def test_a_finished_run_is_not_run_again(finished, scans, caplog):

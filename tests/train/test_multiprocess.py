@@ -42,10 +42,11 @@ def start(base: Path, name: str, processes: int, devices: int, **changes: object
         port = free.getsockname()[1]
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
         "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **changes}.items()]
     command = [sys.executable, str(HERE / "tiny_run.py"), str(base / "scans"), str(base / name)]

@@ -20,7 +20,7 @@ def runs(tmp_path_factory) -> dict[str, np.ndarray]:
     out = tmp_path_factory.mktemp("devices") / "out.npz"
     env = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
     }

@@ -218,7 +218,7 @@ def test_scans_of_another_scale_are_warned_of(scale, warned, boxes, run, tmp_pat
     nib.Nifti1Image(np.asarray(image.dataobj), affine).to_filename(tmp_path / "ct.nii.gz")
     words = ["predict", f"--workdir={run}", f"--input={tmp_path / 'ct.nii.gz'}"]
     assert main([*words, f"--output={tmp_path / 'out'}"]) == 0
-    assert ("trained on 1.00 to 1.00 mm" in caplog.text) == warned
+    assert ("trained on pixels of 1.00 to 1.00 mm" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("net", ["vgg", "resnet", "densenet"])
@@ -301,7 +301,7 @@ def test_patches_of_one_class(tmp_path, capsys):
 
 def test_a_search_whose_config_has_none(tmp_path, capsys):
     words = ["search", f"--config={ROOT / 'configs/unet.py'}", f"--workdir={tmp_path / 'w'}"]
-    fails(capsys, words, "sweep_", "opconvnet.py")
+    fails(capsys, words, "sweep_", "--config=opconvnet")
 
 
 def test_an_unknown_sweep_is_refused_with_the_known_ones(tmp_path, capsys):
