@@ -50,7 +50,7 @@ def require_room(folder: Path, needed_bytes: int = 0) -> None:
         )
 
 
-# Patterns of what is worth keeping in a folder whose start failed.
+# A new folder with one of these files or folders is kept although its start failed.
 _RESULTS = (
     "cache/*/meta.json",
     "checkpoints/*/[0-9]*",

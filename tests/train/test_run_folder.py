@@ -31,7 +31,7 @@ def test_a_failed_start_that_left_results_keeps_its_folder(tmp_path, result):
     workdir = tmp_path / "new"
     with pytest.raises(ValueError, match="later"), run_folder.alone(workdir):
         (workdir / result).parent.mkdir(parents=True, exist_ok=True)
-        (workdir / result).write_text("")
+        (workdir / result).write_text("x")
         raise ValueError("later")
     assert (workdir / result).exists()
 

@@ -1,6 +1,5 @@
 """One update against the same update written out by hand."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
