@@ -6,8 +6,8 @@ are the matched shares of prediction and reference; the score is their harmonic 
 defines contours, here in the plane.
 
 The tolerance is 0.75 % of the diagonal of the image in mm: about 2 mm for an axial CT slice of
-200 x 200 mm. It grows with the field of view. Compare scores only between equal fields of view, or give
-`tolerance_mm`.
+200 x 200 mm. It grows with the field of view. Compare scores only between equal fields of view, or
+give `tolerance_mm`.
 
 Paper B reports a BF-score of axial slices (its eq. 5 prints another formula, see
 `classification.f1_pre_sen`). For a scan, contours are therefore those of its slices; the diagonal
