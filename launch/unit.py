@@ -89,7 +89,7 @@ def start(
             if outcome is not None:
                 outcome.unlink(missing_ok=True)
             process = subprocess.Popen(
-                [sys.executable, "-m", "spinejax", *words],
+                [sys.executable, *(f"-W{w}" for w in sys.warnoptions), "-m", "spinejax", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
