@@ -199,7 +199,8 @@ def rule_dice(cases: Sequence[CachedCase], size: int, rule: str) -> float:
 def describe_patches(config: ConfigDict, cached: Mapping[str, Sequence[CachedCase]]) -> list[str]:
     """Return lines of text that count the patches of training and validation."""
     fields = config.data.patches
-    counts = build_task(config).feed(cached).counts()
+    feed: Any = build_task(config).feed(cached)
+    counts = feed.counts()
     lines = [f"patches of {fields.size}x{fields.size} pixels, stride {fields.stride}"]
     for name, what in (
         ("before", "in the training scans"),

@@ -471,16 +471,17 @@ def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, masks.ScanSetti
     if flip and runs[0].config.data.plane != "sagittal":
         predict = ensemble.mirrored_stack(predict)
     scans = replace(scan_settings(runs[0].config, task), normalise=_mode(runs))
+    least_side = task.least_side
     known = [mm for run in runs if (mm := run_folder.recorded_pixels_mm(run.workdir)) is not None]
     pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
     def find(volume: Volume, title: str, progress: Progress) -> np.ndarray:
         where = _where(volume, title)
         grid = preprocess.slice_geometry(volume, scans.preprocess)
-        if min(grid.shape) < task.least_side:
+        if min(grid.shape) < least_side:
             raise InputError(
                 f"{where}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, "
-                f"smaller than the network's stride of {task.least_side}; give a larger scan"
+                f"smaller than the network's stride of {least_side}; give a larger scan"
             )
         _warn_of_scale(grid.spacing_mm, pixels_mm, where)
         with progress(title, grid.n_slices, "slice") as bar:
