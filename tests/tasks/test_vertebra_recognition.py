@@ -136,7 +136,7 @@ def test_a_run_trains_validates_and_ends(data, tmp_path):
     config.data.root = str(data)
     config.data.val_fraction = 0.3
     config.train.eval_every_epochs = 0.5
-    result = train(config, tmp_path / "run", progress=False)
+    result = train(config, tmp_path / "run")
     assert result.step == 3 and not result.interrupted
     assert (tmp_path / "run" / "DONE").exists()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
