@@ -253,8 +253,8 @@ def from_config(data: Any) -> SlicePreprocess:
     Raises:
         InputError: a value cannot be used.
     """
-    size = {"size": tuple(data.size)} if "size" in data else {}  # cubes have none
-    return SlicePreprocess(plane=data.plane, **data.preprocess, **size)
+    size = data.get("size", SlicePreprocess.size)  # cubes have none
+    return SlicePreprocess(plane=data.plane, size=tuple(size), **data.preprocess)
 
 
 def _resampled_length(pixels: int, spacing_mm: float, wanted_mm: float) -> int:
