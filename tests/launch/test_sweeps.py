@@ -179,6 +179,23 @@ def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
 
 
 @pytest.mark.parametrize(
+    ("config", "sweep", "field", "said"),
+    [
+        ("chasppraunet", "saeed2023_table3", "model.attention=foo", "model.attention = 'foo'"),
+        ("chasppraunet", "attention", "train.batch_size=0", "train.batch_size=0 must be"),
+        ("chasppraunet", "attention", "train.batch_size=few", "must be a whole number"),
+        ("chasppraunet", "attention", "data.size=(30, 32)", "multiples of 8"),
+        ("mrunet", "saeed2023_table8", "model.widths=(25,50)", "2 stages of model.widths"),
+        ("mrunet", "saeed2023_table8", "data.size=(64, 64)", "no field data.size"),
+    ],
+)
+def test_a_wrong_field_reaches_no_unit(capsys, tmp_path, config, sweep, field, said):
+    words = (f"--sweep={sweep}", f"--workdir={tmp_path / 'w'}", f"--config.{field}", "--dry_run")
+    assert said in refused(capsys, f"--config={config}", *words)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
     ("sweep", "said"),
     [
         ("same", "2 units are called 'a'"),
