@@ -38,6 +38,7 @@ from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
 from spinejax.progress import Progress, silent
+from spinejax.sweep_state import read_json
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
 from spinejax.train import parallel, run_cases, run_folder, step
@@ -523,29 +524,21 @@ def _open(config: ConfigDict, sweep: Sweep, trials: int, workdir: Path) -> Done:
     """
     file = workdir / "search.json"
     wanted = {"sweep": getattr(sweep, "__name__", "sweep"), "trials": trials}
-    done = read(workdir)
-    try:
-        if done:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            for key, value in wanted.items():
-                if record[key] != value:
-                    raise InputError(
-                        f"{workdir} holds a search with {key}={record[key]!r}, not {value!r}; give "
-                        "this one another --workdir, or the old value to continue"
-                    )
-            run_folder.check_same(ConfigDict(record["config"]), config, workdir)
-        run_folder.require_room(workdir)
-        write_json(file, {**wanted, "config": schema.plain(config)})
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{file} is damaged; restore it from a copy, or give another --workdir"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read and written ({error.strerror}); give another --workdir"
-        ) from error
+    done, record = read(workdir), read_json(file)
+    if done:
+        if not {*wanted, "config"} <= record.keys():
+            raise InputError(
+                f"{file} is damaged; restore it from a copy, or give another --workdir"
+            )
+        for key, value in wanted.items():
+            if record[key] != value:
+                raise InputError(
+                    f"{workdir} holds a search with {key}={record[key]!r}, not {value!r}; give "
+                    "this one another --workdir, or the old value to continue"
+                )
+        run_folder.check_same(ConfigDict(record["config"]), config, workdir)
+    run_folder.require_room(workdir)
+    write_json(file, {**wanted, "config": schema.plain(config)})
     return done
 
 
