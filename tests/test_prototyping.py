@@ -1,4 +1,4 @@
-"""The README's "Trying an idea", followed word for word, but for a network of two levels."""
+"""The steps of "Try an idea", word for word, but with small scans and a network of two levels."""
 
 import os
 import re
@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "README.md").read_text(encoding="utf-8").split("### Trying an idea")[1]
+PAGE = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").split("\n## Try an idea")[1]
 PAGE = PAGE.split("\n## ")[0]
 MODULE, CONFIG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [COMMANDS] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-SMALLER = "'--config.model.widths=(4,8)' --config.train.steps=2 '--config.data.size=(32,32)'"
+SMALLER = {
+    "--min_spacing_mm": "--max_extent_mm=120 --min_spacing_mm",
+    "--at_once": "'--config.model.widths=(4,8)' --config.train.steps=2 "
+    "'--config.data.size=(32,32)' --at_once",
+}
 
 
 def test_the_variant_has_less_than_30_lines():
@@ -24,7 +28,8 @@ def test_the_variant_has_less_than_30_lines():
 @pytest.mark.slow
 def test_each_step_does_what_the_page_says(tmp_path):
     for name in ("spinejax", "configs", "launch"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignore)
     with (tmp_path / "spinejax" / "models" / "attention.py").open("a") as file:
         file.write("\n\n" + MODULE)
     (tmp_path / "configs" / "channel_attention.py").write_text(CONFIG)
@@ -35,13 +40,16 @@ def test_each_step_does_what_the_page_says(tmp_path):
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (programs / name).chmod(0o755)
     environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         **os.environ,
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(tmp_path),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
     }
+    commands = COMMANDS
+    for flag, more in SMALLER.items():
+        commands = commands.replace(flag, more)
     done = subprocess.run(
-        ["bash", "-euc", COMMANDS.replace("--at_once", f"{SMALLER} --at_once")],
+        ["bash", "-euc", commands],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
