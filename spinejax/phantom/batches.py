@@ -118,6 +118,7 @@ def _batch(
     if len(size) == 2:
         one = partial(slice_sample, how=how)
     else:
-        one = partial(cube_sample, size=size, spacing_mm=how.spacing_mm, how=how)
+        sides = (size[0], size[1], size[2])
+        one = partial(cube_sample, size=sides, spacing_mm=how.spacing_mm, how=how)
     drawn = batch_of(one, jax.random.fold_in(key, number), jnp.arange(count))
     return {"image": drawn["image"].astype(jnp.int16), "label": drawn["label"].astype(jnp.uint8)}
