@@ -461,17 +461,17 @@ _Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
 
 def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, masks.ScanSettings]:
     """Return the function that segments the spine, and its settings."""
-    members = []
+    members, least_side = [], 1
     for run in runs:
         task = build_task(run.config)
         if not isinstance(task, MaskTask):
             raise ValueError(f"task={run.config.task} segments no slices")
         members.append(task.stack_predictor(run.variables))
+        least_side = max(least_side, task.least_side)
     predict = ensemble.mean_stack(members)
     if flip and runs[0].config.data.plane != "sagittal":
         predict = ensemble.mirrored_stack(predict)
     scans = replace(scan_settings(runs[0].config, task), normalise=_mode(runs))
-    least_side = task.least_side
     known = [mm for run in runs if (mm := run_folder.recorded_pixels_mm(run.workdir)) is not None]
     pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
