@@ -53,14 +53,13 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigD
     """Load a config and set fields of it.
 
     Args:
-        name: see `find`; its file's `get_config` gets what follows a colon:
+        name: see `find`; the text after a colon is the argument of `get_config`:
             "chasppraunet:debug", "configs/mrunet.py:table=4".
-        overrides: values by dotted key, `{"optim.learning_rate": 1e-3}`, or as the text that the
-            command line has, `{"optim.learning_rate": "1e-3"}`.
+        overrides: values by dotted key, `{"optim.learning_rate": 1e-3}`, or their text as on the
+            command line, "1e-3".
 
     Raises:
-        InputError: there is no such config, its file fails, or it has no such field; a value of
-            another type than the field's.
+        InputError: there is no such config or field, its file fails, or a value has the wrong type.
     """
     file = find(name)
     module = _load(file)
@@ -109,7 +108,7 @@ def _is_experiment(file: Path) -> bool:
 
 
 def _load(file: Path) -> ModuleType:
-    """Run a config file; its parts are imported from where Python finds them, as in any module."""
+    """Run a config file; its imports work as in any module."""
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise InputError(f"{file}: is not a Python file; give --config=FILE.py")

@@ -41,13 +41,13 @@ def results_folder(
 ) -> Path:
     """Return the folder that `evaluate` writes to, `<workdir>/evaluation/<name>`.
 
-    The name is the split, or the name of the folder `data`. Averages over the mirror image have
-    their own folder beside the plain results, which the table of a sweep reads.
+    The name is the split, or the name of the folder `data`. Results with `flip` have their own
+    folder: the table of a sweep reads those without.
     """
     name = split
     if data is not None:
         name = Path(data).resolve().name or "scans"
-        if name in run_folder.SPLITS:  # such a folder is not that split of the run's data
+        if name in run_folder.SPLITS:  # the folder is not the run's split
             name = f"folder_{name}"
     return Path(workdir) / "evaluation" / (f"{name}_flip" if flip else name)
 
@@ -269,7 +269,7 @@ def _score_patches(
 
 
 def _that_fit(cases: Sequence[CachedCase], size: int) -> list[CachedCase]:
-    """Return the cases large enough for a patch; smaller scans are segmented all the same."""
+    """Return the cases large enough for a patch; smaller scans are still segmented."""
     fit = [case for case in cases if min(case.shape[1:]) >= size]
     for case in cases:
         if case not in fit:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; folders that a failure leaves no trace of."""
+"""Files that appear whole or not at all; folders that are removed after a failure."""
 
 import json
 import os
@@ -26,8 +26,8 @@ def atomic_path(path: StrPath) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
-    # Made here with the mode that open() gives, so that the final file has it too (mkstemp's files
-    # are private), and exclusively, so that two writers never share one.
+    # Not by mkstemp, whose files are private: the final file gets the mode that open() gives.
+    # Exclusive, so that two writers never share a file.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
@@ -49,12 +49,11 @@ def write_json(path: StrPath, value: Any) -> None:
 
 @contextmanager
 def made(folder: Path, results: Iterable[str]) -> Iterator[None]:
-    """Make a folder and its parents; remove what was made here if the block fails too early.
+    """Make a folder and its parents; remove those made if the block fails without results.
 
     Args:
-        folder: may exist already, and then stays in any case.
-        results: glob patterns, relative to the folder, of what is worth keeping: if there is any,
-            the folder stays.
+        folder: stays if it existed before.
+        results: glob patterns relative to the folder; it also stays if a file matches.
 
     Raises:
         InputError: the folder cannot be made.

@@ -53,8 +53,8 @@ class Vertebra:
         centroid: (3,) voxel index of the vertebral body's centre, in the axes of `labels`.
         centroid_mm: (3,) the same point in mm, in NIfTI's RAS+ world.
         volume_ml: volume of its voxels.
-        margin: how much more the best sequence of names costs that names it differently, as a
-            difference of log probabilities.
+        margin: log probability of the best sequence of names minus that of the best one in which
+            this vertebra has another name.
         cut: whether an end of the scan cuts it.
     """
 
@@ -241,7 +241,7 @@ class Model:
         return self._segment(volume, name, progress)
 
     def estimate_bytes(self, scan: Volume) -> int:
-        """Return about how much memory `segment` needs for a scan, beside scan and network."""
+        """Estimate the bytes that `segment` needs for a scan, beside scan and network."""
         return self._bytes(scan)
 
 
@@ -253,9 +253,7 @@ def as_volume(scan: Scan, affine: np.ndarray | None = None) -> Volume:
     """
     if isinstance(scan, np.ndarray):
         if affine is None:
-            raise InputError(
-                "an array says nothing of its voxels' size and directions; give affine= as well"
-            )
+            raise InputError("an array has no voxel size and no directions; give affine=, too")
         return voxels.from_array(scan, affine)
     if affine is not None:
         raise InputError("affine= belongs to an array; a file or an image has its own")
@@ -415,7 +413,7 @@ def _gives_offsets(config: ConfigDict) -> bool:
 
 
 def _mode(runs: Sequence[_Run]) -> str:
-    """Return the intensity mode of some runs that asks most of the scan."""
+    """Return an intensity mode of the runs, one that needs statistics if there is any."""
     modes = [run.config.data.normalise for run in runs]
     return next((mode for mode in modes if mode in normalise.NEED_STATS), modes[0])
 
@@ -531,7 +529,7 @@ def _where(volume: Volume, title: str) -> str:
 def _warn_of_scale(
     pixels_mm: tuple[float, float], trained_mm: tuple[float, float] | None, where: str
 ) -> None:
-    """Warn if the network sees this scan much larger or smaller than the scans of training."""
+    """Warn if the network's pixels of this scan differ much in size from those of training."""
     if trained_mm is None:
         return
     low, high = trained_mm

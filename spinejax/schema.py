@@ -62,7 +62,7 @@ class Number:
         return f"a {'whole ' * self.whole}number {low}{high * (self.high < math.inf)}"
 
 
-_MOST = 2**31 - 1  # jax's integers hold no more
+_MOST = 2**31 - 1  # of jax's integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,14 +169,14 @@ class Field:
 
     Attributes:
         path: dotted, as on the command line.
-        default: of the tasks that have the field.
+        default: its value unless a config sets it.
         allowed: which values the field may have.
         meaning: one sentence or two.
         unit: of the value; "" for none.
-        tasks: which have the field. A path has several entries where tasks differ.
+        tasks: those that have the field. A path whose tasks differ has several entries.
         free: whether the field may change between two starts of a run, because no parameter
             depends on it.
-        before: the value that runs without the field had, where that is not the default.
+        before: the value in runs that lack the field, if not the default.
     """
 
     path: str
@@ -357,7 +357,7 @@ FIELDS: tuple[Field, ...] = (
     Field("data.patches.size", 32, Whole(1), "Side of a patch.", unit="pixels", tasks=(PATCHES,)),
     Field(
         "data.patches.stride", 12, Whole(1), unit="pixels", tasks=(PATCHES,),
-        meaning="Distance from patch to patch.",
+        meaning="Distance between neighbouring patches.",
     ),
     Field(
         "data.patches.label_rule", "majority", Choice(("majority", "centre")), tasks=(PATCHES,),
@@ -388,15 +388,15 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "data.cube.prior_sacrum", 0.3, Number(0, 0.75), tasks=(CUBES,), before=0.0,
-        meaning="Share of training masks with the top of the sacrum, for spine_prior 'channel'.",
+        meaning="Share of training masks that include the top of the sacrum, with 'channel'.",
     ),
     Field("data.threads", 2, Whole(), "Threads that read samples.", free=True),
     Field("data.prefetch", 4, Whole(), "Batches that are read ahead.", free=True),
     # Phantoms.
     Field(
         "data.phantom.cases", 12, Whole(),
-        meaning="Number of phantoms that are written as scans; with 'phantom_stream' they validate "
-        "and test only.",
+        meaning="Number of phantoms written as scans; 'phantom_stream' only validates and tests on "
+        "them.",
     ),
     Field("data.phantom.seed", 0, Whole(), "Seed of the phantoms that are written."),
     Field("data.phantom.min_spacing_mm", 0.3, Number(0.1, 10), "Finest voxel size.", unit="mm"),
@@ -452,7 +452,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "augment.gain", 0.1, _SHARE,
-        meaning="Largest change of the factor 1 of all intensities, either way.",
+        meaning="Intensities are multiplied by 1 plus or minus at most this.",
     ),
     Field(
         "augment.noise_hu", 20.0, Number(), unit="HU",
@@ -482,24 +482,22 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "optim.schedule", "cosine", Choice(("constant", "cosine", "step", "exponential")),
-        meaning="Course of the learning rate after the warm-up.",
+        meaning="Schedule of the learning rate after the warm-up.",
     ),
     Field("optim.warmup_steps", 0, Whole(), "Steps over which the learning rate first rises."),
     Field(
         "optim.decay_every_epochs", 50.0, Number(0, above=True), unit="epochs",
-        meaning="Period after which 'step' and 'exponential' have multiplied the learning rate by "
-        "decay_factor.",
+        meaning="Period in which 'step' and 'exponential' multiply the rate by decay_factor.",
     ),
     Field(
         "optim.decay_factor", 0.1, Number(0, 1, above=True),
         meaning="Factor of 'step' and 'exponential'.",
     ),
     Field("optim.clip_norm", 1.0, Number(), "Largest norm of the gradient; 0: no limit."),
-    Field("optim.accumulate_steps", 1, Whole(1), "Number of parts in which a batch is processed."),
+    Field("optim.accumulate_steps", 1, Whole(1), "Parts of a batch, processed one by one."),
     Field(
         "optim.ema_decay", 0.0, Number(0, 0.999999),
-        meaning="Decay of the running mean of the parameters, which makes the predictions; 0: no "
-        "running mean.",
+        meaning="Decay of the moving average of the parameters, used to predict; 0: no average.",
     ),
     # Training.
     Field("train.epochs", 150.0, Number(), "Length of the training.", unit="epochs"),
@@ -533,7 +531,7 @@ FIELDS: tuple[Field, ...] = (
         "train.compute_dtype", "float32", Choice(("float32", "bfloat16")),
         meaning="Precision of the computation; parameters and losses are float32.",
     ),
-    Field("train.remat", False, Flag(), "Compute again in the backward pass, to save memory."),
+    Field("train.remat", False, Flag(), "Recompute in the backward pass, to save memory."),
     Field(
         "train.init_from", "", Text(),
         meaning="Folder of a run with the same network, whose weights are the initial weights; '': "
@@ -550,7 +548,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "predict.overlap", 0.25, Number(0, 0.95), tasks=_WINDOWED, free=True,
-        meaning="Share of a window that its neighbour covers again.",
+        meaning="Share of a window that its neighbour also covers.",
     ),
     Field(
         "predict.padding", "zero", Choice(("zero", "reflect")), tasks=(PATCHES,), free=True,
@@ -558,7 +556,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "predict.threshold", 0.5, _SHARE, tasks=_MASKS, free=True,
-        meaning="Smallest probability of a vertebra's pixel.",
+        meaning="Pixels of at least this probability are vertebra.",
     ),
     Field(
         "predict.opening_mm", 0.0, Number(), unit="mm", tasks=_MASKS, free=True,
@@ -588,8 +586,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "predict.shifts", 1, Whole(1, 8), tasks=(CUBES,), free=True,
-        meaning="Number of grids along each axis, moved by parts of a voxel, on which the scan is "
-        "predicted; n takes n^3 times as long.",
+        meaning="Grids along each axis, shifted by parts of a voxel, that read the scan; n takes "
+        "n^3 times as long.",
     ),
 )  # fmt: skip
 
@@ -672,7 +670,7 @@ def choices(path: str) -> tuple[str, ...]:
 
 
 def is_free(path: str) -> bool:
-    """Whether a field may change between two starts of a run; of either network of a pipeline."""
+    """Whether a field of any network may change between two starts of a run."""
     path = path.removeprefix(f"{SECOND}.")
     return any(field.free for field in FIELDS if field.path == path)
 
@@ -680,8 +678,7 @@ def is_free(path: str) -> bool:
 def check(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> None:
     """Refuse a config with a missing or unknown field, or a value that is not allowed.
 
-    The values of `model` are checked by `spinejax.models.check`. `prefix` is how messages begin the
-    names of the fields.
+    `spinejax.models.check` checks the values of `model`. Messages put `prefix` before field names.
 
     Raises:
         InputError: names the field, its value, what is allowed, and the closest names.
@@ -779,7 +776,7 @@ Networks = Callable[[str], Mapping[str, Field]]
 
 
 def describe(config: ConfigDict, networks: Networks) -> str:
-    """Return every field of a checked config: value, default if another, unit, meaning, limits."""
+    """Return every field of a checked config: value, other default, unit, meaning, limits."""
     lines = []
     for prefix, block in (("", config), (f"{SECOND}.", config.get(SECOND))):
         if block is None:

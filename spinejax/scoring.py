@@ -198,9 +198,8 @@ def score_arrays(
             `bf_score` compares axial slices.
         name: what to call the case in warnings.
         vertebrae: whether to score each vertebra too, where both arrays hold VerSe ids.
-        centroids: VerSe id -> (3,) voxel index of the reference's centroids, where vertebrae are
-            scored: of bodies, and compared with the centres of the prediction's bodies
-            (`metrics.body_centres`). None takes the centres of mass of both masks.
+        centroids: VerSe id -> (3,) voxel index of the reference's body centroids. They are compared
+            with the prediction's `metrics.body_centres`. None compares the masks' centres of mass.
 
     Returns:
         The measurements. An empty reference is warned of on the logger "spinejax".
@@ -269,9 +268,9 @@ def score(
         progress: shows the progress in scans.
 
     Raises:
-        InputError: a path does not exist or cannot be read, one is a file and the other a folder, a
-            folder has no label file or two for one case, no case is in both, the two of a pair are
-            on different grids, or centroids are missing or do not belong to their reference.
+        InputError: a path cannot be read, a file is given with a folder, a folder has no label file
+            or two for one case, no case is in both, a pair is on different grids, or centroids are
+            missing or belong to another reference.
     """
     if reference_centroids is not None and labels != "verse":
         raise InputError(

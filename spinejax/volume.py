@@ -1,9 +1,9 @@
 """Scans and label maps in memory: the only statement of array order, units and axis names.
 
 * Arrays of volumes are `(x, y, z)` and canonical: index 0 grows to the patient's left, index 1 to
-  posterior, index 2 to superior (`"LPS"`, what ITK calls RAI). A `Volume` turns the array that it
-  is given when it is made, without copying; `Volume.to_native` undoes it. Files and users see the
-  native order, that of the file; everything between reading and writing sees the canonical one.
+  posterior, index 2 to superior (`"LPS"`, what ITK calls RAI). A new `Volume` turns its array
+  without copying; `Volume.to_native` undoes it. Files and users see the native order, that of the
+  file; all other code sees the canonical one.
 * `affine` maps voxel indices `(i, j, k, 1)` to world millimetres in NIfTI's RAS+ world: x grows to
   the patient's right, y to anterior, z to superior. An orientation code such as `"LPS"` names the
   direction in which each array index *grows*.
@@ -59,7 +59,7 @@ class Volume:
         native_affine: (4, 4) float64, of what was given.
 
     Raises:
-        ValueError: the array has fewer than three axes, or the affine a column that is zero or not
+        ValueError: the array has fewer than three axes, or a column of the affine is zero or not
             finite.
     """
 
@@ -96,11 +96,11 @@ class Volume:
         return geometry.orientation(self.native_affine)
 
     def to_native(self, array: np.ndarray) -> np.ndarray:
-        """Return a view of an array on the grid of `array` that is on the grid of `native`."""
+        """Turn an array on the grid of `array` to the grid of `native`, without copying."""
         return geometry.reorient(array, self.affine, self.orientation)[0]
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
-        """Return a view of an array on the grid of `native` that is on the grid of `array`."""
+        """Turn an array on the grid of `native` to the grid of `array`, without copying."""
         return geometry.reorient(array, self.native_affine, CANONICAL)[0]
 
     def native_index(self, points: np.ndarray) -> np.ndarray:
