@@ -23,7 +23,7 @@ _FIELDS = "config_fields"  # the flag that collects the words --config.key=value
 
 
 class Command(Protocol):
-    """What a module of this package has."""
+    """A module of this package."""
 
     HELP: str
 
@@ -119,7 +119,7 @@ def model_flags(values: FlagValues) -> None:
 
 def overrides(values: FlagValues) -> dict[str, str]:
     """Return the fields that the command line sets, as {"optim.learning_rate": "1e-3"}."""
-    return dict(text.split("=", 1) for text in values[_FIELDS].value)
+    return dict(text.split("=", 1) for text in values[_FIELDS].value or ())
 
 
 def config(values: FlagValues) -> ConfigDict:

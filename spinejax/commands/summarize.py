@@ -54,7 +54,7 @@ def _stages(config: ConfigDict) -> list[ConfigDict]:
 def compare(
     first: Sequence[ConfigDict], second: Sequence[ConfigDict], names: tuple[str, str]
 ) -> str:
-    """Return two experiments side by side: the costs of their networks, and the fields that differ.
+    """Return the costs of two experiments' networks side by side, and the fields that differ.
 
     Args:
         first: configs of an experiment's networks: one, or the two of a pipeline.
@@ -73,7 +73,7 @@ def compare(
 
 
 def _table(pair: tuple[ConfigDict, ConfigDict], names: tuple[str, str]) -> str:
-    rows = [("", *names, "ratio")]
+    rows: list[tuple[str, ...]] = [("", *names, "ratio")]
     for (title, form), a, b in zip(_MEASURES, *map(_measure, pair), strict=True):
         rows.append((title, format(a, form), format(b, form), f"{b / a:.2f}"))
     flat = [schema.flatten(schema.plain(stage)) for stage in pair]

@@ -90,6 +90,10 @@ def run(values: FlagValues) -> int:
             if name.startswith(prefix)
         }
         executor = slurm.executor(workdir, values.at_once, options)
-        return sweep.launch(found, units, workdir, lambda *of: slurm.submit(executor, *of))
+        return sweep.launch(
+            found, units, workdir, lambda units, folder: slurm.submit(executor, units, folder)
+        )
     places = local.slots(values.at_once, values.gpus)
-    return sweep.launch(found, units, workdir, lambda *of: local.run(*of, places))
+    return sweep.launch(
+        found, units, workdir, lambda units, folder: local.run(units, folder, places)
+    )
