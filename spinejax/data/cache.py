@@ -1,8 +1,8 @@
-"""Preprocessed scans on disk, memory-mapped, and found again by the content they were made from.
+"""Preprocessed scans on disk, memory-mapped, with the content of the source files as the key.
 
 Each scan has a folder, named by a digest of the preprocessing settings and the *contents* of the
-image and label files. So another setting, an edited mask or a replaced scan makes another entry,
-and a file that was only moved or renamed does not.
+image and label files. So a changed setting, mask or scan makes another entry; a moved file does
+not.
 
     <cache_dir>/
       digests.json             path -> size, time, digest: unchanged files are not read again
@@ -87,8 +87,8 @@ class CachedCase:
 
 @lru_cache(maxsize=256)
 def _open_array(path: str) -> np.ndarray:
-    # Every open map holds a file descriptor, and 1024 per process is a common limit, which the two
-    # files of each of VerSe's 374 scans nearly reach. Reopening a file takes microseconds.
+    # Every open map holds a file descriptor. VerSe's 374 scans, with two files each, come near the
+    # common limit of 1024 per process. Reopening a file takes microseconds.
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:

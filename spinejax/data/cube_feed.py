@@ -30,7 +30,7 @@ from spinejax.data.feeds import (
 Size = tuple[int, int, int]
 
 CENTRED_SHARE = 2 / 3
-"""Share of training cubes that contain a voxel of a vertebra; each label is chosen as often."""
+"""Share of training cubes that contain a voxel of a label drawn uniformly."""
 
 
 @lru_cache(maxsize=512)
@@ -49,8 +49,7 @@ class RandomCube(grain.transforms.RandomMap):
     """Cuts a cube out of a scan, or pads the scan, at a random place.
 
     `CENTRED_SHARE` of the cubes contain a voxel of a label that is drawn uniformly among the labels
-    of the scan, so that small and rare vertebrae come as often as large ones; the other cubes lie
-    anywhere.
+    of the scan, so that small vertebrae come as often as large ones; the other cubes lie anywhere.
 
     Attributes:
         cached: the scans.
@@ -78,7 +77,7 @@ class RandomCube(grain.transforms.RandomMap):
 
 
 class CubeFeed(ScanFeed):
-    """Cubes; in an epoch come as many as cover the training scans."""
+    """Cubes; an epoch has as many as cover the training scans."""
 
     def __init__(
         self,

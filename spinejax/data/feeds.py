@@ -1,12 +1,12 @@
 """Batches for training and validation: what a feed is, and how feeds read cached scans with Grain.
 
-The training loop knows `Feed`. `ScanFeed` is a feed that reads cached scans; what a sample is, its
-subclasses say: `slice_feed`, `patch_feed`, `cube_feed`.
+The training loop knows `Feed`. `ScanFeed` reads cached scans; its subclasses in `slice_feed`,
+`patch_feed` and `cube_feed` define the samples.
 
 A training batch is a pure function of (seed, number of the batch): resuming at step `k` means
 starting with batch `k`, whatever the number of reading threads and processes. Process `p` of `n`
-reads every n-th sample of one global stream, starting with the p-th. Side by side, the batches of
-all processes are the batch of a single process in another order, which `"position"` tells.
+reads every n-th sample of one global stream, starting with the p-th. Together they read the batch
+of a single process, in another order that `"position"` gives.
 """
 
 import sys
@@ -199,7 +199,7 @@ class ScanFeed(ABC):
         return self._read(self._validation(share), share)
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Return nothing; feeds whose samples are counted say more."""
+        """Return nothing; feeds that count their samples override this."""
         return {}
 
     def _read(self, batches: grain.MapDataset, share: Share) -> Generator[Batch, None, None]:
@@ -228,9 +228,8 @@ def grain_seed(seed: int, purpose: str) -> int:
 class EndlessShuffle:
     """`source` over and over, in a new random order on each pass.
 
-    The order of a pass is a pure function of the seed and the number of the pass. So is Grain's own
-    `shuffle`, but its time grows as the number of elements shrinks (0.3 ms per element for 100
-    elements); here the orders of the passes being read are kept.
+    The order of a pass is a pure function of the seed and the number of the pass. Grain's own
+    `shuffle` is slow for few elements (0.3 ms each for 100); here the orders being read are kept.
     """
 
     def __init__(self, source: Any, seed: Sequence[int]) -> None:
@@ -321,7 +320,7 @@ def cut(
 
 
 def tile_table(cached: Sequence[CachedCase], size: Sequence[int]) -> np.ndarray:
-    """Return where windows lie that hold every pixel of every scan exactly once.
+    """Return the places of windows that hold every pixel of every scan exactly once.
 
     Returns:
         (m, 4) int32 of (index into `cached`, first slice, row and column), centred on the scan and
@@ -367,8 +366,8 @@ def tiled(
 ) -> grain.MapDataset:
     """Return batches in which every pixel of the scans comes exactly once.
 
-    Windows do not overlap, and the last batch is as full as the others. What sticks out of a scan
-    counts as true negative, which leaves the Dice alone.
+    Windows do not overlap, and the last batch is as full as the others. Pixels outside a scan count
+    as true negatives, which do not change the Dice.
 
     Raises:
         InputError: there is no scan; `samples` says what is missing.

@@ -43,7 +43,7 @@ def patch_classes(label: np.ndarray, size: int, stride: int, rule: str) -> np.nd
         stride: pixels between the first pixels of neighbouring patches.
         rule: `"majority"` (section II.B): vertebra if more than half of the pixels are foreground,
             for 32 x 32 patches at least 513 of 1024. `"centre"`: vertebra if the pixel
-            (size // 2, size // 2) is; a dense scan gives the probability of the patch to it.
+            (size // 2, size // 2) is; a dense scan gives this pixel the patch's probability.
 
     Returns:
         (rows, columns) uint8, `VERTEBRA` or `BACKGROUND`; row i starts at pixel i * stride.

@@ -3,8 +3,8 @@
 This is the second step of paper A (Saeed et al. 2023, sections 3.1 and 3.8). The first step
 segments the spine. Its mask may restrict the second step to a box ("crop") or be an input of the
 network beside the image ("channel"). The mask then also gives the outlines, and the second step
-gives them names. Where the network says where the centres of vertebrae lie, the second step also
-completes vertebrae that the mask covers in part only.
+gives them names. If the network predicts the centres of vertebrae, the second step also completes
+vertebrae that the mask covers only partly.
 """
 
 import math
@@ -46,7 +46,7 @@ class CubeSettings:
             grids are shifted by equal parts of a voxel and together make a finer grid, on which
             the vertebrae are found.
         prior: how the mask of the spine is used: "none", "crop" or "channel".
-        offsets: whether the network also gives the way to the centre of each voxel's vertebra.
+        offsets: whether the network also predicts the offset to each voxel's vertebral centre.
         margin_mm: margin around the box of the mask.
         anomalies: the variants that the decoder allows, of `sequence.ANOMALIES`.
         drop_cut: whether to leave out vertebrae that an end of the scan cuts, as VerSe does.
@@ -126,7 +126,7 @@ def label_scan(
         predict: the network.
         volume: the scan, of any spacing.
         spine: (x, y, z) mask of the first step on the grid of `volume.array`, or None without one.
-        settings: how.
+        settings: see `CubeSettings`.
         advance: called with the number of windows done since the last call.
 
     Returns:
@@ -208,10 +208,10 @@ def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettin
 def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:
     """Return about how many bytes `label_scan` holds at most, without scan, mask and network.
 
-    These are: one byte a voxel of the scan for the labels; for the outline, two float32 arrays with
-    the rows of the fine grid and the slices of the scan; for each voxel of the fine grid, two bytes
-    for HU, three for classes, six for offsets, a few for instances, and 48 for the search of the
-    nearest label; all channels of one layer of windows. Slabs of the preprocessing are not counted.
+    The labels take one byte a voxel of the scan, the outline two float32 arrays with the rows of
+    the fine grid and the slices of the scan. A voxel of the fine grid takes two bytes for HU, three
+    for classes, six for offsets, a few for instances, and 48 for the search of the nearest label.
+    All channels of one layer of windows count, too; slabs of the preprocessing do not.
     """
     grid = preprocess.slice_geometry(volume, settings.sampling)
     fine = (grid.n_slices, *grid.shape)
@@ -284,11 +284,11 @@ def _evidence(classes: Classes, instances: Instances) -> np.ndarray:
 
 
 _TRUSTED_SHARE = 0.8
-"""A mask that covers this share of a vertebra needs no completion: its voxels are finer. On 20
-phantoms, good masks covered 0.8 or more of all vertebrae, and bad masks 0.7 or less of most."""
+"""A mask that covers this share of a vertebra is not completed: its voxels are finer. On 20
+phantoms, good masks covered at least 0.8 of every vertebra, bad masks at most 0.7 of most."""
 
 _TOUCHED_SHARE = 0.1
-"""A vertebra that the mask covers less is not added: the first step decides where the spine is."""
+"""Below this share a vertebra is not added: the first step decides where the spine is."""
 
 
 def _missed_parts(instances: Instances, mask: np.ndarray) -> np.ndarray:
@@ -324,9 +324,9 @@ def _restore(
 ) -> None:
     """Write the labels of the fine grid into `out`, on the scan's grid.
 
-    Outlines come from `spine` and from what was `added` to it; without a spine, from the
-    interpolated foreground, at one half. A voxel inside an outline takes the label of the nearest
-    voxel of an instance within `reach_mm`. It stays 0 if that instance was left out.
+    Outlines are those of `spine` and `added`; without a mask, the interpolated foreground is cut at
+    one half. A voxel inside an outline takes the label of the nearest voxel of an instance within
+    `reach_mm`. It stays 0 if that instance was left out.
 
     Args:
         named: (x, y, z) uint8 labels on the fine grid.

@@ -1,18 +1,17 @@
 """From the label map of a network to instances: one for each vertebra, from head to foot.
 
-A network gives one vertebra two labels, gives two touching vertebrae one label, and leaves specks
-and holes. Connected pieces of one class are split where they hold two vertebrae, and fragments are
-joined to their vertebra (`pieces`). The rest goes to the instance around it or is removed.
-If the network says how far each voxel is from the centre of its vertebra, that alone tells the
-vertebrae apart (`votes`).
+A network may give one vertebra two labels or two vertebrae one label, and leaves specks and holes.
+Connected pieces of one class are split where they hold two vertebrae, and fragments are joined to
+their vertebra (`pieces`). The rest goes to the instance around it or is removed. If the network
+predicts the offset of each voxel to the centre of its vertebra, the offsets alone separate the
+vertebrae (`votes`).
 
 Instances are sorted by their places along a smooth curve through the spine, because heights would
-be wrong in a tilted stretch (kyphosis, lordosis, scoliosis). Then two successive ones are exchanged
-as long as that shortens the path through all centroids. The curve is a function of height, so that
-a spine that turns back on itself is sorted wrongly.
+be wrong in a tilted stretch (kyphosis, lordosis, scoliosis). Then neighbours are exchanged as long
+as that shortens the path through all centroids. The curve is a function of height, so a spine that
+turns back on itself is sorted wrongly.
 
-Beside input and result, about nine bytes are needed for each voxel of the box around the
-foreground.
+Beside input and result, each voxel of the box around the foreground takes about nine bytes.
 """
 
 from dataclasses import dataclass
@@ -82,8 +81,8 @@ def find_instances(
         beyond_mm: height that the scan shows above and below the map, if the map is a part of the
             scan. Such an end of the map cuts no vertebra.
         speck_ml: smaller connected components are specks and dropped.
-        min_ml: an instance is removed if no end cuts it and if it is smaller than this, or than a
-            fifth of the usual volume of its class.
+        min_ml: an instance that no end cuts is removed if it is smaller than this or than a fifth
+            of the usual volume of its class.
 
     Returns:
         The instances on the grid of `classes`.
@@ -199,8 +198,7 @@ def _ordered(centroids: np.ndarray, axis: Axis) -> list[int]:
         before = list(order)
         for i in range(len(order) - 1):
             swapped = [*order[:i], order[i + 1], order[i], *order[i + 2 :]]
-            # With only two instances, and at the ends, both orders are equally long but for
-            # rounding.
+            # With two instances, and at the ends, only rounding makes one order shorter.
             if length(swapped) < length(order) - 1.0:
                 order = swapped
         if order == before:
@@ -215,7 +213,7 @@ def _absorb(array: np.ndarray, wanted: np.ndarray, spacing: np.ndarray) -> None:
     for turn in range(1, int(_ABSORB_MM / finest) + 1):
         value = np.zeros(len(left[0]), np.uint8)
         for axis in range(3):
-            # Along a coarser axis fewer steps reach as far as along the finest one.
+            # A coarser axis needs fewer steps for the same distance.
             far = finest / spacing[axis]
             if int(turn * far + 1e-6) == int((turn - 1) * far + 1e-6):
                 continue

@@ -6,11 +6,11 @@ pixels lie before it, n - 1 - n // 2 after it. Beyond the borders of a slice lie
 evaluated once.
 
 OP-convNet is evaluated tile by tile without cutting patches, wherever its layers allow it; other
-networks get batches of patches. The logits are the same numbers. Convolutions and pools without
-padding do the same to every patch, wherever it lies. They are evaluated once for the whole tile at
-stride 1. A layer of stride s makes the map coarser; the layers after it read every s-th pixel
-instead (dilation). A patch then sees the resulting map at m x m pixels that are `step` apart (3 x 3
-pixels, 4 apart, for the defaults of paper B).
+networks get batches of patches. The logits are equal. Layers without padding treat all patches
+alike and are evaluated once for the whole tile at stride 1. A layer of stride s makes the map
+coarser; the layers after it read every s-th pixel instead (dilation). A patch then sees the
+resulting map at m x m pixels that are `step` apart (3 x 3 pixels, 4 apart, for the defaults of
+paper B).
 
 The first convolution with zero padding differs from patch to patch, because the zeros lie at the
 patch's own border. But it is a sum over the taps of its kernel. The product of a tap with a pixel
@@ -272,7 +272,7 @@ def _tiles(wanted: np.ndarray, tile: int) -> Iterator[tuple[int, int]]:
 def _one_behind(parts: Iterator[_Part]) -> Iterator[_Part]:
     """Yield each part after the next one was requested: the device works while results are read.
 
-    At most one part is on its way at a time, not a whole slice.
+    At most one part is pending, not a whole slice.
     """
     waiting = None
     for part in parts:

@@ -1,10 +1,10 @@
-"""Pieces of a label map: connected parts of one class, split at two vertebrae, joined to one.
+"""Pieces of a label map, connected parts of one class, split and joined to single vertebrae.
 
-A piece that holds several vertebrae is split. The pieces of one vertebra are joined by their sizes,
-their places along the spine, and the areas at which they touch. Lengths and volumes are compared
-with what is usual for a vertebra of the piece's class. The usual values were measured on the masks
-of VerSe (verse004, verse014, GL003) and of TotalSegmentator's example, and interpolated linearly
-between levels. Adults differ from them by some 15 % in length, children by far more.
+A piece that holds several vertebrae is split. Sizes, places along the spine and areas of contact
+decide which pieces are joined to one vertebra. Lengths and volumes are compared with the usual
+values of the piece's class, which were measured on the masks of VerSe (verse004, verse014, GL003)
+and of TotalSegmentator's example, and interpolated linearly between levels. Adults differ from them
+by some 15 % in length, children by far more.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ VOLUME_ML = np.array(
 # fmt: on
 
 _COARSE_MM = 1.5
-"""Shapes are judged on a grid without voxels that are closer together than this."""
+"""Shapes are judged on a grid with voxels of about this size or more."""
 
 _MAX_PIECES = 1000
 

@@ -74,9 +74,9 @@ class Costs:
 
     A cost of infinity forbids the deviation. The defaults of the variants are counts of the 113
     training scans of VerSe'20 (Sekuboyina et al. 2021; counted in the set-up files of Payer et al.
-    2020), which collected variants, so that they are rarer in the population. T13 occurs in 2 of
-    the 80 scans that show T12, L6 in 16 of the 83 that show L5, and T12 is missing in 3 of the 83
-    that would show it. A missing L5 was not counted (86 scans show L4, and 83 L5: at most 3 of 86);
+    2020), which collected variants; they are rarer in the population. T13 occurs in 2 of the 80
+    scans that show T12, L6 in 16 of the 83 that show L5, and T12 is missing in 3 of the 83 that
+    would show it. A missing L5 was not counted (86 scans show L4, and 83 L5: at most 3 of 86);
     0.025 is the rate of our phantoms. The others are assumptions about networks. `gap`: 2 of 100
     vertebrae are not found. `wider`: beside a vertebra that is not found, 1 of 5 is not found
     either. `repeat`: 2 of 100 are found in two parts. `false` was chosen on 114 phantoms; from
@@ -104,7 +104,7 @@ class Record:
     margin: float
     """The least of `margins`; infinite without labels."""
     margins: tuple[float, ...]
-    """For each label, how much more the best sequence costs that names the vertebra differently."""
+    """For each label, the extra cost of the best sequence that names the vertebra differently."""
     anomalies: tuple[str, ...]
     """The variants of `ANOMALIES` that the spine shows."""
     skipped: tuple[int, ...]
@@ -140,9 +140,9 @@ def label_instances(
 ) -> Labelling:
     """Name instances.
 
-    If the instances in the opposite order, from foot to head, have a legal sequence that is more
-    than 1000 times as probable, the record is `reversed`: the header of the file may exchange head
-    and foot. The labels still follow the header. Two vertebrae are rarely enough to notice it.
+    The record is `reversed` if the instances from foot to head have a legal sequence that is more
+    than 1000 times as probable: the file's header may exchange head and foot. The labels still
+    follow the header. Two vertebrae are rarely enough to detect this.
 
     Args:
         instances: from head to foot.
@@ -229,7 +229,7 @@ def label_instances(
 def _scale(classes: np.ndarray, centroids_mm: np.ndarray, cut: np.ndarray) -> float:
     """Return the scale of distances: 1, or less if most vertebrae lie closer together than usual.
 
-    In a child, or with worn discs, each distance would otherwise speak for leaving a vertebra out.
+    Otherwise each short distance, of a child or a worn disc, would favour dropping a vertebra.
     """
     apart = np.linalg.norm(np.diff(centroids_mm, axis=0), axis=1) / STEP_MM[classes[:-1]]
     whole = ~(cut[:-1] | cut[1:])
@@ -248,9 +248,9 @@ class Sequence:
     cost: float
     """Minus the log of its probability, up to a constant that all sequences share."""
     margin: float
-    """How much more the best sequence costs that differs in a label; infinite if there is none."""
+    """Extra cost of the best sequence that differs in a label; infinite if there is none."""
     margins: tuple[float, ...]
-    """For each instance, how much more the best sequence costs that names it differently."""
+    """For each instance, the extra cost of the best sequence that names it differently."""
     anomalies: tuple[str, ...]
     """The variants of `ANOMALIES` in it."""
     skipped: tuple[int, ...]
@@ -266,10 +266,10 @@ def class_scores(
     """Return log scores (n, 26) of the classes of instances.
 
     The score is `weight` x log p, with p = (1 - smoothing) x share + smoothing / 26 and the share
-    of the class in the row. A vertebra whose voxels all have one class thus has another class with
-    probability `smoothing`, whatever its size: the voxels of one vertebra err together, so that
-    their number is no evidence. Neighbours err together, too, mostly by one level in the same
-    direction; hence the weight. To overrule an instance costs 4.3 by default. In a row of zeros all
+    of the class in the row. If all voxels of a vertebra have one class, the probability of another
+    class is thus `smoothing`, whatever the size: voxels of one vertebra err together, so their
+    number is no evidence. Neighbours also err together, mostly by one level in one direction;
+    `weight` allows for this. Overruling an instance costs 4.3 by default. In a row of zeros all
     classes are equally probable.
 
     A network that has seen few T13 and L6 may call them T12 and L5, which look like them. The share
@@ -520,7 +520,7 @@ class _Step(NamedTuple):
 
 
 def _label_cost(verse_id: int, anomalies: Collection[str], costs: Costs) -> float:
-    """Return the cost of a vertebra whatever it looks like: that of T13 and L6."""
+    """Return the cost of a label whatever the image shows; only T13 and L6 have one."""
     for name, cost in (("T13", costs.t13), ("L6", costs.l6)):
         if verse_id == labels.id_of(name):
             return cost if name in anomalies else math.inf

@@ -1,9 +1,9 @@
-"""Vertebrae by votes: every voxel says where the centre of its vertebra is.
+"""Vertebrae by votes: every voxel votes for the centre of its vertebra.
 
-A network that learns these offsets (`losses.offset_error`) tells apart vertebrae that touch, or
-that it cannot name: the voxels of one vertebra vote for one place, and the voxels of its neighbour
-for a place at the distance of a vertebra. Centres are the peaks of the density of votes, as in the
-Hough transform (Ballard 1981; with learnt offsets for instances e.g. Neven et al., CVPR 2019).
+A network that learns these offsets (`losses.offset_error`) separates vertebrae that touch or that
+it cannot name: the voxels of one vertebra vote for one place, those of its neighbour for a place
+one vertebra away. Centres are the peaks of the density of votes, as in the Hough transform (Ballard
+1981; with learnt offsets for instances e.g. Neven et al., CVPR 2019).
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from spinejax.inference.pieces import NUM_LABELS, STEP_MM, Piece, count_values
 _BIN_MM = 2.0
 _SIGMA = 0.115  # of the density, in units of the usual distance between vertebrae of the class
 # Two peaks are two vertebrae if the density between them falls below a share of the lower one. A
-# density of few votes is rough by chance, so that the share grows with the height h of the peak: it
-# is 1 - _ROUGH / sqrt(h), within _SHARES.
+# density of few votes is rough by chance. The share is therefore 1 - _ROUGH / sqrt(h) for a peak of
+# height h, within _SHARES.
 _SHARES = (0.3, 0.85)
 _ROUGH = 1.5
 # In units of the usual distance: two classes of one peak are two vertebrae if their votes are
@@ -89,9 +89,9 @@ def _parted(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split the peaks of several vertebrae, and return the new owners and centres.
 
-    Two small vertebrae may blur into one peak. Their voxels then have two classes, and the votes of
-    these lie half a vertebra apart. (For one vertebra whose class is uncertain, both lie at one
-    place.) A part that is split off joins a part of its class at the next peak if that is near.
+    Two small vertebrae may blur into one peak. The peak then has voxels of two classes, whose votes
+    lie half a vertebra apart. (If the class of a single vertebra is uncertain, all its votes lie at
+    one place.) A part that is split off joins a part of its class at the next peak if that is near.
 
     Args:
         votes: (m, 3) mm.

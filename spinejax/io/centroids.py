@@ -7,11 +7,11 @@ The conventions differ in the frame of X, Y, Z:
 * MICCAI'19: no direction; mm in the frame whose axes grow to I, P, L.
 * MICCAI'20: no direction; mm in the frame whose axes grow to P, I, R.
 
-In the mm frames the centre of the first voxel is at 0 mm, so that an index is mm / spacing. This is
-not documented, but measured. The MICCAI'20 numbers, as the set-up files of Payer et al. (2020)
-restate them, agree with spacing times the centre of mass of the masks within 0.2 mm for verse004
-(1 x 1 x 2 mm) and within 0.6 mm for GL003 (0.29 x 0.29 x 1.25 mm). An axis is reversed by
-`size - 1 - index`; the `size * spacing - mm` of published scripts is wrong by one voxel.
+In the mm frames the centre of the first voxel is at 0 mm, so an index is mm / spacing. No
+document says so; it was measured: the MICCAI'20 numbers, as restated by Payer et al. (2020), agree
+with spacing times the centre of mass of the masks within 0.2 mm for verse004 (1 x 1 x 2 mm) and
+0.6 mm for GL003 (0.29 x 0.29 x 1.25 mm). An axis is reversed by `size - 1 - index`; the
+`size * spacing - mm` of published scripts is wrong by one voxel.
 
 The subject-based and the '19 points mark the vertebral body. The '20 points mark the whole
 vertebra, up to 15 mm further back.
@@ -52,9 +52,9 @@ def read_centroids(
 ) -> Points:
     """Read a file of any of the three conventions.
 
-    A direction record decides. Without one, the convention is the one that puts more points into
-    their own label of `mask`; if that does not decide, that of `edition`; else that of the name
-    (`_iso-ctd.json` is '20, `verse004_ctd.json` is '19).
+    A direction record decides. Without one, the convention that puts more points into their own
+    label of `mask` decides; then `edition`; then the name (`_iso-ctd.json` is '20,
+    `verse004_ctd.json` is '19).
 
     Args:
         path: JSON file.

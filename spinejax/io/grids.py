@@ -22,10 +22,9 @@ def match_labels(
     """Return a label map on the grid of an image.
 
     The axis order of the two files may differ. If the corners of the two grids are within
-    `tolerance_mm`, voxels are paired as they are. They are also paired, with a warning, if the
-    shapes agree and either one file has no orientation, or the sform and qform of one file disagree
-    and the other file agrees with the one that was not chosen. Otherwise the map is resampled
-    (nearest neighbour), with a warning.
+    `tolerance_mm`, voxels are paired as they are. Grids of one shape are also paired, with a
+    warning, if one file has no orientation, or if its unused sform or qform agrees with the other
+    file. Otherwise the map is resampled (nearest neighbour), with a warning.
 
     Returns:
         LabelVolume on the canonical and native grid of `image`, with the `disk` of `labels`.

@@ -115,7 +115,7 @@ PATCH_LABELS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def _margin(
     n: int, *, scale: tuple[float, float], rotation_deg: float, translation_px: float
 ) -> int:
-    """Return how many pixels around a patch turning, shifting and shrinking may bring into it."""
+    """Return how many pixels around a patch augmentation may move into it."""
     angle = math.radians(min(rotation_deg, 45.0))
     half = (n - 1) / 2  # to the centre of the outermost pixel
     # A shift along both axes is turned, too.

@@ -1,9 +1,8 @@
-"""What a task is to training and to inference: a record of pure functions.
+"""A task, as training and inference see it: a record of pure functions.
 
-A task knows the network, the loss and what counts as right. It knows no optimiser, device or file.
-Its functions are written for one device's share of a batch; they are given the device axis when the
-task is built. There are two kinds of task: `MaskTask` finds the spine slice by slice, `NameTask`
-names vertebrae in cubes.
+A task knows the network, the loss and what counts as right, but no optimiser, device or file. Its
+functions work on one device's share of a batch; `build_task` gives them the device axis. There are
+two kinds of task: `MaskTask` finds the spine slice by slice, `NameTask` names vertebrae in cubes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +99,7 @@ class NameTask(Task):
 
     class_probability: (variables, image (b, x, y, z) HU, spine (b, x, y, z) 0 or 1, stats (b, 4))
         -> (b, x, y, z, classes) float32 probabilities; three more channels follow if the network
-        predicts the way to the vertebra's centre, in cm (`losses.centre_offsets`).
+        predicts the offset to the vertebra's centre, in cm (`losses.centre_offsets`).
     """
 
     class_probability: Callable[[Mapping[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]

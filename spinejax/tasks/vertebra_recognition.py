@@ -29,9 +29,9 @@ def build(config: ConfigDict, axis_name: str | None) -> NameTask:
     vertebra it counts as a false positive and as a false negative.
 
     With `data.cube.spine_prior="channel"` the network sees the mask of the spine beside the image:
-    in training the true mask with the faults of a predicted mask, in validation the true mask.
+    the true mask in validation, with the faults of a predicted mask in training.
 
-    With `loss.offset_weight` above 0 the network also learns the way from each voxel to the centre
+    With `loss.offset_weight` above 0 the network also learns the offset of each voxel to the centre
     of its vertebra, which separates vertebrae that touch.
     """
     offset_weight = config.loss[losses.OFFSET_WEIGHT]
