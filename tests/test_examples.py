@@ -45,6 +45,7 @@ def test_without_a_ct_a_phantom_is_segmented(block_pipeline, tmp_path, capsys):
     assert "dice 0." in capsys.readouterr().out
 
 
+@pytest.mark.slow  # compiles two training steps and the drawing of phantoms
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_variants_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
