@@ -87,9 +87,9 @@ def _overlap_sums(
 def _mean_over_present(scores: jax.Array, true: jax.Array) -> jax.Array:
     """Mean of `scores` over the classes with pixels in the batch; over all if none has any.
 
-    A class without pixels cannot gain overlap: the smallest false positive turns its score from
-    about 1 to about 0, and most of the 26 vertebrae are absent from any slice. Its false positives
-    cost the classes that lose the pixels, and raise the cross entropy.
+    For a class without pixels, the smallest false positive turns the score from about 1 to about 0,
+    and most of the 26 vertebrae are absent from any slice. False positives already cost the classes
+    that lose the pixels.
     """
     present = (true > 0).astype(jnp.float32)
     present = jnp.where(present.sum() > 0, present, jnp.ones_like(present))
@@ -217,7 +217,7 @@ def tversky(
 
 
 def centre_offsets(classes: jax.Array, spacing_mm: float) -> jax.Array:
-    """Return the way from each voxel to the centre of its vertebra's part in the cube.
+    """Return the offset of each voxel to the centre of its vertebra's part in the cube.
 
     Args:
         classes: (b, x, y, z) contiguous classes.
@@ -245,10 +245,10 @@ def offset_error(
     weight: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Mean absolute error of offsets to the vertebra's centre, over vertebrae's voxels and axes.
+    """Mean absolute error of the offsets to the centre, over voxels of vertebrae and axes.
 
-    Vertebrae that touch look alike but have different centres, so offsets part them where names
-    fail (as in Neven et al., CVPR 2019, for instances of a class).
+    Vertebrae that touch have different centres, so offsets separate them even if names fail (as in
+    Neven et al., CVPR 2019, for instances of a class).
 
     Args:
         offsets: (b, x, y, z, 3), in cm.
@@ -275,8 +275,8 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 }
 
 OFFSET_WEIGHT = "offset_weight"
-"""Field of a config's `loss` block, of networks of cubes: weight of `offset_error` beside the loss.
-Above 0, such a network has three more outputs."""
+"""Field of a config's `loss` block: weight of `offset_error` beside the loss. Above 0, networks of
+cubes have three more outputs."""
 
 
 def make_loss(fields: Mapping[str, Any]) -> Callable[..., jax.Array]:

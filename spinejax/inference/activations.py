@@ -1,4 +1,4 @@
-"""Filters of a patch classifier and its activations on one patch: figures 9 and 10 of paper B.
+"""Filters of a patch classifier and its activations on a patch (paper B, figures 9 and 10).
 
 Everything is returned as arrays, so that a report can draw the figures without network and jax.
 """

@@ -61,7 +61,7 @@ def predict_scan(
     Args:
         predict_stack: the network.
         volume: the scan, of any spacing.
-        settings: how.
+        settings: see `ScanSettings`.
         advance: called with the number of slices done since the last call.
 
     Returns:
@@ -98,9 +98,9 @@ def predict_scan(
 def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     """Return about how many bytes `predict_scan` holds at most, without the network.
 
-    These are the scan, two labels of one byte a voxel (three with an opening), the numbers of the
-    connected components (four bytes a voxel, if components reach every corner), and one slab of
-    slices as int16 and float32 on both grids.
+    They hold the scan, two labels of one byte a voxel (three with an opening), the numbers of the
+    connected components (at most four bytes a voxel), and one slab of slices as int16 and float32
+    on both grids.
     """
     grid = preprocess.slice_geometry(volume, settings.preprocess)
     native, padded = _pixels(grid, settings.size)
@@ -291,8 +291,8 @@ def without_islands(mask: np.ndarray, spacing_mm: tuple[float, float, float]) ->
     left = set(range(count)) - set(spine)
     while left:
         line = _Line([profiles[i] for i in spine], spacing_mm[2])
-        # Components between the ends come at once; those beyond come one by one, so that each is
-        # measured from the new end.
+        # Components between the ends are taken together, those beyond one by one, each measured
+        # from the new end.
         beyond = {i: line.beyond(centres[i, 2]) for i in left}
         least = min(beyond.values())
         near = [i for i in left if beyond[i] == least]

@@ -21,7 +21,7 @@ Size = tuple[int, int, int]
 CubePredictor = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(image (b, x, y, z) int16 HU preprocessed, spine (b, x, y, z) uint8 0 or 1, stats (4,) of the
 scan) -> (b, x, y, z, c) float32 probabilities of the classes. With offsets, three more channels
-hold the way to the centre of the voxel's vertebra in cm."""
+hold the offset to the vertebra's centre in cm."""
 
 _SIGMA = 1 / 8  # of the side of the window
 _LEAST_WEIGHT = 1e-3
@@ -37,7 +37,7 @@ class Classes(NamedTuple):
     share: np.ndarray
     """(x, y, z) uint8, 255 p / (p + q) for the probabilities p of the first and q of the second."""
     offsets_mm: np.ndarray | None = None
-    """(x, y, z, 3) float16, the way to the centre of the vertebra, if the network gives it."""
+    """(x, y, z, 3) float16, the offset to the vertebra's centre, if the network gives it."""
 
 
 def gaussian_weights(window: Size) -> np.ndarray:
@@ -93,7 +93,7 @@ def predict_moved(
 ) -> Classes:
     """Return classes on a grid that is finer than the network's; it reads all `moved_grids`.
 
-    Where the voxel of one grid lies half in a vertebra, the voxel of another grid lies inside it.
+    Where a voxel of one grid lies half in a vertebra, a voxel of another grid lies wholly in it.
 
     Args:
         predict: the network.

@@ -1,4 +1,4 @@
-"""VerSe's scores: is every vertebra found under its own number, and how well is it outlined.
+"""VerSe's scores: whether every vertebra has its own number, and how well it is outlined.
 
 Masks hold VerSe ids (`spinejax.labels`); other numbers are ignored. Each vertebra of the reference
 is compared with the voxels of the *same label* in the prediction, on the reference's own grid. (The
@@ -9,8 +9,8 @@ the predicted centroid has the same label, and is at most 20 mm away. This is th
 challenge's code (https://github.com/anjany/verse, `utils/eval_utilities.py`, `get_hits`); its pages
 (https://verse2019.grand-challenge.org/Tasks) ask for less than 20 mm. Here a tie counts as nearest;
 the code takes the lowest label. Results: Sekuboyina et al. 2021, Medical Image Analysis 73:102166.
-If all labels are off by one, the vertebra at the end may still count as identified where neighbours
-are closer than 20 mm, as in the neck, because the label of its true neighbour is not in both masks.
+If all labels are off by one, the last vertebra may still count as identified where neighbours are
+closer than 20 mm, as in the neck: the label of its true neighbour is not in both masks.
 
 Means over the vertebrae of a scan, of a region of the spine, and of a data set:
 
@@ -24,7 +24,7 @@ Means over the vertebrae of a scan, of a region of the spine, and of a data set:
   the reference; a missed one counts 0.
 * `hd_mean_mm`, `hd95_mean_mm`, `assd_mean_mm`: over the vertebrae that were not missed.
 * missed: only the reference has the label. Extra: only the prediction has the label.
-* The first three leave out vertebrae whose centroid a centroid file lacks.
+* Vertebrae that a centroid file lacks do not count in the first three.
 
 Undefined values are None. Data sets and regions are means over all their vertebrae, as VerSe's
 id.rate is; "over_scans" gives every scan the same weight.

@@ -6,9 +6,9 @@ border has surface voxels there. Distances are between voxel centres, from every
 one mask to the nearest surface voxel of the other. MONAI (`use_subvoxels=False`) and most public
 scripts measure in this way. Surfaces of marching cubes, or area-weighted ones, give other numbers.
 
-`surface_distances` measures once; `hd95_mm`, `assd_mm` and `nsd` read off its result. Distances on
-a grid repeat often, so that they are kept as distinct values with counts: a few kilobytes per scan,
-which lets `pool` join the distances of all cases.
+`surface_distances` measures once; `hd95_mm`, `assd_mm` and `nsd` use its result. Distances on a
+grid repeat often. They are kept as distinct values with counts, a few kilobytes per scan, so that
+`pool` can join all cases.
 
 Empty masks: if one mask is empty, the distances from the other are infinite; if both are, there are
 none. `hd95_mm` and `assd_mm` are then undefined (NaN here, null in JSON).

@@ -85,7 +85,7 @@ def check(block: Mapping[str, Any], prefix: str = "") -> None:
     Args:
         block: `name`, a key of MODELS, and fields of that network; a field that is left out has the
             network's default.
-        prefix: how messages begin the names of the fields.
+        prefix: what messages put before the names of fields.
 
     Raises:
         InputError: names the field, its value, and what is allowed.
@@ -115,7 +115,7 @@ def build_model(
         block: see `check`.
         out_channels: channels of the logits; 1 means binary.
         dtype: of computation; parameters stay float32.
-        remat: compute again in the backward pass, to save memory.
+        remat: recompute activations in the backward pass, to save memory.
         axis_name: device axis over which batch normalisation is synchronised.
 
     Raises:

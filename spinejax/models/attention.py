@@ -1,9 +1,9 @@
 """Attention on the skip connections of a decoder.
 
 Paper A, section 3.3, figure 2. The paper cites a residual attention network but writes down dot
-products of queries and keys (equations 1-2), and its figures fit both. So there are three readings,
-which the field `attention` chooses from. Each maps the skip feature and the upsampled decoder
-feature, both `(b, h, w, c)`, to the attended skip feature.
+products of queries and keys (equations 1-2), and its figures fit both. The field `attention`
+chooses one of three readings. Each maps the skip feature and the upsampled decoder feature, both
+`(b, h, w, c)`, to the attended skip feature.
 """
 
 import dataclasses
@@ -158,8 +158,8 @@ class GateAttention(Normed):
 class ResidualAttention(Normed):
     """(1 + M) * T with T the skip and M a mask in (0, 1) (Wang et al., 2017, paper A's [38]).
 
-    M comes from both features at half resolution (their bottom-up top-down mask branch at its
-    shallowest), brought back bilinearly; where a side is odd, at full resolution.
+    M is computed from both features at half resolution (their shallowest mask branch) and upsampled
+    bilinearly. If a side is odd, it is computed at full resolution.
     """
 
     @nn.compact
@@ -182,8 +182,8 @@ ATTENTIONS: dict[str, type[nn.Module] | None] = {
     "residual": ResidualAttention,
     "none": None,
 }
-"""Name -> module, called with (skip, gate, train=...). A module gets those fields of `Attention`
-that it has, too."""
+"""Name -> module, called with (skip, gate, train=...). A module gets the fields of `Attention` that
+it also has."""
 
 AttentionKind = Annotated[str, Choice(ATTENTIONS)]
 

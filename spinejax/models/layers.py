@@ -46,7 +46,7 @@ class Network(nn.Module):
             through a softmax.
         axis_name: device axis over which norm "batch" shares its statistics.
         dtype: of computation; parameters and logits are float32.
-        remat: compute each block again in the backward pass, to save memory.
+        remat: recompute each block in the backward pass, to save memory.
     """
 
     out_channels: int = 1
@@ -234,10 +234,10 @@ class ProductConv(nn.Module):
     """Convolution written as one matrix product over shifted copies of the image.
 
     The function and the parameters are those of `nn.Conv`. For a single network this costs a third
-    more. But `vmap` over several networks turns `nn.Conv` into grouped convolutions, for which XLA
-    has no fast code on CPUs; nor has XLA fast code for convolutions in a loop, or of maps smaller
-    than the kernel. Milliseconds of CPU time of one training step (2 cores, jax 0.10.2), for
-    OP-convNet with 128 patches a network, and for VGG-11, whose last maps are 2 x 2, a patch:
+    more. But on CPUs XLA is slow at the grouped convolutions into which `vmap` over networks turns
+    `nn.Conv`, at convolutions in a loop, and at maps smaller than the kernel. Milliseconds of CPU
+    time of one training step (2 cores, jax 0.10.2), for OP-convNet with 128 patches a network, and
+    for VGG-11, whose last maps are 2 x 2, a patch:
 
                   OP-convNet: alone   8 under vmap   8 in lax.map   VGG-11
         nn.Conv                  64            228            780       80
@@ -308,7 +308,7 @@ class ConvNorm(Normed):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map `(..., h, w, c)` to `(..., h', w', width)`, h' being h / stride rounded up."""
         common: dict[str, Any] = dict(
-            # As "SAME" at stride 1; at stride 2 centred on the first pixel, as published.
+            # This is "SAME" at stride 1; stride 2 is centred on the first pixel, as published.
             padding=self.rate * (self.kernel // 2),
             use_bias=self.norm == "none",
             kernel_init=HE_NORMAL,

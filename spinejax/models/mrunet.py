@@ -1,9 +1,9 @@
 """3D MRU-Net: the vertebra recognition network of paper A, section 3.8, figure 7.
 
-Three MobileNetV2 encoders look at a cube slice by slice, one at its sagittal, one at its coronal
-and one at its axial slices. Their maps are joined to 3D maps and decoded as by the 3D U-Net. Where
-the paper leaves a choice open there is a field, or a comment. Tables 4 and 6 are `residual=False,
-dropout=0`, Table 7 is `residual=True, dropout=0`, Table 8 is the default.
+Three MobileNetV2 encoders read the sagittal, the coronal and the axial slices of a cube. Their maps
+are joined to 3D maps and decoded as by the 3D U-Net. Where the paper leaves a choice open there is
+a field, or a comment. Tables 4 and 6 are `residual=False, dropout=0`, Table 7 is `residual=True,
+dropout=0`, Table 8 is the default.
 """
 
 import flax.linen as nn
@@ -58,8 +58,8 @@ def join_slices(maps: jax.Array, axis: int, stride: int) -> jax.Array:
 class MRUNet(Network):
     """3D MRU-Net over cubes (b, x, y, z, c), whose axes are those of a canonical volume.
 
-    The intermediates are `encoder2` and so on, the joined maps at strides 2, 4, ..., whose channels
-    are thirds of the views in the order of `volume.PLANES`; and `decoder4` down to `decoder1`, at
+    The intermediates are the joined maps at strides 2, 4, ... (`encoder2`, ...), a third of the
+    channels for each view in the order of `volume.PLANES`; and `decoder4` down to `decoder1`, at
     stride 1. Classes are those of `labels.to_contiguous`.
 
     Attributes:

@@ -1,9 +1,9 @@
 """Pyramids of atrous convolutions: ASPP and CHASPP.
 
 Paper A, sections 3.4-3.5 and figures 3-4. The exact layers of CHASPP (Lian et al., Pattern
-Recognition 110:107622, 2021) are not public. Here they follow paper A's words: two cascaded
-stages; in each, the output of a root atrous convolution feeds branch convolutions of small rates,
-which makes the samples within the wide field of the root dense.
+Recognition 110:107622, 2021) are not public. Here they follow paper A's words: there are two
+cascaded stages; in each, a root atrous convolution feeds branch convolutions of small rates, which
+sample the wide field of the root densely.
 """
 
 from typing import Annotated, Any

@@ -10,7 +10,7 @@ Results are nested dictionaries of numbers, `{"volume_ml": {"L1": 45.2}, "inside
   leave `deep`, and `around` lies outside within `AROUND_MM`. A cut vertebra without label belongs
   to `around` where it is near, as it does for a network.
 * *Depth*: the median HU of all voxels by distance from the surface of that union, in bins of 1 mm,
-  negative inside: it shows where in the rim of bone masks end. The surface runs half of the
+  negative inside. It shows where masks end in the rim of bone. The surface runs half of the
   smallest voxel side off the centres of the outermost voxels, which is exact for cubic voxels.
 * *Noise*: see `noise`.
 """
@@ -164,8 +164,7 @@ def measure_hu(volume: Volume, mask: np.ndarray) -> tuple[Statistics, dict[str, 
         `<layer>_hu` by percentile for each of `LAYERS`; `depth_hu` by depth in mm; in `scan`
         `noise_hu`, `noise_prepared_hu` (see `noise`), `detail_share` (see `detail`) and
         `bright_elsewhere`, the share of all voxels above `BRIGHT_HU` that are not labelled as
-        vertebra. And for each layer its histogram
-        over `BINS_HU`, as shares.
+        vertebra. Also the histogram of each layer over `BINS_HU`, as shares.
     """
     hu, spacing = volume.array, np.array(volume.spacing_mm)
     found: Statistics = {"scan": {}}
@@ -230,10 +229,9 @@ def noise(hu: np.ndarray, avoid: np.ndarray, spacing_mm: np.ndarray) -> dict[str
 
     A Gaussian of 3 mm (at least one voxel along each axis) gives the local mean. Muscle is where
     that mean lies between 20 and 80 HU everywhere within 3 mm. Muscle has no finer structure, so
-    that the difference between the scan and its local mean is noise there. The median absolute
-    deviation times 1.4826 is the standard deviation of a normal distribution, and a few voxels of
-    fat or vessels hardly change it. The local mean holds some of the noise: the result is divided
-    by the share of white noise that remains.
+    the scan minus its local mean is noise there. The median absolute deviation times 1.4826 is the
+    standard deviation of a normal distribution, and a few voxels of fat or vessels hardly change
+    it. The result is divided by the share of white noise that is not in the local mean.
 
     Args:
         hu: (x, y, z) HU, canonical.

@@ -26,7 +26,7 @@ def kept(p: Array, values: T) -> T:
     """Return `values` unchanged, but computed once for all that use them.
 
     Args:
-        p: Array of finite numbers: the compiler cannot know that they are finite.
+        p: Array of finite numbers whose values the compiler cannot know.
         values: Pytree of arrays.
     """
     return when(p.ravel()[0] < jnp.inf, lambda: values, jax.tree.map(jnp.zeros_like, values))

@@ -22,7 +22,7 @@ from spinejax.schema import STREAM
 
 @dataclass(frozen=True)
 class Streamed:
-    """All phantoms of a stream, where messages name a scan."""
+    """Stands for all phantoms of a stream where messages name a scan."""
 
     spacing_mm: tuple[float, float]
     id: str = "phantom stream"
@@ -30,7 +30,7 @@ class Streamed:
 
 @dataclass(frozen=True, eq=False)
 class StreamFeed:
-    """Places of training samples, and scans that validate.
+    """Places of training samples, and validation scans.
 
     A training batch holds `"position"`, the sample's place in the batch of all processes, `"case"`
     (0), `"weight"` (1) and `"index"`, the sample's number since the beginning. Processes take runs

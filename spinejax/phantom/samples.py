@@ -23,13 +23,13 @@ from spinejax.volume import PLANES
 Array = jax.Array
 
 NEAR_SPINE_MM = {"sagittal": (-46.0, 46.0), "coronal": (-26.0, 62.0), "axial": (-30.0, 30.0)}
-"""Range of slices with vertebrae: distance from a body's centroid along the axis across slices."""
+"""Slices with vertebrae lie in this range: distance from a body's centroid across the slices."""
 
 THROUGH_BODY_MM = {"sagittal": (-20.0, 20.0), "coronal": (-15.0, 15.0), "axial": (-12.0, 12.0)}
-"""Range of half of these: they pass through the body, which is most of a vertebra's volume."""
+"""Half of these lie in this range: they pass through the body, most of a vertebra's volume."""
 
 BODY_MM = {"sagittal": (-150.0, 150.0), "coronal": (-170.0, 90.0), "axial": (-1e4, 1e4)}
-"""Range of the other slices, from the top of the sacrum: wide fields of view hold much air."""
+"""Other slices lie in this range from the top of the sacrum: wide fields of view hold much air."""
 
 LOW_LUMBAR = (23, 25)
 """L4 to L6 are chosen three times as often as others, since the sacrum looks much like them."""

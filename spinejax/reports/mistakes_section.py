@@ -1,8 +1,8 @@
 """Where a run errs: which vertebrae it misses and what it finds wrongly, beside an earlier run.
 
-Of each scan the section shows a row of slices: found, missed and wrongly found voxels over the CT.
-The page stores the scan once per slice, as a JPEG; what lies over it is a picture of a few colours,
-so that a second row, of another prediction on the same slices, costs little.
+The section shows a row of slices of each scan: found, missed and wrongly found voxels over the CT.
+The page stores each slice once, as a JPEG, under a picture of a few colours. A second row, of
+another prediction on the same slices, therefore costs little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ COUNT = 7
 """Slices in a row."""
 
 NOTABLE = 5
-"""Changes of the share of a vertebra that are marked, in points."""
+"""Smallest marked change of a vertebra's found share, in percentage points."""
 
 _MARGIN_MM = 8.0
 _SIDE = 56  # width of the column of names, in the pixels of a slice
@@ -97,9 +97,8 @@ def view(
 ) -> View:
     """Choose the slices, and the part of them that holds what the masks mark.
 
-    The reference decides on two thirds of the slices, what is found elsewhere on one. The view
-    holds the reference whole, and nearly all of the predictions: a few stray voxels do not widen
-    it.
+    The reference decides on two thirds of the slices, false positives on one third. The view holds
+    the whole reference and nearly all of the predictions: a few stray voxels do not widen it.
 
     Args:
         reference: canonical (x, y, z); everything above 0 is marked.

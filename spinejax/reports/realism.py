@@ -4,9 +4,9 @@
 text of them, and `draw` makes a figure: slices of real scans over slices of phantoms, all at one
 scale and in one grey window, and charts. Real scans are cyan, phantoms orange.
 
-A statistic is *off* where the range of the phantoms (5th to 95th percentile) and that of the real
-scans (least to greatest, since they are few) do not overlap: it would tell a network the one from
-the other. Fewer than `LEAST` phantoms make no range.
+A statistic is *off* if the range of the phantoms (5th to 95th percentile) and that of the real
+scans (least to greatest, since they are few) do not overlap: a network could tell the two apart.
+Fewer than `LEAST` phantoms make no range.
 """
 
 import io
@@ -46,7 +46,7 @@ JSON_NAME, FIGURE_NAME = "realism.json", "realism.png"
 RANGE = (5, 50, 95)
 """Percentiles of the phantoms."""
 LEAST = 5
-"""Phantoms that have a statistic, so that their percentiles say something."""
+"""Fewest phantoms with a statistic whose percentiles are compared."""
 
 _SIZES = ("volume_ml", *measures.EXTENTS)
 _DISTANCES = ("body_distance_mm", "mask_distance_mm")

@@ -18,7 +18,7 @@ from spinejax.volume import Volume
 
 @dataclass(frozen=True)
 class Run:
-    """What a workdir says of its run.
+    """A run as its workdir describes it.
 
     Attributes:
         workdir: the folder.

@@ -1,8 +1,8 @@
 """The scores of a sweep's units, in the rows of the published tables or in rows of their own.
 
-Values of ours are per cent: means over the scans of the test split (patches: over all of them
-together; vertebrae: over all vertebrae), then mean and sample standard deviation over the seeds and
-folds that share a cell.
+Our values are per cent. A unit's value is a mean over the scans of the test split (patches are
+pooled; vertebrae: over all vertebrae). A cell has mean and sample standard deviation over its seeds
+and folds.
 """
 
 import math
@@ -43,7 +43,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class SweepLine:
-    """One row: words of its label columns, published cells (none of our own tables), and ours.
+    """One row: words of its label columns, published cells (none in our own tables), and ours.
 
     `runs` says how many units it has and how many of them are scored, `missing` why others are not.
     """
@@ -83,7 +83,7 @@ class Result:
 
 
 def results(workdir: Path, found: Sweep) -> list[Result]:
-    """Return what each unit of a sweep has come to."""
+    """Return the result of each unit of a sweep."""
     read = []
     for unit in found.units:
         folder = workdir / unit.name
@@ -101,7 +101,7 @@ def results(workdir: Path, found: Sweep) -> list[Result]:
 
 
 def tables(workdir: Path, found: Sweep) -> list[SweepTable]:
-    """Return the published tables that a sweep has units of, and one of all units without a cell.
+    """Return the published tables to which units belong, and one table of all units without a cell.
 
     Raises:
         InputError: a unit names a table or a row that is not published.
@@ -207,7 +207,7 @@ def _why_missing(own: Sequence[Result]) -> str:
 
 
 def own_table(found: Sweep, members: Sequence[Result]) -> SweepTable:
-    """Return a table of units without a published cell: what each sets, and its scores.
+    """Return a table of the units without a published cell: their overrides and scores.
 
     Units that differ in seed and fold only share a row.
     """

@@ -485,8 +485,8 @@ def beside_paper_b(
 ) -> Beside | None:
     """Return this run beside Tables 2 and 3 of paper B, the row of its own network first.
 
-    None if paper B does not have the network. The paper's BF-score is neither of our two columns
-    and has its own.
+    None if paper B does not have the network. The paper's BF-score has a column of its own, since
+    it is neither of our two.
 
     Args:
         config: the run's resolved config.

@@ -1,4 +1,4 @@
-"""Vertebrae and discs inside, at points: shell, trabeculae, endplates, lesions, clefts."""
+"""The inside of vertebrae and discs at points: shell, trabeculae, endplates, lesions, clefts."""
 
 from typing import Any
 

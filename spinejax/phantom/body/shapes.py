@@ -162,10 +162,10 @@ def vertebra(
         y: See x.
         z: See x.
         size: Mapping: what `body` takes, and scalars cw, canal_y, canal_d (half depth), disc
-            (height of what lies between this body and the next, plus 1), and what makes the arch
-            unlike its mirror image: bow (mm per mm by which the spinous process leaves the
-            midline), slant and yaw (how much higher and further back the left side is, mm per
-            mm), stout (mm by which the left side is thicker).
+            (height of the gap between this body and the next, plus 1), and the asymmetry of the
+            arch: bow (mm per mm by which the spinous process leaves the midline), slant and yaw
+            (how much higher and further back the left side is, mm per mm), stout (mm by which the
+            left side is thicker).
         parts: (n, 11) capsules of the posterior elements.
         has_body: Scalar, 0 for the atlas.
 

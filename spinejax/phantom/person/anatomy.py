@@ -148,7 +148,7 @@ def _span(parts: Array, size: dict[str, Array]) -> tuple[Array, Array]:
 RATES = (
     "t13", "l6", "no_t12", "no_l5", "cervical_ribs", "sacralised", "fractures", "scoliosis"
 )  # fmt: skip
-"""Names of what `anatomy` takes a frequency of."""
+"""Frequencies that `anatomy` takes."""
 
 
 def check_rates(rates: Mapping[str, float]) -> dict[str, float]:
@@ -211,7 +211,7 @@ def _person(
     draws: Draws, *, t13: float, l6: float, no_t12: float, no_l5: float, cervical_ribs: float,
     sacralised: float, fractures: float, scoliosis: float,
 ) -> Parameters:  # fmt: skip
-    """`anatomy` of random numbers."""
+    """`anatomy`, given random numbers."""
     who = pathology.person(draws.of("person"))
     present = _filled(draws.of("variants"), t13, l6, no_t12, no_l5)
     count = jnp.sum(present)

@@ -36,7 +36,7 @@ def signal(
     smoothing_mm: float = SMOOTHING_MM,
     first: tuple[Any, ...] = (0, 0, 0),
 ) -> Array:
-    """Make the HU that a scanner stores of clean ones.
+    """Turn clean HU into those that a scanner stores.
 
     Args:
         hu: (h, w) or (d, h, w), from `render` at `view.where(points, protocol)`.

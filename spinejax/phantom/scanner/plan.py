@@ -1,4 +1,4 @@
-"""How a person is scanned: the random choices of a scan. Nothing else of the scanner draws.
+"""How a person is scanned: the random choices of a scan. No other part of scanner/ draws.
 
 Field of view, voxels, slices, kernel, noise, motion, errors of calibration; for files also the axes
 and the type on disk.
@@ -76,12 +76,11 @@ def protocol(
     Returns:
         Arrays, lengths in mm: `lower` and `upper` (3,) corners of the field of view in canonical
         LPS; `spacing` (3,) of voxels; `slice_axis` () 0 to 2; `slice_mm` () thickness of slices,
-        more or less than their spacing (overlap, gaps); `plane_blur` () standard deviation of the
-        kernel's blur; `gradual` () that of bone's own edges; `blur` () that of edges in voxels of
-        a scan, for `render`, without that of preprocessing; `noise` () standard deviation of the
-        noise, HU, after `physics.SMOOTHING_MM`, in the middle of a trunk; `noise_seed` (2,) uint32
-        of the noise and of its streaks; and the numbers that `view.where` and `physics.signal`
-        need.
+        more or less than their spacing (overlap, gaps); standard deviations of blur: `plane_blur`
+        () of the kernel, `gradual` () of bone's own edges, `blur` () of edges in a scan's voxels
+        before preprocessing, for `render`; `noise` () standard deviation of the noise, HU, after
+        `physics.SMOOTHING_MM`, in the middle of a trunk; `noise_seed` (2,) uint32 of the noise and
+        of its streaks; and the numbers that `view.where` and `physics.signal` need.
     """
     spacing_mm, extent_mm = (min_spacing_mm, max_spacing_mm), (min_extent_mm, max_extent_mm)
     return draw(key, _protocol, parameters, spacing_mm, extent_mm, max_voxels, region)
@@ -95,7 +94,7 @@ def _protocol(
     max_voxels: int | None,
     region: str,
 ) -> Protocol:
-    """`protocol` of random numbers; the limits are (least, most)."""
+    """`protocol`, given random numbers; the limits are (least, most)."""
     uniform, clipped = draws.uniform, draws.clipped
     kinds = jnp.asarray(_KINDS)
     kind = jnp.sum(uniform("kind") > jnp.cumsum(kinds[:, 0])[:-1])
@@ -298,7 +297,7 @@ def plan_scan(
 
     Args:
         key: Random key of the protocol.
-        rng: Source of what files alone have: orientation and type on disk.
+        rng: Draws orientation and type on disk, which only files have.
         parameters: From `anatomy`.
         orientations: Codes to choose the axes on disk from.
         limits: min_spacing_mm, max_spacing_mm, min_extent_mm, max_extent_mm, max_voxels and, if

@@ -1,4 +1,4 @@
-"""What a scan shows where: displacement by motion and tilt, and vertebrae that it shows whole."""
+"""The view of a scan: displacement by motion and tilt, and the vertebrae that it shows whole."""
 
 from typing import Any
 
