@@ -4,9 +4,7 @@ The names in `__all__` are the Python API, see docs/api.md. Each is imported whe
 so that `import spinejax` is fast and does not import jax.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from spinejax.io.scanfile import read_volume as read_scan
     from spinejax.predictor import Model, Segmentation, load
     from spinejax.scoring import score
-    from spinejax.train.pipeline import train
+    from spinejax.training.pipeline import train
 
 __version__ = "0.1.0"
 
@@ -44,6 +42,7 @@ _HOMES = {
     "phantom": "phantom:",
     "read_scan": "io.scanfile:read_volume",
     "score": "scoring:score",
+    "train": "training.pipeline:train",
     "write_labels": "io.nifti:write_labels",
 }
 
@@ -58,18 +57,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """This module, in which `train` is the function although a subpackage has that name."""
-
-    @property
-    def train(self) -> Any:
-        return import_module("spinejax.train.pipeline").train
-
-    @train.setter
-    def train(self, subpackage: ModuleType) -> None:
-        """Ignore the import system, which sets a package's attribute to its subpackage."""
-
-
-sys.modules[__name__].__class__ = _Package

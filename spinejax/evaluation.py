@@ -29,8 +29,8 @@ from spinejax.metrics.classification import Counts, count, f_score, patch_scores
 from spinejax.progress import Progress, silent
 from spinejax.sweep_state import read_json
 from spinejax.tasks import Task, build_task
-from spinejax.train import parallel, run_cases, run_folder, step, validation
-from spinejax.train.signals import Stop
+from spinejax.training import parallel, run_cases, run_folder, step, validation
+from spinejax.training.signals import Stop
 from spinejax.volume import slice_view
 
 logger = logging.getLogger("spinejax")

@@ -31,8 +31,8 @@ from spinejax.io import centroids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, SECOND
 from spinejax.tasks import MaskTask, NameTask, Task, build_task
-from spinejax.train import run_folder
-from spinejax.train.checkpoint import load_for_inference
+from spinejax.training import run_folder
+from spinejax.training.checkpoint import load_for_inference
 from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")

@@ -68,7 +68,7 @@ def test_import_is_light_and_the_names_are_there():
         "import sys, spinejax; heavy = {'jax', 'flax', 'numpy', 'nibabel', 'matplotlib', 'scipy'};"
         "print(sorted(heavy & set(sys.modules)));"
         "print(sorted(name for name in sys.modules if name.startswith('spinejax')));"
-        "import spinejax.train.loop; print(callable(spinejax.train));"
+        "import spinejax.training.loop; print(callable(spinejax.train));"
         "print(all(getattr(spinejax, name) is not None for name in spinejax.__all__))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

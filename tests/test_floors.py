@@ -22,7 +22,7 @@ FLOORS = [
     {"phantom", "augment", "models", "losses", "metrics", "overlay"},
     {"inference"},
     {"tasks"},
-    {"train"},
+    {"training"},
     {"reports", "launch"},
     {"predictor"},
     {"scoring"},
@@ -37,9 +37,9 @@ LEVEL = {name: level for level, row in enumerate(FLOORS) for name in row}
 ONLY = {
     "nibabel": {"io/nifti.py"},
     "SimpleITK": {"io/metaimage.py"},
-    "orbax": {"train/checkpoint.py"},
+    "orbax": {"training/checkpoint.py"},
     "grain": {f"data/{name}.py" for name in ("feeds", "slice_feed", "patch_feed", "cube_feed")},
-    "tensorboardX": {"train/log.py"},
+    "tensorboardX": {"training/log.py"},
 }
 
 
@@ -93,7 +93,7 @@ def test_only_parallel_knows_pmap() -> None:
             for node in ast.walk(ast.parse(path.read_text()))
         )
     }
-    assert users <= {"train/parallel.py"}
+    assert users <= {"training/parallel.py"}
 
 
 def test_data_and_configs_load_without_jax() -> None:

@@ -40,7 +40,6 @@ def test_each_step_does_what_the_page_says(tmp_path):
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (programs / name).chmod(0o755)
     environment = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         **os.environ,
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(tmp_path),

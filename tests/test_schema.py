@@ -32,8 +32,8 @@ from spinejax.schema import (
     Whole,
 )
 from spinejax.tasks.patch_classification import PATCH_LABELS
-from spinejax.train import optim
-from spinejax.train.run_folder import check_same, read_config
+from spinejax.training import optim
+from spinejax.training.run_folder import check_same, read_config
 from spinejax.volume import PLANES
 
 ROOT = Path(__file__).parents[1]

@@ -47,6 +47,6 @@ def _other(name: str) -> ConfigDict:
     folder = Path(name).expanduser()
     if not (folder / "config.json").exists():
         return config_files.get_config(name)
-    from spinejax.train.run_folder import read_config
+    from spinejax.training.run_folder import read_config
 
     return read_config(folder)

@@ -17,7 +17,7 @@ def define_flags(values: FlagValues) -> None:
 def run(values: FlagValues) -> int:
     """Preprocess the scans of all splits and print how many there are."""
     from spinejax import evaluation
-    from spinejax.train import pipeline, run_cases, run_folder
+    from spinejax.training import pipeline, run_cases, run_folder
 
     for config, folder in pipeline.stages(parsing.config(values), values.workdir):
         with run_folder.alone(folder):

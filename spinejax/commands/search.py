@@ -36,7 +36,7 @@ def run(values: FlagValues) -> int:
     """Search, or continue the search in --workdir."""
     config = parsing.config(values)
     sweep = config_files.find_sweep(values.config, values.sweep)
-    from spinejax.train import search
+    from spinejax.training import search
 
     found = search.run(
         config,

@@ -46,7 +46,7 @@ def run(values: FlagValues) -> int:
 
 def _stages(config: ConfigDict) -> list[ConfigDict]:
     """Return the checked configs of the networks: one, or the two of a pipeline."""
-    from spinejax.train import pipeline
+    from spinejax.training import pipeline
 
     return [stage for stage, _ in pipeline.stages(config, "")]
 
@@ -87,7 +87,7 @@ def _table(pair: tuple[ConfigDict, ConfigDict], names: tuple[str, str]) -> str:
 def _measure(config: ConfigDict) -> tuple[int, float, float]:
     from spinejax.models import layer_table
     from spinejax.tasks import build_task
-    from spinejax.train import step
+    from spinejax.training import step
 
     task = build_task(config)
     parameters, giga = layer_table.totals(task.model, task.input_shape)

@@ -32,7 +32,7 @@ def define_flags(values: FlagValues) -> None:
 def run(values: FlagValues) -> int:
     """Train or resume, then print the commands that come next."""
     config = parsing.config(values)
-    from spinejax.train import parallel
+    from spinejax.training import parallel
 
     under_slurm = os.environ.get("SLURM_NTASKS", "1").strip() not in ("", "0", "1")
     several = values.num_processes > 1
@@ -59,7 +59,7 @@ def run(values: FlagValues) -> int:
 
 def _evaluate_once(workdir: Path) -> None:
     """Score the test split with the best checkpoint, or with the latest if none was validated."""
-    from spinejax.train import run_folder
+    from spinejax.training import run_folder
 
     if not run_folder.recorded_cases(workdir)["test"]:
         print(f"{workdir}: no test cases to score")
@@ -75,7 +75,7 @@ def _is_scored(workdir: Path) -> bool:
 
 def _next(workdir: Path) -> str:
     """Return the commands that a user may want next, ready to paste."""
-    from spinejax.train import run_folder
+    from spinejax.training import run_folder
 
     commands = []
     if run_folder.recorded_cases(workdir)["test"] and not _is_scored(workdir):

@@ -25,7 +25,7 @@ from spinejax.reports import (
 )
 from spinejax.reports.run import Run, read_run
 from spinejax.reports.tables import count, finite, item
-from spinejax.train import log
+from spinejax.training import log
 
 _SPLIT_WORDS = {
     "test": ("held-out", "never seen in training"),

@@ -16,9 +16,9 @@ import numpy as np
 
 from spinejax.configs import opconvnet
 from spinejax.tasks import build_task
-from spinejax.train import parallel, search, step
-from spinejax.train.search import Setting
-from spinejax.train.state import create_state
+from spinejax.training import parallel, search, step
+from spinejax.training.search import Setting
+from spinejax.training.state import create_state
 
 STEPS = dict(total_steps=1000, steps_per_epoch=100)
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from spinejax.configs import opconvnet, phantom_to_real, phantom_vertebrae
 from spinejax.tasks import build_task
-from spinejax.train import optim, parallel, step
-from spinejax.train.state import create_state
+from spinejax.training import optim, parallel, step
+from spinejax.training.state import create_state
 
 
 def drawer(config):

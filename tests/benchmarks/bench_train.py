@@ -15,8 +15,8 @@ import numpy as np
 
 from spinejax.configs import chasppraunet, mrunet, unet, unet3d
 from spinejax.tasks import build_task
-from spinejax.train import optim, parallel, step
-from spinejax.train.state import create_state
+from spinejax.training import optim, parallel, step
+from spinejax.training.state import create_state
 
 
 def stepper(config, batch):

@@ -1,4 +1,4 @@
-"""`spinejax search`: bad input leaves no folder. tests/train/test_search tests the search."""
+"""`spinejax search`: bad input leaves no folder. tests/training/test_search tests the search."""
 
 import pytest
 

@@ -10,7 +10,7 @@ from spinejax.configs import cascade
 from spinejax.errors import InputError
 from spinejax.models import layer_table
 from spinejax.tasks import build_task
-from spinejax.train import step
+from spinejax.training import step
 from tests.support import tiny_run
 
 

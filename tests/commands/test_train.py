@@ -15,7 +15,7 @@ from spinejax import cli
 from spinejax.cli import main
 from spinejax.commands import parsing, train
 from spinejax.files import write_json
-from spinejax.train import run_folder
+from spinejax.training import run_folder
 from tests.support.cli_runs import (
     ROOT,
     bad_mask,

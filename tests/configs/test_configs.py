@@ -27,7 +27,7 @@ from spinejax.configs import (
 from spinejax.data import preprocess
 from spinejax.data.patch_feed import PatchFeed
 from spinejax.tasks import build_task
-from spinejax.train.run_folder import read_config
+from spinejax.training.run_folder import read_config
 from spinejax.volume import Volume
 
 PACKAGE = Path(__file__).parents[2] / "spinejax"

@@ -7,7 +7,7 @@ from spinejax import cli
 from spinejax.inference import ensemble
 from spinejax.io.scanfile import read_volume
 from spinejax.predictor import load
-from spinejax.train import loop
+from spinejax.training import loop
 from tests.support import tiny_run
 
 NO_STATS = np.zeros(4, np.float32)

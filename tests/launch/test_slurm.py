@@ -15,7 +15,7 @@ from spinejax import sweep_state
 from spinejax.cli import main
 from spinejax.errors import InputError
 from spinejax.launch import slurm
-from spinejax.train import checkpoint
+from spinejax.training import checkpoint
 from tests.support import slurm_cluster, tiny_run
 
 ROOT = Path(__file__).parents[2]

@@ -45,15 +45,10 @@ def command(place, workdir, *words, name="four"):
     ]
 
 
-def environment(place):
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(place / "compiled")}
-
-
 def run(place, workdir, *words, name="four", status=0):
     done = subprocess.run(
         command(place, workdir, *words, name=name),
         cwd=ROOT,
-        env=environment(place),
         capture_output=True,
         text=True,
         timeout=2 * WAIT_S,
@@ -68,7 +63,6 @@ def start(place, workdir):
     return subprocess.Popen(
         command(place, workdir),
         cwd=ROOT,
-        env=environment(place),
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )

@@ -14,7 +14,7 @@ from spinejax.errors import InputError
 from spinejax.phantom import anatomy, online, samples
 from spinejax.phantom.online import StreamFeed
 from spinejax.phantom.person.anatomy import RATES
-from spinejax.train import checkpoint, loop, parallel
+from spinejax.training import checkpoint, loop, parallel
 from tests.support.tiny_run import tiny_config
 
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from spinejax.tasks import build_task
-from spinejax.train import optim, parallel, step
-from spinejax.train.state import create_state
+from spinejax.training import optim, parallel, step
+from spinejax.training.state import create_state
 from tests.support.tiny_run import tiny_config
 
 STEPS = 5

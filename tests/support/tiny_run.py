@@ -64,7 +64,7 @@ def tiny_config(root: Path, **changes: object) -> ConfigDict:
 def main(argv: list[str]) -> int:
     """Train in this process; the exit status is that of the command line."""
     from spinejax.errors import InputError
-    from spinejax.train import loop, parallel
+    from spinejax.training import loop, parallel
 
     flags = dict(a[2:].split("=", 1) for a in argv if a.startswith("--"))
     root, workdir, *pairs = [a for a in argv if not a.startswith("--")]

@@ -13,7 +13,7 @@ from spinejax.configs import unet3d
 from spinejax.errors import InputError
 from spinejax.losses import offset_error
 from spinejax.tasks import build_task, vertebra_recognition
-from spinejax.train.loop import train
+from spinejax.training.loop import train
 
 SHAPE = (20, 24, 32)
 

@@ -16,10 +16,10 @@ from scipy import stats
 from spinejax.configs import opconvnet
 from spinejax.configs.search import BATCH_SIZES, BOX, random_search
 from spinejax.errors import InputError
-from spinejax.train import log, loop, run_cases, search, signals
-from spinejax.train.search import Outcome
+from spinejax.training import log, loop, run_cases, search, signals
+from spinejax.training.search import Outcome
 from tests.support.tiny_run import tiny_config, write_scans
-from tests.train.test_population import patch_config
+from tests.training.test_population import patch_config
 
 CENTRE = {
     "optim.learning_rate": 0.01,

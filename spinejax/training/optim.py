@@ -1,7 +1,7 @@
 """Learning-rate schedules and optimisers, built from names and numbers.
 
 Learning rate, momentum and weight decay may be traced scalars instead of numbers, so that one
-compiled step serves many settings (`spinejax.train.search`).
+compiled step serves many settings (`spinejax.training.search`).
 """
 
 from collections.abc import Callable, Mapping

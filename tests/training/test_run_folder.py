@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.train import loop, run_folder
+from spinejax.training import loop, run_folder
 from tests.support.tiny_run import tiny_config, write_scans
 
 

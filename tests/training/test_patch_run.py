@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spinejax.cli import main
-from spinejax.train import checkpoint, loop, run_folder, signals
+from spinejax.training import checkpoint, loop, run_folder, signals
 from tests.support.cli_runs import ROOT, fails, snapshot
 
 TINY = (

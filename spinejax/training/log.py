@@ -12,7 +12,7 @@ import tensorboardX
 from spinejax import sweep_state
 from spinejax.files import write_text
 from spinejax.progress import Progress, silent
-from spinejax.train import run_folder
+from spinejax.training import run_folder
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

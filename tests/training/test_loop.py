@@ -15,20 +15,8 @@ from tensorboardX.proto import event_pb2
 
 from spinejax.errors import InputError
 from spinejax.metrics import classification
-from spinejax.train import checkpoint, log, loop, run_cases, run_folder, signals
+from spinejax.training import checkpoint, log, loop, run_cases, run_folder, signals
 from tests.support.tiny_run import tiny_config, write_scans
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one config share their compiled programs, as they do on the command line."""
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, key) for key in keys]
-    for key, value in zip(keys, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
-        jax.config.update(key, value)
-    yield
-    for key, value in zip(keys, before, strict=True):
-        jax.config.update(key, value)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.train import parallel
+from spinejax.training import parallel
 
 HERE = Path(__file__).parents[1] / "support"
 

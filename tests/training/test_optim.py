@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.train import optim
+from spinejax.training import optim
 
 
 def values(name: str, steps: int, **options: object) -> np.ndarray:

@@ -31,9 +31,9 @@ from ml_collections import ConfigDict
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.tasks import Task
-from spinejax.train import parallel, run_folder
-from spinejax.train.run_folder import read_config
-from spinejax.train.state import TrainState, inference_variables
+from spinejax.training import parallel, run_folder
+from spinejax.training.run_folder import read_config
+from spinejax.training.state import TrainState, inference_variables
 
 logger = logging.getLogger("spinejax")
 

@@ -24,13 +24,13 @@ from spinejax.files import write_json, write_text
 from spinejax.models.layer_table import count_parameters
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
-from spinejax.train import checkpoint, log, parallel, run_cases, run_folder, step
-from spinejax.train.checkpoint import Checkpoints, Meta, begun
-from spinejax.train.log import RunLog
-from spinejax.train.run_folder import RunRecord
-from spinejax.train.signals import Stop, listen
-from spinejax.train.state import TrainState, create_state, inference_variables
-from spinejax.train.validation import Evaluation, evaluate
+from spinejax.training import checkpoint, log, parallel, run_cases, run_folder, step
+from spinejax.training.checkpoint import Checkpoints, Meta, begun
+from spinejax.training.log import RunLog
+from spinejax.training.run_folder import RunRecord
+from spinejax.training.signals import Stop, listen
+from spinejax.training.state import TrainState, create_state, inference_variables
+from spinejax.training.validation import Evaluation, evaluate
 
 logger = logging.getLogger("spinejax")
 

@@ -41,11 +41,11 @@ from spinejax.progress import Progress, silent
 from spinejax.sweep_state import read_json
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
-from spinejax.train import parallel, run_cases, run_folder, step
-from spinejax.train.loop import durations, repeat
-from spinejax.train.signals import Stop, listen
-from spinejax.train.state import TrainState, create_state, inference_variables
-from spinejax.train.validation import Evaluation, evaluate
+from spinejax.training import parallel, run_cases, run_folder, step
+from spinejax.training.loop import durations, repeat
+from spinejax.training.signals import Stop, listen
+from spinejax.training.state import TrainState, create_state, inference_variables
+from spinejax.training.validation import Evaluation, evaluate
 
 # Training a population.
 
@@ -509,8 +509,9 @@ def _train(
             "raise data.val_fraction"
         )
     with progress(title, durations(configs[0], feed.per_epoch).total, "step") as bar:
-        options = dict(stop=stop, say=bar.say, advance=bar.advance)
-        trained = train(configs[0], members, task, feed, mapped, **options)
+        trained = train(
+            configs[0], members, task, feed, mapped, stop=stop, say=bar.say, advance=bar.advance
+        )
     return None if trained is None else trained.outcomes
 
 

@@ -16,9 +16,9 @@ from spinejax.phantom import dataset
 from spinejax.progress import Progress, silent
 from spinejax.schema import STREAM
 from spinejax.sweep_state import read_json
-from spinejax.train import parallel
-from spinejax.train.checkpoint import begun
-from spinejax.train.run_folder import SPLITS, recorded_cases
+from spinejax.training import parallel
+from spinejax.training.checkpoint import begun
+from spinejax.training.run_folder import SPLITS, recorded_cases
 
 logger = logging.getLogger("spinejax")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.train import checkpoint, loop
-from spinejax.train.signals import Stop
+from spinejax.training import checkpoint, loop
+from spinejax.training.signals import Stop
 from tests.support.tiny_run import tiny_config, write_scans
 
 

@@ -12,9 +12,9 @@ from spinejax import schema, tasks
 from spinejax.config_files import get_config
 from spinejax.files import StrPath
 from spinejax.progress import Progress, silent
-from spinejax.train import loop
-from spinejax.train.loop import TrainResult
-from spinejax.train.signals import Stop
+from spinejax.training import loop
+from spinejax.training.loop import TrainResult
+from spinejax.training.signals import Stop
 
 
 def stages(config: ConfigDict, workdir: StrPath) -> list[tuple[ConfigDict, Path]]:

@@ -1,7 +1,7 @@
 """The cases of a run: phantoms that are written once, scans that are left out."""
 
 from spinejax.phantom import dataset
-from spinejax.train import run_cases
+from spinejax.training import run_cases
 from tests.support.tiny_run import tiny_config, write_scans
 
 

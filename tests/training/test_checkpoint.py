@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.train import checkpoint
-from spinejax.train.checkpoint import Checkpoints, Meta
-from spinejax.train.state import TrainState, create_state
+from spinejax.training import checkpoint
+from spinejax.training.checkpoint import Checkpoints, Meta
+from spinejax.training.state import TrainState, create_state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.constant_schedule(1e-3)))
 

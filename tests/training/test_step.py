@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from spinejax.tasks import Keys, build_task
-from spinejax.train import optim, parallel, step
-from spinejax.train.state import TrainState, create_state
+from spinejax.training import optim, parallel, step
+from spinejax.training.state import TrainState, create_state
 from tests.support.devices_run import SIZE, batches
 from tests.support.tiny_run import tiny_config
 

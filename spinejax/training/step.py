@@ -13,9 +13,9 @@ import optax
 from ml_collections import ConfigDict
 
 from spinejax.tasks import Keys, Task, build_task
-from spinejax.train import optim
-from spinejax.train.parallel import AXIS
-from spinejax.train.state import TrainState, create_state
+from spinejax.training import optim
+from spinejax.training.parallel import AXIS
+from spinejax.training.state import TrainState, create_state
 
 Batch = Mapping[str, jax.Array]
 

@@ -29,7 +29,7 @@ from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import made, write_json
 from spinejax.sweep_state import LOCK, read_json, take_lock
-from spinejax.train import parallel
+from spinejax.training import parallel
 
 RESERVE_BYTES = 2 * 2**20
 """Room in bytes that logs and small files may take between two checks."""

@@ -4,7 +4,7 @@ import json
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from spinejax.train import log
+from spinejax.training import log
 
 
 def test_the_bar_has_a_speed_at_logged_steps_too(tmp_path):

@@ -9,9 +9,9 @@ import numpy as np
 from spinejax import overlay
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Batch, Feed
-from spinejax.train import parallel
-from spinejax.train.signals import Stop
-from spinejax.train.step import accuracy, pooled_dice
+from spinejax.training import parallel
+from spinejax.training.signals import Stop
+from spinejax.training.step import accuracy, pooled_dice
 
 
 class Evaluation(NamedTuple):

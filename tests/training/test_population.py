@@ -7,23 +7,11 @@ import pytest
 from spinejax.configs import opconvnet
 from spinejax.errors import InputError
 from spinejax.tasks import build_task
-from spinejax.train import log, loop, optim, parallel, run_cases, search, signals
-from spinejax.train.search import Setting
+from spinejax.training import log, loop, optim, parallel, run_cases, search, signals
+from spinejax.training.search import Setting
 from tests.support.tiny_run import tiny_config, write_scans
 
 SETTINGS = [Setting(0.05, 0.9, 1e-2), Setting(0.01, 0.0, 0.0)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Tests of one config share their compiled programs."""
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, key) for key in keys]
-    for key, value in zip(keys, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
-        jax.config.update(key, value)
-    yield
-    for key, value in zip(keys, before, strict=True):
-        jax.config.update(key, value)
 
 
 @pytest.fixture(scope="module")

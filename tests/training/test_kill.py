@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from spinejax.tasks import build_task
-from spinejax.train import checkpoint, log, optim
-from spinejax.train.state import create_state
+from spinejax.training import checkpoint, log, optim
+from spinejax.training.state import create_state
 from tests.support.tiny_run import EXIT_INTERRUPTED, tiny_config, write_scans
 
 HERE = Path(__file__).parents[1] / "support"
@@ -27,7 +27,7 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """Folder of the scans, the compiled programs, and an uninterrupted run."""
+    """Folder of the scans and of an uninterrupted run."""
     base = tmp_path_factory.mktemp("kill")
     write_scans(base / "scans")
     finish(base, "whole")
@@ -48,8 +48,6 @@ def start(base: Path, name: str) -> subprocess.Popen:
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     with open(base / f"{name}.log", "a") as out:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from spinejax.train import checkpoint, log
+from spinejax.training import checkpoint, log
 from tests.support.tiny_run import EXIT_INTERRUPTED, write_scans
 
 HERE = Path(__file__).parents[1] / "support"
@@ -45,8 +45,6 @@ def start(base: Path, name: str, processes: int, devices: int, **changes: object
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **changes}.items()]
     command = [sys.executable, str(HERE / "tiny_run.py"), str(base / "scans"), str(base / name)]
