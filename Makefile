@@ -9,11 +9,6 @@ BENCH_STAMP := $(VENV)/.installed-bench
 CONFIG ?= configs/demo.py
 RUN ?= runs/demo
 
-# The tests compile much and run little. With little optimisation and without fusion emitters XLA
-# compiles in half the time, and a cache lets all processes of one `make test` share what they compile.
-TEST_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1
-COMPILED := $(VENV)/compiled
-
 .PHONY: help demo test lint docs bench clean
 .DELETE_ON_ERROR:
 
@@ -50,10 +45,7 @@ demo: $(STAMP)
 # The files run in their order. Otherwise pytest starts files of a single test last, and the longest
 # of them runs alone.
 test: $(DEV_STAMP)
-	@rm -rf $(COMPILED)
-	XLA_FLAGS="$(XLA_FLAGS) $(TEST_FLAGS)" JAX_COMPILATION_CACHE_DIR=$(abspath $(COMPILED)) \
-	  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 \
-	  $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
