@@ -25,10 +25,10 @@ SHARED = (
 )  # fmt: skip
 """Fields of `data` that the second network takes from the first: both see the same scans."""
 PHANTOMS = ("region", "min_extent_mm", "max_extent_mm", "label_cut")
-"""Fields of `data.phantom` that it takes, and the rates: both learn from phantoms of one kind."""
+"""Fields of `data.phantom` that it takes, beside the rates: both see phantoms of one kind."""
 OFTEN = dict(t13=0.08, l6=0.12, no_t12=0.08, no_l5=0.04)
-"""Rates of the second network's own with `phantom`. A network learns variants only if it sees them
-often; the costs of the decoder know how rare they are."""
+"""The second network's own rates with `phantom`. It learns variants only if it sees them often; the
+decoder's costs hold their true frequencies."""
 
 
 def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> ConfigDict:
@@ -71,7 +71,7 @@ def phantom_vertebrae() -> ConfigDict:
     config.data.phantom.cases = 0
     config.data.phantom.rates.update(OFTEN)
     config.data.normalise = "sym"
-    # The place in the spine names a vertebra, and a wide view shows it. Outlines come from the
+    # A wide view shows a vertebra's place in the spine, which names it, and outlines come from the
     # first network. So voxels are coarse, smoothed against aliasing.
     config.data.preprocess.update(clamp_hu=(-200.0, 600.0), spacing_mm=6.0, smoothing_sigma_mm=2.5)
     config.data.cube.size = (16, 16, 64)

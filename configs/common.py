@@ -1,4 +1,4 @@
-"""What the experiments share: the defaults of every field, and the arguments of a config file.
+"""Shared by the experiments: the defaults of every field, and the arguments of a config file.
 
 Configs hold numbers and names only. Nothing here imports jax, so a launcher reads a config in
 milliseconds.

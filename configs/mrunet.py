@@ -5,8 +5,8 @@
 1,227,307 parameters. Published on VerSe'20 and '19 (Table 8): Dice 93.89 and 95.19 %. The paper
 does not say what it averages. Table 11 prints 1,245,155 parameters and does not name the network.
 
-Arguments: `table=8` (default), 4, 6 or 7: what the paper had added by that table. 4: normalisation
-only, 6: augmentation, 7: residual blocks, 8: dropout. The rows of a table are
+Arguments: `table=8` (default), 4, 6 or 7 sets the paper's stage. Table 4 has normalisation only, 6
+adds augmentation, 7 residual blocks, 8 dropout. The rows of a table are
 `--config.data.normalise=hu`, `zscore`, `unit` and `sym`. `debug` (minutes on a laptop).
 
 Sweeps: `saeed2023_table4`, `_table6`, `_table7`, `_table8` and `_table10` of the paper.

@@ -8,27 +8,26 @@ for coarser scans give `--config.data.preprocess.mode=resample` and a spacing.
 
 Where the paper leaves something open or contradicts itself, this config decides:
 
-* Padding: in the text the feature maps keep their size, in Table 1 they do not. As in the table
-  (`model.paddings`). Its sizes need the pool strides 2, 1, 1 (`model.pool_strides`).
-* fc_1 is printed as 256 x 1024 with the learnables of 1024 x 1024: the latter.
-* Dropout "on fc4 and fc5": after fc_1 and fc_2, rate 0.5 (`model.dropout`), each after a ReLU,
-  which the table does not list (`model.fc_relu`).
-* "Gaussian" initial weights, without a width: sqrt(2 / fan-in) (`model.init_std`).
-* 30 epochs in the text, 120 in figure 11: 30 (`train.epochs`), and the checkpoint of the lowest
-  validation loss (`train.best`). L2 is for weights, not for biases.
-* A patch has the label of its majority and yet gives one pixel its class: the pixel of row and
-  column n // 2. Slices are padded by half a patch (`predict.padding`).
-  `data.patches.label_rule=centre` trains for that very pixel.
-* Values outside 100 to 1500 HU become 0, then x / 1500 (`data.preprocess.intensity`; "clamp" with
-  the same bounds clips instead). Gaussian: 3x3 pixels, sigma 0.7.
-* Rotation by up to 15 degrees and translation by up to 4 pixels (`augment`).
-* Morphology: opening with a radius of 0.5 mm within slices, no piece below 1 ml, cavities filled
-  (`predict`). In mm it means the same on every grid. Where pixels are larger than the radius, it
-  opens nothing.
-* 80 % of all patches train, 20 % validate: here scans are split (`data.patches.split_unit`).
+* Padding: the feature maps keep their size in the text, but not in Table 1. The config follows the
+  table (`model.paddings`), whose sizes need the pool strides 2, 1, 1 (`model.pool_strides`).
+* fc_1 is printed as 256 x 1024 with the learnables of 1024 x 1024, which the config has.
+* Dropout is "on fc4 and fc5". Here it follows fc_1 and fc_2, rate 0.5 (`model.dropout`), each after
+  a ReLU that the table does not list (`model.fc_relu`).
+* "Gaussian" initial weights have no printed width; here it is sqrt(2 / fan-in) (`model.init_std`).
+* Training has 30 epochs as in the text, not 120 as in figure 11 (`train.epochs`), and keeps the
+  lowest validation loss (`train.best`). L2 is for weights, not for biases.
+* A patch has the label of its majority, but classifies one pixel, in row and column n // 2. Slices
+  are padded by half a patch (`predict.padding`). `data.patches.label_rule=centre` trains for that
+  pixel.
+* Values outside 100 to 1500 HU become 0, the others are divided by 1500
+  (`data.preprocess.intensity`; "clamp" clips instead). The Gaussian has 3x3 pixels, sigma 0.7.
+* Augmentation rotates by up to 15 degrees and shifts by up to 4 pixels (`augment`).
+* Morphology is an opening with a radius of 0.5 mm within slices, then no piece below 1 ml, and no
+  cavities (`predict`). An opening with a radius below the pixel size does nothing.
+* In the paper 80 % of all patches train; here scans are split (`data.patches.split_unit`).
 * "BF-score" is printed with the formula of F1 from precision and sensitivity. The report has both:
   the boundary F1 as `bf_score`, the formula as `f1_pre_sen`.
-* Table 2 counts patches, Table 3 pixels: both are evaluated, patches at the stride of training.
+* Table 2 counts patches, Table 3 pixels. Both are evaluated, patches at the stride of training.
 
 Arguments: `net=opconvnet` (default), or the classifiers of Table 2, `vgg`, `resnet`, `densenet`;
 `debug` (minutes on a laptop).
@@ -44,8 +43,8 @@ from spinejax import schema
 from spinejax.configs import common, search
 from spinejax.configs.sweeps import Unit
 
-# Network -> its fields: Table 1, then the classifiers of Table 2. The paper does not name their
-# members; the modules of the networks say why these were chosen.
+# Network -> its fields: Table 1, then the classifiers of Table 2. The paper does not name the
+# variants; the networks' modules say why these were chosen.
 NETS: dict[str, dict[str, Any]] = {
     "opconvnet": dict(
         widths=(64, 128, 256),
@@ -124,7 +123,7 @@ def recipe(config: ConfigDict) -> None:
         decay_every_epochs=10.0,
         clip_norm=0.0,
     )
-    # So the text. Figure 11 shows 120 epochs, with the lowest validation loss, 0.106, after 8.
+    # The text says so. Figure 11 shows 120 epochs; the lowest validation loss, 0.106, is at 8.
     config.train.update(epochs=30.0, batch_size=128, best="loss", pictures=0)
     # The paper names morphology without details: opening, small components, cavities.
     config.predict.update(batch_size=128, opening_mm=0.5, fill_holes=True)

@@ -11,8 +11,8 @@ disk and sees no patient. The ablation adds one thing at a time, at equal effort
     --config=configs/phantom_to_real.py:step=acquisition   + noise, blur, streaks, offsets
     --config=configs/phantom_to_real.py:step=intensity     + augmentation of intensities (default)
 
-The default fits two CPU cores: pixels of 2 mm and half of the paper's channels.
-`:paper_size` has 1 mm, the paper's network and batch, for a GPU. Arguments: also `debug` (seconds).
+The default fits two CPU cores: pixels of 2 mm and half of the paper's channels. `:paper_size`, for
+a GPU, has 1 mm and the paper's network and batch. Arguments: also `debug` (seconds).
 """
 
 from ml_collections import ConfigDict

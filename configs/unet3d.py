@@ -2,8 +2,8 @@
 
     spinejax summarize --config=configs/unet3d.py
 
-19,072,123 parameters for one channel, 27 classes and group norms; the published 19,069,955 are for
-three channels and three classes. Arguments: `debug` (minutes on a laptop).
+It has 19,072,123 parameters for one channel, 27 classes and group norms. The published 19,069,955
+are for three channels and classes. Arguments: `debug` (minutes on a laptop).
 """
 
 from typing import Any

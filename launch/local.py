@@ -1,4 +1,4 @@
-"""Units on this machine: one for each GPU, or a few at once on the CPU."""
+"""Units on this machine: one on each GPU, or a few at once on the CPU."""
 
 import os
 import shutil
@@ -69,9 +69,8 @@ def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
 def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, str]]) -> int:
     """Run units, each in the first free place; return the exit status.
 
-    Ctrl-C and SIGTERM ask the running units to save and end, a second Ctrl-C ends them at once; the
-    same command then continues with the units that are not done. If a unit fails, the others run
-    all the same.
+    Ctrl-C and SIGTERM ask the running units to save and end; a second Ctrl-C ends them at once. The
+    same command then continues. If a unit fails, the others still run.
 
     Args:
         units: to run.

@@ -50,8 +50,8 @@ class Job:
         while (ended := self._child.ended()) is None:
             time.sleep(_POLL_S)
         if ended == EXIT_INTERRUPTED:
-            # Slurm asked the unit to stop and will kill this process. A job that ended by itself
-            # now would count as completed and would not be queued again.
+            # Slurm asked the unit to stop and will kill this process. If the job ended by itself
+            # now, it would count as completed and not be queued again.
             time.sleep(_KILL_WAIT_S)
         if ended != 0:
             raise RuntimeError(f"{folder}: exit status {ended}; see {unit.LOG} there")

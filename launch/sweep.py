@@ -29,7 +29,7 @@ def launch(
     """Write sweep.json and start units; return the exit status.
 
     Args:
-        sweep: all that belongs into the folder.
+        sweep: the sweep, with all of its units.
         units: the units to start.
         workdir: folder of the sweep; made if missing, and removed if nothing could be started.
         start: runs or submits units.

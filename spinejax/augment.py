@@ -55,7 +55,7 @@ def augment(
         translation_px: largest shift along each axis in pixels, either way.
         flip_probability: of mirroring each axis of FLIP_AXES.
         shift_hu: largest value that is added to all pixels in HU, either way.
-        gain: largest change of the factor 1 that multiplies all HU, either way.
+        gain: all HU are multiplied by 1 plus or minus at most this.
         noise_hu: largest standard deviation of the Gaussian noise in HU; uniform from 0.
         fill_hu: HU outside the slice, where labels are 0.
 

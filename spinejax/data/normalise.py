@@ -2,10 +2,9 @@
 
 Paper A (section 4.2, figure 8, tables 3-8) compares four: "-1000 to 800", "zero mean", "0 to 1" and
 "-1 to 1", and finds the first best. It does not say what "-1000 to 800" does after the clamp to the
-same range, so both readings exist here: `"hu"` leaves clamped Hounsfield units as they are (the
-text speaks of a clamping range), `"minmax_to_hu"` maps the scan's own minimum and maximum linearly
-to the range (figure 8 calls it a rescaling). Paper B (section II.A) scales its window of 0 to 1500
-to [0, 1]: `"unit"`.
+same range. Both readings exist here: `"hu"` keeps clamped Hounsfield units (the text speaks of a
+clamping range), `"minmax_to_hu"` maps the scan's minimum and maximum linearly to the range (figure
+8 speaks of rescaling). Paper B (section II.A) scales its window of 0 to 1500 to [0, 1]: `"unit"`.
 
 `normalise` and `network_input` take NumPy or JAX arrays and work under `jax.jit`. This module does
 not import jax, so that reading data does not need it.

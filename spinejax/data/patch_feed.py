@@ -33,7 +33,7 @@ class PatchFeed(ScanFeed):
     pooled, RUS is applied, and a random share validates, as paper B seems to have done (895,019
     patches = 716,019 + 179,000, section III). THIS LEAKS: patches overlap, and neighbouring slices
     look alike, so that nearly every validation patch shares pixels with training patches. The
-    validation loss then says little about other scans; it is there to reproduce the paper.
+    validation loss then says little about other scans. The option reproduces the paper.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class PatchFeed(ScanFeed):
     def balanced(self, limit: int) -> Generator[Batch, None, None]:
         """Return at most `limit` patches of the first epoch's balanced selection, without margin.
 
-        They come in random order, so that a part of them is a fair sample; with `rus="none"` they
-        are balanced all the same. Batches are full; filler has weight 0.
+        They come in random order, so that a part of them is a fair sample, and are balanced even
+        with `rus="none"`. Batches are full; filler has weight 0.
         """
         if limit < 0:
             raise InputError(f"number of balanced patches {limit} must not be negative")

@@ -137,8 +137,8 @@ class SliceGeometry:
 def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
     """Return the grids of the slices that `preprocess_slabs` makes of `volume`.
 
-    The output has `round(pixels * native / wanted spacing)` pixels, at least one, so its spacing is
-    the wanted one up to half a pixel in the whole width.
+    The output has `round(pixels * native / wanted spacing)` pixels, at least one. Its spacing
+    differs from the wanted one by at most half a pixel in the whole width.
     """
     axis = PLANES[settings.plane]
     spacing = volume.spacing_mm

@@ -1,4 +1,4 @@
-"""CTs, masks and centroid files under any folder, whichever way they are laid out and named."""
+"""CTs, masks and centroid files under a folder of any layout and any names."""
 
 import logging
 import re

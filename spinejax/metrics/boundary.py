@@ -11,8 +11,8 @@ give `tolerance_mm`.
 
 Paper B reports a BF-score of axial slices (its eq. 5 prints another formula, see
 `classification.f1_pre_sen`). For a scan, contours are therefore those of its slices; the diagonal
-of a tall volume would allow more than 5 mm. Counts of all slices are added up before precision and
-recall are formed, so that a slice with one stray pixel weighs as much as that pixel.
+of a tall volume would allow more than 5 mm. Counts of all slices are added before precision and
+recall are formed, so a slice with one stray pixel weighs little.
 """
 
 from collections.abc import Iterable, Sequence

@@ -9,9 +9,9 @@ otherwise.** Two empty masks therefore score 1. An empty prediction of a referen
 has precision 0. Every ratio is thus defined for every case.
 
 `patch_scores` scores a patch classifier case by case (paper B, section III.B.1, table 2 and figure
-13). A patch is right if its predicted class is that of its label, whatever its pixels. Scores of
-pixels are different (`spinejax.scoring`): the recall that table 2 implies and the sensitivity of
-table 3 differ by up to 15 points.
+13). A patch is right if its predicted class is that of its label. Scores of pixels differ
+(`spinejax.scoring`): the recall that table 2 implies and the sensitivity of table 3 differ by up to
+15 points.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -186,8 +186,8 @@ def patch_scores(
         size: side of a patch, pixels.
         stride: pixels from one patch to the next.
         label_rule: how a patch gets its label from its pixels.
-        balanced_training: counts of patches of the balanced training data, and the number of all
-            its patches, of which the counts may be a part; None if unknown.
+        balanced_training: counts of patches of the balanced training data, possibly of a part of
+            them, and the number of all of them; None if unknown.
 
     Returns:
         {"label_rule", "stride", "size", "cases": {id: {"tp", "fp", "fn", "tn", metric: value}},

@@ -1,9 +1,9 @@
 """DenseNet-BC (Huang, Liu, van der Maaten and Weinberger, CVPR 2017), of paper B's table 2.
 
-Paper B names neither the member nor how it was fitted to 32 x 32 patches; its authors trained on
-a laptop. The default is the smallest DenseNet-BC that DenseNet's authors publish for 32 x 32 images
-(table 2: 100 layers, growth 12, 0.8 million parameters). `depths=(n, n, n)` has 6 n + 4 layers;
-depths=(6, 6, 6), 40 layers, is a common smaller network.
+Paper B names neither the variant nor its changes for 32 x 32 patches; its authors used a laptop.
+The default is the smallest DenseNet-BC that DenseNet's authors publish for 32 x 32 images (table 2:
+100 layers, growth 12, 0.8 million parameters). `depths=(n, n, n)` has 6 n + 4 layers;
+`depths=(6, 6, 6)`, 40 layers, is a common smaller network.
 
 The published DenseNet-121 for 224 x 224 pixels, 3 channels and 1000 classes, 7,978,856 parameters:
     `DenseNet(1000, depths=(6, 12, 24, 16), growth=32, stem="7x7")`

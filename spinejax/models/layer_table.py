@@ -107,7 +107,7 @@ def flops(function: Any, *args: Any) -> int:
     """Count the operations of the convolutions and matrix products of `function(*args)`.
 
     A multiply-add is two operations. `args` are arrays or shapes; nothing is computed. A loop
-    counts as often as it runs; of several branches the longest counts.
+    counts as often as it runs; only the longest of several branches counts.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 

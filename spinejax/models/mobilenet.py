@@ -67,9 +67,9 @@ def stage_strides(strides: Sequence[int]) -> tuple[int, ...]:
 class DepthwiseConv(nn.Module):
     """3x3 convolution of each channel by itself, written as nine shifted multiply-adds.
 
-    The function and the parameters are those of `nn.Conv` with as many groups as channels, for
-    which XLA has no fast code on CPUs. Milliseconds of CPU time, forward and with its gradient (2
-    busy cores, jax 0.10.2):
+    The function and the parameters are those of `nn.Conv` with as many groups as channels, which
+    XLA computes slowly on CPUs. Milliseconds of CPU time, forward and with its gradient (2 busy
+    cores, jax 0.10.2):
 
         slices, channels       48 x 48^2, 16   48 x 24^2, 48   the same, stride 2   96 x 6^2, 192
         nn.Conv, grouped            95 / 193        35 /  95             10 / 136         18 / 71

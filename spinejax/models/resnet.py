@@ -1,9 +1,9 @@
 """ResNet (He, Zhang, Ren and Sun, CVPR 2016), one of the classifiers of paper B, table 2.
 
-Paper B names neither the member nor how it was fitted to 32 x 32 patches; its authors trained on
-a laptop. The default is ResNet-20, the smallest member that ResNet's authors publish for 32 x 32
-images (section 4.2, table 6: 0.27 million parameters). Its larger sisters there, with 6 n + 2
-layers, are `depths=(n, n, n)`: 0.46 million for n = 5, 0.66 for 7, 0.85 for 9, 1.7 for 18.
+Paper B names neither the variant nor its changes for 32 x 32 patches; its authors used a laptop.
+The default is ResNet-20, the smallest that ResNet's authors publish for 32 x 32 images (section
+4.2, table 6: 0.27 million parameters). Larger ones there, with 6 n + 2 layers, are
+`depths=(n, n, n)`: 0.46 million for n = 5, 0.66 for 7, 0.85 for 9, 1.7 for 18.
 
 The published networks for 224 x 224 pixels, 3 channels and 1000 classes:
     large = dict(widths=(64, 128, 256, 512), stem="7x7", shortcut="projection")

@@ -1,11 +1,10 @@
 """VGG (Simonyan and Zisserman, ICLR 2015), one of the classifiers of paper B, table 2.
 
-Paper B names neither the member nor how it was fitted to 32 x 32 patches; its authors trained on
-a laptop. The default is the smallest member, VGG-11 (configuration A): its five pools leave one
-pixel of a 32 x 32 patch, so all convolutions are used as published. The published fully connected
-layers, 4096 wide for maps of 7 x 7, would then hold twice the weights of all convolutions for a
-single pixel; they are cut to the 512 channels that reach them. 9,745,666 parameters for one channel
-and two classes.
+Paper B names neither the variant nor its changes for 32 x 32 patches; its authors used a laptop.
+The default is the smallest, VGG-11 (configuration A): its five pools leave one pixel of a 32 x 32
+patch, so all convolutions are used as published. The published fully connected layers, 4096 wide
+for maps of 7 x 7, would then hold twice the weights of all convolutions for a single pixel; they
+are cut to the 512 channels that reach them. 9,745,666 parameters for one channel and two classes.
 
 The published networks, for 224 x 224 pixels, 3 channels and 1000 classes:
     VGG-11: `VGG(1000, fc_widths=(4096, 4096))`, 132,863,336 parameters

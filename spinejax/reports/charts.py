@@ -218,8 +218,8 @@ def curves(
     Args:
         records: lines of metrics.jsonl in order of step. Accuracy is drawn where any line has it.
         overlap: the name of "dice": for patches it is their F-score.
-        best: (step, words) of a line to draw across the loss, or None; the accuracy gets it too,
-            with its own value there.
+        best: (step, words) of a line across the loss, or None; the accuracy chart has it, too, with
+            its own value.
     """
 
     def both(name: str) -> list[tuple[str, str, Points]]:
@@ -252,7 +252,7 @@ def dot_chart(values: Sequence[tuple[str, float]], label: str) -> DotChart | Non
     if not values:
         return None
     low = min(value for _, value in values)
-    # Where every case is good the line starts later, else the dots would be one blob.
+    # If every case is good, the line starts later: else the dots would be one blob.
     start = next((edge for edge in (0.9, 0.8, 0.5) if low >= edge + 0.01), 0.0)
 
     def at(value: float) -> float:

@@ -4,7 +4,7 @@ Pictures follow the radiological convention: superior, in axial slices anterior,
 patient's right, in sagittal slices anterior, is on the left. Every level of the spine has one
 colour, the same in all pictures.
 
-What lies over a scan is an array of numbers of `PALETTE`. The page stores it as a PNG with clear
+The overlay of a scan is an array of numbers of `PALETTE`. The page stores it as a PNG with clear
 pixels over a JPEG of the scan; `quicklook` blends the two into one PNG.
 """
 
@@ -267,14 +267,14 @@ def level_numbers(mask: np.ndarray) -> np.ndarray:
 
 
 def compare_layer(prediction: np.ndarray, reference: np.ndarray | None, named: bool) -> np.ndarray:
-    """Return what lies over a slice: the prediction, and the outline of the reference.
+    """Return the overlay of a slice: the prediction, and the outline of the reference.
 
     Args:
         prediction: (rows, columns) labels at the picture's resolution.
         reference: likewise, or None.
         named: whether the labels are VerSe ids. Then each level is filled in its colour and the
-            reference is a white line. Else there are outlines only: the prediction's orange, the
-            reference's cyan, yellow where both run.
+            reference is a white line. Else there are outlines only: orange for the prediction, cyan
+            for the reference, yellow for both.
     """
     if named:
         layer = fill(prediction, level_numbers(prediction))

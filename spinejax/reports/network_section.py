@@ -1,9 +1,9 @@
-"""What a patch network has learnt: its filters and its activations for one patch of vertebra.
+"""Filters of a patch network and its activations for one patch of vertebra.
 
 Figures 9 and 10 of paper B, from `evaluation/<split>/network.npz`: kernels `conv_1`, `conv_2` ...
 (k, k, in, out), `patch` (n, n) as the network gets it, `where` it was cut ("case slice row column",
-counted from 0), and under any other name the output of a layer for that patch, (h, w, c): of an
-OP-convNet `maxpool_1` and so on.
+counted from 0), and the outputs of layers for that patch, (h, w, c), by their names, such as
+`maxpool_1`.
 
 Pictures hold one pixel per number. The browser enlarges them without smoothing, so that the
 hundreds of tiles of a page take a few kilobytes.
@@ -26,7 +26,7 @@ from spinejax.volume import PLANES
 
 _AGAIN = "run `spinejax evaluate` again"
 _SIDES = {"conv": 4, "patch": 2, "": 3}
-# All that zipfile, zlib and numpy raise at bytes that are not what they should be.
+# The exceptions of zipfile, zlib and numpy for damaged files.
 _DAMAGE = (
     *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, OverflowError),
     *(zipfile.BadZipFile, zlib.error, SyntaxError, TypeError),

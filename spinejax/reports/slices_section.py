@@ -1,4 +1,4 @@
-"""The best and the worst slices of an evaluation: scan, reference and prediction, one above other.
+"""The best and the worst slices of an evaluation: scan, reference and prediction in a column.
 
 Figures 14 and 16 of paper B, for every task, from `evaluation/<split>/slices.json` and the files
 that cases.json names. Slices are cut to the part around reference and prediction. The page stores
@@ -140,7 +140,7 @@ def _load(
 def _aspect(slices: Sequence[_Slice]) -> float:
     """Return height per width of all pictures, from what is marked on the slices.
 
-    Neither stripes nor towers: a row of them has to fit a screen.
+    The value is bounded, because a row of pictures has to fit a screen.
     """
     shapes = []
     for found in slices:

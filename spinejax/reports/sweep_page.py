@@ -198,7 +198,7 @@ def latex(made: list[SweepTable]) -> str:
 
 
 def page(workdir: Path, found: sweep_state.Sweep, made: list[SweepTable]) -> str:
-    """Return the page: the tables with their remarks, and how far each unit is."""
+    """Return the page: the tables with their remarks, and the state of each unit."""
     states = {unit.name: sweep_state.state(workdir / unit.name) for unit in found.units}
     done = Counter(state.kind for state in states.values())["done"]
     return html.render(

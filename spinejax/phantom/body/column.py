@@ -1,4 +1,4 @@
-"""The column at points: which vertebra is nearest, and where discs and the canal lie.
+"""The column at points: the nearest vertebra, and the places of discs and the canal.
 
 Points of a block lie close together: only the vertebrae from the first to the last one that reach
 the block are evaluated.

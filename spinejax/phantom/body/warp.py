@@ -28,7 +28,7 @@ def displacement(p: Array, waves: dict[str, Array]) -> Array:
 
 
 def warp(p: Array, parameters: dict[str, Any]) -> Array:
-    """Where in the undisplaced person a point of the scan lies.
+    """Map points of the scan to the undisplaced person.
 
     Args:
         p: Points (..., 3), canonical LPS mm.
@@ -38,7 +38,7 @@ def warp(p: Array, parameters: dict[str, Any]) -> Array:
 
 
 def unwarp(p: Array, parameters: dict[str, Any]) -> Array:
-    """Where in the scan a point of the undisplaced person lies: the inverse of `warp`."""
+    """Map points of the undisplaced person to the scan: the inverse of `warp`."""
     waves = parameters["warp"]
     # Empty places lie at 1e5 mm, where single precision leaves no digits for a wave.
     q = lax.fori_loop(0, _ROUNDS, lambda _, q: p - displacement(q, waves), p)

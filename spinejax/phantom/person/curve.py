@@ -51,8 +51,8 @@ def _bend(draws: Draws, who: dict[str, Array]) -> Array:
 def _hollow(draws: Draws) -> Array:
     """Hyperlordosis: what it adds to the bend of each slot, (26,).
 
-    Some lumbar spines are twice as hollow as usual. The sacrum follows little: the last vertebra is
-    then as steep as the sacrum, and only its place in the row tells the two apart.
+    In a few lumbar spines the lordosis is twice as deep. The sacrum follows little: the last
+    vertebra is then as steep as the sacrum, and only its place in the row tells them apart.
     """
     hollow = draws.uniform("hyperlordosis") < 0.15
     more = jnp.where(hollow, 0.3 + 1.2 * draws.uniform("how hollow"), 0.0)
@@ -112,7 +112,7 @@ def curve(
     wedge = 0.5 * jnp.rad2deg(wedge)
     steps = steps - 0.5 * (wedge + jnp.roll(wedge, -1).at[-1].set(0.0))
     tilt = jnp.concatenate([jnp.zeros(1), jnp.cumsum(steps)])
-    # Patients lie on their back: a bent column, too, is nearly level as a whole, and level in the
+    # Patients lie on their back: even a bent column is nearly level as a whole, and is level in the
     # middle of the lumbar spine.
     level = 0.5 * (jnp.mean(tilt) - 4.0) + 0.5 * tilt[levels.L1 + 2]
     tilt = tilt - level + 2.5 * draws.normal("level")

@@ -1,8 +1,8 @@
 """The tables that the two papers published, as printed, and why our scores differ from them.
 
 Paper A, "saeed2023": Saeed et al., Diagnostics 2023, 13, 2658, Tables 3-11. Paper B, "qadri2021":
-Qadri et al., IEEE Access 2021, Tables 2 and 3. All numbers and words stand in published.json; a
-test compares the numbers with the papers' text and computes what contradicts itself.
+Qadri et al., IEEE Access 2021, Tables 2 and 3. All numbers and words stand in published.json. A
+test compares the numbers with the papers' text and finds contradictions.
 """
 
 import json
@@ -25,7 +25,7 @@ class PaperTable:
         labels: names of the columns that say what a row is.
         columns: names of the columns of numbers, which follow.
         metrics: our score that belongs beside each of `columns`.
-        scores: what our score is of: "binary" masks, "vertebrae" each by its name, or "patches".
+        scores: what we score: "binary" masks, "vertebrae" by name, or "patches".
         rows: cells of `labels`, then of `columns`.
         doubts: reason -> (row, column) of the published cells that it makes doubtful; columns are
             counted among `columns`.
