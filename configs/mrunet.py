@@ -80,7 +80,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _stage(table: int, name: str = "", printed: str = "") -> Unit:
-    """Return a stage of the paper: what it had added by a table."""
+    """Return the paper's stage at a table."""
     fields = TABLES[table]
     overrides = {
         "augment.enabled": fields["augment"],

@@ -117,7 +117,7 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
 
 
 def _is_taken(one: SweepUnit, workdir: Path) -> bool:
-    """Whether another process is at work in the unit's folder, such as one that outlived a kill."""
+    """Whether another process uses the unit's folder, such as one that outlived a kill."""
     return sweep_state.state(workdir / one.name).kind == "running"
 
 

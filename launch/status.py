@@ -1,4 +1,4 @@
-"""How far a sweep is, one line for each unit."""
+"""The state of a sweep, one line for each unit."""
 
 from collections import Counter
 from collections.abc import Sequence

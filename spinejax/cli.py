@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     name = words.pop(0)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what is not text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold undecodable bytes
         sys.stdout.reconfigure(errors="backslashreplace")
     _show_messages()
-    if not sys.warnoptions:  # whoever sets python -W or PYTHONWARNINGS wants to see warnings
+    if not sys.warnoptions:  # unless python -W or PYTHONWARNINGS asks for warnings
         warnings.filterwarnings("ignore")
     # Grain reads absl's global flags, which this command line does not use.
     if not flags.FLAGS.is_parsed():
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return status
     except InputError as error:
         message = str(error)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # the status of a program that SIGPIPE ends
     except OSError as error:
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Messages(logging.Handler):
-    """Prints what the package logs: information on standard output, warnings on standard error."""
+    """Prints the package's log: information on standard output, warnings on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:

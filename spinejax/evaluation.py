@@ -174,7 +174,7 @@ def rule_dice(cases: Sequence[CachedCase], size: int, rule: str) -> float:
     """Return the Dice that a perfect patch classifier would reach on these scans.
 
     Every pixel gets the true label of the patch around it. The majority rule thus smooths the mask
-    over `size` pixels and loses what is thinner than half a patch; no training can recover that.
+    over `size` pixels and loses structures thinner than half a patch; no training can recover them.
     With the centre rule the Dice is 1.
 
     Args:

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, a line every half minute elsewhere, or nothing.
 
 Functions that take long have an argument `progress`. They call it with a title, the amount of work
-and its unit, and tell the result how much is done:
+and its unit, and advance the result:
 
     with progress("sub-verse014", 40, "slice") as bar:
         bar.advance(8)
@@ -20,7 +20,7 @@ EVERY_S = 30.0
 
 
 class Bar(Protocol):
-    """What shows the progress of one piece of work."""
+    """Shows the progress of one piece of work."""
 
     def advance(self, count: int = 1, text: str = "") -> None:
         """Count `count` more units as done; `text` replaces what stands behind the bar."""

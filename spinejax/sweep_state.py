@@ -1,8 +1,8 @@
-"""The folder of a sweep: its units, and how far each of them is. Reads files only.
+"""The folder of a sweep: its units and their states. This module only reads files.
 
     <workdir>/sweep.json              the sweep and its units
     <workdir>/<unit>/                 the workdir of the unit's run
-    <workdir>/<unit>/unit.log         the output of the run; locked while the run is at work
+    <workdir>/<unit>/unit.log         the output of the run; locked while the run goes on
     <workdir>/<unit>/outcome.json     exit status of the last start, written when it ends
     <workdir>/<unit>/job.json         the unit's job, if a cluster runs it
 
@@ -60,7 +60,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class State:
-    """How far a unit is.
+    """The state of a unit.
 
     kind: "waiting", "running", "stopped" (to be resumed), "failed" or "done".
     step, steps: progress of its current or last training; None before the first step.

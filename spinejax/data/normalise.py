@@ -23,7 +23,7 @@ NEED_STATS = ("zscore", "minmax_to_hu")
 INPUT_SCALE = {"hu": 1e-3, "zscore": 1.0, "unit": 1.0, "sym": 1.0, "minmax_to_hu": 1e-3}
 """Mode -> factor between the normalised image and the first convolution.
 
-The modes, with the row of paper A's tables 3-8 that each stands for:
+The modes, with the row of paper A's tables 3-8 for each:
 
 * `"hu"`: "-1000 to 800", clamped HU unchanged.
 * `"zscore"`: "zero mean", (x - mean) / std of the preprocessed scan.

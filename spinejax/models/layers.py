@@ -151,9 +151,9 @@ def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
 
     Values and gradients are those of `nn.max_pool`, whose gradient (select-and-scatter) is slow.
     The code selects maxima instead of calling `jnp.max`, whose gradient asks which inputs *equal*
-    the maximum: where XLA computes an input again inside another fusion and rounds it differently,
-    no input is equal, or the wrong one. Of equal maxima the first in reading order is selected,
-    hence columns before rows.
+    the maximum: if XLA recomputes an input inside another fusion and rounds it differently, no
+    input is equal, or the wrong one. Columns come before rows, to select the first of equal maxima
+    in reading order.
     """
     for axis in range(x.ndim - 2, 0, -1):
         last = (x.shape[axis] - size) // stride * stride + 1

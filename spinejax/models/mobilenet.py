@@ -93,7 +93,7 @@ class DepthwiseConv(nn.Module):
         return x
 
 
-# As a function of its own in the trace it keeps its name, by which `summary.flops` knows it.
+# The jitted function keeps its name in the trace, so that `layer_table.flops` can count it.
 @partial(jax.jit, static_argnums=2)
 def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Return `x` (..., h, w, c) convolved with `kernel` (n, n, 1, c), zeros around."""

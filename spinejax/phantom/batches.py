@@ -1,4 +1,4 @@
-"""Phantoms without end as NumPy arrays, for training in any framework."""
+"""Endless batches of phantoms as NumPy arrays, for training in any framework."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ def stream(
     label_cut: bool = False,
     start: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Draw batches of synthetic spine CT without end.
+    """Draw endless batches of synthetic spine CT.
 
     Every sample is another person in another scanner. Batch i is a function of the seed, i and the
     options alone. The first batch takes a minute or so, since JAX compiles.

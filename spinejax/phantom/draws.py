@@ -133,7 +133,7 @@ def draw(key: Array, build: Callable[..., T], *args: Any, **options: Any) -> T:
 
 
 def _recorded(build: Callable[[Draws], Any]) -> _Layout:
-    """Run `build` without numbers and note what it asks for."""
+    """Run `build` without numbers and record the names and shapes that it draws."""
     places: dict[str, _Place] = {}
     counts = dict.fromkeys(_KINDS, 0)
 

@@ -1,4 +1,4 @@
-"""Phantoms that a training step draws for itself, as a config asks for them.
+"""Phantoms that a training step draws as the config says.
 
 Batches of the feed hold no images, only the places of samples in the batch; the step draws these on
 the device.

@@ -1,4 +1,4 @@
-"""Where a run errs: which vertebrae it misses and what it finds wrongly, beside an earlier run.
+"""Errors of a run: missed vertebrae and false positives, beside those of an earlier run.
 
 The section shows a row of slices of each scan: found, missed and wrongly found voxels over the CT.
 The page stores each slice once, as a JPEG, under a picture of a few colours. A second row, of
@@ -309,9 +309,9 @@ def false_table(found: Mistakes) -> Table | None:
 
 
 def vertebra_rows(found: Mistakes) -> list[dict[str, Any]]:
-    """Return the vertebrae from head to foot, then labels that are none: what was found of each.
+    """Return the found share of the vertebrae from head to foot, then of other labels.
 
-    "missed" is a share, "change" (None without an earlier run) the difference of the printed per
+    "missed" is a share. "change" (None without an earlier run) is the difference of the printed per
     cent, so that the row adds up.
     """
 
@@ -373,7 +373,7 @@ def check_before(run: Run, before: Run) -> None:
 
 
 def section(run: Run, before: Run | None = None) -> dict[str, Any] | None:
-    """Return what is missed and what is found wrongly, scan by scan; None without an evaluation.
+    """Return missed vertebrae and false positives, scan by scan; None without an evaluation.
 
     Args:
         run: the run of the page.

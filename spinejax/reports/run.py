@@ -1,4 +1,4 @@
-"""What the workdir of a run holds, read for a report."""
+"""The content of a run's workdir, read for a report."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def split(self) -> str | None:
-        """The part of the data that the page is about: test, else val, else what there is."""
+        """The split that the page is about: test, else val, else the first one."""
         return next(iter(self.evaluations), None)
 
     @property

@@ -238,7 +238,7 @@ def own_table(found: Sweep, members: Sequence[Result]) -> SweepTable:
 
 
 def _repeats(key: str, value: Any) -> bool:
-    """Whether a field tells repetitions apart, over which a row is averaged: seeds and folds."""
+    """Whether a field differs between the repetitions that a row averages: seeds and folds."""
     return key == "seed" or (key in _FOLDS and _FOLDS[key] in (None, value))
 
 

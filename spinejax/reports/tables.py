@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `header` names the columns, the first of which holds the names of the rows."""
+    """A table: `header` names the columns; the first column holds the names of the rows."""
 
     header: tuple[str, ...]
     lines: tuple[Line, ...]

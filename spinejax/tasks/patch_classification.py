@@ -22,7 +22,7 @@ from spinejax.tasks.record import Keys, LossAux, MaskTask
 
 
 def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
-    """Return the task: square patches, and every pixel by its patch, are vertebra or not.
+    """Return the task: square patches, and pixels by their patches, are vertebra or not.
 
     The label of a patch follows from its pixels after augmentation, which may turn and shift them.
     The patch of a pixel is the one with the pixel in row and column n // 2.

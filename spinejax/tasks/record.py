@@ -30,7 +30,7 @@ class Keys(NamedTuple):
 
 
 class LossAux(NamedTuple):
-    """What a loss returns besides its value.
+    """The further results of a loss.
 
     batch_stats: updated running statistics.
     sums: (b, 4) float32 true positives, false positives, false negatives and true negatives of each

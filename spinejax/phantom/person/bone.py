@@ -51,9 +51,9 @@ def material(draws: Draws, spine: dict[str, Any]) -> dict[str, Array]:
         Mapping: "vertebra" (26, len(COLUMNS)); "disc" (26, 3): HU of the disc below each, half
         height (mm) and HU of a cleft in it; "cortical", "shell", "cancellous", "grain" and "dense"
         (HU added where they bear most weight) of other bones; "sacral" (HU), "sacral_grain",
-        "sacral_blotch" and "sacral_shell" of the upper sacrum; where that carries the column,
-        "sacral_end" (mm added to the shell), "sacral_plate" (HU added below it) and "sacral_depth"
-        (mm, of these); "voltage", by which factor bone is brighter than usual.
+        "sacral_blotch" and "sacral_shell" of the upper sacrum; under the column, "sacral_end" (mm
+        added to the shell), "sacral_plate" (HU added below it) and "sacral_depth" (mm, of these);
+        "voltage", the factor by which bone is brighter.
     """
     uniform, normal = draws.uniform, draws.normal
     one = jnp.ones(SLOTS)

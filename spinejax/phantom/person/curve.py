@@ -49,7 +49,7 @@ def _bend(draws: Draws, who: dict[str, Array]) -> Array:
 
 
 def _hollow(draws: Draws) -> Array:
-    """Hyperlordosis: what it adds to the bend of each slot, (26,).
+    """Hyperlordosis: the bend that it adds to each slot, (26,).
 
     In a few lumbar spines the lordosis is twice as deep. The sacrum follows little: the last
     vertebra is then as steep as the sacrum, and only its place in the row tells them apart.

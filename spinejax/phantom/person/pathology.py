@@ -1,7 +1,7 @@
 """Age and its effects: brittle bone, worn discs, osteophytes, fractures, slips.
 
-All depends on the person's age, so that wear, loss of bone and kyphosis occur together, as in
-patients. Frequencies are round numbers for adults who are sent to CT, with more wear than in the
+Everything depends on the person's age, so wear, loss of bone and kyphosis occur together, as in
+patients. Frequencies are round numbers for adults who get a CT, with more wear than in the
 population, since a network learns only what phantoms show.
 """
 
@@ -97,8 +97,8 @@ def pathology(
         draws: Random numbers.
         who: From `person`.
         present: (26,) which slots are filled.
-        fractures: How frequent compression fractures are: with 1, the most exposed vertebrae (T12,
-            L1) of the most brittle spines are broken in one of seven.
+        fractures: Frequency of compression fractures; with 1, one in seven of the most exposed
+            vertebrae (T12, L1) of the most brittle spines is broken.
 
     Returns:
         Arrays by slot: `wear` of the disc below (0-1), `narrow` (share of its height that is lost),

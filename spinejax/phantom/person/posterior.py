@@ -52,13 +52,13 @@ def parts(s: dict[str, Array], scale: Array, facet: Array, draws: Draws) -> Arra
         0.86 * s["cw"] + 1.0, back - 0.28 * s["cd"], 0.4 * s["lz"], 1.5, back + 2.6, s["lz"],
         3.6, s["lt"], s["lh"], 0.95, s["lean"],
     )  # fmt: skip
-    # The tip's brush must end at the stated span, hence the subtraction of its half width.
+    # The tip's brush must end at the stated span, so its half width is subtracted.
     transverse = cap(
         pillar + 0.5, pillar_y, jnp.where(cervical, s["tz"], s["pz"] - 1.0),
         s["tx"] - 0.8 * s["trz"], wall + s["ty"], s["tz"],
         jnp.maximum(s["trx"], 0.8 * s["trz"]), s["trx"], s["trz"], 0.9, 0.0,
     )  # fmt: skip
-    # A plate: tall and thin, its lower edge further back in the chest.
+    # The process is tall and thin; its lower edge lies further back in the chest.
     spinous = cap(
         zero, back + 3.0, s["lz"] - 1.5, s["bif"], wall + s["sy"] - 6.0, s["sz"],
         s["sr"], 6.0 * scale, s["sh"], 1.05, 0.6 * s["lean"],

@@ -1,7 +1,7 @@
 """Plane waves of random direction, length and phase: textures, and a displacement of everything.
 
-Bodies of revolution and straight capsules are seen in no scan. Long waves of the displacement bend
-whole vertebrae; short ones make their surfaces uneven.
+No scan shows bodies of revolution and straight capsules. Long waves of the displacement bend whole
+vertebrae; short ones make their surfaces uneven.
 """
 
 import jax
@@ -17,9 +17,9 @@ WAVES = 8
 LONG, SHORT = 5, 7
 """Plane waves of each kind that displace."""
 
-# Shortest and longest wavelength in mm, and amplitude as a share of the wavelength. With that share
-# each wave stretches space by at most 2 pi times as much, so that waves of all lengths fold it
-# equally rarely (the sum of all would have to exceed 1).
+# Shortest and longest wavelength in mm, and amplitude as a share of the wavelength. A wave
+# stretches space by at most 2 pi times that share, so waves of all lengths fold it equally rarely
+# (only if their sum exceeds 1).
 _LONG_MM, _SHORT_MM = (60.0, 200.0), (10.0, 25.0)
 _SHARE = np.repeat([0.016, 0.018], [LONG, SHORT]).astype(np.float32)
 

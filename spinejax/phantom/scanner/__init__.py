@@ -1,1 +1,1 @@
-"""What a CT scanner makes of a body: field of view, blur, noise, artefacts, storage."""
+"""The CT scanner: field of view, blur, noise, artefacts, storage."""

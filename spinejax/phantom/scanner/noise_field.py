@@ -1,4 +1,4 @@
-"""Noise of a scanner: correlated by its kernel, and in streaks between wide shoulders.
+"""Noise of a scanner: its kernel correlates it, and wide shoulders draw it out to streaks.
 
 White noise is a hash of a voxel's index: blocks of a volume fit together, and the number of blocks
 or of processes changes nothing. Filters are short sums, which fuse on any device.
@@ -27,7 +27,7 @@ def _mixed(h: Array) -> Array:
 def white(seed: Array, shape: tuple[int, ...], first: tuple[Any, ...]) -> Array:
     """White noise, standard deviation 1, of voxels whose first has index `first`.
 
-    The sum of four bytes stands for a normal number: it is cut off at 3.5 standard deviations.
+    The sum of four bytes approximates a normal number, cut off at 3.5 standard deviations.
     """
     h = seed
     for axis, n in enumerate(shape):
@@ -115,7 +115,7 @@ def noise(
         frame: From `artefacts.frame`.
         protocol: From `plan.protocol`.
         smoothing_mm: Standard deviation of the later smoothing.
-        streaks: Draw the noise out along x, as where few photons pass from side to side.
+        streaks: Draw the noise out along x, as if few photons passed from side to side.
     """
     reach = RADIUS + streaks * sum(_REACH)
     x = white(seed, tuple(n + 2 * reach for n in shape), tuple(f - reach for f in first))
