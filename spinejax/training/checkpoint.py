@@ -3,16 +3,14 @@
     <workdir>/checkpoints/latest/<step>/   the two newest states, whole: what a resumed run needs
     <workdir>/checkpoints/best/<step>/     the network of the best validation score, no optimiser
 
-There are two folders instead of one with a "keep the best" rule because a state saved on SIGTERM
-has no score yet: it must neither replace the best nor be dropped. The two newest states are kept,
-so that a run can fall back on the older one if files of the newer one are damaged.
+There are two folders, because a state saved on SIGTERM has no score yet: it must neither replace
+the best nor be dropped. The two newest states are kept, in case files of the newest are damaged.
 
 Each step holds three items: "variables" ({"params", "batch_stats", "ema"}, enough for prediction),
 "optimizer" (only in latest), and "meta" (JSON). Arrays are saved as numpy, so they belong to no
-device and can be restored on any number of devices and processes. When a step is complete,
-`crc32.json` with the checksums of its files is added, and damage by a disk or a copy is noticed
-before anything is read. A step without that file, from a run that was killed just before, is used
-as it is.
+device and can be restored on any number of devices and processes. A complete step gets
+`crc32.json`, the checksums of its files, so that damage is noticed before anything is read. If a
+run was killed just before, its step is used without checksums.
 """
 
 import json
@@ -47,8 +45,8 @@ class Meta(NamedTuple):
 
     step: number of updates.
     evaluated: whether the state has been evaluated.
-    score: validation Dice, or minus the validation loss, by `train.best`: the best checkpoint has
-        the highest; None if the state has not been evaluated since the last start.
+    score: validation Dice or minus validation loss, by `train.best`; the best checkpoint has the
+        highest. None if the state was not evaluated since the last start.
     devices: number of devices that trained it.
     """
 
@@ -182,8 +180,7 @@ class Checkpoints:
         """Save the state under "latest", and its network under "best" if asked.
 
         Returns as soon as the arrays are copied; a background thread writes them. The best is on
-        disk before the latest is begun: a run killed between the two resumes before both, and
-        repeats the evaluation.
+        disk before the latest is begun: a run killed between the two repeats the evaluation.
 
         Args:
             state: replicated; the caller may donate it afterwards.
@@ -209,8 +206,8 @@ class Checkpoints:
 
     def _write(self, which: str, meta: Meta, items: dict[str, Any]) -> None:
         manager = self._managers[which]
-        # A step that exists was damaged and skipped on resuming, or comes from a future that this
-        # run has not reached again. Orbax would silently refuse to overwrite it.
+        # An existing step is damaged, or newer than the step that was resumed. Orbax would silently
+        # refuse to overwrite it.
         for step in _steps(self._paths[which]):
             if step >= meta.step:
                 self._remove(which, step)
@@ -225,7 +222,7 @@ class Checkpoints:
             raise RuntimeError(f"Orbax did not save step {meta.step} in {self._paths[which]}")
 
     def _remove(self, which: str, step: int) -> None:
-        """Remove one step; it is renamed first, so that a kill leaves no half under its name."""
+        """Remove one step; rename it first, so that a kill leaves no incomplete step."""
         path = self._paths[which]
         parallel.barrier("before removing a checkpoint")
         if parallel.process_index() == 0:

@@ -27,8 +27,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:
     """Remove the lines after `step` from metrics.jsonl, so that a resumed run logs each step once.
 
-    The evaluation of `step` itself is removed, too, unless it counts as `evaluated`. The file is
-    replaced atomically.
+    The evaluation of `step` is also removed unless `evaluated`. The file is replaced atomically.
     """
     lines = read_metrics(workdir)
     kept = [

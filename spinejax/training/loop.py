@@ -179,7 +179,7 @@ def train(
         config: the experiment.
         workdir: folder of the run; made if missing.
         progress: shows how far preparation and training are.
-        devices: use only the first so many; None for all devices of all processes.
+        devices: number of devices to use, the first ones; None for all of all processes.
         stop: asks the run to save and end, like the signals of `signals.SIGNALS`.
 
     Returns:

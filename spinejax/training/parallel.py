@@ -1,8 +1,8 @@
 """Runs a per-device function on all devices of all processes; the only module that knows pmap.
 
-The batch is split over the devices, in their order; everything else is replicated, without a
-device axis. A function to be mapped is written for one device's share of the batch, with
-collectives over `AXIS`. `pmap` and `shard_map` run the same program.
+The batch is split over the devices, in their order; everything else is replicated, without a device
+axis. A mapped function works on one device's share of the batch, with collectives over `AXIS`.
+`pmap` and `shard_map` run the same program.
 """
 
 import math
@@ -88,7 +88,7 @@ class Parallel:
             group: samples that a device draws together (`online.Stream.group`).
 
         Raises:
-            InputError: it does not; the error names the nearest batch sizes that do.
+            InputError: it does not; the error names the nearest batch sizes that divide.
         """
         unit = self.count * math.lcm(accumulate_steps, group)
         if batch_size % unit:
@@ -169,7 +169,7 @@ def make_parallel(kind: str, devices: int | None = None) -> Parallel:
     """Map over all devices of all processes, or over the first `devices` of a single process.
 
     Raises:
-        InputError: more devices asked for than there are.
+        InputError: there are fewer devices.
     """
     available = jax.devices()
     if devices is None:

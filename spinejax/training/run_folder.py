@@ -1,8 +1,8 @@
 """The folder of a run: its lock, the room on its disk, config.json and run.json.
 
-    <workdir>/.lock          held while a training is at work in the folder
+    <workdir>/.lock          held while a training uses the folder
     <workdir>/config.json    the resolved config
-    <workdir>/run.json       what ran, where, for how long, on which cases
+    <workdir>/run.json       record of the run: machine, duration, cases
 
 Orbax and tensorboardX write in background threads, which print tracebacks of their own when the
 disk is full. So the room on the disk is checked before each write.
@@ -64,9 +64,9 @@ _RESULTS = (
 def alone(workdir: Path) -> Iterator[None]:
     """Make `workdir` and hold its lock while the block runs; only the first process does both.
 
-    The kernel drops the lock when the process ends, however it ends, so a killed run leaves nothing
-    to clean up. On a file system without locks the block runs unprotected. If the block fails, a
-    folder that was made here and holds no results is removed again.
+    The kernel drops the lock whenever the process ends, so a killed run leaves nothing to clean up.
+    On a file system without locks the block runs unprotected. If the block fails, a folder made
+    here without results is removed.
 
     Raises:
         InputError: another process holds the lock, or the folder cannot be written.
@@ -156,7 +156,7 @@ def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
         if before.get(key, missing) != after.get(key, missing) and not schema.is_free(key)
     ]
     if differing:
-        # What the run is comes before its details.
+        # Fields that name the run come before its details.
         first = ("name ", "task ", "model.name ")
         differing.sort(key=lambda text: not text.startswith(first))
         shown = ", ".join(differing[:MOST_DIFFERENCES])

@@ -5,12 +5,12 @@ a box half as large as the box of the round before (paper B, section IV: "a pyra
 doing a random search").
 
 Trials that differ only in learning rate, momentum and weight decay are trained together as the
-members of a population: one compiled step for all, mapped over these numbers. The members share the
-seed and the batches, hence the initial parameters, the augmentation and the dropout: each member
-gets what `loop.train` gives with its numbers in the config, up to rounding. A batch is read,
-transferred and augmented once for all. One small network leaves an accelerator idle; eight together
-do not. Memory for parameters, optimiser and activations is that of one run times the members.
-Trials that differ in anything else, such as the batch size, are trained one group after the other.
+members of a population: one compiled step for all, mapped over these numbers. The members share
+seed, batches, initial parameters, augmentation and dropout: a member equals a run of `loop.train`
+with its numbers in the config, up to rounding. A batch is read, transferred and augmented once for
+all. One small network leaves an accelerator idle; eight together do not. Parameters, optimiser and
+activations need the memory of one run times the members. Trials that differ in other fields, such
+as the batch size, are trained in groups, one by one.
 
     <workdir>/search.json    what is searched
     <workdir>/search.jsonl   one line per finished trial
@@ -96,8 +96,8 @@ class Trained(NamedTuple):
     losses: np.ndarray
 
 
-# Axes for vmap. The members share `step`, so what depends on it alone, such as the augmentation of
-# the batch, is computed once for all.
+# Axes for vmap. The members share `step`; computations that depend on it alone, such as the
+# augmentation, run once for all.
 _SHARED: Any = None
 _EACH: Any = 0
 _AXES = TrainState(_SHARED, params=_EACH, batch_stats=_EACH, opt_state=_EACH, ema=_EACH)
@@ -210,7 +210,7 @@ class _MembersKeeper:
 
 
 def merit(outcome: Outcome, by: str) -> float:
-    """Return what the best member has most of: Dice or minus loss, by `train.best`."""
+    """Return the score of the members: Dice or minus loss, by `train.best`."""
     if not outcome.finite or math.isnan(outcome.loss):
         return -math.inf
     return -outcome.loss if by == "loss" else outcome.dice
@@ -346,7 +346,7 @@ def run(
         at_once: the most trials that are trained together; memory grows with it. On CPUs `vmap`
             slows the convolutions of networks other than OP-convNet several times: use 1 there.
         progress: shows the steps of each group.
-        devices: use only the first so many; None for all.
+        devices: number of devices to use, the first ones; None for all.
         stop: asks the search to end, like the signals of `signals.SIGNALS`.
 
     Raises:
@@ -448,7 +448,7 @@ def trial_config(config: ConfigDict, overrides: Mapping[str, Any], sweep: str) -
     """Return `config` with the overrides of a trial of the sweep of that name.
 
     Raises:
-        InputError: the config lacks a key, all trials must share it or no training reads it, or a
+        InputError: the config lacks a key, all trials must share it, no training reads it, or a
             value cannot be used.
     """
     flat = schema.flatten(config)

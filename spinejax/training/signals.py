@@ -36,8 +36,7 @@ class Stop:
 def listen(stop: Stop) -> Iterator[None]:
     """Turn SIGNALS into a request to `stop`; a second Ctrl-C has its usual effect.
 
-    The other signals may come twice: a cluster sends them to the run and to the process that
-    started it, which passes them on.
+    The other signals may arrive twice: from the cluster, and from the process that started the run.
 
     In a run of several processes jax handles SIGTERM itself and tells all of them (`Stop.agreed`);
     a handler here would stop one process and leave the others waiting. Outside the main thread

@@ -10,7 +10,7 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything besides config and data that the next update depends on; a pytree of arrays.
+    """Everything that the next update needs besides config and data; a pytree of arrays.
 
     step: () int32, number of updates so far, which is also the position in the data.
     params: parameters, float32.

@@ -33,7 +33,7 @@ def pooled_dice(sums: Any) -> Any:
 
 
 def accuracy(sums: Any) -> Any:
-    """Share of pixels, voxels or patches that are right, of the same counts; 1 for no counts."""
+    """Share of correct pixels, voxels or patches, of the same counts; 1 for no counts."""
     total = sums.sum(-1)
     return (sums[..., 0] + sums[..., 3] + (total == 0)) / (total + (total == 0))
 
@@ -88,10 +88,9 @@ def make_train_step(
 
     `batch` is one device's share: leaves (b, ...), among them "position" (b,) int, the place of the
     sample in the batch of all devices. With `accumulate_steps` A the share is split into A parts,
-    which are computed one after the other, and their gradients are averaged; the loss is then
-    pooled over the devices' parts instead of the whole batch. The augmentation of a sample, and the
-    sample itself if the task draws it (`Task.stream`), depend only on seed, step and position, not
-    on the number of devices or on A. Dropout depends on both.
+    whose gradients are averaged; the loss is then pooled over the devices' parts only. The
+    augmentation of a sample, and the sample itself if the task draws it (`Task.stream`), depend
+    only on seed, step and position, not on the number of devices or on A. Dropout depends on both.
 
     With `ema_decay` d the average moves by 1 - min(d, (1 + t) / (10 + t)) at step t, so that it
     leaves the initial values quickly (the rule of TensorFlow's ExponentialMovingAverage).
@@ -138,7 +137,8 @@ def make_train_step(
             ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, params)
 
         leaf_max = jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient)])
-        # Only synchronised BatchNorm has equal statistics on all devices; the mean makes all equal.
+        # Without synchronised BatchNorm, statistics differ between devices; the mean makes all
+        # equal.
         batch_stats = jax.lax.pmean(batch_stats, AXIS)
         metrics = {
             "loss": loss,

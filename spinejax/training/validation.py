@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
     dice: () or (k,) float64, mean over the cases. The Dice of a case is pooled over all its
         samples: over the pixels of all slices, or over all patches (then it is their F-score). It
         is 1 for a case with neither labels nor predictions; cases without samples are left out.
-    accuracy: () or (k,) float64, share of pixels, voxels or patches that are right.
+    accuracy: () or (k,) float64, share of correct pixels, voxels or patches.
     cases: by case id, (4,) or (k, 4) float64 true positives, false positives, false negatives, true
         negatives.
     pictures: (h, w, 3) uint8 by name: slices with the outlines of prediction and reference; empty
@@ -49,7 +49,7 @@ def pick_slices(cached: Sequence[CachedCase], count: int) -> dict[tuple[int, int
 
 
 class _Pictures:
-    """Pictures of the wanted slices, as their batches come by."""
+    """Pictures of the wanted slices, drawn from the batches that hold them."""
 
     def __init__(self, cached: Sequence[CachedCase], count: int) -> None:
         self._cached = cached
@@ -136,7 +136,7 @@ def evaluate(
             collect(*waiting)
     finally:
         batches.close()
-    # Where patches are split instead of scans, a scan may have none that validates.
+    # If patches are split instead of scans, a scan may have no validation patches.
     sampled = sums.reshape(len(cached), -1).sum(1) > 0
     return Evaluation(
         loss=loss / max(weights, 1.0),
@@ -150,7 +150,7 @@ def evaluate(
 def _picture(
     image_hu: np.ndarray, mask: np.ndarray, reference: np.ndarray, *, plane: str
 ) -> np.ndarray:
-    """Draw a slice as radiologists hang it: superior, or anterior in axial slices, on top."""
+    """Draw a slice in the radiological convention: superior, in axial ones anterior, on top."""
     picture = overlay.overlay(image_hu, mask, reference).swapaxes(0, 1)
     # The second axis of a slice points to superior, or in axial slices to posterior.
     return np.ascontiguousarray(picture if plane == "axial" else picture[::-1])
