@@ -335,8 +335,8 @@ def load(
         second = _load_runs(_second_folders(folders, vertebrae), checkpoint)
         if flip and not second and config.data.plane == "sagittal":
             raise InputError(
-                f"--flip: {workdir} sees sagittal slices, whose mirror image is another patient's "
-                "back to front; leave --flip out"
+                f"--flip: {workdir} sees sagittal slices, which have no left and right side; leave "
+                "--flip out"
             )
         for run in second:
             if run.config.task != CUBES:
