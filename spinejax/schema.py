@@ -1,7 +1,7 @@
 """All fields of a config, each stated once: default, allowed values, unit, meaning, tasks.
 
 Defaults, checks, error messages, `docs/config.md` and `spinejax config` all come from `FIELDS`. A
-config holds the fields that its task reads, and no others. The fields of a network are those of its
+config holds the fields that its task reads, and no others. The fields of a network come from its
 module: `spinejax.models.fields` derives them from the types and the docstring of the class.
 """
 

@@ -2,8 +2,8 @@
 
 * Arrays of volumes are `(x, y, z)` and canonical: index 0 grows to the patient's left, index 1 to
   posterior, index 2 to superior (`"LPS"`, what ITK calls RAI). A new `Volume` turns its array
-  without copying; `Volume.to_native` undoes it. Files and users see the native order, that of the
-  file; all other code sees the canonical one.
+  without copying; `Volume.to_native` undoes it. Files and users see the file's native order; all
+  other code sees the canonical one.
 * `affine` maps voxel indices `(i, j, k, 1)` to world millimetres in NIfTI's RAS+ world: x grows to
   the patient's right, y to anterior, z to superior. An orientation code such as `"LPS"` names the
   direction in which each array index *grows*.
@@ -50,7 +50,7 @@ class DiskGrid:
 class Volume:
     """A CT.
 
-    It is made of an array in any orientation with its affine, for example those of a file.
+    A `Volume` takes an array in any orientation and its affine, for example from a file.
 
     Attributes:
         array: (x, y, z) int16 or float32 HU, all finite: the canonical view of what was given.

@@ -1,7 +1,7 @@
 """Batches of cubes of cached scans, for networks of volumes.
 
-The scans are those of `cache.prepare` with `preprocess.mode="isotropic"`: stacks of slices with the
-same spacing along all three axes.
+The scans come from `cache.prepare` with `preprocess.mode="isotropic"`: stacks of slices with one
+spacing along all three axes.
 """
 
 from collections.abc import Mapping, Sequence

@@ -36,7 +36,7 @@ Batch = dict[str, np.ndarray]
 
 
 class TrainingSource(Protocol):
-    """Where training samples come from: its name, and the pixel spacing in mm along h and w."""
+    """A source of training samples: its name, and the pixel spacing in mm along h and w."""
 
     @property
     def id(self) -> str: ...  # noqa: D102
@@ -46,7 +46,7 @@ class TrainingSource(Protocol):
 
 
 class Feed(Protocol):
-    """Where the batches of a run come from.
+    """The source of a run's batches.
 
     train_cases, val_cases: the lists that `"case"` of the batches indexes.
     per_epoch: number of training batches in which each sample comes once, rounded up.

@@ -50,7 +50,7 @@ _UNUSED = {
 
 @dataclass(frozen=True)
 class SlicePreprocess:
-    """How scans become slices.
+    """Settings with which scans become slices.
 
     Attributes:
         plane: `"sagittal"`, `"coronal"` or `"axial"` (`volume.PLANES`).

@@ -34,7 +34,7 @@ from spinejax.volume import LabelVolume, Volume
 
 @dataclass(frozen=True)
 class CubeSettings:
-    """How the vertebrae of a scan are named.
+    """Settings for naming the vertebrae of a scan.
 
     Attributes:
         preprocess: the preprocessing that the network was trained with, mode "isotropic".

@@ -22,7 +22,7 @@ FOREGROUND = 1
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a scan is predicted.
+    """Settings for the prediction of a scan.
 
     Attributes:
         preprocess: the preprocessing that the network was trained with.
@@ -143,8 +143,8 @@ def clean(
 
     Paper B, section II.E, applies "simple morphological operations" and does not name them. The
     order matters: the opening cuts the bridges between specks and spine, so that the specks become
-    small components. Components and cavities are those of the volume: in an axial slice the
-    vertebral canal is an enclosed hole, which must stay open.
+    small components. Components and cavities are 3D: in an axial slice the vertebral canal is an
+    enclosed hole, which must stay open.
 
     Args:
         mask: (x, y, z) bool.

@@ -23,7 +23,7 @@ NUM_LABELS = len(labels.VERSE_IDS)
 STEP_MM = np.array(
     [18, 20, 17.5, 17, 17, 17, 19.5, 23, 25, 25, 25, 25, 24, 24, 24, 25, 27, 29, 29]
     + [30, 31, 31, 31, 31, 31, 29], float)
-"""(26,) usual distance in mm from a vertebra's centroid to that of the next one below."""
+"""(26,) usual distance in mm between the centroids of a vertebra and the next one below."""
 
 VOLUME_ML = np.array(
     [15, 19, 14, 14, 15, 16, 19, 24, 24, 24, 27, 28, 28, 28, 28, 29, 32, 36, 44]

@@ -34,7 +34,7 @@ _COMPRESSION = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """How voxels lie in a stream; a value is stored * slope + inter."""
+    """The layout of voxels in a stream; a value is stored * slope + inter."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype

@@ -1,4 +1,4 @@
-"""How well one mask agrees with another.
+"""Agreement of two masks.
 
 `classification` counts agreement. `overlap` and `classification` form ratios of the counts.
 `surface` measures distances in mm, `boundary` matches contours, and `slice_dice` compares slice by

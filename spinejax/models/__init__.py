@@ -41,7 +41,7 @@ MODELS: dict[str, type[Network]] = {
 def fields(name: str) -> dict[str, Field]:
     """Return the fields that a config's `model` block may have for a network, by name.
 
-    Default, type and meaning are those of the network's class, see `layers.Network`.
+    Default, type and meaning come from the network's class, see `layers.Network`.
 
     Raises:
         InputError: there is no such network.

@@ -233,11 +233,11 @@ class Norm(Normed):
 class ProductConv(nn.Module):
     """Convolution written as one matrix product over shifted copies of the image.
 
-    The function and the parameters are those of `nn.Conv`. For a single network this costs a third
-    more. But on CPUs XLA is slow at the grouped convolutions into which `vmap` over networks turns
-    `nn.Conv`, at convolutions in a loop, and at maps smaller than the kernel. Milliseconds of CPU
-    time of one training step (2 cores, jax 0.10.2), for OP-convNet with 128 patches a network, and
-    for VGG-11, whose last maps are 2 x 2, a patch:
+    It equals `nn.Conv`, with the same parameters. For a single network it costs a third more. But
+    on CPUs XLA is slow at the grouped convolutions into which `vmap` over networks turns `nn.Conv`,
+    at convolutions in a loop, and at maps smaller than the kernel. Milliseconds of CPU time of one
+    training step (2 cores, jax 0.10.2), for OP-convNet with 128 patches a network, and for VGG-11,
+    whose last maps are 2 x 2, a patch:
 
                   OP-convNet: alone   8 under vmap   8 in lax.map   VGG-11
         nn.Conv                  64            228            780       80
@@ -354,10 +354,10 @@ class ConvBlock(Normed):
 class Conv3D(nn.Module):
     """3D convolution at stride 1 with zeros around, written as one 2D convolution.
 
-    The function and the parameters are those of `nn.Conv` with padding "SAME". Each plane of x is
-    laid beside its neighbours along that axis, as channels, because on CPUs XLA's 2D convolutions
-    are fast and its 3D convolutions are slow. Milliseconds of CPU time of one 3x3x3 layer, forward
-    and with its gradient (2 busy cores, jax 0.10.2):
+    It equals `nn.Conv` with padding "SAME", with the same parameters. Each plane of x is laid
+    beside its neighbours along that axis, as channels, because on CPUs XLA's 2D convolutions are
+    fast and its 3D convolutions are slow. Milliseconds of CPU time of one 3x3x3 layer, forward and
+    with its gradient (2 busy cores, jax 0.10.2):
 
         cube, channels          48^3, 17 to 16   24^3, 64 to 64   12^3, 144 to 96
         nn.Conv                     302 / 900        113 / 387          36 / 148

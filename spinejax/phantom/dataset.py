@@ -276,7 +276,7 @@ def draw_case(
 
 @jax.jit
 def _landmarks(parameters: Any, protocol: plan.Protocol) -> tuple[jax.Array, jax.Array]:
-    """Which vertebrae a scan shows whole, and where it shows each centroid."""
+    """Find the vertebrae that a scan shows whole, and the place of each centroid."""
     whole = view.whole_vertebrae(
         parameters, protocol["lower"], protocol["upper"], protocol=protocol
     )

@@ -196,7 +196,7 @@ def measure_hu(volume: Volume, mask: np.ndarray) -> tuple[Statistics, dict[str, 
 
 
 def detail(hu: np.ndarray, near: np.ndarray, spacing_mm: np.ndarray) -> float:
-    """How sharp bone looks to a network: the share of fine structure, whatever the voxels.
+    """Measure the sharpness of bone: the share of fine structure, independent of voxel size.
 
     The scan is smoothed as before training (`PREPARED_MM`) and clipped to soft tissue and bone; the
     difference from a Gaussian of 2 mm is detail. The result is the standard deviation of the detail

@@ -48,7 +48,7 @@ PATCHES_PER_SLICE = 16
 
 @dataclass(frozen=True)
 class Sampling:
-    """How slices of phantoms are taken and prepared; see `data.preprocess` for the preparation.
+    """Settings for taking and preparing slices of phantoms; `data.preprocess` has the preparation.
 
     Attributes:
         plane: "sagittal", "coronal" or "axial".
@@ -94,7 +94,7 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
     Returns:
         "image" (h, w) float32 HU, preprocessed but not normalised; "label" (h, w) int32 VerSe ids,
         0 for background and for cut vertebrae (see `Sampling.label_cut`); "stats" (4,) float32
-        mean, standard deviation, minimum and maximum of the slice, in place of those of a scan.
+        mean, standard deviation, minimum and maximum of the slice instead of the scan.
     """
     keys = jax.random.split(key, 3)
     person = anatomy(keys[0], **dict(how.rates))

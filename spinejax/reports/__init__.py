@@ -1,1 +1,1 @@
-"""What people look at: pictures of scans, tables of scores, one page for a run."""
+"""Reports: pictures of scans, tables of scores, one page for a run."""

@@ -38,7 +38,7 @@ _FILTERS_WIDTH, _ACTIVATIONS_WIDTH = 320, 254
 
 
 class NetworkArrays(NamedTuple):
-    """What network.npz holds; lists in the order of the layers.
+    """The content of network.npz; lists are in the order of the layers.
 
     filters: (name, (k, k, in, out) float32); patch: (n, n) float32 or None; activations: (name,
     (h, w, c) float32); where: of the patch, in words.

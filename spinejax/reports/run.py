@@ -60,7 +60,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the evaluation is that the page is about."""
+        """The folder of the page's evaluation."""
         return self.workdir / "evaluation" / (self.split or OWN_SPLITS[0])
 
     @property

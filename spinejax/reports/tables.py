@@ -59,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: `unit` is "" for a share or "mm"."""
+    """A metric as the page shows it: `unit` is "" for a share or "mm"."""
 
     key: str
     name: str
@@ -189,9 +189,8 @@ def chosen_cases(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, str, fl
 def summarise(scores: Scores) -> list[MetricSummary]:
     """Return one row per metric that any case has, in the order of `METRICS`.
 
-    Mean, standard deviation and median are those of the file's own summary where it has them, so
-    that the page and the file cannot differ; they are computed (population standard deviation)
-    where it does not.
+    Mean, standard deviation and median come from the file's own summary, so that page and file
+    cannot differ. If it lacks them, they are computed (population standard deviation).
     """
     rows = []
     for metric in METRICS:

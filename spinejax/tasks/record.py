@@ -54,7 +54,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What training needs of a task.
+    """The part of a task that training needs.
 
     model: the network.
     input_shape: shape of the network's input without the batch axis: (h, w, channels) or

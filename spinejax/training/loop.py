@@ -151,7 +151,7 @@ def repeat(
 
 
 class TrainResult(NamedTuple):
-    """How a run ended.
+    """The end of a run.
 
     state: host arrays; None if the run was finished before.
     interrupted: a signal stopped the run, and its state is saved: the same command resumes it.

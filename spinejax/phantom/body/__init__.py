@@ -1,1 +1,1 @@
-"""What lies at a point of the body: pure functions of points and of a person."""
+"""HU and labels at points of the body: pure functions of points and of a person."""

@@ -19,7 +19,7 @@ SACROILIAC_MM = 1.5
 
 
 def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Which of many boxes (m, 3) the points (n, 3) may meet: their indices first, and how many."""
+    """Find the boxes (m, 3) that points (n, 3) may meet: their indices first, and their number."""
     hit = jnp.all((p.min(0) < high) & (p.max(0) > low), 1)
     return jnp.argsort(~hit, stable=True), jnp.sum(hit)
 

@@ -19,7 +19,7 @@ Array = jax.Array
 
 
 def reaches(p: Array, spine: dict[str, Any]) -> Array:
-    """Which vertebrae (26) may matter at which points (n), as bool (n, 26): see `anatomy`."""
+    """Return whether each vertebra may matter at each point, bool (n, 26): see `anatomy`."""
     centre = spine["origin"] + spine["centre_y"][:, None] * spine["rotation"][:, :, 1]
     up = spine["rotation"][:, :, 2]
     x, y, z = (p[:, i : i + 1] - centre[:, i] for i in range(3))

@@ -17,7 +17,7 @@ _ROUNDS = 8  # of the inverse: each shrinks the error, at most some mm, by about
 
 
 def displacement(p: Array, waves: dict[str, Array]) -> Array:
-    """What `warp` adds to points (..., 3), mm."""
+    """The displacement that `warp` adds to points (..., 3), mm."""
     # Wave by wave, all points at once: on CPUs five times as fast as two products of matrices.
     x, y, z = p[..., 0], p[..., 1], p[..., 2]
     total = [jnp.zeros_like(x)] * 3

@@ -108,7 +108,7 @@ def _ordered(draws: Draws, values: dict[str, Array], order: Array) -> dict[str, 
 
 
 def _filled(draws: Draws, t13: float, l6: float, no_t12: float, no_l5: float) -> Array:
-    """Which slots exist, (26,) bool: T13 excludes a missing T12, and L6 a missing L5."""
+    """Draw the slots that exist, (26,) bool: T13 excludes a missing T12, and L6 a missing L5."""
     lacks_t12, lacks_l5 = draws.uniform("no T12") < no_t12, draws.uniform("no L5") < no_l5
     slot = jnp.arange(SLOTS)
     present = (slot != levels.T13) | ((draws.uniform("T13") < t13) & ~lacks_t12)

@@ -1,4 +1,4 @@
-"""Where the vertebrae stand: lordosis, kyphosis, scoliosis with rotation, slips."""
+"""The places of the vertebrae: lordosis, kyphosis, scoliosis with rotation, slips."""
 
 from typing import Any
 

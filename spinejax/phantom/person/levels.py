@@ -99,7 +99,7 @@ DISTANCES_MM = np.array(
     + [30.4, 32.4, 33.0, 32.6, 32.4, 31.0],  # L1-L2 ... L6-S1
     np.float32,
 )
-"""From each slot's centroid to that of the next filled one, the last to the sacrum."""
+"""From each slot's centroid to the next filled slot's, from the last to the sacrum."""
 
 TILT_DEG = np.array(
     [-5, -10, -7, -2, 4, 9, 15]

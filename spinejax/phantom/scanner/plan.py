@@ -1,4 +1,4 @@
-"""How a person is scanned: the random choices of a scan. No other part of scanner/ draws.
+"""The random choices of a scan of a person. No other part of scanner/ draws random numbers.
 
 Field of view, voxels, slices, kernel, noise, motion, errors of calibration; for files also the axes
 and the type on disk.
@@ -40,7 +40,7 @@ REGIONS = {
     "thoracic": (0.0, 1.0, 0.0),
     "lumbar": (0.0, 0.0, 1.0),
 }
-"""How often a scan of each region is centred on each cervical, thoracic and lumbar vertebra. Lumbar
+"""Weights of each cervical, thoracic and lumbar vertebra as the centre of a scan, by region. Lumbar
 and thoracic scans are more common than cervical ones."""
 _WITH_PELVIS = 0.4  # share of the scans of the trunk that end below the hips, not about a vertebra
 
@@ -235,7 +235,7 @@ def _middle(
 
 @dataclass(frozen=True)
 class Storage:
-    """How a volume lies on disk.
+    """The storage of a volume on disk.
 
     Attributes:
         dtype: Of the stored values.

@@ -85,7 +85,7 @@ def whole_vertebrae(
     protocol: Protocol | None = None,
     share: float = 0.8,
 ) -> Array:
-    """Which vertebrae a field of view shows whole: VerSe annotates no others.
+    """Find the vertebrae that a field of view shows whole: VerSe annotates no others.
 
     Args:
         parameters: From `anatomy`.
