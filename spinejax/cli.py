@@ -39,7 +39,7 @@ def command(name: str) -> parsing.Command:
     """
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
-        raise InputError(f"unknown command {name!r}{hint}; see spinejax --help")
+        raise InputError(f"unknown command {name!r}{hint}")
     return cast(parsing.Command, importlib.import_module(f"spinejax.commands.{name}"))
 
 

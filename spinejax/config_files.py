@@ -43,9 +43,10 @@ def find(name: str) -> Path:
     known = sorted(place.stem for place in PACKAGED.glob("*.py") if _is_experiment(place))
     close = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"the packaged configs are {', '.join(known)}"
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise InputError(
-        f"--config={name}: there is no such file in {Path.cwd()}; give --config=FILE.py or the "
-        f"name of a packaged config: {hint}"
+        f"--config={name}: there is no such file{where}; give --config=FILE.py or the name of a "
+        f"packaged config: {hint}"
     )
 
 

@@ -87,6 +87,9 @@ class Segmentation:
     centroids: dict[int, np.ndarray] = field(default_factory=dict)
     record: Record | None = None
 
+    def __repr__(self) -> str:
+        return f"<Segmentation of {self.name}: {self.summary()}>"
+
     @property
     def labels(self) -> np.ndarray:
         """The labels in the order of the scan's file or of the array that was given, (x, y, z)."""

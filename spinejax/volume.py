@@ -74,6 +74,11 @@ class Volume:
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", affine)
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.shape))
+        spacing = " x ".join(f"{side:.3g}" for side in self.spacing_mm)
+        return f"<Volume of {size} voxels, {spacing} mm>"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along each canonical axis."""

@@ -85,7 +85,9 @@ def test_the_line_of_a_mask_without_names_gives_its_volume():
     mask = np.zeros(volume.shape, np.uint8)
     assert Segmentation(mask, volume, "case").summary() == "no spine found, the labels are empty"
     mask[:25] = 1
-    assert Segmentation(mask, volume, "case").summary() == "500 ml of spine written"
+    found = Segmentation(mask, volume, "case")
+    assert found.summary() == "500 ml of spine written"
+    assert repr(found) == "<Segmentation of case: 500 ml of spine written>"
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64, np.uint8])

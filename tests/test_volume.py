@@ -56,3 +56,8 @@ def test_volumes_cannot_be_changed_in_place_and_labels_are_volumes():
     assert isinstance(labels, Volume)
     with pytest.raises(dataclasses.FrozenInstanceError):
         labels.affine = np.eye(4)  # type: ignore[misc]
+
+
+def test_a_volume_is_shown_in_one_line():
+    volume = Volume(np.zeros((2, 3, 4), np.int16), np.diag([0.5, 1, 2, 1]))
+    assert repr(volume) == "<Volume of 2 x 3 x 4 voxels, 0.5 x 1 x 2 mm>"

@@ -51,4 +51,4 @@ def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None
     if (folder / "patches.json").exists():
         print(aggregate.patch_table(read_json(folder / "patches.json")))
     seconds = time.monotonic() - started
-    print(f"{len(scores['cases'])} cases in {seconds:.0f} s; scores: {folder / 'scores.json'}")
+    print(f"evaluated in {seconds:.0f} s; scores: {folder / 'scores.json'}")

@@ -85,7 +85,7 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
     """
     root = Path(root)
     if not root.exists():
-        raise InputError(f"dataset folder {root} does not exist; set data.root to your data")
+        raise InputError(f"dataset folder {root} does not exist; check the path")
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; data.root must be the folder of the dataset")
     names = _names(root)

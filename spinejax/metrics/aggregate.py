@@ -106,8 +106,9 @@ def _vertebra_table(scores: Mapping[str, Any]) -> str:
 
 
 def _spread(row: Mapping[str, Any]) -> str:
-    """Return "mean ± std" of a metric as text; "-" where it is undefined."""
-    return f"{row['mean']:.4f} ± {row['std']:.4f}" if row["n"] else "-"
+    """Return "mean ± std" as text, only the mean of a single case, "-" where it is undefined."""
+    spread = f" ± {row['std']:.4f}" if row["n"] > 1 else ""
+    return _number(row["mean"]) + spread
 
 
 def _number(value: float | None) -> str:

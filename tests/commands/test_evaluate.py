@@ -15,7 +15,7 @@ def test_scores_of_the_test_split_are_written_and_printed(run, capsys):
     assert set(scores["cases"][case]["voxels"]) == {"tp", "fp", "fn", "tn"}
     assert set(scores["summary"]["binary"]["dice"]) >= {"mean", "std", "median", "pooled"}
     out = capsys.readouterr().out
-    assert case in out and out.splitlines()[-1].startswith("1 cases in ")
+    assert case in out and out.splitlines()[-1].startswith("evaluated in ")
     assert out.splitlines()[-1].endswith(f"; scores: {folder / 'scores.json'}")
 
 

@@ -42,3 +42,10 @@ def test_tables_have_a_line_per_case_and_per_metric():
         "no scores per vertebra, why: b",
         "not scored, no prediction: c0, c1, c2, c3, c4 and 2 more",
     ]
+
+
+def test_one_case_has_no_spread():
+    row = {**ROW, "std": 0.0, "n": 1}
+    scores = {"summary": {"binary": {"dice": row}, "labelled_range": {}}, "cases": {"a": {}}}
+    lines = aggregate.summary_table({**scores, "missing": {}}).splitlines()
+    assert lines[1].split() == ["dice", "0.5000", "0.5000", "0.6250", "1"]
