@@ -1,4 +1,4 @@
-"""The house: a module imports only from floors below it (README, "Map")."""
+"""The house: a module imports only from the rows above its own in the map of docs/architecture.md."""
 
 import ast
 from pathlib import Path
@@ -67,7 +67,7 @@ def part(path: Path) -> str:
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_come_from_lower_floors(path: Path) -> None:
     mine = part(path)
-    assert mine in LEVEL, f"{mine} has no floor; give it one in FLOORS and in the README's map"
+    assert mine in LEVEL, f"{mine} has no floor; give it one in FLOORS and in docs/architecture.md"
     for name in imports(path):
         pieces = name.split(".")
         if pieces[0] != "spinejax" or pieces[1:] in ([], ["__version__"]):
