@@ -1,4 +1,4 @@
-"""The house: a module imports only from the rows above its own in the map of docs/architecture.md."""
+"""The house: a module imports only from the rows above its own (docs/architecture.md, "Map")."""
 
 import ast
 from pathlib import Path
