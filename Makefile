@@ -13,7 +13,7 @@ RUN ?= runs/demo
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   phantoms -> train -> evaluate -> report, about 13 minutes on two idle cores;"
+	@echo "make demo   phantoms -> train -> evaluate -> report, about 12 minutes on two idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
 	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
 	@echo "make lint   ruff and mypy"

@@ -145,6 +145,23 @@ def chosen(sweep: Sweep, pattern: str) -> list[SweepUnit]:
     return found
 
 
+def check_roots(units: Sequence[SweepUnit]) -> None:
+    """Refuse to start units whose scans are nowhere; a dry run may leave `data.root` open.
+
+    Raises:
+        InputError: a unit reads scans, and its `data.root` is empty.
+    """
+    for unit in units:
+        pairs = (word.removeprefix("--config").removeprefix(".") for word in unit.words)
+        fields = dict(pair.split("=", 1) for pair in pairs)
+        data = config_files.get_config(fields.pop(""), fields).data
+        if data.source == "verse" and not data.root:
+            raise InputError(
+                f"unit {unit.name}: data.root is empty; give the folder of the scans with "
+                "--config.data.root=DIR"
+            )
+
+
 def check_same(old: Sweep, new: Sweep, begun: Sequence[str], workdir: Path) -> None:
     """Refuse to continue in the folder of another sweep; units and seeds may be added.
 

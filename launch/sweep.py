@@ -35,9 +35,10 @@ def launch(
         start: runs or submits units.
 
     Raises:
-        InputError: the folder belongs to a run or to another sweep, or another launcher is at work
-            in it; `start` refuses.
+        InputError: units have no `data.root`; the folder belongs to a run or to another sweep, or
+            another launcher is at work in it; `start` refuses.
     """
+    plan.check_roots(units)
     with made(workdir, (f"*/{LOG}", f"*/{JOB}")), _alone(workdir):
         if (workdir / sweep_state.FILE).exists():
             old = sweep_state.read(workdir)

@@ -216,6 +216,12 @@ def test_wrong_sweeps_are_refused_before_anything_starts(capsys, tmp_path, sweep
     assert not folder.exists()
 
 
+def test_units_without_scans_are_not_started(capsys, tmp_path):
+    words = ("--config=tests/support/tiny_sweep.py", "--sweep=four", f"--workdir={tmp_path / 'w'}")
+    assert "data.root is empty; give the folder" in refused(capsys, *words)
+    assert not (tmp_path / "w").exists()
+
+
 def test_a_config_without_sweeps_says_how_to_write_one(capsys):
     said = refused(capsys, "--config=configs/unet.py", "--sweep=a", "--workdir=w")
     assert "configs/unet.py: has no sweep; write `def sweep_NAME()`" in said
