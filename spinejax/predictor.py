@@ -27,7 +27,7 @@ from spinejax.files import StrPath
 from spinejax.inference import cascade, ensemble, masks
 from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
 from spinejax.inference.windows3d import make_cube_predictor
-from spinejax.io import centroids, nifti, scanfile, voxels
+from spinejax.io import centroid_json, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, SECOND
 from spinejax.tasks import MaskTask, NameTask, Task, build_task
@@ -185,8 +185,8 @@ class Segmentation:
         nifti.write_labels(paths[0], self.labels, self.scan)
         if self.named:
             paths += [folder / f"{name}_ctd.json", folder / f"{name}_ctd.mrk.json"]
-            centroids.write_centroids(paths[1], self.centroids, self.scan)
-            centroids.write_markups(paths[2], self.centroids, self.scan)
+            centroid_json.write_centroids(paths[1], self.centroids, self.scan)
+            centroid_json.write_markups(paths[2], self.centroids, self.scan)
         if picture:
             paths.append(folder / f"{name}_quicklook.png")
             figures.quicklook(

@@ -30,7 +30,7 @@ from spinejax.datasets.plain_folders import centroid_files, label_files, read_re
 from spinejax.errors import InputError
 from spinejax.files import StrPath
 from spinejax.io import file_names, scanfile
-from spinejax.io.centroids import Points
+from spinejax.io.centroid_json import Points
 from spinejax.io.grids import on_grid_of
 from spinejax.metrics import aggregate, boundary, classification, identification, overlap, surface
 from spinejax.metrics.boundary import BoundaryCounts

@@ -114,7 +114,7 @@ PHANTOM = {
     "scanner": {"once", "draws", "person", "body"},
     "samples": {"once", "draws", "person", "body", "scanner"},
 }
-DRAWING = {"draws.py", "samples.py", "dataset.py", "batches.py", "scanner/plan.py"}
+DRAWING = {"draws.py", "samples.py", "dataset.py", "batches.py", "scanner/scan_plan.py"}
 
 
 def test_phantoms_draw_numbers_in_person_and_in_few_files() -> None:

@@ -15,7 +15,7 @@ from spinejax.cli import main
 from spinejax.configs import cascade
 from spinejax.errors import InputError
 from spinejax.inference.sequence import Record
-from spinejax.io.centroids import read_centroids
+from spinejax.io.centroid_json import read_centroids
 from spinejax.io.scanfile import read_volume
 from spinejax.predictor import Segmentation, as_volume
 from spinejax.volume import Volume

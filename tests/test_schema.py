@@ -18,7 +18,7 @@ from spinejax.errors import InputError
 from spinejax.inference import sequence
 from spinejax.models.attention import ATTENTIONS
 from spinejax.phantom.person.anatomy import RATES
-from spinejax.phantom.scanner import plan
+from spinejax.phantom.scanner import scan_plan
 from spinejax.schema import (
     CUBES,
     PATCHES,
@@ -318,7 +318,7 @@ def test_differences_are_those_of_two_configs():
         ("data.plane", PLANES),
         ("data.plane", augment.FLIP_AXES),
         ("data.normalise", normalise.INPUT_SCALE),
-        ("data.phantom.region", plan.REGIONS),
+        ("data.phantom.region", scan_plan.REGIONS),
         ("data.patches.label_rule", PATCH_LABELS),
         ("loss.name", losses.LOSSES),
         ("optim.name", optim.OPTIMIZERS),

@@ -18,7 +18,7 @@ from spinejax import geometry, labels
 from spinejax.datasets import splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.io import centroids, metaimage, scanfile
+from spinejax.io import centroid_json, metaimage, scanfile
 from spinejax.io.grids import TOLERANCE_MM
 from spinejax.progress import Progress, silent
 from spinejax.text_table import text_table
@@ -242,11 +242,11 @@ def _check_centroids(
         return []
     shown = _shown(path, root)
     problems = []
-    direction = centroids.read_direction(path)
+    direction = centroid_json.read_direction(path)
     grid = image if image is not None else mask
     if grid is None:
         return []
-    points = centroids.read_centroids(path, grid, edition=case.edition, mask=mask)
+    points = centroid_json.read_centroids(path, grid, edition=case.edition, mask=mask)
     if direction is not None and direction != grid.orientation:
         problems.append(
             f"{shown} has direction {direction}, the scan {grid.orientation} (points are turned)"
@@ -279,7 +279,7 @@ def distance_to_label_mm(
     `4 * limit_mm`.
     """
     index = geometry.world_to_voxel(mask.affine, world)
-    if centroids.label_at(index, mask, mask) == label:
+    if centroid_json.label_at(index, mask, mask) == label:
         return 0.0
     reach = np.ceil(4 * limit_mm / np.asarray(mask.spacing_mm))
     low = np.clip(index - reach, 0, mask.shape).astype(int)

@@ -11,7 +11,7 @@ from spinejax.datasets import verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.io import file_names, scanfile
-from spinejax.io.centroids import Points, label_at, read_centroids
+from spinejax.io.centroid_json import Points, label_at, read_centroids
 from spinejax.io.file_names import FileName
 from spinejax.volume import LabelVolume
 

@@ -2,7 +2,7 @@
 
 person/ draws the numbers of a person, body/ says what lies at a point of a person, and scanner/
 makes CT of that. `samples` makes slices, patches and cubes, `dataset` makes files. Only person/,
-scanner/plan.py and the makers of samples and files draw random numbers.
+scanner/scan_plan.py and the makers of samples and files draw random numbers.
 
     person = anatomy(key)                  # pure JAX: numbers
     hu, label = render(person, points_mm)  # pure JAX: the picture

@@ -10,7 +10,7 @@ import numpy as np
 from spinejax.errors import InputError, check_choice
 from spinejax.phantom.person.anatomy import check_rates
 from spinejax.phantom.samples import Sampling, batch_of, cube_sample, slice_sample
-from spinejax.phantom.scanner.plan import REGIONS
+from spinejax.phantom.scanner.scan_plan import REGIONS
 from spinejax.volume import PLANES
 
 AIR_HU, MOST_HU = -1024, 3071

@@ -15,11 +15,10 @@ import spinejax
 from spinejax import geometry
 from spinejax.errors import InputError, check_choice
 from spinejax.files import write_json, write_text
-from spinejax.io import centroids as centroid_files
-from spinejax.io import nifti
+from spinejax.io import centroid_json, nifti
 from spinejax.phantom.body.column import centroids
 from spinejax.phantom.person.anatomy import anatomy, check_rates
-from spinejax.phantom.scanner import acquisition, plan, view
+from spinejax.phantom.scanner import acquisition, scan_plan, view
 from spinejax.progress import Progress, silent
 from spinejax.volume import Volume
 
@@ -156,7 +155,7 @@ def check_limits(
         raise InputError(f"min_extent_mm={min_extent_mm}: give a height in mm above 0, to 2000")
     if max_voxels < 1000:
         raise InputError(f"max_voxels={max_voxels}: a scan needs more; give at least 1000")
-    check_choice("region", region, plan.REGIONS)
+    check_choice("region", region, scan_plan.REGIONS)
     chosen = check_rates(rates or {})
     return {
         "seed": seed,
@@ -240,12 +239,12 @@ def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any
 
 def draw_case(
     seed: int, index: int, limits: dict[str, Any]
-) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], plan.Storage]:
+) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], scan_plan.Storage]:
     """One case: CT in HU, mask uint8 and centroids by id (voxel indices), both on the CT's grid."""
     parameters, key = _draw(seed, index, limits.get("rates", {}))
     rng = np.random.default_rng([seed, index])
     for attempt in range(_ATTEMPTS):
-        scan = plan.plan_scan(
+        scan = scan_plan.plan_scan(
             jax.random.fold_in(key, attempt), rng, parameters, geometry.ALL_ORIENTATIONS, limits
         )
         whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
@@ -275,7 +274,7 @@ def draw_case(
 
 
 @jax.jit
-def _landmarks(parameters: Any, protocol: plan.Protocol) -> tuple[jax.Array, jax.Array]:
+def _landmarks(parameters: Any, protocol: scan_plan.Protocol) -> tuple[jax.Array, jax.Array]:
     """Find the vertebrae that a scan shows whole, and the place of each centroid."""
     whole = view.whole_vertebrae(
         parameters, protocol["lower"], protocol["upper"], protocol=protocol
@@ -291,4 +290,4 @@ def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:
     nifti.write_volume(image_path, volume, storage.dtype, slope=storage.slope, inter=storage.inter)
     nifti.write_labels(mask_path, volume.to_native(mask), volume)
     # Last, so that it marks a complete case.
-    centroid_files.write_centroids(centroid_path, points, volume)
+    centroid_json.write_centroids(centroid_path, points, volume)

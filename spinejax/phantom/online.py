@@ -88,7 +88,7 @@ class StreamFeed:
 
 
 SPACINGS_MM = (0.25, 5.0)
-"""Sides of pixels that are not resampled: the limits of `plan.protocol`."""
+"""Sides of pixels that are not resampled: the limits of `scan_plan.protocol`."""
 
 
 class Stream(NamedTuple):

@@ -17,7 +17,7 @@ from spinejax.phantom.body.render import render
 from spinejax.phantom.draws import Draws, draw
 from spinejax.phantom.once import kept
 from spinejax.phantom.person.anatomy import anatomy
-from spinejax.phantom.scanner import physics, plan, view
+from spinejax.phantom.scanner import physics, scan_plan, view
 from spinejax.volume import PLANES
 
 Array = jax.Array
@@ -66,7 +66,7 @@ class Sampling:
             only its field of view counts.
         label_cut: Label vertebrae that the field of view cuts, as in crops of annotated scans and
             as TotalSegmentator does; VerSe leaves them out.
-        region: Where fields of view are centred, one of `plan.REGIONS`.
+        region: Where fields of view are centred, one of `scan_plan.REGIONS`.
         extents_mm: (least height, longest side) of fields of view.
         rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
     """
@@ -104,9 +104,11 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
     return prepared(hu, label, within, how)
 
 
-def _protocol(key: Array, person: Any, how: Sampling) -> plan.Protocol:
+def _protocol(key: Array, person: Any, how: Sampling) -> scan_plan.Protocol:
     least, most = how.extents_mm
-    return plan.protocol(key, person, region=how.region, min_extent_mm=least, max_extent_mm=most)
+    return scan_plan.protocol(
+        key, person, region=how.region, min_extent_mm=least, max_extent_mm=most
+    )
 
 
 def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str, Array]:
@@ -152,7 +154,7 @@ def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
     Args:
         u: Uniform number that chooses.
         person: From `anatomy`.
-        protocol: From `plan.protocol`.
+        protocol: From `scan_plan.protocol`.
     """
     spine = person["spine"]
     z = spine["origin"][:, 2]

@@ -31,8 +31,7 @@ from spinejax.datasets.plain_folders import real_scans
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.io import centroids as centroid_files
-from spinejax.io import scanfile
+from spinejax.io import centroid_json, scanfile
 from spinejax.io.grids import match_labels
 from spinejax.phantom import dataset, measures
 from spinejax.progress import Progress, silent
@@ -150,7 +149,7 @@ def measure_files(files: Case) -> Measured | None:
         mask = None if files.labels is None else scanfile.read_labels(files.labels)
         points = None
         if mask is not None and files.centroids is not None:
-            points = centroid_files.read_centroids(
+            points = centroid_json.read_centroids(
                 files.centroids, mask, edition=files.edition, mask=mask
             )
         if files.image is None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.phantom import anatomy, centroids
-from spinejax.phantom.scanner import acquisition, plan
+from spinejax.phantom.scanner import acquisition, scan_plan
 
 LIMIT_S = 10.0
 
@@ -28,7 +28,7 @@ def whole_spine(seed, shape):
     middle = points[ids > 0].mean(0) + [0.0, 0.0, -20.0]  # the sacrum lies below the last vertebra
     affine = np.eye(4)
     affine[:3, 3] = middle - (np.array(shape) - 1) / 2
-    protocol = dict(jax.jit(plan.protocol)(jax.random.fold_in(key, 1), person))
+    protocol = dict(jax.jit(scan_plan.protocol)(jax.random.fold_in(key, 1), person))
     protocol["lower"] = jnp.asarray(affine[:3, 3], jnp.float32)
     protocol["upper"] = protocol["lower"] + jnp.asarray(shape, jnp.float32) - 1.0
     return person, affine, protocol

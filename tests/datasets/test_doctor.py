@@ -6,7 +6,7 @@ import pytest
 
 from spinejax.datasets.doctor import CENTROID_TOLERANCE_MM, EXPECTED, EXPECTED_BOTH, doctor
 from spinejax.errors import InputError
-from spinejax.io import centroids, nifti
+from spinejax.io import centroid_json, nifti
 from spinejax.volume import LabelVolume, Volume
 
 SHAPE = (24, 30, 40)
@@ -34,7 +34,7 @@ def write_case(folder: Path, stem: str, labels=(20, 21, 22), points=None, affine
     nifti.write_labels(derived / f"{stem}_seg-vert_msk.nii.gz", mask.native, mask)
     if points is None:
         points = {label: centre(i) for i, label in enumerate(labels)}
-    centroids.write_centroids(derived / f"{stem}_seg-subreg_ctd.json", points, image)
+    centroid_json.write_centroids(derived / f"{stem}_seg-subreg_ctd.json", points, image)
 
 
 def text_of(report) -> str:

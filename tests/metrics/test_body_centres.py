@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spinejax.io import scanfile
-from spinejax.io.centroids import read_centroids
+from spinejax.io.centroid_json import read_centroids
 from spinejax.metrics.body_centres import body_centres
 
 

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 from spinejax import geometry, labels, scoring
 from spinejax.cli import main
 from spinejax.errors import InputError
-from spinejax.io import centroids
+from spinejax.io import centroid_json
 from spinejax.metrics import identification
 from spinejax.metrics.aggregate import summary_table
 from spinejax.volume import LabelVolume
@@ -437,8 +437,8 @@ def test_centroids_of_all_conventions_and_of_the_mask_agree(tmp_path):
     by_mask = scoring.score(prediction, reference)
     layouts = {
         "subject": ("sub-{}_seg-subreg_ctd.json", None),
-        "verse19": ("{}_ctd.json", centroids.FRAMES["verse19"]),
-        "verse20": ("{}_iso-ctd.json", centroids.FRAMES["verse20"]),
+        "verse19": ("{}_ctd.json", centroid_json.FRAMES["verse19"]),
+        "verse20": ("{}_iso-ctd.json", centroid_json.FRAMES["verse20"]),
     }
     for layout, (name, axes) in layouts.items():
         for case in "abc":

@@ -10,9 +10,9 @@ from scipy import ndimage
 
 from spinejax.datasets import verse
 from spinejax.errors import InputError
-from spinejax.io import centroids, nifti, scanfile
+from spinejax.io import centroid_json, nifti, scanfile
 from spinejax.phantom import dataset
-from spinejax.phantom.scanner import acquisition, plan
+from spinejax.phantom.scanner import acquisition, scan_plan
 from spinejax.volume import Volume
 
 LIMITS = {"max_spacing_mm": 3.0, "min_spacing_mm": 1.5, "max_extent_mm": 200.0}
@@ -53,7 +53,7 @@ def test_scans_keep_to_the_limits(written):
 def test_centroids_lie_in_the_vertebra_that_they_name(written):
     for case in verse.index_dataset(written):
         volume, labels = scanfile.read_pair(case.image, case.labels)
-        points = centroids.read_centroids(case.centroids, volume)
+        points = centroid_json.read_centroids(case.centroids, volume)
         assert set(points) == set(np.unique(labels.array)) - {0}
         for vertebra, point in points.items():
             if vertebra == 1:
@@ -83,7 +83,7 @@ def test_cut_vertebrae_are_labelled_where_that_is_asked_for(written, tmp_path):
         assert (labels.array[few.array > 0] == few.array[few.array > 0]).all()
         added = set(np.unique(labels.array)) - set(np.unique(few.array))
         more += len(added)
-        points = centroids.read_centroids(case.centroids, volume)
+        points = centroid_json.read_centroids(case.centroids, volume)
         assert set(np.unique(few.array)) - {0} <= set(points) <= set(np.unique(labels.array))
     assert more >= 3
     with pytest.raises(InputError, match="other settings"):
@@ -163,7 +163,7 @@ def test_processes_write_the_same_bytes_as_one(written, tmp_path, workers):
             assert (tmp_path / path.relative_to(written)).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("storage", plan._STORAGES, ids=lambda s: f"{s.dtype}x{s.slope}")
+@pytest.mark.parametrize("storage", scan_plan._STORAGES, ids=lambda s: f"{s.dtype}x{s.slope}")
 def test_values_survive_every_type_on_disk(tmp_path, storage):
     rng = np.random.default_rng(0)
     hu = rng.integers(-2048, 3072, (6, 5, 4)).astype(np.int16)

@@ -11,7 +11,7 @@ import pytest
 from spinejax.phantom import anatomy, samples
 from spinejax.phantom.draws import draw
 from spinejax.phantom.person.levels import SLOT_IDS
-from spinejax.phantom.scanner import plan
+from spinejax.phantom.scanner import scan_plan
 from spinejax.volume import PLANES
 
 HOW = samples.Sampling(
@@ -38,7 +38,7 @@ def drawn():
 def people():
     keys = jax.random.split(jax.random.key(3), 12)
     persons = jax.jit(jax.vmap(anatomy))(keys)
-    protocols = jax.jit(jax.vmap(plan.protocol))(keys, persons)
+    protocols = jax.jit(jax.vmap(scan_plan.protocol))(keys, persons)
     return [jax.tree.map(lambda x, i=i: x[i], (persons, protocols)) for i in range(len(keys))]
 
 

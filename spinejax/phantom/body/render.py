@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from spinejax.phantom.body import bones, marrow, scene, shapes, tissues
-from spinejax.phantom.body import column as spine_at
+from spinejax.phantom.body import bones, column, marrow, scene, shapes, tissues
 from spinejax.phantom.body.warp import warp
 from spinejax.phantom.once import kept, when
 
@@ -38,11 +37,11 @@ def render_block(
     fine = tissues.texture(x, y, z, parameters["texture"], edge)
     p, soft, fine = kept(points, (p, soft, fine))
     hu, rib = scene.soft(p, parameters, edge, soft, fine, distractors)
-    v = spine_at.vertebrae(p, spine)
+    v = column.vertebrae(p, spine)
     d = v["nearest"]
     near = jnp.any(d < 60.0)
 
-    def column() -> Array:
+    def near_column() -> Array:
         # Between bone and muscle lies a rim of fat with tendons; in front of the bodies lie a
         # ligament and the crura instead.
         front = jax.nn.sigmoid(-0.5 * (v["y"] + 6.0))
@@ -52,7 +51,7 @@ def render_block(
         filled = marrow.disc(v, parameters, fine, soft)
         return tissues.over(drawn, filled, v["disc"], edge)
 
-    hu = when(near, column, hu)
+    hu = when(near, near_column, hu)
     # Other bones lie over the last disc, for the sacrum's endplate, and under the column's bone.
     if distractors:
         other = bones.bones(p, parameters)
@@ -134,7 +133,7 @@ def render(
     block = min(BLOCK, n)
     pad = -n % block
     # Points near the spine come first, in their order, then the others.
-    far = ~jnp.any(spine_at.reaches(p, parameters["spine"]), -1)
+    far = ~jnp.any(column.reaches(p, parameters["spine"]), -1)
     index = jnp.arange(n, dtype=jnp.int32)
     before = jnp.cumsum(far, dtype=jnp.int32)
     place = jnp.where(far, n - before, index - before)

@@ -13,7 +13,7 @@ from jax import lax
 
 from spinejax.phantom.body.render import render_block
 from spinejax.phantom.scanner import noise_field, physics, view
-from spinejax.phantom.scanner.plan import Protocol, Scan
+from spinejax.phantom.scanner.scan_plan import Protocol, Scan
 
 Array = jax.Array
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -87,7 +87,7 @@ def render_volume(
         shape: Voxels along each axis.
         affine: (4, 4), index -> canonical LPS mm.
         edge_mm: See `render`.
-        protocol: From `plan.protocol`, for motion and tilt; None for none.
+        protocol: From `scan_plan.protocol`, for motion and tilt; None for none.
         slice_axis: Array axis across slices.
         slice_mm: Thickness of slices: each is the mean of thinner ones, about a millimetre apart.
 
@@ -157,7 +157,7 @@ def scanned(hu: np.ndarray, affine: np.ndarray, parameters: Any, protocol: Proto
         hu: From `render_volume`.
         affine: (4, 4), index -> canonical LPS mm.
         parameters: From `anatomy`.
-        protocol: From `plan.protocol`.
+        protocol: From `scan_plan.protocol`.
 
     Returns:
         (x, y, z) float32.

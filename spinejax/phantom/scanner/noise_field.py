@@ -113,7 +113,7 @@ def noise(
         shape: Shape of the result.
         first: Index of its first pixel; equal indices have equal noise.
         frame: From `artefacts.frame`.
-        protocol: From `plan.protocol`.
+        protocol: From `scan_plan.protocol`.
         smoothing_mm: Standard deviation of the later smoothing.
         streaks: Draw the noise out along x, as if few photons passed from side to side.
     """

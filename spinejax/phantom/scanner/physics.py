@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from spinejax.phantom.body import scene
 from spinejax.phantom.once import when
 from spinejax.phantom.scanner import artefacts, noise_field
-from spinejax.phantom.scanner.plan import Protocol
+from spinejax.phantom.scanner.scan_plan import Protocol
 
 Array = jax.Array
 
@@ -42,7 +42,7 @@ def signal(
         hu: (h, w) or (d, h, w), from `render` at `view.where(points, protocol)`.
         points: The grid, (*hu.shape, 3), canonical LPS mm, axes along x, y or z.
         parameters: From `anatomy`.
-        protocol: From `plan.protocol`.
+        protocol: From `scan_plan.protocol`.
         pixel_mm: Distance of neighbours, a number or one per axis, for axes of a single pixel.
         smoothing_mm: Standard deviation of later smoothing.
         first: Index of the block's first pixel, for blocks of a volume.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from spinejax.phantom.body.tissues import sine
 from spinejax.phantom.body.warp import unwarp
 from spinejax.phantom.once import when
-from spinejax.phantom.scanner.plan import Protocol
+from spinejax.phantom.scanner.scan_plan import Protocol
 
 Array = jax.Array
 
@@ -91,7 +91,7 @@ def whole_vertebrae(
         parameters: From `anatomy`.
         lower_mm: (3,) corner of the field of view, canonical LPS mm.
         upper_mm: (3,) opposite corner.
-        protocol: From `plan.protocol`, if points were displaced by `where`.
+        protocol: From `scan_plan.protocol`, if points were displaced by `where`.
         share: A vertebra is whole if the field of view does not cut it above or below, and holds at
             least this share of its outermost points (VerSe annotates narrow sagittal scans, which
             cut transverse processes).

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spinejax.phantom.scanner import plan
+from spinejax.phantom.scanner import scan_plan
 
 
 @pytest.fixture
 def quiet(person):
     """A protocol that adds nothing."""
-    chosen = dict(jax.jit(plan.protocol)(jax.random.key(0), person))
+    chosen = dict(jax.jit(scan_plan.protocol)(jax.random.key(0), person))
     off = (
         "noise", "sharpness", "offset", "cupping", "shading", "starvation", "metal_gain",
         "motion_mm", "tilt", "modulation", "highpass",

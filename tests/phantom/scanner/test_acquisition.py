@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.phantom import anatomy
-from spinejax.phantom.scanner import acquisition, physics, plan
+from spinejax.phantom.scanner import acquisition, physics, scan_plan
 
 
 def test_a_volume_is_the_signal_of_its_blocks(person):
     """Blocks fit together: a volume equals the same signal of the whole at once."""
-    chosen = jax.jit(plan.protocol)(jax.random.key(4), person)
+    chosen = jax.jit(scan_plan.protocol)(jax.random.key(4), person)
     shape = (50, 30, 60)
     middle = np.asarray(0.5 * (chosen["lower"] + chosen["upper"]))
     affine = np.eye(4)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from spinejax.phantom import anatomy
-from spinejax.phantom.scanner import physics, plan
+from spinejax.phantom.scanner import physics, scan_plan
 
 
 def test_protocols_vary_as_spine_scans_do(person):
     keys = jax.random.split(jax.random.key(0), 600)
-    many = jax.tree.map(np.asarray, jax.jit(jax.vmap(plan.protocol, (0, None)))(keys, person))
+    many = jax.tree.map(np.asarray, jax.jit(jax.vmap(scan_plan.protocol, (0, None)))(keys, person))
     extent = many["upper"] - many["lower"]
     assert (extent > 55).all() and extent.max() <= 700.01
     assert many["spacing"].min() >= 0.25 and many["spacing"].max() > 2.5
@@ -32,7 +32,7 @@ def test_protocols_vary_as_spine_scans_do(person):
     native = jax.vmap(lambda p: physics.noise_level(p, 0.0))(many)
     assert float(jnp.max(native)) <= 160 and float(jnp.median(native)) > np.median(many["noise"])
     assert 0.1 < (many["circle_mm"] < 1e4).mean() < 0.3
-    assert 0.7 < (many["clip"] == plan.LARGEST_HU).mean() < 0.95
+    assert 0.7 < (many["clip"] == scan_plan.LARGEST_HU).mean() < 0.95
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_protocols_vary_as_spine_scans_do(person):
 )
 def test_a_region_is_where_scans_are_centred(person, region, ids):
     keys = jax.random.split(jax.random.key(0), 200)
-    of = jax.vmap(lambda key: plan.protocol(key, person, region=region))
+    of = jax.vmap(lambda key: scan_plan.protocol(key, person, region=region))
     many = jax.tree.map(np.asarray, jax.jit(of)(keys))
     names, z = np.asarray(person["spine"]["id"]), np.asarray(person["spine"]["origin"])[:, 2]
     shown = z[(names >= ids[0]) & (names <= ids[1])]
@@ -60,7 +60,8 @@ def test_planned_scans_hold_a_vertebra_and_fit_their_budget():
     origins = np.asarray(person["spine"]["origin"])[:24]
     rng = np.random.default_rng(0)
     scans = [
-        plan.plan_scan(jax.random.key(i), rng, person, ("LPS", "PIR"), limits) for i in range(120)
+        scan_plan.plan_scan(jax.random.key(i), rng, person, ("LPS", "PIR"), limits)
+        for i in range(120)
     ]
     for scan in scans:
         spacing = np.diag(scan.affine)[:3]

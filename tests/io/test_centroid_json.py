@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.errors import InputError
-from spinejax.io import centroids, scanfile
+from spinejax.io import centroid_json, scanfile
 from spinejax.volume import LabelVolume, Volume
 
 MASKS = {
@@ -58,7 +58,7 @@ def pair_of(letter):
 
 def test_golden_values_of_verse004(real_data):
     mask, path = mask_of(real_data, "sub-verse004")
-    points = centroids.read_centroids(path, mask)
+    points = centroid_json.read_centroids(path, mask)
     assert list(points) == list(range(16, 25))
     np.testing.assert_allclose(mask.native_index(points[24]), (57.2, 266.4, 29.3), atol=1e-9)
 
@@ -66,8 +66,8 @@ def test_golden_values_of_verse004(real_data):
 @pytest.mark.parametrize("subject", sorted(MASKS))
 def test_real_centroids_lie_in_their_vertebra(real_data, subject):
     mask, path = mask_of(real_data, subject)
-    points = centroids.read_centroids(path, mask)
-    inside = centroids.count_inside(points, mask, mask)
+    points = centroid_json.read_centroids(path, mask)
+    inside = centroid_json.count_inside(points, mask, mask)
     # C1 has no body: its point may lie in the ring's hole or in the dens of C2.
     assert inside >= len(points) - (subject == "sub-gl003")
     assert sorted(points) == [label for label in np.unique(mask.array) if label]
@@ -76,9 +76,9 @@ def test_real_centroids_lie_in_their_vertebra(real_data, subject):
 @pytest.mark.parametrize("code", ["PIR", "LAS", "PSR", "RAI"])
 def test_points_follow_the_volume_whatever_its_orientation(real_data, code):
     mask, path = mask_of(real_data, "sub-verse014")
-    points = centroids.read_centroids(path, mask)
+    points = centroid_json.read_centroids(path, mask)
     turned = LabelVolume(*geometry.reorient(mask.array, mask.affine, code))
-    again = centroids.read_centroids(path, turned)  # the record says PIR all the while
+    again = centroid_json.read_centroids(path, turned)  # the record says PIR all the while
     for label, point in points.items():
         np.testing.assert_allclose(
             geometry.voxel_to_world(turned.affine, again[label]),
@@ -88,29 +88,29 @@ def test_points_follow_the_volume_whatever_its_orientation(real_data, code):
 
 
 @pytest.mark.parametrize("subject", sorted(MASKS))
-@pytest.mark.parametrize(("edition", "axes"), centroids.FRAMES.items())
+@pytest.mark.parametrize(("edition", "axes"), centroid_json.FRAMES.items())
 @pytest.mark.parametrize("code", ["PIR", "LAS", "SRP"])
 def test_miccai_files_made_from_real_ones_are_read_back(
     real_data, tmp_path, subject, edition, axes, code
 ):
     mask, path = mask_of(real_data, subject)
     mask = LabelVolume(*geometry.reorient(mask.array, mask.affine, code))
-    points = centroids.read_centroids(path, mask)
+    points = centroid_json.read_centroids(path, mask)
     records = miccai_records(points, mask, axes)
     # The mask alone decides, even against the name.
     for name in ("verse004_ctd.json", "verse004_iso-ctd.json", "unnamed.json"):
         file = write(tmp_path / name, records)
-        again = centroids.read_centroids(file, mask, mask=mask)
+        again = centroid_json.read_centroids(file, mask, mask=mask)
         for label, point in points.items():
             np.testing.assert_allclose(again[label], point, atol=1e-6)
     # Without it the edition, without that the name.
     np.testing.assert_allclose(
-        centroids.read_centroids(file, mask, edition=edition)[max(points)], points[max(points)]
+        centroid_json.read_centroids(file, mask, edition=edition)[max(points)], points[max(points)]
     )
     named = "verse004_ctd.json" if edition == "verse19" else "GL124_CT_ax-iso-ctd.json"
     file = write(tmp_path / named, records)
     np.testing.assert_allclose(
-        centroids.read_centroids(file, mask)[max(points)], points[max(points)]
+        centroid_json.read_centroids(file, mask)[max(points)], points[max(points)]
     )
 
 
@@ -122,10 +122,10 @@ def test_closed_forms_of_the_miccai_frames(tmp_path):
     (nx, _, nz), (sx, _, sz) = volume.shape, volume.spacing_mm
     x, y, z = 11.3, 17.9, 8.6
     file = write(tmp_path / "verse004_ctd.json", [{"label": 20, "X": x, "Y": y, "Z": z}])
-    got = centroids.read_centroids(file, volume)[20] * volume.spacing_mm
+    got = centroid_json.read_centroids(file, volume)[20] * volume.spacing_mm
     np.testing.assert_allclose(got, (z, y, nz * sz - x - sz))
     file = write(tmp_path / "verse004_iso-ctd.json", [{"label": 20, "X": x, "Y": y, "Z": z}])
-    got = centroids.read_centroids(file, volume)[20] * volume.spacing_mm
+    got = centroid_json.read_centroids(file, volume)[20] * volume.spacing_mm
     np.testing.assert_allclose(got, (nx * sx - z - sx, x, nz * sz - y - sz))
 
 
@@ -136,13 +136,13 @@ def test_published_verse19_points_of_verse014_lie_in_its_mask(real_data, tmp_pat
     lps = [(37, 74, 150), (37, 61, 126), (36, 51, 96), (36, 56, 62), (37, 77, 39)]
     records = [{"label": 20 + i, "X": 186 - z, "Y": y, "Z": x} for i, (x, y, z) in enumerate(lps)]
     file = write(tmp_path / "verse014_ctd.json", records)
-    points = centroids.read_centroids(file, mask)
-    assert centroids.count_inside(points, mask, mask) == 5
+    points = centroid_json.read_centroids(file, mask)
+    assert centroid_json.count_inside(points, mask, mask) == 5
     # The other convention puts one there, by chance; the mask outweighs a wrong edition.
-    wrong = centroids.read_centroids(file, mask, edition="verse20")
-    assert centroids.count_inside(wrong, mask, mask) == 1
-    right = centroids.read_centroids(file, mask, edition="verse20", mask=mask)
-    assert centroids.count_inside(right, mask, mask) == 5
+    wrong = centroid_json.read_centroids(file, mask, edition="verse20")
+    assert centroid_json.count_inside(wrong, mask, mask) == 1
+    right = centroid_json.read_centroids(file, mask, edition="verse20", mask=mask)
+    assert centroid_json.count_inside(right, mask, mask) == 5
 
 
 def test_published_verse20_points_are_centres_of_mass_of_the_mask(real_data, tmp_path):
@@ -167,7 +167,7 @@ def test_published_verse20_points_are_centres_of_mass_of_the_mask(real_data, tmp
             for label, (x, y, z) in landmarks.items()
         ]
         file = write(tmp_path / f"{MASKS[subject][0]}_iso-ctd.json", records)
-        points = centroids.read_centroids(file, mask)
+        points = centroid_json.read_centroids(file, mask)
         for label, point in points.items():
             expected = np.array(ndimage.center_of_mass(mask.array == label))
             assert np.abs((point - expected) * mask.spacing_mm).max() < 0.6
@@ -178,9 +178,9 @@ def test_written_centroids_are_read_back(tmp_path, code):
     volume = grid(code=code, spacing=(0.5, 1.5, 3.0))
     points = {24: np.array([1.25, 2.5, 3.75]), 28: np.array([30.0, 0.0, 9.5]), 1: np.zeros(3)}
     path = tmp_path / "sub-x_seg-subreg_ctd.json"
-    centroids.write_centroids(path, points, volume)
+    centroid_json.write_centroids(path, points, volume)
     assert json.loads(path.read_text())[0] == {"direction": list(code)}
-    again = centroids.read_centroids(path, volume)
+    again = centroid_json.read_centroids(path, volume)
     assert list(again) == [1, 28, 24]
     for label, point in points.items():
         np.testing.assert_allclose(again[label], point, atol=1e-9)
@@ -192,9 +192,9 @@ def test_direction_of_another_orientation_turns_the_points(tmp_path):
         tmp_path / "a_ctd.json",
         [{"direction": ["P", "I", "R"]}, {"label": 20, "X": 20.0, "Y": 29.0, "Z": 29.0}],
     )
-    point = centroids.read_centroids(path, grid())[20]
+    point = centroid_json.read_centroids(path, grid())[20]
     np.testing.assert_allclose(point, (10, 20, 30))
-    assert centroids.read_direction(path) == "PIR"
+    assert centroid_json.read_direction(path) == "PIR"
 
 
 def test_not_a_number_is_skipped(tmp_path):
@@ -203,13 +203,13 @@ def test_not_a_number_is_skipped(tmp_path):
         '[{"direction": "LPS"}, {"label": 20, "X": NaN, "Y": 1, "Z": 2},'
         ' {"label": 21, "X": null, "Y": 1, "Z": 2}, {"label": "22", "X": "5", "Y": 1, "Z": 2}]'
     )
-    assert list(centroids.read_centroids(path, grid())) == [22]
+    assert list(centroid_json.read_centroids(path, grid())) == [22]
 
 
 def test_markups_are_in_slicer_space(tmp_path):
     volume = grid(spacing=(2.0, 1.0, 1.0))
     path = tmp_path / "a.mrk.json"
-    centroids.write_markups(path, {24: np.array([1, 2, 3]), 20: np.zeros(3)}, volume)
+    centroid_json.write_markups(path, {24: np.array([1, 2, 3]), 20: np.zeros(3)}, volume)
     (markup,) = json.loads(path.read_text())["markups"]
     assert markup["coordinateSystem"] == "LPS"
     # World is RAS, Slicer's file is LPS: x and y change sign. This grid is LPS itself, so that the
@@ -246,21 +246,21 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "points.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as error:
-        centroids.read_centroids(path, grid())
+        centroid_json.read_centroids(path, grid())
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
 
 def test_missing_file_and_undecodable_bytes_are_refused(tmp_path):
     with pytest.raises(InputError, match="No such file"):
-        centroids.read_centroids(tmp_path / "none.json", grid())
+        centroid_json.read_centroids(tmp_path / "none.json", grid())
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(InputError, match="is not JSON"):
-        centroids.read_centroids(tmp_path / "bytes.json", grid())
+        centroid_json.read_centroids(tmp_path / "bytes.json", grid())
 
 
 def test_label_at_is_background_outside_the_mask():
     mask = LabelVolume(np.full((2, 2, 2), 7, np.uint8), np.eye(4))
     for corner in itertools.product((-1, 2), repeat=3):
-        assert centroids.label_at(np.array(corner), mask, mask) == 0
-    assert centroids.label_at(np.array((1, 0, 1)), mask, mask) == 7
+        assert centroid_json.label_at(np.array(corner), mask, mask) == 0
+    assert centroid_json.label_at(np.array((1, 0, 1)), mask, mask) == 7
