@@ -171,7 +171,7 @@ def test_make_loss_reads_the_fields_of_its_own_loss_only():
         (dict(name="dice", gama=1.0), "did you mean loss.gamma"),
         (dict(name="tversky", alpha=1.5), "loss.alpha=1.5"),
         (dict(name="focal", gamma=-1.0), "loss.gamma=-1.0"),
-        (dict(), "loss.name = None"),
+        (dict(), "loss.name=None"),
     ],
 )
 def test_bad_fields_are_refused(fields, words):
