@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from spinejax import config_files, schema
 from spinejax.commands import parsing
+from spinejax.errors import InputError
 
 HELP = "show the fields of a config, or what differs between two"
 
@@ -36,7 +37,12 @@ def run(values: FlagValues) -> int:
     config = parsing.config(values)
     tasks.check(config)
     if values.against:
-        print(schema.differences(config, _other(values.against)))
+        other = _other(values.against)
+        try:
+            tasks.check(other)
+        except InputError as error:
+            raise InputError(f"--against={values.against}: {error}") from error
+        print(schema.differences(config, other))
     else:
         print(schema.describe(config, models.fields))
     return 0

@@ -3,6 +3,7 @@
 import pytest
 
 from spinejax.cli import main
+from spinejax.config_files import get_config
 from tests.support.cli_runs import TINY, fails
 
 
@@ -42,3 +43,11 @@ def test_only_what_differs_is_shown(dataset, run, capsys):
 )
 def test_wrong_fields_and_configs_are_refused(words, said, capsys):
     fails(capsys, ["config", "--config=chasppraunet", *words], said)
+
+
+def test_a_run_with_a_wrong_field_is_refused(tmp_path, capsys):
+    config = get_config("unet:debug")
+    config.optim.learning_rate = -1.0
+    (tmp_path / "config.json").write_text(config.to_json())
+    error = fails(capsys, ["config", "--config=unet:debug", f"--against={tmp_path}"])
+    assert f"--against={tmp_path}" in error and "optim.learning_rate=-1.0" in error
