@@ -19,7 +19,7 @@ from spinejax.io import centroid_json
 from spinejax.metrics import identification
 from spinejax.metrics.aggregate import summary_table
 from spinejax.volume import LabelVolume
-from tests.io.test_centroids import miccai_records
+from tests.io.test_centroid_json import miccai_records
 
 CASE_KEYS = [
     "per_label", "dice_mean", "id_rate", "d_mean_mm", "n_reference", "n_predicted", "n_missed",
