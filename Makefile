@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+# The two locks are complete, so pip need not resolve them; Python compiles a module when it is first imported.
+INSTALL_LOCK := $(INSTALL) --no-deps --no-compile -r
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 BENCH_STAMP := $(VENV)/.installed-bench
@@ -13,7 +15,7 @@ RUN ?= runs/demo
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   phantoms -> train -> evaluate -> report, about 12 minutes on two idle cores;"
+	@echo "make demo   phantoms -> train -> evaluate -> report, about 20 minutes of CPU time;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
 	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
 	@echo "make lint   ruff and mypy"
@@ -25,12 +27,12 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "spinejax needs Python 3.11 or newer; set PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(INSTALL) -r requirements.lock
+	$(INSTALL_LOCK) requirements.lock
 	$(INSTALL) --no-deps -e .
 	@touch $@
 
 $(DEV_STAMP): $(STAMP) requirements-dev.lock
-	$(INSTALL) -r requirements-dev.lock
+	$(INSTALL_LOCK) requirements-dev.lock
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP) requirements-bench.lock

@@ -177,7 +177,7 @@ class Segmentation:
         Raises:
             InputError: the folder cannot be written, or the disk is full.
         """
-        from spinejax.reports import figures  # matplotlib takes a second to import
+        from spinejax.reports import figures  # only pictures need it
 
         name = self.name if name is None else name
         folder = Path(folder)
