@@ -9,7 +9,6 @@ reads every n-th sample of one global stream, starting with the p-th. Together t
 of a single process, in another order that `"position"` gives.
 """
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -225,6 +224,10 @@ def grain_seed(seed: int, purpose: str) -> int:
     return int(np.random.SeedSequence(seed_of(seed, purpose)).generate_state(1)[0])
 
 
+ENDLESS = 2**60
+"""Length of an endless stream of samples; Grain rounds `sys.maxsize` up to a number of 64 bits."""
+
+
 class EndlessShuffle:
     """`source` over and over, in a new random order on each pass.
 
@@ -239,7 +242,7 @@ class EndlessShuffle:
         self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return sys.maxsize
+        return ENDLESS
 
     def __getitem__(self, index: int) -> Any:
         """Return the element of `source` at place `index` of the endless order."""

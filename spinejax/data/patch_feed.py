@@ -4,7 +4,6 @@ An element of Grain is a whole batch here: cutting a patch takes a fraction of t
 adds to an element.
 """
 
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from spinejax import schema
 from spinejax.data.cache import CachedCase
-from spinejax.data.feeds import Batch, ScanFeed, Share
+from spinejax.data.feeds import ENDLESS, Batch, ScanFeed, Share
 from spinejax.data.patches import PatchIndex, TrainingPatches, gather, index_patches
 from spinejax.errors import InputError
 
@@ -113,7 +112,7 @@ class PatchFeed(ScanFeed):
     def _training(self, share: Share) -> grain.MapDataset:
         # Epochs follow one another without a gap: a batch may hold the end of one and the beginning
         # of the next.
-        return _batches(self._index, self._patches.at, sys.maxsize, share, self._margin)
+        return _batches(self._index, self._patches.at, ENDLESS, share, self._margin)
 
     def _validation(self, share: Share) -> grain.MapDataset:
         numbers = self._val_numbers

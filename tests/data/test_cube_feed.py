@@ -9,7 +9,7 @@ import pytest
 from spinejax.data import cache, cube_feed, feeds
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.errors import InputError
-from tests.data.test_slice_feed import assert_equal, make_cached
+from tests.data.test_slice_feed import assert_equal, make_cached, row
 
 SIZE = (12, 16, 20)
 
@@ -61,6 +61,12 @@ def test_processes_together_read_the_stream_of_one(cached):
         joined = {k: np.concatenate([s[step][k] for s in shares]) for k in expected}
         order = np.argsort(joined["position"])
         assert_equal(expected, {k: v[order] for k, v in joined.items()})
+
+
+def test_batches_of_one_cube_read_the_same_stream(cached):
+    (whole,) = take(cached, 1)
+    for index, batch in enumerate(take(cached, 4, batch_size=1)):
+        assert_equal(row(whole, index), row(batch, 0))
 
 
 def test_cubes_are_cut_from_their_scan_at_their_place(cached):

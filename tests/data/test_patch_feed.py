@@ -304,3 +304,12 @@ def test_closing_ends_the_threads(split):
     for thread in readers():
         thread.join(timeout=10)
     assert not readers()
+
+
+def test_batches_of_one_patch_read_the_same_stream(split):
+    (whole,) = take(make_feed(split).train(), 1)
+    for index, batch in enumerate(take(make_feed(split, batch_size=1).train(), 3)):
+        assert_equal(
+            {k: v[index : index + 1] for k, v in whole.items() if k != "position"},
+            {k: v for k, v in batch.items() if k != "position"},
+        )

@@ -113,6 +113,17 @@ def test_processes_together_read_the_stream_of_one(cached, processes):
         assert_equal(merged, whole[step])
 
 
+def test_batches_of_one_slice_read_the_same_stream(cached):
+    (whole,) = take(cached, 1)
+    for index, batch in enumerate(take(cached, 8, batch_size=1)):
+        assert_equal(row(whole, index), row(batch, 0))
+    assert len(list(eval_batches(cached, size=(64, 64), batch_size=1))) == 48
+
+
+def row(batch, index):
+    return {name: value[index] for name, value in batch.items() if name != "position"}
+
+
 def test_seeds_give_different_streams_and_passes(cached):
     """Slices of different seeds and passes come in different orders, also one pass apart."""
 
