@@ -97,7 +97,8 @@ def _show_messages() -> None:
     root = logging.getLogger()
     if not any(isinstance(handler, _Messages) for handler in root.handlers):
         root.addHandler(_Messages())
-    logging.getLogger("spinejax").setLevel(logging.INFO)
+    debug = bool(os.environ.get("SPINEJAX_DEBUG"))
+    logging.getLogger("spinejax").setLevel(logging.DEBUG if debug else logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 

@@ -1,4 +1,4 @@
-"""InputError, the exception for bad input; exit statuses; suggestions for typing errors."""
+"""Exceptions for bad input, in one line; exit statuses; suggestions for typing errors."""
 
 import difflib
 import errno
@@ -18,6 +18,39 @@ class InputError(ValueError):
     """
 
 
+class MachineError(InputError):
+    """The machine fails, not one input: a full disk, a folder that cannot be written.
+
+    Every other scan would fail in the same way, so a loop over scans ends with this error.
+    """
+
+
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Return whether the machine failed, so that any other work would fail, too."""
+    return isinstance(error, MachineError) or (
+        isinstance(error, OSError) and error.errno in _MACHINE
+    )
+
+
+def describe(error: BaseException) -> str:
+    """Return on one line what failed, whatever it was."""
+    if isinstance(error, InputError):
+        text = str(error)
+    elif isinstance(error, MemoryError):
+        text = "not enough memory; close other programs, or crop or resample the scan"
+    elif isinstance(error, OSError):
+        text = describe_os_error(error)
+    else:
+        text = (
+            f"unexpected {type(error).__name__}: {str(error)[:300]}; SPINEJAX_DEBUG=1 in the "
+            "environment shows where"
+        )
+    return " ".join(text.split())
+
+
 def describe_os_error(error: OSError) -> str:
     """Return the path, what is wrong and the remedy, on one line."""
     # A file is written under a temporary name first; the user knows only its final name.
@@ -32,6 +65,7 @@ def describe_os_error(error: OSError) -> str:
         errno.ENOTDIR: "a part of the path is a file, not a folder; check the path",
         errno.EISDIR: "this is a folder; name a file",
         errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+        errno.ELOOP: "the link leads to itself; remove it, or link to a file",
     }
     return where + advice.get(error.errno or 0, error.strerror or str(error))
 

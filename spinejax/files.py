@@ -1,18 +1,82 @@
-"""Files that appear whole or not at all; folders that are removed after a failure."""
+"""Files that appear whole or not at all; folders that are removed after a failure; safe reading."""
 
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spinejax.errors import InputError
 
 StrPath = str | os.PathLike[str]
 """A path as users give it."""
+
+
+def open_regular(path: StrPath) -> BinaryIO:
+    """Open a regular file for reading, through links.
+
+    Reading a FIFO, a socket or a device may wait forever or change the device, so this function
+    never opens one. All files that users name or that lie in their folders are opened by it.
+
+    Raises:
+        InputError: there is something else than a regular file, or a link to nowhere.
+        OSError: as for `open`.
+    """
+    # The status is read before opening, because that already has effects on some devices, and
+    # after it, because another program may have exchanged the file in between.
+    try:
+        _require_regular(path, os.stat(path))
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise InputError(_broken_link(path)) from None
+        raise
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _require_regular(path, os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: StrPath) -> str:
+    """Return the text of a regular file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        InputError: as for `open_regular`.
+        OSError: as for `open`.
+        UnicodeDecodeError: the file is not UTF-8.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8-sig")
+
+
+def _broken_link(link: StrPath) -> str:
+    target = os.readlink(link)
+    remedy = "restore that file, or remove the link"
+    if ".git/annex/objects" in str(target):
+        remedy = "get its content with `git annex get` or `datalad get`"
+    return f"{os.fspath(link)}: is a link to {target}, which is missing; {remedy}"
+
+
+def _require_regular(path: StrPath, status: os.stat_result) -> None:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise InputError(
+            f"{os.fspath(path)}: is {kinds.get(kind, 'something else')}, not a regular file; give "
+            "a file"
+        )
 
 
 @contextmanager
