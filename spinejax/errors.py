@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import re
 from collections.abc import Collection
 
 EXIT_INTERRUPTED = 75
@@ -53,8 +52,7 @@ def describe(error: BaseException) -> str:
 
 def describe_os_error(error: OSError) -> str:
     """Return the path, what is wrong and the remedy, on one line."""
-    # A file is written under a temporary name first; the user knows only its final name.
-    where = re.sub(r"\.tmp-[0-9a-f]{8}-", "", f"{error.filename}: ") if error.filename else ""
+    where = f"{error.filename}: " if error.filename else ""
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
         errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",

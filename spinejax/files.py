@@ -1,22 +1,53 @@
-"""Files that appear whole or not at all; folders that are removed after a failure; safe reading."""
+"""Files that appear whole or not at all and replace no file of somebody else; safe reading.
 
+Each folder that this program writes to holds a list of the files that it wrote there,
+`.spinejax-files.jsonl`: one JSON object a line with the name, the kind ("labels", "scores", ...)
+and the SHA-256 of a file. The line is written before the file gets its name, so that a kill leaves
+no file unlisted. A file is replaced or removed only if the list holds its present content under its
+name and the same kind. So a mask that a person corrected stays.
+
+A line with the name "." marks the whole folder: that of a run, a search or a sweep (`claim`).
+"""
+
+import errno
+import hashlib
 import json
 import os
 import secrets
-import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from spinejax.errors import InputError
 
 StrPath = str | os.PathLike[str]
 """A path as users give it."""
 
+LIST = ".spinejax-files.jsonl"
+"""The list of the files of a folder that this program wrote."""
 
-def open_regular(path: StrPath) -> BinaryIO:
+_FOLDER = "."  # the name under which the list marks its whole folder
+
+
+def expanded(path: StrPath) -> Path:
+    """Return a path that a user gave, with `~` for the home folder.
+
+    Raises:
+        InputError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}; write the whole path") from error
+
+
+# Reading.
+
+
+def open_regular(path: StrPath) -> BufferedReader:
     """Open a regular file for reading, through links.
 
     Reading a FIFO, a socket or a device may wait forever or change the device, so this function
@@ -63,8 +94,9 @@ def _broken_link(link: StrPath) -> str:
     return f"{os.fspath(link)}: is a link to {target}, which is missing; {remedy}"
 
 
-def _require_regular(path: StrPath, status: os.stat_result) -> None:
+def _require_regular(path: StrPath, status: os.stat_result, remedy: str = "give a file") -> None:
     kinds = {
+        stat.S_IFLNK: "a link",
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a FIFO",
         stat.S_IFSOCK: "a socket",
@@ -74,50 +106,237 @@ def _require_regular(path: StrPath, status: os.stat_result) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         raise InputError(
-            f"{os.fspath(path)}: is {kinds.get(kind, 'something else')}, not a regular file; give "
-            "a file"
+            f"{os.fspath(path)}: is {kinds.get(kind, 'something else')}, not a regular file; "
+            f"{remedy}"
         )
 
 
+# Writing.
+
+
 @contextmanager
-def atomic_path(path: StrPath) -> Iterator[Path]:
+def atomic_path(
+    path: StrPath, kind: str | None = None, *, overwrite: bool | None = None
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
-    The temporary name keeps every suffix of `path` (libraries choose their format by it) and lies
-    in the same folder, so that the rename is atomic. On any exception the temporary file is
-    removed and `path` is left as it was. Parent folders are made.
+    The temporary name ends like `path` (libraries choose their format by that) and lies in the same
+    folder, so that the rename is atomic. On any exception the temporary file is removed and `path`
+    is left as it was. Parent folders are made.
+
+    Args:
+        path: the file.
+        kind: see `check_output`.
+        overwrite: see `check_output`.
+
+    Raises:
+        InputError: `path` may not be replaced.
     """
     path = Path(path)
+    check_output(path, kind, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
-    # Not by mkstemp, whose files are private: the final file gets the mode that open() gives.
-    # Exclusive, so that two writers never share a file.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name[-40:]}")
     try:
+        # Not by mkstemp, whose files are private: the final file gets the mode that open() gives.
+        # Exclusive, so that two writers never share a file.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
+        if kind is not None:
+            _add(path.parent, {"name": path.name, "kind": kind, "sha256": _digest(temporary)})
+        check_output(path, kind, overwrite=overwrite)  # it may have appeared in the meantime
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(path)  # the only name that the user knows
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
-def write_text(path: StrPath, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
+def write_text(
+    path: StrPath, text: str, kind: str | None = None, *, overwrite: bool | None = None
+) -> None:
+    """Write `text` as UTF-8; see `atomic_path`."""
+    with atomic_path(path, kind, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: StrPath, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN is refused, since JSON has no such number."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+def write_json(
+    path: StrPath, value: Any, kind: str | None = None, *, overwrite: bool | None = None
+) -> None:
+    """Write `value` as indented JSON; see `atomic_path`.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which JSON cannot express.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_text(path, text, kind, overwrite=overwrite)
+
+
+# What may be written.
+
+
+def check_output(
+    path: StrPath,
+    kind: str | None = None,
+    *,
+    inputs: Iterable[StrPath] = (),
+    overwrite: bool | None = None,
+) -> None:
+    """Refuse a path that may not be written. Nothing is touched.
+
+    Args:
+        path: the file.
+        kind: what it will hold, such as "labels". None for a file in a folder whose content is
+            known to be this program's: an entry of a cache, a step of a checkpoint.
+        inputs: files that the command reads, which are never replaced.
+        overwrite: replace a file that this program did not write, too; None where the user has no
+            such choice.
+
+    Raises:
+        InputError: `path` is an input; it exists and is no plain file, or this program did not
+            write it as a file of this kind; its folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        _check_folder(path)
+        return
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); choose another output"
+        ) from error
+    _require_regular(path, status, "choose another output")
+    for other in inputs:
+        with suppress(OSError):
+            if os.path.samestat(status, os.stat(other)):
+                raise InputError(f"{path}: is an input of this command; choose another output")
+    if not overwrite and kind is not None and not is_ours(path, kind):
+        raise InputError(
+            f"{path}: spinejax did not write this file, or it was changed since; move it away or "
+            f"choose another output{'' if overwrite is None else ', or add --overwrite'}"
+        )
+
+
+def is_ours(path: StrPath, kind: str) -> bool:
+    """Return whether a file holds what this program wrote to it as a file of this kind."""
+    path = Path(path)
+    try:
+        # In this order: whoever writes the file at this moment has listed it before.
+        record = {"name": path.name, "kind": kind, "sha256": _digest(path)}
+    except (OSError, InputError):
+        return False
+    return not path.is_symlink() and record in _listed(path.parent)
+
+
+def claim(folder: Path, kind: str, names: Collection[str], *, known: bool = False) -> None:
+    """Mark an existing folder as one of this program's, unless it is marked.
+
+    Args:
+        folder: that of a run, a search or a sweep.
+        kind: of the folder and of its files.
+        names: of the files and folders that will be written in it.
+        known: whether an unmarked folder with such files is this program's all the same: an older
+            version wrote it, or it was copied without its hidden files.
+
+    Raises:
+        InputError: an unmarked folder holds somebody else's file or folder of one of the names.
+        OSError: the folder cannot be written.
+    """
+    mark = {"name": _FOLDER, "kind": kind}
+    if mark in _listed(folder):
+        return
+    present = sorted(name for name in names if _holds_something(folder / name))
+    if present and not known:
+        raise InputError(
+            f"{folder / present[0]}: spinejax did not write this, and would write to it; move it "
+            "away or choose another folder"
+        )
+    for name in present:
+        if (folder / name).is_file():
+            _add(folder, {"name": name, "kind": kind, "sha256": _digest(folder / name)})
+    _add(folder, mark)
+
+
+def _holds_something(path: Path) -> bool:
+    """Return whether a path exists and is no empty folder; a user may link one to another disk."""
+    return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a new file whose folder cannot be made or written."""
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise InputError(
+            f"{path}: cannot be written, since {folder} is no folder; choose another output"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{path}: cannot be written: permission denied in {folder}; choose another output"
+        )
+
+
+def _digest(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listed(folder: Path) -> list[dict[str, str]]:
+    """Return the lines of a folder's list; a line that a full disk cut off is left out.
+
+    Raises:
+        InputError: the file of that name is no such list.
+    """
+    path = folder / LIST
+    try:
+        _require_regular(path, path.lstat(), "remove it")
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and {"name", "kind"} <= record.keys():
+                found.append(record)
+    if any(lines) and not found:
+        raise InputError(f"{path}: is no list of spinejax's files; move it away")
+    return found
+
+
+def _add(folder: Path, record: dict[str, str]) -> None:
+    """Add a line to the list of a folder, unless it holds that line."""
+    if record in _listed(folder):
+        return
+    # One write at the end of the file, so that two writers mix no lines. The line begins a new
+    # line, since a full disk may have cut off the one before.
+    line = f"\n{json.dumps(record)}".encode()
+    path = folder / LIST
+    with open(path, "ab", buffering=0) as file:
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+# Removing.
+
+
+def remove(path: Path, kind: str) -> None:
+    """Remove a file that this program wrote; leave one that is missing or somebody else's."""
+    if is_ours(path, kind):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
-def made(folder: Path, results: Iterable[str]) -> Iterator[None]:
+def made(folder: Path, results: Iterable[str], leftovers: Iterable[str] = ()) -> Iterator[None]:
     """Make a folder and its parents; remove those made if the block fails without results.
 
     Args:
-        folder: stays if it existed before.
+        folder: stays if it existed before, or if it then holds files of somebody else.
         results: glob patterns relative to the folder; it also stays if a file matches.
+        leftovers: glob patterns of files that are this program's though no list names them.
 
     Raises:
         InputError: the folder cannot be made.
@@ -133,8 +352,26 @@ def made(folder: Path, results: Iterable[str]) -> Iterator[None]:
         yield
     except BaseException:
         if new and not any(next(folder.glob(pattern), None) for pattern in results):
-            shutil.rmtree(folder, ignore_errors=True)
+            for pattern in leftovers:
+                for path in folder.glob(pattern):
+                    with suppress(OSError):
+                        path.unlink()
+            _remove_ours(folder)
             for parent in new[1:]:
                 with suppress(OSError):  # another program may use the parent by now
                     parent.rmdir()
         raise
+
+
+def _remove_ours(folder: Path) -> None:
+    """Remove the listed files under a folder, and the folders that are then empty."""
+    for where, _, names in os.walk(folder, topdown=False):
+        here = Path(where)
+        with suppress(OSError, InputError):
+            kinds = {line["kind"] for line in _listed(here)}
+            for name in names:
+                for kind in kinds:
+                    remove(here / name, kind)
+            if os.listdir(here) == [LIST]:
+                (here / LIST).unlink()
+            here.rmdir()

@@ -118,7 +118,7 @@ def test_messages_of_the_package_are_printed_and_warnings_marked(command, capsys
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (OSError(28, "No space left on device", "out/.tmp-0123abcd-a.json"), 1, "out/a.json: the"),
+        (OSError(28, "No space left on device", "out/a.json"), 1, "out/a.json: the"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ValueError("two\nlines"), None, ""),
     ],
