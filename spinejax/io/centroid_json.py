@@ -20,6 +20,7 @@ vertebra, up to 15 mm further back.
 import json
 import math
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 
 from spinejax import geometry, labels
 from spinejax.errors import InputError
-from spinejax.files import write_json
+from spinejax.files import read_regular, write_json
 from spinejax.io import file_names
 from spinejax.volume import LabelVolume, Volume
 
@@ -36,6 +37,8 @@ FRAMES = {"verse19": "IPL", "verse20": "PIR"}
 """Edition -> the directions in which X, Y, Z of its MICCAI files grow."""
 
 Points = dict[int, np.ndarray]
+
+_FARTHEST = 1e5  # voxels or mm: no scan is that long
 
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/"
@@ -64,11 +67,11 @@ def read_centroids(
 
     Returns:
         VerSe id -> (3,) float64 voxel index in `volume.array`, from head to foot. Records with a
-        coordinate that is not finite are skipped.
+        coordinate that is NaN or null are skipped.
 
     Raises:
         InputError: the file is missing or no JSON list of centroids, has an unknown label or
-            direction, or its convention is unclear.
+            direction or a point that no scan can hold, or its convention is unclear.
     """
     path = Path(path)
     direction, points = _parse(path)
@@ -186,14 +189,22 @@ def _parse(path: Path) -> tuple[str | None, dict[int, tuple[float, float, float]
             direction = _direction(path, record["direction"])
             continue
         try:
-            label = int(record["label"])
+            label = _number(record["label"])
             x, y, z = (_number(record[axis]) for axis in "XYZ")
+            if not label.is_integer():
+                raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(
                 f"{path}: record {number} must have a whole-number label and numbers X, Y and Z"
             ) from None
+        label = int(label)
         if label not in labels.NAMES:
             raise InputError(f"{path}: label {label} is no vertebra (1 to 25, or 28 for T13)")
+        if any(abs(value) > _FARTHEST for value in (x, y, z)):
+            raise InputError(
+                f"{path}: the centroid of {labels.name(label)} lies at {x:.3g}, {y:.3g}, {z:.3g}, "
+                "outside of any scan; correct or remove it"
+            )
         if label in points:
             raise InputError(f"{path}: {labels.name(label)} has two centroids; remove one of them")
         if all(map(math.isfinite, (x, y, z))):
@@ -203,13 +214,14 @@ def _parse(path: Path) -> tuple[str | None, dict[int, tuple[float, float, float]
 
 def _number(value: Any) -> float:
     # Unknown coordinates are NaN in VerSe; strict JSON writers write null.
+    if isinstance(value, bool):
+        raise TypeError
     return math.nan if value is None else float(value)
 
 
 def _load(path: Path) -> list[Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        value = json.loads(text)
+        value = json.loads(read_regular(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError):  # also undecodable bytes
@@ -220,10 +232,11 @@ def _load(path: Path) -> list[Any]:
 
 
 def _direction(path: Path, value: Any) -> str:
-    code = "".join(map(str, value)).upper() if isinstance(value, list | str) else ""
-    if code not in geometry.ALL_ORIENTATIONS:
+    letters = value if isinstance(value, list | str) else []
+    code = "".join(letter for letter in letters if isinstance(letter, str)).upper()
+    if code not in geometry.ALL_ORIENTATIONS or len(letters) > 3:
         raise InputError(
-            f"{path}: direction {value!r} must be three letters of R/L, A/P, S/I, e.g. "
+            f"{path}: direction {reprlib.repr(value)} must be three letters of R/L, A/P, S/I, e.g. "
             '["P", "I", "R"]'
         )
     return code

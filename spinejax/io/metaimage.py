@@ -26,7 +26,7 @@ import numpy as np
 
 from spinejax import geometry
 from spinejax.errors import InputError
-from spinejax.io import voxels
+from spinejax.io import contents, voxels
 from spinejax.io.voxels import Layout, Source
 from spinejax.volume import DiskGrid
 
@@ -40,6 +40,10 @@ _TYPES = (
 _GRID = {
     "Offset": 1, "Origin": 1, "Position": 1, "ElementSpacing": 1, "ElementSize": 1,
     "TransformMatrix": 2, "Orientation": 2, "Rotation": 2,
+}  # fmt: skip
+_KNOWN = {
+    "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "BinaryData",
+    "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData", "CompressedDataSize", *_GRID,
 }  # fmt: skip
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -100,17 +104,15 @@ def opened(path: Path) -> Iterator[Source]:
     header = _read_header(path)
     layout, grid = _layout_and_grid(path, header)
     compressed = header.says("CompressedData")
-    with voxels.reporting(header.data):
-        size = voxels.size_of(header.data)
+    with voxels.opened_regular(header.data) as (raw, size):
         offset = _offset(path, header, size, layout)
         ratio = voxels.MAX_DEFLATE_RATIO if compressed else 1
         voxels.check_claim(header.data, layout, 0, max(0, size - offset) * ratio)
-        with header.data.open("rb") as raw:
-            raw.seek(offset)
-            stream = cast(BinaryIO, _Inflated(raw)) if compressed else raw
-            yield Source(stream, layout, grid.sform, grid)
-            if compressed:
-                voxels.drain(stream)
+        raw.seek(offset)
+        stream = cast(BinaryIO, _Inflated(raw)) if compressed else raw
+        yield Source(stream, layout, grid.sform, grid)
+        if compressed:
+            voxels.drain(stream)
 
 
 class _Inflated(io.RawIOBase):
@@ -140,10 +142,8 @@ class _Inflated(io.RawIOBase):
 
 def _read_header(path: Path) -> _Header:
     """Read the fields of a header and find its voxel file."""
-    with voxels.reporting(path):
-        voxels.size_of(path)
-        with path.open("rb") as file:
-            block = file.read(_MAX_HEADER)
+    with voxels.opened_regular(path) as (file, _):
+        block = file.read(_MAX_HEADER)
     fields: dict[str, str] = {}
     length = 0
     while "ElementDataFile" not in fields:
@@ -151,10 +151,17 @@ def _read_header(path: Path) -> _Header:
         length += len(line) + 1
         text = line.decode("latin-1")
         key, _, value = text.partition("=" if "=" in text else ":")
-        fields.setdefault(key.strip(), value.strip())
-        if not newline and "ElementDataFile" not in fields:
-            what = "has no end" if "NDims" in fields else "is not that of a MetaImage file"
-            raise InputError(f"{path}: its header {what}; copy or download it again")
+        key, value = key.strip(), value.strip()
+        if not newline and key != "ElementDataFile":
+            if "NDims" in fields:
+                raise InputError(f"{path}: its header has no end; copy or download it again")
+            head = block[: contents.HEAD_BYTES]
+            raise InputError(f"{path}: {contents.explain(head, 'a MetaImage file')}")
+        if fields.setdefault(key, value) != value and key in _KNOWN:
+            raise InputError(
+                f"{path}: its header gives {key} twice, {fields[key][:40]!r} and {value[:40]!r}; "
+                "export the scan again"
+            )
     return _Header(fields, length, _data_file(path, fields["ElementDataFile"]))
 
 
@@ -167,7 +174,8 @@ def _data_file(path: Path, name: str) -> Path:
             ".mha or .nii.gz file"
         )
     data = path.parent / name
-    if not data.is_file():
+    # A header that names any other file of the machine is damaged, or not to be trusted.
+    if Path(name).is_absolute() or ".." in Path(name).parts or not os.path.lexists(data):
         raise InputError(
             f"{path}: its voxel file {name} is not beside it; copy both, under their own names"
         )

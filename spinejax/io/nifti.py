@@ -26,7 +26,7 @@ from nibabel.spatialimages import SpatialImage
 
 from spinejax import geometry
 from spinejax.errors import InputError
-from spinejax.io import voxels
+from spinejax.io import contents, voxels
 from spinejax.io.grids import TOLERANCE_MM
 from spinejax.io.voxels import Layout, Source
 from spinejax.volume import DiskGrid, Volume
@@ -166,9 +166,8 @@ def _read_header(path: Path, stream: BinaryIO) -> tuple[_Header, bytes]:
     sizes = {int.from_bytes(start, "little"): "<", int.from_bytes(start, "big"): ">"}
     size = next((s for s in sizes if s in _HEADERS), None)
     if size is None or len(start) < 4:
-        raise InputError(
-            f"{path}: is not a NIfTI file, whatever its name; convert the scan to .nii.gz"
-        )
+        head = start + stream.read(contents.HEAD_BYTES - len(start))
+        raise InputError(f"{path}: {contents.explain(head, 'a NIfTI file')}")
     block = start + stream.read(size - 4)
     if len(block) < size:
         raise InputError(f"{path}: truncated inside the header; copy or download it again")

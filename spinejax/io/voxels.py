@@ -19,8 +19,9 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from spinejax import geometry
-from spinejax.errors import InputError
-from spinejax.files import atomic_path
+from spinejax.errors import InputError, MachineError
+from spinejax.files import atomic_path, open_regular
+from spinejax.memory import available_bytes
 from spinejax.volume import DiskGrid, Volume
 
 AIR_HU = -1024
@@ -68,18 +69,29 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     The first bytes tell whether it is gzipped. Errors while reading from the stream become
     InputErrors that name the file.
     """
-    with reporting(path):
-        size = size_of(path)
-        with path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if not zipped:
-                yield raw, size
-                return
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield cast(BinaryIO, stream), size * MAX_DEFLATE_RATIO
-                # gzip compares its checksum at the end of the stream.
-                drain(cast(BinaryIO, stream))
+    with opened_regular(path) as (raw, size):
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not zipped:
+            yield raw, size
+            return
+        with gzip.GzipFile(fileobj=raw) as stream:
+            yield cast(BinaryIO, stream), size * MAX_DEFLATE_RATIO
+            # gzip compares its checksum at the end of the stream.
+            drain(cast(BinaryIO, stream))
+
+
+@contextmanager
+def opened_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file that is not empty; give its stream and its size in bytes.
+
+    Errors while reading from it become InputErrors that name the file.
+    """
+    with reporting(path), open_regular(path) as raw:
+        size = os.fstat(raw.fileno()).st_size
+        if size == 0:
+            raise InputError(f"{path}: the file is empty; copy or download it again")
+        yield raw, size
 
 
 @contextmanager
@@ -101,21 +113,6 @@ def reporting(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); check the path and the disk"
         ) from None
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file.
-
-    Raises:
-        InputError: it is a folder, or empty.
-        OSError: it does not exist.
-    """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the file of one scan")
-    size = path.stat().st_size
-    if size == 0:
-        raise InputError(f"{path}: the file is empty; copy or download it again")
-    return size
 
 
 def drain(stream: BinaryIO) -> None:
@@ -152,20 +149,6 @@ def check_claim(path: Path, layout: Layout, offset: int, limit: int) -> None:
             f"{path}: the header claims {claim}, too many for the {available:.4g} bytes of memory "
             "that are free; crop or resample it"
         )
-
-
-def available_bytes() -> int | None:
-    """Return the bytes of memory that are free, or None if the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None
 
 
 def skip(path: Path, stream: BinaryIO, count: int) -> None:
@@ -382,6 +365,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        kind: type[InputError] = MachineError
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             problem = "no space left on the disk; free some, or choose another output folder"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -390,6 +374,8 @@ def _writing(path: Path) -> Iterator[None]:
             problem = "a parent is a file, not a folder; choose another output folder"
         elif error.errno == errno.EISDIR:
             problem = "is a folder; give the name of a file"
+            kind = InputError
         else:
             problem = f"{error.strerror or error}; choose another output folder"
-        raise InputError(f"{path}: cannot be written: {problem}") from None
+            kind = InputError
+        raise kind(f"{path}: cannot be written: {problem}") from None

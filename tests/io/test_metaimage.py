@@ -278,9 +278,9 @@ BAD = {
     "empty": (lambda d: _written(d / "a.mha", b""), "empty"),
     "noise": (
         lambda d: _written(d / "a.mha", np.random.default_rng(0).bytes(5000)),
-        "is not that of a MetaImage",
+        "is not a MetaImage file",
     ),
-    "text": (lambda d: _written(d / "a.mhd", b"hello\nworld\n"), "is not that of a MetaImage"),
+    "text": (lambda d: _written(d / "a.mhd", b"hello\nworld\n"), "not a MetaImage file"),
     "endless": (lambda d: _written(d / "a.mhd", b"NDims = 3\n" * 20000), "its header has no end"),
     "header cut": (lambda d: _written(d / "a.mhd", b"NDims = 3\nDim"), "its header has no end"),
     "header ends": (lambda d: _written(d / "a.mhd", b"NDims = 3\n"), "its header has no end"),
