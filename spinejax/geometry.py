@@ -30,6 +30,10 @@ ALL_ORIENTATIONS: tuple[str, ...] = tuple(
 # this much before a code is chosen. The choice then depends on the geometry alone, whatever the
 # order and direction of the array axes, so that reorienting there and back is always exact.
 _TIE_BREAK_RAD = 1e-6
+# Axes whose cosine is below it are at right angles: affines are rounded to float32.
+_RIGHT_ANGLE = 1e-5
+# Half a degree. A smaller shear does not matter to a network.
+_STRAIGHT = math.sin(math.radians(0.5))
 # Slack in voxels for points at the border of a grid, because affines are rounded.
 _INSIDE_SLACK = 1e-4
 _SLAB_VOXELS = 2**21
@@ -39,6 +43,65 @@ def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
     """Return the voxel size in mm along each array axis: the lengths of the affine's columns."""
     x, y, z = np.sqrt((np.asarray(affine, np.float64)[:3, :3] ** 2).sum(axis=0))
     return float(x), float(y), float(z)
+
+
+def steps_mm(affine: np.ndarray) -> np.ndarray:
+    """Return the steps of one voxel along each array axis in mm, as rows, in a turned world.
+
+    Voxels at the indices `i` and `j` are `norm((i - j) @ steps_mm(affine))` apart, also on a grid
+    whose axes are not at right angles (a gantry tilt shears it). For axes at right angles, the
+    result is the diagonal matrix of `spacing_mm`.
+
+    Returns:
+        (3, 3) float64, lower triangular, with positive diagonal.
+    """
+    columns = np.asarray(affine, np.float64)[:3, :3]
+    lengths = np.asarray(spacing_mm(affine))
+    products = columns.T @ columns
+    cosines = products / np.outer(lengths, lengths)
+    if np.abs(cosines - np.diag(np.diag(cosines))).max() < _RIGHT_ANGLE:
+        return np.diag(lengths)
+    return np.linalg.cholesky(products)
+
+
+def straight_grid(
+    shape: Sequence[int], affine: np.ndarray
+) -> tuple[tuple[int, int, int], np.ndarray] | None:
+    """Return a grid with axes at right angles that covers a sheared one; None if it is not sheared.
+
+    A gantry tilt shears a grid. Angles within half a degree of 90 degrees count as right. The last
+    axis keeps its direction. The voxels are as large as before, but at most 1 mm, or the smallest
+    side, along each axis: a turned grid of coarse slices would lose detail.
+
+    Args:
+        shape: voxels along each axis of the given grid.
+        affine: (4, 4) of the given grid.
+
+    Returns:
+        Voxels along each axis, and the affine (4, 4).
+    """
+    columns = np.asarray(affine, np.float64)[:3, :3]
+    sides = np.asarray(spacing_mm(affine))
+    cosines = (columns / sides).T @ (columns / sides)
+    if np.abs(cosines - np.diag(np.diag(cosines))).max() < _STRAIGHT:
+        return None
+    # Gram-Schmidt from the last axis to the first, with the signs of the given axes.
+    directions, upper = np.linalg.qr((columns / sides)[:, ::-1])
+    directions = (directions * np.sign(np.diag(upper)))[:, ::-1]
+    sides = np.minimum(sides, max(1.0, sides.min()))
+    corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in shape[:3]))))
+    reach = voxel_to_world(affine, corners) @ directions
+    low, high = reach.min(axis=0), reach.max(axis=0)
+    x, y, z = (int(n) for n in np.ceil((high - low) / sides - 1e-6))
+    straight = np.eye(4)
+    straight[:3, :3] = directions * sides
+    straight[:3, 3] = directions @ (low + sides / 2)
+    return (x, y, z), straight
+
+
+def voxel_ml(affine: np.ndarray) -> float:
+    """Return the volume of a voxel in ml."""
+    return float(np.prod(np.diag(steps_mm(affine)))) / 1000
 
 
 def is_usable_affine(affine: np.ndarray) -> bool:

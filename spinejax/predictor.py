@@ -27,7 +27,7 @@ from spinejax.files import StrPath
 from spinejax.inference import cascade, ensemble, masks
 from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
 from spinejax.inference.windows3d import make_cube_predictor
-from spinejax.io import centroid_json, nifti, scanfile, voxels
+from spinejax.io import centroid_json, grids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, SECOND
 from spinejax.tasks import MaskTask, NameTask, Task, build_task
@@ -107,17 +107,13 @@ class Segmentation:
                 id=verse_id,
                 centroid=self.scan.native_index(self.centroids[verse_id]),
                 centroid_mm=geometry.voxel_to_world(self.scan.affine, self.centroids[verse_id]),
-                volume_ml=float(counts[verse_id]) * self._voxel_ml,
+                volume_ml=float(counts[verse_id]) * self.scan.voxel_ml,
                 margin=margin,
                 cut=verse_id in self.record.cut,
             )
             for verse_id, margin in zip(self.record.labels, self.record.margins, strict=True)
             if verse_id in self.centroids
         )
-
-    @property
-    def _voxel_ml(self) -> float:
-        return float(np.prod(self.scan.spacing_mm)) / 1000
 
     def summary(self) -> str:
         """Return what was found in one line.
@@ -129,7 +125,7 @@ class Segmentation:
             count = np.count_nonzero(self.mask)
             if not count:
                 return "no spine found, the labels are empty"
-            return f"{count * self._voxel_ml:.0f} ml of spine written"
+            return f"{count * self.scan.voxel_ml:.0f} ml of spine written"
         record = self.record
         if record is None or not record.labels:
             return "no vertebra found, the labels are empty"
@@ -241,11 +237,28 @@ class Model:
         volume = as_volume(scan, affine)
         if not name:
             name = "scan" if volume.disk is None else scanfile.case_id(volume.disk.path)
-        return self._segment(volume, name, progress)
+        upright = grids.straight(volume)
+        found = self._segment(upright, name, progress)
+        return found if upright is volume else _on_grid_of(volume, found)
 
     def estimate_bytes(self, scan: Volume) -> int:
         """Estimate the bytes that `segment` needs for a scan, beside scan and network."""
-        return self._bytes(scan)
+        grid = geometry.straight_grid(scan.shape, scan.affine)
+        if grid is None:
+            return self._bytes(scan)
+        upright = Volume(np.broadcast_to(scan.array.flat[:1], grid[0]), grid[1])
+        return self._bytes(upright) + upright.array.nbytes
+
+
+def _on_grid_of(scan: Volume, found: Segmentation) -> Segmentation:
+    """Return what was found in a straightened scan on the scan's own grid."""
+    affine = found.scan.affine
+    mask = geometry.resample(found.mask, affine, scan.shape, scan.affine, order=0, fill=0)
+    centroids = {
+        label: geometry.world_to_voxel(scan.affine, geometry.voxel_to_world(affine, point))
+        for label, point in found.centroids.items()
+    }
+    return replace(found, mask=mask, scan=scan, centroids=centroids)
 
 
 def as_volume(scan: Scan, affine: np.ndarray | None = None) -> Volume:

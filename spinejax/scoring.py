@@ -194,8 +194,8 @@ def score_arrays(
     Args:
         prediction: (x, y, z) integer labels or bool; foreground is every value above 0.
         reference: the same shape, on the same grid.
-        affine: (4, 4) of that grid. Gives the spacing in mm, and which axis runs from foot to head:
-            `bf_score` compares axial slices.
+        affine: (4, 4) of that grid. Gives distances in mm, and which axis runs from foot to
+            head: `bf_score` compares axial slices.
         name: what to call the case in warnings.
         vertebrae: whether to score each vertebra too, where both arrays hold VerSe ids.
         centroids: VerSe id -> (3,) voxel index of the reference's body centroids. They are compared
@@ -207,15 +207,15 @@ def score_arrays(
     Raises:
         ValueError: the shapes differ.
     """
-    spacing = geometry.spacing_mm(affine)
+    steps = geometry.steps_mm(affine)
     directions = geometry.orientation(affine)
     axial = next(axis for axis, letter in enumerate(directions) if letter in "IS")
     score = PairScore(
         counts=classification.count(prediction, reference),
         in_range=_count_in_range(prediction, reference, axial),
-        distances=surface.surface_distances(prediction, reference, spacing),
-        contours=boundary.count_boundary(prediction, reference, spacing, slice_axis=axial),
-        bf_tolerance_mm=boundary.default_tolerance_mm(reference.shape, spacing, axial),
+        distances=surface.surface_distances(prediction, reference, steps),
+        contours=boundary.count_boundary(prediction, reference, steps, slice_axis=axial),
+        bf_tolerance_mm=boundary.default_tolerance_mm(reference.shape, steps, axial),
         vertebrae=(
             identification.of_scan(prediction, reference, affine, centroids) if vertebrae else None
         ),

@@ -91,6 +91,16 @@ class Volume:
         return geometry.spacing_mm(self.affine)
 
     @property
+    def steps_mm(self) -> np.ndarray:
+        """Steps of one voxel in mm, (3, 3); see `geometry.steps_mm`."""
+        return geometry.steps_mm(self.affine)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in ml."""
+        return geometry.voxel_ml(self.affine)
+
+    @property
     def native(self) -> np.ndarray:
         """The array as it was given: (x, y, z) in the order of the file."""
         return self.to_native(self.array)

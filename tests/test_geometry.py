@@ -266,3 +266,40 @@ def test_bounding_box_agrees_with_scipy():
         mask = rng.random((9, 14, 11)) < density
         expected = ndimage.find_objects(mask.astype(int))
         assert geometry.bounding_box(mask) == (expected[0] if expected else None)
+
+
+@given(seeds, st.sampled_from([0.0, 0.1, 0.4]))
+@settings(max_examples=50, deadline=None)
+def test_steps_give_the_distances_of_the_world(seed, shear):
+    affine = random_affine(seed, shear)
+    points = np.random.default_rng(seed).integers(-40, 40, (20, 3))
+    steps = geometry.steps_mm(affine)
+    world = points @ affine[:3, :3].T
+    np.testing.assert_allclose(
+        np.linalg.norm(points @ steps, axis=1), np.linalg.norm(world, axis=1), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        geometry.voxel_ml(affine), abs(np.linalg.det(affine[:3, :3])) / 1000, rtol=1e-4
+    )
+    if not shear:
+        spacing = geometry.spacing_mm(affine)
+        np.testing.assert_array_equal(steps, np.diag(spacing))
+        assert geometry.voxel_ml(affine) == np.prod(spacing) / 1000
+
+
+@given(seeds)
+@settings(max_examples=50, deadline=None)
+def test_a_straight_grid_covers_the_sheared_one(seed):
+    affine, shape = random_affine(seed, 0.3), (9, 12, 7)
+    found = geometry.straight_grid(shape, affine)
+    assert found is not None
+    straight_shape, straight = found
+    sides = np.array(geometry.spacing_mm(straight))
+    columns = straight[:3, :3] / sides
+    np.testing.assert_allclose(columns.T @ columns, np.eye(3), atol=1e-9)
+    along = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+    np.testing.assert_allclose(columns[:, 2], along, atol=1e-9)
+    assert (columns * affine[:3, :3]).sum(axis=0).min() > 0  # no axis is turned around
+    assert (sides <= np.array(geometry.spacing_mm(affine)) + 1e-9).all()
+    assert geometry.overlap_fraction(shape, affine, straight_shape, straight) == 1
+    assert geometry.straight_grid(shape, random_affine(seed)) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import spinejax
-from spinejax import labels, predictor
+from spinejax import geometry, labels, predictor
 from spinejax.cli import main
 from spinejax.configs import cascade
 from spinejax.errors import InputError
@@ -386,3 +386,33 @@ def test_both_networks_read_the_same_scans():
     assert (second.data.root, second.data.fold, second.seed) == ("somewhere", 3, 5)
     assert second.data.cube.spine_prior == "channel"
     assert cascade.get_config("phantom").vertebrae.data.source == "phantom_stream"
+
+
+def test_a_scan_with_gantry_tilt_is_segmented_on_a_straight_grid():
+    """The network sees right angles; mask, volume and centroid are on the scan's own grid."""
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    affine[:3, 1] = (0, -np.cos(0.35), np.sin(0.35))
+    world = geometry.voxel_to_world(affine, np.stack(np.indices((30, 30, 20)), -1))
+    middle = world[15, 14, 10]
+    ball = np.linalg.norm(world - middle, axis=-1) < 8
+    seen = []
+
+    def segment(volume, title, progress):
+        seen.append(volume)
+        mask = (volume.array > 200).astype(np.uint8) * 20
+        point = np.argwhere(mask).mean(axis=0)
+        return Segmentation(mask, volume, title, True, {20: point}, record("L1"))
+
+    model = predictor.Model(None, {}, "", segment, lambda volume: volume.array.size)
+    scan = Volume(np.where(ball, 400, 0).astype(np.int16), affine)
+    found = model.segment(scan, name="tilted")
+    assert geometry.straight_grid(seen[0].shape, seen[0].affine) is None
+    assert found.scan is scan
+    assert 2 * (found.mask[ball] == 20).sum() / ((found.mask == 20).sum() + ball.sum()) > 0.93
+    (vertebra,) = found.vertebrae
+    assert np.linalg.norm(vertebra.centroid_mm - middle) < 1
+    np.testing.assert_allclose(vertebra.volume_ml, 4 / 3 * np.pi * 8**3 / 1000, rtol=0.06)
+    assert model.estimate_bytes(scan) >= seen[0].array.size
+    straight = Volume(scan.array, np.diag([-1.0, -1, 2, 1]))
+    model.segment(straight)
+    assert seen[1] is straight

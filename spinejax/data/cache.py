@@ -38,11 +38,11 @@ from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_ge
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import write_json
-from spinejax.io import scanfile
+from spinejax.io import grids, scanfile
 from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume, Volume
 
-FORMAT = 1
+FORMAT = 2
 """Version of the results of `preprocess` and of the files here. Raise it when either changes."""
 
 _DIGESTS = "digests.json"
@@ -242,7 +242,7 @@ def _prepare_case(
     if not marks.array.any():
         raise InputError(f"{labels}: no voxel is labelled; complete the mask or leave the case out")
     try:
-        _write_entry(scan, marks, entry, settings)
+        _write_entry(grids.straight(scan), grids.straight(marks), entry, settings)
     except OSError as error:  # the scan is in memory, so only the disk of the cache can fail
         raise _FolderError(_folder_problem(root, error)) from error
     cached = _read_entry(case.id, entry, settings)

@@ -281,7 +281,9 @@ def distance_to_label_mm(
     index = geometry.world_to_voxel(mask.affine, world)
     if centroid_json.label_at(index, mask, mask) == label:
         return 0.0
-    reach = np.ceil(4 * limit_mm / np.asarray(mask.spacing_mm))
+    # The box of indices around the ball of this radius, on a sheared grid, too.
+    rows = np.linalg.norm(np.linalg.inv(mask.affine[:3, :3]), axis=1)
+    reach = np.ceil(4 * limit_mm * rows)
     low = np.clip(index - reach, 0, mask.shape).astype(int)
     high = np.clip(index + reach + 1, 0, mask.shape).astype(int)
     box = mask.array[low[0] : high[0], low[1] : high[1], low[2] : high[2]]

@@ -1,16 +1,20 @@
-"""Label maps on the grid of their scan, or of another label map."""
+"""Label maps on the grid of their scan, or of another label map; scans with sheared grids."""
 
 import logging
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from spinejax import geometry
 from spinejax.errors import InputError
+from spinejax.io.voxels import AIR_HU
 from spinejax.volume import LabelVolume, Volume
 
 logger = logging.getLogger("spinejax")
+
+V = TypeVar("V", bound=Volume)
 
 TOLERANCE_MM = 0.5
 """Two grids whose corners are at most this far apart are the same grid."""
@@ -68,6 +72,27 @@ def match_labels(
             "the two belong together"
         )
     return LabelVolume(array, image.native_affine, labels.disk)
+
+
+def straight(volume: V) -> V:
+    """Return a scan or a label map with axes at right angles.
+
+    A scan with gantry tilt has a sheared grid. Networks and measurements along axes need a straight
+    one, see `geometry.straight_grid`.
+
+    Returns:
+        `volume` itself if it is not sheared; else it resampled, linearly for a scan, to the nearest
+        neighbour for labels. Outside of `volume` there is air, or background.
+    """
+    grid = geometry.straight_grid(volume.shape, volume.affine)
+    if grid is None:
+        return volume
+    is_map = isinstance(volume, LabelVolume)
+    order, fill = (0, 0) if is_map else (1, AIR_HU)
+    array = geometry.resample(volume.array, volume.affine, *grid, order=order, fill=fill)
+    if volume.array.dtype.kind == "i":
+        array = np.rint(array, out=array).astype(volume.array.dtype)
+    return type(volume)(array, grid[1], volume.disk)
 
 
 def on_grid_of(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spinejax.metrics.classification import same_shape
-from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, spacing_of, surface_voxels
+from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, steps_of, surface_voxels
 
 DIAGONAL_FRACTION = 0.0075
 """Default tolerance as a fraction of the diagonal of the image (Csurka et al. 2013)."""
@@ -47,16 +47,16 @@ class BoundaryCounts:
 
 
 def default_tolerance_mm(
-    shape: Sequence[int], spacing_mm: Sequence[float], slice_axis: int | None = None
+    shape: Sequence[int], spacing_mm: Sequence[float] | np.ndarray, slice_axis: int | None = None
 ) -> float:
     """Return 0.75 % of the diagonal of the image, or of one of its slices, in mm.
 
     Args:
         shape: elements along each axis of the whole image.
-        spacing_mm: element size along each axis.
+        spacing_mm: element size along each axis, or `geometry.steps_mm`.
         slice_axis: the axis that a slice fixes; None takes the diagonal over all axes.
     """
-    sides = np.asarray(shape, np.float64) * spacing_of(spacing_mm, len(shape))
+    sides = np.asarray(shape, np.float64) * np.linalg.norm(steps_of(spacing_mm, len(shape)), axis=1)
     if slice_axis is not None:
         sides = np.delete(sides, slice_axis)
     return float(DIAGONAL_FRACTION * np.linalg.norm(sides))
@@ -65,7 +65,7 @@ def default_tolerance_mm(
 def count_boundary(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
     *,
     tolerance_mm: float | None = None,
     slice_axis: int | None = None,
@@ -75,7 +75,7 @@ def count_boundary(
     Args:
         prediction: bool or number, 2D or 3D; foreground is everything above 0.
         reference: the same shape.
-        spacing_mm: element size along each axis.
+        spacing_mm: element size along each axis, or `geometry.steps_mm`.
         tolerance_mm: largest distance of a match; None takes `default_tolerance_mm`.
         slice_axis: the axis whose slices are compared one by one, with contours and matches within
             a slice; None takes contours (in 3D, surfaces) of the whole array.
@@ -88,19 +88,23 @@ def count_boundary(
     """
     same_shape(prediction, reference)
     ndim = prediction.ndim
-    spacing = spacing_of(spacing_mm, ndim)
+    steps = steps_of(spacing_mm, ndim)
     if slice_axis is not None and not 0 <= slice_axis < ndim:
         raise ValueError(f"slice_axis is {slice_axis}, but must be one of 0 .. {ndim - 1}")
     if tolerance_mm is None:
         tolerance_mm = default_tolerance_mm(prediction.shape, spacing_mm, slice_axis)
     limit_mm = tolerance_mm + ROUNDING_MM
     axes = [axis for axis in range(ndim) if axis != slice_axis]
-    scale = spacing.copy()
-    if slice_axis is not None:
+
+    def points(mask: np.ndarray) -> np.ndarray:
+        voxels = surface_voxels(mask, axes)
+        if slice_axis is None:
+            return voxels @ steps
         # Slices that are further apart than the tolerance cannot match each other.
-        scale[slice_axis] = 4 * limit_mm
-    found = surface_voxels(prediction, axes) * scale
-    true = surface_voxels(reference, axes) * scale
+        apart = voxels[:, slice_axis] * (4 * limit_mm)
+        return np.column_stack([voxels[:, axes] @ steps[axes], apart])
+
+    found, true = points(prediction), points(reference)
     # The search limit is exclusive; the exact comparison follows.
     search_mm = 2 * limit_mm
     return BoundaryCounts(

@@ -147,7 +147,7 @@ def of_scan(
         return why
     predicted = None
     if centroids is not None:
-        predicted = body_centres(prediction, geometry.spacing_mm(affine))
+        predicted = body_centres(prediction, geometry.steps_mm(affine))
     return score_scan(prediction, reference, affine, centroids, predicted)
 
 
@@ -240,7 +240,7 @@ def score_scan(
         {k: geometry.voxel_to_world(affine, point) for k, point in own.items() if k in found},
         {k: geometry.voxel_to_world(affine, point) for k, point in points.items() if k in true},
     )
-    spacing = np.asarray(geometry.spacing_mm(affine))
+    steps = geometry.steps_mm(affine)
     vertebrae = []
     for label in sorted(true, key=labels.order):
         distance, identified = apart.get(label, (None, None))
@@ -249,7 +249,7 @@ def score_scan(
                 label=label,
                 missed=label not in found,
                 identified=identified,
-                **_outline(found.get(label, _NOTHING), true[label], spacing),
+                **_outline(found.get(label, _NOTHING), true[label], steps),
                 centroid_distance_mm=distance,
             )
         )
@@ -339,10 +339,10 @@ def _measure(array: np.ndarray, other: np.ndarray) -> dict[int, _Voxels]:
     }
 
 
-def _outline(found: _Voxels, true: _Voxels, spacing_mm: np.ndarray) -> dict[str, Any]:
+def _outline(found: _Voxels, true: _Voxels, steps_mm: np.ndarray) -> dict[str, Any]:
     """Return overlap and surface distances of one vertebra; undefined ones are None."""
     counts = Counts(true.shared, found.count - true.shared, true.count - true.shared, 0)
-    there, back = found.surface * spacing_mm, true.surface * spacing_mm
+    there, back = found.surface @ steps_mm, true.surface @ steps_mm
     apart = surface.SurfaceDistances(
         from_prediction=surface.Distances.of(surface.nearest_mm(there, back)),
         from_reference=surface.Distances.of(surface.nearest_mm(back, there)),

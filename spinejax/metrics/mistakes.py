@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from spinejax.geometry import bounding_box
 from spinejax.metrics.classification import same_shape
-from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, spacing_of, surface_voxels
+from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, steps_of, surface_voxels
 
 NEAR_MM = 3.0
 """A false positive within this distance of the reference is `near`."""
@@ -31,7 +31,7 @@ def analyse(
     image_hu: np.ndarray,
     reference: np.ndarray,
     prediction: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
 ) -> dict[str, Any]:
     """Measure the mistakes of one prediction.
 
@@ -39,7 +39,7 @@ def analyse(
         image_hu: (x, y, z) the scan in HU, canonical.
         reference: the same shape, uint8 labels; 0 is background.
         prediction: the same shape, bool or number; foreground is everything above 0.
-        spacing_mm: voxel size along each axis.
+        spacing_mm: voxel size along each axis, or `geometry.steps_mm`.
 
     Returns:
         {"vertebrae": [as `vertebrae` returns], "false_positives": as `false_positives` returns}.
@@ -59,7 +59,7 @@ def vertebrae(
     image_hu: np.ndarray,
     reference: np.ndarray,
     prediction: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
 ) -> list[dict[str, Any]]:
     """Measure how much of each label was found.
 
@@ -67,7 +67,7 @@ def vertebrae(
         image_hu: (x, y, z) the scan in HU, canonical.
         reference: the same shape, uint8 labels; 0 is background.
         prediction: the same shape; foreground is everything above 0.
-        spacing_mm: voxel size along each axis.
+        spacing_mm: voxel size along each axis, or `geometry.steps_mm`.
 
     Returns:
         One dict for each label, in ascending order: "label"; "ml"; "recall" in [0, 1]; "found_hu"
@@ -106,7 +106,7 @@ def false_positives(
     image_hu: np.ndarray,
     reference: np.ndarray,
     prediction: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
 ) -> dict[str, dict[str, float | None]]:
     """Measure the false positives by place.
 
@@ -117,13 +117,13 @@ def false_positives(
         image_hu: (x, y, z) the scan in HU, canonical.
         reference: the same shape; everything above 0 is labelled.
         prediction: the same shape; foreground is everything above 0.
-        spacing_mm: voxel size along each axis.
+        spacing_mm: voxel size along each axis, or `geometry.steps_mm`.
 
     Returns:
         Place -> {"ml", "hu"}, with the median HU, None without false positives. The places are
         "total", those of `PLACES`, and "within", which is "near" and "far" together.
     """
-    spacing = spacing_of(spacing_mm, reference.ndim)
+    steps = steps_of(spacing_mm, reference.ndim)
     voxel_ml = _voxel_ml(spacing_mm, reference.ndim)
     voxels = _false_voxels(reference, prediction)
     hu = image_hu[tuple(voxels.T)]
@@ -143,8 +143,8 @@ def false_positives(
     near = np.zeros(len(voxels), bool)
     near[within] = (
         nearest_mm(
-            voxels[within] * spacing,
-            surface_voxels(reference) * spacing,
+            voxels[within] @ steps,
+            surface_voxels(reference) @ steps,
             NEAR_MM + 2 * ROUNDING_MM,  # the limit of the search is exclusive
         )
         <= NEAR_MM + ROUNDING_MM
@@ -162,8 +162,8 @@ def _false_voxels(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return np.argwhere(false) + [side.start for side in box]
 
 
-def _voxel_ml(spacing_mm: Sequence[float], ndim: int) -> float:
-    return float(np.prod(spacing_of(spacing_mm, ndim))) / 1000
+def _voxel_ml(spacing_mm: Sequence[float] | np.ndarray, ndim: int) -> float:
+    return float(np.prod(np.diag(steps_of(spacing_mm, ndim)))) / 1000
 
 
 def _median(values: np.ndarray) -> float | None:

@@ -1,4 +1,4 @@
-"""Distances between the surfaces of two masks, in mm on the anisotropic grid.
+"""Distances between the surfaces of two masks, in mm of the world.
 
 *Surface*: the voxels of a mask that are not in its erosion by the face-neighbour cross (6
 neighbours in 3D, 4 in 2D). Outside the image counts as background, so that a mask cut by the image
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 from scipy.spatial import KDTree
 
 from spinejax.geometry import bounding_box
@@ -118,15 +119,49 @@ def surface_voxels(mask: np.ndarray, axes: Sequence[int] | None = None) -> np.nd
     return np.argwhere(surface(mask[box] > 0, axes)) + [side.start for side in box]
 
 
-def spacing_of(spacing_mm: Sequence[float], ndim: int) -> np.ndarray:
-    """Return a spacing as an array; ValueError unless it is a positive number for each axis."""
-    spacing = np.asarray(spacing_mm, np.float64)
-    if spacing.shape != (ndim,) or not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):
+def steps_of(spacing_mm: Sequence[float] | np.ndarray, ndim: int) -> np.ndarray:
+    """Return the steps of one voxel in mm, (ndim, ndim), see `geometry.steps_mm`.
+
+    Args:
+        spacing_mm: voxel size along each axis, or already the steps of a grid.
+        ndim: number of axes.
+
+    Raises:
+        ValueError: it is neither a positive number for each axis nor a matrix of steps.
+    """
+    steps = np.asarray(spacing_mm, np.float64)
+    if steps.shape == (ndim,):
+        steps = np.diag(steps)
+    if (
+        steps.shape != (ndim, ndim)
+        or not np.isfinite(steps).all()
+        or (np.diag(steps) <= 0).any()
+        or np.triu(steps, 1).any()
+    ):
         raise ValueError(
-            f"spacing_mm is {tuple(np.ravel(spacing).tolist())}, but must be {ndim} positive "
-            "numbers, one per axis"
+            f"spacing_mm is {np.asarray(spacing_mm).tolist()}, but must be {ndim} positive "
+            "numbers, one per axis, or `geometry.steps_mm`"
         )
-    return spacing
+    return steps
+
+
+def depth_mm(mask: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the distance in mm from every voxel of a mask to the nearest voxel outside of it.
+
+    Args:
+        mask: bool, with background at every border.
+        spacing_mm: voxel size along each axis, or `geometry.steps_mm`.
+
+    Returns:
+        float64, the shape of `mask`; 0 outside of it.
+    """
+    steps = steps_of(spacing_mm, mask.ndim)
+    sizes = np.diag(steps)
+    if not np.tril(steps, -1).any():
+        return ndimage.distance_transform_edt(mask, sampling=sizes)
+    depth = np.zeros(mask.shape)
+    depth[mask] = nearest_mm(np.argwhere(mask) @ steps, np.argwhere(~mask) @ steps)
+    return depth
 
 
 def nearest_mm(
@@ -152,22 +187,22 @@ def nearest_mm(
 
 
 def surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float] | np.ndarray
 ) -> SurfaceDistances:
     """Measure the distances between two surfaces in both directions, in mm.
 
     Args:
         prediction: bool or number, any number of axes; foreground is everything above 0.
         reference: the same shape.
-        spacing_mm: voxel size along each axis.
+        spacing_mm: voxel size along each axis, or `geometry.steps_mm`.
 
     Raises:
         ValueError: shapes differ or are empty, or `spacing_mm` does not fit.
     """
     same_shape(prediction, reference)
-    spacing = spacing_of(spacing_mm, prediction.ndim)
-    found = surface_voxels(prediction) * spacing
-    true = surface_voxels(reference) * spacing
+    steps = steps_of(spacing_mm, prediction.ndim)
+    found = surface_voxels(prediction) @ steps
+    true = surface_voxels(reference) @ steps
     return SurfaceDistances(
         from_prediction=Distances.of(nearest_mm(found, true)),
         from_reference=Distances.of(nearest_mm(true, found)),

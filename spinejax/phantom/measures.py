@@ -22,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry, labels
+from spinejax.io import grids
 from spinejax.phantom.body import tissues
 from spinejax.volume import LabelVolume, Volume
 
@@ -68,7 +69,8 @@ def measure_labels(
         that the first or last slice cuts (`cut_share`) and the share of the scan's height between
         the highest and the lowest labelled voxel (`labelled_height`). Empty groups are left out.
     """
-    array, spacing = mask.array, np.array(mask.spacing_mm)
+    straight = grids.straight(mask)
+    array, spacing = straight.array, np.array(straight.spacing_mm)
     found: Statistics = {name: {} for name in ("volume_ml", *EXTENTS)}
     middles: dict[int, np.ndarray] = {}
     levels, cut, low, high = 0, 0, array.shape[2], 0
@@ -166,6 +168,8 @@ def measure_hu(volume: Volume, mask: np.ndarray) -> tuple[Statistics, dict[str, 
         `bright_elsewhere`, the share of all voxels above `BRIGHT_HU` that are not labelled as
         vertebra. Also the histogram of each layer over `BINS_HU`, as shares.
     """
+    mask = grids.straight(LabelVolume(mask, volume.affine)).array
+    volume = grids.straight(volume)
     hu, spacing = volume.array, np.array(volume.spacing_mm)
     found: Statistics = {"scan": {}}
     histograms = {}

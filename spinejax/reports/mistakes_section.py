@@ -437,7 +437,7 @@ def _shown(
     if not numbered:
         reference = (reference > 0).astype(np.uint8)
     *befores, after = (
-        mistakes.analyse(volume.array, reference, mask, volume.spacing_mm) for _, mask in rows
+        mistakes.analyse(volume.array, reference, mask, volume.steps_mm) for _, mask in rows
     )
     found = Mistakes(after, befores[0] if befores else None, numbered)
     return {

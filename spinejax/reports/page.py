@@ -314,7 +314,7 @@ def _pictures(run: Run, case: str) -> list[figures.Picture]:
     volume, masks = run.read_case(case)
     prediction = masks["prediction"]
     named = item(run.scores, "cases", case, "vertebrae")
-    centres = body_centres(prediction, volume.spacing_mm) if named else {}
+    centres = body_centres(prediction, volume.steps_mm) if named else {}
     panels = figures.planes(volume, prediction, masks.get("labels"), centres)
     jpegs = figures.jpegs([panel.grey for panel in panels], _PICTURE_BYTES)
     return [

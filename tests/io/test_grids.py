@@ -6,7 +6,8 @@ import pytest
 
 from spinejax import geometry
 from spinejax.errors import InputError
-from spinejax.io import scanfile
+from spinejax.io import grids, scanfile
+from spinejax.volume import LabelVolume, Volume
 from tests.support.nifti_files import (
     forms,
     oblique_affine,
@@ -116,3 +117,42 @@ def test_a_mask_that_agrees_with_the_other_form_of_the_scan_is_paired(tmp_path, 
     _, read = scanfile.read_pair(image, tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(read.native, labels)
     assert "assumed to be on the grid" in caplog.text
+
+
+def tilted_affine(degrees=20.0):
+    """The grid of a gantry tilt: the table moves along z, the slices lean about x."""
+    affine = np.diag([-0.8, -0.8, 2.0, 1.0])
+    angle = np.deg2rad(degrees)
+    affine[:3, 1] = (0, -0.8 * np.cos(angle), 0.8 * np.sin(angle))
+    return affine
+
+
+def test_a_scan_with_gantry_tilt_is_straightened():
+    affine = tilted_affine()
+    index = np.stack(np.indices((20, 24, 16)), -1)
+    world = geometry.voxel_to_world(affine, index)
+    scan = Volume(np.rint(10 * world[..., 2]).astype(np.int16), affine)
+    ball = np.linalg.norm(world - world[10, 12, 8], axis=-1) < 6
+    marks = LabelVolume(ball.astype(np.uint8), affine)
+    straight, straight_marks = grids.straight(scan), grids.straight(marks)
+    np.testing.assert_allclose(straight.affine, np.diag([-0.8, -0.8, 1.0, 1]), atol=20)
+    assert geometry.straight_grid(straight.shape, straight.affine) is None
+    assert (straight.array.dtype, straight_marks.array.dtype) == (np.int16, np.uint8)
+    inside = straight.array > -1024
+    heights = geometry.voxel_to_world(straight.affine, np.stack(np.indices(straight.shape), -1))
+    off = np.abs(straight.array - 10 * heights[..., 2])[inside]
+    assert np.percentile(off, 80) <= 1  # further out there are only half voxels at the border
+    np.testing.assert_allclose(
+        straight_marks.array.sum() * straight_marks.voxel_ml, ball.sum() * marks.voxel_ml, rtol=0.03
+    )
+    back = geometry.resample(
+        straight_marks.array, straight.affine, scan.shape, scan.affine, order=0, fill=0
+    )
+    assert 2 * (back[ball] > 0).sum() / (back.sum() + ball.sum()) > 0.95
+
+
+def test_a_straight_scan_is_left_alone():
+    scan = Volume(np.zeros((4, 5, 6), np.int16), oblique_affine())
+    assert grids.straight(scan) is scan
+    slightly = Volume(np.zeros((4, 5, 6), np.int16), tilted_affine(0.3))
+    assert grids.straight(slightly) is slightly

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
 
+from spinejax import geometry
 from spinejax.metrics import boundary, surface
 from tests.support.surfaces import blobs, with_scipy
 
@@ -67,6 +70,57 @@ def test_agrees_with_brute_force(case):
         assert not distances.defined
     else:
         expect(distances, *expected)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_distances_on_a_sheared_grid_are_those_of_the_world(seed):
+    rng = np.random.default_rng(seed)
+    affine = np.eye(4)
+    skew = np.eye(3) + 0.4 * rng.uniform(-1, 1, (3, 3))
+    affine[:3, :3] = Rotation.random(rng=rng).as_matrix() @ skew @ np.diag(rng.uniform(0.3, 3, 3))
+    masks = [blobs(rng, (9, 10, 8)) for _ in range(2)]
+    points = [
+        geometry.voxel_to_world(affine, np.argwhere(mask & ~ndimage.binary_erosion(mask)))
+        for mask in masks
+    ]
+    there, back = (cKDTree(b).query(a)[0] for a, b in (points, points[::-1]))
+    expect(surface.surface_distances(*masks, geometry.steps_mm(affine)), there, back)
+
+
+def test_depth_on_a_sheared_grid_is_that_of_the_world():
+    affine = np.eye(4)
+    affine[:3, 1] = (0, 0.9, 0.5)
+    inside = np.pad(np.ones((3, 4, 3), bool), 1)
+    world = geometry.voxel_to_world(affine, np.stack(np.indices(inside.shape), -1))
+    depth = surface.depth_mm(inside, geometry.steps_mm(affine))
+    assert (depth[~inside] == 0).all()
+    expected = cdist(world[inside], world[~inside]).min(axis=1)
+    np.testing.assert_allclose(depth[inside], expected)
+    straight = surface.depth_mm(inside, (1, 2, 3))
+    np.testing.assert_array_equal(straight, ndimage.distance_transform_edt(inside, (1, 2, 3)))
+
+
+def test_contours_of_sheared_slices_are_compared_in_the_world():
+    """A tilt about x leaves axial slices alone, and shears sagittal ones."""
+    rng = np.random.default_rng(0)
+    masks = [blobs(rng, (12, 14, 10)) for _ in range(2)]
+    affine = np.diag([0.8, 0.8, 2.0, 1.0])
+    tilted = affine.copy()
+    tilted[:3, 1] = (0, 0.8 * np.cos(0.4), 0.8 * np.sin(0.4))
+    plain, sheared = geometry.steps_mm(affine), geometry.steps_mm(tilted)
+    count = boundary.count_boundary
+    axial = [count(*masks, s, tolerance_mm=1.7, slice_axis=2) for s in (plain, sheared)]
+    assert axial[0] == axial[1]
+    sagittal = count(*masks, sheared, tolerance_mm=1.7, slice_axis=0)
+    matched = 0
+    for found, true in zip(*masks, strict=True):
+        edges = [np.argwhere(one & ~ndimage.binary_erosion(one)) for one in (found, true)]
+        a, b = (points @ tilted[:3, 1:3].T for points in edges)
+        matched += (
+            int((cdist(a, b).min(axis=1) <= 1.7 + surface.ROUNDING_MM).sum()) if len(b) else 0
+        )
+    assert sagittal.predicted_matched == matched
 
 
 @pytest.mark.parametrize("seed", range(4))
