@@ -74,6 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # the status of a program that SIGPIPE ends
+    except ValueError as error:
+        if "JAX" not in str(error):  # jax refuses a variable as soon as it is imported
+            raise
+        message = f"{error}; correct or unset this environment variable"
     except OSError as error:
         message = describe_os_error(error)
     except KeyboardInterrupt:

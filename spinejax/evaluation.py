@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import predictor, scoring
+from spinejax import numerics, predictor, scoring
 from spinejax.data import feeds, normalise
 from spinejax.data.cache import CachedCase
 from spinejax.data.patch_feed import PatchFeed
@@ -52,6 +52,7 @@ def results_folder(
     return Path(workdir) / "evaluation" / (f"{name}_flip" if flip else name)
 
 
+@numerics.fixed()
 def evaluate(
     workdir: StrPath,
     *,

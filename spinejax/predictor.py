@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import geometry, labels, losses, schema, tasks
+from spinejax import geometry, labels, losses, numerics, schema, tasks
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
 from spinejax.files import StrPath
@@ -211,6 +211,7 @@ class Model:
     _segment: Callable[[Volume, str, Progress], Segmentation]
     _bytes: Callable[[Volume], int]
 
+    @numerics.fixed()
     def segment(
         self,
         scan: Scan,
@@ -306,6 +307,7 @@ def _paths(runs: StrPath | Sequence[StrPath]) -> list[Path]:
     return [Path(runs)] if isinstance(runs, str | os.PathLike) else [Path(run) for run in runs]
 
 
+@numerics.fixed()
 def load(
     runs: StrPath | Sequence[StrPath],
     *,

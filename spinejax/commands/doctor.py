@@ -7,6 +7,7 @@ from absl.flags import FlagValues
 
 from spinejax import progress
 from spinejax.commands.parsing import path_flag
+from spinejax.errors import InputError
 
 HELP = "show versions and devices; check a data set"
 POSITIONAL = "data"
@@ -31,12 +32,9 @@ def define_flags(values: FlagValues) -> None:
 
 def run(values: FlagValues) -> int:
     """Print versions and devices, and the inventory of a data set."""
-    import jax
-
     print(f"python    {platform.python_version()} on {platform.platform()}")
     print("packages  " + ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES))
-    kinds = sorted({device.device_kind for device in jax.local_devices()})
-    print(f"devices   {jax.local_device_count()} x {jax.default_backend()} ({', '.join(kinds)})")
+    print(f"devices   {_devices()}")
     if values.data is None:
         return 0
     from spinejax.datasets import doctor
@@ -48,3 +46,17 @@ def run(values: FlagValues) -> int:
     for problem in report.problems:
         print(f"  {problem}")
     return 0
+
+
+def _devices() -> str:
+    """Return what jax computes on, or why there is no device: a data set is checked without one."""
+    import jax
+
+    from spinejax import numerics
+
+    try:
+        numerics.check_devices()
+    except InputError as error:
+        return f"none: {error}"
+    kinds = sorted({device.device_kind for device in jax.local_devices()})
+    return f"{jax.local_device_count()} x {jax.default_backend()} ({', '.join(kinds)})"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax import numerics
 from spinejax.errors import InputError, check_choice
 from spinejax.phantom.person.anatomy import check_rates
 from spinejax.phantom.samples import Sampling, batch_of, cube_sample, slice_sample
@@ -101,14 +102,20 @@ def stream(
 def _batches(
     seed: int, size: tuple[int, ...], count: int, how: Sampling, start: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    key = jax.random.key(seed)
     spacing = np.full((count, len(size)), how.spacing_mm, np.float32)
-    coming = _batch(key, start, size, count, how)
+    coming = _drawn(seed, start, size, count, how)
     while True:
         start += 1
         # JAX draws the next batch while this one is used.
-        now, coming = coming, _batch(key, start, size, count, how)
+        now, coming = coming, _drawn(seed, start, size, count, how)
         yield {**{name: np.array(now[name]) for name in now}, "spacing_mm": spacing.copy()}
+
+
+@numerics.fixed()
+def _drawn(
+    seed: int, number: int, size: tuple[int, ...], count: int, how: Sampling
+) -> dict[str, jax.Array]:
+    return _batch(jax.random.key(seed), number, size, count, how)
 
 
 @partial(jax.jit, static_argnames=("size", "count", "how"))

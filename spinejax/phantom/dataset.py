@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import spinejax
-from spinejax import geometry
+from spinejax import geometry, numerics
 from spinejax.errors import InputError, check_choice
 from spinejax.files import write_json, write_text
 from spinejax.io import centroid_json, nifti
@@ -237,6 +237,7 @@ def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any
     return anatomy(key, **rates), jax.random.fold_in(key, 1)
 
 
+@numerics.fixed()
 def draw_case(
     seed: int, index: int, limits: dict[str, Any]
 ) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], scan_plan.Storage]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import schema
+from spinejax import numerics, schema
 from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
@@ -165,6 +165,7 @@ class TrainResult(NamedTuple):
     step: int
 
 
+@numerics.fixed()
 def train(
     config: ConfigDict,
     workdir: str | Path,

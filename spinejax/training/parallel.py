@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spinejax import schema
+from spinejax import numerics, schema
 from spinejax.errors import InputError
 
 AXIS = "data"
@@ -171,6 +171,7 @@ def make_parallel(kind: str, devices: int | None = None) -> Parallel:
     Raises:
         InputError: there are fewer devices.
     """
+    numerics.check_devices()
     available = jax.devices()
     if devices is None:
         return Parallel(kind, tuple(available))
@@ -196,11 +197,13 @@ def host_copy(tree: Any) -> Any:
 
 def process_index() -> int:
     """Return the index of this process in the run."""
+    numerics.check_devices()
     return jax.process_index()
 
 
 def process_count() -> int:
     """Return the number of processes of the run."""
+    numerics.check_devices()
     return jax.process_count()
 
 

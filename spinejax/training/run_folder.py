@@ -9,6 +9,7 @@ disk is full. So the room on the disk is checked before each write.
 """
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -24,12 +25,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from spinejax import schema
+from spinejax import numerics, schema
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import made, write_json
 from spinejax.sweep_state import LOCK, read_json, take_lock
 from spinejax.training import parallel
+
+logger = logging.getLogger("spinejax")
 
 RESERVE_BYTES = 2 * 2**20
 """Room in bytes that logs and small files may take between two checks."""
@@ -214,6 +217,22 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _say_changes(workdir: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Warn if a run continues with another device, library or switch than it began with."""
+    changes = [
+        f"{name} {now.get(name, 'unset')} (was {before.get(name, 'unset')})"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changes and parallel.process_index() == 0:
+        logger.warning(
+            "%s began with other versions or switches: %s; the last digits of its numbers may "
+            "differ from those of an unbroken run",
+            workdir,
+            ", ".join(changes),
+        )
+
+
 class RunRecord:
     """Writes run.json."""
 
@@ -243,19 +262,25 @@ class RunRecord:
         earlier = read_json(self._path) if resumes else {}
         self._began = time.monotonic()
         self._seconds = float(earlier.get("seconds", 0.0))
-        kinds = sorted({d.device_kind for d in jax.devices()})
+        kinds = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+        versions = {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+        }
+        computing = {"device": f"{jax.default_backend()} ({kinds})", **versions}
+        computing |= numerics.switches()
+        begun_with = earlier.get("begun_with", computing)
+        _say_changes(workdir, begun_with, computing)
         self._record: dict[str, Any] = {
             "started": earlier.get("started", _now()),
             "finished": None,
             "seconds": self._seconds,
-            "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, {', '.join(kinds)}",
+            "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, {kinds}",
             "backend": jax.default_backend(),
             "devices": devices,
             "processes": parallel.process_count(),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: _version(name) for name in _PACKAGES},
-            },
+            "versions": versions,
+            "begun_with": begun_with,
             "commit": _commit(),
             "steps": steps,
             "parameters": parameters,

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import schema, tasks
+from spinejax import numerics, schema, tasks
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
@@ -216,6 +216,7 @@ def merit(outcome: Outcome, by: str) -> float:
     return -outcome.loss if by == "loss" else outcome.dice
 
 
+@numerics.fixed()
 def train(
     config: ConfigDict,
     settings: Sequence[Setting],
@@ -321,6 +322,7 @@ class Found(NamedTuple):
     best: Trial | None
 
 
+@numerics.fixed()
 def run(
     config: ConfigDict,
     sweep: Sweep,

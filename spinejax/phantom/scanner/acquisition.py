@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from spinejax import numerics
 from spinejax.phantom.body.render import render_block
 from spinejax.phantom.scanner import noise_field, physics, view
 from spinejax.phantom.scanner.scan_plan import Protocol, Scan
@@ -110,6 +111,7 @@ def render_volume(
     still = view.at_rest() if protocol is None else protocol
     boxes = _boxes(parameters)
 
+    @numerics.fixed()  # in each thread
     def draw(first: int) -> tuple[np.ndarray, np.ndarray]:
         part = jnp.asarray(padded[first : first + _TILES])
         hu, label = _tiles(parameters, still, boxes, part, matrix, edge, sub)
@@ -168,6 +170,7 @@ def scanned(hu: np.ndarray, affine: np.ndarray, parameters: Any, protocol: Proto
     padded = np.pad(hu, pad, mode="edge")
     matrix = jnp.asarray(affine, jnp.float32)
 
+    @numerics.fixed()
     def fill(start: tuple[int, ...]) -> None:
         block = padded[tuple(slice(i, i + _CORE + 2 * rim) for i in start)]
         values = _signal(jnp.asarray(block), jnp.asarray(start), matrix, parameters, protocol)

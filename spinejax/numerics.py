@@ -1,0 +1,97 @@
+"""What jax computes with: its devices, and the switches that change numbers.
+
+jax takes switches from the environment, such as JAX_ENABLE_X64, and from the program that calls
+this package. No result of this package depends on them: it computes inside `fixed`. The switches
+of the compiler cannot be set there; a run records them (`switches`).
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+
+import flax
+import jax
+
+from spinejax.errors import InputError
+
+logger = logging.getLogger("spinejax")
+
+# Switches that only a whole program can set, and the values that this package needs.
+_NEEDED = {"jax_random_seed_offset": 0, "flax_fix_rng_separator": False}
+_COMPILER = (
+    "XLA_FLAGS",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "LIBTPU_INIT_ARGS",
+)
+
+
+@contextmanager
+def fixed() -> Iterator[None]:
+    """Compute with the same switches in every environment and program; also a decorator.
+
+    The caller's switches hold again afterwards. They differ by thread: a function that another
+    thread runs needs its own `fixed`.
+
+    Raises:
+        InputError: jax has no device, or a switch that cannot be set here has another value.
+    """
+    check_devices()
+    for name, needed in _NEEDED.items():
+        value = getattr(flax.config if name.startswith("flax") else jax.config, name, needed)
+        if value != needed:
+            raise InputError(
+                f"{name.upper()}={value} changes random numbers; unset it, or set it to {needed}"
+            )
+    with ExitStack() as stack:
+        for switch in (
+            jax.enable_x64(False),
+            jax.default_matmul_precision(None),
+            jax.default_prng_impl("threefry2x32"),
+            jax.threefry_partitionable(True),
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.softmax_custom_jvp(False),
+            # These find faults in programs; with some, jax computes without its compiler.
+            jax.disable_jit(False),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.debug_key_reuse(False),
+            jax.transfer_guard("allow"),
+        ):
+            stack.enter_context(switch)
+        yield
+
+
+@cache
+def check_devices() -> None:
+    """Start jax's devices, and warn once of flags that make XLA less exact.
+
+    Raises:
+        InputError: there is no device, such as with JAX_PLATFORMS=cuda on a machine without GPU.
+    """
+    if "fast_m" in os.environ.get("XLA_FLAGS", ""):
+        logger.warning(
+            "XLA_FLAGS=%s makes XLA less exact: scores differ from those of other machines",
+            os.environ["XLA_FLAGS"],
+        )
+    try:
+        jax.devices()
+    except Exception as error:  # jax raises AssertionError, RuntimeError and others
+        asked = getattr(jax.config, "jax_platforms", None)
+        if asked:
+            raise InputError(
+                f"JAX_PLATFORMS={asked}: jax finds no such device; unset JAX_PLATFORMS to use what "
+                "this machine has, or install jax for the device (pip install -e .[cuda])"
+            ) from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"jax finds no device ({reason}); JAX_PLATFORMS=cpu uses the processor"
+        ) from error
+
+
+def switches() -> dict[str, str]:
+    """Return the environment variables that change what the compiler makes, if they are set."""
+    return {name: os.environ[name] for name in _COMPILER if os.environ.get(name)}
