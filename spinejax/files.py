@@ -21,7 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from spinejax.errors import InputError
+from spinejax.errors import InputError, MachineError
 
 StrPath = str | os.PathLike[str]
 """A path as users give it."""
@@ -206,7 +206,7 @@ def check_output(
         return
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose another output"
+            f"{path}: cannot be written: {str(error.strerror).lower()}; choose another output"
         ) from error
     _require_regular(path, status, "choose another output")
     for other in inputs:
@@ -269,11 +269,11 @@ def _check_folder(path: Path) -> None:
     """Refuse a new file whose folder cannot be made or written."""
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise InputError(
-            f"{path}: cannot be written, since {folder} is no folder; choose another output"
+        raise MachineError(
+            f"{path}: cannot be written: {folder} is not a folder; choose another output"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(
+        raise MachineError(
             f"{path}: cannot be written: permission denied in {folder}; choose another output"
         )
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from spinejax import geometry, labels, losses, numerics, schema, tasks
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
-from spinejax.files import StrPath
+from spinejax.files import StrPath, check_output, expanded
 from spinejax.inference import cascade, ensemble, masks
 from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
 from spinejax.inference.windows3d import make_cube_predictor
@@ -156,8 +156,12 @@ class Segmentation:
         *,
         reference: np.ndarray | None = None,
         picture: bool = True,
+        overwrite: bool = False,
     ) -> tuple[Path, ...]:
         """Write labels, centroids and a picture; each file appears whole or not at all.
+
+        Earlier results of this program are replaced, other files are not: a mask that was corrected
+        by hand stays.
 
         Args:
             folder: where the files go; made if missing.
@@ -166,29 +170,48 @@ class Segmentation:
                 `<name>_quicklook.png`. None takes the name of the scan.
             reference: (x, y, z) true labels on the grid of `mask`, to be drawn in the picture.
             picture: whether to draw it.
+            overwrite: replace other files, too, except the scan.
 
         Returns:
             The paths of the files.
 
         Raises:
-            InputError: the folder cannot be written, or the disk is full.
+            InputError: a file may not be replaced (nothing is written then), the folder cannot be
+                written, or the disk is full.
         """
         from spinejax.reports import figures  # only pictures need it
 
         name = self.name if name is None else name
-        folder = Path(folder)
-        paths = [folder / f"{name}_seg.nii.gz"]
-        nifti.write_labels(paths[0], self.labels, self.scan)
+        targets = outputs(folder, name, named=self.named, picture=picture)
+        source = () if self.scan.disk is None else [self.scan.disk.path]
+        for path, kind in targets.items():
+            check_output(path, kind, inputs=source, overwrite=overwrite)
+        paths = tuple(targets)
+        nifti.write_labels(paths[0], self.labels, self.scan, overwrite=overwrite)
         if self.named:
-            paths += [folder / f"{name}_ctd.json", folder / f"{name}_ctd.mrk.json"]
-            centroid_json.write_centroids(paths[1], self.centroids, self.scan)
-            centroid_json.write_markups(paths[2], self.centroids, self.scan)
+            centroid_json.write_centroids(paths[1], self.centroids, self.scan, overwrite=overwrite)
+            centroid_json.write_markups(paths[2], self.centroids, self.scan, overwrite=overwrite)
         if picture:
-            paths.append(folder / f"{name}_quicklook.png")
             figures.quicklook(
-                self.scan, self.mask, reference, paths[-1], title=name, centroids=self.centroids
+                self.scan,
+                self.mask,
+                reference,
+                paths[-1],
+                title=name,
+                centroids=self.centroids,
+                overwrite=overwrite,
             )
-        return tuple(paths)
+        return paths
+
+
+def outputs(folder: StrPath, name: str, *, named: bool, picture: bool = True) -> dict[Path, str]:
+    """Return the files that `Segmentation.save` writes, in its order, with their kinds."""
+    found = {"seg.nii.gz": "labels"}
+    if named:
+        found |= {"ctd.json": "centroids", "ctd.mrk.json": "centroids"}
+    if picture:
+        found["quicklook.png"] = "picture"
+    return {expanded(folder) / f"{name}_{ending}": kind for ending, kind in found.items()}
 
 
 def _names(ids: Sequence[int]) -> str:
@@ -203,11 +226,13 @@ class Model:
         config: the config of the (first) run.
         variables: the variables of its network.
         digest: of all configs and parameters. Models with equal digests find the same in a scan.
+        named: whether it names vertebrae.
     """
 
     config: ConfigDict
     variables: dict[str, Any]
     digest: str
+    named: bool
     _segment: Callable[[Volume, str, Progress], Segmentation]
     _bytes: Callable[[Volume], int]
 
@@ -275,7 +300,7 @@ def as_volume(scan: Scan, affine: np.ndarray | None = None) -> Volume:
     if affine is not None:
         raise InputError("affine= belongs to an array; a file or an image has its own")
     if isinstance(scan, str | os.PathLike):
-        return scanfile.read_volume(scan)
+        return scanfile.read_volume(expanded(scan))
     return scan if isinstance(scan, Volume) else nifti.from_image(scan)
 
 
@@ -304,7 +329,7 @@ def _load_runs(folders: Sequence[Path], which: str) -> list[_Run]:
 
 
 def _paths(runs: StrPath | Sequence[StrPath]) -> list[Path]:
-    return [Path(runs)] if isinstance(runs, str | os.PathLike) else [Path(run) for run in runs]
+    return [expanded(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
 
 
 @numerics.fixed()
@@ -374,7 +399,7 @@ def load(
         return Segmentation(spine, volume, title)  # type: ignore[arg-type] # then there is a mask
 
     digest = _digest([*first, *second], flip=flip)
-    return Model(config, first[0].variables, digest, segment, memory)
+    return Model(config, first[0].variables, digest, name is not None, segment, memory)
 
 
 def _digest(runs: Sequence[_Run], *, flip: bool) -> str:

@@ -54,7 +54,7 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
     target = tmp_path / f"{'x' * 247}.json"
     write_json(target, {}, "scores")
     assert target.exists()
-    with pytest.raises(InputError, match="File name too long"):
+    with pytest.raises(InputError, match="file name too long"):
         write_json(tmp_path / f"{'x' * 300}.json", {})
 
 
@@ -106,7 +106,7 @@ def test_an_output_is_no_link_device_or_folder(tmp_path):
         assert not is_ours(tmp_path / name, "scores")
     assert sorted(os.listdir(tmp_path)) == before
     for inside in ("theirs/x.json", "nowhere/x.json"):
-        with pytest.raises(InputError, match="is no folder"):
+        with pytest.raises(InputError, match="is not a folder"):
             write_text(tmp_path / inside, "ours", "scores", overwrite=True)
 
 

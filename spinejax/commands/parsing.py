@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from spinejax import config_files
 from spinejax.errors import InputError, did_you_mean
+from spinejax.files import expanded
 
 DEFAULT_CONFIG = "demo"
 _FIELDS = "config_fields"  # the flag that collects the words --config.key=value
@@ -40,7 +41,7 @@ class _PathParser(flags.ArgumentParser):
     def parse(self, argument: str | Path) -> Path:
         if not str(argument):  # --workdir=$UNSET; an empty path would be the current folder
             raise ValueError("empty")
-        return Path(argument).expanduser()
+        return expanded(argument)
 
     def flag_type(self) -> str:
         return "path"
@@ -114,6 +115,17 @@ def model_flags(values: FlagValues) -> None:
         "default the second network of --workdir, if it has one. Give the flag again to average "
         "several runs.",
         several=True,
+    )
+
+
+def overwrite_flag(values: FlagValues) -> None:
+    """Define --overwrite, which gives up files that this program did not write."""
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "Replace files of the outputs' names that spinejax did not write, or that were changed "
+        "since. Inputs are never replaced.",
+        flag_values=values,
     )
 
 

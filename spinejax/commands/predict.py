@@ -11,7 +11,7 @@ import spinejax
 from spinejax import progress
 from spinejax.commands import parsing
 from spinejax.errors import InputError
-from spinejax.files import made
+from spinejax.files import check_output, made
 
 HELP = "segment a CT or a folder of CTs"
 POSITIONAL = "input"
@@ -39,11 +39,12 @@ def define_flags(values: FlagValues) -> None:
     parsing.path_flag(
         values, "reference", "Label file or folder; the picture shows it beside the prediction."
     )
+    parsing.overwrite_flag(values)
 
 
 def run(values: FlagValues) -> int:
     """Segment the scans; a bad file is named and the other files are segmented."""
-    from spinejax import scoring
+    from spinejax import failures, predictor, scoring
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
 
@@ -61,9 +62,18 @@ def run(values: FlagValues) -> int:
         flip=values.flip,
     )
     valid = scoring.comparable_labels(model.config.data.labels)
-    failed = 0
+    failed: dict[str, str] = {}
+    for name in scans:  # before hours of work
+        try:
+            for path, kind in predictor.outputs(output, name, named=model.named).items():
+                inputs = [*scans.values(), *references.values()]
+                check_output(path, kind, inputs=inputs, overwrite=values.overwrite)
+        except InputError as error:
+            failures.note(name, error, failed, alone=len(scans) == 1)
     with made(output, results=("*",)):
         for name, path in scans.items():
+            if name in failed:
+                continue
             try:
                 if name in references:
                     scan, truth = scanfile.read_pair(path, references[name], valid=valid)
@@ -74,18 +84,20 @@ def run(values: FlagValues) -> int:
                 print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
                 started = time.monotonic()
                 found = model.segment(scan, name=name, progress=progress.bars)
-            except InputError as error:
-                if len(scans) == 1:
-                    raise
-                print(f"spinejax predict: error: {error}", file=sys.stderr)
-                failed += 1
+                seconds = time.monotonic() - started
+                paths = found.save(
+                    output,
+                    name,
+                    reference=None if truth is None else truth.array,
+                    overwrite=values.overwrite,
+                )
+            except Exception as error:
+                failures.note(name, error, failed, alone=len(scans) == 1)
                 continue
-            seconds = time.monotonic() - started
-            paths = found.save(output, name, reference=None if truth is None else truth.array)
             print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
             print("\n".join(f"  {path}" for path in paths), flush=True)
     if failed:
-        raise InputError(f"{failed} of {len(scans)} scans failed (named above); the rest are done")
+        raise failures.summary(failed, len(scans), "the rest are done")
     return 0
 
 

@@ -19,7 +19,6 @@ vertebra, up to 15 mm further back.
 
 import json
 import math
-import os
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 
 from spinejax import geometry, labels
 from spinejax.errors import InputError
-from spinejax.files import read_regular, write_json
+from spinejax.files import StrPath, read_regular, write_json
 from spinejax.io import file_names
 from spinejax.volume import LabelVolume, Volume
 
@@ -47,7 +46,7 @@ _SCHEMA = (
 
 
 def read_centroids(
-    path: str | os.PathLike[str],
+    path: StrPath,
     volume: Volume,
     *,
     edition: str | None = None,
@@ -94,7 +93,7 @@ def read_centroids(
     return candidates[edition]
 
 
-def read_direction(path: str | os.PathLike[str]) -> str | None:
+def read_direction(path: StrPath) -> str | None:
     """Return the orientation code of the direction record, e.g. "PIR"; None without a record."""
     return _parse(Path(path))[0]
 
@@ -115,7 +114,11 @@ def label_at(point: np.ndarray, volume: Volume, mask: LabelVolume) -> int:
 
 
 def write_centroids(
-    path: str | os.PathLike[str], centroids: Mapping[int, np.ndarray], volume: Volume
+    path: StrPath,
+    centroids: Mapping[int, np.ndarray],
+    volume: Volume,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write VerSe's subject-based JSON with points in the orientation of the scan's file.
 
@@ -123,16 +126,24 @@ def write_centroids(
         path: JSON file; it appears whole or not at all.
         centroids: VerSe id -> (3,) voxel index in `volume.array`.
         volume: the scan.
+        overwrite: replace a file that this program did not write, too.
+
+    Raises:
+        InputError: the file may not be replaced.
     """
     records: list[dict[str, Any]] = [{"direction": list(volume.orientation)}]
     for label in sorted(centroids, key=labels.order):
         x, y, z = (round(float(value), 2) for value in volume.native_index(centroids[label]))
         records.append({"label": int(label), "X": x, "Y": y, "Z": z})
-    write_json(path, records)
+    write_json(path, records, "centroids", overwrite=overwrite)
 
 
 def write_markups(
-    path: str | os.PathLike[str], centroids: Mapping[int, np.ndarray], volume: Volume
+    path: StrPath,
+    centroids: Mapping[int, np.ndarray],
+    volume: Volume,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write 3D Slicer markups (`.mrk.json`, schema 1.0.3): named points in LPS mm.
 
@@ -140,6 +151,10 @@ def write_markups(
         path: JSON file; it appears whole or not at all.
         centroids: VerSe id -> (3,) voxel index in `volume.array`.
         volume: the scan.
+        overwrite: replace a file that this program did not write, too.
+
+    Raises:
+        InputError: the file may not be replaced.
     """
     points = []
     for number, label in enumerate(sorted(centroids, key=labels.order), start=1):
@@ -159,7 +174,7 @@ def write_markups(
         "coordinateUnits": "mm",
         "controlPoints": points,
     }
-    write_json(path, {"@schema": _SCHEMA, "markups": [markup]})
+    write_json(path, {"@schema": _SCHEMA, "markups": [markup]}, "centroids", overwrite=overwrite)
 
 
 def _from_frame(

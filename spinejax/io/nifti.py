@@ -11,7 +11,6 @@ name. Analyze files and .hdr/.img pairs are refused. Header fields are those of 
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from nibabel.spatialimages import SpatialImage
 
 from spinejax import geometry
 from spinejax.errors import InputError
+from spinejax.files import StrPath, check_output, expanded
 from spinejax.io import contents, voxels
 from spinejax.io.grids import TOLERANCE_MM
 from spinejax.io.voxels import Layout, Source
@@ -84,7 +84,14 @@ def from_image(image: SpatialImage) -> Volume:
     return voxels.from_array(array, affine, disk, path)
 
 
-def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
+def write_labels(
+    path: StrPath,
+    array: np.ndarray,
+    like: Volume,
+    *,
+    overwrite: bool = False,
+    kind: str = "labels",
+) -> None:
     """Write a label map on the grid of the file that a scan was read from.
 
     The file repeats the sform and qform with their codes, the units and the shape (with trailing
@@ -96,9 +103,12 @@ def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
         array: (x, y, z) uint8 in the order of the file, that is, on the grid of `like.native`.
             Labels on the grid of `like.array` go through `like.to_native` first.
         like: the scan.
+        overwrite: replace a file that this program did not write, too, unless it is the scan.
+        kind: of file, see `files.check_output`.
 
     Raises:
-        InputError: the folder cannot be written, the disk is full, or the name has another ending.
+        InputError: the file may not be replaced, the folder cannot be written, the disk is full, or
+            the name has another ending.
         ValueError: `array` is not uint8 or not of the shape of `like.native`.
     """
     shape = like.native.shape
@@ -106,16 +116,17 @@ def write_labels(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
         raise ValueError(
             f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
         )
-    _write(Path(path), array, like, np.dtype(np.uint8))
+    _write(expanded(path), array, like, np.dtype(np.uint8), kind=kind, overwrite=overwrite)
 
 
 def write_volume(
-    path: str | os.PathLike[str],
+    path: StrPath,
     volume: Volume,
     dtype: str = "int16",
     *,
     slope: float = 1,
     inter: float = 0,
+    overwrite: bool = False,
 ) -> None:
     """Write a CT on the grid of its file or with its affine, see `write_labels`.
 
@@ -125,9 +136,10 @@ def write_volume(
         dtype: type on disk, e.g. "int16", "uint16", "int32", "float32", "float64".
         slope: not 0; stored value * slope + inter is the value in HU.
         inter: see `slope`.
+        overwrite: see `write_labels`.
 
     Raises:
-        InputError: the folder cannot be written, the disk is full, or the name has another ending.
+        InputError: as for `write_labels`.
         ValueError: a value does not fit `dtype`.
     """
     on_disk = np.dtype(dtype)
@@ -137,7 +149,7 @@ def write_volume(
         bounds = np.iinfo(on_disk)
         if not (bounds.min <= round(stored[0]) and round(stored[1]) <= bounds.max):
             raise ValueError(f"values {stored[0]:g} to {stored[1]:g} do not fit {on_disk}")
-    _write(Path(path), array, volume, on_disk, slope, inter)
+    _write(expanded(path), array, volume, on_disk, slope, inter, kind="scan", overwrite=overwrite)
 
 
 @np.errstate(all="ignore")  # damaged headers hold any bit pattern; their values are checked here
@@ -289,11 +301,16 @@ def _write(
     dtype: np.dtype,
     slope: float = 1.0,
     inter: float = 0.0,
+    *,
+    kind: str,
+    overwrite: bool,
 ) -> None:
     """Write an array on the grid of `like.native`."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: the name of the output must end in .nii or .nii.gz; rename it")
     disk = like.disk
+    if disk is not None:
+        check_output(path, kind, inputs=[disk.path], overwrite=overwrite)
     x, y, z = array.shape
     if disk is not None and disk.shape[:3] != (x, y, z):
         raise ValueError(f"array {array.shape} is not on the grid {disk.shape} of {disk.path}")
@@ -309,7 +326,8 @@ def _write(
     block = header.binaryblock
     # Four zero bytes after the header mean "no extension".
     block += bytes(first - len(block))
-    voxels.write(path, block, array, Layout((x, y, z), header.get_data_dtype(), slope, inter))
+    layout = Layout((x, y, z), header.get_data_dtype(), slope, inter)
+    voxels.write(path, block, array, layout, kind=kind, overwrite=overwrite)
 
 
 def _new_header(like: Volume) -> _Header:

@@ -275,15 +275,22 @@ def label_values(
     return out
 
 
-def write(path: Path, header: bytes, array: np.ndarray, layout: Layout) -> None:
+def write(
+    path: Path, header: bytes, array: np.ndarray, layout: Layout, *, kind: str, overwrite: bool
+) -> None:
     """Write a header and the voxels of an array (x, y, z), gzipped if the name ends in .gz.
 
-    The file appears whole or not at all. The same input gives the same bytes.
+    The file appears whole or not at all, see `files.atomic_path` for `kind` and `overwrite`. The
+    same input gives the same bytes.
 
     Raises:
-        InputError: the folder cannot be written, or the disk is full.
+        InputError: the file may not be replaced, the folder cannot be written, or the disk is full.
     """
-    with _writing(path), atomic_path(path) as temporary, temporary.open("wb") as raw:
+    with (
+        _writing(path),
+        atomic_path(path, kind, overwrite=overwrite) as temporary,
+        temporary.open("wb") as raw,
+    ):
         if path.name.lower().endswith(".gz"):
             with gzip.GzipFile(
                 filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=raw, mtime=0

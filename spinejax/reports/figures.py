@@ -671,6 +671,7 @@ def quicklook(
     *,
     title: str = "",
     centroids: Mapping[int, np.ndarray] = types.MappingProxyType({}),
+    overwrite: bool = False,
 ) -> Path:
     """Write a picture of three planes through the spine with a prediction on it; see `planes`.
 
@@ -682,17 +683,19 @@ def quicklook(
         title: printed on the picture; by default the file's name without `.png`.
         centroids: VerSe id -> (3,) voxel index of a vertebral body; names are written there. Empty
             if labels are not VerSe ids.
+        overwrite: replace a file that this program did not write, too.
 
     Returns:
         `path`.
 
     Raises:
+        InputError: the file may not be replaced.
         ValueError: a label map has another shape than the volume.
     """
     path = Path(path)
     png = quicklook_png(
         volume, prediction, reference, title=title or path.stem, centroids=centroids
     )
-    with files.atomic_path(path) as temporary:
+    with files.atomic_path(path, "picture", overwrite=overwrite) as temporary:
         temporary.write_bytes(png)
     return path

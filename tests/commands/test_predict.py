@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from spinejax.cli import main
+from spinejax.files import LIST
 from tests.support.cli_runs import (
     AFFINE,
     ROOT,
@@ -97,11 +98,11 @@ def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run
     expected = {f"a{n}_{kind}" for n in (500, 501) for kind in ("seg.nii.gz", "quicklook.png")}
     for more in ([f"--reference={root}"], []):
         assert main([*arguments, *more]) == 0
-        assert {path.name for path in (root / "out").iterdir()} == expected
+        assert {path.name for path in (root / "out").iterdir()} == expected | {LIST}
     inside = f"--input={(root / names[0]).parent if layout == 'nnunet' else root}"
     out = tmp_path / "again"
     assert main([*arguments[:2], inside, f"--output={out}"]) == 0
-    assert {path.name for path in out.iterdir()} == expected
+    assert {path.name for path in out.iterdir()} == expected | {LIST}
     one = f"--reference={root / names[1].format(500)}"
     fails(capsys, [*arguments, one], "one file for 2 scans")
     fails(capsys, [*arguments, "--reference=nowhere"], "nowhere", "--reference")
@@ -109,6 +110,41 @@ def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run
     (tmp_path / "dicom/IM0001").write_bytes(b"\0" * 128 + b"DICM")
     arguments[2] = f"--input={tmp_path / 'dicom'}"
     fails(capsys, arguments, "no CT", "convert DICOM")
+
+
+def test_what_somebody_else_wrote_is_not_replaced(dataset, run, tmp_path, capsys):
+    """The layout of MICCAI's VerSe names masks as this command names its labels."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in (500, 501):
+        shutil.copy(ct_of(dataset, number), flat / f"a{number}.nii.gz")
+    shutil.copy(mask_of(dataset, 500), flat / "a500_seg.nii.gz")
+    human = (flat / "a500_seg.nii.gz").read_bytes()
+    arguments = ["predict", f"--workdir={run}", f"--input={flat}", f"--output={flat}"]
+    fails(capsys, arguments, "a500_seg.nii.gz", "did not write this file", "--overwrite")
+    assert (flat / "a500_seg.nii.gz").read_bytes() == human
+    assert not (flat / "a500_quicklook.png").exists()
+    assert (flat / "a501_seg.nii.gz").exists() and (flat / "a501_quicklook.png").exists()
+
+    fails(capsys, [*arguments, f"--reference={flat}", "--overwrite"], "2 of 2 scans failed")
+    assert (flat / "a500_seg.nii.gz").read_bytes() == human
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (flat / "a500_seg.nii.gz").read_bytes() != human
+
+    assert main(arguments) == 0  # its own files by now
+    shutil.copy(mask_of(dataset, 501), flat / "a501_seg.nii.gz")  # as corrected by hand
+    fails(capsys, arguments, "a501_seg.nii.gz", "was changed since")
+    assert (flat / "a501_seg.nii.gz").read_bytes() == mask_of(dataset, 501).read_bytes()
+
+
+def test_an_input_that_is_named_like_its_output(dataset, run, tmp_path, capsys):
+    ct = tmp_path / "x_seg.nii.gz"
+    shutil.copy(ct_of(dataset), ct)
+    before = ct.read_bytes()
+    arguments = ["predict", f"--workdir={run}", f"--input={ct}", f"--output={tmp_path}/../"]
+    arguments[-1] += tmp_path.name
+    fails(capsys, [*arguments, "--overwrite"], "x_seg.nii.gz: is an input of this command")
+    assert ct.read_bytes() == before and os.listdir(tmp_path) == ["x_seg.nii.gz"]
 
 
 def test_home_folders_are_expanded(dataset, run, tmp_path, monkeypatch):
@@ -232,8 +268,8 @@ def test_a_full_disk(run, small_disk, tmp_path, capsys):
         "full",
     )
     for path in snapshot(small_disk) - before:  # a file that is there is whole
-        assert path.suffixes in ([], [".nii", ".gz"]) and not path.name.startswith(".tmp-")
-        if path.suffix:
+        assert path.suffixes in ([], [".nii", ".gz"]) or path.name == LIST
+        if path.name.endswith(".gz"):
             np.asarray(nib.load(small_disk / path).dataobj)
 
 

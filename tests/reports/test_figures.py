@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from spinejax import geometry, labels, overlay
+from spinejax.files import LIST
 from spinejax.reports import figures
 from spinejax.volume import Volume
 
@@ -130,7 +131,7 @@ def test_an_empty_prediction_still_gives_a_picture(tmp_path):
         canonical_volume(), np.zeros(SHAPE, bool), None, tmp_path / "new" / "a.png"
     )
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+    assert {file.name for file in path.parent.iterdir()} == {"a.png", LIST}
 
 
 @pytest.mark.parametrize("case", ["a$^{$b", "脊柱 scan", "x" * 300, ""])
