@@ -403,7 +403,7 @@ def test_a_scan_with_gantry_tilt_is_segmented_on_a_straight_grid():
         point = np.argwhere(mask).mean(axis=0)
         return Segmentation(mask, volume, title, True, {20: point}, record("L1"))
 
-    model = predictor.Model(None, {}, "", segment, lambda volume: volume.array.size)
+    model = predictor.Model(None, {}, "", True, segment, lambda volume: volume.array.size)
     scan = Volume(np.where(ball, 400, 0).astype(np.int16), affine)
     found = model.segment(scan, name="tilted")
     assert geometry.straight_grid(seen[0].shape, seen[0].affine) is None
