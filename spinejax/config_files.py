@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from spinejax import schema
-from spinejax.errors import InputError, check_choice
+from spinejax.errors import InputError, check_choice, shown
 
 PACKAGED = Path(__file__).parent / "configs"
 """Folder of the configs that come with spinejax."""
@@ -131,7 +131,8 @@ def _failed(file: Path, error: Exception) -> InputError:
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
     """Set one field; text is read in the type of the field."""
-    flag = f"--config.{key}={value}"
+    text = shown(value)
+    flag = f"--config.{key}={text[1:-1] if isinstance(value, str) else text}"
     if "[" in key:
         raise InputError(f"{flag}: a tuple is set as a whole, as in --config.data.size='(64, 64)'")
     *blocks, name = key.split(".")
@@ -177,7 +178,7 @@ def _number(kind: Callable[[Any], Any], value: Any) -> Any:
         return value
     try:
         return kind(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return value
 
 
@@ -185,7 +186,7 @@ def _tuple(text: str) -> Any:
     """Read `(64, 32)`, `64,32` or `same,valid,same`; return `text` itself if it is none of them."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # of literal_eval
         words = [word.strip() for word in text.split(",")]
         return tuple(words) if all(word.isidentifier() for word in words) else text
     return tuple(value) if isinstance(value, tuple | list) else (value,)

@@ -74,6 +74,12 @@ def did_you_mean(name: str, choices: Collection[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def shown(value: object) -> str:
+    """Return what Python prints for a value, on one line and cut after 100 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def check_choice(field: str, value: object, choices: Collection[str]) -> None:
     """Raise InputError unless `value` is one of `choices`; the message lists them.
 
@@ -82,6 +88,8 @@ def check_choice(field: str, value: object, choices: Collection[str]) -> None:
         value: what the user gave.
         choices: what is allowed.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         hint = did_you_mean(str(value), choices)
-        raise InputError(f"{field} = {value!r} is unknown: choose one of {sorted(choices)}{hint}")
+        raise InputError(
+            f"{field} = {shown(value)} is unknown: choose one of {sorted(choices)}{hint}"
+        )

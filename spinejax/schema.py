@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax.errors import InputError, check_choice
+from spinejax.errors import InputError, check_choice, shown
 from spinejax.text_table import text_table
 
 SLICES, PATCHES, CUBES = TASKS = (
@@ -50,7 +50,7 @@ class Number:
         return (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and math.isfinite(value)
+            and -math.inf < value < math.inf
             and (self.low < value if self.above else self.low <= value)
             and (value < self.high if self.below else value <= self.high)
             and (not self.whole or value == round(value))
@@ -62,7 +62,8 @@ class Number:
         return f"a {'whole ' * self.whole}number {low}{high * (self.high < math.inf)}"
 
 
-_MOST = 2**31 - 1  # of jax's integers
+LARGEST = 2**31 - 1
+"""The largest number of jax's integers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class Whole:
     """A whole number from `low` to `high`; only odd numbers if `odd`."""
 
     low: int = 0
-    high: int = _MOST
+    high: int = LARGEST
     odd: bool = False
 
     def fits(self, value: Any) -> bool:
@@ -79,7 +80,7 @@ class Whole:
         return whole and self.low <= value <= self.high and (not self.odd or value % 2 == 1)
 
     def __str__(self) -> str:
-        high = "up" if self.high == _MOST else f"to {self.high}"
+        high = "up" if self.high == LARGEST else f"to {self.high}"
         return f"a{'n odd' * self.odd} whole number from {self.low} {high}"
 
 
@@ -123,22 +124,25 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Several:
-    """A sequence whose items are all allowed: `count` of them, or at least `least`."""
+    """A sequence whose items are all allowed: `count` of them, or from `least` to `most`."""
 
     item: "Allowed"
     count: int = 0
     least: int = 1
+    most: int = 64
 
     def fits(self, value: Any) -> bool:
         """Whether `value` is such a sequence."""
         return (
             isinstance(value, list | tuple)
-            and (len(value) == self.count if self.count else len(value) >= self.least)
+            and (len(value) == self.count if self.count else self.least <= len(value) <= self.most)
             and all(map(self.item.fits, value))
         )
 
     def __str__(self) -> str:
-        return f"a sequence of {self.count or f'{self.least} or more'} values, each {self.item}"
+        return (
+            f"a sequence of {self.count or f'{self.least} to {self.most}'} values, each {self.item}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +211,7 @@ class Field:
             if isinstance(value, str) and len(allowed.words) > 1:
                 check_choice(path, value, allowed.words)
             reason = f": {self.meaning}"
-        raise InputError(f"{path}={value!r} must be {allowed}{reason}")
+        raise InputError(f"{path}={shown(value)} must be {allowed}{reason}")
 
 
 def _rates() -> Iterator[Field]:
@@ -231,6 +235,7 @@ def _rates() -> Iterator[Field]:
 _WINDOWED = (SLICES, CUBES)
 _MASKS = (SLICES, PATCHES)
 _SHARE = Number(0, 1)
+_WEIGHT = Number(0, 1e6)
 
 FIELDS: tuple[Field, ...] = (
     Field("name", "", Text(), "Name of the experiment, for reports."),
@@ -279,9 +284,9 @@ FIELDS: tuple[Field, ...] = (
         "data.val_fraction", 0.1, Number(0, 1, above=True, below=True),
         meaning="Share of the remaining patients in the validation set.",
     ),
-    Field("data.folds", 5, Whole(2), "Number of folds, for the split 'kfold'."),
+    Field("data.folds", 5, Whole(2, 1000), "Number of folds, for the split 'kfold'."),
     Field(
-        "data.fold", 0, Whole(),
+        "data.fold", 0, Whole(0, 999),
         meaning="Number of the fold that is the test set, for the split 'kfold'.",
     ),
     Field(
@@ -341,7 +346,7 @@ FIELDS: tuple[Field, ...] = (
         meaning="Spacing of pixels or voxels after resampling.",
     ),
     Field(
-        "data.size", (256, 256), Several(Whole(1), 2), unit="pixels", tasks=_MASKS,
+        "data.size", (256, 256), Several(Whole(1, 4096), 2), unit="pixels", tasks=_MASKS,
         meaning="Rows and columns of a slice or crop.",
     ),
     Field(
@@ -354,9 +359,12 @@ FIELDS: tuple[Field, ...] = (
         meaning="Share of training slices without any vertebra.",
     ),
     # Patches (paper B, sections II.B and II.C).
-    Field("data.patches.size", 32, Whole(1), "Side of a patch.", unit="pixels", tasks=(PATCHES,)),
     Field(
-        "data.patches.stride", 12, Whole(1), unit="pixels", tasks=(PATCHES,),
+        "data.patches.size", 32, Whole(1, 4096), unit="pixels", tasks=(PATCHES,),
+        meaning="Side of a patch.",
+    ),
+    Field(
+        "data.patches.stride", 12, Whole(1, 4096), unit="pixels", tasks=(PATCHES,),
         meaning="Distance between neighbouring patches.",
     ),
     Field(
@@ -373,12 +381,12 @@ FIELDS: tuple[Field, ...] = (
         meaning="Random under-sampling of background patches: once, anew in each epoch, or none.",
     ),
     Field(
-        "data.patches.rus_ratio", 1.0, Number(0, above=True), tasks=(PATCHES,),
+        "data.patches.rus_ratio", 1.0, Number(0, 1e6, above=True), tasks=(PATCHES,),
         meaning="Number of background patches for each vertebra patch.",
     ),
     # Cubes.
     Field(
-        "data.cube.size", (96, 96, 96), Several(Whole(1), 3), unit="voxels", tasks=(CUBES,),
+        "data.cube.size", (96, 96, 96), Several(Whole(1, 1024), 3), unit="voxels", tasks=(CUBES,),
         meaning="Sides of a cube: left, back, up.",
     ),
     Field(
@@ -390,11 +398,11 @@ FIELDS: tuple[Field, ...] = (
         "data.cube.prior_sacrum", 0.3, Number(0, 0.75), tasks=(CUBES,), before=0.0,
         meaning="Share of training masks that include the top of the sacrum, with 'channel'.",
     ),
-    Field("data.threads", 2, Whole(), "Threads that read samples.", free=True),
-    Field("data.prefetch", 4, Whole(), "Batches that are read ahead.", free=True),
+    Field("data.threads", 2, Whole(0, 256), "Threads that read samples.", free=True),
+    Field("data.prefetch", 4, Whole(0, 1024), "Batches that are read ahead.", free=True),
     # Phantoms.
     Field(
-        "data.phantom.cases", 12, Whole(),
+        "data.phantom.cases", 12, Whole(0, 100_000),
         meaning="Number of phantoms written as scans; 'phantom_stream' only validates and tests on "
         "them.",
     ),
@@ -411,7 +419,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_rates(),
     Field(
-        "data.phantom.epoch_batches", 100, Whole(1),
+        "data.phantom.epoch_batches", 100, Whole(1, 10**6),
         meaning="Number of batches in an epoch of 'phantom_stream'.",
     ),
     Field(
@@ -430,7 +438,7 @@ FIELDS: tuple[Field, ...] = (
     # Augmentation (paper A, section 4.3.1: scaling, rotation, flips).
     Field("augment.enabled", True, Flag(), "Change training samples at random."),
     Field(
-        "augment.scale", (0.85, 1.15), Range(Number(0, above=True)),
+        "augment.scale", (0.85, 1.15), Range(Number(0.05, 20)),
         meaning="Range of the magnification.",
     ),
     Field(
@@ -438,7 +446,7 @@ FIELDS: tuple[Field, ...] = (
         meaning="Largest rotation, either way.",
     ),
     Field(
-        "augment.translation_px", 0.0, Number(), unit="pixels",
+        "augment.translation_px", 0.0, Number(0, 4096), unit="pixels",
         meaning="Largest shift along each axis, either way.",
     ),
     Field(
@@ -447,7 +455,7 @@ FIELDS: tuple[Field, ...] = (
         "mirrored.",
     ),
     Field(
-        "augment.shift_hu", 30.0, Number(), unit="HU",
+        "augment.shift_hu", 30.0, Number(0, 10_000), unit="HU",
         meaning="Largest offset of all intensities, either way.",
     ),
     Field(
@@ -455,7 +463,7 @@ FIELDS: tuple[Field, ...] = (
         meaning="Intensities are multiplied by 1 plus or minus at most this.",
     ),
     Field(
-        "augment.noise_hu", 20.0, Number(), unit="HU",
+        "augment.noise_hu", 20.0, Number(0, 10_000), unit="HU",
         meaning="Largest standard deviation of the added noise.",
     ),
     # Loss.
@@ -463,21 +471,21 @@ FIELDS: tuple[Field, ...] = (
         "loss.name", "dice_ce", Choice(("dice_ce", "dice", "ce", "focal", "tversky")),
         meaning="Loss; 'dice_ce' is the weighted sum of Dice and cross entropy.",
     ),
-    Field("loss.dice_weight", 1.0, Number(), "Weight of Dice in 'dice_ce'."),
-    Field("loss.ce_weight", 1.0, Number(), "Weight of cross entropy in 'dice_ce'."),
-    Field("loss.gamma", 2.0, Number(), "Exponent of 'focal'."),
+    Field("loss.dice_weight", 1.0, _WEIGHT, "Weight of Dice in 'dice_ce'."),
+    Field("loss.ce_weight", 1.0, _WEIGHT, "Weight of cross entropy in 'dice_ce'."),
+    Field("loss.gamma", 2.0, Number(0, 100), "Exponent of 'focal'."),
     Field("loss.alpha", 0.3, _SHARE, "Weight of false positives in 'tversky'."),
     Field(
-        "loss.offset_weight", 0.0, Number(), unit="1/cm", tasks=(CUBES,),
+        "loss.offset_weight", 0.0, _WEIGHT, unit="1/cm", tasks=(CUBES,),
         meaning="Weight of the error of the predicted offset to the vertebra's centre; 0: the "
         "network predicts no offsets. Offsets part vertebrae that touch.",
     ),
     # Optimiser (the defaults are paper A's, section 4.2).
     Field("optim.name", "adam", Choice(("adam", "adamw", "sgd")), "Optimiser."),
-    Field("optim.learning_rate", 1e-3, Number(0, above=True), "Learning rate after the warm-up."),
+    Field("optim.learning_rate", 1e-3, Number(1e-12, 1000), "Learning rate after the warm-up."),
     Field("optim.momentum", 0.9, _SHARE, "Momentum of 'sgd'."),
     Field(
-        "optim.weight_decay", 0.0, Number(),
+        "optim.weight_decay", 0.0, _WEIGHT,
         meaning="Decay of kernels: L2 with 'adam' and 'sgd', decoupled with 'adamw'.",
     ),
     Field(
@@ -486,28 +494,31 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("optim.warmup_steps", 0, Whole(), "Steps over which the learning rate first rises."),
     Field(
-        "optim.decay_every_epochs", 50.0, Number(0, above=True), unit="epochs",
+        "optim.decay_every_epochs", 50.0, Number(0, 1e6, above=True), unit="epochs",
         meaning="Period in which 'step' and 'exponential' multiply the rate by decay_factor.",
     ),
     Field(
         "optim.decay_factor", 0.1, Number(0, 1, above=True),
         meaning="Factor of 'step' and 'exponential'.",
     ),
-    Field("optim.clip_norm", 1.0, Number(), "Largest norm of the gradient; 0: no limit."),
-    Field("optim.accumulate_steps", 1, Whole(1), "Parts of a batch, processed one by one."),
+    Field("optim.clip_norm", 1.0, _WEIGHT, "Largest norm of the gradient; 0: no limit."),
+    Field("optim.accumulate_steps", 1, Whole(1, 65536), "Parts of a batch, processed one by one."),
     Field(
         "optim.ema_decay", 0.0, Number(0, 0.999999),
         meaning="Decay of the moving average of the parameters, used to predict; 0: no average.",
     ),
     # Training.
-    Field("train.epochs", 150.0, Number(), "Length of the training.", unit="epochs"),
+    Field("train.epochs", 150.0, Number(0, 1e6), "Length of the training.", unit="epochs"),
     Field(
         "train.steps", 0, Whole(), unit="steps",
         meaning="Length of the training; 0: train.epochs sets the length.",
     ),
-    Field("train.batch_size", 8, Whole(1), "Number of samples in an update, over all devices."),
     Field(
-        "train.eval_every_epochs", 1.0, Number(0, above=True), unit="epochs",
+        "train.batch_size", 8, Whole(1, 65536),
+        meaning="Number of samples in an update, over all devices.",
+    ),
+    Field(
+        "train.eval_every_epochs", 1.0, Number(0, 1e6, above=True), unit="epochs",
         meaning="Period of the evaluations.",
     ),
     Field(
@@ -524,7 +535,7 @@ FIELDS: tuple[Field, ...] = (
         meaning="Period of the log lines.",
     ),
     Field(
-        "train.pictures", 4, Whole(), free=True,
+        "train.pictures", 4, Whole(0, 1000), free=True,
         meaning="Number of pictures that each evaluation writes.",
     ),
     Field(
@@ -543,7 +554,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     # Prediction of whole scans.
     Field(
-        "predict.batch_size", 8, Whole(1), free=True,
+        "predict.batch_size", 8, Whole(1, 1024), free=True,
         meaning="Number of windows in a call of the network.",
     ),
     Field(
@@ -559,11 +570,11 @@ FIELDS: tuple[Field, ...] = (
         meaning="Pixels of at least this probability are vertebra.",
     ),
     Field(
-        "predict.opening_mm", 0.0, Number(), unit="mm", tasks=_MASKS, free=True,
+        "predict.opening_mm", 0.0, Number(0, 50), unit="mm", tasks=_MASKS, free=True,
         meaning="Radius of the morphological opening within slices; 0: none.",
     ),
     Field(
-        "predict.min_component_ml", 1.0, Number(), unit="ml", tasks=_MASKS, free=True,
+        "predict.min_component_ml", 1.0, Number(0, 1e6), unit="ml", tasks=_MASKS, free=True,
         meaning="Smaller pieces are dropped.",
     ),
     Field("predict.fill_holes", False, Flag(), "Fill cavities.", tasks=_MASKS, free=True),
@@ -572,7 +583,7 @@ FIELDS: tuple[Field, ...] = (
         meaning="Drop pieces away from the line of the spine, such as hips.",
     ),
     Field(
-        "predict.margin_mm", 20.0, Number(), unit="mm", tasks=(CUBES,), free=True,
+        "predict.margin_mm", 20.0, Number(0, 2000), unit="mm", tasks=(CUBES,), free=True,
         meaning="Margin around the box of the spine's mask.",
     ),
     Field(

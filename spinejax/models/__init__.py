@@ -69,7 +69,7 @@ def _allowed(kind: Any) -> Allowed:
         return Several(_allowed(arguments[0]))
     if kind not in (int, bool):
         raise TypeError(f"{kind}: annotate the field with its allowed values, see layers.Rate")
-    return Flag() if kind is bool else Whole(1)
+    return Flag() if kind is bool else Whole(1, 8192)
 
 
 def _attributes(network: type) -> dict[str, str]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from spinejax.models.attention import Attention, AttentionKind
 from spinejax.models.layers import (
     ConvBlock,
+    Depth,
     Logits,
     Network,
     Normed,
@@ -91,9 +92,9 @@ class CHASPPRAUNet(Network):
     pyramid: PyramidKind = "chaspp"
     root_rates: tuple[int, ...] = (6,)
     branch_rates: tuple[int, ...] = (1, 2, 3)
-    stages: int = 2
+    stages: Depth = 2
     mid_div: int = 4
-    chaspp_per_pool: int = 1
+    chaspp_per_pool: Depth = 1
     residual: bool = True
     norm: NormKind = "group"
     dropout: Rate = 0.3

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from spinejax.models.layers import (
     HE_NORMAL,
     ConvNorm,
+    Depth,
     MaxPool,
     Network,
     Norm,
@@ -84,7 +85,7 @@ class DenseNet(Network):
     """
 
     out_channels: int = 2
-    depths: tuple[int, ...] = (16, 16, 16)
+    depths: tuple[Depth, ...] = (16, 16, 16)
     growth: int = 12
     stem: StemKind = "3x3"
     dropout: Rate = 0.0

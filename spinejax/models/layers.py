@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from spinejax.errors import InputError
-from spinejax.schema import Choice, Number
+from spinejax.schema import Choice, Number, Whole
 
 Dtype = jnp.dtype | type
 HE_NORMAL = nn.initializers.he_normal()
@@ -21,6 +21,7 @@ PRIOR = 0.05  # rough share of a slice's pixels that show vertebrae
 
 # Types of the fields of networks: which values a config may give them.
 Rate = Annotated[float, Number(0, 1, below=True)]
+Depth = Annotated[int, Whole(1, 256)]  # a number of layers
 NORMS = ("group", "batch", "none")
 NormKind = Annotated[str, Choice(NORMS)]
 STEMS = ("3x3", "7x7")

@@ -23,6 +23,7 @@ from spinejax.models.layers import (
     HE_NORMAL,
     ConvBlock,
     ConvNorm,
+    Depth,
     Dtype,
     Network,
     Norm,
@@ -42,7 +43,7 @@ EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 
 # Types of fields.
-Multiplier = Annotated[float, Number(0, above=True)]
+Multiplier = Annotated[float, Number(0.01, 16)]
 Strides = Annotated[tuple[int, ...], Several(Whole(1, 2))]
 
 DEPTHWISE = "depthwise"
@@ -245,7 +246,7 @@ class MobileNetV2(Network):
     width_multiplier: Multiplier = 1.0
     stem_width: int = STEM_WIDTH
     widths: tuple[int, ...] = WIDTHS
-    depths: tuple[int, ...] = DEPTHS
+    depths: tuple[Depth, ...] = DEPTHS
     expansions: tuple[int, ...] = EXPANSIONS
     strides: Strides = STRIDES
     head_width: int = 1280

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from spinejax.errors import InputError
 from spinejax.labels import NUM_CLASSES
 from spinejax.models.layers import (
+    Depth,
     ExpandingLevel,
     Logits,
     Network,
@@ -81,7 +82,7 @@ class MRUNet(Network):
     width_multiplier: Multiplier = 0.35
     stem_width: int = STEM_WIDTH
     widths: tuple[int, ...] = WIDTHS[:STAGES]
-    depths: tuple[int, ...] = DEPTHS[:STAGES]
+    depths: tuple[Depth, ...] = DEPTHS[:STAGES]
     expansions: tuple[int, ...] = EXPANSIONS[:STAGES]
     strides: Strides = STRIDES[:STAGES]
     decoder_widths: tuple[int, ...] = (88, 48, 24, 16)

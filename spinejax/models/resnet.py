@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from spinejax.models.layers import (
     ConvNorm,
+    Depth,
     MaxPool,
     Network,
     Normed,
@@ -89,7 +90,7 @@ class ResNet(Network):
     """
 
     out_channels: int = 2
-    depths: tuple[int, ...] = (3, 3, 3)
+    depths: tuple[Depth, ...] = (3, 3, 3)
     widths: tuple[int, ...] = (16, 32, 64)
     block: Kind = "basic"
     shortcut: Shortcut = "pad"

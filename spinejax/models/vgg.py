@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from spinejax.models.layers import (
     HE_NORMAL,
     ConvNorm,
+    Depth,
     MaxPool,
     Network,
     Normed,
@@ -58,7 +59,7 @@ class VGG(Network):
     """
 
     out_channels: int = 2
-    depths: tuple[int, ...] = (1, 1, 2, 2, 2)
+    depths: tuple[Depth, ...] = (1, 1, 2, 2, 2)
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     fc_widths: tuple[int, ...] = (512, 512)
     dropout: Rate = 0.5

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from spinejax.labels import NUM_CLASSES
 from spinejax.models.layers import (
     Conv3D,
+    Depth,
     Downsample3D,
     Logits,
     Network,
@@ -76,7 +77,7 @@ class VNet(Network):
 
     out_channels: int = NUM_CLASSES
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
-    depths: tuple[int, ...] = (1, 2, 3, 3, 3)
+    depths: tuple[Depth, ...] = (1, 2, 3, 3, 3)
     norm: NormKind = "none"
     dropout: Rate = 0.0
 

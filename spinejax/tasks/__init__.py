@@ -3,15 +3,20 @@
 `check` refuses a config that cannot be trained; every command calls it before any work.
 """
 
+import math
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from spinejax import models, schema
+from spinejax.errors import InputError
 from spinejax.tasks import patch_classification, slice_segmentation, vertebra_recognition
 from spinejax.tasks.record import Keys, Loss, LossAux, MaskTask, NameTask, Task
 
 __all__ = ["TASKS", "Keys", "Loss", "LossAux", "MaskTask", "NameTask", "Task", "build_task"]
+
+MOST_NUMBERS = 2**29
+"""Most numbers of a network's input, all samples of a batch together; 2 GiB of float32."""
 
 TASKS: dict[str, Callable[[ConfigDict, str | None], Task]] = {
     "slice_segmentation": slice_segmentation.build,
@@ -32,7 +37,16 @@ def check(config: ConfigDict) -> None:
     for prefix, stage in (("", config), (f"{schema.SECOND}.", config.get(schema.SECOND))):
         if stage is not None:
             models.check(stage.model, prefix)
-            build_task(stage)  # refuses samples that do not fit the network
+            task = build_task(stage)  # refuses samples that do not fit the network
+            for path in ("train.batch_size", "predict.batch_size"):
+                size = schema.flatten(stage)[path]
+                if size * math.prod(task.input_shape) > MOST_NUMBERS:
+                    sides = "x".join(map(str, task.input_shape))
+                    raise InputError(
+                        f"{prefix}{path}={size} inputs of {sides} numbers are too many for one "
+                        f"call of the network, which takes {MOST_NUMBERS:,} numbers at most; lower "
+                        "it"
+                    )
 
 
 def build_task(config: ConfigDict, *, axis_name: str | None = None) -> Task:

@@ -58,6 +58,11 @@ def durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
     """Convert epochs to steps; `train.steps` wins over `train.epochs`."""
     train = config.train
     total = train.steps or max(1, math.ceil(train.epochs * steps_per_epoch))
+    if total > schema.LARGEST:
+        raise InputError(
+            f"train.epochs={train.epochs:g} of {steps_per_epoch} steps are more than the "
+            f"{schema.LARGEST} steps that can be counted; lower it, or set train.steps"
+        )
     eval_every = max(1, round(train.eval_every_epochs * steps_per_epoch))
     return Durations(total, eval_every, train.checkpoint_every_steps)
 
@@ -205,7 +210,15 @@ def train(
             run_folder.write_config(workdir, config)  # the scans may have moved
             return _finished(workdir)
         stop = Stop() if stop is None else stop
-        return _run(config, workdir, task, mapped, variables, stop, progress)
+        try:
+            return _run(config, workdir, task, mapped, variables, stop, progress)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(
+                "the training needs more memory than there is; lower train.batch_size, raise "
+                "optim.accumulate_steps, or set train.remat=true"
+            ) from error
 
 
 def _finished(workdir: Path) -> TrainResult:

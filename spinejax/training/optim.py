@@ -154,12 +154,13 @@ def build(
     Raises:
         InputError: as `make_schedule` and `make_optimizer`.
     """
+    every = round(fields["decay_every_epochs"] * steps_per_epoch)
     schedule = make_schedule(
         fields["schedule"],
         learning_rate=fields["learning_rate"],
         total_steps=total_steps,
         warmup_steps=fields["warmup_steps"],
-        decay_every_steps=max(1, round(fields["decay_every_epochs"] * steps_per_epoch)),
+        decay_every_steps=max(1, min(every, schema.LARGEST)),
         decay_factor=fields["decay_factor"],
     )
     optimizer = make_optimizer(
