@@ -1,9 +1,12 @@
 """A sweep on a real Slurm of this machine; and its flags, which need none."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import jax
@@ -80,16 +83,61 @@ def until(condition, workdir):
     while not condition():
         if time.monotonic() > end:
             logs = [p.read_text()[-1500:] for p in Path(workdir).rglob("*.err")]
-            raise AssertionError(f"waited in vain: {states(workdir)} {logs}")
+            raise AssertionError(f"waited in vain in {workdir}: {logs}")
         time.sleep(0.2)
 
 
 def hurry(environment):
-    """Start jobs that wait; Slurm lets a requeued one wait for two minutes."""
-    pending = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i"]
-    for job in run(pending, environment).split():
-        command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
+    """Start requeued jobs soon; Slurm lets them wait for two minutes.
+
+    Not at once: for about a second after it requeued a job, Slurm refuses to start it.
+    """
+    pending = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %S"]
+    for line in run(pending, environment).splitlines():
+        job, start = line.split()
+        if start == "N/A" or datetime.fromisoformat(start) < datetime.now() + timedelta(seconds=10):
+            continue
+        command = ["scontrol", "update", f"jobid={job}", "StartTime=now+4seconds"]
         subprocess.run(command, env=environment, capture_output=True, check=False)
+
+
+@contextmanager
+def halted(folder):
+    """Halt the processes that train in a folder until one of them is sent a signal.
+
+    Otherwise a fast machine finishes the training before the test interrupts it.
+    """
+    held = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and trains(pid, folder)]
+    assert held, f"no process trains in {folder}"
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: all(state(pid)[0] == "T" for pid in held), folder)
+        yield
+        until(lambda: any(state(pid) != ("T", 0) for pid in held), folder)
+    finally:
+        for pid in held:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def trains(pid, folder):
+    """Return whether another process than this one holds the log of a unit open."""
+    try:
+        files = [os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it ended meanwhile
+        return False
+    return int(pid) != os.getpid() and str(folder / sweep_state.LOG) in files
+
+
+def state(pid):
+    """Return the state of a process, "T" if it is halted, and its pending signals as bits."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return "ended", 0
+    lines = dict(line.split(":\t") for line in text.splitlines())
+    return lines["State"][0], int(lines["ShdPnd"], 16)
 
 
 def requeued(job, environment):
@@ -132,10 +180,11 @@ class TestOnSlurm:
         first = "zscore,seed=0"
         job = sweep_state.read_json(tmp_path / first / sweep_state.JOB)["job"]
         until(lambda: (states(tmp_path)[first].step or 0) >= 6, tmp_path)
-        assert "not submitted again" in run(words, cluster)
         asked = [sys.executable, "-m", "spinejax", "sweep", "--status", f"--workdir={tmp_path}"]
-        assert "running" in run(asked, cluster)
-        interrupt(job, cluster)
+        with halted(tmp_path / first):
+            assert "not submitted again" in run(words, cluster)
+            assert "running" in run(asked, cluster)
+            interrupt(job, cluster)
         until(lambda: states(tmp_path)[first].kind != "running", tmp_path)
         stopped = states(tmp_path)[first]
         assert stopped.kind == "stopped" and 0 < stopped.step < STEPS
