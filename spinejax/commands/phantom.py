@@ -7,7 +7,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 from spinejax import progress
-from spinejax.commands.parsing import path_flag
+from spinejax.commands.parsing import overwrite_flag, path_flag
 from spinejax.errors import InputError
 
 HELP = "write synthetic CT with masks, or compare it with real CT"
@@ -40,6 +40,7 @@ def define_flags(values: FlagValues) -> None:
     number("min_extent_mm", 116.0, "Smallest height of a scan in mm.", flag_values=values)
     number("max_extent_mm", 400.0, "Longest side of a scan in mm.", flag_values=values)
     count("max_voxels", 2_000_000, "Largest number of voxels of a scan.", flag_values=values)
+    overwrite_flag(values)
     flags.DEFINE_list(
         "rates",
         [],
@@ -73,6 +74,7 @@ def run(values: FlagValues) -> int:
             cases=count,
             seed=values.seed,
             limits=limits,
+            overwrite=values.overwrite,
             progress=progress.bars,
         )
         print(realism.table(record))
@@ -85,6 +87,7 @@ def run(values: FlagValues) -> int:
         values.cases,
         values.seed,
         workers=values.workers,
+        overwrite=values.overwrite,
         progress=progress.bars,
         **limits,
     )

@@ -2,7 +2,7 @@
 
 from absl.flags import FlagValues
 
-from spinejax.commands.parsing import path_flag
+from spinejax.commands.parsing import overwrite_flag, path_flag
 from spinejax.errors import InputError
 
 HELP = "write the HTML page of a run or a sweep"
@@ -19,6 +19,7 @@ def define_flags(values: FlagValues) -> None:
         short="o",
     )
     path_flag(values, "before", "Folder of an earlier run, to compare its errors with.")
+    overwrite_flag(values)
 
 
 def run(values: FlagValues) -> int:
@@ -30,11 +31,13 @@ def run(values: FlagValues) -> int:
 
         if values.before is not None:
             raise InputError("--before compares runs; leave it out with --sweep")
-        path, text = sweep_page.write(values.sweep, values.output)
+        path, text = sweep_page.write(values.sweep, values.output, overwrite=values.overwrite)
         print(text)
     else:
         from spinejax.reports import page
 
-        path = page.write_report(values.workdir, values.output, values.before)
+        path = page.write_report(
+            values.workdir, values.output, values.before, overwrite=values.overwrite
+        )
     print(f"report: {path}")
     return 0

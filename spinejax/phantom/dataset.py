@@ -14,7 +14,7 @@ import numpy as np
 import spinejax
 from spinejax import geometry, numerics
 from spinejax.errors import InputError, check_choice
-from spinejax.files import write_json, write_text
+from spinejax.files import expanded, write_json, write_text
 from spinejax.io import centroid_json, nifti
 from spinejax.phantom.body.column import centroids
 from spinejax.phantom.person.anatomy import anatomy, check_rates
@@ -65,6 +65,7 @@ def write_dataset(
     label_cut: bool = False,
     region: str = "any",
     workers: int = 1,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> list[str]:
     """Render phantoms and write them; existing cases are kept.
@@ -86,6 +87,7 @@ def write_dataset(
         label_cut: Label vertebrae that the edge of the scan cuts, too; VerSe leaves them out.
         region: Where scans are centred: "any", "cervical", "thoracic" or "lumbar".
         workers: Number of processes that write.
+        overwrite: Complete a case although one of its files is not this program's, and replace it.
         progress: Shows how many scans are written.
 
     Returns:
@@ -107,12 +109,12 @@ def write_dataset(
         label_cut=label_cut,
         region=region,
     )
-    root = Path(out)
+    root = expanded(out)
     try:
-        _describe(root, limits)
+        _describe(root, limits, overwrite=overwrite)
         missing = [index for index in range(cases) if not _complete(root, index)]
         with progress("phantoms", len(missing), "scan") as bar:
-            for _ in _written(root, missing, limits, workers):
+            for _ in _written(root, missing, limits, workers, overwrite):
                 bar.advance()
     except OSError as error:
         raise InputError(
@@ -178,24 +180,24 @@ def _complete(root: Path, index: int) -> bool:
 
 
 def _written(
-    root: Path, missing: list[int], limits: dict[str, Any], workers: int
+    root: Path, missing: list[int], limits: dict[str, Any], workers: int, overwrite: bool
 ) -> Iterator[None]:
     """Write cases, in this process or in others, and yield after each."""
     if workers == 1 or len(missing) < 2:
         for index in missing:
-            _write_case(root, index, limits)
+            _write_case(root, index, limits, overwrite)
             yield
         return
     # JAX has threads, which a fork does not survive.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context) as pool:
-        futures = [pool.submit(_write_case, root, index, limits) for index in missing]
+        futures = [pool.submit(_write_case, root, index, limits, overwrite) for index in missing]
         for future in as_completed(futures):
             future.result()
             yield
 
 
-def _describe(root: Path, limits: dict[str, Any]) -> None:
+def _describe(root: Path, limits: dict[str, Any], *, overwrite: bool) -> None:
     """Write the description of the folder, or refuse a folder with other content."""
     path = root / DESCRIPTION
     if path.is_file():
@@ -227,8 +229,9 @@ def _describe(root: Path, limits: dict[str, Any]) -> None:
     }
     root.mkdir(parents=True, exist_ok=True)
     # First, so that a start that was interrupted recognises its own folder.
-    write_json(path, description)
-    write_text(root / "README", _README.format(version=spinejax.__version__, seed=limits["seed"]))
+    write_json(path, description, "phantom", overwrite=overwrite)
+    text = _README.format(version=spinejax.__version__, seed=limits["seed"])
+    write_text(root / "README", text, "phantom", overwrite=overwrite)
 
 
 @jax.jit
@@ -283,12 +286,19 @@ def _landmarks(parameters: Any, protocol: scan_plan.Protocol) -> tuple[jax.Array
     return whole, view.shown_at(centroids(parameters)[1], protocol)
 
 
-def _write_case(root: Path, index: int, limits: dict[str, Any]) -> None:
+def _write_case(root: Path, index: int, limits: dict[str, Any], overwrite: bool) -> None:
     volume, mask, points, storage = draw_case(limits["seed"], index, limits)
     image_path, mask_path, centroid_path = case_paths(root, index)
     if not storage.compressed:
         image_path = image_path.with_suffix("")
-    nifti.write_volume(image_path, volume, storage.dtype, slope=storage.slope, inter=storage.inter)
-    nifti.write_labels(mask_path, volume.to_native(mask), volume)
+    nifti.write_volume(
+        image_path,
+        volume,
+        storage.dtype,
+        slope=storage.slope,
+        inter=storage.inter,
+        overwrite=overwrite,
+    )
+    nifti.write_labels(mask_path, volume.to_native(mask), volume, overwrite=overwrite)
     # Last, so that it marks a complete case.
-    centroid_json.write_centroids(centroid_path, points, volume)
+    centroid_json.write_centroids(centroid_path, points, volume, overwrite=overwrite)

@@ -64,6 +64,8 @@ def write_report(
     workdir: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     before: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Write the page of a run, and its tables as Markdown and CSV beside it.
 
@@ -72,26 +74,26 @@ def write_report(
         output: the HTML file; by default `<workdir>/report.html`. The tables get its name with .md
             and .csv.
         before: workdir of an earlier run to compare errors with.
+        overwrite: replace files that this program did not write, too.
 
     Returns:
         The HTML file.
 
     Raises:
         InputError: `workdir` or `before` is missing, is not a run or holds damaged files; the two
-            share no evaluation; `output` cannot be written.
+            share no evaluation; `output` is no HTML file or cannot be written.
     """
-    run = read_run(workdir)
-    output = Path(output) if output is not None else run.workdir / "report.html"
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder; give the name of an HTML file")
+    run = read_run(files.expanded(workdir))
+    output = run.workdir / "report.html" if output is None else files.expanded(output)
+    html.check_outputs(output, (".md", ".csv") if run.evaluations else (), overwrite=overwrite)
     page = render(run, None if before is None else _earlier(run, before))
     try:
-        files.write_text(output, page)
+        files.write_text(output, page, "report", overwrite=overwrite)
         if run.evaluations:
             text = tables.tables_markdown(run.config, run.evaluations, run.patches, run.parameters)
-            files.write_text(output.with_suffix(".md"), text)
+            files.write_text(output.with_suffix(".md"), text, "report", overwrite=overwrite)
             csv = tables.tables_csv(run.evaluations, run.patches)
-            files.write_text(output.with_suffix(".csv"), csv)
+            files.write_text(output.with_suffix(".csv"), csv, "report", overwrite=overwrite)
     except OSError as error:
         raise InputError(
             f"{output}: cannot be written ({error.strerror or error}); choose another --output"
@@ -101,7 +103,7 @@ def write_report(
 
 def _earlier(run: Run, before: str | os.PathLike[str]) -> Run:
     try:
-        earlier = read_run(before)
+        earlier = read_run(files.expanded(before))
     except InputError as error:
         raise InputError(f"--before: {error}") from None
     mistakes_section.check_before(run, earlier)

@@ -11,7 +11,6 @@ Fewer than `LEAST` phantoms make no range.
 
 import io
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,6 @@ from spinejax import files, labels, overlay
 from spinejax.datasets.plain_folders import real_scans
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.files import write_json
 from spinejax.io import centroid_json, scanfile
 from spinejax.io.grids import match_labels
 from spinejax.phantom import dataset, measures
@@ -58,6 +56,7 @@ def compare(
     cases: int,
     seed: int,
     limits: Mapping[str, Any],
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure real scans and phantoms, and write `realism.json` and `realism.png`.
@@ -68,6 +67,7 @@ def compare(
         cases: Number of phantoms.
         seed: Seed of the phantoms.
         limits: Limits of their voxels and extents, see `dataset.write_dataset`.
+        overwrite: Replace files that this program did not write, too.
         progress: Shows how many scans and phantoms are measured.
 
     Returns:
@@ -80,6 +80,8 @@ def compare(
     settings = dataset.check_limits(cases, seed, **limits)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; --out is the folder for {JSON_NAME} and {FIGURE_NAME}")
+    for name in (JSON_NAME, FIGURE_NAME):  # drawing takes minutes
+        files.check_output(out / name, "realism", overwrite=overwrite)
     found = real_scans(real)
     scans = []
     with progress("real scans", len(found), "scan") as bar:
@@ -89,9 +91,6 @@ def compare(
             bar.advance()
     if not any(scan.values for scan in scans):
         raise InputError(f"{real}: none of its scans can be measured; spinejax doctor names why")
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):  # drawing takes minutes
-        raise InputError(f"{out}: permission denied; choose a folder that you may write")
     phantoms = []
     with progress("phantoms", cases, "scan") as bar:
         for index in range(cases):
@@ -101,8 +100,8 @@ def compare(
     record = collect(scans, phantoms)
     record = {"phantoms": {"cases": cases, **settings}, "real_data": str(real), **record}
     picture = draw(scans, phantoms, record["statistics"])
-    write_json(out / JSON_NAME, record)
-    save(picture, out / FIGURE_NAME)
+    files.write_json(out / JSON_NAME, record, "realism", overwrite=overwrite)
+    save(picture, out / FIGURE_NAME, overwrite=overwrite)
     return record
 
 
@@ -466,11 +465,11 @@ def draw(real: Sequence[Measured], phantoms: Sequence[Measured], rows: Mapping[s
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, whole or not at all."""
+def save(figure: Figure, path: Path, *, overwrite: bool = False) -> None:
+    """Write the figure as PNG, whole or not at all; see `files.check_output` for `overwrite`."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor=_PAPER, metadata={"Software": None})
-    with files.atomic_path(path) as temporary:
+    with files.atomic_path(path, "realism", overwrite=overwrite) as temporary:
         temporary.write_bytes(stream.getvalue())
 
 

@@ -15,12 +15,15 @@ from spinejax.reports.tables import DASH, Line, Table, count
 _COUNTS = ("Test Samples", "Trainable Parameters")  # columns of whole numbers
 
 
-def write(workdir: Path, output: Path | None = None) -> tuple[Path, str]:
+def write(
+    workdir: Path, output: Path | None = None, *, overwrite: bool = False
+) -> tuple[Path, str]:
     """Write the page of a sweep, and its tables beside it as .md, .csv and .tex.
 
     Args:
         workdir: of `spinejax sweep`.
         output: the HTML file; by default `<workdir>/report.html`.
+        overwrite: replace files that this program did not write, too.
 
     Returns:
         The HTML file, and the tables as Markdown.
@@ -30,15 +33,18 @@ def write(workdir: Path, output: Path | None = None) -> tuple[Path, str]:
     """
     found = sweep_state.read(workdir)
     output = workdir / "report.html" if output is None else output
-    if output.is_dir() or output.suffix != ".html":
-        raise InputError(f"{output}: give the name of an HTML file, as {output.stem}.html")
+    html.check_outputs(output, (".md", ".csv", ".tex"), overwrite=overwrite)
     made = sweep_scores.tables(workdir, found)
     text = markdown(made)
     try:
-        files.write_text(output, page(workdir, found, made))
-        files.write_text(output.with_suffix(".md"), text)
-        files.write_text(output.with_suffix(".csv"), comma_separated(made))
-        files.write_text(output.with_suffix(".tex"), latex(made))
+        for ending, content in (
+            (".html", page(workdir, found, made)),
+            (".md", text),
+            (".csv", comma_separated(made)),
+            (".tex", latex(made)),
+        ):
+            path = output.with_suffix(ending)
+            files.write_text(path, content, "report", overwrite=overwrite)
     except OSError as error:
         raise InputError(
             f"{output}: cannot be written ({error.strerror or error}); choose another --output"

@@ -7,6 +7,7 @@ import pytest
 
 from spinejax.configs import chasppraunet
 from spinejax.errors import InputError
+from spinejax.files import LIST
 from spinejax.io import nifti
 from spinejax.reports import page
 from spinejax.reports.page import write_report
@@ -145,7 +146,7 @@ def test_the_page_of_a_scored_run_is_whole_and_self_contained(tmp_path):
 def test_a_run_without_scores_says_the_command(tmp_path):
     run = make_run(tmp_path / "my run")
     path = write_report(run, tmp_path / "out" / "page.html")
-    assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+    assert {file.name for file in path.parent.iterdir()} == {"page.html", LIST}
     _, _, text = read(path)
     assert "Not scored yet" in text
     assert f"spinejax evaluate --workdir '{run}'" in text

@@ -9,6 +9,7 @@ from PIL import Image
 
 from spinejax.cli import main
 from spinejax.datasets.plain_folders import real_scans
+from spinejax.files import LIST
 from spinejax.phantom import dataset, measures
 from spinejax.reports import realism
 from spinejax.reports.realism import Measured, measure_files
@@ -198,7 +199,11 @@ def test_phantoms_are_like_themselves(phantoms, tmp_path, capsys):
     assert main(["phantom", *words, f"--out={tmp_path / 'b'}"]) == 0
     for name in ("realism.json", "realism.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"realism.json", "realism.png"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "realism.json",
+        "realism.png",
+        LIST,
+    }
 
 
 def test_masks_without_ct_still_give_shapes(phantoms, tmp_path, capsys):
