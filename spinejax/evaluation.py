@@ -9,17 +9,18 @@ import logging
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import numerics, predictor, scoring
+from spinejax import failures, numerics, predictor, scoring
 from spinejax.data import feeds, normalise
 from spinejax.data.cache import CachedCase
 from spinejax.data.patch_feed import PatchFeed
 from spinejax.data.patches import patch_classes
 from spinejax.datasets import plain_folders
+from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, check_choice
 from spinejax.files import StrPath, atomic_path, write_json
 from spinejax.inference import activations
@@ -70,6 +71,9 @@ def evaluate(
     `patches.json` and `network.npz`. An evaluation that was interrupted continues with the scans
     that it had not predicted.
 
+    A scan that cannot be read or predicted is logged and left out: `scores.json` has its reason
+    under "failed", and the next evaluation predicts the missing scans only.
+
     Args:
         workdir: folder of the run.
         split: "test", "val" or "train".
@@ -84,18 +88,16 @@ def evaluate(
         The scores, see `spinejax.scoring`.
 
     Raises:
-        InputError: no such run, or no case in the split; a scan or a mask that cannot be read.
+        InputError: no such run, no case in the split, or all scans failed.
     """
     check_choice("split", split, run_folder.SPLITS)
     workdir = Path(workdir)
     model = predictor.load(workdir, vertebrae=vertebrae, checkpoint=checkpoint, flip=flip)
     config = model.config
-    usable = (
-        run_cases.find(config, workdir)[split]
-        if data is None
-        else plain_folders.with_masks(Path(data))
-    )
-    cases = [(one.id, one.image, one.labels) for one in usable if one.image and one.labels]
+    failed: dict[str, str] = {}
+    splits = run_cases.find(config, workdir) if data is None else {}
+    usable = splits[split] if data is None else plain_folders.with_masks(Path(data), failed)
+    cases = {one.id: (one.image, one.labels) for one in usable if one.image and one.labels}
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another split")
     folder = results_folder(workdir, split, data=data, flip=flip)
@@ -103,24 +105,25 @@ def evaluate(
     done = read_json(unfinished)
     if done.get("digest") != model.digest:
         done = {"digest": model.digest, "cases": {}}
-    scored, index, by_slice = {}, {}, {}
     numbers = scanfile.valid_labels(config.data.labels)
-    for number, (case, image, labels) in enumerate(cases, 1):
+    titles = {case: f"{number}/{len(cases)} {case}" for number, case in enumerate(cases, 1)}
+
+    def evaluate_case(case: str, files: tuple[Path, Path]) -> _Evaluated:
+        image, labels = files
         volume, reference = scanfile.read_pair(image, labels, valid=numbers)
         path = folder / "predictions" / f"{case}_seg.nii.gz"
-        title = f"{number}/{len(cases)} {case}"
         scan = f"{image.resolve()} {image.stat().st_mtime_ns}"
         before = done["cases"].get(case, {})
         if before.get("scan") == scan and path.exists():
-            logger.info("%s: predicted before the interruption", title)
+            logger.info("%s: predicted before", titles[case])
             array, named = scanfile.read_labels(path).array, before["named"]
         else:
-            found = model.segment(volume, name=title, progress=progress)
+            found = model.segment(volume, name=titles[case], progress=progress)
             array, named = found.mask, found.named
             nifti.write_labels(path, found.labels, volume)
             done["cases"][case] = {"scan": scan, "named": named}
             write_json(unfinished, done)
-        scored[case] = scoring.score_arrays(
+        score = scoring.score_arrays(
             array,
             reference.array,
             volume.affine,
@@ -128,22 +131,40 @@ def evaluate(
             vertebrae=named and config.data.labels == "verse",
         )
         views = (slice_view(array, config.data.plane) for array in (array, reference.array))
-        by_slice[case] = slice_dice.slice_dice(*views, axis=0)
-        index[case] = {
+        files_of_case = {
             "image": _within(workdir, image),
             "labels": _within(workdir, labels),
             "prediction": _within(workdir, path),
         }
-    scores = scoring.collect(scored)
-    write_json(folder / "cases.json", index)
+        return _Evaluated(score, slice_dice.slice_dice(*views, axis=0), files_of_case)
+
+    results, wrong = failures.each(cases, evaluate_case)
+    failed |= wrong
+    if not results:
+        raise failures.summary(failed, len(failed), "nothing is scored")
+    scores = scoring.collect({case: one.score for case, one in results.items()}, failed=failed)
+    write_json(folder / "cases.json", {case: one.files for case, one in results.items()})
+    by_slice = {case: one.by_slice for case, one in results.items()}
     chosen = {"plane": config.data.plane, **slice_dice.best_and_worst(by_slice)}
     write_json(folder / "slices.json", chosen)
     if config.task == "patch_classification" and data is None:
-        _score_patches(config, model.variables, workdir, split, folder, progress)
-    # Written last: the evaluation is complete if this file exists.
+        kept = {
+            name: [one for one in those if one.id not in failed] for name, those in splits.items()
+        }
+        _score_patches(config, model.variables, workdir, split, kept, folder, progress)
+    # Written last: the evaluation is complete if this file exists and names no failure.
     write_json(folder / "scores.json", scores)
-    unfinished.unlink(missing_ok=True)
+    if not failed:
+        unfinished.unlink(missing_ok=True)
     return scores
+
+
+class _Evaluated(NamedTuple):
+    """A case: its measurements, the Dice of its slices, and its files relative to the workdir."""
+
+    score: scoring.PairScore
+    by_slice: Any
+    files: dict[str, str]
 
 
 def _within(workdir: Path, path: Path) -> str:
@@ -223,6 +244,7 @@ def _score_patches(
     variables: Mapping[str, Any],
     workdir: Path,
     split: str,
+    cases: Mapping[str, Sequence[Case]],
     folder: Path,
     progress: Progress,
 ) -> None:
@@ -235,6 +257,7 @@ def _score_patches(
         variables: {"params", "batch_stats"} of its network.
         workdir: of the run.
         split: "train", "val" or "test".
+        cases: of each split.
         folder: see above.
         progress: shows the progress of preprocessing.
 
@@ -242,7 +265,7 @@ def _score_patches(
         InputError: scans that cannot be used, as in training.
     """
     cached = run_cases.prepare(
-        config, workdir, wanted=tuple({"train", "val", split}), progress=progress
+        config, workdir, cases=cases, wanted=tuple({"train", "val", split}), progress=progress
     )
     task = build_task(config, axis_name=parallel.AXIS)
     trained: Any = task.feed({name: cached[name] for name in ("train", "val")})

@@ -14,22 +14,23 @@ R = TypeVar("R")
 
 
 def each(
-    items: Mapping[str, T], work: Callable[[str, T], R]
+    items: Mapping[str, T], work: Callable[[str, T], R], *, alone: bool | None = None
 ) -> tuple[dict[str, R], dict[str, str]]:
     """Do the work on every item, whatever happens to the others.
 
-    A failure is logged at once. If there is only one item, its failure is raised.
+    A failure is logged at once. The failure of a lone item is raised.
 
     Args:
         items: by name.
         work: gets name and item.
+        alone: whether the item is a lone one; None tells by the number of items.
 
     Returns:
         The results and the reasons of the failures, by name.
 
     Raises:
         MachineError: the machine failed, so all further items would fail, too.
-        InputError: the only item failed.
+        InputError: a lone item failed.
     """
     results: dict[str, R] = {}
     failed: dict[str, str] = {}
@@ -37,7 +38,7 @@ def each(
         try:
             results[name] = work(name, item)
         except Exception as error:
-            note(name, error, failed, alone=len(items) == 1)
+            note(name, error, failed, alone=len(items) == 1 if alone is None else alone)
             if not results and len(failed) > 1 and set(failed.values()) == {DEVICE_MEMORY}:
                 raise MachineError(f"{DEVICE_MEMORY}; no scan was done") from error
     return results, failed
@@ -66,8 +67,12 @@ def note(name: str, error: Exception, failed: dict[str, str], *, alone: bool = F
     logger.debug("%s", traceback.format_exc())
     if alone:
         raise InputError(reason) from error
-    logger.error("%s: %s", name, reason)
+    logger.error("%s", _line(name, reason))
     failed[name] = reason
+
+
+def _line(name: str, reason: str) -> str:
+    return reason if reason.startswith(name) else f"{name}: {reason}"
 
 
 DEVICE_MEMORY = (
@@ -88,7 +93,7 @@ def summary(failed: Mapping[str, str], total: int, rest: str, what: str = "scans
     head = f"{len(failed)} of {total} {what} failed"
     if len(failed) == 1:
         ((name, reason),) = failed.items()
-        return InputError(f"{head}: {name}: {reason}. {rest[:1].upper()}{rest[1:]}")
+        return InputError(f"{head}: {_line(name, reason)} ({rest})")
     for name, reason in failed.items():
-        logger.error("failed: %s: %s", name, reason)
+        logger.error("failed: %s", _line(name, reason))
     return InputError(f"{head} (the lines above say why); {rest}")

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import geometry, labels, losses, numerics, schema, tasks
+from spinejax import geometry, labels, losses, memory, numerics, schema, tasks
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
 from spinejax.files import StrPath, check_output, expanded
@@ -258,11 +258,13 @@ class Model:
             Labels on the scan's own grid, and the vertebrae.
 
         Raises:
-            InputError: the scan cannot be read, or is smaller than the network's stride.
+            InputError: the scan cannot be read, is smaller than the network's stride, or needs
+                more memory than is free.
         """
         volume = as_volume(scan, affine)
         if not name:
             name = "scan" if volume.disk is None else scanfile.case_id(volume.disk.path)
+        memory.require(self.estimate_bytes(volume), _where(volume, name))
         upright = grids.straight(volume)
         found = self._segment(upright, name, progress)
         return found if upright is volume else _on_grid_of(volume, found)

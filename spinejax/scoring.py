@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from spinejax import geometry
+from spinejax import failures, geometry
 from spinejax.datasets.plain_folders import centroid_files, label_files, read_reference_centroids
 from spinejax.errors import InputError
 from spinejax.files import StrPath
@@ -121,12 +121,14 @@ class Scores(TypedDict):
         summary: over the cases.
         missing: "prediction" and "reference" -> ids of the cases that lack it.
         without_vertebrae: case id -> why it has no "vertebrae"; left out if there is no such case.
+        failed: case id, or folder, -> why it is not scored; left out if nothing failed.
     """
 
     cases: dict[str, CaseScores]
     summary: Summary
     missing: dict[str, list[str]]
     without_vertebrae: NotRequired[dict[str, str]]
+    failed: NotRequired[dict[str, str]]
 
 
 _OF_COUNTS = {
@@ -256,6 +258,8 @@ def score(
     A case that only one folder has is not scored: it is listed under "missing" and a warning names
     it. A missing prediction is no empty prediction; the reader decides how to count it.
 
+    A pair that cannot be scored is logged and listed under "failed".
+
     Memory holds one pair at a time.
 
     Args:
@@ -277,35 +281,60 @@ def score(
             "centroids are of numbered vertebrae; leave out --reference_centroids or --labels"
         )
     valid = comparable_labels(labels)
-    pairs, missing = _pairs(prediction, Path(reference))
-    points = {}
+    failed: dict[str, str] = {}
+    pairs, missing = _pairs(prediction, Path(reference), failed)
+    points: dict[str, Path] = {}
     if reference_centroids is not None:
         points = centroid_files(Path(reference_centroids), pairs)
-    scores = {}
     with progress("scoring", len(pairs), "scan") as bar:
-        for name, (one, file) in pairs.items():
-            true = scanfile.read_labels(file, valid)
-            if isinstance(one, Path):
-                found, where = scanfile.read_labels(one, valid), one
-            else:
-                found = LabelVolume(one.labels, one.scan.native_affine, one.scan.disk)
-                where = Path(one.name)
-            scores[name] = score_arrays(
-                on_grid_of(true, found, file, where),
-                true.array,
-                true.affine,
-                name,
-                vertebrae=labels == "verse",
-                centroids=_read_centroids(points[name], true) if points else None,
-            )
-            bar.advance()
-    return collect(scores, missing)
+
+        def score_pair(name: str, pair: "tuple[Path | Segmentation, Path]") -> PairScore:
+            try:
+                centroids = points.get(name)
+                return _score_files(*pair, name, valid, centroids, vertebrae=labels == "verse")
+            finally:
+                bar.advance()
+
+        scores, wrong = failures.each(pairs, score_pair)
+    failed |= wrong
+    if not scores:
+        raise failures.summary(failed, len(failed), "nothing is scored")
+    return collect(scores, missing, failed)
+
+
+def _score_files(
+    prediction: "Path | Segmentation",
+    reference: Path,
+    name: str,
+    valid: Collection[int] | None,
+    centroids: Path | None,
+    *,
+    vertebrae: bool,
+) -> PairScore:
+    true = scanfile.read_labels(reference, valid)
+    if isinstance(prediction, Path):
+        found, where = scanfile.read_labels(prediction, valid), prediction
+    else:
+        scan = prediction.scan
+        found = LabelVolume(prediction.labels, scan.native_affine, scan.disk)
+        where = Path(prediction.name)
+    return score_arrays(
+        on_grid_of(true, found, reference, where),
+        true.array,
+        true.affine,
+        name,
+        vertebrae=vertebrae,
+        centroids=None if centroids is None else _read_centroids(centroids, true),
+    )
 
 
 def _pairs(
-    prediction: "StrPath | Segmentation", reference: Path
+    prediction: "StrPath | Segmentation", reference: Path, failed: dict[str, str]
 ) -> tuple[dict[str, tuple["Path | Segmentation", Path]], dict[str, list[str]]]:
-    """Return case id -> (prediction, reference), and the ids that lack either."""
+    """Return case id -> (prediction, reference), and the ids that lack either.
+
+    `failed` gets the folders that cannot be listed.
+    """
     one = Path(prediction) if isinstance(prediction, str | os.PathLike) else prediction
     for path in (one, reference):
         if isinstance(path, Path) and not path.exists():
@@ -321,7 +350,7 @@ def _pairs(
         raise InputError(
             f"{one} is a folder and {reference} is a file; give two label files or two folders"
         )
-    found, true = label_files(one), label_files(reference)
+    found, true = label_files(one, failed), label_files(reference, failed)
     names = {key: name for key, (name, _) in {**found, **true}.items()}
     both = [key for key in true if key in found]
     if not both:
@@ -343,9 +372,11 @@ def _pairs(
 
 
 def collect(
-    scores: Mapping[str, PairScore], missing: Mapping[str, Iterable[str]] | None = None
+    scores: Mapping[str, PairScore],
+    missing: Mapping[str, Iterable[str]] | None = None,
+    failed: Mapping[str, str] | None = None,
 ) -> Scores:
-    """Return the scores of cases from their measurements."""
+    """Return the scores of cases from their measurements; `missing` and `failed` as in `Scores`."""
     everything = list(scores.values())
     defined = [score.distances for score in everything if score.distances.defined]
     pooled = _metrics(
@@ -388,6 +419,8 @@ def collect(
     }
     if without:
         result["without_vertebrae"] = without
+    if failed:
+        result["failed"] = dict(failed)
     return result
 
 

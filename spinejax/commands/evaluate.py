@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from absl.flags import FlagValues
 
-from spinejax import progress
+from spinejax import failures, progress
 from spinejax.commands import parsing
 
 HELP = "predict and score the scans of a split"
@@ -52,3 +52,7 @@ def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None
         print(aggregate.patch_table(read_json(folder / "patches.json")))
     seconds = time.monotonic() - started
     print(f"evaluated in {seconds:.0f} s; scores: {folder / 'scores.json'}")
+    if "failed" in scores:
+        failed, done = scores["failed"], scores["cases"]
+        rest = "the rest are scored; the same command does the missing ones"
+        raise failures.summary(failed, len(failed) + len(done), rest)

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl.flags import FlagValues
 
 import spinejax
-from spinejax import progress
+from spinejax import failures, progress
 from spinejax.commands import parsing
 from spinejax.errors import InputError
 from spinejax.files import check_output, made
@@ -51,7 +51,8 @@ def run(values: FlagValues) -> int:
     output: Path = values.output
     if scanfile.is_scan(output) and not output.is_dir():
         raise InputError(f"{output}: --output is a folder; its files get the names of their scans")
-    scans = _scans(values.input)
+    unlisted: dict[str, str] = {}
+    scans = _scans(values.input, unlisted)
     references = (
         {} if values.reference is None else plain_folders.reference_files(values.reference, scans)
     )
@@ -62,52 +63,47 @@ def run(values: FlagValues) -> int:
         flip=values.flip,
     )
     valid = scoring.comparable_labels(model.config.data.labels)
-    failed: dict[str, str] = {}
-    for name in scans:  # before hours of work
-        try:
-            for path, kind in predictor.outputs(output, name, named=model.named).items():
-                inputs = [*scans.values(), *references.values()]
-                check_output(path, kind, inputs=inputs, overwrite=values.overwrite)
-        except InputError as error:
-            failures.note(name, error, failed, alone=len(scans) == 1)
+
+    def check(name: str, _: Path) -> None:
+        inputs = [*scans.values(), *references.values()]
+        for path, kind in predictor.outputs(output, name, named=model.named).items():
+            check_output(path, kind, inputs=inputs, overwrite=values.overwrite)
+
+    def segment(name: str, path: Path) -> None:
+        if name in references:
+            scan, truth = scanfile.read_pair(path, references[name], valid=valid)
+        else:
+            scan, truth = scanfile.read_volume(path), None
+        shape = "x".join(map(str, scan.shape))
+        gib = model.estimate_bytes(scan) / 2**30
+        print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
+        started = time.monotonic()
+        found = model.segment(scan, name=name, progress=progress.bars)
+        seconds = time.monotonic() - started
+        drawn = None if truth is None else truth.array
+        paths = found.save(output, name, reference=drawn, overwrite=values.overwrite)
+        print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
+        print("\n".join(f"  {path}" for path in paths), flush=True)
+
+    _, refused = failures.each(scans, check)  # before hours of work
     with made(output, results=("*",)):
-        for name, path in scans.items():
-            if name in failed:
-                continue
-            try:
-                if name in references:
-                    scan, truth = scanfile.read_pair(path, references[name], valid=valid)
-                else:
-                    scan, truth = scanfile.read_volume(path), None
-                shape = "x".join(map(str, scan.shape))
-                gib = model.estimate_bytes(scan) / 2**30
-                print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
-                started = time.monotonic()
-                found = model.segment(scan, name=name, progress=progress.bars)
-                seconds = time.monotonic() - started
-                paths = found.save(
-                    output,
-                    name,
-                    reference=None if truth is None else truth.array,
-                    overwrite=values.overwrite,
-                )
-            except Exception as error:
-                failures.note(name, error, failed, alone=len(scans) == 1)
-                continue
-            print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
-            print("\n".join(f"  {path}" for path in paths), flush=True)
-    if failed:
-        raise failures.summary(failed, len(scans), "the rest are done")
+        allowed = {name: path for name, path in scans.items() if name not in refused}
+        _, failed = failures.each(allowed, segment, alone=len(scans) == 1)
+        failed = unlisted | refused | failed
+        if failed:
+            total = len(scans) + len(unlisted)
+            what = "scans and folders" if unlisted else "scans"
+            raise failures.summary(failed, total, "the rest are done", what)
     return 0
 
 
-def _scans(sources: list[Path]) -> dict[str, Path]:
-    """Return the CTs of files and folders by case id."""
+def _scans(sources: list[Path], unlisted: dict[str, str]) -> dict[str, Path]:
+    """Return the CTs of files and folders by case id; `unlisted` gets folders without access."""
     from spinejax.datasets import plain_folders
 
     scans: dict[str, Path] = {}
     for source in sources:
-        for name, path in plain_folders.scan_files(source).items():
+        for name, path in plain_folders.scan_files(source, unlisted).items():
             if name in scans:
                 raise InputError(
                     f"{scans[name]} and {path} are both called {name!r} and would overwrite each "

@@ -4,7 +4,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 import spinejax
-from spinejax import progress
+from spinejax import failures, progress
 from spinejax.commands.parsing import path_flag
 from spinejax.errors import InputError
 
@@ -49,4 +49,7 @@ def run(values: FlagValues) -> int:
     write_json(output, scores)
     print(aggregate.summary_table(scores))
     print(f"scores: {output}")
+    if "failed" in scores:
+        failed, done = scores["failed"], scores["cases"]
+        raise failures.summary(failed, len(failed) + len(done), "the rest are scored")
     return 0

@@ -12,6 +12,7 @@ import spinejax
 from spinejax import progress
 from spinejax.commands import evaluate, parsing
 from spinejax.errors import EXIT_INTERRUPTED
+from spinejax.sweep_state import read_json
 
 HELP = "train a network, or resume"
 
@@ -70,7 +71,8 @@ def _evaluate_once(workdir: Path) -> None:
 
 
 def _is_scored(workdir: Path) -> bool:
-    return (workdir / "evaluation" / "test" / "scores.json").exists()
+    scores = read_json(workdir / "evaluation" / "test" / "scores.json")
+    return bool(scores) and "failed" not in scores
 
 
 def _next(workdir: Path) -> str:

@@ -33,11 +33,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from spinejax import failures
 from spinejax.data.normalise import ScanStats
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
 from spinejax.datasets.verse import Case
-from spinejax.errors import InputError
-from spinejax.files import write_json
+from spinejax.errors import InputError, MachineError
+from spinejax.files import open_regular, write_json
 from spinejax.io import grids, scanfile
 from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume, Volume
@@ -128,7 +129,7 @@ class ContentDigests:
             if isinstance(known, list) and known[:2] == signature and len(known) == 3:
                 return str(known[2])
             now = time.time_ns()
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise InputError(
@@ -174,8 +175,7 @@ def prepare(
 
     Raises:
         InputError: the cache folder cannot be written, the disk is full, or cases cannot be used
-            (the error gives the reason for the first one and the ids of the others). Cases that
-            succeeded stay in the cache.
+            (each is logged with its reason). Cases that succeeded stay in the cache.
     """
     root = Path(cache_dir).absolute()
     for case in cases:
@@ -190,10 +190,10 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
     except OSError as error:
-        raise _FolderError(_folder_problem(root, error)) from error
+        raise MachineError(_folder_problem(root, error)) from error
     digests = ContentDigests(root / _DIGESTS)
     results: dict[int, CachedCase] = {}
-    failures: dict[int, Exception] = {}
+    failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(workers, thread_name_prefix="spinejax-prepare")
     with progress("preparing", len(cases), "scan") as bar:
         try:
@@ -204,17 +204,17 @@ def prepare(
             for task in as_completed(tasks):
                 try:
                     results[tasks[task]] = task.result()
-                except _FolderError:
-                    raise  # all other cases would fail, too
-                except (InputError, OSError, MemoryError) as error:
-                    failures[tasks[task]] = error
+                except Exception as error:
+                    failures.note(cases[tasks[task]].id, error, failed)
                 bar.advance()
         finally:
             # An interruption finishes the scans in work (seconds) and drops the waiting ones.
             pool.shutdown(wait=True, cancel_futures=True)
             digests.save()
-    if failures:
-        raise _cases_error(cases, failures)
+    if failed:
+        rest = "correct or remove them and run again; the rest are prepared"
+        in_order = {case.id: failed[case.id] for case in cases if case.id in failed}
+        raise failures.summary(in_order, len(cases), rest)
     return [results[i] for i in range(len(cases))]
 
 
@@ -244,7 +244,7 @@ def _prepare_case(
     try:
         _write_entry(grids.straight(scan), grids.straight(marks), entry, settings)
     except OSError as error:  # the scan is in memory, so only the disk of the cache can fail
-        raise _FolderError(_folder_problem(root, error)) from error
+        raise MachineError(_folder_problem(root, error)) from error
     cached = _read_entry(case.id, entry, settings)
     if cached is None:
         raise InputError(f"cache entry {entry} vanished while it was written; run again")
@@ -398,10 +398,6 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-class _FolderError(InputError):
-    """The cache folder itself cannot be used."""
-
-
 def _folder_problem(root: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
@@ -412,20 +408,3 @@ def _folder_problem(root: Path, error: OSError) -> str:
         f"cache folder {root} cannot be written ({error.strerror or error}); set data.cache_dir "
         "to another"
     )
-
-
-def _cases_error(cases: Sequence[Case], failures: dict[int, Exception]) -> InputError:
-    first, *others = sorted(failures)
-    error = failures[first]
-    reason = str(error)
-    if not isinstance(error, InputError):  # these name the file themselves
-        reason = f"{cases[first].image}: {reason or type(error).__name__}"
-    if isinstance(error, MemoryError):
-        reason = (
-            f"{cases[first].image}: not enough memory for one scan per core; close other programs "
-            "or use fewer cores (taskset -c 0 spinejax ...), then run again to continue"
-        )
-    if others:
-        ids = ", ".join(cases[i].id for i in others[:5]) + (", ..." if len(others) > 5 else "")
-        reason += f" ({len(others)} more of {len(cases)} cases failed: {ids})"
-    return InputError(reason)

@@ -5,10 +5,13 @@ et al. 2021 (10.1038/s41597-021-01060-0) and Sekuboyina et al. 2021 (10.1016/j.m
 105 scans are in both editions; the subject-based download of '20 holds only the 214 others.
 """
 
+import logging
 import os
+import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +20,14 @@ import numpy as np
 from spinejax import geometry, labels
 from spinejax.datasets import splits, verse
 from spinejax.datasets.verse import Case
-from spinejax.errors import InputError
+from spinejax.errors import InputError, describe
 from spinejax.io import centroid_json, metaimage, scanfile
 from spinejax.io.grids import TOLERANCE_MM
 from spinejax.progress import Progress, silent
 from spinejax.text_table import text_table
 from spinejax.volume import LabelVolume, Volume
+
+logger = logging.getLogger("spinejax")
 
 CENTROID_TOLERANCE_MM = 5.0
 """A centroid that lies further outside its own vertebra is a problem."""
@@ -110,12 +115,13 @@ def doctor(
             SimpleITK is not installed.
     """
     root = Path(root)
-    cases = verse.index_dataset(root, exclude_gl)
+    unlisted: dict[str, str] = {}
+    cases = verse.index_dataset(root, exclude_gl, unlisted)
     paths = (path for case in cases for path in (case.image, case.labels) if path)
     needing = next(filter(metaimage.is_metaimage, paths), None)
     if needing is not None:  # one error here instead of a problem for each file
         metaimage.require_simpleitk(needing)
-    findings, problems = [], []
+    findings, problems = [], list(unlisted.values())
     with (
         ThreadPoolExecutor(_THREADS) as pool,
         progress("reading scans", len(cases), "scan") as bar,
@@ -138,17 +144,13 @@ def _examine(case: Case, root: Path) -> _Finding:
     finding = _Finding()
     image: Volume | None = None
     mask: LabelVolume | None = None
-    try:
+    with _noting(finding):
         if case.image:
             # Only the grid is needed below, so free the voxels before reading the mask.
             image = _without_voxels(scanfile.read_volume(case.image))
-    except InputError as error:
-        finding.problems.append(str(error))
-    try:
+    with _noting(finding):
         if case.labels:
             mask, finding.is_verse = _read_mask(case.labels, case.edition)
-    except InputError as error:
-        finding.problems.append(str(error))
     if mask is not None and case.labels is not None:
         ids = _present(mask)
         # A mask with no number but 1 is binary: no scan shows C1 alone.
@@ -158,13 +160,22 @@ def _examine(case: Case, root: Path) -> _Finding:
             finding.problems += _check_mask(ids, _shown(case.labels, root))
         if image is not None and case.image is not None:
             shown = _shown(case.labels, root), _shown(case.image, root)
-            finding.problems += _check_grids(image, mask, *shown)
+            with _noting(finding):
+                finding.problems += _check_grids(image, mask, *shown)
     if case.centroids and finding.is_verse:
-        try:
+        with _noting(finding):
             finding.problems += _check_centroids(case, image, mask, finding.ids, root)
-        except InputError as error:
-            finding.problems.append(str(error))
     return finding
+
+
+@contextmanager
+def _noting(finding: _Finding) -> Iterator[None]:
+    """Turn whatever goes wrong into a problem: the files of the other cases are still checked."""
+    try:
+        yield
+    except Exception as error:
+        logger.debug("%s", traceback.format_exc())
+        finding.problems.append(describe(error))
 
 
 def _read_mask(path: Path, edition: str | None) -> tuple[LabelVolume, bool]:

@@ -18,7 +18,7 @@ from spinejax.volume import LabelVolume
 _log = logging.getLogger("spinejax")
 
 
-def real_scans(root: Path) -> list[Case]:
+def real_scans(root: Path, failed: dict[str, str] | None = None) -> list[Case]:
     """Find the scans under a folder, with a CT, a mask or both.
 
     This function finds more masks than `verse.index_dataset`. If the name of a file begins with the
@@ -26,12 +26,16 @@ def real_scans(root: Path) -> list[Case]:
     that CT. A CT without a mask gets the first such file that holds only VerSe ids; names with
     "verse" come first.
 
+    Args:
+        root: the folder.
+        failed: gets the folders that cannot be listed, see `scanfile.walk`.
+
     Raises:
         InputError: `root` is no folder or holds no scan.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give a folder of real CTs and masks")
-    cases = [case for case in verse.index_dataset(root) if case.duplicate_of is None]
+    cases = [case for case in verse.index_dataset(root, failed=failed) if case.duplicate_of is None]
     masks: dict[str, list[Case]] = {}
     for case in cases:
         if case.image is None or case.labels is not None:
@@ -73,13 +77,17 @@ def _is_mask(path: Path) -> bool:
     return True
 
 
-def with_masks(root: Path) -> list[Case]:
+def with_masks(root: Path, failed: dict[str, str] | None = None) -> list[Case]:
     """Return the scans of `real_scans` that have both CT and mask.
+
+    Args:
+        root: the folder.
+        failed: gets the folders that cannot be listed, see `scanfile.walk`.
 
     Raises:
         InputError: `root` is no folder, or no scan in it has both.
     """
-    found = verse.usable(real_scans(root))
+    found = verse.usable(real_scans(root, failed))
     if not found:
         raise InputError(
             f"{root} has no CT with a mask; `spinejax doctor --data={root}` names what is missing"
@@ -87,11 +95,15 @@ def with_masks(root: Path) -> list[Case]:
     return found
 
 
-def scan_files(source: Path) -> dict[str, Path]:
+def scan_files(source: Path, failed: dict[str, str] | None = None) -> dict[str, Path]:
     """Find the CT of a file, or the CTs under a folder, by case id.
 
     The folder may have any layout of a data set and may hold masks, too: files whose name or folder
     says "mask", as earlier predictions do, are passed over.
+
+    Args:
+        source: a file or a folder.
+        failed: gets the folders that cannot be listed, see `scanfile.walk`.
 
     Raises:
         InputError: `source` does not exist, holds no CT, or two CTs have the same id.
@@ -99,12 +111,12 @@ def scan_files(source: Path) -> dict[str, Path]:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check --input")
     outer = _nnunet_folder(source if source.is_dir() else source.parent)
-    if source.is_file():
+    if not source.is_dir():
         return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
     scans: dict[str, Path] = {}
     for path in sorted(
         folder / name
-        for folder, _, names in scanfile.walk(source)
+        for folder, _, names in scanfile.walk(source, failed)
         for name in names
         if scanfile.is_scan(name)
     ):
@@ -118,6 +130,8 @@ def scan_files(source: Path) -> dict[str, Path]:
                 "results; predict their folders one by one"
             )
         scans[case] = path
+    if not scans and failed:
+        raise InputError(next(iter(failed.values())))
     if not scans:
         raise InputError(
             f"{source}: no CT ({scanfile.ENDINGS}) in it; check --input, and convert DICOM to "
@@ -163,13 +177,17 @@ def reference_files(reference: Path, scans: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def label_files(folder: Path) -> dict[str, tuple[str, Path]]:
+def label_files(folder: Path, failed: dict[str, str] | None = None) -> dict[str, tuple[str, Path]]:
     """Find the label files under a folder: lower-case id -> (id, path), sorted.
+
+    Args:
+        folder: the folder.
+        failed: gets the folders that cannot be listed, see `scanfile.walk`.
 
     Raises:
         InputError: there is none, or there are two for one case.
     """
-    paths = (path for path in folder.rglob("*") if scanfile.is_scan(path))
+    paths = [path for path in _files(folder, failed) if scanfile.is_scan(path)]
     # If no name says "mask", all files count as label files.
     chosen = _of_role(folder, paths, ("labels", "image"))
     if not chosen:
@@ -203,7 +221,7 @@ def centroid_files(path: Path, cases: Collection[str]) -> dict[str, Path]:
                 f"{path}: is one file for {len(cases)} cases; give --reference_centroids=FOLDER"
             )
         return dict.fromkeys(cases, path)
-    paths = (file for file in path.rglob("*") if _is_json(file))
+    paths = [file for file in _files(path) if _is_json(file)]
     chosen = _of_role(path, paths, ("centroids", "other"))
     if not chosen:
         raise InputError(f"{path}: holds no centroid file (.json); check --reference_centroids")
@@ -275,17 +293,17 @@ def read_reference_centroids(
     return {label: point for label, point in points.items() if label in present}
 
 
+def _files(folder: Path, failed: dict[str, str] | None = None) -> list[Path]:
+    return [where / name for where, _, names in scanfile.walk(folder, failed) for name in names]
+
+
 def _is_json(path: Path) -> bool:
     return file_names.is_relevant(path.name) and not scanfile.is_scan(path)
 
 
 def _of_role(folder: Path, paths: Iterable[Path], roles: tuple[str, str]) -> list[FileName]:
     """Return the names of the files with the first role; if there are none, with the second."""
-    names = [
-        file_names.parse(path, path.relative_to(folder).parts[:-1])
-        for path in sorted(paths)
-        if path.is_file()
-    ]
+    names = [file_names.parse(path, path.relative_to(folder).parts[:-1]) for path in sorted(paths)]
     first, second = ([name for name in names if name.role == role] for role in roles)
     return first or second
 

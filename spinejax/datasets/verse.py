@@ -71,7 +71,9 @@ class _Draft:
     problems: tuple[str, ...] = ()
 
 
-def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> list[Case]:
+def index_dataset(
+    root: str | os.PathLike[str], exclude_gl: bool = False, failed: dict[str, str] | None = None
+) -> list[Case]:
     """Return all scans under a folder, complete or not, sorted by id.
 
     Args:
@@ -79,6 +81,7 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
             depth of folders), or a dataset with `images/` and `labels/`, or nnU-Net's
             `imagesTr/labelsTr`. Files are NIfTI or MetaImage.
         exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
+        failed: gets the folders that cannot be listed, see `scanfile.walk`.
 
     Raises:
         InputError: `root` is missing, is no folder, holds no scans, or cannot be listed.
@@ -88,7 +91,7 @@ def index_dataset(root: str | os.PathLike[str], exclude_gl: bool = False) -> lis
         raise InputError(f"dataset folder {root} does not exist; check the path")
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; data.root must be the folder of the dataset")
-    names = _names(root)
+    names = _names(root, failed)
     if not any(name.role in ("image", "labels") for name in names):
         raise InputError(
             f"{root} holds no {scanfile.ENDINGS} scans or masks; expected VerSe (rawdata/, "
@@ -140,14 +143,14 @@ def of_edition(cases: Iterable[Case], edition: str) -> list[Case]:
     return kept
 
 
-def _names(root: Path) -> list[FileName]:
+def _names(root: Path, failed: dict[str, str] | None) -> list[FileName]:
     """Return the parsed names of all files under `root`; links are followed, loops are not."""
     names: list[FileName] = []
     # The root's own name counts if the root is part of a download, but not for, say, "test_run".
     own = root.resolve().name
     is_part = bool(file_names.edition_of((own,))) or own.lower().startswith("dataset")
     outer = (own,) if is_part else ()
-    for folder, folders, files in scanfile.walk(root, _refuse):
+    for folder, folders, files in scanfile.walk(root, failed):
         folders[:] = sorted(
             name
             for name in folders
@@ -160,13 +163,6 @@ def _names(root: Path) -> list[FileName]:
                 if name.role != "other":
                     names.append(name)
     return names
-
-
-def _refuse(error: OSError) -> None:
-    """Raise an error for a folder that cannot be listed; `os.walk` would skip it silently."""
-    raise InputError(
-        f"{error.filename}: cannot be listed ({error.strerror}); check the rights on the folder"
-    ) from error
 
 
 def _match(names: Sequence[FileName], root: Path) -> list[_Draft]:

@@ -76,7 +76,7 @@ class FileName:
     Attributes:
         path: the file.
         role: "image", "labels", "centroids" or "other".
-        id: the name without role and format, as spelled.
+        id: the name without role and format, as spelled, but see `scanfile.safe_name`.
         base: `id` in lower case.
         loose: the tokens of `base` without the words that differ between layouts.
         ids: the VerSe ids in the name, patient first.
@@ -170,6 +170,7 @@ def parse(path: Path, folders: tuple[str, ...], outer: tuple[str, ...] = ()) -> 
         kept = [f for f in folders if f.lower() not in _IMAGE_DIRS | _LABEL_DIRS]
         name = kept[-1] if kept else folders[-1]
         lower = lower[: lower.index(name.lower())]
+    name = scanfile.safe_name(name)
     base = name.lower()
     ids = verse_ids(name)
     everything = outer + folders

@@ -3,13 +3,16 @@
 The ending of the name decides. Everything is written as NIfTI (`nifti.py`).
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import quote
 
-from spinejax import schema
+from spinejax import failures, schema
+from spinejax.errors import InputError
 from spinejax.io import metaimage, nifti, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
 from spinejax.volume import LabelVolume, Volume
@@ -30,22 +33,66 @@ def is_scan(path: str | os.PathLike[str]) -> bool:
 
 
 def walk(
-    root: Path, onerror: Callable[[OSError], object] | None = None
+    root: Path, failed: dict[str, str] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walk a folder like `os.walk`; links are followed, loops of links are not."""
+    """Walk a folder like `os.walk`; links are followed, loops of links are not.
+
+    A folder that is named like a scan and holds no file is one of the files, so that its reader
+    says what is wrong with it.
+
+    Args:
+        root: the folder.
+        failed: gets the reason for every folder that cannot be listed, which is logged, too; None
+            refuses such a folder.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        problem = InputError(
+            f"{error.filename}: cannot be listed ({error.strerror}); check the rights on the folder"
+        )
+        if failed is None:
+            raise problem from error
+        failures.note(str(error.filename), problem, failed)
+
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, onerror=onerror, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
+        for name in filter(is_scan, list(folders)):
+            if not any(inside for _, _, inside in os.walk(Path(folder, name))):
+                folders.remove(name)
+                files.append(name)
         yield Path(folder), folders, files
 
 
 def stem(path: str | os.PathLike[str]) -> str:
     """Return the name of a file without the ending of its format."""
     return _ENDING.sub("", Path(path).name)
+
+
+_MOST_BYTES = 200  # a file system's limit is 255, and `_quicklook.png` and such are added
+
+
+def safe_name(name: str) -> str:
+    """Return a name that can be printed, written into any file, and lengthened.
+
+    Line ends, other control characters and bytes that are not UTF-8 become their codes, "%0A" or
+    "%FF". A name of more than 200 bytes is cut, and the digest of the whole name is added.
+    """
+    shown = "".join(
+        letter if letter.isprintable() else quote(letter, safe="", errors="surrogateescape")
+        for letter in name
+    )
+    if len(shown.encode()) <= _MOST_BYTES:
+        return shown
+    digest = hashlib.sha256(shown.encode()).hexdigest()[:8]
+    return f"{shown.encode()[: _MOST_BYTES - 9].decode(errors='ignore')}-{digest}"
 
 
 def case_id(path: str | os.PathLike[str]) -> str:
@@ -58,7 +105,7 @@ def case_id(path: str | os.PathLike[str]) -> str:
     """
     name = stem(path)
     kind = r"(_seg-[a-z0-9]+)?_(ct|seg|msk|mask|labels?|pred)$"
-    return re.sub(kind, "", name, flags=re.IGNORECASE) or name
+    return safe_name(re.sub(kind, "", name, flags=re.IGNORECASE) or name)
 
 
 def valid_labels(kind: str) -> Collection[int] | None:

@@ -69,6 +69,8 @@ def summary_table(scores: Mapping[str, Any]) -> str:
     for kind, ids in scores["missing"].items():
         if ids:
             lines.append(f"not scored, no {kind}: {some(ids)}")
+    if "failed" in scores:
+        lines.append(f"not scored, failed: {some(scores['failed'])}")
     return "\n".join(lines)
 
 

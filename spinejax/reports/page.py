@@ -284,6 +284,9 @@ def notes(run: Run) -> list[tuple[str, str]]:
         for kind, ids in (missing.items() if isinstance(missing, Mapping) else ())
         for case in ids
     ]
+    failed = run.scores.get("failed")
+    if isinstance(failed, Mapping):
+        unscored += [f"{case} ({reason})" for case, reason in failed.items()]
     if unscored:
         found.append(("Not scored", f"{_first_five(unscored)}."))
     if not run.finished:
