@@ -115,7 +115,7 @@ def evaluate(
         scan = f"{image.resolve()} {image.stat().st_mtime_ns}"
         before = done["cases"].get(case, {})
         if before.get("scan") == scan and path.exists():
-            logger.info("%s: predicted before", titles[case])
+            logger.info("%s: predicted earlier", titles[case])
             array, named = scanfile.read_labels(path).array, before["named"]
         else:
             found = model.segment(volume, name=titles[case], progress=progress)

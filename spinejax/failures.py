@@ -90,10 +90,10 @@ def summary(failed: Mapping[str, str], total: int, rest: str, what: str = "scans
         rest: what became of the other items, e.g. "the rest are done".
         what: the items.
     """
-    head = f"{len(failed)} of {total} {what} failed"
-    if len(failed) == 1:
-        ((name, reason),) = failed.items()
-        return InputError(f"{head}: {_line(name, reason)} ({rest})")
-    for name, reason in failed.items():
-        logger.error("failed: %s", _line(name, reason))
-    return InputError(f"{head} (the lines above say why); {rest}")
+    lines = [_line(name, reason) for name, reason in failed.items()]
+    others = ""
+    if len(lines) > 1:
+        others = "; see above for the others"
+        for line in lines:
+            logger.error("failed: %s", line)
+    return InputError(f"{len(lines)} of {total} {what} failed: {lines[0]} ({rest}{others})")

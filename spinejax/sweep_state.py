@@ -187,8 +187,8 @@ def _is_done(folder: Path, stages: list[Path]) -> bool:
     if not all((stage / "DONE").exists() for stage in stages):
         return False
     cases = read_json(folder / "run.json").get("cases", {})
-    scores = read_json(folder / "evaluation" / "test" / "scores.json")
-    return not cases.get("test") or (bool(scores) and "failed" not in scores)
+    scores = folder / "evaluation" / "test" / "scores.json"
+    return not cases.get("test") or (scores.exists() and "failed" not in read_json(scores))
 
 
 def _seconds_left(lines: list[dict[str, Any]], steps: Any) -> float | None:

@@ -215,7 +215,7 @@ def test_an_interrupted_evaluation_continues_with_the_next_scan(scans, run, capl
     at_most(9)
     evaluate()
     assert len(segmented) == 3
-    assert caplog.text.count("predicted before the interruption") == 2
+    assert caplog.text.count("predicted earlier") == 2
     assert [(folder / name).read_bytes() for name in names] == undisturbed
     at_most(2)
     with pytest.raises(KeyboardInterrupt):

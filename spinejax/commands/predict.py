@@ -44,7 +44,7 @@ def define_flags(values: FlagValues) -> None:
 
 def run(values: FlagValues) -> int:
     """Segment the scans; a bad file is named and the other files are segmented."""
-    from spinejax import failures, predictor, scoring
+    from spinejax import predictor, scoring
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
 

@@ -71,8 +71,8 @@ def _evaluate_once(workdir: Path) -> None:
 
 
 def _is_scored(workdir: Path) -> bool:
-    scores = read_json(workdir / "evaluation" / "test" / "scores.json")
-    return bool(scores) and "failed" not in scores
+    scores = workdir / "evaluation" / "test" / "scores.json"
+    return scores.exists() and "failed" not in read_json(scores)
 
 
 def _next(workdir: Path) -> str:
