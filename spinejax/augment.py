@@ -84,7 +84,7 @@ def augment(
                 fill_hu=fill_hu,
             )
         for axis in flip_axes:
-            flip = jax.random.bernoulli(jax.random.fold_in(key_flip, axis), flip_probability)
+            flip = jax.random.bernoulli(jax.random.fold_in(key_flip, axis), float(flip_probability))
             image = jnp.where(flip, jnp.flip(image, axis), image)
             label = jnp.where(flip, jnp.flip(label, axis), label)
         image = _intensities(
@@ -198,7 +198,7 @@ def augment_cubes(
                 fill_hu=fill_hu,
             )
         if flip_probability:
-            flip = jax.random.bernoulli(keys[3], flip_probability)
+            flip = jax.random.bernoulli(keys[3], float(flip_probability))
             image = jnp.where(flip, jnp.flip(image, 0), image)
             label = jnp.where(flip, jnp.flip(label, 0), label)
         image = intensities(keys[4], image, shift_hu, gain, noise_hu)

@@ -482,7 +482,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     # Optimiser (the defaults are paper A's, section 4.2).
     Field("optim.name", "adam", Choice(("adam", "adamw", "sgd")), "Optimiser."),
-    Field("optim.learning_rate", 1e-3, Number(1e-12, 1000), "Learning rate after the warm-up."),
+    Field("optim.learning_rate", 1e-3, Number(1e-12, 1e6), "Learning rate after the warm-up."),
     Field("optim.momentum", 0.9, _SHARE, "Momentum of 'sgd'."),
     Field(
         "optim.weight_decay", 0.0, _WEIGHT,

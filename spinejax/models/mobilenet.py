@@ -43,7 +43,7 @@ EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 
 # Types of fields.
-Multiplier = Annotated[float, Number(0.01, 16)]
+Multiplier = Annotated[float, Number(0, 16, above=True)]
 Strides = Annotated[tuple[int, ...], Several(Whole(1, 2))]
 
 DEPTHWISE = "depthwise"

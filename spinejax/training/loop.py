@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import numerics, schema
+from spinejax import memory, numerics, schema
 from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import write_json, write_text
@@ -215,10 +215,35 @@ def train(
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise InputError(
-                "the training needs more memory than there is; lower train.batch_size, raise "
-                "optim.accumulate_steps, or set train.remat=true"
-            ) from error
+            raise InputError(f"the training {_TOO_LARGE}") from error
+
+
+_TOO_LARGE = (
+    "needs more memory than there is; lower train.batch_size, raise optim.accumulate_steps, set "
+    "train.remat=true, or choose a smaller network"
+)
+_LARGE_BATCH = 2**24  # numbers of the input from which the compiler is asked, which takes seconds
+
+
+def _require_memory(config: ConfigDict, task: Task, parameters: int) -> None:
+    """Refuse a training that this machine's memory cannot hold; XLA would end the process.
+
+    Raises:
+        InputError: parameters, their gradients and the optimiser's two moments, or all arrays of an
+            update, do not fit. Devices with a memory of their own raise errors themselves.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    needed = 4 * 4 * parameters
+    if config.train.batch_size * math.prod(task.input_shape) > _LARGE_BATCH:
+        # Batches, validation and checkpoints add a third (measured with 3000 and 6000 slices).
+        needed = max(needed, 3 * (step.step_bytes(config) or 0) // 2)
+    free = memory.available_bytes()
+    if free is not None and needed > free:
+        raise InputError(
+            f"the training {_TOO_LARGE} (about {needed / 2**30:.1f} GiB are needed, "
+            f"{free / 2**30:.1f} GiB are free)"
+        )
 
 
 def _finished(workdir: Path) -> TrainResult:
@@ -253,7 +278,9 @@ def _run(
     update = mapped.map(update, sharded=(False, False), donate=True)
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
     if variables is None:
-        variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
+        init, key = jax.jit(task.init), step.named_key(config.seed, "init")
+        _require_memory(config, task, count_parameters(jax.eval_shape(init, key)["params"]))
+        variables = init(key)
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
 
     # From here on the folder belongs to this config.

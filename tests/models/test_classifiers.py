@@ -285,7 +285,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits_and_stays_close(name):
         (dict(name="resnet", shortcut="none"), ["model.shortcut", "'pad'", "'projection'"]),
         (dict(name="densenet", stem="5x5"), ["model.stem", "'3x3'", "'7x7'"]),
         (dict(name="densenet", norm=["batch"]), ["model.norm", "'batch'"]),
-        (dict(name="densenet", growth=0), ["model.growth", "from 1 up"]),
+        (dict(name="densenet", growth=0), ["model.growth", "from 1 to"]),
         (dict(name="resnet", dropout=0.5), ["no field model.dropout"]),
     ],
 )

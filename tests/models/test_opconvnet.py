@@ -331,7 +331,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits_and_stays_close():
         (dict(paddings=("valid", "valid", "sane")), ["model.paddings", "did you mean 'same'"]),
         (dict(paddings="same"), ["model.paddings", "'valid'"]),
         (dict(paddings=(1, 1, 1)), ["model.paddings", "'valid'"]),
-        (dict(strides=(2, 0, 1)), ["model.strides", "from 1 up"]),
+        (dict(strides=(2, 0, 1)), ["model.strides", "from 1 to"]),
         (dict(kernels=(3, 3, 2.5)), ["model.kernels", "whole"]),
         (dict(fc_widths=()), ["model.fc_widths"]),
         (dict(dropout=1), ["model.dropout", "below 1"]),
