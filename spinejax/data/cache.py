@@ -123,13 +123,13 @@ class ContentDigests:
             InputError: the file cannot be read.
         """
         try:
-            status = path.stat()
-            signature = [status.st_size, status.st_mtime_ns]
-            known = self._known.get(str(path.absolute()))
-            if isinstance(known, list) and known[:2] == signature and len(known) == 3:
-                return str(known[2])
-            now = time.time_ns()
             with open_regular(path) as file:
+                status = os.fstat(file.fileno())
+                signature = [status.st_size, status.st_mtime_ns]
+                known = self._known.get(str(path.absolute()))
+                if isinstance(known, list) and known[:2] == signature and len(known) == 3:
+                    return str(known[2])
+                now = time.time_ns()
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise InputError(

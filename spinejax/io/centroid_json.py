@@ -237,6 +237,8 @@ def _number(value: Any) -> float:
 def _load(path: Path) -> list[Any]:
     try:
         value = json.loads(read_regular(path))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError):  # also undecodable bytes
