@@ -12,9 +12,9 @@ from pathlib import Path
 
 from spinejax import progress, sweep_state
 from spinejax.errors import InputError
-from spinejax.files import made
+from spinejax.files import check_output, claim, made
 from spinejax.launch import plan, status
-from spinejax.sweep_state import JOB, LOG, Sweep, SweepUnit
+from spinejax.sweep_state import JOB, LOG, OUTCOME, Sweep, SweepUnit
 
 _LOCK = ".launcher"  # the launcher of a sweep holds it
 _WATCH_S = 5.0
@@ -39,21 +39,27 @@ def launch(
             another launcher is at work in it; `start` refuses.
     """
     plan.check_roots(units)
-    with made(workdir, (f"*/{LOG}", f"*/{JOB}")), _alone(workdir):
-        if (workdir / sweep_state.FILE).exists():
-            old = sweep_state.read(workdir)
-            begun = [
-                unit.name
-                for unit in old.units
-                if sweep_state.state(workdir / unit.name).kind != "waiting"
-            ]
-            plan.check_same(old, sweep, begun, workdir)
+    with made(workdir, (f"*/{LOG}", f"*/{JOB}"), leftovers=(_LOCK,)):
+        known = (workdir / sweep_state.FILE).exists()
+        if known:
+            sweep_state.read(workdir)
         elif (workdir / "config.json").exists():
             raise InputError(
                 f"{workdir} is the folder of a single run; give the sweep another --workdir"
             )
-        sweep_state.write(workdir, sweep)
-        return start(units, workdir)
+        files = [f"{unit.name}/{name}" for unit in units for name in (LOG, OUTCOME, JOB)]
+        claim(workdir, "sweep", [sweep_state.FILE, *files], known=known)
+        with _alone(workdir):
+            if known:
+                old = sweep_state.read(workdir)
+                begun = [
+                    unit.name
+                    for unit in old.units
+                    if sweep_state.state(workdir / unit.name).kind != "waiting"
+                ]
+                plan.check_same(old, sweep, begun, workdir)
+            sweep_state.write(workdir, sweep)
+            return start(units, workdir)
 
 
 def show(workdir: Path, *, watch: bool) -> None:
@@ -75,6 +81,7 @@ def show(workdir: Path, *, watch: bool) -> None:
 @contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
     """Hold the lock of a sweep's folder while the block runs."""
+    check_output(workdir / _LOCK)
     with (workdir / _LOCK).open("ab") as file:
         if not sweep_state.take_lock(file):
             raise InputError(

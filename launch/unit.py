@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spinejax.errors import InputError
-from spinejax.files import write_json
+from spinejax.files import check_output, write_json
 from spinejax.sweep_state import LOG, OUTCOME, take_lock
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a child gets when its parent dies
@@ -73,7 +73,9 @@ def start(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        log = (folder / (f"unit-{rank}.log" if rank else LOG)).open("ab")
+        path = folder / (f"unit-{rank}.log" if rank else LOG)
+        check_output(path)
+        log = path.open("ab")
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); give a --workdir that can"

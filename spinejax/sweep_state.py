@@ -79,7 +79,7 @@ class State:
 
 def write(workdir: Path, sweep: Sweep) -> None:
     """Write sweep.json."""
-    write_json(workdir / FILE, asdict(sweep))
+    write_json(workdir / FILE, asdict(sweep), "sweep")
 
 
 def read(workdir: Path) -> Sweep:

@@ -9,7 +9,7 @@ not.
       <key>/image.npy          (n, h, w) int16 HU
       <key>/label.npy          (n, h, w) uint8 VerSe ids; 0 and 1 of binary labels
       <key>/meta.json          settings, grid, intensity statistics, foreground pixels per slice
-      .tmp-<host>-<pid>-*/     an entry being written
+      .spinejax-tmp-<host>-<pid>-*/    an entry being written
 
 An entry is written in a temporary folder which is then renamed, so it exists whole or not at all:
 after an interruption the same call continues with the missing entries. If two processes make the
@@ -20,12 +20,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
-import shutil
 import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +48,9 @@ FORMAT = 2
 """Version of the results of `preprocess` and of the files here. Raise it when either changes."""
 
 _DIGESTS = "digests.json"
+_FILES = ("image.npy", "label.npy", "meta.json")  # of an entry
+_TEMPORARY = re.compile(r"\.spinejax-tmp-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{16}")
+_DAMAGED = "damaged"  # an entry that is being removed, in a temporary folder
 _IMAGE, _LABEL = np.dtype("<i2"), np.dtype("u1")
 _STALE_SECONDS = 24 * 3600
 
@@ -102,6 +106,11 @@ def _open_array(path: str) -> np.ndarray:
 _RACY_NS = 2 * 10**9
 
 
+def _is_record(value: Any) -> bool:
+    digest = value[2] if isinstance(value, list) and len(value) == 3 else None
+    return isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+
+
 class ContentDigests:
     """Content digests of files, remembered by path, size and time of change."""
 
@@ -110,10 +119,12 @@ class ContentDigests:
         self._known: dict[str, list[Any]] = {}
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(known, dict):
+            if isinstance(known, dict) and all(map(_is_record, known.values())):
                 self._known = known
         except (OSError, ValueError):
             pass  # all files are read again
+        # Older versions did not list this file as theirs. Its content shows whose it is.
+        self._is_known = bool(self._known)
         self._changed = False
 
     def of(self, path: Path) -> str:
@@ -127,7 +138,7 @@ class ContentDigests:
                 status = os.fstat(file.fileno())
                 signature = [status.st_size, status.st_mtime_ns]
                 known = self._known.get(str(path.absolute()))
-                if isinstance(known, list) and known[:2] == signature and len(known) == 3:
+                if known is not None and known[:2] == signature:
                     return str(known[2])
                 now = time.time_ns()
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -144,8 +155,9 @@ class ContentDigests:
         """Write the new digests; if that fails, files are only read again later."""
         if self._changed:
             try:
-                write_json(self._path, dict(sorted(self._known.items())))
-            except OSError:
+                known = dict(sorted(self._known.items()))
+                write_json(self._path, known, "digests", overwrite=self._is_known)
+            except (OSError, InputError):
                 pass
 
 
@@ -284,7 +296,7 @@ def _write_entry(scan: Volume, marks: LabelVolume, entry: Path, settings: SliceP
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         _publish(temporary, entry, settings)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_temporary(temporary)
 
 
 def _digest(digests: ContentDigests, path: Path) -> str:
@@ -346,13 +358,18 @@ def _publish(temporary: Path, entry: Path, settings: SlicePreprocess) -> None:
                 raise
         if _read_entry("", entry, settings) is not None:
             return  # another process was first
+        if not entry.is_dir() or set(os.listdir(entry)) - set(_FILES):
+            raise InputError(
+                f"{entry}: is damaged, and holds what no entry of a cache holds; move it away and "
+                "run again"
+            )
         damaged = _temporary_folder(entry.parent)
         try:
-            os.rename(entry, damaged / "damaged")
+            os.rename(entry, damaged / _DAMAGED)
         except FileNotFoundError:
             pass  # another process moved it away
         finally:
-            shutil.rmtree(damaged, ignore_errors=True)
+            _remove_temporary(damaged)
 
 
 def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype) -> BinaryIO:
@@ -365,27 +382,35 @@ def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype) -> BinaryIO:
 
 def _temporary_folder(root: Path) -> Path:
     # tempfile.mkdtemp makes folders that are private to the user, but a cache may be shared.
-    folder = root / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+    folder = root / f".spinejax-tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
     folder.mkdir()
     return folder
 
 
 def _remove_stale(root: Path) -> None:
     """Remove temporary folders of processes that have ended."""
-    host = f".tmp-{socket.gethostname()}-"
-    for folder in root.glob(".tmp-*"):
+    for folder in root.iterdir():
+        found = _TEMPORARY.fullmatch(folder.name)
+        if found is None:
+            continue
         try:
             age = time.time() - folder.stat().st_mtime
         except OSError:
             continue
-        process = folder.name.removeprefix(host).split("-")[0]
-        ours = folder.name.startswith(host) and process.isdigit()
+        here = found["host"] == socket.gethostname()
         # Only its age tells whether a folder of another host is stale.
-        if age > _STALE_SECONDS or (ours and not _is_alive(int(process))):
-            if folder.is_dir():
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
-                folder.unlink(missing_ok=True)
+        if age > _STALE_SECONDS or (here and not _is_alive(int(found["process"]))):
+            _remove_temporary(folder)
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove a temporary folder and the entry in it; anything else in it stays."""
+    for inner in (folder / _DAMAGED, folder):
+        for name in _FILES:
+            with suppress(OSError):
+                (inner / name).unlink()
+        with suppress(OSError):
+            inner.rmdir()
 
 
 def _is_alive(process: int) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorboardX
 
 from spinejax import sweep_state
-from spinejax.files import write_text
+from spinejax.files import check_output, write_text
 from spinejax.progress import Progress, silent
 from spinejax.training import run_folder
 
@@ -35,6 +35,7 @@ def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:
         for line in lines
         if line["step"] < step or (line["step"] == step and (evaluated or line["kind"] != "val"))
     ]
+    # Not listed: lines are appended to it, so its content has no digest that lasts.
     write_text(workdir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
@@ -85,6 +86,7 @@ class RunLog:
         if not active:
             return
         try:
+            check_output(workdir / "metrics.jsonl")
             self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
             # Without `purge_step` TensorBoard shows steps that are trained again as a second line.
             self._events = tensorboardX.SummaryWriter(

@@ -286,7 +286,7 @@ def _run(
     # From here on the folder belongs to this config.
     run_folder.write_config(workdir, config)
     for name, content in feed.record().items() if first else ():
-        write_json(workdir / name, content)
+        write_json(workdir / name, content, "run")
     spacings = [side for case in feed.train_cases for side in case.spacing_mm]
     record = RunRecord(
         workdir,
@@ -366,7 +366,7 @@ def _run(
             )
         checkpoints.wait()
     if first and not interrupted:
-        write_text(workdir / "DONE", f"{at} steps\n")
+        write_text(workdir / "DONE", f"{at} steps\n", "run")
     record.update(finished=not interrupted)
     return TrainResult(parallel.host_copy(state), interrupted, keeper.best, at)
 

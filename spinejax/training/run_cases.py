@@ -64,7 +64,7 @@ def _phantoms(config: ConfigDict, workdir: Path, progress: Progress) -> Path:
             region=fields.region,
             progress=progress,
         )
-        write_json(done, wanted)
+        write_json(done, wanted, "phantom")
     parallel.barrier("phantoms")
     return root
 

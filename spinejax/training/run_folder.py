@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from spinejax import numerics, schema
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.files import made, write_json
+from spinejax.files import check_output, claim, is_ours, made, write_json
 from spinejax.sweep_state import LOCK, read_json, take_lock
 from spinejax.training import parallel
 
@@ -63,6 +63,27 @@ _RESULTS = (
 )
 
 
+# What a run or a search writes into its folder. Whatever the cache holds is named by its content.
+_NAMES = (
+    "DONE",
+    "checkpoints",
+    "config.json",
+    "metrics.jsonl",
+    "patches.json",
+    "run.json",
+    "search.json",
+    "search.jsonl",
+    "tensorboard",
+)
+
+
+def _is_known(workdir: Path) -> bool:
+    """Return whether a run or a search wrote into an unmarked folder."""
+    versions = read_json(workdir / "run.json").get("versions")
+    of_run = isinstance(versions, dict) and "spinejax" in versions
+    return of_run or {"sweep", "trials", "config"} <= read_json(workdir / "search.json").keys()
+
+
 @contextmanager
 def alone(workdir: Path) -> Iterator[None]:
     """Make `workdir` and hold its lock while the block runs; only the first process does both.
@@ -72,13 +93,16 @@ def alone(workdir: Path) -> Iterator[None]:
     here without results is removed.
 
     Raises:
-        InputError: another process holds the lock, or the folder cannot be written.
+        InputError: another process holds the lock, the folder cannot be written, or it holds
+            somebody else's files under the names of a run's.
     """
     if parallel.process_index() != 0:
         yield
         return
-    with made(workdir, _RESULTS):
+    with made(workdir, _RESULTS, leftovers=(LOCK,)):
+        check_output(workdir / LOCK)
         try:
+            claim(workdir, "run", _NAMES, known=_is_known(workdir))
             file = (workdir / LOCK).open("ab")
         except OSError as error:
             raise not_writable(workdir, error) from error
@@ -97,15 +121,22 @@ def not_writable(workdir: Path, error: OSError) -> InputError:
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Write config.json; only the first process does.
+    """Write config.json unless it says the same; only the first process does.
 
     Raises:
-        InputError: the folder cannot be written, or the disk is full.
+        InputError: the folder cannot be written, the disk is full, or the file was edited and says
+            something else.
     """
-    if parallel.process_index() == 0:
+    file, fields = workdir / "config.json", schema.plain(config)
+    if parallel.process_index() == 0 and read_json(file) != json.loads(json.dumps(fields)):
+        if file.exists() and not is_ours(file, "run"):
+            raise InputError(
+                f"{file}: was edited and differs from the config of this command; give its values "
+                "with --config.key=value, or restore it"
+            )
         require_room(workdir)
         try:
-            write_json(workdir / "config.json", schema.plain(config))
+            write_json(file, fields, "run")
         except OSError as error:
             raise not_writable(workdir, error) from error
 
@@ -299,4 +330,4 @@ class RunRecord:
 
     def _write(self) -> None:
         if parallel.process_index() == 0:
-            write_json(self._path, self._record)
+            write_json(self._path, self._record, "run")

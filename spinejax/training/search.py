@@ -541,7 +541,7 @@ def _open(config: ConfigDict, sweep: Sweep, trials: int, workdir: Path) -> Done:
                 )
         run_folder.check_same(ConfigDict(record["config"]), config, workdir)
     run_folder.require_room(workdir)
-    write_json(file, {**wanted, "config": schema.plain(config)})
+    write_json(file, {**wanted, "config": schema.plain(config)}, "run")
     return done
 
 
@@ -577,7 +577,7 @@ def _write(workdir: Path, done: Done) -> None:
         line |= outcome._asdict() | {"loss": outcome.loss if outcome.finite else None}
         lines.append(json.dumps(line, allow_nan=False) + "\n")
     run_folder.require_room(workdir)
-    write_text(workdir / "search.jsonl", "".join(lines))
+    write_text(workdir / "search.jsonl", "".join(lines), "run")
 
 
 def _check_same_trials(drawn: Sequence[Trial], done: Done, workdir: Path) -> None:

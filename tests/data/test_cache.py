@@ -18,6 +18,7 @@ from spinejax.data import cache
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
+from spinejax.files import LIST
 from spinejax.io import scanfile
 
 HOW = SlicePreprocess()
@@ -46,7 +47,8 @@ def prepare(cases, folder, how=HOW, **options):
 
 
 def entries(folder):
-    return {path.name for path in folder.iterdir() if path.name != "digests.json"}
+    own = ("digests.json", LIST)
+    return {path.name for path in folder.iterdir() if path.name not in own}
 
 
 def count_reads(monkeypatch):
@@ -280,7 +282,7 @@ def test_a_killed_run_leaves_whole_entries_and_continues(cases, tmp_path, monkey
         until = time.monotonic() + 30
         while time.monotonic() < until:
             names = entries(folder) if folder.exists() else set()
-            whole = {name for name in names if not name.startswith(".tmp-")}
+            whole = {name for name in names if not name.startswith(".spinejax-tmp-")}
             if len(whole) == 1 and len(names) == 2:  # one is done, the next is being written
                 break
             time.sleep(0.01)
@@ -320,13 +322,36 @@ def test_folders_of_running_processes_are_left_alone(cases, tmp_path):
     folder = tmp_path / "cache"
     folder.mkdir()
     ours = cache._temporary_folder(folder)
-    elsewhere = folder / ".tmp-anotherhost-17-ab"
+    elsewhere = folder / ".spinejax-tmp-anotherhost-17-0123456789abcdef"
     elsewhere.mkdir()
     prepare(cases, folder)
     assert ours.is_dir() and elsewhere.is_dir()
+    theirs = [folder / ".tmp-mine", folder / ".spinejax-tmp-mine", elsewhere / "notes.txt"]
+    for path in theirs:
+        path.write_text("mine")
+    for path in (*theirs, elsewhere):
+        os.utime(path, (1e9, 1e9))
+    prepare(cases, folder)
+    assert all(path.read_text() == "mine" for path in theirs)
+    theirs[-1].unlink()
     os.utime(elsewhere, (1e9, 1e9))
     prepare(cases, folder)
     assert ours.is_dir() and not elsewhere.exists()
+
+
+def test_files_of_somebody_else_in_the_folder_stay(cases, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "digests.json").write_text('{"mine": 1}')
+    (entry, *_) = prepare(cases, folder)
+    assert (folder / "digests.json").read_text() == '{"mine": 1}'
+    (entry.path / "meta.json").write_text("damaged")
+    (entry.path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=f"{entry.path}: is damaged, and holds what"):
+        prepare(cases, folder)
+    assert (entry.path / "notes.txt").read_text() == "mine"
+    (entry.path / "notes.txt").unlink()
+    assert len(prepare(cases, folder)) == 3
 
 
 def test_meta_says_how_an_entry_was_made(cases, tmp_path):

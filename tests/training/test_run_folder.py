@@ -20,10 +20,47 @@ def test_a_failed_start_leaves_no_folder_behind(tmp_path):
 
 
 def test_a_failed_start_leaves_a_folder_that_was_there_as_it_was(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="no such folder"):
         loop.train(tiny_config("/nowhere"), tmp_path)
-    assert (tmp_path / "config.json").read_text() == "{}"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.jsonl", "DONE", "checkpoints/latest/3/x", "search.jsonl"]
+)
+def test_a_folder_of_somebody_else_is_refused_before_anything(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="spinejax did not write this"):
+        loop.train(tiny_config(tmp_path), tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_is_recognised_without_the_list_of_its_files(tmp_path):
+    """Older versions wrote no list, and copying `run/*` leaves it behind."""
+    (tmp_path / "run.json").write_text('{"versions": {"spinejax": "0.1.0"}}')
+    (tmp_path / "config.json").write_text("{}")
+    config = tiny_config(tmp_path)
+    for steps in (1, 2):
+        config.train.steps = steps
+        with run_folder.alone(tmp_path):
+            run_folder.write_config(tmp_path, config)
+        assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == steps
+
+
+def test_an_edited_config_is_replaced_by_no_other(tmp_path):
+    config, file = tiny_config(tmp_path), tmp_path / "config.json"
+    with run_folder.alone(tmp_path):
+        run_folder.write_config(tmp_path, config)
+        edited = json.dumps(json.loads(file.read_text()), indent=4)
+        file.write_text(edited)
+        run_folder.write_config(tmp_path, config)  # it says the same
+        config.train.steps += 1
+        with pytest.raises(InputError, match="config.json: was edited and differs"):
+            run_folder.write_config(tmp_path, config)
+    assert file.read_text() == edited
 
 
 @pytest.mark.parametrize("result", ["cache/a/meta.json", "search.jsonl", "phantoms/images"])
