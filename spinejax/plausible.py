@@ -50,7 +50,7 @@ def check(volume: Volume, name: str) -> list[str]:
         name: what to call it in messages, for example its path.
 
     Returns:
-        Doubts, one line each that begins with `name`; none for a plausible CT.
+        Doubts, one line each, without the name; none for a plausible CT.
 
     Raises:
         InputError: voxel sizes or intensities are not those of a CT. The message says what they
@@ -61,7 +61,7 @@ def check(volume: Volume, name: str) -> list[str]:
     if problem is not None:
         raise InputError(f"{name}: {problem}")
     doubts = (_doubtful_grid(volume, sample), _doubtful_values(sample))
-    return [f"{name}: {doubt}" for doubt in doubts if doubt is not None]
+    return [doubt for doubt in doubts if doubt is not None]
 
 
 def why_nothing(volume: Volume) -> str:
@@ -121,6 +121,8 @@ def _impossible_values(array: np.ndarray, sample: np.ndarray) -> str | None:
             ", ..." if values[4:].size else ""
         )
         return f"holds only the numbers {some} in flat regions, so it is a label map; give the CT"
+    if high < _AIR_HU:
+        return None  # air, which is a doubt
     middle = np.quantile(sample, 0.999) - np.quantile(sample, 0.001)
     if high - low <= _NARROW_HU or (middle <= _NARROW_HU and high - low <= 20 * _NARROW_HU):
         return (
@@ -180,8 +182,9 @@ def _body_mm(sample: np.ndarray, extent_mm: np.ndarray) -> tuple[float, float] |
         if inside[0] == 0 or inside[-1] == len(profile) - 1:
             return None
         found.append(float((inside[-1] + 1 - inside[0]) / len(profile) * extent_mm[axis]))
-    # Vessels in a crop of the lung are no body.
-    return (found[0], found[1]) if body[tuple(box)].mean() > 0.5 else None
+    # A vessel in a crop of the lung is no body, and lung is no air.
+    outside = np.median(sample[~body])
+    return (found[0], found[1]) if body[tuple(box)].mean() > 0.5 and outside < _AIR_HU else None
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def _doubtful_values(sample: np.ndarray) -> str | None:
     spread = _Spread(np.sort(sample, axis=None))
     return (
         _shifted(spread)
-        or _without_air(spread)
+        or _without_air(spread, _corners(sample))
         or _negated(spread)
         or _clipped(spread)
         or _scaled(spread)
@@ -251,7 +254,13 @@ def _shifted(spread: _Spread) -> str | None:
     return None
 
 
-def _without_air(spread: _Spread) -> str | None:
+def _corners(sample: np.ndarray) -> np.ndarray:
+    """Return the medians of the four corners of the slices, (4,): in a whole scan, outside."""
+    x, y = (max(1, n // 10) for n in sample.shape[:2])
+    return np.array([np.median(sample[i, j]) for i in np.s_[:x, -x:] for j in np.s_[:y, -y:]])
+
+
+def _without_air(spread: _Spread, corners: np.ndarray) -> str | None:
     """Find background, or the air of other units, that lies above the HU of air."""
     values = spread.values
     lowest, top = float(values[0]), spread.at(0.999)
@@ -263,8 +272,11 @@ def _without_air(spread: _Spread) -> str | None:
         spread.share(lowest, lowest + step),
     )
     clipped = exact > 0.03 and low - exact < 2 * exact
-    # In a crop of tissue, few voxels have the lowest values.
-    if clipped or (low > 0.05 and low > 1.5 * spread.share(lowest + step, lowest + 2 * step)):
+    # In a crop of tissue, few voxels have the lowest values. Its corners may be fat.
+    piled = low > 0.05 and low > 1.5 * spread.share(lowest + step, lowest + 2 * step)
+    reach = 0.1 * (spread.at(0.75) - lowest)
+    outside = corners.max() < lowest + reach and not -160 < np.median(corners) < -40
+    if clipped or piled or outside:
         if lowest < 0 and clipped:
             return f"values are clipped at {lowest:g}, above the HU of air (-1000); {_GIVE_HU}"
         grey = ", a picture with 256 grey values?" if (lowest, values[-1]) == (0, 255) else ""
@@ -301,7 +313,7 @@ def _clipped(spread: _Spread) -> str | None:
 def _scaled(spread: _Spread) -> str | None:
     """Find HU times 2 or more. Air then lies below -1024, and reading sets it to -1024."""
     body, tissue = spread.share(_BODY_HU), spread.share(-200, 200)
-    if spread.share(3100) > 0.005 and spread.share(1000) > 0.04 and tissue < 0.3 * body:
+    if spread.share(3100) > 0.005 and spread.share(1000) > 0.04 and tissue < 0.4 * body:
         return f"too many values lie above 1000, so HU were multiplied; {_GIVE_HU}"
     if body < 0.2:
         return None

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import geometry, labels, losses, memory, numerics, schema, tasks
+from spinejax import geometry, labels, losses, memory, numerics, plausible, schema, tasks
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
 from spinejax.files import StrPath, check_output, expanded
@@ -125,7 +125,10 @@ class Segmentation:
             count = np.count_nonzero(self.mask)
             if not count:
                 return "no spine found, the labels are empty"
-            return f"{count * self.scan.voxel_ml:.0f} ml of spine written"
+            ml = count * self.scan.voxel_ml
+            return (
+                f"{ml:.0f} ml of spine written" if ml >= 1 else f"only {ml:.1g} ml of spine written"
+            )
         record = self.record
         if record is None or not record.labels:
             return "no vertebra found, the labels are empty"
@@ -258,16 +261,23 @@ class Model:
             Labels on the scan's own grid, and the vertebrae.
 
         Raises:
-            InputError: the scan cannot be read, is smaller than the network's stride, or needs
-                more memory than is free.
+            InputError: the scan cannot be read, cannot be a CT (`plausible.check`), is smaller than
+                the network's stride, or needs more memory than is free.
         """
         volume = as_volume(scan, affine)
         if not name:
             name = "scan" if volume.disk is None else scanfile.case_id(volume.disk.path)
-        memory.require(self.estimate_bytes(volume), _where(volume, name))
+        where = _where(volume, name)
+        for doubt in plausible.check(volume, where):
+            logger.warning("%s: %s", where, doubt)
+        memory.require(self.estimate_bytes(volume), where)
         upright = grids.straight(volume)
         found = self._segment(upright, name, progress)
-        return found if upright is volume else _on_grid_of(volume, found)
+        if upright is not volume:
+            found = _on_grid_of(volume, found)
+        if np.count_nonzero(found.mask) * volume.voxel_ml < plausible.LEAST_FOUND_ML:
+            logger.warning("%s: (nearly) nothing found: %s", where, plausible.why_nothing(volume))
+        return found
 
     def estimate_bytes(self, scan: Volume) -> int:
         """Estimate the bytes that `segment` needs for a scan, beside scan and network."""

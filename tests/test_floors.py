@@ -16,7 +16,7 @@ FLOORS = [
     {"geometry", "labels", "schema"},
     {"config_files", "sweep_state"},
     {"volume", "configs"},
-    {"io"},
+    {"io", "plausible"},
     {"datasets"},
     {"data"},
     {"phantom", "augment", "models", "losses", "metrics", "overlay"},

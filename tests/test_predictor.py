@@ -20,6 +20,7 @@ from spinejax.io.scanfile import read_volume
 from spinejax.predictor import Segmentation, as_volume
 from spinejax.volume import Volume
 from tests.support.cli_runs import fails
+from tests.support.nifti_files import tissue
 from tests.support.pipeline_run import AFFINE, IDS, pipeline_config, second_config
 from tests.support.tiny_run import tiny_config
 
@@ -298,7 +299,8 @@ def test_a_run_of_cubes_works_alone(scans, alone, tmp_path, capsys):
 
 def test_a_scan_without_spine_gives_empty_labels_and_a_clear_line(run, tmp_path, capsys):
     path = tmp_path / "air_ct.nii.gz"
-    nib.save(nib.Nifti1Image(np.full((20, 30, 40), -1000, np.int16), AFFINE), path)
+    air = np.random.default_rng(0).normal(-1000, 20, (20, 30, 40)).astype(np.int16)
+    nib.save(nib.Nifti1Image(air, AFFINE), path)
     out = tmp_path / "out"
     assert main(["predict", f"--workdir={run}", f"--input={path}", f"--output={out}"]) == 0
     assert "no vertebra found, the labels are empty" in capsys.readouterr().out
@@ -404,7 +406,7 @@ def test_a_scan_with_gantry_tilt_is_segmented_on_a_straight_grid():
         return Segmentation(mask, volume, title, True, {20: point}, record("L1"))
 
     model = predictor.Model(None, {}, "", True, segment, lambda volume: volume.array.size)
-    scan = Volume(np.where(ball, 400, 0).astype(np.int16), affine)
+    scan = Volume(np.where(ball, 400, tissue(ball.shape)), affine)
     found = model.segment(scan, name="tilted")
     assert geometry.straight_grid(seen[0].shape, seen[0].affine) is None
     assert found.scan is scan
@@ -416,3 +418,39 @@ def test_a_scan_with_gantry_tilt_is_segmented_on_a_straight_grid():
     straight = Volume(scan.array, np.diag([-1.0, -1, 2, 1]))
     model.segment(straight)
     assert seen[1] is straight
+
+
+@pytest.fixture
+def model():
+    """A model that finds everything above 200 HU."""
+
+    def segment(volume, title, progress):
+        return Segmentation((volume.array > 200).astype(np.uint8), volume, title)
+
+    return predictor.Model(None, {}, "", False, segment, lambda volume: volume.array.size)
+
+
+def test_doubts_and_the_reason_for_nothing_found_are_said_once(model, caplog):
+    scan = tissue((20, 20, 20))
+    scan[5:15, 5:15, 5:15] += 400
+    affine = np.diag([-2.0, -2, 2, 1])
+    assert model.segment(scan, affine=affine).mask.any()
+    assert not caplog.records
+    model.segment(scan + np.int16(1024), affine=affine)
+    (record,) = caplog.records
+    assert "scan: looks like HU + 1024" in record.message
+    caplog.clear()
+    found = model.segment(tissue((20, 20, 20)).clip(None, 190), affine=affine)
+    assert "no spine found" in found.summary()
+    assert [r.message for r in caplog.records if "nothing found" in r.message]
+    with pytest.raises(InputError, match="label map"):
+        model.segment((scan > 200).astype(np.uint8), affine=affine)
+    with pytest.raises(InputError, match="micrometres"):
+        model.segment(scan, affine=np.diag([-350.0, -350, 350, 1]))
+
+
+def test_a_speck_is_not_called_zero_ml(model):
+    scan = tissue((20, 20, 20)).clip(None, 190)
+    scan[4, 4, 4] = 900
+    found = model.segment(scan, affine=np.diag([-1.0, -1, 1, 1]))
+    assert found.summary() == "only 0.001 ml of spine written"

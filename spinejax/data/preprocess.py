@@ -23,6 +23,7 @@ Scans are processed in slabs of slices with enough neighbours on both sides for 
 a slab is held in floating point, and the numbers do not depend on the size of the slab.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -31,7 +32,12 @@ import numpy as np
 from scipy import ndimage
 
 from spinejax import geometry, schema
+from spinejax.errors import InputError
 from spinejax.volume import PLANES, LabelVolume, Volume, slice_view
+
+MOST_VOXELS = 2**31
+"""A scan of more voxels, after resampling, is refused. A person of 2 m in a field of view of 500 mm
+has 2**29 voxels of 1 mm."""
 
 _TRUNCATE = 4.0  # the Gaussian is cut at this many sigma
 _LEAST_SIGMA_VOXELS = 0.1  # a sigma below it puts under 1e-20 on the neighbours
@@ -139,6 +145,9 @@ def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
 
     The output has `round(pixels * native / wanted spacing)` pixels, at least one. Its spacing
     differs from the wanted one by at most half a pixel in the whole width.
+
+    Raises:
+        InputError: the output would have more than `MOST_VOXELS` voxels.
     """
     axis = PLANES[settings.plane]
     spacing = volume.spacing_mm
@@ -156,6 +165,14 @@ def slice_geometry(volume: Volume, settings: SlicePreprocess) -> SliceGeometry:
         shape = (
             _resampled_length(native_shape[0], native_spacing[0], settings.spacing_mm),
             _resampled_length(native_shape[1], native_spacing[1], settings.spacing_mm),
+        )
+    if slices * math.prod(shape) > MOST_VOXELS:
+        where = "the scan" if volume.disk is None else str(volume.disk.path)
+        raise InputError(
+            f"{where}: preprocessed, it would have {slices} x {shape[0]} x {shape[1]} voxels, more "
+            f"than the limit of {MOST_VOXELS:.2g}; check its voxel size "
+            f"({' x '.join(f'{side:.3g}' for side in spacing)} mm), crop it, or choose a larger "
+            "data.preprocess.spacing_mm"
         )
     return SliceGeometry(
         plane=settings.plane,

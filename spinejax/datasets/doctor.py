@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spinejax import geometry, labels
+from spinejax import geometry, labels, plausible
 from spinejax.datasets import splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, describe
@@ -146,8 +146,11 @@ def _examine(case: Case, root: Path) -> _Finding:
     mask: LabelVolume | None = None
     with _noting(finding):
         if case.image:
-            # Only the grid is needed below, so free the voxels before reading the mask.
-            image = _without_voxels(scanfile.read_volume(case.image))
+            image = scanfile.read_volume(case.image)
+            name = _shown(case.image, root)
+            finding.problems += [f"{name}: {doubt}" for doubt in plausible.check(image, name)]
+    if image is not None:
+        image = _without_voxels(image)  # which frees the memory before the mask is read
     with _noting(finding):
         if case.labels:
             mask, finding.is_verse = _read_mask(case.labels, case.edition)

@@ -6,6 +6,7 @@ Voxels are stored with the first axis fastest, so that a slab along the last axi
 
 import errno
 import gzip
+import logging
 import math
 import os
 import zlib
@@ -24,6 +25,8 @@ from spinejax.files import atomic_path, open_regular
 from spinejax.memory import available_bytes
 from spinejax.volume import DiskGrid, Volume
 
+logger = logging.getLogger("spinejax")
+
 AIR_HU = -1024
 """HU of air, the lowest value of a calibrated CT. Lower values, NaN and infinities become it."""
 
@@ -31,6 +34,8 @@ _SLAB_VOXELS = 2**21
 # A deflate stream expands at most by this factor (zlib's technical notes).
 MAX_DEFLATE_RATIO = 1032
 _COMPRESSION = 4
+# The corners outside of a circle that touches all sides are 21 % of a slice.
+_MOST_LOST = 0.25
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ def intensities(path: Path, stream: BinaryIO, layout: Layout) -> np.ndarray:
         InputError: the stream ends too early, or no value is finite.
     """
     out = np.empty(layout.shape, np.int16, order="F")
-    some_finite = False
+    some_finite, lost = False, 0
     for start, stored in _slabs(path, stream, layout):
         stop = start + stored.shape[2]
         if stored.dtype.kind in "iu" and not layout.scaled:
@@ -182,6 +187,7 @@ def intensities(path: Path, stream: BinaryIO, layout: Layout) -> np.ndarray:
             # A value that is too large for float32 counts as infinite.
             good = np.abs(values) <= np.finfo(np.float32).max
             some_finite = some_finite or bool(good.any())
+            lost += good.size - int(np.count_nonzero(good))
             good &= values >= AIR_HU
             values[~good] = AIR_HU
         if out.dtype == np.int16 and not _is_int16(values):
@@ -189,6 +195,13 @@ def intensities(path: Path, stream: BinaryIO, layout: Layout) -> np.ndarray:
         out[:, :, start:stop] = values
     if not some_finite:
         raise InputError(f"{path}: no voxel is a finite number; export the scan again")
+    if lost > _MOST_LOST * out.size:
+        logger.warning(
+            "%s: %.0f %% of the voxels are NaN or infinite and count as air; if they do not lie "
+            "outside of the scan circle, export the scan again",
+            path,
+            100 * lost / out.size,
+        )
     return out
 
 

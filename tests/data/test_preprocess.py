@@ -325,3 +325,11 @@ def test_real_scan_keeps_its_bone(real_data):
     restored = restore_slices((slices > 0).astype(np.float32), slice_geometry(scan, how)) > 0.5
     back = put_back(restored, scan, "sagittal")
     assert dice(back, labels.array > 0) > 0.97
+
+
+def test_a_scan_that_would_become_gigantic_is_refused():
+    nothing = np.broadcast_to(np.zeros((), np.int16), (512, 512, 600))
+    volume = Volume(nothing, np.diag([-5.0, -5, 4, 1]))
+    with pytest.raises(InputError, match=r"512 x 2560 x 2400 voxels.*5 x 5 x 4 mm"):
+        slice_geometry(volume, SlicePreprocess())
+    assert slice_geometry(volume, SlicePreprocess(mode="native")).n_slices == 512

@@ -18,6 +18,7 @@ from spinejax.datasets.doctor import doctor
 from spinejax.errors import InputError
 from spinejax.io import nifti, scanfile
 from spinejax.volume import Volume
+from tests.support.nifti_files import tissue
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the dicom extra (SimpleITK)")
 
@@ -198,13 +199,13 @@ def test_doctor_sums_up_masks_of_other_numbers(csi):
 
 
 def test_doctor_takes_masks_of_ones_for_binary_and_names_the_bad_ones(tmp_path):
-    volume = Volume(np.zeros((6, 7, 8), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    volume = Volume(tissue((6, 7, 8)), np.diag([-1.0, -1.0, 1.0, 1.0]))
     for number, value in enumerate((1, 255, 0, 20)):
         array = np.zeros(volume.shape, np.uint8)
         array[2:4, 2:4, 2:4] = value
         nifti.write_volume(tmp_path / f"images/c{number}.nii.gz", volume)
         nifti.write_labels(tmp_path / f"labels/c{number}.nii.gz", array, volume)
-    write(tmp_path / "images/c4.mhd", np.zeros((8, 7, 6), np.int16))
+    write(tmp_path / "images/c4.mhd", tissue((8, 7, 6)))
     write(tmp_path / "labels/c4.mhd", np.ones((8, 7, 6), np.uint8))
     (tmp_path / "labels/c4.raw").write_bytes(b"1")
     report = doctor(tmp_path)

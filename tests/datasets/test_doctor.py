@@ -8,6 +8,7 @@ from spinejax.datasets.doctor import CENTROID_TOLERANCE_MM, EXPECTED, EXPECTED_B
 from spinejax.errors import InputError
 from spinejax.io import centroid_json, nifti
 from spinejax.volume import LabelVolume, Volume
+from tests.support.nifti_files import tissue
 
 SHAPE = (24, 30, 40)
 LPS = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -28,7 +29,7 @@ def centre(i: int) -> np.ndarray:
 def write_case(folder: Path, stem: str, labels=(20, 21, 22), points=None, affine=LPS) -> None:
     subject = stem.split("_")[0]
     raw, derived = folder / "rawdata" / subject, folder / "derivatives" / subject
-    image = Volume(np.zeros(SHAPE, np.int16), LPS)
+    image = Volume(tissue(SHAPE), LPS)
     mask = LabelVolume(boxes(*labels), affine)
     nifti.write_volume(raw / f"{stem}_ct.nii.gz", image)
     nifti.write_labels(derived / f"{stem}_seg-vert_msk.nii.gz", mask.native, mask)
@@ -178,7 +179,7 @@ def test_masks_off_their_scan_are_named(tmp_path, shift_mm, text):
 
 
 def test_paired_folders_have_no_published_counts(tmp_path):
-    image = Volume(np.zeros(SHAPE, np.int16), LPS)
+    image = Volume(tissue(SHAPE), LPS)
     nifti.write_volume(tmp_path / "images/a.nii.gz", image)
     nifti.write_labels(tmp_path / "labels/a.nii.gz", boxes(20), image)
     report = doctor(tmp_path)
@@ -198,3 +199,13 @@ def test_real_folder_has_only_its_known_gaps(real_data):
     assert [p.split(":")[0] for p in report.problems] == ["sub-gl003_dir-ax", "sub-verse004"]
     assert all("no CT for" in p for p in report.problems)
     assert row(report, "both editions, copies once") == ["3/374", "3/355", "26/4,505"]
+
+
+def test_scans_that_are_no_ct_in_hu_are_named(tmp_path):
+    image = Volume(tissue(SHAPE), LPS)
+    for name, array in {"a": image.array + 1024, "b": boxes(20).astype(np.int16)}.items():
+        nifti.write_volume(tmp_path / f"images/{name}.nii.gz", Volume(array, LPS))
+        nifti.write_labels(tmp_path / f"labels/{name}.nii.gz", boxes(20), image)
+    first, second = doctor(tmp_path).problems
+    assert first.startswith("a: images/a.nii.gz: looks like HU + 1024")
+    assert second.startswith("b: images/b.nii.gz: holds only the numbers 0, 20")

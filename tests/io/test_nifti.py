@@ -250,3 +250,13 @@ def test_reading_needs_little_beside_the_result(tmp_path, dtype):
         tracemalloc.stop()
     assert volume.native.nbytes == result
     assert peak < result + 100e6
+
+
+def test_many_voxels_without_number_are_named(tmp_path, caplog):
+    values = scan_values((10, 10, 10)).astype(np.float32)
+    values[:2] = np.nan
+    scanfile.read_volume(save(tmp_path / "few.nii.gz", values))
+    assert not caplog.records
+    values[:5] = np.inf
+    scanfile.read_volume(save(tmp_path / "many.nii.gz", values))
+    assert "many.nii.gz: 50 % of the voxels are NaN or infinite" in caplog.text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from spinejax import plausible
 from spinejax.datasets import verse
 from spinejax.errors import InputError
 from spinejax.io import centroid_json, nifti, scanfile
@@ -203,3 +204,8 @@ def test_a_ct_stored_uncompressed_is_not_drawn_again(tmp_path):
     assert dataset._complete(tmp_path, 0)
     image.with_suffix("").unlink()
     assert not dataset._complete(tmp_path, 0)
+
+
+def test_phantoms_are_plausible(written):
+    for path in written.rglob("*_ct.nii.gz"):
+        assert plausible.check(scanfile.read_volume(path), "phantom") == []

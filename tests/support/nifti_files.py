@@ -39,6 +39,11 @@ def scan_values(shape=(6, 7, 8), seed=0):
     return np.random.default_rng(seed).integers(-1000, 2000, shape)
 
 
+def tissue(shape, seed=0):
+    """Noise about the HU of tissue: the least that passes for a CT."""
+    return np.random.default_rng(seed).normal(20, 60, shape).astype(np.int16)
+
+
 def save(path, array, affine=None, image=nib.Nifti1Image, **fields):
     made = image(array, oblique_affine() if affine is None else affine)
     for name, value in fields.items():
