@@ -94,7 +94,9 @@ class _Messages(logging.Handler):
         if record.levelno < logging.WARNING:
             print(record.getMessage(), flush=True)
         else:
-            print(f"{record.levelname}: {record.getMessage()}", file=sys.stderr)
+            # One line, whatever characters a file's name holds.
+            text = " ".join(record.getMessage().split())
+            print(f"{record.levelname}: {text}", file=sys.stderr)
 
 
 def _show_messages() -> None:

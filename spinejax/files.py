@@ -157,9 +157,9 @@ def atomic_path(
 def write_text(
     path: StrPath, text: str, kind: str | None = None, *, overwrite: bool | None = None
 ) -> None:
-    """Write `text` as UTF-8; see `atomic_path`."""
+    """Write `text` as UTF-8, bytes of file names that are not UTF-8 as codes; see `atomic_path`."""
     with atomic_path(path, kind, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(

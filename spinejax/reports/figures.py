@@ -15,12 +15,11 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
@@ -573,7 +572,18 @@ _GAP, _MARGIN, _HEADER, _FOOTER = 22, 26, 84, 40
 _BACKGROUND, _TEXT, _FAINT = "#0c0e11", "#eef1f4", "#9aa4af"
 
 
-_FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+def matplotlib_data() -> Path:
+    """Return matplotlib's folder of fonts and settings.
+
+    matplotlib is not imported, because that reads settings of the user, which may be damaged.
+    """
+    found = find_spec("matplotlib")
+    if found is None or found.origin is None:
+        raise ImportError("matplotlib is not installed")
+    return Path(found.origin).parent / "mpl-data"
+
+
+_FONTS = matplotlib_data() / "fonts" / "ttf"
 
 
 @cache
@@ -587,8 +597,15 @@ def _bold(size: float) -> ImageFont.FreeTypeFont:
 
 def printable(words: str, length: int) -> str:
     """Return `words` in at most `length` characters that the font has (a name may hold any)."""
-    glyphs = FT2Font(str(_FONTS / "DejaVuSans.ttf")).get_charmap()
-    shown = "".join(letter if ord(letter) in glyphs else "?" for letter in words)
+    # The basic layout draws one sign for every character that the font lacks.
+    basic = ImageFont.Layout.BASIC
+    font = ImageFont.truetype(_FONTS / "DejaVuSans.ttf", 20, layout_engine=basic)
+    missing = bytes(font.getmask("\U0010ffff"))
+
+    def has(letter: str) -> bool:
+        return letter.isprintable() and bytes(font.getmask(letter)) != missing
+
+    shown = "".join(letter if has(letter) else "?" for letter in words)
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 

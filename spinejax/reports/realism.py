@@ -17,12 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from scipy import ndimage
 
 from spinejax import files, labels, overlay
@@ -33,7 +27,8 @@ from spinejax.io import centroid_json, scanfile
 from spinejax.io.grids import match_labels
 from spinejax.phantom import dataset, measures
 from spinejax.progress import Progress, silent
-from spinejax.reports import figures
+from spinejax.reports import figures, plots
+from spinejax.reports.plots import Axes, Figure, FigureCanvasAgg, Line2D, Patch, patheffects
 from spinejax.text_table import text_table
 from spinejax.volume import PLANES, LabelVolume, Volume
 
@@ -397,6 +392,7 @@ _BAR_MM = 50
 _SHADOW = [patheffects.withStroke(linewidth=3, foreground=_PAPER)]
 
 
+@plots.defaults()
 def draw(real: Sequence[Measured], phantoms: Sequence[Measured], rows: Mapping[str, Any]) -> Figure:
     """Draw the figure.
 
@@ -465,6 +461,7 @@ def draw(real: Sequence[Measured], phantoms: Sequence[Measured], rows: Mapping[s
     return figure
 
 
+@plots.defaults()
 def save(figure: Figure, path: Path, *, overwrite: bool = False) -> None:
     """Write the figure as PNG, whole or not at all; see `files.check_output` for `overwrite`."""
     stream = io.BytesIO()
