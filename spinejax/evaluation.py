@@ -5,7 +5,10 @@ on the balanced training patches (paper B, table 2 and figure 13), and the filte
 of one patch (figures 9 and 10).
 """
 
+import hashlib
 import logging
+import os
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,15 @@ from spinejax.data.patches import patch_classes
 from spinejax.datasets import plain_folders
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, check_choice
-from spinejax.files import StrPath, atomic_path, write_json
+from spinejax.files import (
+    StrPath,
+    atomic_path,
+    check_output,
+    expanded,
+    is_ours,
+    remove,
+    write_json,
+)
 from spinejax.inference import activations
 from spinejax.io import nifti, scanfile
 from spinejax.metrics import slice_dice
@@ -42,15 +53,16 @@ def results_folder(
 ) -> Path:
     """Return the folder that `evaluate` writes to, `<workdir>/evaluation/<name>`.
 
-    The name is the split, or the name of the folder `data`. Results with `flip` have their own
-    folder: the table of a sweep reads those without.
+    The name is the split, or the name of the folder `data` with eight digits that stand for its
+    whole path, so that the results of A/scans and B/scans never meet. Results with `flip` have
+    their own folder: the table of a sweep reads those without.
     """
     name = split
     if data is not None:
-        name = Path(data).resolve().name or "scans"
-        if name in run_folder.SPLITS:  # the folder is not the run's split
-            name = f"folder_{name}"
-    return Path(workdir) / "evaluation" / (f"{name}_flip" if flip else name)
+        where = expanded(data).resolve()
+        digits = hashlib.sha256(os.fsencode(where)).hexdigest()[:8]
+        name = f"{re.sub(r'[^0-9A-Za-z._-]', '_', where.name)[:80] or 'scans'}-{digits}"
+    return expanded(workdir) / "evaluation" / (f"{name}_flip" if flip else name)
 
 
 @numerics.fixed()
@@ -62,6 +74,7 @@ def evaluate(
     data: StrPath | None = None,
     vertebrae: StrPath | Sequence[StrPath] | None = None,
     flip: bool = False,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> scoring.Scores:
     """Predict and score every scan of a split, and write `results_folder`.
@@ -82,26 +95,43 @@ def evaluate(
             ignored.
         vertebrae: see `predictor.load`.
         flip: see `predictor.load`.
+        overwrite: replace files in `results_folder` that this program did not write or that were
+            changed since, too, such as a prediction that was corrected by hand.
         progress: shows the progress, scan by scan.
 
     Returns:
         The scores, see `spinejax.scoring`.
 
     Raises:
-        InputError: no such run, no case in the split, or all scans failed.
+        InputError: no such run, no case in the split, or all scans failed; a file may not be
+            replaced.
     """
     check_choice("split", split, run_folder.SPLITS)
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     model = predictor.load(workdir, vertebrae=vertebrae, checkpoint=checkpoint, flip=flip)
     config = model.config
     failed: dict[str, str] = {}
     splits = run_cases.find(config, workdir) if data is None else {}
-    usable = splits[split] if data is None else plain_folders.with_masks(Path(data), failed)
+    usable = splits[split] if data is None else plain_folders.with_masks(expanded(data), failed)
     cases = {one.id: (one.image, one.labels) for one in usable if one.image and one.labels}
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another split")
     folder = results_folder(workdir, split, data=data, flip=flip)
-    unfinished = folder / "unfinished.json"
+    for name in _NAMES:
+        check_output(folder / name, _KIND, overwrite=overwrite)
+
+    def write(name: str, content: Any) -> None:
+        write_json(folder / name, content, _KIND, overwrite=overwrite)
+
+    def prediction(case: str) -> Path:
+        return folder / "predictions" / f"{case}_seg.nii.gz"
+
+    def check(case: str, _: tuple[Path, Path]) -> None:
+        inputs = [path for files in cases.values() for path in files]
+        check_output(prediction(case), _KIND, inputs=inputs, overwrite=overwrite)
+
+    _, refused = failures.each(cases, check)  # before hours of work
+    unfinished = folder / _UNFINISHED
     done = read_json(unfinished)
     if done.get("digest") != model.digest:
         done = {"digest": model.digest, "cases": {}}
@@ -111,18 +141,18 @@ def evaluate(
     def evaluate_case(case: str, files: tuple[Path, Path]) -> _Evaluated:
         image, labels = files
         volume, reference = scanfile.read_pair(image, labels, valid=numbers)
-        path = folder / "predictions" / f"{case}_seg.nii.gz"
+        path = prediction(case)
         scan = f"{image.resolve()} {image.stat().st_mtime_ns}"
         before = done["cases"].get(case, {})
-        if before.get("scan") == scan and path.exists():
+        if before.get("scan") == scan and is_ours(path, _KIND):
             logger.info("%s: predicted earlier", titles[case])
             array, named = scanfile.read_labels(path).array, before["named"]
         else:
             found = model.segment(volume, name=titles[case], progress=progress)
             array, named = found.mask, found.named
-            nifti.write_labels(path, found.labels, volume)
+            nifti.write_labels(path, found.labels, volume, kind=_KIND, overwrite=overwrite)
             done["cases"][case] = {"scan": scan, "named": named}
-            write_json(unfinished, done)
+            write(_UNFINISHED, done)
         score = scoring.score_arrays(
             array,
             reference.array,
@@ -138,25 +168,37 @@ def evaluate(
         }
         return _Evaluated(score, slice_dice.slice_dice(*views, axis=0), files_of_case)
 
-    results, wrong = failures.each(cases, evaluate_case)
-    failed |= wrong
+    allowed = {case: files for case, files in cases.items() if case not in refused}
+    results, wrong = failures.each(allowed, evaluate_case, alone=len(cases) == 1)
+    failed |= refused | wrong
     if not results:
         raise failures.summary(failed, len(failed), "nothing is scored")
     scores = scoring.collect({case: one.score for case, one in results.items()}, failed=failed)
-    write_json(folder / "cases.json", {case: one.files for case, one in results.items()})
+    write("cases.json", {case: one.files for case, one in results.items()})
     by_slice = {case: one.by_slice for case, one in results.items()}
     chosen = {"plane": config.data.plane, **slice_dice.best_and_worst(by_slice)}
-    write_json(folder / "slices.json", chosen)
+    write("slices.json", chosen)
     if config.task == "patch_classification" and data is None:
         kept = {
             name: [one for one in those if one.id not in failed] for name, those in splits.items()
         }
-        _score_patches(config, model.variables, workdir, split, kept, folder, progress)
+        patches, arrays = _score_patches(config, model.variables, workdir, split, kept, progress)
+        write("patches.json", patches)
+        with (
+            atomic_path(folder / "network.npz", _KIND, overwrite=overwrite) as temporary,
+            temporary.open("wb") as file,
+        ):
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     # Written last: the evaluation is complete if this file exists and names no failure.
-    write_json(folder / "scores.json", scores)
+    write("scores.json", scores)
     if not failed:
-        unfinished.unlink(missing_ok=True)
+        remove(unfinished, _KIND)
     return scores
+
+
+_KIND = "evaluation"  # of all files in a folder of results
+_UNFINISHED = "unfinished.json"
+_NAMES = "cases.json", "network.npz", "patches.json", "scores.json", "slices.json", _UNFINISHED
 
 
 class _Evaluated(NamedTuple):
@@ -245,12 +287,9 @@ def _score_patches(
     workdir: Path,
     split: str,
     cases: Mapping[str, Sequence[Case]],
-    folder: Path,
     progress: Progress,
-) -> None:
-    """Classify the patches of a split; write patches.json and network.npz to `folder`.
-
-    patches.json holds `metrics.classification.patch_scores`, and "rule_dice" of the split.
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Classify the patches of a split.
 
     Args:
         config: of a run of the task patch_classification.
@@ -258,8 +297,11 @@ def _score_patches(
         workdir: of the run.
         split: "train", "val" or "test".
         cases: of each split.
-        folder: see above.
         progress: shows the progress of preprocessing.
+
+    Returns:
+        The content of patches.json, `metrics.classification.patch_scores` with "rule_dice" of the
+        split; and the arrays of network.npz.
 
     Raises:
         InputError: scans that cannot be used, as in training.
@@ -286,10 +328,7 @@ def _score_patches(
         balanced_training=(balanced, trained.counts()["balanced_total"]),
     )
     scores["rule_dice"] = rule_dice(chosen, fields.size, fields.label_rule)
-    write_json(folder / "patches.json", scores)
-    arrays = _network(config, task, variables, chosen)
-    with atomic_path(folder / "network.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return scores, _network(config, task, variables, chosen)
 
 
 def _that_fit(cases: Sequence[CachedCase], size: int) -> list[CachedCase]:

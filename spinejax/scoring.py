@@ -28,7 +28,7 @@ import numpy as np
 from spinejax import failures, geometry
 from spinejax.datasets.plain_folders import centroid_files, label_files, read_reference_centroids
 from spinejax.errors import InputError
-from spinejax.files import StrPath
+from spinejax.files import StrPath, check_output, expanded, write_json
 from spinejax.io import file_names, scanfile
 from spinejax.io.centroid_json import Points
 from spinejax.io.grids import on_grid_of
@@ -246,6 +246,8 @@ def score(
     *,
     labels: str = "verse",
     reference_centroids: StrPath | None = None,
+    output: StrPath | None = None,
+    overwrite: bool = False,
     progress: Progress = silent,
 ) -> Scores:
     """Score a label file against another, a folder of them against another, or a segmentation.
@@ -269,12 +271,14 @@ def score(
             foreground of "binary" labels is scored.
         reference_centroids: JSON file of the reference's centroids, or a folder of them, in any of
             the conventions of `io.centroids`; None takes the centroids of the masks.
+        output: JSON file to write the scores to.
+        overwrite: write it even over a file that this program did not write, unless it is scored.
         progress: shows the progress in scans.
 
     Raises:
         InputError: a path cannot be read, a file is given with a folder, a folder has no label file
             or two for one case, no case is in both, a pair is on different grids, or centroids are
-            missing or belong to another reference.
+            missing or belong to another reference; `output` may not be written.
     """
     if reference_centroids is not None and labels != "verse":
         raise InputError(
@@ -282,10 +286,15 @@ def score(
         )
     valid = comparable_labels(labels)
     failed: dict[str, str] = {}
-    pairs, missing = _pairs(prediction, Path(reference), failed)
+    pairs, missing = _pairs(prediction, expanded(reference), failed)
     points: dict[str, Path] = {}
     if reference_centroids is not None:
-        points = centroid_files(Path(reference_centroids), pairs)
+        points = centroid_files(expanded(reference_centroids), pairs)
+    if output is not None:
+        output = expanded(output)
+        read = [path for pair in pairs.values() for path in pair if isinstance(path, Path)]
+        read = [part for path in read for part in _parts(path)]
+        check_output(output, "scores", inputs=[*read, *points.values()], overwrite=overwrite)
     with progress("scoring", len(pairs), "scan") as bar:
 
         def score_pair(name: str, pair: "tuple[Path | Segmentation, Path]") -> PairScore:
@@ -299,7 +308,18 @@ def score(
     failed |= wrong
     if not scores:
         raise failures.summary(failed, len(failed), "nothing is scored")
-    return collect(scores, missing, failed)
+    collected = collect(scores, missing, failed)
+    if output is not None:
+        write_json(output, collected, "scores", overwrite=overwrite)
+    return collected
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    """Return the files of a label map; a damaged header is for the scoring to name."""
+    try:
+        return scanfile.parts(path)
+    except InputError:
+        return (path,)
 
 
 def _score_files(
@@ -335,7 +355,7 @@ def _pairs(
 
     `failed` gets the folders that cannot be listed.
     """
-    one = Path(prediction) if isinstance(prediction, str | os.PathLike) else prediction
+    one = expanded(prediction) if isinstance(prediction, str | os.PathLike) else prediction
     for path in (one, reference):
         if isinstance(path, Path) and not path.exists():
             raise InputError(f"{path}: no such file or folder; check the path")

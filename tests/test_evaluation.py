@@ -1,13 +1,16 @@
 """Evaluation from Python: what it returns and where it writes; test_predictor has interruptions."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 import spinejax
 from spinejax.errors import InputError
 from spinejax.evaluation import results_folder
+from spinejax.files import LIST
 from spinejax.progress import silent
 from tests.support.tiny_run import tiny_config, write_scans
 
@@ -35,7 +38,7 @@ def test_scores_are_returned_and_written_and_nothing_is_printed(run, capsys):
     (case,) = scores["cases"]
     assert titles == [(f"1/1 {case}", 10, "slice")]
     assert {path.name for path in folder.iterdir()} == {
-        "scores.json", "cases.json", "slices.json", "predictions",
+        "scores.json", "cases.json", "slices.json", "predictions", LIST,
     }  # fmt: skip
     # Every prediction is scored as its file would be.
     again = spinejax.score(
@@ -52,9 +55,14 @@ def test_other_scans_have_their_own_folder(run, tmp_path):
     shutil.copytree(run.parent / "scans", tmp_path / "test")
     scores = spinejax.evaluate(run, data=tmp_path / "test", checkpoint="latest")
     assert len(scores["cases"]) == 4
-    folder = run / "evaluation" / "folder_test"
-    assert results_folder(run, data=tmp_path / "test") == folder
-    assert (folder / "scores.json").exists()
+    folder = results_folder(run, data=tmp_path / "test")
+    assert re.fullmatch("test-[0-9a-f]{8}", folder.name)
+    assert json.loads((folder / "scores.json").read_text()) == scores
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert results_folder(run, data=f"{tmp_path}/link/./test") == folder
+    others = [tmp_path / "other" / "test", tmp_path / "other" / "te\nst\udcff", Path("/")]
+    names = {results_folder(run, data=path).name for path in (tmp_path / "test", *others)}
+    assert len(names) == 4 and all(re.fullmatch("[a-z_]+-[0-9a-f]{8}", name) for name in names)
     assert results_folder(run, "val", flip=True).name == "val_flip"
 
 
@@ -63,3 +71,24 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path):
         spinejax.evaluate(run, split="tset")
     with pytest.raises(InputError, match="is not the folder of a run"):
         spinejax.evaluate(tmp_path)
+
+
+def test_a_prediction_that_was_corrected_by_hand_stays(run, tmp_path):
+    shutil.copytree(run.parent / "scans", tmp_path / "scans")
+    options = {"data": tmp_path / "scans", "checkpoint": "latest"}
+    first = spinejax.evaluate(run, **options)
+    folder = results_folder(run, data=tmp_path / "scans")
+    case = next(iter(first["cases"]))
+    mask = folder / "predictions" / f"{case}_seg.nii.gz"
+    corrected = (tmp_path / "scans" / "labels" / f"{case}.nii.gz").read_bytes()
+    mask.write_bytes(corrected)
+    again = spinejax.evaluate(run, **options)
+    assert set(again["failed"]) == {case} and "did not write this file" in again["failed"][case]
+    assert mask.read_bytes() == corrected
+    (folder / "scores.json").write_text("mine")
+    with pytest.raises(InputError, match="scores.json: spinejax did not write this file"):
+        spinejax.evaluate(run, **options)
+    assert (folder / "scores.json").read_text() == "mine"
+    assert (
+        spinejax.evaluate(run, **options, overwrite=True)["cases"].keys() == first["cases"].keys()
+    )

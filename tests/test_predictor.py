@@ -14,6 +14,7 @@ from spinejax import geometry, labels, predictor
 from spinejax.cli import main
 from spinejax.configs import cascade
 from spinejax.errors import InputError
+from spinejax.evaluation import results_folder
 from spinejax.inference.sequence import Record
 from spinejax.io.centroid_json import read_centroids
 from spinejax.io.scanfile import read_volume
@@ -185,7 +186,7 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
 
 def test_an_interrupted_evaluation_continues_with_the_next_scan(scans, run, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="spinejax")
-    folder = run / "evaluation" / scans.name
+    folder = results_folder(run, data=scans)
     names = ("scores.json", "slices.json", "cases.json")
     load, segmented = predictor.load, []
 

@@ -21,6 +21,7 @@ def define_flags(values: FlagValues) -> None:
         "split", "test", ["train", "val", "test"], "Which scans of the run's data.", values
     )
     parsing.path_flag(values, "data", "Folder of other CTs with masks to score instead.")
+    parsing.overwrite_flag(values)
 
 
 def run(values: FlagValues) -> int:
@@ -32,6 +33,7 @@ def run(values: FlagValues) -> int:
         data=values.data,
         vertebrae=values.vertebrae or None,
         flip=values.flip,
+        overwrite=values.overwrite,
     )
     return 0
 

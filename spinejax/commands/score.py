@@ -5,7 +5,7 @@ from absl.flags import FlagValues
 
 import spinejax
 from spinejax import failures, progress
-from spinejax.commands.parsing import path_flag
+from spinejax.commands.parsing import overwrite_flag, path_flag
 from spinejax.errors import InputError
 
 HELP = "compare label files or folders with a reference"
@@ -29,11 +29,11 @@ def define_flags(values: FlagValues) -> None:
         "JSON file or folder of the reference's centroids; by default the centres of mass of the "
         "reference's masks.",
     )
+    overwrite_flag(values)
 
 
 def run(values: FlagValues) -> int:
     """Score, write the JSON file and print the summary."""
-    from spinejax.files import write_json
     from spinejax.metrics import aggregate
 
     output = values.output
@@ -44,9 +44,10 @@ def run(values: FlagValues) -> int:
         values.reference,
         labels=values.labels,
         reference_centroids=values.reference_centroids,
+        output=output,
+        overwrite=values.overwrite,
         progress=progress.bars,
     )
-    write_json(output, scores)
     print(aggregate.summary_table(scores))
     print(f"scores: {output}")
     if "failed" in scores:

@@ -25,7 +25,8 @@ def test_other_scans_are_scored_into_a_folder_of_their_name(dataset, run, tmp_pa
     for number in (500, 501, 502):
         shutil.rmtree(data / f"rawdata/sub-verse{number}")
     assert main(["evaluate", "--workdir", str(run), "--data", str(data)]) == 0
-    scores = json.loads((run / "evaluation/other/scores.json").read_text())
+    (path,) = run.glob("evaluation/other-*/scores.json")
+    scores = json.loads(path.read_text())
     assert len(scores["cases"]) == 2
 
 
