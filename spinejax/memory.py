@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spinejax.errors import InputError
 
-_PROC = Path("/proc")
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int | None:
@@ -57,15 +57,14 @@ def _cgroups() -> Iterator[int]:
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:
-            root, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
+            root, limit, used = _CGROUPS, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            root, limit, used = (
-                "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            )  # fmt: skip
+            root = _CGROUPS / "memory"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         # In a container the root may show the container's own group, and lack the path to it.
-        own = Path(root, group.lstrip("/"))
+        own = root / group.lstrip("/")
         for folder in (own, *own.parents):
             if not folder.is_relative_to(root):
                 break

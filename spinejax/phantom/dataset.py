@@ -203,7 +203,7 @@ def _describe(root: Path, limits: dict[str, Any], *, overwrite: bool) -> None:
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8")).get("Phantom")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}: not readable as JSON; delete it or choose another folder"
             ) from error
