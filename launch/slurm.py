@@ -18,7 +18,7 @@ from typing import Any
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
 from spinejax.launch import plan, status, unit
-from spinejax.sweep_state import JOB, OUTCOME, SweepUnit, read_json
+from spinejax.sweep_state import JOB, OUTCOME, SweepUnit, job_of
 
 _POLL_S = 0.5
 _KILL_WAIT_S = 300.0  # longer than Slurm waits between asking a job to stop and killing it
@@ -155,7 +155,7 @@ def submit(executor: Any, units: Sequence[SweepUnit], workdir: Path) -> int:
     todo = []
     for one in units:
         kind = status.states([one], workdir)[one.name].kind
-        job = read_json(workdir / one.name / JOB).get("job", "")
+        job = job_of(workdir / one.name)
         if kind == "done":
             continue
         if kind == "running" or (job and _is_queued(job)):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import failures, numerics, predictor, scoring
+from spinejax import failures, numerics, predictor, records, scoring
 from spinejax.data import feeds, normalise
 from spinejax.data.cache import CachedCase
 from spinejax.data.patch_feed import PatchFeed
@@ -39,7 +39,6 @@ from spinejax.io import nifti, scanfile
 from spinejax.metrics import slice_dice
 from spinejax.metrics.classification import Counts, count, f_score, patch_scores, pooled
 from spinejax.progress import Progress, silent
-from spinejax.sweep_state import read_json
 from spinejax.tasks import Task, build_task
 from spinejax.training import parallel, run_cases, run_folder, step, validation
 from spinejax.training.signals import Stop
@@ -132,7 +131,7 @@ def evaluate(
 
     _, refused = failures.each(cases, check)  # before hours of work
     unfinished = folder / _UNFINISHED
-    done = read_json(unfinished)
+    done = records.read_if_there(unfinished, _DONE, "remove it: scans are predicted again")
     if done.get("digest") != model.digest:
         done = {"digest": model.digest, "cases": {}}
     numbers = scanfile.valid_labels(config.data.labels)
@@ -199,6 +198,7 @@ def evaluate(
 _KIND = "evaluation"  # of all files in a folder of results
 _UNFINISHED = "unfinished.json"
 _NAMES = "cases.json", "network.npz", "patches.json", "scores.json", "slices.json", _UNFINISHED
+_DONE = {"digest": str, "cases": {str: {"scan": str, "named": bool}}}
 
 
 class _Evaluated(NamedTuple):

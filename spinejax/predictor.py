@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import geometry, labels, losses, memory, numerics, plausible, schema, tasks
+from spinejax import geometry, labels, losses, memory, numerics, plausible, schema
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
 from spinejax.files import StrPath, check_output, expanded
@@ -329,11 +329,8 @@ def _load_runs(folders: Sequence[Path], which: str) -> list[_Run]:
     """Load runs that are to be averaged; refuse incomplete or edited configs, and unlike runs."""
     runs = []
     for workdir in folders:
+        run_folder.checked_config(workdir)
         config, variables = load_for_inference(workdir, which)
-        try:
-            tasks.check(config)
-        except InputError as error:
-            raise InputError(f"{workdir / 'config.json'}: {error}") from error
         runs.append(_Run(workdir, config, variables))
     if runs:
         _check_alike(runs)

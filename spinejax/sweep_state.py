@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from spinejax import records
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import write_json
 from spinejax.schema import SECOND
@@ -31,6 +32,31 @@ _LAST_LINES = 65536  # bytes at the end of a log that are read
 _LOOK_S = 0.5  # `is_locked` holds a lock itself for a moment
 _WHOLE = 1 << 30
 _RATE_STEPS = 20  # the time left is computed from so many logged steps
+
+
+RESTORE = "restore it from a copy"
+REMOVE = "remove it"
+_SWEEP = {
+    "name": str,
+    "config": str,
+    "units": [{"name": str, "words": [str], "overrides": dict, "cell": dict}],
+}
+_RUN = {
+    "started?": str,
+    "seconds?": float,
+    "steps?": int,
+    "starts?": int,
+    "parameters?": (int, None),
+    "pixels_mm?": [float],
+    "cases?": {"train?": [str], "val?": [str], "test?": [str]},
+    "begun_with?": {str: str},
+}
+SCORES = {
+    "cases": {str: dict},
+    "summary?": {"binary?": {"dice?": {"mean?": (float, None)}}},
+    "failed?": {str: str},
+}
+"""The shape of scores.json as far as it must be right; reports leave out what else is wrong."""
 
 
 @dataclass(frozen=True)
@@ -89,41 +115,40 @@ def read(workdir: Path) -> Sweep:
         InputError: the folder is not a sweep's, or the file is damaged.
     """
     file = workdir / FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         raise InputError(
             f"{workdir} is not the folder of a sweep (no {FILE}); give the --workdir of "
             "`spinejax sweep`"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check its rights") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
-    try:
-        units = tuple(
-            SweepUnit(one["name"], tuple(one["words"]), dict(one["overrides"]), dict(one["cell"]))
-            for one in record["units"]
         )
-        return Sweep(record["name"], record["config"], units)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged (no {error}); restore it from a copy") from error
+    record = records.read(file, _SWEEP, RESTORE)
+    units = tuple(
+        SweepUnit(one["name"], tuple(one["words"]), one["overrides"], one["cell"])
+        for one in record["units"]
+    )
+    return Sweep(record["name"], record["config"], units)
 
 
 def state(folder: Path) -> State:
-    """Return how far the unit in a folder is."""
+    """Return how far the unit in a folder is; a damaged file of the unit counts as a failure."""
+    try:
+        return _state(folder)
+    except InputError as error:
+        return State("failed", note=str(error))
+
+
+def _state(folder: Path) -> State:
     # The launcher locks the log; a run that was started by hand has the run's own lock only.
     running = any(is_locked(folder / name) for name in (LOG, LOCK, f"{SECOND}/{LOCK}"))
     if not (folder / LOG).exists() and not (folder / "config.json").exists():
-        job = read_json(folder / JOB).get("job")
+        job = job_of(folder)
         return State("waiting", note=f"job {job}" if job else "")
     stages = [folder]
-    if SECOND in read_json(folder / "config.json"):
+    if SECOND in records.read_if_there(folder / "config.json", dict, RESTORE):
         stages.append(folder / SECOND)
     now = next((one for one in stages if not (one / "DONE").exists()), stages[-1])
     note = "" if len(stages) == 1 else f"network {stages.index(now) + 1} of {len(stages)}"
     lines = _metrics(now / "metrics.jsonl")
-    steps = read_json(now / "run.json").get("steps")
+    steps = read_run(now).get("steps")
     step = lines[-1]["step"] if lines else None
     validated = [line["dice"] for line in lines if line["kind"] == "val" and "dice" in line]
     if lines and not validated:  # the last validation may lie further back
@@ -138,17 +163,50 @@ def state(folder: Path) -> State:
         left = _seconds_left(lines, steps)
         return State("running", **common, seconds_left=left, note=note)
     if _is_done(folder, stages):
-        scores = read_json(folder / "evaluation" / "test" / "scores.json")
+        scores = read_scores(folder / "evaluation" / "test" / "scores.json")
         tested = scores.get("summary", {}).get("binary", {}).get("dice", {}).get("mean")
         return State("done", **{**common, "score": common["score"] if tested is None else tested})
-    status = read_json(folder / OUTCOME).get("status", EXIT_INTERRUPTED)
+    status = records.read_if_there(folder / OUTCOME, {"status": int}, REMOVE).get(
+        "status", EXIT_INTERRUPTED
+    )
     if status in _STOPPED:
-        job = read_json(folder / JOB).get("job")
+        job = job_of(folder)
         waits = job and not (folder / OUTCOME).exists()
         return State(
             "stopped", **common, note=", ".join(filter(None, (note, f"job {job}" if waits else "")))
         )
     return State("failed", **common, note=_why(folder / LOG, status))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return run.json of a run; {} if it has none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return records.read_if_there(
+        folder / "run.json", _RUN, f"{RESTORE}, or remove it: the next start writes another"
+    )
+
+
+def read_scores(file: Path) -> dict[str, Any]:
+    """Return a scores.json; {} if there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return records.read_if_there(
+        file, SCORES, "remove it and run the same `spinejax evaluate` again"
+    )
+
+
+def job_of(folder: Path) -> str:
+    """Return the job of a unit's last start on a cluster; "" if there is none.
+
+    Raises:
+        InputError: job.json is damaged.
+    """
+    return records.read_if_there(folder / JOB, {"job": str}, REMOVE).get("job", "")
 
 
 def is_locked(path: Path) -> bool:
@@ -186,9 +244,9 @@ def _is_done(folder: Path, stages: list[Path]) -> bool:
     """Whether all networks are trained, and the test split is scored if it has cases."""
     if not all((stage / "DONE").exists() for stage in stages):
         return False
-    cases = read_json(folder / "run.json").get("cases", {})
+    cases = read_run(folder).get("cases", {})
     scores = folder / "evaluation" / "test" / "scores.json"
-    return not cases.get("test") or (scores.exists() and "failed" not in read_json(scores))
+    return not cases.get("test") or (scores.exists() and "failed" not in read_scores(scores))
 
 
 def _seconds_left(lines: list[dict[str, Any]], steps: Any) -> float | None:
@@ -229,10 +287,13 @@ def _tail(path: Path, size: int = _LAST_LINES) -> str:
 
 def _metrics(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
     """Return the last records of metrics.jsonl, or all."""
-    return records(_tail(path, _WHOLE if whole else _LAST_LINES))
+    return metrics(_tail(path, _WHOLE if whole else _LAST_LINES))
 
 
-def records(text: str) -> list[dict[str, Any]]:
+_LINE = {"step": int, "kind": str, "seconds?": float, "loss?": float, "dice?": float}
+
+
+def metrics(text: str) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl that are records: objects with a "step" and a "kind".
 
     Other lines are left out, such as a last line that a kill cut off.
@@ -241,17 +302,8 @@ def records(text: str) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+        if records.fits(record, _LINE):
             found.append(record)
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, {} if there is none or it cannot be read."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

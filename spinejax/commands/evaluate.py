@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from absl.flags import FlagValues
 
-from spinejax import failures, progress
+from spinejax import failures, progress, records
 from spinejax.commands import parsing
 
 HELP = "predict and score the scans of a split"
@@ -42,7 +42,6 @@ def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None
     """Evaluate a run and print its scores; `options` are those of `spinejax.evaluate`."""
     from spinejax import evaluation
     from spinejax.metrics import aggregate
-    from spinejax.sweep_state import read_json
 
     started = time.monotonic()
     scores = evaluation.evaluate(workdir, checkpoint=checkpoint, progress=progress.bars, **options)
@@ -51,7 +50,7 @@ def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None
     where = {key: options[key] for key in ("split", "data", "flip") if key in options}
     folder = evaluation.results_folder(workdir, **where)
     if (folder / "patches.json").exists():
-        print(aggregate.patch_table(read_json(folder / "patches.json")))
+        print(aggregate.patch_table(records.read(folder / "patches.json", dict, "remove it")))
     seconds = time.monotonic() - started
     print(f"evaluated in {seconds:.0f} s; scores: {folder / 'scores.json'}")
     if "failed" in scores:

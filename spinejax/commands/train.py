@@ -12,7 +12,7 @@ import spinejax
 from spinejax import progress
 from spinejax.commands import evaluate, parsing
 from spinejax.errors import EXIT_INTERRUPTED
-from spinejax.sweep_state import read_json
+from spinejax.sweep_state import read_scores
 
 HELP = "train a network, or resume"
 
@@ -72,7 +72,7 @@ def _evaluate_once(workdir: Path) -> None:
 
 def _is_scored(workdir: Path) -> bool:
     scores = workdir / "evaluation" / "test" / "scores.json"
-    return scores.exists() and "failed" not in read_json(scores)
+    return scores.exists() and "failed" not in read_scores(scores)
 
 
 def _next(workdir: Path) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from spinejax import records, sweep_state
 from spinejax.errors import InputError
 from spinejax.reports import tables
-from spinejax.reports.run import Run, read_json
+from spinejax.reports.run import Run
 from spinejax.reports.tables import DASH, finite, item, whole
 
 _CLASSES = ("background", "vertebra")
@@ -20,7 +21,7 @@ def balance_section(run: Run) -> dict[str, Any] | None:
     if not path.exists():
         return {"recorded": False} if run.is_patches else None
     try:
-        record = read_json(path)
+        record = records.read(path, dict, sweep_state.REMOVE)
         stages = _stages(record, str(path))
     except InputError as error:
         return {"recorded": True, "problem": str(error)}

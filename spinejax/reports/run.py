@@ -1,6 +1,5 @@
 """The content of a run's workdir, read for a report."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from spinejax import records, schema, sweep_state
 from spinejax.errors import InputError
 from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
 from spinejax.reports.tables import OWN_SPLITS, vertebra_summary
+from spinejax.training import run_folder
 from spinejax.volume import Volume
+
+_AGAIN = "remove it and run the same `spinejax evaluate` again"
 
 
 @dataclass(frozen=True)
@@ -109,29 +112,6 @@ class Run:
         return volume, masks
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InputError: the file is missing, cannot be read, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({error}); write it again or remove it"
-        ) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, not a JSON object; remove it")
-    return value
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def read_run(workdir: str | os.PathLike[str]) -> Run:
     """Read what the workdir of a run holds; only `config.json` must be there.
 
@@ -141,30 +121,20 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"{workdir}: no such folder; give the --workdir of `spinejax train`")
-    if not (workdir / "config.json").is_file():
-        raise InputError(
-            f"{workdir} is not the workdir of a run: it has no config.json; give the --workdir of "
-            "`spinejax train`"
-        )
-    config = read_json(workdir / "config.json")
-    record = _read_if_there(workdir / "run.json")
+    config = schema.plain(run_folder.checked_config(workdir))
+    record = sweep_state.read_run(workdir)
     evaluations: dict[str, dict[str, Any]] = {}
     patches: dict[str, dict[str, Any]] = {}
     cases: dict[str, dict[str, Any]] = {}
     found = {path.parent.name: path for path in sorted(workdir.glob("evaluation/*/scores.json"))}
     for split in [*(name for name in OWN_SPLITS if name in found), *sorted(found)]:
         if split not in evaluations:
-            evaluations[split] = _checked(found[split], read_json(found[split]))
-            cases[split] = _read_if_there(found[split].with_name("cases.json"))
+            evaluations[split] = sweep_state.read_scores(found[split])
+            cases[split] = records.read_if_there(
+                found[split].with_name("cases.json"), {str: dict}, _AGAIN
+            )
             of_patches = found[split].with_name("patches.json")
             if of_patches.is_file():
-                patches[split] = _checked(of_patches, read_json(of_patches))
+                patches[split] = records.read(of_patches, {"cases": {str: dict}}, _AGAIN)
     finished = (workdir / "DONE").exists()
     return Run(workdir, config, record, evaluations, patches, cases, finished)
-
-
-def _checked(path: Path, scores: dict[str, Any]) -> dict[str, Any]:
-    cases = scores.get("cases")
-    if not isinstance(cases, Mapping) or not all(isinstance(v, Mapping) for v in cases.values()):
-        raise InputError(f"{path}: has no scores of cases; run `spinejax evaluate` again")
-    return scores

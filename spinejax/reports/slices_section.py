@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from spinejax import labels, overlay
+from spinejax import labels, overlay, records, sweep_state
 from spinejax.errors import InputError, check_choice
 from spinejax.reports import figures
-from spinejax.reports.run import Run, read_json
+from spinejax.reports.run import Run
 from spinejax.reports.tables import finite, item, whole
 from spinejax.volume import PLANES
 
@@ -88,7 +88,7 @@ def section(run: Run) -> dict[str, Any] | None:
     if not path.is_file():
         return {"problem": "", "groups": []}
     try:
-        plane, picks = read_picks(read_json(path), str(path))
+        plane, picks = read_picks(records.read(path, dict, sweep_state.REMOVE), str(path))
     except InputError as error:
         return {"problem": str(error), "groups": []}
     slices, problems = _load(run, plane, picks)

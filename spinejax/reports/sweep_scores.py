@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spinejax import sweep_state
+from spinejax import records, sweep_state
 from spinejax.errors import InputError
 from spinejax.reports import papers
 from spinejax.reports.papers import PaperTable
@@ -88,15 +88,17 @@ def results(workdir: Path, found: Sweep) -> list[Result]:
     for unit in found.units:
         folder = workdir / unit.name
         scored = folder / "evaluation" / "test"
-        files = ("config.json", "run.json"), ("scores.json", "patches.json")
-        read.append(
-            Result(
-                unit,
-                sweep_state.state(folder),
-                *(sweep_state.read_json(folder / name) for name in files[0]),
-                *(sweep_state.read_json(scored / name) for name in files[1]),
-            )
-        )
+        found_state = sweep_state.state(folder)
+        try:
+            content = [
+                records.read_if_there(folder / "config.json", dict, sweep_state.RESTORE),
+                sweep_state.read_run(folder),
+                sweep_state.read_scores(scored / "scores.json"),
+                records.read_if_there(scored / "patches.json", dict, sweep_state.REMOVE),
+            ]
+        except InputError as error:
+            found_state, content = State("failed", note=str(error)), [{}, {}, {}, {}]
+        read.append(Result(unit, found_state, *content))
     return read
 
 

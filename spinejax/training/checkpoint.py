@@ -13,7 +13,6 @@ device and can be restored on any number of devices and processes. A complete st
 run was killed just before, its step is used without checksums.
 """
 
-import json
 import logging
 import shutil
 import zlib
@@ -26,6 +25,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_flatten_with_path
 from ml_collections import ConfigDict
 
+from spinejax import records
 from spinejax.errors import InputError
 from spinejax.files import write_json
 from spinejax.tasks import Task
@@ -54,6 +54,9 @@ class Meta(NamedTuple):
     evaluated: bool
     score: float | None
     devices: int
+
+
+_META = {"step": int, "evaluated": bool, "score": (float, None), "devices": int}
 
 
 def folder(workdir: Path, which: str) -> Path:
@@ -284,9 +287,11 @@ class Checkpoints:
             )
             return state, meta
         if problem is not None:
+            best = _whole_step(self._paths["best"])
+            kept = f"the best, of step {best}, is whole and can predict; " if best else ""
             raise InputError(
-                f"{problem}; no older one is complete either: remove {path.parent} to start this "
-                "run from the beginning"
+                f"{problem}; no older one is complete either: {kept}remove {path.parent} to start "
+                "this run from the beginning"
             )
         return None
 
@@ -298,12 +303,7 @@ def _abstract(tree: Any) -> Any:
 
 def _read_meta(path: Path, step: int) -> Meta:
     file = path / str(step) / "meta" / "metadata"
-    try:
-        return Meta(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"checkpoint {path / str(step)} is damaged (meta: {_one_line(error)})"
-        ) from error
+    return Meta(**records.read(file, _META, "the step cannot be used"))
 
 
 def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, dict[str, Any]]:
@@ -355,13 +355,26 @@ def _check_files(folder: Path) -> None:
     file = folder / _CHECKSUMS
     if not file.exists():
         return
+    expected = records.read(file, {str: int}, "the step cannot be used")
     try:
-        expected, found = json.loads(file.read_text(encoding="utf-8")), _checksums(folder)
-    except (OSError, ValueError) as error:
+        found = _checksums(folder)
+    except (OSError, InputError) as error:
         raise InputError(f"checkpoint {folder} cannot be read ({_one_line(error)})") from error
     changed = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if changed:
         raise InputError(f"checkpoint {folder} is damaged ({changed[0]} is missing or changed)")
+
+
+def _whole_step(path: Path) -> int | None:
+    """Return the newest step whose files are as they were written; None if there is none."""
+    for step in _steps(path):
+        try:
+            _check_files(path / str(step))
+            _read_meta(path, step)
+        except InputError:
+            continue
+        return step
+    return None
 
 
 def load_for_inference(
@@ -391,7 +404,14 @@ def load_for_inference(
         variables = {"batch_stats": {}, "ema": None, **items["variables"]}
         return config, inference_variables(variables)
     if problem is not None:
-        raise InputError(f"{problem}; train again in another --workdir")
+        other = "latest" if path.name == "best" else "best"
+        whole = _whole_step(folder(workdir, other))
+        if whole is None:
+            raise InputError(f"{problem}; train again in another --workdir")
+        raise InputError(
+            f"{problem}; the {other} checkpoint, of step {whole}, is whole: use it with "
+            f"--checkpoint={other}"
+        )
     raise InputError(f"{workdir} has no checkpoint yet; let `spinejax train` run longer")
 
 

@@ -1,6 +1,7 @@
 """The log of a run: metrics.jsonl, TensorBoard events and the progress bar."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +11,26 @@ import numpy as np
 import tensorboardX
 
 from spinejax import sweep_state
-from spinejax.files import check_output, write_text
+from spinejax.files import check_output, open_regular, write_text
 from spinejax.progress import Progress, silent
 from spinejax.training import run_folder
 
+logger = logging.getLogger("spinejax")
+
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, see `sweep_state.records`."""
+    """Return the records of metrics.jsonl, see `sweep_state.metrics`; warn of damaged lines."""
+    file = workdir / "metrics.jsonl"
     try:
-        text = (workdir / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        with open_regular(file) as opened:
+            text = opened.read().decode(errors="replace")
     except FileNotFoundError:
         return []
-    return sweep_state.records(text)
+    found = sweep_state.metrics(text)
+    damaged = sum(map(bool, text.split("\n")[:-1])) - len(found)  # a kill may cut the last line
+    if damaged > 0:
+        logger.warning("%s: %d damaged lines are left out", file, damaged)
+    return found
 
 
 def rewind(workdir: Path, step: int, *, evaluated: bool) -> None:
@@ -80,7 +89,7 @@ class RunLog:
         self._first, self._shown = True, start_step
         earlier = read_metrics(workdir)
         now = time.monotonic()
-        self._started = now - (earlier[-1]["seconds"] if earlier else 0.0)
+        self._started = now - (earlier[-1].get("seconds", 0.0) if earlier else 0.0)
         self._since = (start_step, now)
         self._rate = 0.0
         if not active:

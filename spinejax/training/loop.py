@@ -206,9 +206,10 @@ def train(
     with run_folder.alone(workdir):
         if begun(workdir):
             run_folder.check_same(run_folder.read_config(workdir), config, workdir)
-        if (workdir / "DONE").exists():
+        done = run_folder.finished_step(workdir)
+        if done is not None:
             run_folder.write_config(workdir, config)  # the scans may have moved
-            return _finished(workdir)
+            return _finished(workdir, done)
         stop = Stop() if stop is None else stop
         try:
             return _run(config, workdir, task, mapped, variables, stop, progress)
@@ -246,10 +247,9 @@ def _require_memory(config: ConfigDict, task: Task, parameters: int) -> None:
         )
 
 
-def _finished(workdir: Path) -> TrainResult:
+def _finished(workdir: Path, done: int) -> TrainResult:
     with Checkpoints(workdir) as checkpoints:
         best = checkpoints.best()
-    done = int((workdir / "DONE").read_text(encoding="utf-8").split()[0])
     logger.info(
         "%s was finished at step %d: nothing to do; remove DONE to check again", workdir, done
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from spinejax import records
 from spinejax.data import cache, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.datasets import splits, verse
@@ -15,7 +16,6 @@ from spinejax.files import write_json
 from spinejax.phantom import dataset
 from spinejax.progress import Progress, silent
 from spinejax.schema import STREAM
-from spinejax.sweep_state import read_json
 from spinejax.training import parallel
 from spinejax.training.checkpoint import begun
 from spinejax.training.run_folder import SPLITS, recorded_cases
@@ -50,7 +50,7 @@ def _phantoms(config: ConfigDict, workdir: Path, progress: Progress) -> Path:
     root, fields = workdir / "phantoms", config.data.phantom
     # phantoms.json is written last: without it the folder is incomplete.
     done, wanted = root / "phantoms.json", fields.to_dict()
-    if parallel.process_index() == 0 and read_json(done) != wanted:
+    if parallel.process_index() == 0 and records.read_or_empty(done) != wanted:
         dataset.write_dataset(
             root,
             fields.cases,

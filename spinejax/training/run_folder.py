@@ -25,11 +25,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from spinejax import numerics, schema
+from spinejax import numerics, records, schema, tasks
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import check_output, claim, is_ours, made, write_json
-from spinejax.sweep_state import LOCK, read_json, take_lock
+from spinejax.sweep_state import LOCK, RESTORE, read_run, take_lock
 from spinejax.training import parallel
 
 logger = logging.getLogger("spinejax")
@@ -79,9 +79,12 @@ _NAMES = (
 
 def _is_known(workdir: Path) -> bool:
     """Return whether a run or a search wrote into an unmarked folder."""
-    versions = read_json(workdir / "run.json").get("versions")
+    versions = records.read_or_empty(workdir / "run.json").get("versions")
     of_run = isinstance(versions, dict) and "spinejax" in versions
-    return of_run or {"sweep", "trials", "config"} <= read_json(workdir / "search.json").keys()
+    return (
+        of_run
+        or {"sweep", "trials", "config"} <= records.read_or_empty(workdir / "search.json").keys()
+    )
 
 
 @contextmanager
@@ -128,7 +131,9 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
             something else.
     """
     file, fields = workdir / "config.json", schema.plain(config)
-    if parallel.process_index() == 0 and read_json(file) != json.loads(json.dumps(fields)):
+    if parallel.process_index() == 0 and records.read_or_empty(file) != json.loads(
+        json.dumps(fields)
+    ):
         if file.exists() and not is_ours(file, "run"):
             raise InputError(
                 f"{file}: was edited and differs from the config of this command; give its values "
@@ -152,20 +157,48 @@ def read_config(workdir: Path) -> ConfigDict:
         InputError: the folder holds no run, or its config.json is damaged.
     """
     file = workdir / "config.json"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
+    if not (file.exists() or file.is_symlink()):
         raise InputError(
-            f"{workdir} is not the folder of a run (no readable config.json); give --workdir of a "
+            f"{workdir} is not the folder of a run: it has no config.json; give --workdir of a "
             "finished or running `spinejax train`"
-        ) from error
+        )
+    found = records.read(file, dict, RESTORE)
     try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file} is damaged (it holds no fields); restore it from a copy")
-    return ConfigDict(_tuples(schema.complete(config)))
+        return ConfigDict(_tuples(schema.complete(found)))
+    except (ValueError, TypeError, AttributeError) as error:  # ConfigDict's for odd names
+        raise InputError(f"{file} is damaged ({error}); {RESTORE}") from error
+
+
+def checked_config(workdir: Path) -> ConfigDict:
+    """Return the config of a run as `read_config`, and refuse one that nobody could train with.
+
+    Raises:
+        InputError: as `read_config`, or a field is wrong, such as after an edit.
+    """
+    config = read_config(workdir)
+    try:
+        tasks.check(config)
+    except InputError as error:
+        raise InputError(f"{workdir / 'config.json'}: {error}") from error
+    return config
+
+
+def finished_step(workdir: Path) -> int | None:
+    """Return the step at which a run was finished; None if it is not.
+
+    Raises:
+        InputError: the file DONE is damaged.
+    """
+    file = workdir / "DONE"
+    if not file.exists():
+        return None
+    words = file.read_bytes().split() if file.is_file() else []
+    if words[1:] != [b"steps"] or not words[0].isdigit() or len(words[0]) > 12:
+        raise InputError(
+            f"{file} is damaged (it does not say `N steps`); remove it, and the same command looks "
+            "at the checkpoints again"
+        )
+    return int(words[0])
 
 
 def _tuples(value: Any) -> Any:
@@ -208,7 +241,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 def recorded_cases(workdir: Path) -> dict[str, list[str]]:
     """Return the ids of the cases of each split of a run; empty lists where none are recorded."""
-    found = read_json(workdir / "run.json").get("cases", {})
+    found = read_run(workdir).get("cases", {})
     return {name: list(found.get(name, [])) for name in SPLITS}
 
 
@@ -218,7 +251,7 @@ def recorded_pixels_mm(workdir: Path) -> tuple[float, float] | None:
     Returns:
         None where run.json has no such record.
     """
-    found = read_json(workdir / "run.json").get("pixels_mm")
+    found = read_run(workdir).get("pixels_mm")
     if isinstance(found, list) and len(found) == 2:
         if all(isinstance(side, int | float) and side > 0 for side in found):
             return float(found[0]), float(found[1])
@@ -290,7 +323,7 @@ class RunRecord:
             pixels_mm: finest and coarsest pixel spacing of the training scans.
         """
         self._path = workdir / "run.json"
-        earlier = read_json(self._path) if resumes else {}
+        earlier = read_run(workdir) if resumes else {}
         self._began = time.monotonic()
         self._seconds = float(earlier.get("seconds", 0.0))
         kinds = ", ".join(sorted({d.device_kind for d in jax.devices()}))

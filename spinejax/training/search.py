@@ -32,13 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import numerics, schema, tasks
+from spinejax import numerics, records, schema, tasks
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
-from spinejax.files import write_json, write_text
+from spinejax.files import open_regular, write_json, write_text
 from spinejax.progress import Progress, silent
-from spinejax.sweep_state import read_json
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
 from spinejax.training import parallel, run_cases, run_folder, step
@@ -527,12 +526,10 @@ def _open(config: ConfigDict, sweep: Sweep, trials: int, workdir: Path) -> Done:
     """
     file = workdir / "search.json"
     wanted = {"sweep": getattr(sweep, "__name__", "sweep"), "trials": trials}
-    done, record = read(workdir), read_json(file)
+    done = read(workdir)
     if done:
-        if not {*wanted, "config"} <= record.keys():
-            raise InputError(
-                f"{file} is damaged; restore it from a copy, or give another --workdir"
-            )
+        shape = {"sweep": str, "trials": int, "config": dict}
+        record = records.read(file, shape, "restore it from a copy, or give another --workdir")
         for key, value in wanted.items():
             if record[key] != value:
                 raise InputError(
@@ -545,6 +542,18 @@ def _open(config: ConfigDict, sweep: Sweep, trials: int, workdir: Path) -> Done:
     return done
 
 
+_TRIAL = {
+    "round": int,
+    "trial": int,
+    "overrides": dict,
+    "finite": bool,
+    "step": int,
+    "loss": (float, None),
+    "dice": float,
+    "accuracy": float,
+}
+
+
 def read(workdir: Path) -> Done:
     """Return the finished trials of a search; none in a folder without a search.
 
@@ -555,16 +564,18 @@ def read(workdir: Path) -> Done:
     if not file.exists():
         return {}
     done: Done = {}
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    with open_regular(file) as opened:
+        texts = opened.read().decode(errors="replace").splitlines()
+    for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-            trial = Trial(line["round"], line["trial"], dict(line["overrides"]))
-            loss = math.inf if line["loss"] is None else line["loss"]
-            outcome = Outcome(line["finite"], line["step"], loss, line["dice"], line["accuracy"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{file} line {number} is damaged; remove it, and its trial is trained again"
-            ) from error
+        except (ValueError, RecursionError):
+            line = None
+        remedy = f"remove line {number}, and its trial is trained again"
+        records.check(line, _TRIAL, file, remedy, f"line {number}")
+        trial = Trial(line["round"], line["trial"], line["overrides"])
+        loss = math.inf if line["loss"] is None else line["loss"]
+        outcome = Outcome(line["finite"], line["step"], loss, line["dice"], line["accuracy"])
         done[trial[:2]] = (trial, outcome)
     return done
 

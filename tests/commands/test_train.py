@@ -54,7 +54,7 @@ def test_the_next_commands_can_be_pasted(tmp_path):
     for _, name, *rest in words:
         workdir = parsing.parse(name, cli.command(name), rest).workdir
         assert workdir in (folder, [folder])
-    write_json(folder / "evaluation" / "test" / "scores.json", {})
+    write_json(folder / "evaluation" / "test" / "scores.json", {"cases": {}})
     assert "evaluate" not in train._next(folder)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import submitit
 
-from spinejax import sweep_state
+from spinejax import records, sweep_state
 from spinejax.cli import main
 from spinejax.errors import InputError
 from spinejax.launch import slurm
@@ -178,7 +178,7 @@ class TestOnSlurm:
         out = run(words, cluster)
         assert out.startswith("submitted 2 units: job ")
         first = "zscore,seed=0"
-        job = sweep_state.read_json(tmp_path / first / sweep_state.JOB)["job"]
+        job = records.read_or_empty(tmp_path / first / sweep_state.JOB)["job"]
         until(lambda: (states(tmp_path)[first].step or 0) >= 6, tmp_path)
         asked = [sys.executable, "-m", "spinejax", "sweep", "--status", f"--workdir={tmp_path}"]
         with halted(tmp_path / first):
@@ -196,7 +196,7 @@ class TestOnSlurm:
         until(ended, tmp_path)
         assert "2 of 2 units done" in run(asked, cluster)
 
-        record = sweep_state.read_json(tmp_path / first / "run.json")
+        record = records.read_or_empty(tmp_path / first / "run.json")
         assert record["starts"] == 2
         for unit in states(tmp_path):
             alone, queued = weights(undisturbed / unit), weights(tmp_path / unit)
@@ -213,7 +213,7 @@ class TestOnSlurm:
         name = "zscore,seed=0"
         until(lambda: states(tmp_path)[name].kind in ("done", "failed"), tmp_path)
         assert states(tmp_path)[name].kind == "done", states(tmp_path)[name].note
-        record = sweep_state.read_json(tmp_path / name / "run.json")
+        record = records.read_or_empty(tmp_path / name / "run.json")
         assert (record["processes"], record["devices"]) == (2, 2)
         assert (tmp_path / name / "unit-1.log").exists()
 
@@ -250,7 +250,7 @@ class TestOnSlurm:
             seen = run(["scontrol", "show", "job", job], cluster), run(["sinfo", "-R"], cluster)
             assert time.monotonic() < end, (printed(), seen)
             time.sleep(1)
-        record = sweep_state.read_json(folder / "run.json")
+        record = records.read_or_empty(folder / "run.json")
         assert (record["starts"], record["processes"]) == (2, 2)
 
 

@@ -179,7 +179,8 @@ def test_an_unknown_plane_is_said(tmp_path):
     run = network_run(tmp_path)
     config = (run / "config.json").read_text().replace('"axial"', '"oblique"')
     (run / "config.json").write_text(config)
-    assert "data.plane = 'oblique' is unknown" in read(write_report(run))[2]
+    with pytest.raises(InputError, match=r"config.json: data.plane = 'oblique' is unknown"):
+        write_report(run)
 
 
 def test_a_file_with_nothing_to_show_says_so(tmp_path):

@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from spinejax.configs import chasppraunet
+from spinejax import schema
+from spinejax.configs import chasppraunet, unet3d
 from spinejax.errors import InputError
 from spinejax.files import LIST
 from spinejax.io import nifti
@@ -153,8 +154,12 @@ def test_a_run_without_scores_says_the_command(tmp_path):
     assert "Training has not finished" in text
 
 
+def write_config(folder):
+    (folder / "config.json").write_text(json.dumps(schema.plain(unet3d.get_config())))
+
+
 def test_only_a_config_is_enough(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    write_config(tmp_path)
     _, _, text = read(write_report(tmp_path))
     for words in ("no training record", "no run.json", "has a row for this network"):
         assert words in text
@@ -338,17 +343,17 @@ def test_bad_workdirs_get_one_line_each(tmp_path):
     assert "no such folder" in message(tmp_path / "none")
     assert "it has no config.json" in message(tmp_path)
     (tmp_path / "config.json").write_text('{"name": ')
-    assert "config.json: cannot be read as JSON" in message(tmp_path)
+    assert "config.json is damaged" in message(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    assert "not a JSON object" in message(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    assert "not an object" in message(tmp_path)
+    write_config(tmp_path)
     assert "is a folder" in message(tmp_path, output=tmp_path)
     (tmp_path / "file").touch()
     assert "cannot be written" in message(tmp_path, output=tmp_path / "file" / "x.html")
     place = tmp_path / "evaluation" / "test"
     place.mkdir(parents=True)
     (place / "scores.json").write_text('{"cases": [1]}')
-    assert "run `spinejax evaluate` again" in message(tmp_path)
+    assert "run the same `spinejax evaluate` again" in message(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "evaluation", "file"]
 
 

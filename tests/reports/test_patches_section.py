@@ -123,17 +123,17 @@ def test_what_is_missing_is_said_in_words(tmp_path):
 def test_a_damaged_count_is_a_sentence_and_damaged_scores_are_one_line(tmp_path):
     run = scored_run(tmp_path / "run", {"a": (1, 2, 3, 4)})
     for broken, words in (
-        ('{"before": ', "cannot be read as JSON"),
-        ("[]", "not a JSON object"),
+        ('{"before": ', "is damaged"),
+        ("[]", "not an object"),
         ("{}", "has no counts of patches"),
-        ("[" * 100_000, "cannot be read as JSON"),
+        ("[" * 100_000, "is damaged"),
         ('{"before": {"background": 0, "vertebra": 0}}', "0 patches"),
     ):
         (run / "patches.json").write_text(broken)
         assert words in read(write_report(run))[2]
     for broken, words in (
-        ('{"cases": ', "cannot be read as JSON"),
-        ('{"cases": [1]}', "run `spinejax evaluate` again"),
+        ('{"cases": ', "is damaged"),
+        ('{"cases": [1]}', "run the same `spinejax evaluate` again"),
     ):
         (run / "evaluation" / "test" / "patches.json").write_text(broken)
         with pytest.raises(InputError, match=words) as caught:

@@ -83,11 +83,27 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     assert (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{}", '{"pixels_mm": [0, 1]}', '{"pixels_mm": "ab"}'])
+@pytest.mark.parametrize("record", ["{}", '{"pixels_mm": [0, 1]}'])
 def test_what_is_not_recorded_is_unknown(tmp_path, record):
     (tmp_path / "run.json").write_text(record)
     assert run_folder.recorded_pixels_mm(tmp_path) is None
     assert run_folder.recorded_cases(tmp_path) == {"train": [], "val": [], "test": []}
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("", "Expecting value"),
+        ("[]", r"the content is \[\], not an object"),
+        ('{"pixels_mm": "ab"}', "pixels_mm is 'ab', not a list"),
+        ('{"cases": {"val": [3]}}', "cases.val.0 is 3, not text"),
+        ('{"seconds": NaN}', "seconds is nan, not a number"),
+    ],
+)
+def test_a_damaged_record_is_refused_with_its_field(tmp_path, record, words):
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(InputError, match=rf"run.json is damaged \({words}.*restore it from a copy"):
+        run_folder.recorded_cases(tmp_path)
 
 
 def test_what_is_recorded_is_read(tmp_path):

@@ -325,7 +325,7 @@ def test_damaged_files_are_named(config, tmp_path, monkeypatch):
     begin(config, tmp_path, monkeypatch, rounds=1)
     text = numbers(tmp_path)
     (tmp_path / "search.jsonl").write_text(text + '{"round": 1, "un\n')
-    with pytest.raises(InputError, match=r"search.jsonl line 7 is damaged; remove it"):
+    with pytest.raises(InputError, match=r"search.jsonl is damaged .line 7 is None.*remove line 7"):
         begin(config, tmp_path, monkeypatch)
     (tmp_path / "search.jsonl").write_text(text)
     (tmp_path / "search.json").write_text("{}")
