@@ -4,9 +4,11 @@ One run of a command reads all of them at once. So each test also shows that no 
 others from being named or done.
 """
 
+import json
+import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,11 @@ def threshold(volume, name, _) -> Segmentation:
     return Segmentation((volume.array > 300).astype(np.uint8), volume, name)
 
 
+def stub(find: Callable[..., Segmentation] = threshold) -> Model:
+    """Return a model that needs no training."""
+    return Model(tiny_config(Path()), {}, "stub", False, find, lambda volume: volume.array.nbytes)
+
+
 @dataclass(frozen=True)
 class Ran:
     """A command that has run: exit status, lines of both outputs, and the files it wrote."""
@@ -82,9 +89,7 @@ def runs(tmp_path_factory) -> Mapping[str, Ran]:
     (root / "masks").mkdir()
     for case in ("good", *MASKS, *CENTROIDS):
         bad_inputs.saved(bad_inputs.mask())(root / "masks" / f"{case}.nii.gz")
-    model = Model(
-        tiny_config(data), {}, "stub", False, threshold, lambda volume: volume.array.nbytes
-    )
+    model = stub()
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spinejax, "load", lambda *_, **__: model, raising=False)
@@ -176,3 +181,131 @@ def test_good_files_are_done_and_nobody_complains(runs):
     assert {"good_seg.nii.gz", "good_quicklook.png"} <= runs["predict"].files
     for command, ran in runs.items():
         assert not about(ran, "good"), command
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("two\nlines"), OSError(5, "Input/output error"), KeyError(1)],
+)
+def test_an_exception_in_one_scan_leaves_the_others_alone(error, tmp_path, monkeypatch, capsys):
+    for seed, case in enumerate("abc"):
+        bad_inputs.saved(bad_inputs.ct(seed))(tmp_path / f"images/{case}.nii.gz")
+        bad_inputs.saved(bad_inputs.mask())(tmp_path / f"labels/{case}.nii.gz")
+
+    def find(volume, name, progress):
+        if name.endswith("b"):
+            raise error
+        return threshold(volume, name, progress)
+
+    monkeypatch.setattr(spinejax, "load", lambda *_, **__: stub(find), raising=False)
+    monkeypatch.setattr(predictor, "load", lambda *_, **__: stub(find))
+    predict = ["predict", str(tmp_path / "images"), f"-o={tmp_path / 'out'}", "--workdir=stub"]
+    evaluate = ["evaluate", f"--data={tmp_path}", f"--workdir={tmp_path / 'run'}"]
+    for command in (predict, evaluate):
+        assert main(command) == 1
+        printed = capsys.readouterr().err
+        assert "1 of 3 scans failed: b: " in printed and "Traceback" not in printed
+    assert {path.name[0] for path in (tmp_path / "out").glob("*_seg.nii.gz")} == {"a", "c"}
+    (scores,) = (tmp_path / "run").glob("evaluation/*/scores.json")
+    written = json.loads(scores.read_text())
+    assert set(written["cases"]) == {"a", "c"} and set(written["failed"]) == {"b"}
+    if isinstance(error, MemoryError):
+        (tmp_path / "run/config.json").write_text(tiny_config(tmp_path).to_json())
+        assert main(["report", f"--workdir={tmp_path / 'run'}"]) == 0
+        assert "b (not enough memory" in (tmp_path / "run/report.html").read_text()
+        capsys.readouterr()
+    # Only the missing scan is predicted by the next evaluation.
+    found: list[str] = []
+
+    def noting(volume, name, progress):
+        found.append(name)
+        return threshold(volume, name, progress)
+
+    monkeypatch.setattr(predictor, "load", lambda *_, **__: stub(noting))
+    assert main(evaluate) == 0
+    assert found == ["2/3 b"]
+    written = json.loads(scores.read_text())
+    assert set(written["cases"]) == {"a", "b", "c"} and "failed" not in written
+
+
+def test_folders_that_cannot_be_listed_are_named_and_the_others_done(tmp_path, monkeypatch, capsys):
+    for folder in ("open", "locked"):
+        for case in "ab":
+            name = f"{folder}_{case}.nii.gz"
+            bad_inputs.saved(bad_inputs.ct())(tmp_path / "d" / folder / "images" / name)
+            bad_inputs.saved(bad_inputs.mask())(tmp_path / "d" / folder / "labels" / name)
+    scandir = os.scandir
+
+    def guarded(path="."):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    monkeypatch.setattr(spinejax, "load", lambda *_, **__: stub(), raising=False)
+    monkeypatch.setattr(predictor, "load", lambda *_, **__: stub())
+    data, out, scores = tmp_path / "d", tmp_path / "out", tmp_path / "s.json"
+    config = ["--config=unet", f"--config.data.root={data}"]
+    commands = {
+        "predict": ["predict", str(data), f"--output={out}", "--workdir=stub"],
+        "evaluate": ["evaluate", f"--data={data}", f"--workdir={tmp_path / 'run'}"],
+        "score": ["score", f"--prediction={out}", f"--reference={data}", f"-o={scores}"],
+        "prepare": ["prepare", *config, f"--workdir={tmp_path / 'w'}"],
+        "doctor": ["doctor", f"--data={data}"],
+    }
+    for name, command in commands.items():
+        assert main(command) == (name != "doctor"), name
+        printed = capsys.readouterr()
+        assert re.search(r"locked: cannot be listed \(Permission denied\)", printed.err), name
+    assert {path.name for path in out.glob("*.nii.gz")} == {
+        "open_a_seg.nii.gz",
+        "open_b_seg.nii.gz",
+    }
+    assert set(json.loads(scores.read_text())["cases"]) == {"open_a", "open_b"}
+
+
+NAMES = [
+    os.fsdecode(b"\xff\xfe"),
+    "two\nlines",
+    "<script>alert(1)<",
+    "ü" * 124,
+    "-dash$(x);y\"'",
+    "\x1b[31m\u202etab\t..%0A",
+]
+
+
+def test_any_name_of_a_file_goes_through_all_commands(tmp_path, monkeypatch, capsys):
+    data, out, run = tmp_path / "d", tmp_path / "out", tmp_path / "run"
+    for seed, name in enumerate(NAMES):
+        bad_inputs.saved(bad_inputs.ct(seed))(data / "images" / f"{name}.nii.gz")
+        bad_inputs.saved(bad_inputs.mask())(data / "labels" / f"{name}.nii.gz")
+    monkeypatch.setattr(spinejax, "load", lambda *_, **__: stub(), raising=False)
+    monkeypatch.setattr(predictor, "load", lambda *_, **__: stub())
+    run.mkdir()
+    (run / "config.json").write_text(tiny_config(data).to_json())
+    predict = ["predict", str(data), f"--output={out}", "--workdir=stub"]
+    score = [
+        "score",
+        f"--prediction={out}",
+        f"--reference={data}",
+        f"--output={tmp_path / 's.json'}",
+    ]
+    for command in (
+        predict,
+        predict,  # the same files again
+        score,
+        ["evaluate", f"--data={data}", f"--workdir={run}"],
+        ["report", f"--workdir={run}"],
+        ["doctor", f"--data={data}"],
+    ):
+        assert main(command) == 0, command[0]
+        printed = capsys.readouterr()
+        for text in (printed.out, printed.err):
+            text.encode()  # no byte that is not UTF-8
+            assert "\x1b" not in text and "\nlines" not in text
+    assert len(list(out.glob("*_seg.nii.gz"))) == len(NAMES)
+    cases = set(json.loads((tmp_path / "s.json").read_text())["cases"])
+    assert {"%FF%FE", "two%0Alines", "<script>alert(1)<"} < cases
+    assert len(cases) == len(NAMES)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "two%0Alines" in page

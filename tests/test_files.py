@@ -16,6 +16,8 @@ from spinejax.files import (
     expanded,
     is_ours,
     made,
+    open_regular,
+    read_regular,
     remove,
     write_json,
     write_text,
@@ -223,3 +225,41 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     assert expanded("a~b") == Path("a~b")
     with pytest.raises(InputError, match="write the whole path"):
         expanded("~nobody-of-this-name/out")
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbftext")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        assert read_regular(tmp_path / name) == "text"
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to_fifo").symlink_to("fifo")
+    (tmp_path / "to_device").symlink_to("/dev/zero")
+    (tmp_path / "to_nothing").symlink_to("none")
+    (tmp_path / "annexed").symlink_to("../.git/annex/objects/xx/SHA256E-s5--0.nii.gz")
+    with socket.socket(socket.AF_UNIX) as server:
+        folder = os.open(tmp_path, os.O_RDONLY)  # a socket's address is short
+        server.bind(f"/proc/self/fd/{folder}/socket")
+        os.close(folder)
+    for name, said in {
+        "fifo": "a FIFO, not a regular file",
+        "folder": "a folder, not a regular file",
+        "to_fifo": "a FIFO, not a regular file",
+        "to_device": "a device, not a regular file",
+        "socket": "a socket, not a regular file",
+        "to_nothing": "is a link to none, which is missing",
+        "annexed": "git annex get",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            open_regular(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing")
+
+
+def test_a_fifo_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    path, status = tmp_path / "a", os.stat(__file__)
+    os.mkfifo(path)
+    monkeypatch.setattr(os, "stat", lambda *_, **__: status)
+    with pytest.raises(InputError, match="a FIFO"):
+        open_regular(path)

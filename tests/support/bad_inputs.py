@@ -65,6 +65,7 @@ def saved(array: np.ndarray, affine: np.ndarray = AFFINE, **fields: object) -> C
         for name, value in fields.items():
             image.header[name] = value
         content = image.to_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
     return make
