@@ -36,6 +36,7 @@ from spinejax.files import (
 )
 from spinejax.inference import activations
 from spinejax.io import nifti, scanfile
+from spinejax.labels import reserved_note
 from spinejax.metrics import slice_dice
 from spinejax.metrics.classification import Counts, count, f_score, patch_scores, pooled
 from spinejax.progress import Progress, silent
@@ -165,11 +166,15 @@ def evaluate(
             "labels": _within(workdir, labels),
             "prediction": _within(workdir, path),
         }
-        return _Evaluated(score, slice_dice.slice_dice(*views, axis=0), files_of_case)
+        by_slice = slice_dice.slice_dice(*views, axis=0)
+        return _Evaluated(score, by_slice, files_of_case, reference.reserved)
 
     allowed = {case: files for case, files in cases.items() if case not in refused}
     results, wrong = failures.each(allowed, evaluate_case, alone=len(cases) == 1)
     failed |= refused | wrong
+    note = reserved_note({case: one.reserved for case, one in results.items()})
+    if note is not None:
+        logger.warning("%s", note)
     if not results:
         raise failures.summary(failed, len(failed), "nothing is scored")
     scores = scoring.collect({case: one.score for case, one in results.items()}, failed=failed)
@@ -202,11 +207,15 @@ _DONE = {"digest": str, "cases": {str: {"scan": str, "named": bool}}}
 
 
 class _Evaluated(NamedTuple):
-    """A case: its measurements, the Dice of its slices, and its files relative to the workdir."""
+    """A case: its measurements, the Dice of its slices, and its files relative to the workdir.
+
+    `reserved` are the labels of its mask that are no vertebrae.
+    """
 
     score: scoring.PairScore
     by_slice: Any
     files: dict[str, str]
+    reserved: tuple[int, ...]
 
 
 def _within(workdir: Path, path: Path) -> str:

@@ -2,9 +2,12 @@
 
 VerSe ids (Sekuboyina et al. 2021, Medical Image Analysis 73:102166): 1-7 are C1-C7, 8-19 are
 T1-T12, 20-25 are L1-L6, and 28 is T13. 26 (sacrum) and 27 (coccyx) are reserved, but were never
-annotated; they have no class here. The contiguous classes of a network's output are 0 for
-background, 1-25 as in VerSe, and 26 for T13.
+annotated; they are no vertebrae. In a mask of VerSe ids they count as background, in training and
+in scores, in references and in predictions (`drop_reserved`). The contiguous classes of a network's
+output are 0 for background, 1-25 as in VerSe, and 26 for T13.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +26,9 @@ NUM_CLASSES = 1 + len(VERSE_IDS)
 """Number of contiguous classes: background and 26 vertebrae."""
 
 MAX_ID = max(VERSE_IDS)
+
+RESERVED: dict[int, str] = {26: "sacrum", 27: "coccyx"}
+"""Ids of VerSe that are no vertebrae."""
 
 REGIONS = ("C", "T", "L")
 
@@ -84,6 +90,45 @@ def can_end_lumbar(verse_id: int) -> bool:
     At the end of the scan's field of view, any vertebra may be the last one.
     """
     return name(verse_id) in ("L4", "L5", "L6")
+
+
+def drop_reserved(array: np.ndarray) -> tuple[int, ...]:
+    """Set the sacrum and the coccyx to background, in place.
+
+    An array with a number above 28 has another numbering and is left alone.
+
+    Args:
+        array: integer labels, any shape.
+
+    Returns:
+        The ids that were dropped.
+    """
+    if not array.size or int(array.max()) > MAX_ID:
+        return ()
+    dropped = []
+    for reserved in RESERVED:
+        where = array == reserved
+        if where.any():
+            array[where] = 0
+            dropped.append(reserved)
+    return tuple(dropped)
+
+
+def reserved_note(found: Mapping[str, Sequence[int]]) -> str | None:
+    """Return one line about the masks with sacrum or coccyx; None if there are none.
+
+    Args:
+        found: name of a mask -> what `drop_reserved` returned.
+    """
+    named = [name for name, ids in found.items() if ids]
+    if not named:
+        return None
+    ids = sorted({i for ids in found.values() for i in ids})
+    what = " and ".join(f"{i} ({RESERVED[i]})" for i in ids)
+    return (
+        f"label {what} of {len(named)} mask{'s' * (len(named) > 1)} (first: {named[0]}) counts as "
+        "background, because it is no vertebra"
+    )
 
 
 def to_contiguous(array: np.ndarray) -> np.ndarray:

@@ -115,6 +115,11 @@ class Segmentation:
             if verse_id in self.centroids
         )
 
+    @property
+    def volume_ml(self) -> float:
+        """Volume of all labels."""
+        return np.count_nonzero(self.mask) * self.scan.voxel_ml
+
     def summary(self) -> str:
         """Return what was found in one line.
 
@@ -122,10 +127,9 @@ class Segmentation:
         without names "63 ml of spine written".
         """
         if not self.named:
-            count = np.count_nonzero(self.mask)
-            if not count:
+            ml = self.volume_ml
+            if not ml:
                 return "no spine found, the labels are empty"
-            ml = count * self.scan.voxel_ml
             return (
                 f"{ml:.0f} ml of spine written" if ml >= 1 else f"only {ml:.1g} ml of spine written"
             )
@@ -273,11 +277,7 @@ class Model:
         memory.require(self.estimate_bytes(volume), where)
         upright = grids.straight(volume)
         found = self._segment(upright, name, progress)
-        if upright is not volume:
-            found = _on_grid_of(volume, found)
-        if np.count_nonzero(found.mask) * volume.voxel_ml < plausible.LEAST_FOUND_ML:
-            logger.warning("%s: (nearly) nothing found: %s", where, plausible.why_nothing(volume))
-        return found
+        return found if upright is volume else _on_grid_of(volume, found)
 
     def estimate_bytes(self, scan: Volume) -> int:
         """Estimate the bytes that `segment` needs for a scan, beside scan and network."""

@@ -1,9 +1,10 @@
 """Scores of predicted labels against reference labels: of files, of folders, of a `Segmentation`.
 
 Every pair is scored as *binary*: foreground is every voxel with a label above 0, whichever
-vertebra. If both masks number their vertebrae, each vertebra is scored, too. `spinejax.metrics`
-defines the metrics and their rules for empty masks. Here an undefined value is None (null in JSON).
-`Scores` is what `score` returns and what `scores.json` holds.
+vertebra. The sacrum (26) and the coccyx (27) are none (`labels.drop_reserved`). If both masks
+number their vertebrae, each vertebra is scored, too. `spinejax.metrics` defines the metrics and
+their rules for empty masks. Here an undefined value is None (null in JSON). `Scores` is what
+`score` returns and what `scores.json` holds.
 
 `mean`, `std` (of the population: divided by n, as numpy does) and `median` are over the `n` cases
 in which the metric is defined. `pooled` is the metric of all cases taken as one: voxel counts,
@@ -32,6 +33,7 @@ from spinejax.files import StrPath, check_output, expanded, write_json
 from spinejax.io import file_names, scanfile
 from spinejax.io.centroid_json import Points
 from spinejax.io.grids import on_grid_of
+from spinejax.labels import reserved_note
 from spinejax.metrics import aggregate, boundary, classification, identification, overlap, surface
 from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
@@ -268,7 +270,8 @@ def score(
         prediction: NIfTI or MetaImage label file, a folder of them, or a `Segmentation`.
         reference: NIfTI or MetaImage label file; a folder of them if `prediction` is a folder.
         labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0; only the
-            foreground of "binary" labels is scored.
+            foreground of "binary" labels is scored. Of VerSe's numbers, sacrum and coccyx count as
+            background in both masks (`labels.drop_reserved`), with one warning.
         reference_centroids: JSON file of the reference's centroids, or a folder of them, in any of
             the conventions of `io.centroids`; None takes the centroids of the masks.
         output: JSON file to write the scores to.
@@ -295,12 +298,15 @@ def score(
         read = [path for pair in pairs.values() for path in pair if isinstance(path, Path)]
         read = [part for path in read for part in _parts(path)]
         check_output(output, "scores", inputs=[*read, *points.values()], overwrite=overwrite)
+    reserved: dict[str, tuple[int, ...]] = {}
     with progress("scoring", len(pairs), "scan") as bar:
 
         def score_pair(name: str, pair: "tuple[Path | Segmentation, Path]") -> PairScore:
             try:
                 centroids = points.get(name)
-                return _score_files(*pair, name, valid, centroids, vertebrae=labels == "verse")
+                return _score_files(
+                    *pair, name, valid, centroids, vertebrae=labels == "verse", reserved=reserved
+                )
             finally:
                 bar.advance()
 
@@ -308,6 +314,9 @@ def score(
     failed |= wrong
     if not scores:
         raise failures.summary(failed, len(failed), "nothing is scored")
+    note = reserved_note(reserved)
+    if note is not None:
+        logger.warning("%s", note)
     collected = collect(scores, missing, failed)
     if output is not None:
         write_json(output, collected, "scores", overwrite=overwrite)
@@ -330,7 +339,9 @@ def _score_files(
     centroids: Path | None,
     *,
     vertebrae: bool,
+    reserved: dict[str, tuple[int, ...]],
 ) -> PairScore:
+    """Score two files; `reserved` gets their labels that are no vertebrae."""
     true = scanfile.read_labels(reference, valid)
     if isinstance(prediction, Path):
         found, where = scanfile.read_labels(prediction, valid), prediction
@@ -338,6 +349,7 @@ def _score_files(
         scan = prediction.scan
         found = LabelVolume(prediction.labels, scan.native_affine, scan.disk)
         where = Path(prediction.name)
+    reserved |= {str(reference): true.reserved, str(where): found.reserved}
     return score_arrays(
         on_grid_of(true, found, reference, where),
         true.array,

@@ -126,4 +126,12 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class LabelVolume(Volume):
-    """A label map: `array` (x, y, z) uint8 VerSe ids."""
+    """A label map.
+
+    Attributes:
+        array: (x, y, z) uint8 VerSe ids.
+        reserved: labels of the file that are no vertebrae, and are background in `array`; see
+            `labels.drop_reserved`.
+    """
+
+    reserved: tuple[int, ...] = ()

@@ -304,7 +304,9 @@ def test_a_scan_without_spine_gives_empty_labels_and_a_clear_line(run, tmp_path,
     nib.save(nib.Nifti1Image(air, AFFINE), path)
     out = tmp_path / "out"
     assert main(["predict", f"--workdir={run}", f"--input={path}", f"--output={out}"]) == 0
-    assert "no vertebra found, the labels are empty" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "no vertebra found, the labels are empty" in said.out
+    assert "nothing found; likely because nothing but air lies in it" in said.err
     (labels,) = out.glob("*_seg.nii.gz")
     assert not np.asarray(nib.load(labels).dataobj).any()
     (points,) = out.glob("*_ctd.json")
@@ -431,7 +433,7 @@ def model():
     return predictor.Model(None, {}, "", False, segment, lambda volume: volume.array.size)
 
 
-def test_doubts_and_the_reason_for_nothing_found_are_said_once(model, caplog):
+def test_doubts_are_said_once(model, caplog):
     scan = tissue((20, 20, 20))
     scan[5:15, 5:15, 5:15] += 400
     affine = np.diag([-2.0, -2, 2, 1])
@@ -440,10 +442,8 @@ def test_doubts_and_the_reason_for_nothing_found_are_said_once(model, caplog):
     model.segment(scan + np.int16(1024), affine=affine)
     (record,) = caplog.records
     assert "scan: looks like HU + 1024" in record.message
-    caplog.clear()
     found = model.segment(tissue((20, 20, 20)).clip(None, 190), affine=affine)
     assert "no spine found" in found.summary()
-    assert [r.message for r in caplog.records if "nothing found" in r.message]
     with pytest.raises(InputError, match="label map"):
         model.segment((scan > 200).astype(np.uint8), affine=affine)
     with pytest.raises(InputError, match="micrometres"):

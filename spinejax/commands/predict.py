@@ -1,5 +1,6 @@
 """`spinejax predict`: segment a CT, or every CT of a folder."""
 
+import logging
 import resource
 import sys
 import time
@@ -8,10 +9,12 @@ from pathlib import Path
 from absl.flags import FlagValues
 
 import spinejax
-from spinejax import failures, progress
+from spinejax import failures, labels, plausible, progress
 from spinejax.commands import parsing
 from spinejax.errors import InputError
 from spinejax.files import check_output, made
+
+logger = logging.getLogger("spinejax")
 
 HELP = "segment a CT or a folder of CTs"
 POSITIONAL = "input"
@@ -69,9 +72,12 @@ def run(values: FlagValues) -> int:
         for path, kind in predictor.outputs(output, name, named=model.named).items():
             check_output(path, kind, inputs=inputs, overwrite=values.overwrite)
 
+    reserved: dict[str, tuple[int, ...]] = {}
+
     def segment(name: str, path: Path) -> None:
         if name in references:
             scan, truth = scanfile.read_pair(path, references[name], valid=valid)
+            reserved[str(references[name])] = truth.reserved
         else:
             scan, truth = scanfile.read_volume(path), None
         shape = "x".join(map(str, scan.shape))
@@ -83,12 +89,19 @@ def run(values: FlagValues) -> int:
         drawn = None if truth is None else truth.array
         paths = found.save(output, name, reference=drawn, overwrite=values.overwrite)
         print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
+        if found.volume_ml < plausible.LEAST_FOUND_ML:
+            logger.warning(
+                "%s: nothing found; likely because %s", path, plausible.why_nothing(scan)
+            )
         print("\n".join(f"  {path}" for path in paths), flush=True)
 
     _, refused = failures.each(scans, check)  # before hours of work
     with made(output, results=("*",)):
         allowed = {name: path for name, path in scans.items() if name not in refused}
         _, failed = failures.each(allowed, segment, alone=len(scans) == 1)
+        note = labels.reserved_note(reserved)
+        if note is not None:
+            logger.warning("%s", note)
         failed = unlisted | refused | failed
         if failed:
             total = len(scans) + len(unlisted)

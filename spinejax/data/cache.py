@@ -19,12 +19,13 @@ same entry at once, both succeed and the first rename wins.
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,15 +35,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spinejax import failures
+from spinejax import failures, plausible
 from spinejax.data.normalise import ScanStats
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, MachineError
 from spinejax.files import open_regular, write_json
 from spinejax.io import grids, scanfile
+from spinejax.labels import reserved_note
 from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume, Volume
+
+logger = logging.getLogger("spinejax")
 
 FORMAT = 2
 """Version of the results of `preprocess` and of the files here. Raise it when either changes."""
@@ -68,6 +72,8 @@ class CachedCase:
         foreground_counts: (n,) int32, labelled pixels per slice.
         spacing_mm: in-plane spacing of the slices along h and w.
         slice_spacing_mm: distance between slices.
+        doubts: why the scan may be no CT in HU (`plausible.check`).
+        reserved: labels of the mask that are no vertebrae (`labels.drop_reserved`).
     """
 
     id: str
@@ -78,6 +84,8 @@ class CachedCase:
     foreground_counts: np.ndarray
     spacing_mm: tuple[float, float]
     slice_spacing_mm: float
+    doubts: tuple[str, ...] = ()
+    reserved: tuple[int, ...] = ()
 
     @property
     def image(self) -> np.ndarray:
@@ -227,7 +235,18 @@ def prepare(
         rest = "correct or remove them and run again; the rest are prepared"
         in_order = {case.id: failed[case.id] for case in cases if case.id in failed}
         raise failures.summary(in_order, len(cases), rest)
-    return [results[i] for i in range(len(cases))]
+    _say(cases, prepared := [results[i] for i in range(len(cases))])
+    return prepared
+
+
+def _say(cases: Sequence[Case], prepared: Sequence[CachedCase]) -> None:
+    """Log what is odd about the scans, also about those that were prepared earlier."""
+    for case, entry in zip(cases, prepared, strict=True):
+        for doubt in entry.doubts:
+            logger.warning("%s: %s", case.image, doubt)
+    note = reserved_note({entry.id: entry.reserved for entry in prepared})
+    if note is not None:
+        logger.warning("%s", note)
 
 
 def _cores() -> int:
@@ -253,8 +272,9 @@ def _prepare_case(
         np.minimum(marks.array, 1, out=marks.array)
     if not marks.array.any():
         raise InputError(f"{labels}: no voxel is labelled; complete the mask or leave the case out")
+    notes = {"doubts": plausible.check(scan, str(image)), "reserved": list(marks.reserved)}
     try:
-        _write_entry(grids.straight(scan), grids.straight(marks), entry, settings)
+        _write_entry(grids.straight(scan), grids.straight(marks), entry, settings, notes)
     except OSError as error:  # the scan is in memory, so only the disk of the cache can fail
         raise MachineError(_folder_problem(root, error)) from error
     cached = _read_entry(case.id, entry, settings)
@@ -263,7 +283,13 @@ def _prepare_case(
     return cached
 
 
-def _write_entry(scan: Volume, marks: LabelVolume, entry: Path, settings: SlicePreprocess) -> None:
+def _write_entry(
+    scan: Volume,
+    marks: LabelVolume,
+    entry: Path,
+    settings: SlicePreprocess,
+    notes: Mapping[str, Any],
+) -> None:
     grid = slice_geometry(scan, settings)
     shape = (grid.n_slices, *grid.shape)
     stats, counts = ScanStats(), np.zeros(grid.n_slices, np.int32)
@@ -292,6 +318,7 @@ def _write_entry(scan: Volume, marks: LabelVolume, entry: Path, settings: SliceP
             "slice_spacing_mm": grid.slice_spacing_mm,
             "stats": [float(value) for value in stats.result()],
             "foreground_counts": counts.tolist(),
+            **notes,
         }
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         _publish(temporary, entry, settings)
@@ -327,6 +354,8 @@ def _read_entry(case_id: str, entry: Path, settings: SlicePreprocess) -> CachedC
         stats = np.array(meta["stats"], np.float32)
         spacing = (float(meta["spacing_mm"][0]), float(meta["spacing_mm"][1]))
         slice_spacing = float(meta["slice_spacing_mm"])
+        doubts = tuple(str(doubt) for doubt in meta["doubts"])
+        reserved = tuple(int(label) for label in meta["reserved"])
         for name, dtype in (("image.npy", _IMAGE), ("label.npy", _LABEL)):
             array = np.load(entry / name, mmap_mode="r")  # refuses a file that is too short
             if array.shape != (n, h, w) or array.dtype != dtype:
@@ -344,6 +373,8 @@ def _read_entry(case_id: str, entry: Path, settings: SlicePreprocess) -> CachedC
         foreground_counts=counts,
         spacing_mm=spacing,
         slice_spacing_mm=slice_spacing,
+        doubts=doubts,
+        reserved=reserved,
     )
 
 

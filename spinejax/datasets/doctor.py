@@ -22,7 +22,7 @@ from spinejax.datasets import splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, describe
 from spinejax.io import centroid_json, metaimage, scanfile
-from spinejax.io.grids import TOLERANCE_MM
+from spinejax.io.grids import relation
 from spinejax.progress import Progress, silent
 from spinejax.text_table import text_table
 from spinejax.volume import LabelVolume, Volume
@@ -160,7 +160,7 @@ def _examine(case: Case, root: Path) -> _Finding:
         finding.is_verse = finding.is_verse and not (case.edition is None and ids == (1,))
         if finding.is_verse:
             finding.ids = ids
-            finding.problems += _check_mask(ids, _shown(case.labels, root))
+            finding.problems += _check_mask(ids, mask.reserved, _shown(case.labels, root))
         if image is not None and case.image is not None:
             shown = _shown(case.labels, root), _shown(case.image, root)
             with _noting(finding):
@@ -198,7 +198,7 @@ def _shown(path: Path, root: Path) -> str:
 def _without_voxels(volume: Volume) -> Volume:
     """Return a volume on the same grid whose array takes no memory."""
     nothing = np.broadcast_to(np.zeros((), np.int16), volume.native.shape)
-    return Volume(nothing, volume.native_affine)
+    return Volume(nothing, volume.native_affine, volume.disk)
 
 
 def _present(mask: LabelVolume) -> tuple[int, ...]:
@@ -210,13 +210,13 @@ def _present(mask: LabelVolume) -> tuple[int, ...]:
     return tuple(sorted(found, key=lambda i: labels.order(i) if i in labels.NAMES else i))
 
 
-def _check_mask(ids: Sequence[int], shown: str) -> Iterable[str]:
+def _check_mask(ids: Sequence[int], reserved: Sequence[int], shown: str) -> Iterable[str]:
+    for label in reserved:
+        name = labels.RESERVED[label]
+        yield f"{shown} has label {label} ({name}), which is no vertebra and counts as background"
     if not ids:
-        yield f"{shown} is empty"
-    for unused in (i for i in ids if i not in labels.NAMES):
-        yield f"{shown} has label {unused}, which VerSe never uses"
-    bones = [i for i in ids if i in labels.NAMES]
-    for upper, lower in zip(bones, bones[1:], strict=False):
+        yield f"{shown} has no vertebra" if reserved else f"{shown} is empty"
+    for upper, lower in zip(ids, ids[1:], strict=False):
         if lower not in labels.successors(upper):
             yield f"{shown} goes from {labels.name(upper)} to {labels.name(lower)}"
 
@@ -224,24 +224,24 @@ def _check_mask(ids: Sequence[int], shown: str) -> Iterable[str]:
 def _check_grids(
     image: Volume, mask: LabelVolume, mask_name: str, image_name: str
 ) -> Iterable[str]:
-    """Check that mask and CT have the same grid; axis order and a small shift do not matter."""
+    """Check that mask and CT have the same grid; axis order and a small shift do not matter.
+
+    Raises:
+        InputError: the two cannot be used together.
+    """
+    how, _ = relation(image, mask)
+    if how == "same":
+        if mask.orientation != image.orientation:
+            stored = f"{mask.orientation}, its CT in {image.orientation}"
+            yield f"{mask_name} is stored in {stored} (read correctly)"
+        return
     if mask.shape != image.shape:
         sides = _sides(image.to_native(mask.array).shape), _sides(image.native.shape)
         what = f"has {sides[0]} voxels, its CT {image_name} {sides[1]}"
     else:
         distance = geometry.max_corner_distance_mm(mask.affine, image.affine, image.shape)
-        if distance <= TOLERANCE_MM:
-            if mask.orientation != image.orientation:
-                stored = f"{mask.orientation}, its CT in {image.orientation}"
-                yield f"{mask_name} is stored in {stored} (read correctly)"
-            return
         what = f"lies up to {distance:.3g} mm off its CT {image_name}"
-    inside = geometry.overlap_fraction(mask.shape, mask.affine, image.shape, image.affine)
-    covered = geometry.overlap_fraction(image.shape, image.affine, mask.shape, mask.affine)
-    if max(inside, covered) == 0:
-        yield f"{mask_name} {what} and does not overlap it: the case cannot be used"
-    else:
-        yield f"{mask_name} {what} (it will be resampled)"
+    yield f"{mask_name} {what} (it will be {how.replace('assumed', 'paired voxel by voxel')})"
 
 
 def _sides(shape: Sequence[int]) -> str:

@@ -23,55 +23,116 @@ TOLERANCE_MM = 0.5
 def match_labels(
     image: Volume, labels: LabelVolume, tolerance_mm: float = TOLERANCE_MM
 ) -> LabelVolume:
-    """Return a label map on the grid of an image.
-
-    The axis order of the two files may differ. If the corners of the two grids are within
-    `tolerance_mm`, voxels are paired as they are. Grids of one shape are also paired, with a
-    warning, if one file has no orientation, or if its unused sform or qform agrees with the other
-    file. Otherwise the map is resampled (nearest neighbour), with a warning.
+    """Return a label map on the grid of an image, see `relation`.
 
     Returns:
         LabelVolume on the canonical and native grid of `image`, with the `disk` of `labels`.
 
     Raises:
-        InputError: the two do not overlap in space, or no label lies on the grid of `image`.
+        InputError: as for `relation`, or no label lies on the grid of `image`.
     """
     name, image_name = _name(labels), _name(image)
+    how, why = relation(image, labels, tolerance_mm)
+    if how == "same":
+        # The image's way to the native grid holds for both.
+        array = image.to_native(labels.array)
+    elif how == "assumed":
+        logger.warning("%s: assumed to be on the grid of %s, although %s", name, image_name, why)
+        array = labels.native
+    else:
+        inside = geometry.overlap_fraction(labels.shape, labels.affine, image.shape, image.affine)
+        logger.warning(
+            "%s: resampling the mask onto the grid of %s: %s; %.0f %% of the mask's grid is inside",
+            name,
+            image_name,
+            why,
+            100 * inside,
+        )
+        array = geometry.resample(
+            labels.native,
+            labels.native_affine,
+            image.native.shape,
+            image.native_affine,
+            order=0,
+            fill=0,
+        )
+        if labels.array.any() and not array.any():
+            raise InputError(
+                f"{name}: no labelled voxel of the mask lies inside {image_name} ({why}); check "
+                "that the two belong together"
+            )
+    return LabelVolume(array, image.native_affine, labels.disk, labels.reserved)
+
+
+def relation(
+    image: Volume, labels: LabelVolume, tolerance_mm: float = TOLERANCE_MM
+) -> tuple[str, str]:
+    """Return how the grid of a label map relates to that of its image.
+
+    * "same": corners are within `tolerance_mm`; the axis order may differ. Voxels are paired.
+    * "assumed": the shapes are equal, and one file has no orientation, or its unused sform or qform
+      agrees with the other file. Voxels are paired, with a warning.
+    * "resampled": any other grid that overlaps the image: another resolution, a crop, a shift by
+      less than a voxel or by whole voxels.
+
+    Two grids of one shape are made for one another. If they differ in voxel size or directions, or
+    by another shift, the header of one of them was lost or damaged, and resampling would put the
+    labels beside their vertebrae.
+
+    Returns:
+        One of the three, and what differs, for messages.
+
+    Raises:
+        InputError: the two grids cannot both be right, or they do not overlap in space.
+    """
     theirs, ours = labels.native, image.native
+    why = f"its shape {_sides(theirs.shape)} is not {_sides(ours.shape)}"
     if labels.shape == image.shape:
         distance = geometry.max_corner_distance_mm(labels.affine, image.affine, image.shape)
         if distance <= tolerance_mm:
-            # The image's way to the native grid holds for both.
-            return LabelVolume(image.to_native(labels.array), image.native_affine, labels.disk)
+            return "same", ""
         why = f"its corners are up to {distance:.3g} mm away"
-    else:
-        why = f"its shape {_sides(theirs.shape)} is not {_sides(ours.shape)}"
     if theirs.shape == ours.shape and _same_grid_by_header(image, labels, tolerance_mm):
-        logger.warning("%s: assumed to be on the grid of %s, although %s", name, image_name, why)
-        return LabelVolume(theirs, image.native_affine, labels.disk)
+        return "assumed", why
     inside = geometry.overlap_fraction(labels.shape, labels.affine, image.shape, image.affine)
     covered = geometry.overlap_fraction(image.shape, image.affine, labels.shape, labels.affine)
-    if max(inside, covered) == 0:
+    apart = "" if max(inside, covered) else "does not overlap it in space, "
+    if sorted(theirs.shape) == sorted(ours.shape) and not _shifted(image, labels, tolerance_mm):
         raise InputError(
-            f"{name}: the mask does not overlap {image_name} in space ({why}); check that the two "
+            f"{_name(labels)}: the mask has {_sides(theirs.shape)} voxels, {_name(image)} has "
+            f"{_sides(ours.shape)}, but the mask {apart}has {_described(labels)} instead of "
+            f"{_described(image)}, so one header is wrong; if it is the mask's, save the mask with "
+            "the CT's affine: nibabel.Nifti1Image(mask.get_fdata(), ct.affine)"
+        )
+    if apart:
+        raise InputError(
+            f"{_name(labels)}: the mask {apart}the CT {_name(image)} ({why}); check that the two "
             "belong together"
         )
-    logger.warning(
-        "%s: resampling the mask onto the grid of %s: %s; %.0f %% of the mask's grid is inside",
-        name,
-        image_name,
-        why,
-        100 * inside,
-    )
-    array = geometry.resample(
-        theirs, labels.native_affine, ours.shape, image.native_affine, order=0, fill=0
-    )
-    if theirs.any() and not array.any():
-        raise InputError(
-            f"{name}: no labelled voxel of the mask lies inside {image_name} ({why}); check that "
-            "the two belong together"
-        )
-    return LabelVolume(array, image.native_affine, labels.disk)
+    return "resampled", why
+
+
+def _shifted(image: Volume, labels: LabelVolume, tolerance_mm: float) -> bool:
+    """Return whether two grids of one shape may be right although one lies beside the other."""
+    if labels.shape != image.shape:
+        return False
+    moved = labels.affine.copy()
+    moved[:3, 3] = image.affine[:3, 3]
+    if geometry.max_corner_distance_mm(moved, image.affine, image.shape) > tolerance_mm:
+        return False
+    voxels = np.abs(geometry.world_to_voxel(image.affine, labels.affine[:3, 3]))
+    if voxels.max() <= 1:
+        return True
+    # Origins that were never set are 0; x and y change sign between the worlds of ITK and NIfTI.
+    at, right = labels.native_affine[:3, 3], image.native_affine[:3, 3]
+    lost = not at.any() or np.allclose(np.abs(at), np.abs(right), atol=tolerance_mm)
+    return not lost and bool((np.abs(voxels - np.rint(voxels)) < 0.05).all())
+
+
+def _described(volume: Volume) -> str:
+    sides = " x ".join(f"{side:.3g}" for side in geometry.spacing_mm(volume.native_affine))
+    origin = ", ".join(f"{mm:.4g}" for mm in volume.native_affine[:3, 3])
+    return f"voxels of {sides} mm ({volume.orientation}) from ({origin})"
 
 
 def straight(volume: V) -> V:

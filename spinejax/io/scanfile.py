@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
 
-from spinejax import failures, schema
+from spinejax import failures, labels, schema
 from spinejax.errors import InputError
 from spinejax.io import metaimage, nifti, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
@@ -152,10 +152,12 @@ def read_labels(
 ) -> LabelVolume:
     """Read a label map of any numeric type on disk, as uint8.
 
+    In masks of VerSe ids, sacrum and coccyx become background (`labels.drop_reserved`).
+
     Args:
         path: a NIfTI or MetaImage file.
-        valid: the allowed labels; None allows all whole numbers from 0 and wraps numbers above 255
-            into 1 to 255.
+        valid: the allowed labels; None allows all whole numbers from 0, none of which is special,
+            and wraps numbers above 255 into 1 to 255.
 
     Raises:
         InputError: as for `read_volume`; or a value is negative, not one of `valid`, or no whole
@@ -163,7 +165,9 @@ def read_labels(
     """
     path = Path(path)
     with _format(path).opened(path) as (stream, layout, affine, disk):
-        return LabelVolume(voxels.label_values(path, stream, layout, valid), affine, disk)
+        array = voxels.label_values(path, stream, layout, valid)
+    reserved = () if valid is None else labels.drop_reserved(array)
+    return LabelVolume(array, affine, disk, reserved)
 
 
 def _format(path: Path) -> ModuleType:

@@ -119,6 +119,75 @@ def test_a_mask_that_agrees_with_the_other_form_of_the_scan_is_paired(tmp_path, 
     assert "assumed to be on the grid" in caplog.text
 
 
+def lattice(spacing, origin, axes="LPS"):
+    affine = np.diag([*spacing, 1.0])
+    affine = geometry.reorient(np.zeros((2, 2, 2)), affine, axes)[1]
+    affine[:3, 3] = origin
+    return affine
+
+
+HOME = lattice((0.7, 0.7, 2.5), (150, 120, -400))
+SHAPE = (24, 26, 20)
+
+
+@pytest.mark.parametrize(
+    ("affine", "shape"),
+    [
+        pytest.param(lattice((1, 1, 1), (150, 120, -400)), SHAPE, id="spacing lost"),
+        pytest.param(lattice((1, 1, 1), (0, 0, 0), "RAS"), SHAPE, id="all lost but the codes"),
+        pytest.param(lattice((0.7, 0.7, 1.25), (150, 120, -400)), SHAPE, id="half the slices"),
+        pytest.param(lattice((7, 7, 25), (150, 120, -400)), SHAPE, id="cm for mm"),
+        pytest.param(lattice((2.5, 0.7, 0.7), (150, 120, -400)), SHAPE, id="order of spacing"),
+        pytest.param(lattice((0.7, 0.7, 2.5), (150, 120, -400), "RPS"), SHAPE, id="flipped"),
+        pytest.param(lattice((0.7, 0.7, 2.5), (150, 120, -400), "PLS"), SHAPE, id="transposed"),
+        pytest.param(lattice((0.7, 0.7, 2.5), (-150, -120, -400)), SHAPE, id="origin of ITK"),
+        pytest.param(lattice((0.7, 0.7, 2.5), (0, 0, 0)), SHAPE, id="origin lost"),
+        pytest.param(lattice((0.7, 0.7, 2.5), (143, 120, -400)), SHAPE, id="whole voxels, rightly"),
+        pytest.param(lattice((0.7, 0.7, 2.5), (147.2, 118.9, -403)), SHAPE, id="shifted"),
+        pytest.param(HOME, SHAPE[::-1], id="axes of numpy"),
+    ],
+)
+def test_two_grids_of_one_shape_that_cannot_both_be_right_are_refused(
+    tmp_path, affine, shape, request
+):
+    labels = np.zeros(shape, np.uint8)
+    labels[8:16, 8:16, 8:16] = 20
+    image = save(tmp_path / "image.nii.gz", scan_values(SHAPE).astype(np.int16), HOME)
+    mask = save(tmp_path / "mask.nii.gz", labels, affine)
+    if "rightly" in request.node.name:
+        assert scanfile.read_pair(image, mask)[1].native[18:26].any()
+        return
+    with pytest.raises(InputError, match="one header is wrong") as error:
+        scanfile.read_pair(image, mask)
+    message = one_line(error)
+    assert str(mask) in message and str(image) in message
+    assert "voxels of 0.7 x 0.7 x 2.5 mm (LPS) from (150, 120, -400)" in message
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_masks_of_other_resolutions_are_still_resampled(tmp_path, axis):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[8:16, 8:16, 8:16] = 20
+    sides = np.array([0.7, 0.7, 2.5])
+    sides[axis] /= 2
+    fine, shape = resampled_grid(HOME, SHAPE, sides)
+    assert shape != SHAPE
+    image = save(tmp_path / "image.nii.gz", scan_values(SHAPE).astype(np.int16), HOME)
+    mask = save(tmp_path / "mask.nii.gz", labels.repeat(2, axis), fine)
+    np.testing.assert_array_equal(scanfile.read_pair(image, mask)[1].native, labels)
+
+
+def test_half_a_voxel_is_a_matter_of_convention(tmp_path, caplog):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[8:16, 8:16, 8:16] = 20
+    moved = HOME.copy()
+    moved[:3, 3] += HOME[:3, :3] @ (0.4, 0.4, 0.4)
+    image = save(tmp_path / "image.nii.gz", scan_values(SHAPE).astype(np.int16), HOME)
+    mask = save(tmp_path / "mask.nii.gz", labels, moved)
+    np.testing.assert_array_equal(scanfile.read_pair(image, mask)[1].native, labels)
+    assert "resampling" in caplog.text
+
+
 def tilted_affine(degrees=20.0):
     """The grid of a gantry tilt: the table moves along z, the slices lean about x."""
     affine = np.diag([-0.8, -0.8, 2.0, 1.0])

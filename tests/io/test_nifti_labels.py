@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.io import scanfile
 from spinejax.volume import LabelVolume
@@ -12,10 +13,12 @@ from tests.support.nifti_files import (
     save,
 )
 
+VERSE = (0, *labels.VERSE_IDS)
+
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64", "i1"])
 def test_labels_of_any_type_are_read_as_uint8(tmp_path, dtype):
-    labels = np.random.default_rng(0).integers(0, 29, (6, 7, 8))
+    labels = np.random.default_rng(0).choice(VERSE, (6, 7, 8))
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(labels.astype(dtype), np.eye(4), dtype=dtype), path)
     read = scanfile.read_labels(path)
@@ -26,7 +29,7 @@ def test_labels_of_any_type_are_read_as_uint8(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
 def test_labels_that_a_writer_has_quantised_are_rounded(tmp_path, dtype):
-    labels = np.random.default_rng(0).integers(0, 29, (6, 7, 8))
+    labels = np.random.default_rng(0).choice(VERSE, (6, 7, 8))
     made = nib.Nifti1Image(labels.astype(np.float64), np.eye(4))
     made.set_data_dtype(dtype)  # nibabel chooses a slope that spreads 0..28 over the whole type
     nib.save(made, tmp_path / "a.nii.gz")
@@ -76,3 +79,20 @@ def test_numbers_beyond_255_are_read_where_any_will_do(tmp_path):
     np.testing.assert_array_equal(read > 0, labels > 0)
     assert len(np.unique(read)) == 21
     np.testing.assert_array_equal(read[labels < 256], labels[labels < 256])
+
+
+def test_sacrum_and_coccyx_become_background(tmp_path):
+    marks = np.zeros((4, 4, 4), np.uint8)
+    marks[0, 0] = (20, 26, 27, 28)
+    path = save(tmp_path / "a.nii.gz", marks)
+    for read in (scanfile.read_labels(path), scanfile.read_labels(path, range(256))):
+        assert read.native[0, 0].tolist() == [20, 0, 0, 28]
+        assert read.reserved == (26, 27)
+    # Any number is a vertebra.
+    read = scanfile.read_labels(path, None)
+    assert read.native[0, 0].tolist() == [20, 26, 27, 28]
+    assert read.reserved == ()
+    # In another numbering, 26 and 27 are something else.
+    marks[1, 1, 1] = 31
+    read = scanfile.read_labels(save(path, marks), range(256))
+    np.testing.assert_array_equal(read.native, marks)
