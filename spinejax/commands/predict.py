@@ -91,7 +91,7 @@ def run(values: FlagValues) -> int:
         print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
         if found.volume_ml < plausible.LEAST_FOUND_ML:
             logger.warning(
-                "%s: nothing found; likely because %s", path, plausible.why_nothing(scan)
+                "%s: nothing found; the likeliest reason: %s", path, plausible.why_nothing(scan)
             )
         print("\n".join(f"  {path}" for path in paths), flush=True)
 
