@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -84,6 +85,20 @@ def read_regular(path: StrPath) -> str:
     """
     with open_regular(path) as file:
         return file.read().decode("utf-8-sig")
+
+
+def crc32(path: StrPath) -> int:
+    """Return the CRC-32 of a regular file.
+
+    Raises:
+        InputError: as for `open_regular`.
+        OSError: as for `open`.
+    """
+    with open_regular(path) as file:
+        found = 0
+        while part := file.read(2**22):
+            found = zlib.crc32(part, found)
+    return found
 
 
 def _broken_link(link: StrPath) -> str:

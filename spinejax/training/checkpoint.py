@@ -15,7 +15,6 @@ run was killed just before, its step is used without checksums.
 
 import logging
 import shutil
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from ml_collections import ConfigDict
 
 from spinejax import records
 from spinejax.errors import InputError
-from spinejax.files import write_json
+from spinejax.files import crc32, write_json
 from spinejax.tasks import Task
 from spinejax.training import parallel, run_folder
 from spinejax.training.run_folder import read_config
@@ -69,7 +68,7 @@ def folder(workdir: Path, which: str) -> Path:
 def _checksums(folder: Path) -> dict[str, int]:
     """Return the CRC-32 of every file of a step, by its path in the folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _CHECKSUMS)
-    return {str(p.relative_to(folder)): zlib.crc32(p.read_bytes()) for p in files}
+    return {str(p.relative_to(folder)): crc32(p) for p in files}
 
 
 def _one_line(error: BaseException) -> str:

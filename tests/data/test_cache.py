@@ -166,6 +166,38 @@ def test_a_damaged_entry_is_made_anew(cases, tmp_path, monkeypatch):
     assert len(entries(tmp_path / "cache")) == 3
 
 
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "meta.json"])
+def test_an_entry_with_a_changed_byte_is_made_anew_with_a_word(
+    cases, tmp_path, monkeypatch, caplog, name
+):
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    expected = np.array(entry.image)
+    file = entry.path / name
+    data = bytearray(file.read_bytes())
+    place = data.index(b'"stats": [') + 13 if name == "meta.json" else len(data) - 7
+    data[place] ^= 1  # a digit stays a digit
+    file.write_bytes(data)
+    reads = count_reads(monkeypatch)
+    (again, *_) = prepare(cases, tmp_path / "cache")
+    assert reads == [cases[0].image]
+    np.testing.assert_array_equal(again.image, expected)
+    np.testing.assert_array_equal(again.stats, entry.stats)
+    (said,) = caplog.messages
+    assert "case case0: its preprocessed scan" in said and "damaged and is made again" in said
+
+
+def test_a_mask_edited_with_size_and_time_kept_is_noticed(cases, tmp_path, monkeypatch):
+    prepare(cases, tmp_path / "cache")
+    path = cases[0].labels
+    data = bytearray(path.read_bytes())
+    data[4] ^= 1  # the time in the header of gzip
+    path.write_bytes(data)
+    os.utime(path, (1e9, 1e9))
+    reads = count_reads(monkeypatch)
+    prepare(cases, tmp_path / "cache")
+    assert reads == [cases[0].image]
+
+
 def test_cases_travel_through_pickle_without_their_arrays(cases, tmp_path):
     (entry, *_) = prepare(cases, tmp_path / "cache")
     assert entry.image.size
