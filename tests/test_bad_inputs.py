@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import spinejax
-from spinejax import predictor
+from spinejax import memory, predictor
 from spinejax.cli import main
 from spinejax.predictor import Model, Segmentation
 from tests.support import bad_inputs
@@ -226,6 +226,28 @@ def test_an_exception_in_one_scan_leaves_the_others_alone(error, tmp_path, monke
     assert found == ["2/3 b"]
     written = json.loads(scores.read_text())
     assert set(written["cases"]) == {"a", "b", "c"} and "failed" not in written
+
+
+def test_a_scan_that_needs_too_much_memory_is_refused_before_it_is_begun(
+    tmp_path, monkeypatch, capsys
+):
+    for seed, case in enumerate("abc"):
+        times = 2 if case == "b" else 1
+        values = np.repeat(bad_inputs.ct(seed), times, axis=2)
+        bad_inputs.saved(values)(tmp_path / f"images/{case}.nii.gz")
+    begun: list[str] = []
+
+    def find(volume, name, progress):
+        begun.append(name)
+        return threshold(volume, name, progress)
+
+    limit = bad_inputs.ct().nbytes + 1
+    monkeypatch.setattr(memory, "available_bytes", lambda: limit)
+    monkeypatch.setattr(spinejax, "load", lambda *_, **__: stub(find), raising=False)
+    command = ["predict", str(tmp_path), f"--output={tmp_path / 'out'}", "--workdir=stub"]
+    assert main(command) == 1
+    assert begun == ["a", "c"]
+    assert "b.nii.gz: needs about 6.9e-05 GiB of memory" in capsys.readouterr().err
 
 
 def test_folders_that_cannot_be_listed_are_named_and_the_others_done(tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from scipy import ndimage
 from spinejax import files, labels, overlay
 from spinejax.datasets.plain_folders import real_scans
 from spinejax.datasets.verse import Case
-from spinejax.errors import InputError
+from spinejax.errors import InputError, describe
 from spinejax.io import centroid_json, scanfile
 from spinejax.io.grids import match_labels
 from spinejax.phantom import dataset, measures
@@ -158,8 +158,8 @@ def measure_files(files: Case) -> Measured | None:
             return Measured(files.id, _flat(measures.measure_hu(volume, nothing)[0]))
         volume = scanfile.read_volume(files.image)
         return measure(files.id, volume, match_labels(volume, mask).array, points, mask)
-    except InputError as error:
-        logger.warning("%s: left out: %s", files.id, error)
+    except Exception as error:
+        logger.warning("%s: left out: %s", files.id, describe(error))
         return None
 
 
