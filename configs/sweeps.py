@@ -13,10 +13,14 @@ arguments: `{"config": "unet.py"}`, `{"config": "mrunet.py:table=4"}`.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from spinejax.errors import shown
 
 
 class Unit(NamedTuple):
@@ -51,31 +55,35 @@ def text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple):
         # A sequence of one item needs its comma.
+        for item in value:
+            text(item)
         return "(" + ", ".join(map(repr, value)) + ("," if len(value) == 1 else "") + ")"
     if not isinstance(value, str | int | float):
         raise ValueError(
-            f"{value!r} cannot be set in a config; give a number, a word or a sequence"
+            f"{shown(value)} cannot be set in a config; give a number, a word or a sequence"
         )
     return str(value)
 
 
 def plain(value: Any) -> Any:
-    """Return NumPy numbers as Python numbers, sequences as tuples, other values unchanged."""
-    if isinstance(value, tuple | list | np.ndarray):
+    """Return NumPy's numbers as Python's, sequences as tuples, paths as text, others unchanged."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, tuple | list):
         return tuple(map(plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    return str(value) if isinstance(value, Path) else value
 
 
 def named(overrides: Mapping[str, Any]) -> Unit:
     """Return a unit with a name made of its fields, `normalise=hu,fold=2`."""
     words = []
-    overrides = {key: plain(value) for key, value in overrides.items()}
+    overrides = _plain_unit(Unit("", overrides)).overrides
     for key, value in overrides.items():
         if isinstance(value, tuple | list):
-            shown = "x".join(map(str, value))
+            word = "x".join(map(str, value))
         else:
-            shown = f"{value:g}" if isinstance(value, float) else text(value)
-        words.append(f"{key.rpartition('.')[2]}={shown}")
+            word = f"{value:g}" if isinstance(value, float) else text(value)
+        words.append(f"{key.rpartition('.')[2]}={word}")
     return Unit(",".join(words), overrides)
 
 
@@ -88,9 +96,30 @@ def units(sweep: Sweep) -> list[Unit]:
     found = []
     for unit in sweep:
         if not isinstance(unit, Unit | Mapping):
-            raise ValueError(f"{unit!r} is neither a Unit nor a mapping from fields to values")
-        found.append(unit if isinstance(unit, Unit) else named(unit))
+            raise ValueError(f"{shown(unit)} is neither a Unit nor a mapping from fields to values")
+        found.append(_plain_unit(unit) if isinstance(unit, Unit) else named(unit))
     return found
+
+
+def _plain_unit(unit: Unit) -> Unit:
+    """Return a unit whose values are all plain; a cell may also hold None."""
+    if not isinstance(unit.name, str):
+        raise ValueError(f"the name of a unit is {shown(unit.name)}; give a word")
+    blocks = []
+    for what, block in (("overrides", unit.overrides), ("cell", unit.cell)):
+        if not isinstance(block, Mapping) or not all(isinstance(key, str) for key in block):
+            raise ValueError(f"unit {unit.name}: its {what} are {shown(block)}; give names: values")
+        blocks.append({key: plain(value) for key, value in block.items()})
+        for key, value in blocks[-1].items():
+            if value is None and what == "cell":
+                continue
+            try:
+                text(value)
+            except ValueError as error:
+                raise ValueError(f"unit {unit.name}: {key}: {error}") from error
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"unit {unit.name}: {key} is {value}; give a finite number")
+    return Unit(unit.name, *blocks)
 
 
 def axis(key: str, values: Iterable[Any]) -> list[Unit]:

@@ -16,7 +16,7 @@ from spinejax.errors import InputError
 from spinejax.schema import SECOND
 from spinejax.sweep_state import Sweep, SweepUnit
 
-_LONGEST_NAME = 200  # characters of a folder's name
+_LONGEST_NAME = 200  # bytes of a folder's name
 
 
 def make(
@@ -94,11 +94,11 @@ def _units(config: str, name: str, seeds: int, folds: int) -> list[sweeps.Unit]:
         ) from error
     if not units:
         raise InputError(f"sweep {name} yields no units; correct it")
-    named = [unit._replace(name=re.sub(r"[^\w.,=+-]", "_", unit.name)) for unit in units]
+    named = [unit._replace(name=folder_name(unit.name)) for unit in units]
     # Some file systems do not distinguish capitals in the names of folders.
     counts = Counter(unit.name.lower() for unit in named)
     for unit in named:
-        if not unit.name.strip(".") or len(unit.name) > _LONGEST_NAME:
+        if not unit.name.strip(".") or len(unit.name.encode()) > _LONGEST_NAME:
             raise InputError(f"sweep {name}: {unit.name!r} cannot name a folder; name the unit")
         if counts[unit.name.lower()] > 1:
             raise InputError(
@@ -106,6 +106,11 @@ def _units(config: str, name: str, seeds: int, folds: int) -> list[sweeps.Unit]:
                 "them different names, or different overrides"
             )
     return named
+
+
+def folder_name(name: str) -> str:
+    """Return a name without the characters that file systems, shells or Slurm might misread."""
+    return re.sub(r"[^\w.,=+-]", "_", name)
 
 
 def beside(own: str, other: str) -> str:

@@ -9,13 +9,14 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spinejax.errors import EXIT_INTERRUPTED, InputError
+from spinejax.errors import EXIT_INTERRUPTED, InputError, shown
 from spinejax.files import write_json
 from spinejax.launch import plan, status, unit
 from spinejax.sweep_state import JOB, OUTCOME, SweepUnit, job_of
@@ -96,6 +97,7 @@ def executor(workdir: Path, at_once: int, options: Mapping[str, Any]) -> Any:
             "--executor=slurm: no sbatch on this machine; start the sweep on a login node of the "
             "cluster, or use --executor=local"
         )
+    _check_words(workdir, options)
     made = submitit.AutoExecutor(
         folder=workdir / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=_RESTARTS
     )
@@ -106,7 +108,7 @@ def executor(workdir: Path, at_once: int, options: Mapping[str, Any]) -> Any:
         "gpus_per_node": options["gpus"],
     }
     made.update_parameters(
-        name=workdir.resolve().name,
+        name=plan.folder_name(workdir.resolve().name),
         timeout_min=minutes(options["time"]),
         nodes=options["hosts"],
         tasks_per_node=options["processes"],
@@ -139,9 +141,47 @@ def minutes(text: str) -> int:
 def _more(text: str) -> dict[str, str]:
     pairs = dict(word.partition("=")[::2] for word in text.split(",") if word)
     for name, value in pairs.items():
-        if not name or not value:
-            raise InputError(f"--slurm.more={text}: give NAME=VALUE,..., such as qos=high")
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not value:
+            raise InputError(f"--slurm.more={shown(text)}: give NAME=VALUE,..., such as qos=high")
     return pairs
+
+
+def _check_words(workdir: Path, options: Mapping[str, Any]) -> None:
+    """Refuse what would not stay within its line of the script for sbatch, such as a newline."""
+    for name, value in options.items():
+        if isinstance(value, str) and not value.isprintable():
+            raise InputError(
+                f"--slurm.{name}={shown(value)}: give printable characters on one line"
+            )
+    folder = str(workdir.resolve())
+    if not folder.isprintable() or "%" in folder:
+        raise InputError(
+            f"--workdir={shown(folder)}: Slurm cannot use a folder with % or with characters that "
+            "cannot be printed; give another"
+        )
+
+
+def private(folder: Path) -> None:
+    """Make a folder that only this user may read and change, or make an own one so.
+
+    submitit stores pickles there, and a job runs what they hold.
+
+    Raises:
+        InputError: the folder belongs to somebody else or is a link, or somebody else may replace
+            it, because all users may write to a folder around it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own = os.getuid()
+    for place in (folder, *folder.absolute().parents):
+        status = place.lstat() if place == folder else place.stat()
+        theirs = status.st_uid not in ((own,) if place == folder else (own, 0))
+        shared = status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX
+        if theirs or not stat.S_ISDIR(status.st_mode) or (shared and place != folder):
+            raise InputError(
+                f"{place}: others may change this folder, and with it the jobs; give a --workdir "
+                "in a folder that is yours, or take their rights away (chmod o-w)"
+            )
+    folder.chmod(0o700)
 
 
 def submit(executor: Any, units: Sequence[SweepUnit], workdir: Path) -> int:
@@ -163,6 +203,7 @@ def submit(executor: Any, units: Sequence[SweepUnit], workdir: Path) -> int:
             continue
         todo.append(one)
     if todo:
+        private(workdir / "slurm")
         folders = [str((workdir / one.name).resolve()) for one in todo]
         words = [plan.command(one, workdir.resolve()) for one in todo]
         try:

@@ -262,6 +262,45 @@ def test_times_are_those_of_sbatch():
         slurm.minutes("soon")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("partition", "gpu\nrm -rf x"),
+        ("account", "a\r#SBATCH"),
+        ("memory", "1\x00GB"),
+        ("more", "qos=a\nb"),
+        ("more", "wrap me=1"),
+    ],
+)
+def test_what_would_leave_its_line_of_the_script_is_refused(tmp_path, monkeypatch, name, value):
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: "/usr/bin/sbatch")
+    options = dict(partition="", account="", memory="", more="", time="1", gpus=0, hosts=1, cpus=1)
+    options = {**options, "processes": 1}
+    with pytest.raises(InputError, match=f"--slurm.{name}=") as error:
+        slurm.executor(tmp_path, 0, {**options, name: value})
+    assert "\n" not in str(error.value)
+    for folder in ("a\nb", "100%j"):
+        with pytest.raises(InputError, match="Slurm cannot use a folder"):
+            slurm.executor(tmp_path / folder, 0, options)
+    made = slurm.executor(tmp_path / "a b'c", 0, options)
+    assert made._executor.parameters["job_name"] == "a_b_c"
+
+
+def test_the_folder_of_pickles_is_private(tmp_path):
+    folder = tmp_path / "slurm"
+    folder.mkdir(mode=0o755)
+    slurm.private(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rename(tmp_path / "other")
+    folder.symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match="others may change this folder"):
+        slurm.private(folder)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(InputError, match=r"open: others may change .* \(chmod o-w\)"):
+        slurm.private(tmp_path / "open" / "slurm")
+
+
 def test_without_slurm_or_submitit_it_says_what_to_do(monkeypatch, capsys, tmp_path):
     words = [*command(tmp_path, tmp_path / "w")[3:], "--executor=slurm"]
     monkeypatch.setenv("PATH", str(tmp_path))

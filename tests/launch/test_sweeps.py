@@ -2,9 +2,11 @@
 
 import importlib
 import itertools
+import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from spinejax import config_files, schema
 from spinejax.cli import main
 from spinejax.commands import parsing, train
-from spinejax.configs import chasppraunet, mrunet, opconvnet, sweeps
+from spinejax.configs import chasppraunet, mrunet, opconvnet, sweeps, unet
 from spinejax.errors import InputError
 from spinejax.launch import plan
 from spinejax.reports import papers
@@ -77,6 +79,44 @@ def test_numbers_of_numpy_are_numbers(capsys):
     [unit] = sweeps.axis("data.size", [np.array([64, 32])])
     assert unit.overrides["data.size"] == (64, 32) and sweeps.text(np.float64(0.5)) == "0.5"
     assert sweeps.axis("seed", np.arange(2))[1].name == "seed=1"
+
+
+ODD = {
+    "lambda": lambda: 1,
+    "mapping": {"a": 1},
+    "set": {1},
+    "object": object(),
+    "config": unet.get_config(),
+    "nothing": None,
+    "not a number": float("nan"),
+    "infinite": float("inf"),
+    "bytes": b"x",
+    "complex": 1j,
+    "objects": np.array([object()] * 50),
+    "nested": (1, (2, {3})),
+}
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+def test_values_that_no_config_can_hold_are_one_line(value):
+    for made in (
+        lambda: sweeps.axis("seed", [value]),
+        lambda: sweeps.units([sweeps.Unit("a", {"seed": value})]),
+        lambda: sweeps.units([sweeps.Unit("a", {"seed": 1}, {"table": [value]})]),
+        lambda: sweeps.units([sweeps.Unit(value, {})]),
+        lambda: sweeps.units([sweeps.Unit("a", value)]) if value != {"a": 1} else 1 / 0,
+        lambda: sweeps.units([value]) if not isinstance(value, dict) else 1 / 0,
+    ):
+        with pytest.raises((ValueError, ZeroDivisionError)) as error:
+            made()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_plain_values_are_converted():
+    values = {"a": np.array(3), "b": Path("x/y"), "c": np.array([[1, 2]]), "d": np.bool_(True)}
+    [unit] = sweeps.units([sweeps.Unit("a", values)])
+    assert unit.overrides == {"a": 3, "b": "x/y", "c": ((1, 2),), "d": True}
+    json.dumps(unit.overrides)
 
 
 def test_a_product_refuses_to_set_a_field_twice():
