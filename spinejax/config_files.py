@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from spinejax import schema
 from spinejax.errors import InputError, check_choice, shown
+from spinejax.files import expanded
 
 PACKAGED = Path(__file__).parent / "configs"
 """Folder of the configs that come with spinejax."""
@@ -32,7 +33,7 @@ def find(name: str) -> Path:
     Raises:
         InputError: there is no such config.
     """
-    path = Path(name.partition(":")[0]).expanduser()
+    path = expanded(name.partition(":")[0])
     places = [path]
     if path.name and path.parent in (Path(), Path("configs")):
         file = path.name if path.suffix == ".py" else f"{path.name}.py"

@@ -42,6 +42,8 @@ def expanded(path: StrPath) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
+        if os.path.lexists(path):  # a file whose name begins so
+            return Path(path)
         raise InputError(f"{path}: {error}; write the whole path") from error
 
 

@@ -219,12 +219,15 @@ def test_a_folder_that_was_made_keeps_what_somebody_else_put_there(tmp_path):
     assert not (tmp_path / "new" / "page.html").exists()
 
 
-def test_a_tilde_is_the_home_folder(monkeypatch):
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/somewhere")
     assert expanded("~/out") == Path("/somewhere/out")
     assert expanded("a~b") == Path("a~b")
     with pytest.raises(InputError, match="write the whole path"):
         expanded("~nobody-of-this-name/out")
+    monkeypatch.chdir(tmp_path)
+    Path("~nobody-of-this-name").touch()
+    assert expanded("~nobody-of-this-name") == Path("~nobody-of-this-name")
 
 
 def test_only_regular_files_are_opened(tmp_path):

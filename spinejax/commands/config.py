@@ -1,7 +1,5 @@
 """`spinejax config`: every field of a config with its value and meaning, or what differs."""
 
-from pathlib import Path
-
 from absl import flags
 from absl.flags import FlagValues
 from ml_collections import ConfigDict
@@ -9,6 +7,7 @@ from ml_collections import ConfigDict
 from spinejax import config_files, schema
 from spinejax.commands import parsing
 from spinejax.errors import InputError
+from spinejax.files import expanded
 
 HELP = "show the fields of a config, or what differs between two"
 
@@ -50,7 +49,7 @@ def run(values: FlagValues) -> int:
 
 def _other(name: str) -> ConfigDict:
     """Return the config of a run's folder, or the config of a name."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not (folder / "config.json").exists():
         return config_files.get_config(name)
     from spinejax.training.run_folder import read_config

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from spinejax import failures, labels, schema
 from spinejax.errors import InputError
+from spinejax.files import expanded
 from spinejax.io import metaimage, nifti, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
 from spinejax.volume import LabelVolume, Volume
@@ -142,7 +143,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
             numbers; it has no usable affine or no finite value; its header claims more voxels than
             the file or the memory can hold; or it is a MetaImage and SimpleITK is not installed.
     """
-    path = Path(path)
+    path = expanded(path)
     with _format(path).opened(path) as (stream, layout, affine, disk):
         return Volume(voxels.intensities(path, stream, layout), affine, disk)
 
@@ -163,7 +164,7 @@ def read_labels(
         InputError: as for `read_volume`; or a value is negative, not one of `valid`, or no whole
             number (to 0.01, or to half a quantisation step if the file has a slope).
     """
-    path = Path(path)
+    path = expanded(path)
     with _format(path).opened(path) as (stream, layout, affine, disk):
         array = voxels.label_values(path, stream, layout, valid)
     reserved = () if valid is None else labels.drop_reserved(array)

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from spinejax import records
 from spinejax.errors import InputError
-from spinejax.files import crc32, write_json
+from spinejax.files import crc32, expanded, write_json
 from spinejax.tasks import Task
 from spinejax.training import parallel, run_folder
 from spinejax.training.run_folder import read_config
@@ -387,7 +387,7 @@ def load_for_inference(
     Raises:
         InputError: the folder holds no run, no checkpoint yet, or none that can be read.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     config = read_config(workdir)
     path = folder(workdir, which)
     if which == "best" and not _steps(path):
@@ -426,7 +426,7 @@ def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] 
     source = config.train.init_from
     if not source or begun(workdir):
         return None
-    _, found = load_for_inference(Path(source).expanduser())
+    _, found = load_for_inference(expanded(source))
     like = jax.eval_shape(task.init, jax.random.key(0))
     for name in ("params", "batch_stats"):
         theirs, ours = _leaf_shapes(found.get(name, {})), _leaf_shapes(like.get(name, {}))

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from spinejax import memory, numerics, schema
 from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
-from spinejax.files import write_json, write_text
+from spinejax.files import expanded, write_json, write_text
 from spinejax.models.layer_table import count_parameters
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
@@ -195,7 +195,7 @@ def train(
         InputError: config, data or workdir cannot be used, a checkpoint is damaged, the disk is
             full, or a loss is not finite.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     schema.check(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     # Errors that need no data are raised before the folder is touched.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from spinejax import schema, tasks
 from spinejax.config_files import get_config
-from spinejax.files import StrPath
+from spinejax.files import StrPath, expanded
 from spinejax.progress import Progress, silent
 from spinejax.training import loop
 from spinejax.training.loop import TrainResult
@@ -24,9 +24,10 @@ def stages(config: ConfigDict, workdir: StrPath) -> list[tuple[ConfigDict, Path]
         InputError: the config cannot be used.
     """
     tasks.check(config)
-    found = [(config, Path(workdir))]
+    folder = expanded(workdir)
+    found = [(config, folder)]
     if schema.SECOND in config:
-        found.append((config[schema.SECOND], Path(workdir) / schema.SECOND))
+        found.append((config[schema.SECOND], folder / schema.SECOND))
     return found
 
 

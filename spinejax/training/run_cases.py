@@ -12,7 +12,7 @@ from spinejax.data.cache import CachedCase
 from spinejax.datasets import splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.files import write_json
+from spinejax.files import expanded, write_json
 from spinejax.phantom import dataset
 from spinejax.progress import Progress, silent
 from spinejax.schema import STREAM
@@ -36,7 +36,7 @@ def dataset_root(config: ConfigDict, workdir: Path, *, progress: Progress = sile
             "data.root is empty; give the folder of the scans with --config.data.root=DIR "
             "(or --config.data.source=phantom for synthetic ones)"
         )
-    root = Path(config.data.root).expanduser()
+    root = expanded(config.data.root)
     if not root.is_dir():
         raise InputError(
             f"data.root={config.data.root}: there is no such folder (looked for in {Path.cwd()}); "
@@ -169,7 +169,7 @@ def prepare(
     if cases is None:
         cases = find(config, workdir, progress=progress)
     settings = preprocess.from_config(config.data)
-    folder = Path(config.data.cache_dir or workdir / "cache").expanduser()
+    folder = expanded(config.data.cache_dir or workdir / "cache")
     first = parallel.process_index() == 0
     chosen = {case.id: case for name in wanted for case in cases[name]}
 

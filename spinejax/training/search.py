@@ -36,7 +36,7 @@ from spinejax import numerics, records, schema, tasks
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
-from spinejax.files import open_regular, write_json, write_text
+from spinejax.files import expanded, open_regular, write_json, write_text
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
@@ -355,7 +355,7 @@ def run(
             config lacks or that make trials incomparable, the workdir belongs to another search,
             or all trials diverged.
     """
-    workdir, stop = Path(workdir), Stop() if stop is None else stop
+    workdir, stop = expanded(workdir), Stop() if stop is None else stop
     for name, value in (("rounds", rounds), ("trials", trials), ("at_once", at_once)):
         if value < 1:
             raise InputError(f"{name}={value} must be at least 1; give --{name}=N")
