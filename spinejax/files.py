@@ -248,6 +248,20 @@ def is_ours(path: StrPath, kind: str) -> bool:
     return not path.is_symlink() and record in _listed(path.parent)
 
 
+def check_claim(folder: Path, kind: str, names: Collection[str], *, known: bool = False) -> None:
+    """Refuse a folder that `claim` would refuse; see there. Nothing is touched.
+
+    Raises:
+        InputError: an unmarked folder holds somebody else's file or folder of one of the names.
+    """
+    present = [] if known or _mark(kind) in _listed(folder) else _present(folder, names)
+    if present:
+        raise InputError(
+            f"{folder / present[0]}: spinejax did not write this, and would write to it; move it "
+            "away or choose another folder"
+        )
+
+
 def claim(folder: Path, kind: str, names: Collection[str], *, known: bool = False) -> None:
     """Mark an existing folder as one of this program's, unless it is marked.
 
@@ -259,22 +273,24 @@ def claim(folder: Path, kind: str, names: Collection[str], *, known: bool = Fals
             version wrote it, or it was copied without its hidden files.
 
     Raises:
-        InputError: an unmarked folder holds somebody else's file or folder of one of the names.
+        InputError: as for `check_claim`.
         OSError: the folder cannot be written.
     """
-    mark = {"name": _FOLDER, "kind": kind}
-    if mark in _listed(folder):
+    check_claim(folder, kind, names, known=known)
+    if _mark(kind) in _listed(folder):
         return
-    present = sorted(name for name in names if _holds_something(folder / name))
-    if present and not known:
-        raise InputError(
-            f"{folder / present[0]}: spinejax did not write this, and would write to it; move it "
-            "away or choose another folder"
-        )
-    for name in present:
+    for name in _present(folder, names):
         if (folder / name).is_file():
             _add(folder, {"name": name, "kind": kind, "sha256": _digest(folder / name)})
-    _add(folder, mark)
+    _add(folder, _mark(kind))
+
+
+def _mark(kind: str) -> dict[str, str]:
+    return {"name": _FOLDER, "kind": kind}
+
+
+def _present(folder: Path, names: Collection[str]) -> list[str]:
+    return sorted(name for name in names if _holds_something(folder / name))
 
 
 def _holds_something(path: Path) -> bool:

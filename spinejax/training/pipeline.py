@@ -12,7 +12,7 @@ from spinejax import schema, tasks
 from spinejax.config_files import get_config
 from spinejax.files import StrPath, expanded
 from spinejax.progress import Progress, silent
-from spinejax.training import loop
+from spinejax.training import loop, run_folder
 from spinejax.training.loop import TrainResult
 from spinejax.training.signals import Stop
 
@@ -58,6 +58,8 @@ def train(
     if isinstance(config, str):
         config = get_config(config)
     runs = stages(config, workdir)
+    for _, folder in runs:  # before the first run trains for hours
+        run_folder.check_owner(folder)
     for stage, folder in runs:
         result = loop.train(stage, folder, progress=progress, devices=devices, stop=stop)
         if result.interrupted:

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from spinejax import numerics, records, schema, tasks
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.files import check_output, claim, is_ours, made, write_json
+from spinejax.files import check_claim, check_output, claim, is_ours, made, write_json
 from spinejax.sweep_state import LOCK, RESTORE, read_run, take_lock
 from spinejax.training import parallel
 
@@ -85,6 +85,15 @@ def _is_known(workdir: Path) -> bool:
         of_run
         or {"sweep", "trials", "config"} <= records.read_or_empty(workdir / "search.json").keys()
     )
+
+
+def check_owner(workdir: Path) -> None:
+    """Refuse a folder in which somebody else's files have the names of a run's.
+
+    Raises:
+        InputError: it is such a folder.
+    """
+    check_claim(workdir, "run", _NAMES, known=_is_known(workdir))
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from spinejax.errors import InputError
-from spinejax.training import loop, run_folder
+from spinejax.training import loop, pipeline, run_folder
+from tests.support.pipeline_run import pipeline_config
 from tests.support.tiny_run import tiny_config, write_scans
 
 
@@ -36,6 +37,14 @@ def test_a_folder_of_somebody_else_is_refused_before_anything(tmp_path, name):
     with pytest.raises(InputError, match="spinejax did not write this"):
         loop.train(tiny_config(tmp_path), tmp_path)
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / name).read_text() == "mine"
+
+
+def test_the_folder_of_the_second_run_is_looked_at_before_the_first_trains(tmp_path):
+    (tmp_path / "run" / "vertebrae").mkdir(parents=True)
+    (tmp_path / "run" / "vertebrae" / "config.json").write_text("mine")
+    with pytest.raises(InputError, match="vertebrae/config.json: spinejax did not write this"):
+        pipeline.train(pipeline_config(tmp_path), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["vertebrae"]
 
 
 def test_a_run_is_recognised_without_the_list_of_its_files(tmp_path):
