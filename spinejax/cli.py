@@ -5,6 +5,8 @@ import io
 import logging
 import os
 import sys
+import threading
+import traceback
 import warnings
 from typing import cast
 
@@ -12,7 +14,7 @@ from absl import flags
 
 from spinejax import __version__
 from spinejax.commands import parsing
-from spinejax.errors import InputError, describe_os_error, did_you_mean
+from spinejax.errors import InputError, describe, describe_os_error, did_you_mean, is_disk_full
 
 COMMANDS = (
     "phantom",
@@ -105,7 +107,27 @@ def _show_messages() -> None:
         root.addHandler(_Messages())
     debug = bool(os.environ.get("SPINEJAX_DEBUG"))
     logging.getLogger("spinejax").setLevel(logging.DEBUG if debug else logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs what its threads raise; the same errors end the training.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _thread_failed
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _thread_failed
+
+
+def _thread_failed(failure: "threading.ExceptHookArgs | sys.UnraisableHookArgs") -> None:
+    """Show what a background thread or an exit function raised, in one line.
+
+    A full disk is the exception: each thread that writes meets it, and the main thread says it.
+    """
+    error = failure.exc_value
+    if error is None or isinstance(error, SystemExit):
+        return
+    logger = logging.getLogger("spinejax")
+    shown = logging.DEBUG if is_disk_full(error) else logging.WARNING
+    logger.log(shown, "in the background: %s", describe(error))
+    logger.debug("%s", "".join(traceback.format_exception(error)))
 
 
 def _usage() -> str:

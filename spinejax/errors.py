@@ -34,6 +34,14 @@ def is_of_machine(error: BaseException) -> bool:
     )
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether a file could not be written for want of room, in the words of any library."""
+    words = ("No space left", "Disk quota exceeded", "Error writing", "handle is closed")
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(
+        word in str(error) for word in words
+    )
+
+
 def describe(error: BaseException) -> str:
     """Return on one line what failed, whatever it was."""
     if isinstance(error, InputError):

@@ -25,7 +25,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from ml_collections import ConfigDict
 
 from spinejax import records
-from spinejax.errors import InputError
+from spinejax.errors import InputError, is_disk_full
 from spinejax.files import crc32, expanded, write_json
 from spinejax.tasks import Task
 from spinejax.training import parallel, run_folder
@@ -77,6 +77,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _write_error(path: Path, error: Exception) -> InputError:
+    if is_disk_full(error):
+        return run_folder.full(path)
     return InputError(
         f"{path}: the checkpoint cannot be written ({_one_line(error)}); make room or give the run "
         "another --workdir, then start it again: it continues from the last whole checkpoint"

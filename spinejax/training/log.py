@@ -11,6 +11,7 @@ import numpy as np
 import tensorboardX
 
 from spinejax import sweep_state
+from spinejax.errors import is_disk_full
 from spinejax.files import check_output, open_regular, write_text
 from spinejax.progress import Progress, silent
 from spinejax.training import run_folder
@@ -114,8 +115,12 @@ class RunLog:
     def __exit__(self, *error: Any) -> None:
         if self._active:
             self._showing.__exit__(*error)
-            self._events.close()
-            self._file.close()
+            try:
+                self._file.close()
+                self._events.close()
+            except OSError as problem:
+                if error[0] is None:  # else the exception from inside the block says more
+                    raise run_folder.full(self._workdir) from problem
 
     def advance(self, step: int, loss: float, dice: float) -> None:
         """Move the bar to `step`; its text changes when it is drawn next."""
@@ -154,8 +159,14 @@ class RunLog:
         run_folder.require_room(self._workdir)
         seconds = round(time.monotonic() - self._started, 3)
         line = {"step": step, "kind": kind, **{k: float(v) for k, v in values.items()}}
-        self._file.write(json.dumps({**line, "seconds": seconds}, allow_nan=False) + "\n")
-        self._file.flush()
+        text = json.dumps({**line, "seconds": seconds}, allow_nan=False) + "\n"
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            if is_disk_full(error):
+                raise run_folder.full(self._workdir) from error
+            raise
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", float(value), step)
 

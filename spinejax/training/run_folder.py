@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from spinejax import numerics, records, schema, tasks
 from spinejax.datasets.verse import Case
-from spinejax.errors import InputError
+from spinejax.errors import InputError, MachineError
 from spinejax.files import check_claim, check_output, claim, is_ours, made, write_json
 from spinejax.sweep_state import LOCK, RESTORE, read_run, take_lock
 from spinejax.training import parallel
@@ -51,6 +51,14 @@ def require_room(folder: Path, needed_bytes: int = 0) -> None:
             "needed); make room and run the same command again, it continues from the last "
             "checkpoint"
         )
+
+
+def full(folder: Path) -> MachineError:
+    """Return the error for a disk that filled up while a run wrote to `folder`."""
+    return MachineError(
+        f"{folder}: the disk is full; make room and run the same command again, it continues from "
+        "the last checkpoint"
+    )
 
 
 # A new folder with one of these files or folders is kept although its start failed.
