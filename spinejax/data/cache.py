@@ -27,7 +27,7 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -40,6 +40,7 @@ import numpy as np
 from spinejax import failures, plausible, records
 from spinejax.data.normalise import ScanStats
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
+from spinejax.datasets import copies
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, MachineError
 from spinejax.files import crc32, open_regular, write_json
@@ -143,34 +144,63 @@ class ContentDigests:
         Raises:
             InputError: the file cannot be read.
         """
+
+        def digest(file: BinaryIO) -> str:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+        return self._remembered(path, "", digest)
+
+    def of_voxels(self, path: Path) -> str:
+        """Return the `copies.voxel_digest` of a scan.
+
+        Raises:
+            InputError: the scan cannot be read.
+        """
+
+        def digest(_: BinaryIO) -> str:
+            logger.disabled = True  # what is odd about the file is said when it is prepared
+            try:
+                return copies.voxel_digest(scanfile.read_volume(path))
+            finally:
+                logger.disabled = False
+
+        return self._remembered(path, " voxels", digest)
+
+    def _remembered(self, path: Path, what: str, digest: Callable[[BinaryIO], str]) -> str:
+        name = f"{path.absolute()}{what}"
         try:
             with open_regular(path) as file:
                 status = os.fstat(file.fileno())
                 # The time of the last change of the inode also tells of an edit that kept size
                 # and time of the content.
                 signature = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-                known = self._known.get(str(path.absolute()))
+                known = self._known.get(name)
                 if known is not None and known[:3] == signature:
                     return str(known[3])
                 now = time.time_ns()
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                found = digest(file)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
             ) from error
         if now - status.st_mtime_ns > _RACY_NS:
-            self._known[str(path.absolute())] = [*signature, digest]
+            self._known[name] = [*signature, found]
             self._changed = True
-        return digest
+        return found
 
     def save(self) -> None:
         """Write the new digests; if that fails, files are only read again later."""
-        if self._changed:
+        if self._changed and self._path.parent.is_dir():
             try:
                 known = dict(sorted(self._known.items()))
                 write_json(self._path, known, "digests", overwrite=self._is_known)
             except (OSError, InputError):
                 pass
+
+
+def digests_in(cache_dir: str | os.PathLike[str]) -> ContentDigests:
+    """Return the digests that a cache folder remembers."""
+    return ContentDigests(Path(cache_dir).absolute() / _DIGESTS)
 
 
 def prepare(
@@ -215,7 +245,7 @@ def prepare(
         _remove_stale(root)
     except OSError as error:
         raise MachineError(_folder_problem(root, error)) from error
-    digests = ContentDigests(root / _DIGESTS)
+    digests = digests_in(root)
     results: dict[int, CachedCase] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(workers, thread_name_prefix="spinejax-prepare")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from spinejax import geometry, labels, plausible
-from spinejax.datasets import splits, verse
+from spinejax.datasets import copies, splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, describe
 from spinejax.io import centroid_json, metaimage, scanfile
@@ -87,10 +87,15 @@ class DoctorReport:
 
 @dataclass
 class _Finding:
-    """The contents of one case; `is_verse` is False if the numbers of its mask are no VerSe ids."""
+    """The contents of one case.
+
+    `is_verse` is False if the numbers of its mask are no VerSe ids. `voxels` is the digest of its
+    CT, "" without.
+    """
 
     ids: tuple[int, ...] = ()
     is_verse: bool = True
+    voxels: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -132,11 +137,25 @@ def doctor(
             findings.append(finding)
             problems += [f"{case.id}: {text}" for text in (*case.problems, *finding.problems)]
             bar.advance()
+    problems += _copies(cases, findings)
     lines = _summary(root, cases)
     lines += _numbering(cases, findings)
     lines += _table(cases, findings)
     lines += _histogram(cases, findings)
     return DoctorReport(lines, problems)
+
+
+def _copies(cases: Sequence[Case], findings: Sequence[_Finding]) -> Iterable[str]:
+    """Name the scans that lie under several names, beyond those that the index knows."""
+    by_digest: dict[str, list[str]] = defaultdict(list)
+    for case, finding in zip(cases, findings, strict=True):
+        if finding.voxels and case.duplicate_of is None:
+            by_digest[finding.voxels].append(case.id)
+    for ids in by_digest.values():
+        if len(ids) > 1:
+            yield (
+                f"{', '.join(ids)}: one scan under several names (equal voxels); remove all but one"
+            )
 
 
 def _examine(case: Case, root: Path) -> _Finding:
@@ -147,6 +166,7 @@ def _examine(case: Case, root: Path) -> _Finding:
     with _noting(finding):
         if case.image:
             image = scanfile.read_volume(case.image)
+            finding.voxels = copies.voxel_digest(image)
             name = _shown(case.image, root)
             finding.problems += [f"{name}: {doubt}" for doubt in plausible.check(image, name)]
     if image is not None:

@@ -94,6 +94,21 @@ def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     return (path,) if data == path else (path, data)
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Return the three sides of a scan, from its header alone.
+
+    Raises:
+        InputError: the header cannot be read.
+    """
+    fields = _read_header(path).fields
+    try:
+        return tuple(int(side) for side in fields["DimSize"].split())[:3]
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{path}: the header's DimSize is no shape; copy or download it again"
+        ) from None
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
     """Open an image and check its header.

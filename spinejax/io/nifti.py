@@ -62,6 +62,16 @@ def opened(path: Path) -> Iterator[Source]:
         yield _read_source(path, stream, limit)
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Return the three sides of a scan, from its header alone.
+
+    Raises:
+        InputError: see `scanfile.read_volume`.
+    """
+    with voxels.opened(path, whole=False) as (stream, _):
+        return _checked_shape(path, _read_header(path, stream)[0])[:3]
+
+
 def from_image(image: SpatialImage) -> Volume:
     """Return the CT of a nibabel image, as `scanfile.read_volume` reads it from a file.
 

@@ -171,6 +171,16 @@ def read_labels(
     return LabelVolume(array, affine, disk, reserved)
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Return the three sides of a scan, from its header alone.
+
+    Raises:
+        InputError: the header cannot be read.
+    """
+    shape: tuple[int, ...] = _format(path).shape_of(path)
+    return shape
+
+
 def _format(path: Path) -> ModuleType:
     return metaimage if metaimage.is_metaimage(path) else nifti
 

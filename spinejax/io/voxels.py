@@ -68,8 +68,10 @@ class Source(NamedTuple):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path, *, whole: bool = True) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file; give its decompressed stream and the largest number of bytes that it can hold.
+
+    If the stream is read as a `whole`, its checksum is compared.
 
     The first bytes tell whether it is gzipped. Errors while reading from the stream become
     InputErrors that name the file.
@@ -82,8 +84,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             return
         with gzip.GzipFile(fileobj=raw) as stream:
             yield cast(BinaryIO, stream), size * MAX_DEFLATE_RATIO
-            # gzip compares its checksum at the end of the stream.
-            drain(cast(BinaryIO, stream))
+            if whole:
+                # gzip compares its checksum at the end of the stream.
+                drain(cast(BinaryIO, stream))
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from spinejax import records
 from spinejax.data import cache, preprocess
 from spinejax.data.cache import CachedCase
-from spinejax.datasets import splits, verse
+from spinejax.datasets import copies, splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
 from spinejax.files import expanded, write_json
+from spinejax.metrics import aggregate
 from spinejax.phantom import dataset
 from spinejax.progress import Progress, silent
 from spinejax.schema import STREAM
@@ -112,6 +113,12 @@ def find(
             lacking[0],
             root,
         )
+    copied: list[list[str]] = []
+    if real:
+        digests = cache.digests_in(_cache_folder(config, workdir))
+        copied = copies.same_scans(usable, digests.of_voxels)
+        digests.save()
+        usable = copies.as_one_patient(usable, copied)
     split = splits.split_cases(
         usable,
         kind=config.data.split,
@@ -124,9 +131,34 @@ def find(
     if streams:
         # Training draws its own phantoms; the rendered ones validate and test.
         split = {"train": [], "val": split["train"] + split["val"], "test": split["test"]}
+    if parallel.process_index() == 0:
+        _say_copies(copied, split)
     if begun(workdir):
         _check_same_cases(workdir, split)
     return split
+
+
+def _cache_folder(config: ConfigDict, workdir: Path) -> Path:
+    return expanded(config.data.cache_dir or workdir / "cache")
+
+
+_MOST_COPIES = 5  # that are named
+
+
+def _say_copies(copied: Sequence[Sequence[str]], split: Mapping[str, Sequence[Case]]) -> None:
+    for ids in copied[:_MOST_COPIES]:
+        names = [name for name, cases in split.items() if ids[0] in {case.id for case in cases}]
+        logger.warning(
+            "%s are one scan under several names (equal voxels); all are in the split %s, so that "
+            "no other split has it. Remove all but one",
+            aggregate.some(ids),
+            " and ".join(names),
+        )
+    if len(copied) > _MOST_COPIES:
+        logger.warning(
+            "%d more scans have several names; `spinejax doctor` names them",
+            len(copied) - _MOST_COPIES,
+        )
 
 
 def _check_same_cases(workdir: Path, split: Mapping[str, Sequence[Case]]) -> None:
@@ -169,7 +201,7 @@ def prepare(
     if cases is None:
         cases = find(config, workdir, progress=progress)
     settings = preprocess.from_config(config.data)
-    folder = expanded(config.data.cache_dir or workdir / "cache")
+    folder = _cache_folder(config, workdir)
     first = parallel.process_index() == 0
     chosen = {case.id: case for name in wanted for case in cases[name]}
 

@@ -1,7 +1,10 @@
 """`spinejax score`: bad masks are refused; see test_predict.py for its numbers."""
 
+import json
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from spinejax.cli import main
@@ -35,3 +38,46 @@ def test_the_output_is_no_label_file_and_no_file_of_somebody_else(dataset, tmp_p
     for _ in range(2):
         assert main([*arguments, f"--output={tmp_path / 'scores.json'}"]) == 0
     assert main([*arguments, f"--output={tmp_path / 'notes.txt'}", "--overwrite"]) == 0
+
+
+def test_the_sacrum_is_scored_in_neither_mask(tmp_path, capsys):
+    """A right prediction scores 1, with or without labels 26 and 27 in either mask."""
+    lumbar = np.zeros((12, 12, 30), np.uint8)
+    lumbar[4:8, 4:8, 16:26] = 20
+    with_sacrum = lumbar.copy()
+    with_sacrum[4:8, 4:8, 4:14], with_sacrum[4:8, 4:8, :4] = 26, 27
+    for name, pair in {"a": (lumbar, with_sacrum), "b": (with_sacrum, lumbar)}.items():
+        for folder, array in zip(("prediction", "reference"), pair, strict=True):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            made = nib.Nifti1Image(array, np.diag([-1.0, -1, 1, 1]))
+            nib.save(made, tmp_path / folder / f"{name}.nii.gz")
+    words = [f"--{side}={tmp_path / side}" for side in ("prediction", "reference")]
+    out = tmp_path / "scores.json"
+    assert main(["score", *words, f"--output={out}"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "sacrum" in line]
+    assert len(said) == 1 and "26 (sacrum) and 27 (coccyx) of 2 masks" in said[0]
+    for case in json.loads(out.read_text())["cases"].values():
+        assert case["binary"]["dice"] == case["vertebrae"]["dice_mean"] == 1
+    # With binary labels any number is a vertebra.
+    assert main(["score", *words, f"--output={out}", "--labels=binary"]) == 0
+    for case in json.loads(out.read_text())["cases"].values():
+        assert case["binary"]["dice"] < 0.7
+    assert "sacrum" not in capsys.readouterr().err
+
+
+def test_distances_on_a_sheared_grid_are_those_of_the_world(tmp_path, capsys):
+    affine = np.eye(4)
+    affine[:3, 1] = (0, np.cos(0.35), np.sin(0.35))
+    affine[:3, 2] = (0, 0, 3)
+    masks = np.zeros((2, 10, 10, 10), np.uint8)
+    masks[0, 5, 3, 4] = masks[1, 5, 6, 6] = 20
+    for name, array in zip("pr", masks, strict=True):
+        nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+    out = tmp_path / "scores.json"
+    words = [f"--prediction={tmp_path / 'p.nii.gz'}", f"--reference={tmp_path / 'r.nii.gz'}"]
+    assert main(["score", *words, f"--output={out}"]) == 0
+    (case,) = json.loads(out.read_text())["cases"].values()
+    apart = np.linalg.norm(affine[:3, :3] @ (0, 3, 2))
+    assert case["binary"]["hd95_mm"] == pytest.approx(apart, abs=1e-4)
+    assert case["vertebrae"]["per_label"]["20"]["hd_mm"] == pytest.approx(apart, abs=1e-4)
+    assert case["vertebrae"]["d_mean_mm"] == pytest.approx(apart, abs=1e-4)

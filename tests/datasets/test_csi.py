@@ -203,7 +203,8 @@ def test_doctor_takes_masks_of_ones_for_binary_and_names_the_bad_ones(tmp_path):
     for number, value in enumerate((1, 255, 0, 20)):
         array = np.zeros(volume.shape, np.uint8)
         array[2:4, 2:4, 2:4] = value
-        nifti.write_volume(tmp_path / f"images/c{number}.nii.gz", volume)
+        scan = Volume(tissue(volume.shape, number + 1), volume.affine)
+        nifti.write_volume(tmp_path / f"images/c{number}.nii.gz", scan)
         nifti.write_labels(tmp_path / f"labels/c{number}.nii.gz", array, volume)
     write(tmp_path / "images/c4.mhd", tissue((8, 7, 6)))
     write(tmp_path / "labels/c4.mhd", np.ones((8, 7, 6), np.uint8))

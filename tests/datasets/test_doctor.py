@@ -1,4 +1,5 @@
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def centre(i: int) -> np.ndarray:
 def write_case(folder: Path, stem: str, labels=(20, 21, 22), points=None, affine=LPS) -> None:
     subject = stem.split("_")[0]
     raw, derived = folder / "rawdata" / subject, folder / "derivatives" / subject
-    image = Volume(tissue(SHAPE), LPS)
+    image = Volume(tissue(SHAPE, zlib.crc32(stem.encode())), LPS)
     mask = LabelVolume(boxes(*labels), affine)
     nifti.write_volume(raw / f"{stem}_ct.nii.gz", image)
     nifti.write_labels(derived / f"{stem}_seg-vert_msk.nii.gz", mask.native, mask)
@@ -212,3 +213,11 @@ def test_scans_that_are_no_ct_in_hu_are_named(tmp_path):
     first, second = doctor(tmp_path).problems
     assert first.startswith("a: images/a.nii.gz: looks like HU + 1024")
     assert second.startswith("b: images/b.nii.gz: holds only the numbers 0, 20")
+
+
+def test_scans_under_several_names_are_named(tmp_path):
+    for name, seed in {"a": 1, "b": 2, "c": 1}.items():
+        nifti.write_volume(tmp_path / f"images/{name}.nii.gz", Volume(tissue(SHAPE, seed), LPS))
+        nifti.write_labels(tmp_path / f"labels/{name}.nii.gz", boxes(20), Volume(boxes(20), LPS))
+    (problem,) = doctor(tmp_path).problems
+    assert problem.startswith("a, c: one scan under several names")

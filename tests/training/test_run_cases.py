@@ -1,5 +1,10 @@
 """The cases of a run: phantoms that are written once, scans that are left out."""
 
+import shutil
+
+import nibabel as nib
+import numpy as np
+
 from spinejax.phantom import dataset
 from spinejax.training import run_cases
 from tests.support.tiny_run import tiny_config, write_scans
@@ -37,3 +42,49 @@ def test_phantoms_of_an_earlier_start_are_left_out(tmp_path, monkeypatch):
         changes = {"data.source": "phantom", "data.phantom.cases": count}
         split = run_cases.find(tiny_config("", **changes), tmp_path)
         assert sum(map(len, split.values())) == count
+
+
+def test_copies_of_a_scan_are_kept_in_one_split_and_said_once(tmp_path, caplog):
+    scans = write_scans(tmp_path / "scans", cases=8)
+    before = run_cases.find(tiny_config(scans), tmp_path / "run")
+    assert not caplog.records
+    for copy in COPIES[1:]:
+        shutil.copy(scans / f"images/{COPIES[0]}.nii.gz", scans / f"images/{copy}.nii.gz")
+    split = run_cases.find(tiny_config(scans), tmp_path / "run")
+    (name,) = {n for n, those in split.items() for case in those if case.id in COPIES}
+    (record,) = caplog.records
+    text = f"{', '.join(COPIES)} are one scan under several names (equal voxels); all are in the"
+    assert f"{text} split {name}," in record.message
+    assert sum(map(len, split.values())) == sum(map(len, before.values())) == 8
+
+
+COPIES = ("case2", "case5", "case7")
+
+
+def test_the_sacrum_is_background_in_the_cache_and_said_once(tmp_path, caplog):
+    write_scans(tmp_path, cases=4)
+    for number in range(2):
+        path = tmp_path / f"labels/case{number}.nii.gz"
+        stored = nib.load(path)
+        array = np.asarray(stored.dataobj).copy()
+        array[8:, 24:, 24:] = 26
+        nib.save(nib.Nifti1Image(array, stored.affine), path)
+    config = tiny_config(tmp_path)
+    for _ in range(2):  # made, and read from the cache
+        caplog.clear()
+        cached = run_cases.prepare(config, tmp_path / "run")
+        said = [r.message for r in caplog.records if "sacrum" in r.message]
+        assert len(said) == 1 and "26 (sacrum) of 2 masks (first: case" in said[0]
+        assert {int(one.label.max()) for those in cached.values() for one in those} == {20}
+
+
+def test_a_doubtful_scan_is_said_each_time(tmp_path, caplog):
+    write_scans(tmp_path, cases=4)
+    path = tmp_path / "images/case1.nii.gz"
+    stored = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(stored.dataobj) + np.int16(1024), stored.affine), path)
+    for _ in range(2):
+        caplog.clear()
+        run_cases.prepare(tiny_config(tmp_path), tmp_path / "run")
+        (record,) = caplog.records
+        assert f"{path}: looks like HU + 1024" in record.message
