@@ -164,7 +164,8 @@ class ContentDigests:
             finally:
                 logger.disabled = False
 
-        return self._remembered(path, " voxels", digest)
+        # The voxels of a MetaImage may lie apart from its header.
+        return self._remembered(scanfile.parts(path)[-1], f" voxels of {path.name}", digest)
 
     def _remembered(self, path: Path, what: str, digest: Callable[[BinaryIO], str]) -> str:
         name = f"{path.absolute()}{what}"
