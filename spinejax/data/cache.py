@@ -266,12 +266,13 @@ def prepare(
             # An interruption finishes the scans in work (seconds) and drops the waiting ones.
             pool.shutdown(wait=True, cancel_futures=True)
             digests.save()
+    done = [results[i] for i in sorted(results)]
+    _say([cases[i] for i in sorted(results)], done)
     if failed:
         rest = "correct or remove them and run again; the rest are prepared"
         in_order = {case.id: failed[case.id] for case in cases if case.id in failed}
         raise failures.summary(in_order, len(cases), rest)
-    _say(cases, prepared := [results[i] for i in range(len(cases))])
-    return prepared
+    return done
 
 
 def _say(cases: Sequence[Case], prepared: Sequence[CachedCase]) -> None:

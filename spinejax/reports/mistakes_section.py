@@ -473,13 +473,14 @@ def _read_before(
     given = paths.get("labels")
     if given is not None and given.is_file():
         # Two sets of phantoms have the same names.
-        theirs = scanfile.read_labels(given, valid=None)
+        theirs = scanfile.read_labels(given, before.valid_labels)
         same = theirs.shape == volume.shape and np.array_equal(
             match_labels(volume, theirs).array, reference
         )
         if not same:
             raise InputError(f"what the earlier run scored as {case} is another scan.")
-    return match_labels(volume, scanfile.read_labels(paths["prediction"], valid=None)).array
+    predicted = scanfile.read_labels(paths["prediction"], before.valid_labels)
+    return match_labels(volume, predicted).array
 
 
 def _montage(

@@ -1,7 +1,7 @@
 """The content of a run's workdir, read for a report."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,12 @@ class Run:
             if paths.get(name)
         }
 
+    @property
+    def valid_labels(self) -> Collection[int] | None:
+        """The argument `valid` of `scanfile.read_labels` for the masks of the run."""
+        binary = (self.config.get("data") or {}).get("labels") == "binary"
+        return None if binary else range(256)
+
     def read_case(
         self, case: str, split: str | None = None
     ) -> tuple[Volume, dict[str, np.ndarray]]:
@@ -105,7 +111,7 @@ class Run:
                 raise InputError(f"{path} is gone")
         volume = scanfile.read_volume(files["image"])
         masks = {
-            name: match_labels(volume, scanfile.read_labels(path, valid=None)).array
+            name: match_labels(volume, scanfile.read_labels(path, self.valid_labels)).array
             for name, path in files.items()
             if name != "image" and path.is_file()
         }

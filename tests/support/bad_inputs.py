@@ -198,6 +198,15 @@ IMAGES = {
     "offset_huge": Bad(patched(108, struct.pack("<f", 1e9)), "can hold"),
     "offset_nan": Bad(patched(108, struct.pack("<f", np.nan)), "", False),
     "nan_only": Bad(saved(np.full(SHAPE, np.nan, np.float32)), "finite"),
+    # Intensities and voxel sizes that no CT has.
+    "hu_1024": Bad(saved(ct() + np.int16(1024)), r"looks like HU \+ 1024", False),
+    "hu_negated": Bad(saved(-ct()), "wrong sign", False),
+    "hu_clipped": Bad(saved(ct().clip(-160, 240)), "clipped at -160", False),
+    "zero_to_one": Bad(saved(((ct() + 1024.0) / 4096).astype(np.float32)), "rescaled"),
+    "constant": Bad(saved(np.full(SHAPE, 40, np.int16)), "every voxel is 40"),
+    "mask_for_ct": Bad(saved(mask()), "label map"),
+    "spacing_350": Bad(saved(ct(), np.diag([-350.0, -350, 350, 1])),
+                       "micrometres|one header is wrong"),
     # MetaImage headers.
     "mha_good": Bad(mha(), "", False, ending=".mha"),
     "field_twice": Bad(raw(b"NDims = 2\n" + header() + VOXELS), "NDims twice", ending=".mha"),
@@ -232,6 +241,9 @@ MASKS = {
     "mask_cut": Bad(lambda path: _cut(path, 0.5), "truncated"),
     "mask_negative": Bad(saved(-mask().astype(np.int16)), "out of range"),
     "mask_fractional": Bad(saved(mask() * np.float32(0.7)), "is no label"),
+    "mask_spacing_lost": Bad(
+        saved(mask(), np.diag([-1.0, -1, 1, 1])), "one header is wrong|not on one grid"
+    ),
     "mask_of_hu": Bad(saved(ct()), "out of range"),
 }
 
