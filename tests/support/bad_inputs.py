@@ -204,7 +204,7 @@ IMAGES = {
     "hu_clipped": Bad(saved(ct().clip(-160, 240)), "clipped at -160", False),
     "zero_to_one": Bad(saved(((ct() + 1024.0) / 4096).astype(np.float32)), "rescaled"),
     "constant": Bad(saved(np.full(SHAPE, 40, np.int16)), "every voxel is 40"),
-    "mask_for_ct": Bad(saved(mask()), "label map"),
+    "flat_numbers": Bad(saved(mask()), "label map"),
     "spacing_350": Bad(saved(ct(), np.diag([-350.0, -350, 350, 1])),
                        "micrometres|one header is wrong"),
     # MetaImage headers.
