@@ -9,7 +9,7 @@ from pathlib import Path
 from absl.flags import FlagValues
 
 import spinejax
-from spinejax import failures, labels, plausible, progress
+from spinejax import failures, progress
 from spinejax.commands import parsing
 from spinejax.errors import InputError
 from spinejax.files import check_output, made
@@ -47,7 +47,7 @@ def define_flags(values: FlagValues) -> None:
 
 def run(values: FlagValues) -> int:
     """Segment the scans; a bad file is named and the other files are segmented."""
-    from spinejax import predictor, scoring
+    from spinejax import labels, plausible, predictor, scoring
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
 
