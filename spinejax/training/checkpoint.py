@@ -15,6 +15,9 @@ run was killed just before, its step is used without checksums.
 
 import logging
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ from ml_collections import ConfigDict
 from spinejax import records
 from spinejax.errors import InputError, is_disk_full
 from spinejax.files import crc32, expanded, write_json
+from spinejax.sweep_state import LOCK, is_locked
 from spinejax.tasks import Task
 from spinejax.training import parallel, run_folder
 from spinejax.training.run_folder import read_config
@@ -378,6 +382,25 @@ def _whole_step(path: Path) -> int | None:
     return None
 
 
+@contextmanager
+def _kept(path: Path, step: int, workdir: Path) -> Iterator[Path]:
+    """Yield a folder with a step that stays while it is read, although a training may remove it.
+
+    Raises:
+        InputError: the step is gone.
+    """
+    if not is_locked(workdir / LOCK):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="spinejax-") as copy:
+        try:
+            shutil.copytree(path / str(step), Path(copy, str(step)))
+        except (OSError, shutil.Error) as error:
+            reason = _one_line(error)
+            raise InputError(f"checkpoint {path / str(step)} cannot be read ({reason})") from error
+        yield Path(copy)
+
+
 def load_for_inference(
     workdir: str | Path, which: str = "best"
 ) -> tuple[ConfigDict, dict[str, Any]]:
@@ -394,16 +417,24 @@ def load_for_inference(
     path = folder(workdir, which)
     if which == "best" and not _steps(path):
         path = folder(workdir, "latest")
-    problem = None
-    for step in _steps(path):
-        try:
-            _, items = _read(path, step, None)
-        except InputError as error:
-            problem = error
-            logger.warning("%s; trying an older one", error)
-            continue
-        variables = {"batch_stats": {}, "ema": None, **items["variables"]}
-        return config, inference_variables(variables)
+    steps, problem = _steps(path), None
+    while steps:
+        problem = None
+        for step in steps:
+            try:
+                with _kept(path, step, workdir) as place:
+                    _, items = _read(place, step, None)
+            except InputError as error:
+                problem = error
+                if step in _steps(path):
+                    logger.warning("%s; trying an older one", error)
+                continue
+            variables = {"batch_stats": {}, "ema": None, **items["variables"]}
+            return config, inference_variables(variables)
+        # A training that goes on removes old steps while they are read, and adds new ones.
+        steps, before = _steps(path), steps
+        if steps == before:
+            break
     if problem is not None:
         other = "latest" if path.name == "best" else "best"
         whole = _whole_step(folder(workdir, other))

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from spinejax.errors import InputError
 from spinejax.tasks import build_task
 from spinejax.training import checkpoint, log, optim
 from spinejax.training.state import create_state
@@ -122,6 +123,31 @@ def assert_same_end(base: Path, name: str) -> None:
         for n in ("whole", name)
     ]
     assert lines[0] == lines[1]
+
+
+def test_another_process_reads_whole_networks_while_a_run_saves_and_is_killed(base):
+    """A reader finds no checkpoint yet, or all parameters as finite numbers; nothing else."""
+    shapes, sizes = set(), []
+    for how in ("killed", "finished"):
+        process = start(base, "read")
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            which = checkpoint.FOLDERS[len(sizes) % 2]
+            try:
+                variables = checkpoint.load_for_inference(base / "read", which)[1]
+            except InputError as error:
+                assert "no checkpoint yet" in str(error) or "no config.json" in str(error), error
+                continue
+            leaves = jax.tree.leaves(variables)
+            assert all(np.isfinite(leaf).all() for leaf in leaves)
+            shapes.add(tuple(leaf.shape for leaf in leaves))
+            sizes.append(len(leaves))
+            if how == "killed" and len(sizes) >= 4:
+                process.kill()
+            time.sleep(0.2)  # the machine is for the run
+        process.wait(timeout=60)
+    assert process.returncode == 0 and len(shapes) == 1 and len(sizes) > 8
+    assert "Traceback" not in (base / "read.log").read_text()
 
 
 def torture(base: Path, name: str, kills: int, seed: int) -> dict[str, int]:
