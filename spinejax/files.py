@@ -232,8 +232,8 @@ def check_output(
                 raise InputError(f"{path}: is an input of this command; choose another output")
     if not overwrite and kind is not None and not is_ours(path, kind):
         raise InputError(
-            f"{path}: spinejax did not write this file, or it was changed since; move it away or "
-            f"choose another output{'' if overwrite is None else ', or add --overwrite'}"
+            f"{path}: spinejax did not write this file, or it was changed since; move it away"
+            f"{'' if overwrite is None else ', or add --overwrite'}"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import spinejax
+from spinejax import predictor
 from spinejax.errors import InputError
 from spinejax.evaluation import results_folder
 from spinejax.files import LIST
@@ -73,6 +74,19 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path):
         spinejax.evaluate(tmp_path)
 
 
+def _note_predicted(patch):
+    """Return a list that gets the title of every scan that a network sees."""
+    titles: list[str] = []
+    segment = predictor.Model.segment
+
+    def noting(self, scan, *, name="", **options):
+        titles.append(name)
+        return segment(self, scan, name=name, **options)
+
+    patch.setattr(predictor.Model, "segment", noting)
+    return titles
+
+
 def test_a_prediction_that_was_corrected_by_hand_stays(run, tmp_path):
     shutil.copytree(run.parent / "scans", tmp_path / "scans")
     options = {"data": tmp_path / "scans", "checkpoint": "latest"}
@@ -83,8 +97,22 @@ def test_a_prediction_that_was_corrected_by_hand_stays(run, tmp_path):
     corrected = (tmp_path / "scans" / "labels" / f"{case}.nii.gz").read_bytes()
     mask.write_bytes(corrected)
     again = spinejax.evaluate(run, **options)
-    assert set(again["failed"]) == {case} and "did not write this file" in again["failed"][case]
+    assert set(again["failed"]) == {case}
+    assert again["failed"][case].endswith("changed since; move it away, or add --overwrite")
     assert mask.read_bytes() == corrected
+    # Nor is it scored as the network's by an evaluation that goes on after an interruption.
+    mask.unlink()
+    bad = tmp_path / "scans" / "images" / f"{next(c for c in first['cases'] if c != case)}.nii.gz"
+    content = bad.read_bytes()
+    bad.write_bytes(b"")
+    assert set(spinejax.evaluate(run, **options)["failed"]) == {bad.name.partition(".")[0]}
+    bad.write_bytes(content)
+    mask.write_bytes(corrected)
+    with pytest.MonkeyPatch.context() as patch:
+        predicted = _note_predicted(patch)
+        again = spinejax.evaluate(run, **options)
+        assert set(again["failed"]) == {case} and mask.read_bytes() == corrected
+        assert [title.partition(" ")[2] for title in predicted] == [bad.name.partition(".")[0]]
     (folder / "scores.json").write_text("mine")
     with pytest.raises(InputError, match="scores.json: spinejax did not write this file"):
         spinejax.evaluate(run, **options)

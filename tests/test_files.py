@@ -64,10 +64,10 @@ def test_only_what_this_program_wrote_is_replaced(tmp_path):
     target = tmp_path / "case_seg.nii.gz"
     write_text(target, "first", "labels")
     write_text(target, "second", "labels")
-    with pytest.raises(InputError, match="another output$"):
+    with pytest.raises(InputError, match="move it away$"):
         write_text(target, "page", "report")  # a file of another kind
     target.write_text("corrected by hand")
-    for overwrite, end in ((None, "another output"), (False, "add --overwrite")):
+    for overwrite, end in ((None, "move it away"), (False, "add --overwrite")):
         with pytest.raises(InputError, match=f"did not write this file.*{end}$"):
             write_text(target, "third", "labels", overwrite=overwrite)
     os.rename(target, tmp_path / "other_seg.nii.gz")
