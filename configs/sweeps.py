@@ -58,9 +58,10 @@ def text(value: Any) -> str:
         for item in value:
             text(item)
         return "(" + ", ".join(map(repr, value)) + ("," if len(value) == 1 else "") + ")"
-    if not isinstance(value, str | int | float):
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, str | int | float) or not finite:
         raise ValueError(
-            f"{shown(value)} cannot be set in a config; give a number, a word or a sequence"
+            f"{shown(value)} cannot be set in a config; give a finite number, a word or a sequence"
         )
     return str(value)
 
@@ -117,8 +118,6 @@ def _plain_unit(unit: Unit) -> Unit:
                 text(value)
             except ValueError as error:
                 raise ValueError(f"unit {unit.name}: {key}: {error}") from error
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"unit {unit.name}: {key} is {value}; give a finite number")
     return Unit(unit.name, *blocks)
 
 
