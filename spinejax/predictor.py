@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from spinejax import geometry, labels, losses, memory, numerics, plausible, schema
 from spinejax.data import normalise, preprocess
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice, shown
 from spinejax.files import StrPath, check_output, expanded
 from spinejax.inference import cascade, ensemble, masks
 from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
@@ -32,7 +32,7 @@ from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, SECOND
 from spinejax.tasks import MaskTask, NameTask, Task, build_task
 from spinejax.training import run_folder
-from spinejax.training.checkpoint import load_for_inference
+from spinejax.training.checkpoint import FOLDERS, load_for_inference
 from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")
@@ -183,8 +183,8 @@ class Segmentation:
             The paths of the files.
 
         Raises:
-            InputError: a file may not be replaced (nothing is written then), the folder cannot be
-                written, or the disk is full.
+            InputError: a file may not be replaced (nothing is written then), `name` is a path, the
+                folder cannot be written, or the disk is full.
         """
         from spinejax.reports import figures  # only pictures need it
 
@@ -212,7 +212,13 @@ class Segmentation:
 
 
 def outputs(folder: StrPath, name: str, *, named: bool, picture: bool = True) -> dict[Path, str]:
-    """Return the files that `Segmentation.save` writes, in its order, with their kinds."""
+    """Return the files that `Segmentation.save` writes, in its order, with their kinds.
+
+    Raises:
+        InputError: `name` is a path, which might lead out of the folder, or empty.
+    """
+    if not isinstance(name, str) or not name or "/" in name or os.sep in name or "\0" in name:
+        raise InputError(f"name = {shown(name)} cannot name files; give a word without slashes")
     found = {"seg.nii.gz": "labels"}
     if named:
         found |= {"ctd.json": "centroids", "ctd.mrk.json": "centroids"}
@@ -303,7 +309,8 @@ def as_volume(scan: Scan, affine: np.ndarray | None = None) -> Volume:
     """Return a scan as a `Volume`; see `Model.segment` for what is accepted.
 
     Raises:
-        InputError: the scan cannot be read, or an array has no usable affine.
+        InputError: the scan cannot be read, an array has no usable affine, or a `Volume` does not
+            hold finite numbers (x, y, z).
     """
     if isinstance(scan, np.ndarray):
         if affine is None:
@@ -313,7 +320,19 @@ def as_volume(scan: Scan, affine: np.ndarray | None = None) -> Volume:
         raise InputError("affine= belongs to an array; a file or an image has its own")
     if isinstance(scan, str | os.PathLike):
         return scanfile.read_volume(expanded(scan))
-    return scan if isinstance(scan, Volume) else nifti.from_image(scan)
+    if not isinstance(scan, Volume):
+        return nifti.from_image(scan)
+    array = scan.array
+    if array.ndim != 3 or not array.size or array.dtype.kind not in "iuf":
+        raise InputError(
+            f"a Volume of {array.dtype} and shape {array.shape} is no scan; give numbers (x, y, z)"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(
+            "the Volume has voxels that are NaN or infinite; give its array and affine=, which "
+            "counts them as air"
+        )
+    return scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,7 +357,13 @@ def _load_runs(folders: Sequence[Path], which: str) -> list[_Run]:
 
 
 def _paths(runs: StrPath | Sequence[StrPath]) -> list[Path]:
-    return [expanded(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    several = [runs] if isinstance(runs, str | os.PathLike) else runs
+    if not isinstance(several, list | tuple) or not several:
+        raise InputError(f"{shown(runs)} is no run; give the folder of a run, or several folders")
+    for run in several:
+        if not isinstance(run, str | os.PathLike):
+            raise InputError(f"{shown(run)} is no path; give the folder of a run")
+    return [expanded(run) for run in several]
 
 
 @numerics.fixed()
@@ -361,8 +386,9 @@ def load(
             slices cannot do this.
 
     Raises:
-        InputError: a folder is no run, or the runs do not fit together.
+        InputError: a folder is no run, `checkpoint` is unknown, or the runs do not fit together.
     """
+    check_choice("checkpoint", checkpoint, FOLDERS)
     folders = _paths(runs)
     first = _load_runs(folders, checkpoint)
     config, workdir = first[0].config, first[0].workdir

@@ -368,6 +368,11 @@ def _pairs(
     `failed` gets the folders that cannot be listed.
     """
     one = expanded(prediction) if isinstance(prediction, str | os.PathLike) else prediction
+    if not isinstance(one, Path) and not hasattr(one, "mask"):  # a Segmentation would need jax
+        raise InputError(
+            f"{type(one).__name__} is no prediction; give the path of a label file, a folder of "
+            "them, or a Segmentation"
+        )
     for path in (one, reference):
         if isinstance(path, Path) and not path.exists():
             raise InputError(f"{path}: no such file or folder; check the path")

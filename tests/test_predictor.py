@@ -145,6 +145,45 @@ def test_what_is_no_scan_is_refused_in_one_line(scan, affine, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.full((4, 5, 6), np.nan, np.float32), "NaN or infinite"),
+        (np.where(np.arange(120).reshape(4, 5, 6) == 7, np.inf, 0), "NaN or infinite"),
+        (np.zeros((0, 5, 6), np.int16), "is no scan"),
+        (np.zeros((4, 5, 6, 2), np.int16), "is no scan"),
+        (np.zeros((4, 5, 6), complex), "is no scan"),
+    ],
+)
+def test_a_volume_without_finite_numbers_is_refused(array, words):
+    with pytest.raises(InputError, match=words):
+        as_volume(Volume(array, np.diag([-1.0, -1, 1, 1])))
+
+
+@pytest.mark.parametrize("name", ["", "/abs", "a/b", "../x", "a\0b", 3])
+def test_a_name_does_not_lead_out_of_the_folder(name, tmp_path):
+    volume = Volume(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1, 1, 1]))
+    found = Segmentation(np.zeros((4, 5, 6), np.uint8), volume, "scan")
+    with pytest.raises(InputError, match="cannot name files"):
+        found.save(tmp_path / "out", name)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("runs", "more", "words"),
+    [
+        ([], {}, "is no run"),
+        (None, {}, "None is no run"),
+        ([None], {}, "None is no path"),
+        ("nowhere", {"checkpoint": "newest"}, "checkpoint = 'newest' is unknown"),
+        ("nowhere", {}, "nowhere is not the folder of a run"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(runs, more, words):
+    with pytest.raises(InputError, match=words):
+        predictor.load(runs, **more)
+
+
 def case_of(run):
     return json.loads((run / "run.json").read_text())["cases"]["test"][0]
 

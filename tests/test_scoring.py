@@ -129,6 +129,13 @@ def test_folders_are_matched_and_summarised(tmp_path, caplog):
         assert pooled[metric] == pytest.approx(whole[metric], abs=1e-6), metric
 
 
+@pytest.mark.parametrize("prediction", [None, 3, np.zeros((2, 2, 2), np.uint8)])
+def test_what_is_no_prediction_is_refused(prediction, tmp_path):
+    reference = save(tmp_path / "a_seg.nii.gz", vertebrae())
+    with pytest.raises(InputError, match="is no prediction"):
+        scoring.score(prediction, reference)
+
+
 def test_folders_without_a_suffix_are_matched(tmp_path):
     for folder in ("p", "r"):
         save(tmp_path / folder / "Case_01.nii.gz", vertebrae())

@@ -34,7 +34,8 @@ def real_scans(root: Path, failed: dict[str, str] | None = None) -> list[Case]:
         InputError: `root` is no folder or holds no scan.
     """
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give a folder of real CTs and masks")
+        what = "is a file, not a folder" if root.exists() else "no such folder"
+        raise InputError(f"{root}: {what}; give a folder of real CTs and masks")
     cases = [case for case in verse.index_dataset(root, failed=failed) if case.duplicate_of is None]
     masks: dict[str, list[Case]] = {}
     for case in cases:

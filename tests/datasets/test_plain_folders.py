@@ -78,3 +78,12 @@ def test_a_longer_name_beside_a_ct_is_its_mask_if_it_holds_verse_ids(tmp_path):
     (tmp_path / "x_vertebrae.nii.gz").unlink()
     with pytest.raises(InputError, match="no CT with a mask"):
         plain_folders.with_masks(tmp_path)
+
+
+def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path):
+    path = tmp_path / "ct.nii.gz"
+    path.touch()
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        plain_folders.real_scans(path)
+    with pytest.raises(InputError, match="no such folder"):
+        plain_folders.real_scans(tmp_path / "nowhere")
