@@ -38,7 +38,10 @@ def read(path: Path, shape: Any, remedy: str) -> dict[str, Any]:
             error names file and field.
     """
     try:
-        value = json.loads(read_regular(path))
+        text = read_regular(path)
+        if not text.strip():
+            raise InputError(f"{path} is damaged (it is empty); {remedy}")
+        value = json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {remedy}") from None
     except InputError:
@@ -46,7 +49,8 @@ def read(path: Path, shape: Any, remedy: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(describe_os_error(error)) from error
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:100]
+        nested = isinstance(error, RecursionError)
+        reason = "nested too deeply" if nested else " ".join(str(error).split())[:100]
         raise InputError(f"{path} is damaged ({reason}); {remedy}") from error
     check(value, shape, path, remedy)
     return value

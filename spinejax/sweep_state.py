@@ -287,23 +287,24 @@ def _tail(path: Path, size: int = _LAST_LINES) -> str:
 
 def _metrics(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
     """Return the last records of metrics.jsonl, or all."""
-    return metrics(_tail(path, _WHOLE if whole else _LAST_LINES))
+    lines = _tail(path, _WHOLE if whole else _LAST_LINES).split("\n")
+    return [record for record in map(metric, lines) if record is not None]
 
 
-_LINE = {"step": int, "kind": str, "seconds?": float, "loss?": float, "dice?": float}
+_LINE = {"step": int, "kind": str}
 
 
-def metrics(text: str) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl that are records: objects with a "step" and a "kind".
+def metric(line: str) -> dict[str, Any] | None:
+    """Return the record in a line of metrics.jsonl: a step, "train" or "val", and finite numbers.
 
-    Other lines are left out, such as a last line that a kill cut off.
+    Returns:
+        None where the line is something else, such as a last line that a kill cut off.
     """
-    found = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if records.fits(record, _LINE):
-            found.append(record)
-    return found
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not records.fits(record, _LINE) or record["kind"] not in ("train", "val"):
+        return None
+    numbers = {name: value for name, value in record.items() if name != "kind"}
+    return record if record["step"] >= 0 and records.fits(numbers, {str: float}) else None

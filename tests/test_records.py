@@ -15,11 +15,12 @@ SHAPE = {"a": int, "b?": [float], "c?": {str: (str, None)}, "d?": {"e": bool}}
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "Expecting value"),
+        ("", "it is empty"),
+        (" \n", "it is empty"),
         ('{"a": 1', "Expecting"),
         ("[]", "the content is [], not an object"),
         ("null", "the content is None, not an object"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested too deeply"),
         ("{}", "it has no a"),
         ('{"a": true}', "a is True, not a whole number"),
         ('{"a": 1e999}', "a is inf, not a whole number"),

@@ -12,6 +12,7 @@ import spinejax
 from spinejax import progress
 from spinejax.commands import evaluate, parsing
 from spinejax.errors import EXIT_INTERRUPTED
+from spinejax.files import is_ours
 from spinejax.sweep_state import read_scores
 
 HELP = "train a network, or resume"
@@ -71,8 +72,9 @@ def _evaluate_once(workdir: Path) -> None:
 
 
 def _is_scored(workdir: Path) -> bool:
+    """Return whether `evaluate` has scored all test cases; a file of somebody else says nothing."""
     scores = workdir / "evaluation" / "test" / "scores.json"
-    return scores.exists() and "failed" not in read_scores(scores)
+    return is_ours(scores, "evaluation") and "failed" not in read_scores(scores)
 
 
 def _next(workdir: Path) -> str:

@@ -128,12 +128,9 @@ class ContentDigests:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, list[Any]] = {}
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(known, dict) and all(map(_is_record, known.values())):
-                self._known = known
-        except (OSError, ValueError):
-            pass  # all files are read again
+        known = records.read_or_empty(path)
+        if all(map(_is_record, known.values())):  # else all files are read again
+            self._known = known
         # Older versions did not list this file as theirs. Its content shows whose it is.
         self._is_known = bool(self._known)
         self._changed = False

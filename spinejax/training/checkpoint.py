@@ -131,7 +131,7 @@ class Checkpoints:
         """Open or make the folders, and remove the rests of a killed run.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or Orbax cannot open a damaged step.
         """
         self._paths = {which: folder(workdir, which) for which in FOLDERS}
         try:
@@ -145,6 +145,13 @@ class Checkpoints:
             }
         except OSError as error:
             raise _write_error(workdir / "checkpoints", error) from error
+        except Exception as error:  # Orbax's, of many kinds, for a step with damaged metadata
+            steps = [path / str(step) for path in self._paths.values() for step in _steps(path)]
+            damaged = next((step for step in steps if not _is_whole(step)), workdir / "checkpoints")
+            raise InputError(
+                f"checkpoint {damaged} is damaged ({_one_line(error)}); move it away, and the same "
+                "command goes on from an older one, or begins again where there is none"
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -372,14 +379,16 @@ def _check_files(folder: Path) -> None:
 
 def _whole_step(path: Path) -> int | None:
     """Return the newest step whose files are as they were written; None if there is none."""
-    for step in _steps(path):
-        try:
-            _check_files(path / str(step))
-            _read_meta(path, step)
-        except InputError:
-            continue
-        return step
-    return None
+    return next((step for step in _steps(path) if _is_whole(path / str(step))), None)
+
+
+def _is_whole(step: Path) -> bool:
+    try:
+        _check_files(step)
+        _read_meta(step.parent, int(step.name))
+    except InputError:
+        return False
+    return True
 
 
 @contextmanager

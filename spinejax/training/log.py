@@ -19,18 +19,44 @@ from spinejax.training import run_folder
 logger = logging.getLogger("spinejax")
 
 
+_BEGINNING = '{"step": '  # of every line of metrics.jsonl
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, see `sweep_state.metrics`; warn of damaged lines."""
+    """Return the records of metrics.jsonl, see `sweep_state.metric`; warn of damaged lines.
+
+    A line is damaged if it holds no record, or one that does not follow on those before it. A kill
+    may cut off the last line, which is no damage.
+    """
     file = workdir / "metrics.jsonl"
     try:
         with open_regular(file) as opened:
-            text = opened.read().decode(errors="replace")
+            lines = opened.read().decode(errors="replace").split("\n")
     except FileNotFoundError:
         return []
-    found = sweep_state.metrics(text)
-    damaged = sum(map(bool, text.split("\n")[:-1])) - len(found)  # a kill may cut the last line
-    if damaged > 0:
-        logger.warning("%s: %d damaged lines are left out", file, damaged)
+    if lines[-1].startswith(_BEGINNING[: len(lines[-1])]) and not _is_json(lines[-1]):
+        lines.pop()
+    found: list[dict[str, Any]] = []
+    damaged, seen = [], set()
+    for number, line in enumerate(lines, 1):
+        record = sweep_state.metric(line)
+        place = None if record is None else (record["step"], record["kind"])
+        if record is None or place in seen or (found and record["step"] < found[-1]["step"]):
+            damaged.append(number)
+        else:
+            found.append(record)
+            seen.add(place)
+    if damaged:
+        others = f" and {len(damaged) - 1} more are" if len(damaged) > 1 else " is"
+        logger.warning("%s: line %d%s damaged and left out", file, damaged[0], others)
     return found
 
 

@@ -76,6 +76,7 @@ _NAMES = (
     "DONE",
     "checkpoints",
     "config.json",
+    "evaluation",
     "metrics.jsonl",
     "patches.json",
     "run.json",

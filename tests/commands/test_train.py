@@ -55,6 +55,10 @@ def test_the_next_commands_can_be_pasted(tmp_path):
         workdir = parsing.parse(name, cli.command(name), rest).workdir
         assert workdir in (folder, [folder])
     write_json(folder / "evaluation" / "test" / "scores.json", {"cases": {}})
+    assert "evaluate" in train._next(folder)  # somebody else's scores
+    write_json(
+        folder / "evaluation" / "test" / "scores.json", {"cases": {}}, "evaluation", overwrite=True
+    )
     assert "evaluate" not in train._next(folder)
 
 

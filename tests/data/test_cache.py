@@ -96,9 +96,14 @@ def test_a_second_call_hashes_no_unchanged_file(cases, tmp_path, monkeypatch):
     prepare(cases, tmp_path / "cache")
 
 
-def test_a_damaged_digest_file_costs_only_time(cases, tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, '{"a": 3}', None])
+def test_a_damaged_digest_file_costs_only_time(cases, tmp_path, monkeypatch, text):
     prepare(cases, tmp_path / "cache")
-    (tmp_path / "cache" / "digests.json").write_text("{")
+    (tmp_path / "cache" / "digests.json").unlink(missing_ok=True)
+    if text is None:
+        os.mkfifo(tmp_path / "cache" / "digests.json")
+    else:
+        (tmp_path / "cache" / "digests.json").write_text(text)
     reads = count_reads(monkeypatch)
     prepare(cases, tmp_path / "cache")
     assert reads == []

@@ -110,6 +110,18 @@ def test_a_broken_step_is_passed_over_and_written_again(tmp_path, how, caplog):
     assert kept(tmp_path, "latest") == ["1", "2"]
 
 
+@pytest.mark.parametrize("text", ["[1]", "3", "[" * 100_000, '{"init_timestamp_nsecs": {}}'])
+def test_metadata_that_orbax_cannot_open_is_one_line(tmp_path, text):
+    save(tmp_path, 1, 2)
+    step = checkpoint.folder(tmp_path, "latest") / "2"
+    (step / "_CHECKPOINT_METADATA").write_text(text)
+    with pytest.raises(InputError, match=r"latest/2 is damaged .*; move it away") as info:
+        restore(tmp_path)
+    assert "\n" not in str(info.value)
+    shutil.rmtree(step)
+    assert restore(tmp_path)[1].step == 1
+
+
 def test_no_whole_step_is_one_line_that_names_the_folder(tmp_path):
     save(tmp_path, 1, 2)
     for step in ("1", "2"):

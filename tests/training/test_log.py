@@ -4,6 +4,8 @@ import json
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import pytest
+
 from spinejax.training import log
 
 
@@ -37,6 +39,40 @@ def test_only_records_are_read_from_a_damaged_log(tmp_path):
         )
     )
     assert log.read_metrics(tmp_path) == [{"step": 1, "kind": "train", "loss": 0.5}]
+
+
+LINES = [
+    '{"step": 1, "kind": "train"}',
+    '{"step": 1, "kind": "val"}',
+    '{"step": 2, "kind": "train"}',
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "words"),
+    [
+        ("\n".join(LINES) + "\n", 3, ""),
+        ("\n".join(LINES) + '\n{"step": 2, "ki', 3, ""),  # cut off by a kill
+        ("\n".join(LINES) + '\n{"st', 3, ""),
+        ("\n".join([LINES[0], "x", *LINES[1:]]) + "\n", 3, "line 2 is damaged"),
+        ("\n".join([LINES[0], "", *LINES[1:]]) + "\n", 3, "line 2 is damaged"),
+        ("\n".join(2 * LINES) + "\n", 3, "line 4 and 2 more are damaged"),
+        ("[1, 2]", 0, "line 1 is damaged"),
+        ("{}", 0, "line 1 is damaged"),
+        ("1e999", 0, "line 1 is damaged"),
+        ("[" * 100_000, 0, "line 1 is damaged"),
+        ("\x00\x01binary", 0, "line 1 is damaged"),
+        ('{"step": 1, "kind": "train", "x": NaN}\n', 0, "line 1 is damaged"),
+        ('{"step": 1, "kind": "train", "x": null}\n', 0, "line 1 is damaged"),
+        ('{"step": 1, "kind": "<b>"}\n', 0, "line 1 is damaged"),
+        ('{"step": -1, "kind": "val"}\n', 0, "line 1 is damaged"),
+        (f'{{"step": {10**400}, "kind": "val"}}\n', 0, "line 1 is damaged"),
+    ],
+)
+def test_damaged_lines_of_a_log_are_named(tmp_path, caplog, text, count, words):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert len(log.read_metrics(tmp_path)) == count
+    assert words in caplog.text and bool(words) == bool(caplog.messages)
 
 
 def test_metrics_are_rewound_to_the_step_and_its_evaluation(tmp_path):

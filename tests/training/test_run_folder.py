@@ -28,7 +28,15 @@ def test_a_failed_start_leaves_a_folder_that_was_there_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "metrics.jsonl", "DONE", "checkpoints/latest/3/x", "search.jsonl"]
+    "name",
+    [
+        "config.json",
+        "metrics.jsonl",
+        "DONE",
+        "checkpoints/latest/3/x",
+        "search.jsonl",
+        "evaluation/test/scores.json",
+    ],
 )
 def test_a_folder_of_somebody_else_is_refused_before_anything(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +110,7 @@ def test_what_is_not_recorded_is_unknown(tmp_path, record):
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ("", "Expecting value"),
+        ("", "it is empty"),
         ("[]", r"the content is \[\], not an object"),
         ('{"pixels_mm": "ab"}', "pixels_mm is 'ab', not a list"),
         ('{"cases": {"val": [3]}}', "cases.val.0 is 3, not text"),
