@@ -1,8 +1,10 @@
 """MetaImage files in: .mha, and .mhd with a .raw or .zraw file beside it.
 
-No other module uses SimpleITK (the `dicom` extra). SimpleITK reads the headers, because it knows
-all spellings of a grid. This module reads the voxels slab by slab, as those of NIfTI files: ITK
-would hold a scan twice, and returns an image even if compressed voxels are damaged or missing.
+No other module uses SimpleITK (the `dicom` extra). SimpleITK makes the grid from the fields of the
+header, because it knows all spellings of a grid. It gets a header with checked fields alone,
+because it prints lines of its own about a field that it cannot read. This module reads the voxels
+slab by slab, as those of NIfTI files: ITK would hold a scan twice, and returns an image even if
+compressed voxels are damaged or missing.
 
 ITK's world is LPS+ (x grows to the patient's left, y to posterior), and ours is RAS+: x and y
 change sign. The fields of the header are those of MetaIO's documentation
@@ -14,6 +16,7 @@ import io
 import logging
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +28,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from spinejax import geometry
-from spinejax.errors import InputError
+from spinejax.errors import InputError, shown
 from spinejax.io import contents, voxels
 from spinejax.io.voxels import Layout, Source
 from spinejax.volume import DiskGrid
@@ -33,6 +36,7 @@ from spinejax.volume import DiskGrid
 logger = logging.getLogger("spinejax")
 
 _MAX_HEADER = 1 << 16
+_MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before UTF-8
 _TYPES = (
     "Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt64", "Float32", "Float64",
 )  # fmt: skip
@@ -45,6 +49,8 @@ _KNOWN = {
     "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "BinaryData",
     "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData", "CompressedDataSize", *_GRID,
 }  # fmt: skip
+# Headers of sheared grids (a tilted gantry) may give directions that are slightly longer than 1.
+_MOST_STRETCHED = 0.2
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -100,13 +106,10 @@ def shape_of(path: Path) -> tuple[int, ...]:
     Raises:
         InputError: the header cannot be read.
     """
-    fields = _read_header(path).fields
-    try:
-        return tuple(int(side) for side in fields["DimSize"].split())[:3]
-    except (KeyError, ValueError):
-        raise InputError(
-            f"{path}: the header's DimSize is no shape; copy or download it again"
-        ) from None
+    sides = _integers(_read_header(path).fields.get("DimSize", ""))
+    if len(sides) < 3:
+        raise InputError(f"{path}: the header's DimSize is no shape; copy or download it again")
+    return tuple(sides[:3])
 
 
 @contextmanager
@@ -160,7 +163,7 @@ def _read_header(path: Path) -> _Header:
     with voxels.opened_regular(path) as (file, _):
         block = file.read(_MAX_HEADER)
     fields: dict[str, str] = {}
-    length = 0
+    length = len(_MARK) if block.startswith(_MARK) else 0
     while "ElementDataFile" not in fields:
         line, newline, _ = block[length:].partition(b"\n")
         length += len(line) + 1
@@ -185,14 +188,25 @@ def _data_file(path: Path, name: str) -> Path:
         return path
     if not name or "%" in name or name.split()[0].upper() == "LIST":
         raise InputError(
-            f"{path}: its voxels are in several files ({name or 'none named'}); save it as one "
-            ".mha or .nii.gz file"
+            f"{path}: its voxels are in several files ({shown(name) if name else 'none named'}); "
+            "save it as one .mha or .nii.gz file"
         )
     data = path.parent / name
     # A header that names any other file of the machine is damaged, or not to be trusted.
     if Path(name).is_absolute() or ".." in Path(name).parts or not os.path.lexists(data):
         raise InputError(
-            f"{path}: its voxel file {name} is not beside it; copy both, under their own names"
+            f"{path}: its voxel file {shown(name)} is not beside it; copy both, under their own "
+            "names"
+        )
+    if data.is_dir():
+        raise InputError(
+            f"{path}: its voxel file {shown(name)} is a folder, not a regular file; export the "
+            "scan again"
+        )
+    if name.lower().endswith((".mha", ".mhd", ".nii", ".nii.gz")):
+        raise InputError(
+            f"{path}: its voxel file {shown(name)} is a scan with a header of its own; export the "
+            "scan again"
         )
     return data
 
@@ -203,14 +217,18 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
     _check_fields(path, header.fields)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with tempfile.TemporaryDirectory(prefix="spinejax-") as folder:
+            checked = Path(folder, "header.mha")
+            checked.write_text(_checked_header(header.fields), encoding="ascii")
+            reader.SetFileName(str(checked))
+            reader.ReadImageInformation()
     except RuntimeError as error:
         # The message has several lines; keep the reason, without addresses in memory.
         reason = re.sub(r"\w+\(0x\w+\): ", "", str(error).rpartition("ERROR: ")[2]).split("\n")[0]
         raise InputError(
-            f"{path}: ITK cannot read its header ({reason}); export the scan again"
+            f"{path}: ITK cannot read its header ({reason.replace(str(checked), 'the header')}); "
+            "export the scan again"
         ) from None
     dtypes = {getattr(sitk, f"sitk{name}"): np.dtype(name.lower()) for name in _TYPES}
     dtype = dtypes.get(reader.GetPixelID())
@@ -233,6 +251,13 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
             f"{path}: the header's grid is unusable (matrix zero or flat, or voxels not of 0.001 "
             "to 1000 mm); export the scan again"
         )
+    lengths = np.linalg.norm(direction, axis=0)
+    if not (np.abs(lengths - 1) <= _MOST_STRETCHED).all():
+        raise InputError(
+            f"{path}: the header's matrix has directions of length "
+            f"{', '.join(f'{length:.3g}' for length in lengths)}, not 1, so the voxel size is in "
+            "doubt; export the scan again"
+        )
     # A qform of NIfTI holds rotations only, so a sheared grid is written as sform alone.
     rigid = np.allclose(direction.T @ direction, np.eye(3), atol=1e-4)
     grid = DiskGrid(path, layout.shape, affine, 1, affine, int(rigid), "mm")
@@ -241,12 +266,14 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
 
 def _check_fields(path: Path, fields: dict[str, str]) -> None:
     """Check fields that make ITK fail, or that it silently completes if numbers are missing."""
-    try:
-        axes = int(fields["NDims"])
-        shape = [int(side) for side in fields["DimSize"].split()]
-    except (KeyError, ValueError):
-        axes, shape = 0, []
-    if axes < 1 or len(shape) != axes or min(shape) < 1 or "ElementType" not in fields:
+    if fields.get("ObjectType", "Image") != "Image":
+        raise InputError(
+            f"{path}: holds an object of type {shown(fields['ObjectType'])}, no image; give a CT"
+        )
+    axes = sum(_integers(fields.get("NDims", ""))[:1])
+    shape = _integers(fields.get("DimSize", ""))
+    named = re.fullmatch(r"MET_[A-Z_]+", fields.get("ElementType", ""))
+    if axes < 1 or len(shape) != axes or min(shape) < 1 or not named:
         raise InputError(
             f"{path}: the header's NDims, DimSize and ElementType make no image; copy or download "
             "it again"
@@ -259,11 +286,7 @@ def _check_fields(path: Path, fields: dict[str, str]) -> None:
     if fields.get("ElementNumberOfChannels", "1") != "1":
         raise InputError(f"{path}: its voxels have several channels, as in RGB; give a CT")
     for name, power in _GRID.items():
-        try:
-            numbers = [float(number) for number in fields.get(name, "0 " * axes**power).split()]
-        except ValueError:
-            numbers = []
-        if len(numbers) != axes**power or not np.isfinite(numbers).all():
+        if name in fields and len(_numbers(fields[name])) != axes**power:
             raise InputError(
                 f"{path}: the header's {name} is not {axes**power} numbers; export the scan again"
             )
@@ -271,8 +294,36 @@ def _check_fields(path: Path, fields: dict[str, str]) -> None:
     if not {"ElementSpacing", "ElementSize"} & set(fields):
         logger.warning("%s: the header gives no voxel size; assuming 1 mm, as ITK does", path)
     for name in ("HeaderSize", "CompressedDataSize"):
-        if not re.fullmatch(r"-?\d{1,18}", fields.get(name, "0")):
+        if not re.fullmatch(r"-1|\d{1,18}", fields.get(name, "0"), re.ASCII):
             raise InputError(f"{path}: the header's {name} is no number; export the scan again")
+
+
+def _integers(text: str) -> list[int]:
+    """Return the whole numbers in a field; none if it holds anything else, or one is too large."""
+    words = text.split()
+    plain = all(re.fullmatch(r"\d{1,9}", word, re.ASCII) for word in words)
+    return [int(word) for word in words] if plain else []
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the numbers in a field; none if it holds anything else, or a number is too large.
+
+    Python reads more than ITK does, such as "4_0", "nan" and digits of other scripts.
+    """
+    if not re.fullmatch(r"[-+.eE\d\s]*", text, re.ASCII):
+        return []
+    try:
+        numbers = [float(word) for word in text.split()]
+    except ValueError:
+        return []
+    return numbers if np.isfinite(numbers).all() else []
+
+
+def _checked_header(fields: dict[str, str]) -> str:
+    """Return a header of the checked fields that make the grid, in the order that ITK wants."""
+    names = ("NDims", "DimSize", *_GRID, "ElementType")
+    kept = [f"{name} = {' '.join(fields[name].split())}\n" for name in names if name in fields]
+    return "".join(("ObjectType = Image\n", *kept, "ElementDataFile = LOCAL\n"))
 
 
 def _offset(path: Path, header: _Header, size: int, layout: Layout) -> int:

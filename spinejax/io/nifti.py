@@ -171,7 +171,10 @@ def _read_source(path: Path, stream: BinaryIO, limit: int) -> Source:
     if slope == 0 or not math.isfinite(slope):
         slope, inter = 1.0, 0.0  # by the standard the data are then not scaled
     if not math.isfinite(inter):
-        inter = 0.0
+        raise InputError(
+            f"{path}: the header's intercept of intensities (scl_inter) is {inter:g}; export the "
+            "scan again"
+        )
     x, y, z = full_shape[:3]
     layout = Layout((x, y, z), _checked_dtype(path, header), slope, inter)
     first, offset = _HEADERS[len(block)][2], float(header["vox_offset"])
