@@ -365,7 +365,7 @@ def _pairs(
 ) -> tuple[dict[str, tuple["Path | Segmentation", Path]], dict[str, list[str]]]:
     """Return case id -> (prediction, reference), and the ids that lack either.
 
-    `failed` gets the folders that cannot be listed.
+    `failed` gets the folders that cannot be listed and the cases that have several files.
     """
     one = expanded(prediction) if isinstance(prediction, str | os.PathLike) else prediction
     if not isinstance(one, Path) and not hasattr(one, "mask"):  # a Segmentation would need jax
@@ -390,15 +390,18 @@ def _pairs(
     found, true = label_files(one, failed), label_files(reference, failed)
     names = {key: name for key, (name, _) in {**found, **true}.items()}
     both = [key for key in true if key in found]
+    if not both and failed:
+        raise InputError(next(iter(failed.values())))
     if not both:
         raise InputError(
             f"no case is in both folders: {one} has "
             f"{aggregate.some(name for name, _ in found.values())}, {reference} has "
             f"{aggregate.some(name for name, _ in true.values())}; name the files alike"
         )
+    several = {case.lower() for case in failed}  # files, of which none was taken
     missing = {
-        "prediction": [names[key] for key in true if key not in found],
-        "reference": [names[key] for key in found if key not in true],
+        "prediction": [names[key] for key in true if key not in found and key not in several],
+        "reference": [names[key] for key in found if key not in true and key not in several],
     }
     for kind, ids in missing.items():
         if ids:

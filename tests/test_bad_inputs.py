@@ -135,7 +135,7 @@ READS = {
 
 def about(ran: Ran, case: str) -> list[str]:
     """Return the lines of errors and warnings that name the files of a case."""
-    begins = re.compile(rf"ERROR: {case}: |  {case}: |WARNING: (\S*/)?{case}(_ctd)?[.:]")
+    begins = re.compile(rf"ERROR: {case}: |  {case}[.:]|WARNING: (\S*/)?{case}(_ctd)?[.:]")
     return [line for line in ran.lines if begins.match(line)]
 
 
@@ -325,6 +325,8 @@ def test_any_name_of_a_file_goes_through_all_commands(tmp_path, monkeypatch, cap
         for text in (printed.out, printed.err):
             text.encode()  # no byte that is not UTF-8
             assert "\x1b" not in text and "\nlines" not in text
+        if command[0] == "doctor":
+            assert not [line for line in printed.out.splitlines() if line.startswith("lines")]
     assert len(list(out.glob("*_seg.nii.gz"))) == len(NAMES)
     cases = set(json.loads((tmp_path / "s.json").read_text())["cases"])
     assert {"%FF%FE", "two%0Alines", "<script>alert(1)<"} < cases

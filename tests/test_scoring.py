@@ -214,7 +214,7 @@ def bad_inputs(root: Path) -> dict[str, tuple[Path, Path, str]]:
         "absent": (root / "nothing", one, "no such file"),
         "mixed": (root / "r", one, "two label files or two folders"),
         "no match": (root / "other", root / "r", "no case is in both"),
-        "duplicate": (root / "twice", root / "r", "both of case 'x'"),
+        "duplicate": (root / "twice", root / "r", "have one name"),
         "empty folder": (root / "empty", root / "r", "no label file"),
         "moved": (save(root / "m.nii", vertebrae(), moved), one, "not on one grid"),
         "zoomed": (save(root / "z.nii", vertebrae(), zoomed), one, "not on one grid"),

@@ -111,19 +111,21 @@ def run(values: FlagValues) -> int:
 
 
 def _scans(sources: list[Path], unlisted: dict[str, str]) -> dict[str, Path]:
-    """Return the CTs of files and folders by case id; `unlisted` gets folders without access."""
+    """Return the CTs of files and folders by case id; `unlisted` gets what is left out."""
     from spinejax.datasets import plain_folders
 
-    scans: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for source in sources:
         for name, path in plain_folders.scan_files(source, unlisted).items():
-            if name in scans:
-                raise InputError(
-                    f"{scans[name]} and {path} are both called {name!r} and would overwrite each "
-                    "other's results; predict them into two folders"
-                )
-            scans[name] = path
-    return scans
+            found.setdefault(name, []).append(path)
+    for name, paths in found.items():
+        if len(paths) > 1:
+            problem = InputError(
+                f"{name}: {paths[0]} and {paths[1]} would overwrite each other's results; predict "
+                "them into two folders"
+            )
+            failures.note(name, problem, unlisted, alone=len(found) == 1)
+    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
 
 def _peak_gb() -> float:

@@ -135,7 +135,7 @@ def doctor(
             cases, pool.map(lambda case: _examine(case, root), cases), strict=True
         ):
             findings.append(finding)
-            problems += [f"{case.id}: {text}" for text in (*case.problems, *finding.problems)]
+            problems += [_line(case.id, text) for text in (*case.problems, *finding.problems)]
             bar.advance()
     problems += _copies(cases, findings)
     lines = _summary(root, cases)
@@ -143,6 +143,12 @@ def doctor(
     lines += _table(cases, findings)
     lines += _histogram(cases, findings)
     return DoctorReport(lines, problems)
+
+
+def _line(case: str, text: str) -> str:
+    """Return a problem on one line that names its case once; file names may hold line ends."""
+    text = " ".join(text.split())
+    return text if text.startswith(f"{case}.") else f"{case}: {text}"
 
 
 def _copies(cases: Sequence[Case], findings: Sequence[_Finding]) -> Iterable[str]:

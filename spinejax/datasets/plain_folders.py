@@ -2,11 +2,11 @@
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from spinejax import labels
+from spinejax import failures, labels
 from spinejax.datasets import verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
@@ -104,17 +104,18 @@ def scan_files(source: Path, failed: dict[str, str] | None = None) -> dict[str, 
 
     Args:
         source: a file or a folder.
-        failed: gets the folders that cannot be listed, see `scanfile.walk`.
+        failed: gets the folders that cannot be listed, see `scanfile.walk`, and the cases of which
+            there are several CTs; None refuses such a folder.
 
     Raises:
-        InputError: `source` does not exist, holds no CT, or two CTs have the same id.
+        InputError: `source` does not exist, or holds no CT that can be used.
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check --input")
     outer = _nnunet_folder(source if source.is_dir() else source.parent)
     if not source.is_dir():
         return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
-    scans: dict[str, Path] = {}
+    scans: dict[str, list[FileName]] = {}
     for path in sorted(
         folder / name
         for folder, _, names in scanfile.walk(source, failed)
@@ -124,21 +125,16 @@ def scan_files(source: Path, failed: dict[str, str] | None = None) -> dict[str, 
         name = file_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
         if name.role != "image":
             continue
-        case = name.id or scanfile.case_id(path)
-        if case in scans:
-            raise InputError(
-                f"{source}: several scans are called {case!r} and would overwrite each other's "
-                "results; predict their folders one by one"
-            )
-        scans[case] = path
-    if not scans and failed:
+        scans.setdefault(name.id or scanfile.case_id(path), []).append(name)
+    found = {case: one.path for case, one in _one_each(scans, failed).items()}
+    if not found and failed:
         raise InputError(next(iter(failed.values())))
-    if not scans:
+    if not found:
         raise InputError(
             f"{source}: no CT ({scanfile.ENDINGS}) in it; check --input, and convert DICOM to "
             "NIfTI first, e.g. with dcm2niix"
         )
-    return scans
+    return found
 
 
 def _nnunet_folder(folder: Path) -> tuple[str, ...]:
@@ -183,19 +179,18 @@ def label_files(folder: Path, failed: dict[str, str] | None = None) -> dict[str,
 
     Args:
         folder: the folder.
-        failed: gets the folders that cannot be listed, see `scanfile.walk`.
+        failed: gets the folders that cannot be listed, see `scanfile.walk`, and the cases of which
+            there are several files; None refuses such a folder.
 
     Raises:
-        InputError: there is none, or there are two for one case.
+        InputError: there is none.
     """
     paths = [path for path in _files(folder, failed) if scanfile.is_scan(path)]
     # If no name says "mask", all files count as label files.
     chosen = _of_role(folder, paths, ("labels", "image"))
     if not chosen:
         raise InputError(f"{folder}: holds no label file ({scanfile.ENDINGS}); check the path")
-    return {
-        case: (name.id, name.path) for case, name in _by_case(folder, chosen, "label file").items()
-    }
+    return {case: (name.id, name.path) for case, name in _by_case(chosen, failed).items()}
 
 
 def centroid_files(path: Path, cases: Collection[str]) -> dict[str, Path]:
@@ -226,7 +221,7 @@ def centroid_files(path: Path, cases: Collection[str]) -> dict[str, Path]:
     chosen = _of_role(path, paths, ("centroids", "other"))
     if not chosen:
         raise InputError(f"{path}: holds no centroid file (.json); check --reference_centroids")
-    exact = _by_case(path, chosen, "centroid file")
+    exact = _by_case(chosen)
     loose: dict[tuple[str, ...], list[Path]] = {}
     for name in exact.values():
         loose.setdefault(name.loose, []).append(name.path)
@@ -309,13 +304,34 @@ def _of_role(folder: Path, paths: Iterable[Path], roles: tuple[str, str]) -> lis
     return first or second
 
 
-def _by_case(folder: Path, names: Iterable[FileName], what: str) -> dict[str, FileName]:
-    files: dict[str, FileName] = {}
+def _by_case(
+    names: Iterable[FileName], failed: dict[str, str] | None = None
+) -> dict[str, FileName]:
+    """Return the file of each case, by lower-case id; see `_one_each`."""
+    files: dict[str, list[FileName]] = {}
     for name in names:
-        other = files.setdefault(name.id.lower(), name)
-        if other is not name:
-            raise InputError(
-                f"{folder}: {other.path.relative_to(folder)} and {name.path.relative_to(folder)} "
-                f"are both of case {name.id!r}; keep one {what} per case"
-            )
-    return files
+        files.setdefault(name.id.lower(), []).append(name)
+    return _one_each(files, failed)
+
+
+def _one_each(
+    cases: Mapping[str, Sequence[FileName]], failed: dict[str, str] | None
+) -> dict[str, FileName]:
+    """Return the file of each case; `failed` gets the cases that have several.
+
+    Raises:
+        InputError: a case has several, and `failed` is None or there is no other case.
+    """
+    alone = failed is None or len(cases) == 1
+    found = {}
+    for case, (first, *others) in cases.items():
+        if not others:
+            found[case] = first
+            continue
+        more = "" if len(others) == 1 else f" and {len(others) - 1} more"
+        problem = InputError(
+            f"{first.id}: {first.path} and {others[0].path}{more} have one name; rename all but "
+            "one, or move them away"
+        )
+        failures.note(first.id, problem, {} if failed is None else failed, alone=alone)
+    return found

@@ -33,7 +33,7 @@ def test_the_scans_of_a_folder_are_its_cts(tmp_path):
     [
         ((), "no CT"),
         (("a_seg.nii.gz",), "no CT"),
-        (("1/a.nii.gz", "2/a.nii.gz"), "several scans are called 'a'"),
+        (("1/a.nii.gz", "2/a.nii.gz"), "a: .*1/a.nii.gz and .*2/a.nii.gz have one name"),
     ],
 )
 def test_folders_without_scans_or_with_equal_names_are_refused(tmp_path, names, message):
@@ -41,6 +41,17 @@ def test_folders_without_scans_or_with_equal_names_are_refused(tmp_path, names, 
         plain_folders.scan_files(touch(tmp_path, *names))
     with pytest.raises(InputError, match="no such file or folder"):
         plain_folders.scan_files(tmp_path / "none")
+
+
+def test_a_case_with_several_files_is_left_out_alone(tmp_path):
+    touch(tmp_path, "a.nii", "a.nii.gz", "1/a.mha", "b.nii.gz", "c.nii.gz", "1/c.nii")
+    for find in (plain_folders.scan_files, plain_folders.label_files):
+        failed: dict[str, str] = {}
+        assert list(find(tmp_path, failed)) == ["b"]
+        assert failed.keys() == {"a", "c"}
+        assert "and 1 more have one name; rename all but one" in failed["a"]
+        with pytest.raises(InputError, match="have one name"):
+            find(tmp_path)
 
 
 def test_references_are_found_by_case_and_missing_ones_are_told(tmp_path, caplog):
@@ -62,7 +73,7 @@ def test_label_files_are_those_that_say_mask_or_else_all(tmp_path):
     touch(tmp_path / "plain", "B.nii.gz", "c.nii.gz")
     assert list(plain_folders.label_files(tmp_path / "plain")) == ["b", "c"]
     touch(tmp_path / "twice", "a_seg.nii.gz", "a_mask.nii.gz")
-    with pytest.raises(InputError, match="keep one label file per case"):
+    with pytest.raises(InputError, match="have one name; rename"):
         plain_folders.label_files(tmp_path / "twice")
 
 

@@ -529,7 +529,7 @@ def bad_centroids(root):
         ("missing", "no centroid file for case b"),
         ("wrong frame", "of 3 centroids are at their vertebrae"),
         ("shifted", "of 3 centroids are at their vertebrae"),
-        ("twice", "both of case 'a'"),
+        ("twice", "have one name"),
         ("no json", "is not JSON"),
         ("no point", "holds no centroid"),
         ("empty", "holds no centroid file"),
