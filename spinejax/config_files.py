@@ -63,6 +63,8 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigD
     Raises:
         InputError: there is no such config or field, its file fails, or a value has the wrong type.
     """
+    if not isinstance(name, str):
+        raise InputError(f"{shown(name)} is no name of a config; give text such as 'unet'")
     file = find(name)
     module = _load(file)
     arguments = name.partition(":")[2] or None

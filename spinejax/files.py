@@ -22,7 +22,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from spinejax.errors import InputError, MachineError
+from spinejax.errors import InputError, MachineError, shown
 
 StrPath = str | os.PathLike[str]
 """A path as users give it."""
@@ -37,8 +37,10 @@ def expanded(path: StrPath) -> Path:
     """Return a path that a user gave, with `~` for the home folder.
 
     Raises:
-        InputError: there is no such home folder.
+        InputError: it is no path, or there is no such home folder.
     """
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fsdecode(path):
+        raise InputError(f"{shown(path)} is no path; give the name of a file or folder")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

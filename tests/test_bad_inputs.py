@@ -286,6 +286,36 @@ def test_folders_that_cannot_be_listed_are_named_and_the_others_done(tmp_path, m
     assert set(json.loads(scores.read_text())["cases"]) == {"open_a", "open_b"}
 
 
+def test_a_case_with_several_files_is_named_and_the_others_done(tmp_path, monkeypatch, capsys):
+    data, out = tmp_path / "d", tmp_path / "out"
+    for seed, name in enumerate(("a.nii", "a.nii.gz", "b.nii.gz", "c.nii.gz")):
+        bad_inputs.saved(bad_inputs.ct(seed))(data / name)
+        bad_inputs.saved(bad_inputs.mask())(tmp_path / "true" / name)
+    monkeypatch.setattr(spinejax, "load", lambda *_, **__: stub(), raising=False)
+    assert main(["predict", str(data), f"--output={out}", "--workdir=stub"]) == 1
+    said = "a: .*a.nii and .*a.nii.gz have one name; rename all but one"
+    printed = capsys.readouterr().err
+    assert re.search(f"1 of 3 scans.* failed: {said}", printed)
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["b_seg.nii.gz", "c_seg.nii.gz"]
+    scores = tmp_path / "s.json"
+    command = ["score", f"--prediction={out}", f"--reference={tmp_path / 'true'}", f"-o={scores}"]
+    assert main(command) == 1
+    assert re.search(said, capsys.readouterr().err)
+    written = json.loads(scores.read_text())
+    assert set(written["cases"]) == {"b", "c"} and set(written["failed"]) == {"a"}
+    assert written["missing"] == {"prediction": [], "reference": []}
+    # Two folders in which the scans have the same names.
+    (tmp_path / "e").mkdir()
+    (data / "b.nii.gz").rename(data / "a2.nii.gz")
+    bad_inputs.saved(bad_inputs.ct(9))(tmp_path / "e" / "c.nii.gz")
+    command = ["predict", str(data), f"-i={tmp_path / 'e'}", f"-o={tmp_path / 'o2'}"]
+    assert main([*command, "--workdir=stub"]) == 1
+    assert "e/c.nii.gz would overwrite each other's results; predict them into two" in (
+        capsys.readouterr().err
+    )
+    assert [path.name for path in (tmp_path / "o2").glob("*.nii.gz")] == ["a2_seg.nii.gz"]
+
+
 NAMES = [
     os.fsdecode(b"\xff\xfe"),
     "two\nlines",

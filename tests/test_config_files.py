@@ -52,6 +52,12 @@ def test_what_is_not_there_is_named_with_the_closest(name, tmp_path, monkeypatch
     assert "common" not in str(caught.value)
 
 
+def test_a_name_is_text():
+    for name in (None, 3, ["unet"]):
+        with pytest.raises(InputError, match="is no name of a config"):
+            get_config(name)
+
+
 def test_a_whole_path_is_not_sought_in_the_current_folder():
     with pytest.raises(InputError, match="--config=/nowhere/a.py: there is no such file; give"):
         find("/nowhere/a.py")

@@ -230,6 +230,12 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     assert expanded("~nobody-of-this-name") == Path("~nobody-of-this-name")
 
 
+@pytest.mark.parametrize("path", [None, 3, b"x", ["x"], "a\0b", {}])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(InputError, match="is no path; give the name of a file or folder"):
+        expanded(path)
+
+
 def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "file").write_bytes(b"\xef\xbb\xbftext")
     (tmp_path / "link").symlink_to("file")

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from spinejax import schema, tasks
 from spinejax.config_files import get_config
+from spinejax.errors import InputError, shown
 from spinejax.files import StrPath, expanded
 from spinejax.progress import Progress, silent
 from spinejax.training import loop, run_folder
@@ -57,6 +58,10 @@ def train(
     """
     if isinstance(config, str):
         config = get_config(config)
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"{shown(config)} is no config; give a ConfigDict, or the name of one such as 'unet'"
+        )
     runs = stages(config, workdir)
     for _, folder in runs:  # before the first run trains for hours
         run_folder.check_owner(folder)

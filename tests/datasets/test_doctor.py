@@ -215,6 +215,15 @@ def test_scans_that_are_no_ct_in_hu_are_named(tmp_path):
     assert second.startswith("b: images/b.nii.gz: holds only the numbers 0, 20")
 
 
+def test_a_problem_is_one_line_that_names_its_case_once(tmp_path):
+    for name, array in {"a": tissue(SHAPE) + 1024, "b\nc": tissue(SHAPE)}.items():
+        nifti.write_volume(tmp_path / f"{name}.nii.gz", Volume(array, LPS))
+    without, shifted, newline = doctor(tmp_path).problems
+    assert without == "a: no mask for a.nii.gz"
+    assert shifted.startswith("a.nii.gz: looks like HU + 1024")
+    assert newline == "b%0Ac: no mask for b c.nii.gz"
+
+
 def test_scans_under_several_names_are_named(tmp_path):
     for name, seed in {"a": 1, "b": 2, "c": 1}.items():
         nifti.write_volume(tmp_path / f"images/{name}.nii.gz", Volume(tissue(SHAPE, seed), LPS))
