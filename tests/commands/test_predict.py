@@ -64,7 +64,11 @@ def test_several_scans_and_a_name_that_two_of_them_have(dataset, run, tmp_path, 
     assert main(["predict", *scans, *where]) == 0
     names = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
     assert names == {"sub-verse500_seg.nii.gz", "sub-verse501_seg.nii.gz"}
-    fails(capsys, ["predict", scans[0], str(ct_of(dataset).parent), *where], "both called")
+    fails(
+        capsys,
+        ["predict", scans[0], str(ct_of(dataset).parent), *where],
+        "would overwrite each other",
+    )
 
 
 def test_a_folder_is_predicted_and_its_bad_file_named(dataset, run, tmp_path, capsys):
