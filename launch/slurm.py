@@ -97,7 +97,7 @@ def executor(workdir: Path, at_once: int, options: Mapping[str, Any]) -> Any:
             "--executor=slurm: no sbatch on this machine; start the sweep on a login node of the "
             "cluster, or use --executor=local"
         )
-    _check_words(workdir, options)
+    check(workdir, options)
     made = submitit.AutoExecutor(
         folder=workdir / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=_RESTARTS
     )
@@ -127,9 +127,9 @@ def minutes(text: str) -> int:
     Raises:
         InputError: `text` is neither.
     """
-    if text.isdecimal():
+    if re.fullmatch(r"[0-9]{1,8}", text):
         return int(text)
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    found = re.fullmatch(r"(?:([0-9]{1,4})-)?([0-9]{1,6}):([0-5][0-9]):([0-5][0-9])", text)
     if found is None:
         raise InputError(
             f"--slurm.time={text}: give [D-]HH:MM:SS, such as 12:00:00, or a number of minutes"
@@ -146,8 +146,16 @@ def _more(text: str) -> dict[str, str]:
     return pairs
 
 
-def _check_words(workdir: Path, options: Mapping[str, Any]) -> None:
-    """Refuse what would not stay within its line of the script for sbatch, such as a newline."""
+def check(workdir: Path, options: Mapping[str, Any]) -> None:
+    """Refuse what Slurm cannot use, also what would leave its line of the script for sbatch.
+
+    Args:
+        workdir: folder of the sweep.
+        options: values of the flags `--slurm.*`, without the prefix.
+
+    Raises:
+        InputError: names the flag.
+    """
     for name, value in options.items():
         if isinstance(value, str) and not value.isprintable():
             raise InputError(
@@ -158,6 +166,13 @@ def _check_words(workdir: Path, options: Mapping[str, Any]) -> None:
         raise InputError(
             f"--workdir={shown(folder)}: Slurm cannot use a folder with % or with characters that "
             "cannot be printed; give another"
+        )
+    minutes(options["time"])
+    _more(options["more"])
+    if not re.fullmatch(r"([0-9]{1,12}([KMGTkmgt][Bb]?)?)?", options["memory"]):
+        raise InputError(
+            f"--slurm.memory={shown(options['memory'])}: give a number of MB, or one with its "
+            "unit, such as 32GB"
         )
 
 

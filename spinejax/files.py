@@ -222,6 +222,8 @@ def check_output(
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         _check_folder(path)
+        if kind is not None:
+            _listed(path.parent)  # a new line will be added to it
         return
     except OSError as error:
         raise InputError(
@@ -322,11 +324,16 @@ def _listed(folder: Path) -> list[dict[str, str]]:
     """Return the lines of a folder's list; a line that a full disk cut off is left out.
 
     Raises:
-        InputError: the file of that name is no such list.
+        MachineError: the file of that name is no such list, so nothing can be written there.
     """
     path = folder / LIST
     try:
-        _require_regular(path, path.lstat(), "remove it")
+        _require_regular(path, path.lstat(), "move it away")
+    except InputError as error:
+        raise MachineError(str(error)) from error
+    except OSError:
+        return []
+    try:
         with open_regular(path) as file:
             lines = file.read().split(b"\n")
     except OSError:
@@ -338,7 +345,7 @@ def _listed(folder: Path) -> list[dict[str, str]]:
             if isinstance(record, dict) and {"name", "kind"} <= record.keys():
                 found.append(record)
     if any(lines) and not found:
-        raise InputError(f"{path}: is no list of spinejax's files; move it away")
+        raise MachineError(f"{path}: is no list of spinejax's files; move it away")
     return found
 
 

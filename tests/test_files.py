@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spinejax.errors import InputError
+from spinejax.errors import InputError, MachineError
 from spinejax.files import (
     LIST,
     atomic_path,
@@ -164,6 +164,21 @@ def test_a_list_that_was_cut_off_or_is_somebody_elses(tmp_path):
     with pytest.raises(InputError):
         write_text(other / "scores.json", "ours", "scores")
     assert target.read_text() == "second"
+
+
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "link", "binary"])
+def test_a_list_that_cannot_be_used_is_refused_before_work(tmp_path, kind):
+    place = tmp_path / LIST
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(place)
+    elif kind == "link":
+        place.symlink_to("nowhere")
+    else:
+        place.write_bytes(b"\xff\x00\x01")
+    with pytest.raises(MachineError, match="move it away"):  # it holds for all files of the folder
+        check_output(tmp_path / "new.json", "scores")
 
 
 def test_a_folder_is_claimed_unless_it_holds_somebody_elses_files(tmp_path):

@@ -15,6 +15,10 @@ from spinejax.errors import InputError
 HELP = "train and score many variants of a config, here or on Slurm"
 
 
+_SLURM = "slurm."  # begins the names of the flags for Slurm
+_MOST = 1000  # seeds or folds
+
+
 def define_flags(values: FlagValues) -> None:
     """Define the flags."""
     parsing.config_flag(values)
@@ -25,12 +29,20 @@ def define_flags(values: FlagValues) -> None:
     flag("watch", False, "With --status: print again until all units have ended.", values)
     flag("dry_run", False, "Check and print every unit's command line, and stop.", values)
     word("units", "", "Only units whose names fit this pattern, such as *verse19*.", values)
-    count("seeds", 0, "Run each unit with seeds 0 to N - 1.", lower_bound=0, flag_values=values)
+    count(
+        "seeds",
+        0,
+        "Run each unit with seeds 0 to N - 1.",
+        lower_bound=0,
+        upper_bound=_MOST,
+        flag_values=values,
+    )
     count(
         "folds",
         0,
         "Run each unit on N folds of a cross-validation.",
         lower_bound=0,
+        upper_bound=_MOST,
         flag_values=values,
     )
     flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Where units run.", values)
@@ -42,7 +54,11 @@ def define_flags(values: FlagValues) -> None:
         flag_values=values,
     )
     count(
-        "gpus", -1, "GPUs of a unit on this machine; -1: one if there is any.", flag_values=values
+        "gpus",
+        -1,
+        "GPUs of a unit on this machine; -1: one if there is any.",
+        lower_bound=-1,
+        flag_values=values,
     )
     word("slurm.partition", "", "Partition; without it the cluster's default.", values)
     word("slurm.account", "", "Account; without it the cluster's default.", values)
@@ -74,6 +90,13 @@ def run(values: FlagValues) -> int:
         folds=values.folds,
     )
     units = plan.chosen(found, values.units)
+    options = {
+        name.removeprefix(_SLURM): values[name].value for name in values if name.startswith(_SLURM)
+    }
+    if values.executor == "slurm":
+        from spinejax.launch import slurm
+
+        slurm.check(workdir, options)
     if values.dry_run:
         for unit in units:
             print(f"{unit.name}: {plan.shown(unit, workdir)}")
@@ -81,14 +104,6 @@ def run(values: FlagValues) -> int:
         return 0
     # What can be refused without the folder is refused before it is made.
     if values.executor == "slurm":
-        from spinejax.launch import slurm
-
-        prefix = "slurm."
-        options = {
-            name.removeprefix(prefix): values[name].value
-            for name in values
-            if name.startswith(prefix)
-        }
         executor = slurm.executor(workdir, values.at_once, options)
         return sweep.launch(
             found, units, workdir, lambda units, folder: slurm.submit(executor, units, folder)

@@ -205,7 +205,7 @@ def train(
     variables = checkpoint.pretrained(config, task, workdir)
     with run_folder.alone(workdir):
         if begun(workdir):
-            run_folder.check_same(run_folder.read_config(workdir), config, workdir)
+            run_folder.check_same(run_folder.checked_config(workdir), config, workdir)
         done = run_folder.finished_step(workdir)
         if done is not None:
             run_folder.write_config(workdir, config)  # the scans may have moved

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from spinejax import numerics, records, schema, tasks
 from spinejax.datasets.verse import Case
-from spinejax.errors import InputError, MachineError
+from spinejax.errors import InputError, MachineError, shown
 from spinejax.files import check_claim, check_output, claim, is_ours, made, write_json
 from spinejax.sweep_state import LOCK, RESTORE, read_run, take_lock
 from spinejax.training import parallel
@@ -88,12 +88,16 @@ _NAMES = (
 
 def _is_known(workdir: Path) -> bool:
     """Return whether a run or a search wrote into an unmarked folder."""
-    versions = records.read_or_empty(workdir / "run.json").get("versions")
-    of_run = isinstance(versions, dict) and "spinejax" in versions
     return (
-        of_run
+        _is_record(records.read_or_empty(workdir / "run.json"))
         or {"sweep", "trials", "config"} <= records.read_or_empty(workdir / "search.json").keys()
     )
+
+
+def _is_record(found: Mapping[str, Any]) -> bool:
+    """Return whether the content of a run.json is that of a run."""
+    versions = found.get("versions")
+    return isinstance(versions, dict) and "spinejax" in versions
 
 
 def check_owner(workdir: Path) -> None:
@@ -164,7 +168,7 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
             raise not_writable(workdir, error) from error
 
 
-MOST_DIFFERENCES = 12
+MOST_DIFFERENCES = 4
 """The largest number of differing fields that an error names."""
 
 
@@ -197,7 +201,7 @@ def checked_config(workdir: Path) -> ConfigDict:
     try:
         tasks.check(config)
     except InputError as error:
-        raise InputError(f"{workdir / 'config.json'}: {error}") from error
+        raise InputError(f"{workdir / 'config.json'} is damaged ({error}); {RESTORE}") from error
     return config
 
 
@@ -236,7 +240,7 @@ def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     before, after = schema.flatten(schema.plain(old)), schema.flatten(schema.plain(new))
     missing = "(absent)"
     differing = [
-        f"{key} (there {before.get(key, missing)!r}, now {after.get(key, missing)!r})"
+        f"{key} (there {shown(before.get(key, missing))}, now {shown(after.get(key, missing))})"
         for key in sorted(before | after)
         if before.get(key, missing) != after.get(key, missing) and not schema.is_free(key)
     ]
@@ -244,10 +248,10 @@ def check_same(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
         # Fields that name the run come before its details.
         first = ("name ", "task ", "model.name ")
         differing.sort(key=lambda text: not text.startswith(first))
-        shown = ", ".join(differing[:MOST_DIFFERENCES])
+        named = ", ".join(differing[:MOST_DIFFERENCES])
         more = len(differing) - MOST_DIFFERENCES
         raise InputError(
-            f"{workdir} holds a run of another config: {shown}{f' and {more} more' * (more > 0)}; "
+            f"{workdir} holds a run of another config: {named}{f' and {more} more' * (more > 0)}; "
             "give this one another --workdir, or the old values to resume"
         )
 
@@ -341,6 +345,14 @@ class RunRecord:
             pixels_mm: finest and coarsest pixel spacing of the training scans.
         """
         self._path = workdir / "run.json"
+        there = records.read_or_empty(self._path)
+        # A record that was edited is still the run's. Notes in it are kept.
+        self._overwrite = True if _is_record(there) else None
+        notes = {
+            name: value
+            for name, value in there.items()
+            if self._overwrite and records.fits(value, (str, float, bool, None))
+        }
         earlier = read_run(workdir) if resumes else {}
         self._began = time.monotonic()
         self._seconds = float(earlier.get("seconds", 0.0))
@@ -354,6 +366,7 @@ class RunRecord:
         begun_with = earlier.get("begun_with", computing)
         _say_changes(workdir, begun_with, computing)
         self._record: dict[str, Any] = {
+            **notes,
             "started": earlier.get("started", _now()),
             "finished": None,
             "seconds": self._seconds,
@@ -381,4 +394,4 @@ class RunRecord:
 
     def _write(self) -> None:
         if parallel.process_index() == 0:
-            write_json(self._path, self._record, "run")
+            write_json(self._path, self._record, "run", overwrite=self._overwrite)

@@ -270,6 +270,10 @@ def test_times_are_those_of_sbatch():
         ("memory", "1\x00GB"),
         ("more", "qos=a\nb"),
         ("more", "wrap me=1"),
+        ("more", "=x"),
+        ("memory", "lots"),
+        ("time", "25:61:61"),
+        ("time", "1" * 5000),
     ],
 )
 def test_what_would_leave_its_line_of_the_script_is_refused(tmp_path, monkeypatch, name, value):
@@ -284,6 +288,25 @@ def test_what_would_leave_its_line_of_the_script_is_refused(tmp_path, monkeypatc
             slurm.executor(tmp_path / folder, 0, options)
     made = slurm.executor(tmp_path / "a b'c", 0, options)
     assert made._executor.parameters["job_name"] == "a_b_c"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--slurm.partition=a\nb", "--slurm.partition="),
+        ("--slurm.memory=lots", "--slurm.memory='lots': give a number of MB"),
+        ("--slurm.time=25:61:61", "--slurm.time=25:61:61: give"),
+        ("--slurm.more==x", "--slurm.more='=x': give NAME=VALUE"),
+        ("--gpus=-2", "--gpus=-2"),
+        ("--seeds=1000000000", "--seeds=1000000000"),
+        ("--folds=1000000000", "--folds=1000000000"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_start_refuses(tmp_path, capsys, word, said):
+    words = [*command(tmp_path, tmp_path / "w")[3:], "--executor=slurm", "--dry_run", word]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and len(error) < 400
 
 
 def test_the_folder_of_pickles_is_private(tmp_path):

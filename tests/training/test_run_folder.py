@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from spinejax.errors import InputError
 from spinejax.training import loop, pipeline, run_folder
@@ -121,6 +122,38 @@ def test_a_damaged_record_is_refused_with_its_field(tmp_path, record, words):
     (tmp_path / "run.json").write_text(record)
     with pytest.raises(InputError, match=rf"run.json is damaged \({words}.*restore it from a copy"):
         run_folder.recorded_cases(tmp_path)
+
+
+def test_an_edited_record_blocks_no_start_and_notes_in_it_are_kept(tmp_path):
+    options = dict(resumes=True, devices=1, steps=2, parameters=3, pixels_mm=(1.0, 1.0))
+    cases = {name: [] for name in run_folder.SPLITS}
+    run_folder.RunRecord(tmp_path, cases, **options)
+    file = tmp_path / "run.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "note": "second scanner", "odd": float("nan")}))
+    run_folder.RunRecord(tmp_path, cases, **options).update(finished=True)
+    found = json.loads(file.read_text())
+    assert (found["starts"], found["note"]) == (2, "second scanner") and "odd" not in found
+    file.write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="run.json: spinejax did not write this file"):
+        run_folder.RunRecord(tmp_path, cases, **options)
+    assert file.read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("text", ["{}", '{"task": 3}', '{"task": "slice_segmentation"}'])
+def test_a_config_that_is_none_is_damaged(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config.json is damaged \(.*restore it") as info:
+        run_folder.checked_config(tmp_path)
+    assert len(str(info.value)) < 400
+
+
+def test_another_config_is_told_in_a_line_of_few_fields(tmp_path):
+    new = tiny_config(tmp_path)
+    old = ConfigDict({**new.to_dict(), "model": {"name": "x" * 5000}, "optim": {}, "loss": {}})
+    with pytest.raises(InputError, match="holds a run of another config: .* more; give") as info:
+        run_folder.check_same(old, new, tmp_path)
+    assert len(str(info.value)) < 800
 
 
 def test_what_is_recorded_is_read(tmp_path):
