@@ -229,7 +229,7 @@ def check_output(
         raise InputError(
             f"{path}: cannot be written: {str(error.strerror).lower()}; choose another output"
         ) from error
-    _require_regular(path, status, "choose another output")
+    _require_regular(path, status, "move it away or choose another output")
     for other in inputs:
         with suppress(OSError):
             if os.path.samestat(status, os.stat(other)):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+import spinejax
 from spinejax.errors import InputError
 from spinejax.metrics import classification
 from spinejax.training import checkpoint, log, loop, run_cases, run_folder, signals
@@ -231,6 +232,13 @@ def test_bad_values_are_one_line_that_names_the_key(scans, tmp_path, name):
     with pytest.raises(InputError) as info:
         loop.train(tiny_config(scans, **steps, **changes), tmp_path)
     assert expected in str(info.value) and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("config", [None, 3, {"task": "slice_segmentation"}, Path("unet")])
+def test_what_is_no_config_is_refused(tmp_path, config):
+    with pytest.raises(InputError, match="is no config; give a ConfigDict, or the name"):
+        spinejax.train(config, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_wrong_type_is_named(scans, tmp_path):
