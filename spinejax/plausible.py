@@ -34,10 +34,13 @@ LEAST_FOUND_ML = 1.0
 
 _SIDE = 60  # voxels of the sample along each axis
 _LEAST_SAMPLE = 4096  # voxels; the values of a smaller scan are not doubted
+_LARGE_SAMPLE = 20_000
 _DOUBTFUL_RATIO = 40.0
 _MOST_FIELD_MM = 1000.0  # the widest field of view of a scanner is 800 mm
 _LEAST_BODY_MM = 60.0  # the chest of a newborn is about 90 mm wide
 _NARROW_HU = 20.0
+_LEAST_SPAN_HU = 100.0  # more than the noise within one organ
+_MOST_VALUE = 100_000.0  # offsets and unsigned numbers of 16 bits stay below
 _AIR_HU, _BODY_HU = -900.0, -500.0  # below: air; above: no lung
 _GIVE_HU = "give the CT in HU, as the scanner exported it"
 
@@ -64,12 +67,11 @@ def check(volume: Volume, name: str) -> list[str]:
     return [doubt for doubt in doubts if doubt is not None]
 
 
-def why_nothing(volume: Volume) -> str:
-    """Return the likeliest reason why no spine was found in a scan, on one line."""
+def why_nothing(volume: Volume) -> str | None:
+    """Return likely reasons why no spine was found, on one line; None if `check` has doubts."""
     sample = _sample(volume.array)
-    doubt = _doubtful_values(sample) or _doubtful_grid(volume, sample)
-    if doubt is not None:
-        return doubt
+    if _doubtful_values(sample) or _doubtful_grid(volume, sample):
+        return None
     height = volume.shape[2] * volume.spacing_mm[2]
     return (
         f"the scan may show no spine (it is {height:.0f} mm high), its header may give a wrong "
@@ -115,6 +117,8 @@ def _impossible_values(array: np.ndarray, sample: np.ndarray) -> str | None:
     low, high = float(array.min()) + 0.0, float(array.max())
     if low == high:
         return f"every voxel is {low:g}; the scan is empty, export it again"
+    if np.quantile(sample, 0.99) > _MOST_VALUE:
+        return f"its values reach {high:.3g}, but HU end near 30000, even in metal; {_GIVE_HU}"
     whole = bool((values == np.rint(values)).all())
     if whole and low >= 0 and len(values) <= 64 and _flatness(array) > 0.9:
         some = ", ".join(f"{value:g}" for value in values[:4]) + (
@@ -219,6 +223,8 @@ def _doubtful_values(sample: np.ndarray) -> str | None:
     return (
         _shifted(spread)
         or _without_air(spread, _corners(sample))
+        or _masked(spread)
+        or _equalised(spread)
         or _negated(spread)
         or _clipped(spread)
         or _scaled(spread)
@@ -247,9 +253,15 @@ def _shifted(spread: _Spread) -> str | None:
         )
     if spread.at(0.25) > 450:
         return f"most values lie above 450, where HU have bone and metal only; {_GIVE_HU}"
-    if spread.share(-np.inf, -940) > 0.7 and spread.at(0.99) < _BODY_HU:
+    # HU - 1024: reading sets air and fat to -1024, and little but bone lies above -900.
+    body, tissue = spread.share(_BODY_HU), spread.share(-200, 200)
+    piled = spread.share(-np.inf, -1023) > 0.3 and spread.share(-np.inf, _AIR_HU) > 0.7
+    if (spread.share(-np.inf, -940) > 0.7 and spread.at(0.99) < _BODY_HU) or (
+        piled and body < 0.1 and tissue < 0.4 * body
+    ):
         return (
-            "nothing but air lies in it, or the values are HU - 1024 (an offset subtracted twice?)"
+            "it shows nothing but air, or its values are HU - 1024 (an offset subtracted twice); "
+            "in that case add 1024"
         )
     return None
 
@@ -279,11 +291,10 @@ def _without_air(spread: _Spread, corners: np.ndarray) -> str | None:
     if clipped or piled or outside:
         if lowest < 0 and clipped:
             return f"values are clipped at {lowest:g}, above the HU of air (-1000); {_GIVE_HU}"
-        grey = ", a picture with 256 grey values?" if (lowest, values[-1]) == (0, 255) else ""
-        return (
-            f"air or background lies at {lowest:.4g} instead of -1000: the values are no HU "
-            f"(rescaled{grey or '?'} Or is it no CT, but MR or X-ray?); {_GIVE_HU}"
-        )
+        return _no_air_at(lowest)
+    # Every piece of a body this large has fat, or noise below 0.
+    if lowest >= 0 and top - spread.at(0.001) > _LEAST_SPAN_HU and len(values) >= _LARGE_SAMPLE:
+        return _no_air_at(lowest)
     below = values[values < -170]
     if len(below) > 0.05 * len(values) and spread.share(-np.inf, -880) < 0.001:
         first, middle, last = np.quantile(below, (0.25, 0.5, 0.75))
@@ -293,6 +304,37 @@ def _without_air(spread: _Spread, corners: np.ndarray) -> str | None:
                 f"air seems to lie at {middle:.0f} instead of -1000, so the values were rescaled; "
                 f"{_GIVE_HU}"
             )
+    return None
+
+
+def _no_air_at(lowest: float) -> str:
+    return (
+        f"nothing lies near -1000 HU, where air is, and the lowest value is {lowest:.4g}: a "
+        f"picture with grey values, MR or X-ray? {_GIVE_HU}"
+    )
+
+
+def _masked(spread: _Spread) -> str | None:
+    """Find a number that was written into air or background, for example by a body mask."""
+    values, counts = np.unique(spread.values, return_counts=True)
+    inside = (values > _AIR_HU) & (values < values[-1])
+    if not inside.any():
+        return None
+    filler = float(values[inside][counts[inside].argmax()])
+    share = spread.share(filler, np.nextafter(filler, np.inf))
+    around = spread.near(filler, 10) - share
+    if share > 0.05 and share > around:
+        return (
+            f"{100 * share:.0f} % of the voxels are exactly {filler:g}, as if masked or filled; "
+            "fill with -1024, the HU of air"
+        )
+    return None
+
+
+def _equalised(spread: _Spread) -> str | None:
+    steps = np.diff([spread.at(share) for share in np.linspace(0.05, 0.95, 10)])
+    if steps.max() < 1.3 * steps.min() and len(spread.values) >= _LARGE_SAMPLE:
+        return f"all values are equally frequent, as in an equalised picture; {_GIVE_HU}"
     return None
 
 
@@ -311,9 +353,12 @@ def _clipped(spread: _Spread) -> str | None:
 
 
 def _scaled(spread: _Spread) -> str | None:
-    """Find HU times 2 or more. Air then lies below -1024, and reading sets it to -1024."""
+    """Find HU that were multiplied by 2 or more, or shifted.
+
+    Air then lies below -1024, and reading sets it to -1024.
+    """
     body, tissue = spread.share(_BODY_HU), spread.share(-200, 200)
-    if spread.share(3100) > 0.005 and spread.share(1000) > 0.04 and tissue < 0.4 * body:
+    if spread.share(3100) > 0.005 and spread.share(1000) > 0.03 and tissue < 0.4 * body:
         return f"too many values lie above 1000, so HU were multiplied; {_GIVE_HU}"
     if body < 0.2:
         return None
@@ -327,7 +372,8 @@ def _scaled(spread: _Spread) -> str | None:
         and height > 1.5 * max(spread.near(peak - 80), spread.near(peak + 80))
     ):
         return (
-            f"fat seems to lie at {peak:.0f} instead of -100 HU, so HU were multiplied; {_GIVE_HU}"
+            f"fat seems to lie at {peak:.0f} HU instead of -100, so the values were shifted or "
+            f"multiplied; {_GIVE_HU}"
         )
     if np.median(spread.values[spread.values > _BODY_HU]) > 400 and tissue < 0.15 * body:
         return f"nearly no tissue lies between -200 and 200, so HU were multiplied; {_GIVE_HU}"

@@ -345,7 +345,7 @@ def test_a_scan_without_spine_gives_empty_labels_and_a_clear_line(run, tmp_path,
     assert main(["predict", f"--workdir={run}", f"--input={path}", f"--output={out}"]) == 0
     said = capsys.readouterr()
     assert "no vertebra found, the labels are empty" in said.out
-    assert "nothing found; the likeliest reason: nothing but air lies in it" in said.err
+    assert said.err.count("it shows nothing but air") == 1
     (labels,) = out.glob("*_seg.nii.gz")
     assert not np.asarray(nib.load(labels).dataobj).any()
     (points,) = out.glob("*_ctd.json")

@@ -89,10 +89,9 @@ def run(values: FlagValues) -> int:
         drawn = None if truth is None else truth.array
         paths = found.save(output, name, reference=drawn, overwrite=values.overwrite)
         print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
-        if found.volume_ml < plausible.LEAST_FOUND_ML:
-            logger.warning(
-                "%s: nothing found; the likeliest reason: %s", path, plausible.why_nothing(scan)
-            )
+        little = found.volume_ml < plausible.LEAST_FOUND_ML
+        if little and (why := plausible.why_nothing(scan)) is not None:
+            logger.warning("%s: %s", path, why)
         print("\n".join(f"  {path}" for path in paths), flush=True)
 
     _, refused = failures.each(scans, check)  # before hours of work
