@@ -419,10 +419,11 @@ def _read_entry(case_id: str, entry: Path, settings: SlicePreprocess) -> CachedC
         doubts = tuple(str(doubt) for doubt in meta["doubts"])
         reserved = tuple(int(label) for label in meta["reserved"])
         for name, dtype in (("image.npy", _IMAGE), ("label.npy", _LABEL)):
-            array = np.load(entry / name, mmap_mode="r")  # refuses a file that is too short
-            if array.shape != (n, h, w) or array.dtype != dtype:
-                return None
+            # First, because opening a FIFO, as np.load would, waits forever.
             if meta["crc32"][name] != crc32(entry / name):
+                return None
+            array = np.load(entry / name, mmap_mode="r")
+            if array.shape != (n, h, w) or array.dtype != dtype:
                 return None
     except (OSError, ValueError):
         return None

@@ -172,6 +172,15 @@ def test_a_damaged_entry_is_made_anew(cases, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["image.npy", "label.npy", "meta.json"])
+def test_a_fifo_in_an_entry_is_never_opened(cases, tmp_path, name):
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    (entry.path / name).unlink()
+    os.mkfifo(entry.path / name)
+    (again, *_) = prepare(cases, tmp_path / "cache")
+    assert again.path == entry.path and (entry.path / name).is_file()
+
+
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "meta.json"])
 def test_an_entry_with_a_changed_byte_is_made_anew_with_a_word(
     cases, tmp_path, monkeypatch, caplog, name
 ):
