@@ -61,7 +61,7 @@ def text(value: Any) -> str:
     finite = not isinstance(value, float) or math.isfinite(value)
     if not isinstance(value, str | int | float) or not finite:
         raise ValueError(
-            f"{shown(value)} cannot be set in a config; give a finite number, a word or a sequence"
+            f"{shown(value)} is no finite number, word or sequence of them"
         )
     return str(value)
 
@@ -106,10 +106,11 @@ def _plain_unit(unit: Unit) -> Unit:
     """Return a unit whose values are all plain; a cell may also hold None."""
     if not isinstance(unit.name, str):
         raise ValueError(f"the name of a unit is {shown(unit.name)}; give a word")
+    title = f"unit {shown(unit.name)}: " if unit.name else ""
     blocks = []
     for what, block in (("overrides", unit.overrides), ("cell", unit.cell)):
         if not isinstance(block, Mapping) or not all(isinstance(key, str) for key in block):
-            raise ValueError(f"unit {unit.name}: its {what} are {shown(block)}; give names: values")
+            raise ValueError(f"{title}its {what} are {shown(block)}, not values by their names")
         blocks.append({key: plain(value) for key, value in block.items()})
         for key, value in blocks[-1].items():
             if value is None and what == "cell":
@@ -117,7 +118,7 @@ def _plain_unit(unit: Unit) -> Unit:
             try:
                 text(value)
             except ValueError as error:
-                raise ValueError(f"unit {unit.name}: {key}: {error}") from error
+                raise ValueError(f"{title}{key}: {error}") from error
     return Unit(unit.name, *blocks)
 
 

@@ -87,11 +87,12 @@ def _units(config: str, name: str, seeds: int, folds: int) -> list[sweeps.Unit]:
         units = sweeps.product(*parts)
     except InputError:
         raise
-    except Exception as error:  # the sweep's own code may raise anything
+    except (Exception, SystemExit) as error:  # the sweep's own code may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise InputError(
-            f"sweep {name}: {kind}{config_files.one_line(error)}; correct the sweep, or the flags"
-        ) from error
+        said = f"{kind}{config_files.one_line(error)}"[:300]
+        if isinstance(error, RecursionError):
+            said = "a value is nested too deeply"
+        raise InputError(f"sweep {name}: {said}; correct the sweep, or the flags") from error
     if not units:
         raise InputError(f"sweep {name} yields no units; correct it")
     named = [unit._replace(name=folder_name(unit.name)) for unit in units]
@@ -99,7 +100,7 @@ def _units(config: str, name: str, seeds: int, folds: int) -> list[sweeps.Unit]:
     counts = Counter(unit.name.lower() for unit in named)
     for unit in named:
         if not unit.name.strip(".") or len(unit.name.encode()) > _LONGEST_NAME:
-            raise InputError(f"sweep {name}: {unit.name!r} cannot name a folder; name the unit")
+            raise InputError(f"sweep {name}: {unit.name[:100]!r} cannot name a folder; name the unit")
         if counts[unit.name.lower()] > 1:
             raise InputError(
                 f"sweep {name}: {counts[unit.name.lower()]} units are called {unit.name!r}; give "

@@ -72,7 +72,7 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigD
         raise InputError(f"{file}: has no function get_config(arg); see configs/demo.py")
     try:
         config = module.get_config(arguments)
-    except Exception as error:  # the file's own code may raise anything
+    except (Exception, SystemExit) as error:  # the file's own code may raise anything
         raise _failed(file, error) from error
     for key, value in (overrides or {}).items():
         _set(config, key, value)
@@ -119,12 +119,12 @@ def _load(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(file, error) from error
     return module
 
 
-def _failed(file: Path, error: Exception) -> InputError:
+def _failed(file: Path, error: BaseException) -> InputError:
     """Return the error for a config file whose code raised `error`."""
     if isinstance(error, ValueError):  # the config's own words, such as those of `parse_arg`
         return InputError(f"{file}: {one_line(error)}")

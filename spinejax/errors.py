@@ -16,6 +16,9 @@ class InputError(ValueError):
     ValueError.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # names of files may hold newlines
+
 
 class MachineError(InputError):
     """The machine fails, not one input: a full disk, a folder that cannot be written.

@@ -46,7 +46,7 @@ def expanded(path: StrPath) -> Path:
     except RuntimeError as error:
         if os.path.lexists(path):  # a file whose name begins so
             return Path(path)
-        raise InputError(f"{path}: {error}; write the whole path") from error
+        raise InputError(f"{path}: there is no such home folder; write the whole path") from error
 
 
 # Reading.
@@ -387,9 +387,9 @@ def made(folder: Path, results: Iterable[str], leftovers: Iterable[str] = ()) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "is a file or lies in one" if is_file else f"cannot be written ({error.strerror})"
+        raise InputError(f"{folder}: {reason}; choose another folder") from error
     try:
         yield
     except BaseException:

@@ -14,7 +14,7 @@ from functools import cache
 import flax
 import jax
 
-from spinejax.errors import InputError
+from spinejax.errors import InputError, shown
 
 logger = logging.getLogger("spinejax")
 
@@ -84,9 +84,16 @@ def check_devices() -> None:
         if asked:
             raise InputError(
                 f"JAX_PLATFORMS={asked}: jax finds no such device; unset JAX_PLATFORMS to use what "
-                "this machine has, or install jax for the device (pip install -e .[cuda])"
+                "this machine has, write JAX_PLATFORMS=cpu for the processor, or install jax for "
+                "the device (pip install -e .[cuda])"
             ) from error
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        for name in ("JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES"):
+            if name in os.environ:
+                raise InputError(
+                    f"{name}={shown(os.environ[name])}: jax finds no such devices; unset {name} to "
+                    "use what this machine has"
+                ) from error
+        reason = str(error).partition("\n")[0][:150] or type(error).__name__
         raise InputError(
             f"jax finds no device ({reason}); JAX_PLATFORMS=cpu uses the processor"
         ) from error

@@ -203,6 +203,8 @@ class Field:
             return
         path = path or self.path
         allowed, reason = self.allowed, ""
+        if isinstance(allowed, Whole) and isinstance(value, int) and value > allowed.high:
+            raise InputError(f"{path}={shown(value)} must be at most {allowed.high}")
         if isinstance(allowed, Several) and isinstance(value, list | tuple):
             wrong = [item for item in value if not allowed.item.fits(item)]
             if isinstance(allowed.item, Choice) and wrong:
@@ -292,7 +294,8 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "data.cache_dir", "", Text(), free=True,
         meaning="Folder of preprocessed scans, which runs may share; '': the folder cache in the "
-        "workdir.",
+        "workdir. It stays when a start fails: its entries are named by their content, and the "
+        "next start uses them.",
     ),
     # Preprocessing.
     Field(

@@ -166,6 +166,18 @@ def test_a_list_that_was_cut_off_or_is_somebody_elses(tmp_path):
     assert target.read_text() == "second"
 
 
+def test_a_file_in_the_place_of_a_folder_is_called_one(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    for folder in (tmp_path / "x", tmp_path / "x" / "y"):
+        with pytest.raises(InputError, match="is a file or lies in one"), made(folder, ()):
+            pass
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_an_error_is_one_line_whatever_a_name_holds():
+    assert str(MachineError("a\nb\u2028c: no such folder")) == "a b c: no such folder"
+
+
 @pytest.mark.parametrize("kind", ["folder", "FIFO", "link", "binary"])
 def test_a_list_that_cannot_be_used_is_refused_before_work(tmp_path, kind):
     place = tmp_path / LIST

@@ -111,6 +111,22 @@ def test_a_device_that_is_missing_is_named_in_one_line(monkeypatch, request, cap
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("name", ["JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES"])
+def test_the_variable_that_leaves_no_device_is_named(monkeypatch, request, name):
+    def devices() -> list[object]:
+        raise RuntimeError("Unknown backend. " * 50)
+
+    before = jax.config.jax_platforms
+    request.addfinalizer(lambda: jax.config.update("jax_platforms", before))
+    jax.config.update("jax_platforms", None)
+    numerics.check_devices.cache_clear()
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(InputError, match=f"{name}=.*unset {name} to use") as info:
+        numerics.check_devices()
+    assert len(str(info.value)) < 200
+
+
 def test_a_variable_that_jax_refuses_is_one_line(capsys, monkeypatch):
     def run(values: object) -> int:
         raise ValueError("invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'")

@@ -299,7 +299,8 @@ def _prepare_case(
     cached = _read_entry(case.id, entry, settings)
     if cached is not None:
         return cached
-    if entry.exists():
+    meta = records.read_or_empty(entry / "meta.json")
+    if entry.exists() and (not meta or "crc32" in meta):  # older versions wrote no checksums
         logger.warning(
             "case %s: its preprocessed scan %s was damaged and is made again", case.id, entry
         )

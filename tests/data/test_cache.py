@@ -200,6 +200,17 @@ def test_an_entry_with_a_changed_byte_is_made_anew_with_a_word(
     assert "case case0: its preprocessed scan" in said and "damaged and is made again" in said
 
 
+def test_an_entry_without_checksums_is_made_anew_without_a_word(cases, tmp_path, caplog):
+    """Older versions wrote none."""
+    (entry,) = prepare(cases[:1], tmp_path / "cache")
+    file = entry.path / "meta.json"
+    meta = json.loads(file.read_text())
+    del meta["crc32"]
+    file.write_text(json.dumps(meta))
+    prepare(cases[:1], tmp_path / "cache")
+    assert "crc32" in json.loads(file.read_text()) and not caplog.messages
+
+
 def test_a_mask_edited_with_size_and_time_kept_is_noticed(cases, tmp_path, monkeypatch):
     prepare(cases, tmp_path / "cache")
     path = cases[0].labels

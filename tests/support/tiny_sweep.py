@@ -76,3 +76,13 @@ def sweep_table3() -> list[Unit]:
     """Yield one row of a published table, with two seeds."""
     row = {"table": "saeed2023_table3", "Dataset": "VerSe 2020", "Normalization": "Zero mean"}
     return sweeps.product([Unit("zscore", {"data.normalise": "zscore"}, row)], sweeps.seeds(2))
+
+
+def sweep_stopping():
+    raise SystemExit(3)
+
+
+def sweep_endless():
+    value = []
+    value.append(value)
+    return [{"seed": value}]
