@@ -41,6 +41,8 @@ def find(name: str) -> Path:
     for place in places:
         if place.suffix == ".py" and place.is_file():
             return place
+    if path.exists() and path.suffix == ".py":
+        raise InputError(f"--config={path}: is not a regular file; give --config=FILE.py")
     known = sorted(place.stem for place in PACKAGED.glob("*.py") if _is_experiment(place))
     close = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"the packaged configs are {', '.join(known)}"
@@ -128,7 +130,7 @@ def _failed(file: Path, error: BaseException) -> InputError:
     """Return the error for a config file whose code raised `error`."""
     if isinstance(error, ValueError):  # the config's own words, such as those of `parse_arg`
         return InputError(f"{file}: {one_line(error)}")
-    line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
     return InputError(f"{file}{line}: the config does not load ({one_line(error)}); correct it")
 
 

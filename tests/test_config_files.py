@@ -1,5 +1,7 @@
 """Configs: found by path and name, loaded, fields set; what is wrong is named."""
 
+import os
+
 import pytest
 
 from spinejax import config_files
@@ -68,6 +70,8 @@ def test_a_whole_path_is_not_sought_in_the_current_folder():
     [
         ("def get_config(arg=None):\n    return 1 / 0\n", "does not load (division by zero)"),
         ("def get_config(arg=None):\n    return 1 +\n", "own.py line 2: the config does not load"),
+        ("\0", "own.py: "),
+        ("raise SystemExit\n", "does not load (SystemExit)"),
         ("import nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),
         ("sweep_a = 1\n", "has no function get_config(arg)"),
     ],
@@ -154,3 +158,9 @@ def test_no_jax_is_imported(tmp_path):
     code += "assert 'jax' not in sys.modules and 'flax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert config_files.PACKAGED.is_dir()
+
+
+def test_a_config_that_is_no_regular_file_is_not_called_missing(tmp_path):
+    os.mkfifo(tmp_path / "own.py")
+    with pytest.raises(InputError, match="own.py: is not a regular file"):
+        config_files.get_config(str(tmp_path / "own.py"))
