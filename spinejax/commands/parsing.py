@@ -38,9 +38,15 @@ class Command(Protocol):
 class _PathParser(flags.ArgumentParser):
     """Reads a path, with `~` for the home folder."""
 
+    def __init__(self, is_file: bool) -> None:
+        super().__init__()
+        self._is_file = is_file
+
     def parse(self, argument: str | Path) -> Path:
         if not str(argument):  # --workdir=$UNSET; an empty path would be the current folder
             raise ValueError("empty")
+        if self._is_file and str(argument).endswith("/"):
+            raise ValueError("is a folder; name a file")
         return expanded(argument)
 
     def flag_type(self) -> str:
@@ -57,6 +63,7 @@ def path_flag(
     *,
     required: bool = False,
     several: bool = False,
+    is_file: bool = False,
     short: str | None = None,
 ) -> None:
     """Define a flag whose value is a Path, or None; or with `several` a list of Paths.
@@ -67,15 +74,17 @@ def path_flag(
         text: its help.
         required: refuse a command line without it.
         several: the flag may be given again, and adds to the list.
+        is_file: refuse a path that ends with a slash, as those of folders do.
         short: a letter, for `-letter`.
     """
+    parser = _PathParser(is_file)
     if several:
         default: Any = None if required else []
         flags.DEFINE_multi(
-            _PathParser(), flags.ArgumentSerializer(), name, default, text, values, short_name=short
+            parser, flags.ArgumentSerializer(), name, default, text, values, short_name=short
         )
     else:
-        flags.DEFINE(_PathParser(), name, None, text, values, short_name=short)
+        flags.DEFINE(parser, name, None, text, values, short_name=short)
     if required:
         flags.mark_flag_as_required(name, values)
 

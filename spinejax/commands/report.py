@@ -16,6 +16,7 @@ def define_flags(values: FlagValues) -> None:
         values,
         "output",
         "HTML file to write; by default report.html in the folder.",
+        is_file=True,
         short="o",
     )
     path_flag(values, "before", "Folder of an earlier run, to compare its errors with.")

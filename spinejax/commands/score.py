@@ -15,7 +15,7 @@ def define_flags(values: FlagValues) -> None:
     """Define the flags."""
     path_flag(values, "prediction", "Label file or folder.", required=True)
     path_flag(values, "reference", "Label file or folder.", required=True)
-    path_flag(values, "output", "JSON file to write.", required=True, short="o")
+    path_flag(values, "output", "JSON file to write.", required=True, is_file=True, short="o")
     flags.DEFINE_enum(
         "labels",
         "verse",

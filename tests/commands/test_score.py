@@ -25,6 +25,13 @@ def test_a_folder_is_no_json_file(dataset, tmp_path, capsys):
     fails(capsys, arguments, "is a folder; name a JSON file")
 
 
+@pytest.mark.parametrize("command", ["score", "report"])
+def test_an_output_that_ends_like_a_folder_is_no_file(tmp_path, capsys, command):
+    others = "--workdir=w" if command == "report" else "--prediction=a --reference=b"
+    fails(capsys, [command, *others.split(), f"--output={tmp_path}/new/"], "folder; name a file")
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_output_is_no_label_file_and_no_file_of_somebody_else(dataset, tmp_path, capsys):
     mask, reference = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
     for path in (mask, reference):
