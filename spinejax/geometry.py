@@ -104,6 +104,21 @@ def voxel_ml(affine: np.ndarray) -> float:
     return float(np.prod(np.diag(steps_mm(affine)))) / 1000
 
 
+def affine_problem(affine: np.ndarray) -> str:
+    """Return why an affine is not usable (`is_usable_affine`), for messages."""
+    affine = np.asarray(affine, np.float64)
+    if affine.shape != (4, 4):
+        return f"of shape {affine.shape}, not 4 x 4"
+    if not np.isfinite(affine).all():
+        return "with NaN or infinite numbers"
+    sides = spacing_mm(affine)
+    if min(sides) < 1e-3 or max(sides) > 1e3:
+        return f"voxels of {' x '.join(f'{side:.3g}' for side in sides)} mm"
+    if np.abs(affine[:3, 3]).max() > 1e7:
+        return "an origin more than 10 km away"
+    return "flat: two axes have one direction, or its last row is not 0 0 0 1"
+
+
 def is_usable_affine(affine: np.ndarray) -> bool:
     """Return whether an affine is (4, 4), finite, invertible, and has voxels of 1 um to 1 m.
 

@@ -125,9 +125,26 @@ def reserved_note(found: Mapping[str, Sequence[int]]) -> str | None:
         return None
     ids = sorted({i for ids in found.values() for i in ids})
     what = " and ".join(f"{i} ({RESERVED[i]})" for i in ids)
+    verb = "labels {} {} count" if len(ids) > 1 else "label {} {} counts"
+    where = f"of {len(named)} mask{'s' * (len(named) > 1)} (first: {named[0]})"
+    return f"{verb.format(what, where)} as background: no vertebra"
+
+
+def foreign_note(found: Mapping[str, Sequence[int]]) -> str | None:
+    """Return one line about scored masks with labels above 28; None if there are none.
+
+    Args:
+        found: name of a mask -> its labels above `MAX_ID`.
+    """
+    named = [name for name, ids in found.items() if ids]
+    if not named:
+        return None
+    ids = sorted({i for ids in found.values() for i in ids})
+    shown = ", ".join(map(str, ids[:4])) + (", ..." if ids[4:] else "")
     return (
-        f"label {what} of {len(named)} mask{'s' * (len(named) > 1)} (first: {named[0]}) counts as "
-        "background, because it is no vertebra"
+        f"labels that VerSe does not have ({shown}) in {len(named)} mask{'s' * (len(named) > 1)} "
+        f"(first: {named[0]}): they count as bone, but as no vertebra. Renumber the masks to VerSe "
+        "ids, or add labels=binary"
     )
 
 

@@ -557,7 +557,8 @@ def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, masks.ScanSetti
         if min(grid.shape) < least_side:
             raise InputError(
                 f"{where}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, "
-                f"smaller than the network's stride of {least_side}; give a larger scan"
+                f"smaller than the network's stride of {least_side}; give a larger scan, or check "
+                f"the voxel size ({' x '.join(f'{side:.3g}' for side in volume.spacing_mm)} mm)"
             )
         _warn_of_scale(grid.spacing_mm, pixels_mm, where)
         with progress(title, grid.n_slices, "slice") as bar:

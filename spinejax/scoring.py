@@ -33,7 +33,7 @@ from spinejax.files import StrPath, check_output, expanded, write_json
 from spinejax.io import file_names, scanfile
 from spinejax.io.centroid_json import Points
 from spinejax.io.grids import on_grid_of
-from spinejax.labels import reserved_note
+from spinejax.labels import MAX_ID, foreign_note, reserved_note
 from spinejax.metrics import aggregate, boundary, classification, identification, overlap, surface
 from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
@@ -299,13 +299,20 @@ def score(
         read = [part for path in read for part in _parts(path)]
         check_output(output, "scores", inputs=[*read, *points.values()], overwrite=overwrite)
     reserved: dict[str, tuple[int, ...]] = {}
+    foreign: dict[str, tuple[int, ...]] = {}
     with progress("scoring", len(pairs), "scan") as bar:
 
         def score_pair(name: str, pair: "tuple[Path | Segmentation, Path]") -> PairScore:
             try:
                 centroids = points.get(name)
                 return _score_files(
-                    *pair, name, valid, centroids, vertebrae=labels == "verse", reserved=reserved
+                    *pair,
+                    name,
+                    valid,
+                    centroids,
+                    vertebrae=labels == "verse",
+                    reserved=reserved,
+                    foreign=foreign,
                 )
             finally:
                 bar.advance()
@@ -314,9 +321,9 @@ def score(
     failed |= wrong
     if not scores:
         raise failures.summary(failed, len(failed), "nothing is scored")
-    note = reserved_note(reserved)
-    if note is not None:
-        logger.warning("%s", note)
+    for note in (reserved_note(reserved), foreign_note(foreign)):
+        if note is not None:
+            logger.warning("%s", note)
     collected = collect(scores, missing, failed)
     if output is not None:
         write_json(output, collected, "scores", overwrite=overwrite)
@@ -340,8 +347,12 @@ def _score_files(
     *,
     vertebrae: bool,
     reserved: dict[str, tuple[int, ...]],
+    foreign: dict[str, tuple[int, ...]],
 ) -> PairScore:
-    """Score two files; `reserved` gets their labels that are no vertebrae."""
+    """Score two files.
+
+    `reserved` gets their labels that are no vertebrae, `foreign` those that VerSe does not have.
+    """
     true = scanfile.read_labels(reference, valid)
     if isinstance(prediction, Path):
         found, where = scanfile.read_labels(prediction, valid), prediction
@@ -350,6 +361,10 @@ def _score_files(
         found = LabelVolume(prediction.labels, scan.native_affine, scan.disk)
         where = Path(prediction.name)
     reserved |= {str(reference): true.reserved, str(where): found.reserved}
+    if vertebrae:
+        for path, mask in ((reference, true), (where, found)):
+            ids = np.flatnonzero(np.bincount(mask.array[mask.array > MAX_ID]))
+            foreign[str(path)] = tuple(map(int, ids))
     return score_arrays(
         on_grid_of(true, found, reference, where),
         true.array,

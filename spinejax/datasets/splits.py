@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -26,6 +26,7 @@ def split_cases(
     val_fraction: float = 0.1,
     folds: int = 5,
     fold: int = 0,
+    to_train: Collection[str] = (),
 ) -> Split:
     """Divide cases into "train", "val" and "test", whole patients at a time.
 
@@ -45,6 +46,8 @@ def split_cases(
         val_fraction: share of the patients that are not in the test set.
         folds: number of folds, at least 2.
         fold: 0 to folds - 1.
+        to_train: patients that "ratio" takes for training before others, such as those with copies
+            of a scan, which would fill a small test set.
 
     Returns:
         {"train": [...], "val": [...], "test": [...]}, each sorted by id. They share no patient, and
@@ -78,6 +81,7 @@ def split_cases(
         # Folds are consecutive parts of the permutation; their sizes differ by at most one.
         test = order[fold * count // folds : (fold + 1) * count // folds]
     else:
+        order.sort(key=lambda subject: subject in to_train)
         test = order[: _share(len(order), test_fraction, keep=2)]
     held = set(test)
     rest = [subject for subject in order if subject not in held]

@@ -59,7 +59,7 @@ def match_labels(
         if labels.array.any() and not array.any():
             raise InputError(
                 f"{name}: no labelled voxel of the mask lies inside {image_name} ({why}); check "
-                "that the two belong together"
+                "that the two belong together, and both headers' voxel sizes (mm, not m or cm)"
             )
     return LabelVolume(array, image.native_affine, labels.disk, labels.reserved)
 
@@ -96,18 +96,18 @@ def relation(
         return "assumed", why
     inside = geometry.overlap_fraction(labels.shape, labels.affine, image.shape, image.affine)
     covered = geometry.overlap_fraction(image.shape, image.affine, labels.shape, labels.affine)
-    apart = "" if max(inside, covered) else "does not overlap it in space, "
+    apart = not max(inside, covered)
     if sorted(theirs.shape) == sorted(ours.shape) and not _shifted(image, labels, tolerance_mm):
+        different = _difference(labels, image) + ", so it does not overlap" * apart
         raise InputError(
-            f"{_name(labels)}: the mask has {_sides(theirs.shape)} voxels, {_name(image)} has "
-            f"{_sides(ours.shape)}, but the mask {apart}has {_described(labels)} instead of "
-            f"{_described(image)}, so one header is wrong; if it is the mask's, save the mask with "
-            "the CT's affine: nibabel.Nifti1Image(mask.get_fdata(), ct.affine)"
+            f"{_name(labels)}: one header is wrong, its own or that of {_name(image)}: "
+            f"{different}; if the mask's is, save the mask with the CT's affine: "
+            "nibabel.Nifti1Image(mask.get_fdata(), ct.affine)"
         )
     if apart:
         raise InputError(
-            f"{_name(labels)}: the mask {apart}the CT {_name(image)} ({why}); check that the two "
-            "belong together"
+            f"{_name(labels)}: the mask does not overlap {_name(image)} in space ({why}); check "
+            "that the two belong together, and both headers' voxel sizes (mm, not m or cm)"
         )
     return "resampled", why
 
@@ -129,10 +129,23 @@ def _shifted(image: Volume, labels: LabelVolume, tolerance_mm: float) -> bool:
     return not lost and bool((np.abs(voxels - np.rint(voxels)) < 0.05).all())
 
 
-def _described(volume: Volume) -> str:
-    sides = " x ".join(f"{side:.3g}" for side in geometry.spacing_mm(volume.native_affine))
-    origin = ", ".join(f"{mm:.4g}" for mm in volume.native_affine[:3, 3])
-    return f"voxels of {sides} mm ({volume.orientation}) from ({origin})"
+def _difference(labels: LabelVolume, image: Volume) -> str:
+    """Return what differs between two grids that were made for one another, the mask's first."""
+    if labels.native.shape != image.native.shape:
+        return f"{_sides(labels.native.shape)} instead of {_sides(image.native.shape)} voxels"
+    theirs, ours = labels.native_affine, image.native_affine
+    sides = [np.array(geometry.spacing_mm(affine)) for affine in (theirs, ours)]
+    if not np.allclose(sides[0], sides[1], rtol=0.01):
+        shown = [" x ".join(f"{side:.3g}" for side in one) for one in sides]
+        return f"voxels of {shown[0]} instead of {shown[1]} mm"
+    if labels.orientation != image.orientation:
+        return f"orientation {labels.orientation} instead of {image.orientation}"
+    cosines = (theirs[:3, :3] * ours[:3, :3]).sum(0) / (sides[0] * sides[1])
+    degrees = np.rad2deg(np.arccos(cosines.min().clip(-1, 1)))
+    if degrees > 0.05:
+        return f"axes turned or sheared by {degrees:.2g} degrees"
+    origins = ["({:.4g}, {:.4g}, {:.4g})".format(*affine[:3, 3]) for affine in (theirs, ours)]
+    return f"origin {origins[0]} instead of {origins[1]} mm"
 
 
 def straight(volume: V) -> V:

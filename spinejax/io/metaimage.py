@@ -248,8 +248,8 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
     affine = _TO_RAS @ affine
     if not geometry.is_usable_affine(affine):
         raise InputError(
-            f"{path}: the header's grid is unusable (matrix zero or flat, or voxels not of 0.001 "
-            "to 1000 mm); export the scan again"
+            f"{path}: the header's grid is unusable ({geometry.affine_problem(affine)}); export "
+            "the scan again"
         )
     lengths = np.linalg.norm(direction, axis=0)
     if not (np.abs(lengths - 1) <= _MOST_STRETCHED).all():

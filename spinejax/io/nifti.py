@@ -283,8 +283,8 @@ def _affine_and_grid(
         )
         return base, disk
     raise InputError(
-        f"{path}: the header's affine is unusable (zero, NaN, flat, or voxels not of 0.001 to 1000 "
-        "mm); export the scan again or repair its sform"
+        f"{path}: the header's affine is unusable ({geometry.affine_problem(base)}); export the "
+        "scan again or repair its sform"
     )
 
 

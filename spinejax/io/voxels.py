@@ -233,8 +233,8 @@ def from_array(
         )
     if not geometry.is_usable_affine(affine):
         raise InputError(
-            f"{path}: the affine is unusable (not 4 x 4, zero, NaN, flat, or voxels not of 0.001 "
-            "to 1000 mm)"
+            f"{path}: the affine is unusable ({geometry.affine_problem(affine)}); give that of the "
+            "scan, from voxel indices to mm"
         )
     x, y, z = array.shape
     stream = BytesIO(array.tobytes(order="F"))

@@ -127,6 +127,7 @@ def find(
         val_fraction=config.data.val_fraction,
         folds=config.data.folds,
         fold=config.data.fold,
+        to_train={case.subject for case in usable if any(case.id in ids for ids in copied)},
     )
     if streams:
         # Training draws its own phantoms; the rendered ones validate and test.
@@ -148,11 +149,11 @@ _MOST_COPIES = 5  # that are named
 def _say_copies(copied: Sequence[Sequence[str]], split: Mapping[str, Sequence[Case]]) -> None:
     for ids in copied[:_MOST_COPIES]:
         names = [name for name, cases in split.items() if ids[0] in {case.id for case in cases}]
+        kept = f"all are in the split {names[0]}; " if len(names) == 1 else ""
         logger.warning(
-            "%s are one scan under several names (equal voxels); all are in the split %s, so that "
-            "no other split has it. Remove all but one",
+            "%s are one scan under several names (equal voxels); %sremove all but one",
             aggregate.some(ids),
-            " and ".join(names),
+            kept,
         )
     if len(copied) > _MOST_COPIES:
         logger.warning(

@@ -62,7 +62,7 @@ def test_the_sacrum_is_scored_in_neither_mask(tmp_path, capsys):
     out = tmp_path / "scores.json"
     assert main(["score", *words, f"--output={out}"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "sacrum" in line]
-    assert len(said) == 1 and "26 (sacrum) and 27 (coccyx) of 2 masks" in said[0]
+    assert len(said) == 1 and "labels 26 (sacrum) and 27 (coccyx) of 2 masks" in said[0]
     for case in json.loads(out.read_text())["cases"].values():
         assert case["binary"]["dice"] == case["vertebrae"]["dice_mean"] == 1
     # With binary labels any number is a vertebra.
@@ -88,3 +88,18 @@ def test_distances_on_a_sheared_grid_are_those_of_the_world(tmp_path, capsys):
     assert case["binary"]["hd95_mm"] == pytest.approx(apart, abs=1e-4)
     assert case["vertebrae"]["per_label"]["20"]["hd_mm"] == pytest.approx(apart, abs=1e-4)
     assert case["vertebrae"]["d_mean_mm"] == pytest.approx(apart, abs=1e-4)
+
+
+@pytest.mark.parametrize("label", [29, 100, 255])
+def test_labels_that_verse_does_not_have_are_said(tmp_path, capsys, label):
+    lumbar = np.zeros((12, 12, 30), np.uint8)
+    lumbar[4:8, 4:8, 16:26] = 20
+    other = lumbar.copy()
+    other[4:8, 4:8, 4:14] = label
+    for name, array in {"prediction": lumbar, "reference": other}.items():
+        nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1, 1, 1])), tmp_path / f"{name}.nii.gz")
+    words = [f"--{side}={tmp_path / side}.nii.gz" for side in ("prediction", "reference")]
+    words.append(f"--output={tmp_path / 'scores.json'}")
+    for kind, said in (("verse", 1), ("binary", 0)):
+        assert main(["score", *words, f"--labels={kind}"]) == 0
+        assert capsys.readouterr().err.count(f"does not have ({label}) in 1 mask (first") == said
