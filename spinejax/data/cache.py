@@ -25,6 +25,7 @@ import os
 import re
 import secrets
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +44,7 @@ from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_ge
 from spinejax.datasets import copies
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, MachineError
-from spinejax.files import crc32, open_regular, write_json
+from spinejax.files import StrPath, crc32, open_regular, write_json
 from spinejax.io import grids, scanfile
 from spinejax.labels import reserved_note
 from spinejax.progress import Progress, silent
@@ -101,12 +102,22 @@ class CachedCase:
         return _open_array(str(self.path / "label.npy"))
 
 
+# Python before 3.11.8 and 3.12.1 may raise SystemError if two threads parse headers of arrays at once
+# (CPython issue 106905).
+_ONE_HEADER = threading.Lock()
+
+
+def _memory_map(path: StrPath) -> np.ndarray:
+    with _ONE_HEADER:
+        return np.load(path, mmap_mode="r")
+
+
 @lru_cache(maxsize=256)
 def _open_array(path: str) -> np.ndarray:
     # Every open map holds a file descriptor. VerSe's 374 scans, with two files each, come near the
     # common limit of 1024 per process. Reopening a file takes microseconds.
     try:
-        return np.load(path, mmap_mode="r")
+        return _memory_map(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"cache file {path} cannot be read ({error}); delete its folder and run again"
@@ -423,7 +434,7 @@ def _read_entry(case_id: str, entry: Path, settings: SlicePreprocess) -> CachedC
             # First, because opening a FIFO, as np.load would, waits forever.
             if meta["crc32"][name] != crc32(entry / name):
                 return None
-            array = np.load(entry / name, mmap_mode="r")
+            array = _memory_map(entry / name)
             if array.shape != (n, h, w) or array.dtype != dtype:
                 return None
     except (OSError, ValueError):
