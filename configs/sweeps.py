@@ -60,9 +60,7 @@ def text(value: Any) -> str:
         return "(" + ", ".join(map(repr, value)) + ("," if len(value) == 1 else "") + ")"
     finite = not isinstance(value, float) or math.isfinite(value)
     if not isinstance(value, str | int | float) or not finite:
-        raise ValueError(
-            f"{shown(value)} is no finite number, word or sequence of them"
-        )
+        raise ValueError(f"{shown(value)} is no finite number, word or sequence of them")
     return str(value)
 
 

@@ -100,7 +100,9 @@ def _units(config: str, name: str, seeds: int, folds: int) -> list[sweeps.Unit]:
     counts = Counter(unit.name.lower() for unit in named)
     for unit in named:
         if not unit.name.strip(".") or len(unit.name.encode()) > _LONGEST_NAME:
-            raise InputError(f"sweep {name}: {unit.name[:100]!r} cannot name a folder; name the unit")
+            raise InputError(
+                f"sweep {name}: {unit.name[:100]!r} cannot name a folder; name the unit"
+            )
         if counts[unit.name.lower()] > 1:
             raise InputError(
                 f"sweep {name}: {counts[unit.name.lower()]} units are called {unit.name!r}; give "

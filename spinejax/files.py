@@ -388,8 +388,10 @@ def made(folder: Path, results: Iterable[str], leftovers: Iterable[str] = ()) ->
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         is_file = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "is a file or lies in one" if is_file else f"cannot be written ({error.strerror})"
-        raise InputError(f"{folder}: {reason}; choose another folder") from error
+        reason = "it is a file, or lies in one" if is_file else error.strerror
+        raise InputError(
+            f"{folder}: cannot be written ({reason}); choose another folder"
+        ) from error
     try:
         yield
     except BaseException:

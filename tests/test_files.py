@@ -169,7 +169,7 @@ def test_a_list_that_was_cut_off_or_is_somebody_elses(tmp_path):
 def test_a_file_in_the_place_of_a_folder_is_called_one(tmp_path):
     (tmp_path / "x").write_text("mine")
     for folder in (tmp_path / "x", tmp_path / "x" / "y"):
-        with pytest.raises(InputError, match="is a file or lies in one"), made(folder, ()):
+        with pytest.raises(InputError, match="it is a file, or lies in one"), made(folder, ()):
             pass
     assert (tmp_path / "x").read_text() == "mine"
 

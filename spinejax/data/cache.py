@@ -102,8 +102,8 @@ class CachedCase:
         return _open_array(str(self.path / "label.npy"))
 
 
-# Python before 3.11.8 and 3.12.1 may raise SystemError if two threads parse headers of arrays at once
-# (CPython issue 106905).
+# Two threads must not parse the headers of arrays at the same time: Python before 3.11.8 and 3.12.1
+# may then raise SystemError (CPython issue 106905).
 _ONE_HEADER = threading.Lock()
 
 
