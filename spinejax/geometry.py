@@ -10,7 +10,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
+
+from spinejax.errors import InputError
 
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 _WORLD = {
@@ -102,6 +105,33 @@ def straight_grid(
 def voxel_ml(affine: np.ndarray) -> float:
     """Return the volume of a voxel in ml."""
     return float(np.prod(np.diag(steps_mm(affine)))) / 1000
+
+
+def as_affine(affine: ArrayLike, what: str) -> np.ndarray:
+    """Return an affine as a new (4, 4) float64 array.
+
+    Args:
+        affine: numbers, which may be a list.
+        what: the name of its scan in errors.
+
+    Raises:
+        InputError: it is not 4 x 4 finite real numbers, or cannot be inverted.
+    """
+    try:
+        if np.iscomplexobj(affine):
+            raise TypeError
+        found = np.array(affine, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{what}: the affine is not 4 x 4 real numbers; give that of the scan, from voxel "
+            "indices to mm"
+        ) from None
+    if found.shape != (4, 4) or not np.isfinite(found).all() or not np.linalg.det(found[:3, :3]):
+        raise InputError(
+            f"{what}: the affine is unusable ({affine_problem(found)}); give that of the scan, "
+            "from voxel indices to mm"
+        )
+    return found
 
 
 def affine_problem(affine: np.ndarray) -> str:

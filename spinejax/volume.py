@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from spinejax import geometry
+from spinejax.errors import InputError
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Plane -> the canonical array axis that its slices fix."""
@@ -59,8 +60,8 @@ class Volume:
         native_affine: (4, 4) float64, of what was given.
 
     Raises:
-        ValueError: the array has fewer than three axes, or a column of the affine is zero or not
-            finite.
+        InputError: the array has fewer than three axes, or the affine is not 4 x 4 finite numbers
+            or cannot be inverted.
     """
 
     array: np.ndarray
@@ -69,8 +70,11 @@ class Volume:
     native_affine: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        array, affine = geometry.reorient(self.array, self.affine, CANONICAL)
-        object.__setattr__(self, "native_affine", np.asarray(self.affine, np.float64))
+        if np.ndim(self.array) < 3:
+            raise InputError(f"a Volume of shape {np.shape(self.array)} is no scan; give (x, y, z)")
+        native = geometry.as_affine(self.affine, "a Volume")
+        array, affine = geometry.reorient(self.array, native, CANONICAL)
+        object.__setattr__(self, "native_affine", native)
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", affine)
 

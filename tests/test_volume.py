@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spinejax import geometry
+from spinejax.errors import InputError
 from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume, slice_view
 
 
@@ -61,3 +62,23 @@ def test_volumes_cannot_be_changed_in_place_and_labels_are_volumes():
 def test_a_volume_is_shown_in_one_line():
     volume = Volume(np.zeros((2, 3, 4), np.int16), np.diag([0.5, 1, 2, 1]))
     assert repr(volume) == "<Volume of 2 x 3 x 4 voxels, 0.5 x 1 x 2 mm>"
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "words"),
+    [
+        ((4, 5), np.eye(4), "give \\(x, y, z\\)"),
+        ((4, 5, 6), np.full((4, 4), np.nan), "NaN"),
+        ((4, 5, 6), np.eye(3), "not 4 x 4"),
+        ((4, 5, 6), np.zeros((4, 4)), "voxels of 0 x 0 x 0 mm"),
+        ((4, 5, 6), np.ones((4, 4)), "flat"),
+        ((4, 5, 6), "x", "not 4 x 4 real numbers"),
+        ((4, 5, 6), None, "affine is"),
+        ((4, 5, 6), np.eye(4) * 1j, "not 4 x 4 real numbers"),
+        ((4, 5, 6), [[1, 2], [3]], "not 4 x 4 real numbers"),
+    ],
+)
+def test_what_is_no_scan_is_refused_in_one_line(shape, affine, words):
+    with pytest.raises(InputError, match=words) as error:
+        Volume(np.zeros(shape, np.int16), affine)
+    assert "\n" not in str(error.value)

@@ -226,7 +226,7 @@ def from_array(
         InputError: the array is not 3D, has no finite number, or has another type; or the affine
             is unusable.
     """
-    affine = np.array(affine, np.float64)
+    affine = geometry.as_affine(affine, str(path))
     if array.ndim != 3 or not array.size or array.dtype.kind not in "iuf":
         raise InputError(
             f"{path}: {array.dtype} of shape {array.shape} is no scan; give numbers (x, y, z)"
