@@ -96,9 +96,9 @@ def make_train_step(
     leaves the initial values quickly (the rule of TensorFlow's ExponentialMovingAverage).
 
     metrics, equal on all devices: "loss", "dice" and "accuracy" (pooled over the global batch),
-    "grad_norm" (before clipping), "learning_rate", "finite" bool (loss, gradients and new
-    parameters), "leaf_max" (number of parameter arrays,) largest absolute gradient of each in the
-    order of `jax.tree.leaves`, "case" and "index" (global b,).
+    "grad_norm" (before clipping), "learning_rate", "finite" bool (loss, gradients, their norm
+    and new parameters), "leaf_max" (number of parameter arrays,) largest absolute gradient of each
+    in the order of `jax.tree.leaves`, "case" and "index" (global b,).
     """
     keys_of = {name: named_key(seed, name) for name in ("augment", "dropout", "stream")}
 
@@ -137,6 +137,8 @@ def make_train_step(
             ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, params)
 
         leaf_max = jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient)])
+        # The norm overflows before the gradients do.
+        norm = optax.tree.norm(gradient)
         # Without synchronised BatchNorm, statistics differ between devices; the mean makes all
         # equal.
         batch_stats = jax.lax.pmean(batch_stats, AXIS)
@@ -144,9 +146,9 @@ def make_train_step(
             "loss": loss,
             "dice": pooled_dice(counts),
             "accuracy": accuracy(counts),
-            "grad_norm": optax.tree.norm(gradient),
+            "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "finite": _all_finite((loss, leaf_max, params, batch_stats)),
+            "finite": _all_finite((loss, leaf_max, norm, params, batch_stats)),
             "leaf_max": leaf_max,
             "case": jax.lax.all_gather(batch["case"], AXIS, tiled=True),
             "index": jax.lax.all_gather(batch["index"], AXIS, tiled=True),

@@ -179,7 +179,7 @@ def test_an_unknown_plane_is_said(tmp_path):
     run = network_run(tmp_path)
     config = (run / "config.json").read_text().replace('"axial"', '"oblique"')
     (run / "config.json").write_text(config)
-    with pytest.raises(InputError, match=r"config.json: data.plane = 'oblique' is unknown"):
+    with pytest.raises(InputError, match=r"damaged \(data.plane = 'oblique' is unknown"):
         write_report(run)
 
 
