@@ -45,8 +45,10 @@ demo: $(STAMP)
 	$(BIN)/spinejax report --workdir=$(RUN)
 
 # The files run in this order: the longest begin first, so that none of them runs alone at the end.
+LONG := tests/launch/ tests/training/
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/launch tests/training tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  $(LONG) $(filter-out $(LONG),$(wildcard tests/*/ tests/test_*.py))
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

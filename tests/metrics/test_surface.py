@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
@@ -80,6 +80,7 @@ def test_distances_on_a_sheared_grid_are_those_of_the_world(seed):
     skew = np.eye(3) + 0.4 * rng.uniform(-1, 1, (3, 3))
     affine[:3, :3] = Rotation.random(rng=rng).as_matrix() @ skew @ np.diag(rng.uniform(0.3, 3, 3))
     masks = [blobs(rng, (9, 10, 8)) for _ in range(2)]
+    assume(all(mask.any() for mask in masks))
     points = [
         geometry.voxel_to_world(affine, np.argwhere(mask & ~ndimage.binary_erosion(mask)))
         for mask in masks
