@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.learning_rate = 3e-3
     config.optim.ema_decay = 0.99
     # On phantoms 0.35 and 0.5 are equally good; on real scans outlines at 0.5 are a little tight.
-    config.predict.update(threshold=0.35, fill_holes=True, drop_islands=True)
+    config.predict.update(search="coarse", threshold=0.35, fill_holes=True, drop_islands=True)
     if args.debug:
         config.model.widths = (4, 8)
         config.data.size = (32, 32)

@@ -24,12 +24,12 @@ from spinejax import geometry, labels, losses, memory, numerics, plausible, sche
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
 from spinejax.files import StrPath, check_output, expanded
-from spinejax.inference import cascade, ensemble, masks
+from spinejax.inference import cascade, ensemble, masks, planes
 from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
 from spinejax.inference.windows3d import make_cube_predictor
 from spinejax.io import centroid_json, grids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
-from spinejax.schema import CUBES, SECOND
+from spinejax.schema import CUBES, SECOND, SLICES
 from spinejax.tasks import MaskTask, NameTask, Task, build_task
 from spinejax.training import run_folder
 from spinejax.training.checkpoint import FOLDERS, load_for_inference
@@ -393,6 +393,7 @@ def load(
     first = _load_runs(folders, checkpoint)
     config, workdir = first[0].config, first[0].workdir
     find: _Find | None = None
+    memory: Callable[[Volume], int]
     name: _Name | None = None
     if config.task == CUBES:
         if vertebrae is not None:
@@ -411,7 +412,7 @@ def load(
         memory = partial(cascade.estimate_bytes, settings=cubes, classes=labels.NUM_CLASSES)
     else:
         second = _load_runs(_second_folders(folders, vertebrae), checkpoint)
-        if flip and not second and config.data.plane == "sagittal":
+        if flip and not second and {run.config.data.plane for run in first} == {"sagittal"}:
             raise InputError(
                 f"--flip: {workdir} sees sagittal slices, which have no left and right side; leave "
                 "--flip out"
@@ -422,8 +423,7 @@ def load(
                     f"--vertebrae={run.workdir} is a run of task={run.config.task}, which names no "
                     f"vertebrae; give a run of task={CUBES}"
                 )
-        find, scans = _masker(first, flip=flip)
-        memory = partial(masks.estimate_bytes, settings=scans)
+        find, memory = _masker(first, flip=flip)
         if second:
             name, _ = _namer(second, flip=flip)
 
@@ -466,6 +466,9 @@ _ALIKE = (
     "data.cube.spine_prior", "data.labels",
 )  # fmt: skip
 """Fields in which runs that are averaged must agree: they see the same preprocessed scans."""
+_PLANE = "data.plane"
+_OF_PLANES = (_PLANE, "data.size")
+"""Those that may differ between runs of slices of two planes (`inference.planes`)."""
 
 
 def _check_alike(runs: Sequence[_Run]) -> None:
@@ -473,6 +476,8 @@ def _check_alike(runs: Sequence[_Run]) -> None:
     for run in runs[1:]:
         other = schema.flatten(schema.plain(run.config))
         for key in sorted(first | other):
+            if key in _OF_PLANES and first["task"] == SLICES and first[_PLANE] != other[_PLANE]:
+                continue
             if key.startswith(_ALIKE) and first.get(key) != other.get(key):
                 raise InputError(
                     f"{run.workdir} cannot be averaged with {runs[0].workdir}: {key} is "
@@ -535,36 +540,50 @@ _Find = Callable[[Volume, str, Progress], np.ndarray]
 _Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
 
 
-def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, masks.ScanSettings]:
-    """Return the function that segments the spine, and its settings."""
-    members, least_side = [], 1
+def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, Callable[[Volume], int]]:
+    """Return the function that segments the spine, and the one that estimates its memory."""
+    networks, least_side = [], 1
     for run in runs:
         task = build_task(run.config)
         if not isinstance(task, MaskTask):
             raise ValueError(f"task={run.config.task} segments no slices")
-        members.append(task.stack_predictor(run.variables))
+        predict, plane = task.stack_predictor(run.variables), run.config.data.plane
+        if flip and plane != "sagittal":
+            predict = ensemble.mirrored_stack(predict)
+        rows, columns, _ = task.input_shape
+        networks.append(planes.PlaneNetwork(plane, (rows, columns), predict))
         least_side = max(least_side, task.least_side)
-    predict = ensemble.mean_stack(members)
-    if flip and runs[0].config.data.plane != "sagittal":
-        predict = ensemble.mirrored_stack(predict)
-    scans = replace(scan_settings(runs[0].config, task), normalise=_mode(runs))
+    config = runs[0].config
+    scans = replace(scan_settings(config, build_task(config)), normalise=_mode(runs))
+    search = config.predict.get("search") == "coarse"
+    shared = search or len({network.plane for network in networks}) > 1
+    if shared:
+        planes.check(scans)
+    predict = ensemble.mean_stack([network.predict for network in networks])
     known = [mm for run in runs if (mm := run_folder.recorded_pixels_mm(run.workdir)) is not None]
     pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
     def find(volume: Volume, title: str, progress: Progress) -> np.ndarray:
         where = _where(volume, title)
-        grid = preprocess.slice_geometry(volume, scans.preprocess)
-        if min(grid.shape) < least_side:
-            raise InputError(
-                f"{where}: its {grid.plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, "
-                f"smaller than the network's stride of {least_side}; give a larger scan, or check "
-                f"the voxel size ({' x '.join(f'{side:.3g}' for side in volume.spacing_mm)} mm)"
+        for plane in dict.fromkeys(network.plane for network in networks):
+            grid = preprocess.slice_geometry(volume, replace(scans.preprocess, plane=plane))
+            if min(grid.shape) < least_side:
+                raise InputError(
+                    f"{where}: its {plane} slices are {grid.shape[0]}x{grid.shape[1]} pixels, "
+                    f"smaller than the network's stride of {least_side}; give a larger scan, or "
+                    f"check the voxel size "
+                    f"({' x '.join(f'{side:.3g}' for side in volume.spacing_mm)} mm)"
+                )
+            _warn_of_scale(grid.spacing_mm, pixels_mm, where)
+        if shared:
+            return planes.predict_scan(
+                networks, volume, scans, search=search, title=title, progress=progress
             )
-        _warn_of_scale(grid.spacing_mm, pixels_mm, where)
         with progress(title, grid.n_slices, "slice") as bar:
             return masks.predict_scan(predict, volume, scans, advance=bar.advance)
 
-    return find, scans
+    estimate = planes.estimate_bytes if shared else masks.estimate_bytes
+    return find, partial(estimate, settings=scans)
 
 
 def _namer(runs: Sequence[_Run], *, flip: bool) -> tuple[_Name, cascade.CubeSettings]:

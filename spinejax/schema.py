@@ -569,6 +569,12 @@ FIELDS: tuple[Field, ...] = (
         meaning="Pixels around a slice: empty, or its mirror image.",
     ),
     Field(
+        "predict.search", "full", Choice(("full", "coarse")), tasks=(SLICES,), free=True,
+        meaning="'full': every slice of the scan is read. 'coarse': the scan is resampled to "
+        "spacing_mm along all axes, slices 12 mm apart show where the spine is, and only its box "
+        "is read.",
+    ),
+    Field(
         "predict.threshold", 0.5, _SHARE, tasks=_MASKS, free=True,
         meaning="Pixels of at least this probability are vertebra.",
     ),

@@ -82,13 +82,18 @@ def predict_scan(
         restored = preprocess.restore_slices(probability, grid)
         slices[start : start + len(image)] = restored >= settings.threshold
         del probability, restored  # free the memory before the next slab needs it
+    return finished(labels.view(bool), volume, settings)
+
+
+def finished(mask: np.ndarray, volume: Volume, settings: ScanSettings) -> np.ndarray:
+    """Return a thresholded mask (x, y, z) bool cleaned as the settings say, as uint8 labels."""
     mask = clean(
-        labels.view(bool),
+        mask,
         spacing_mm=volume.spacing_mm,
         opening_mm=settings.opening_mm,
         min_component_ml=settings.min_component_ml,
         fill_holes=settings.fill_holes,
-        slice_axis=PLANES[how.plane],
+        slice_axis=PLANES[settings.preprocess.plane],
     )
     if settings.drop_islands:
         mask = without_islands(mask, volume.spacing_mm)
@@ -98,19 +103,25 @@ def predict_scan(
 def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     """Return about how many bytes `predict_scan` holds at most, without the network.
 
-    They hold the scan, two labels of one byte a voxel (three with an opening), the numbers of the
-    connected components (at most four bytes a voxel), and one slab of slices as int16 and float32
-    on both grids.
+    They hold one slab of slices as int16 and float32 on both grids, and what `finished` needs.
     """
     grid = preprocess.slice_geometry(volume, settings.preprocess)
     native, padded = _pixels(grid, settings.size)
     slab = _slab_slices(grid, settings.size) * (8 * native + 16 * padded)
-    voxels = int(np.prod(volume.shape))
+    return slab + 6 * 2**26 + finished_bytes(volume, settings)
+
+
+def finished_bytes(volume: Volume, settings: ScanSettings) -> int:
+    """Return about how many bytes the scan and `finished` hold at most.
+
+    They are the scan, two labels of one byte a voxel (three with an opening, and its slabs), and
+    the numbers of the connected components (at most four bytes a voxel).
+    """
     searched = settings.min_component_ml > 0 or settings.fill_holes or settings.drop_islands
     components = 4 if searched else 0
     opened = 1 if settings.opening_mm > 0 else 0
     held = volume.array.itemsize + 2 + opened + components
-    return voxels * held + slab + (6 + opened) * 2**26
+    return int(np.prod(volume.shape)) * held + opened * 2**26
 
 
 def _pixels(grid: preprocess.SliceGeometry, size: tuple[int, int]) -> tuple[int, int]:

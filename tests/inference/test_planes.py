@@ -1,0 +1,150 @@
+"""Masks from networks of several planes on one grid, with and without the search.
+
+The network of these tests is a threshold, so the right mask is known.
+"""
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spinejax import geometry
+from spinejax.data.preprocess import SlicePreprocess
+from spinejax.errors import InputError
+from spinejax.inference import masks, planes
+from spinejax.volume import Volume
+
+PLANES = ("sagittal", "coronal", "axial")
+SHAPE, SPACING = (70, 66, 60), (3.0, 3.0, 5.0)
+
+
+def scan_settings(**how) -> masks.ScanSettings:
+    preprocess = SlicePreprocess(smoothing_sigma_mm=0.0, **{"spacing_mm": 3.0, **how})
+    return masks.ScanSettings(
+        preprocess=preprocess,
+        size=(24, 32),
+        normalise="hu",
+        threshold=0.5,
+        opening_mm=0.0,
+        min_component_ml=0.5,
+        fill_holes=False,
+        drop_islands=True,
+    )
+
+
+def column(orientation: str = "LPS", hip: bool = False) -> tuple[Volume, np.ndarray]:
+    """A bright curved column in a wide scan; `hip` adds a bright ball 90 mm beside it."""
+    x, y, z = (
+        (np.arange(n) + 0.5) * mm
+        for n, mm in zip(SHAPE, SPACING, strict=True)
+    )  # fmt: skip
+    x, y, z = np.meshgrid(x, y, z, indexing="ij")
+    spine = np.hypot(x - 105 - 15 * np.sin(z / 60), y - 120 - z / 10) < 20
+    spine &= (z > 40) & (z < 260)
+    ball = (x - 190) ** 2 + (y - 130) ** 2 + (z - 60) ** 2 < 15**2
+    array = np.where(spine | (ball & hip), 400, -200).astype(np.int16)
+    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
+    stored, stored_affine = geometry.reorient(array, affine, orientation)
+    volume = Volume(np.ascontiguousarray(stored), stored_affine)
+    return volume, spine
+
+
+def network(plane: str, seen: list | None = None, size=(24, 32)) -> planes.PlaneNetwork:
+    """A network that finds what is bright, and notes the shapes that it reads in `seen`."""
+
+    def predict(stack, stats, advance):
+        if seen is not None:
+            seen.append(stack.shape)
+        advance(len(stack))
+        return np.clip((stack.astype(np.float32) + 200) / 600, 0, 1)
+
+    return planes.PlaneNetwork(plane, size, predict)
+
+
+def dice(a, b) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PIR", "SAL", "RAI"])
+@pytest.mark.parametrize("search", [False, True])
+def test_three_planes_find_the_spine_in_any_orientation(orientation, search):
+    volume, spine = column(orientation, hip=True)
+    networks = [network(plane) for plane in PLANES]
+    found = planes.predict_scan(networks, volume, scan_settings(), search=search)
+    assert found.dtype == np.uint8 and found.shape == volume.shape
+    # Only slices are interpolated, from 5 mm to 3 mm and back.
+    assert dice(found > 0, spine) > 0.97
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_the_search_changes_nothing_but_the_voxels_that_are_read(plane):
+    volume, _ = column(hip=True)
+    seen: list = []
+    how = scan_settings()
+    full = planes.predict_scan([network(plane, seen)], volume, how, search=False)
+    coarse = planes.predict_scan([network(plane, seen)], volume, how, search=True)
+    np.testing.assert_array_equal(full, coarse)
+    whole, searched, inside = (int(np.prod(shape)) for shape in seen)
+    assert searched < 0.3 * whole and inside < 0.5 * whole
+
+
+def test_the_probabilities_of_all_networks_are_averaged():
+    volume, spine = column()
+    half = planes.PlaneNetwork(
+        "axial", (24, 32), lambda stack, *_: np.full(stack.shape, 0.2, np.float32)
+    )
+    # (1 + 0.2) / 2 reaches 0.5, and (0 + 0.2) / 2 does not.
+    found = planes.predict_scan([network("sagittal"), half], volume, scan_settings(), search=False)
+    assert dice(found > 0, spine) > 0.9
+    found = planes.predict_scan(
+        [network("sagittal"), half, half], volume, scan_settings(), search=False
+    )
+    assert not found.any()
+
+
+def test_without_any_finding_the_whole_scan_is_read(caplog):
+    volume, _ = column()
+    empty = Volume(np.full_like(volume.array, -200), volume.affine)
+    seen: list = []
+    with caplog.at_level(logging.INFO, "spinejax"):
+        found = planes.predict_scan(
+            [network("sagittal", seen)], empty, scan_settings(), search=True, title="ct"
+        )
+    assert not found.any()
+    assert seen[-1] == (70, 66, 100)
+    assert "ct: the search found no spine; reading the whole scan" in caplog.text
+
+
+def test_a_small_scan_is_read_without_a_search():
+    volume, spine = column()
+    part = np.s_[25:45, 30:60, :]
+    small = Volume(volume.array[part], volume.affine)
+    seen: list = []
+    found = planes.predict_scan([network("axial", seen)], small, scan_settings(), search=True)
+    assert len(seen) == 1
+    assert dice(found > 0, spine[part]) > 0.95
+
+
+@given(
+    n=st.integers(1, 60),
+    least=st.integers(1, 80),
+    start=st.integers(0, 59),
+    length=st.integers(1, 60),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_widened_part_holds_the_part_and_as_many_voxels_as_there_are(n, least, start, length):
+    start = min(start, n - 1)
+    side = slice(start, min(n, start + length))
+    wide = planes._widened(side, least, n)
+    assert 0 <= wide.start <= side.start and side.stop <= wide.stop <= n
+    assert wide.stop - wide.start == max(side.stop - side.start, min(least, n))
+
+
+@pytest.mark.parametrize(
+    "how", [{"mode": "native"}, {"mode": "resize"}, {"intensity": "op_window"}]
+)
+def test_a_preprocessing_without_a_common_grid_is_refused(how):
+    with pytest.raises(InputError, match="give runs of one plane, with predict.search=full"):
+        planes.check(scan_settings(**how))
