@@ -26,6 +26,7 @@ COMMANDS = (
     "search",
     "evaluate",
     "predict",
+    "export",
     "score",
     "report",
     "sweep",

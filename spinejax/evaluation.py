@@ -1,4 +1,4 @@
-"""Evaluation of a run: predict and score the scans of a split, or of a folder.
+"""Evaluation of a model: predict and score the scans of a split, or of a folder.
 
 A run of patches is also scored patch by patch: confusion matrices on the patches of the split and
 on the balanced training patches (paper B, table 2 and figure 13), and the filters and activations
@@ -41,7 +41,7 @@ from spinejax.metrics import slice_dice
 from spinejax.metrics.classification import Counts, count, f_score, patch_scores, pooled
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
-from spinejax.training import parallel, run_cases, run_folder, step, validation
+from spinejax.training import model_file, parallel, run_cases, run_folder, step, validation
 from spinejax.training.signals import Stop
 from spinejax.volume import slice_view
 
@@ -49,29 +49,52 @@ logger = logging.getLogger("spinejax")
 
 
 def results_folder(
-    workdir: StrPath, split: str = "test", *, data: StrPath | None = None, flip: bool = False
+    model: StrPath | Sequence[StrPath],
+    split: str = "test",
+    *,
+    data: StrPath | None = None,
+    flip: bool = False,
+    output: StrPath | None = None,
 ) -> Path:
-    """Return the folder that `evaluate` writes to, `<workdir>/evaluation/<name>`.
+    """Return the folder that `evaluate` writes to: `output`, or `<run>/evaluation/<name>`.
 
     The name is the split, or the name of the folder `data` with eight digits that stand for its
     whole path, so that the results of A/scans and B/scans never meet. Results with `flip` have
     their own folder: the table of a sweep reads those without.
+
+    Raises:
+        InputError: `model` is not one run, and has no folder for results.
     """
+    if output is not None:
+        return expanded(output)
+    run = _run_of(model)
+    if run is None:
+        raise InputError(_NEEDED.format("results", "--output=OUT"))
     name = split
     if data is not None:
         where = expanded(data).resolve()
         digits = hashlib.sha256(os.fsencode(where)).hexdigest()[:8]
         name = f"{re.sub(r'[^0-9A-Za-z._-]', '_', where.name)[:80] or 'scans'}-{digits}"
-    return expanded(workdir) / "evaluation" / (f"{name}_flip" if flip else name)
+    return run / "evaluation" / (f"{name}_flip" if flip else name)
+
+
+_NEEDED = "only one run, given by its folder, has {} of its own; add {}"
+
+
+def _run_of(model: StrPath | Sequence[StrPath]) -> Path | None:
+    """Return the folder of the run if `model` is one run; None for files and for several runs."""
+    places = predictor.sources(model)
+    return None if len(places) > 1 or model_file.is_file(places[0]) else places[0]
 
 
 @numerics.fixed()
 def evaluate(
-    workdir: StrPath,
+    model: StrPath | Sequence[StrPath],
     *,
     split: str = "test",
     checkpoint: str = "best",
     data: StrPath | None = None,
+    output: StrPath | None = None,
     vertebrae: StrPath | Sequence[StrPath] | None = None,
     flip: bool = False,
     overwrite: bool = False,
@@ -88,11 +111,13 @@ def evaluate(
     under "failed", and the next evaluation predicts the missing scans only.
 
     Args:
-        workdir: folder of the run.
+        model: the folder of a run. With `data` and `output` also a packaged model, the file of a
+            model, or several models that are averaged, see `predictor.load`.
         split: "test", "val" or "train".
-        checkpoint: "best" or "latest".
+        checkpoint: of runs, "best" or "latest".
         data: a folder of other scans: every CT with a mask in it is evaluated, and `split` is
             ignored.
+        output: folder of the results; None takes `results_folder`.
         vertebrae: see `predictor.load`.
         flip: see `predictor.load`.
         overwrite: replace files in `results_folder` that this program did not write or that were
@@ -107,16 +132,19 @@ def evaluate(
             replaced.
     """
     check_choice("split", split, run_folder.SPLITS)
-    workdir = expanded(workdir)
-    model = predictor.load(workdir, vertebrae=vertebrae, checkpoint=checkpoint, flip=flip)
-    config = model.config
+    folder = results_folder(model, split, data=data, flip=flip, output=output)
+    run = _run_of(model)
+    workdir = folder if run is None else run
+    if run is None and data is None:
+        raise InputError(_NEEDED.format("scans", "--data=DIR"))
+    loaded = predictor.load(model, vertebrae=vertebrae, checkpoint=checkpoint, flip=flip)
+    config = loaded.config
     failed: dict[str, str] = {}
     splits = run_cases.find(config, workdir) if data is None else {}
     usable = splits[split] if data is None else plain_folders.with_masks(expanded(data), failed)
     cases = {one.id: (one.image, one.labels) for one in usable if one.image and one.labels}
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another split")
-    folder = results_folder(workdir, split, data=data, flip=flip)
     for name in _NAMES:
         check_output(folder / name, _KIND, overwrite=overwrite)
 
@@ -133,8 +161,8 @@ def evaluate(
     _, refused = failures.each(cases, check)  # before hours of work
     unfinished = folder / _UNFINISHED
     done = records.read_if_there(unfinished, _DONE, "remove it: scans are predicted again")
-    if done.get("digest") != model.digest:
-        done = {"digest": model.digest, "cases": {}}
+    if done.get("digest") != loaded.digest:
+        done = {"digest": loaded.digest, "cases": {}}
     numbers = scanfile.valid_labels(config.data.labels)
     titles = {case: f"{number}/{len(cases)} {case}" for number, case in enumerate(cases, 1)}
 
@@ -148,7 +176,7 @@ def evaluate(
             logger.info("%s: predicted earlier", titles[case])
             array, named = scanfile.read_labels(path).array, before["named"]
         else:
-            found = model.segment(volume, name=titles[case], progress=progress)
+            found = loaded.segment(volume, name=titles[case], progress=progress)
             array, named = found.mask, found.named
             nifti.write_labels(path, found.labels, volume, kind=_KIND, overwrite=overwrite)
             done["cases"][case] = {"scan": scan, "named": named}
@@ -186,7 +214,7 @@ def evaluate(
         kept = {
             name: [one for one in those if one.id not in failed] for name, those in splits.items()
         }
-        patches, arrays = _score_patches(config, model.variables, workdir, split, kept, progress)
+        patches, arrays = _score_patches(config, loaded.variables, workdir, split, kept, progress)
         write("patches.json", patches)
         with (
             atomic_path(folder / "network.npz", _KIND, overwrite=overwrite) as temporary,

@@ -1,16 +1,19 @@
-"""Trained runs, ready for whole scans: `load` makes a `Model`, which makes a `Segmentation`.
+"""Trained models, ready for whole scans: `load` makes a `Model`, which makes a `Segmentation`.
 
 A run of slices or patches segments the spine. A run of cubes names vertebrae. The two together are
 the pipeline of Saeed et al. 2023: the first run finds the spine, the second names the vertebrae in
 it. The second run lies in the folder `vertebrae` of the first one, or the caller names it. A run of
 cubes also works alone, unless its network was trained to see the mask of the spine.
+
+`export` writes runs into one file (`training.model_file`), which stands for them everywhere. The
+packaged models are such files.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,8 +34,9 @@ from spinejax.io import centroid_json, grids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, SECOND, SLICES
 from spinejax.tasks import MaskTask, NameTask, Task, build_task
-from spinejax.training import run_folder
-from spinejax.training.checkpoint import FOLDERS, load_for_inference
+from spinejax.training import model_file
+from spinejax.training.checkpoint import FOLDERS, read_networks
+from spinejax.training.model_file import SPINE, Network
 from spinejax.volume import Volume
 
 logger = logging.getLogger("spinejax")
@@ -233,7 +237,7 @@ def _names(ids: Sequence[int]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One trained run, the average of several, or a pipeline of two networks; `load` makes it.
+    """A trained network, the average of several, or a pipeline of two; `load` makes it.
 
     Attributes:
         config: the config of the (first) run.
@@ -335,94 +339,158 @@ def as_volume(scan: Scan, affine: np.ndarray | None = None) -> Volume:
     return scan
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """A trained run: its folder, config and variables."""
+def sources(models: StrPath | Sequence[StrPath]) -> list[Path]:
+    """Return where models are, each the file of a model or the folder of a run.
 
-    workdir: Path
-    config: ConfigDict
-    variables: dict[str, Any]
+    Args:
+        models: see `load`.
 
-
-def _load_runs(folders: Sequence[Path], which: str) -> list[_Run]:
-    """Load runs that are to be averaged; refuse incomplete or edited configs, and unlike runs."""
-    runs = []
-    for workdir in folders:
-        run_folder.checked_config(workdir)
-        config, variables = load_for_inference(workdir, which)
-        runs.append(_Run(workdir, config, variables))
-    if runs:
-        _check_alike(runs)
-    return runs
-
-
-def _paths(runs: StrPath | Sequence[StrPath]) -> list[Path]:
-    several = [runs] if isinstance(runs, str | os.PathLike) else runs
+    Raises:
+        InputError: there is none, or it cannot be a path.
+    """
+    several = [models] if isinstance(models, str | os.PathLike) else models
     if not isinstance(several, list | tuple) or not several:
-        raise InputError(f"{shown(runs)} is no run; give the folder of a run, or several folders")
-    for run in several:
-        if not isinstance(run, str | os.PathLike):
-            raise InputError(f"{shown(run)} is no path; give the folder of a run")
-    return [expanded(run) for run in several]
+        raise InputError(
+            f"{shown(models)} is no run; give the folder of a run, a file, or a list of them"
+        )
+    for one in several:
+        if not isinstance(one, str | os.PathLike):
+            raise InputError(f"{shown(one)} is no path; give the folder of a run")
+    return [model_file.located(one) for one in several]
+
+
+def _networks(
+    model: StrPath | Sequence[StrPath],
+    vertebrae: StrPath | Sequence[StrPath] | None,
+    checkpoint: str,
+) -> tuple[list[Network], list[Network]]:
+    """Return the networks that are averaged, and those that name the vertebrae after them.
+
+    Raises:
+        InputError: a model cannot be used, or the networks do not fit together.
+    """
+    check_choice("checkpoint", checkpoint, FOLDERS)
+    places = sources(model)
+    found = [read_networks(place, checkpoint, second=vertebrae is None) for place in places]
+    first = [network for one in found for network in one.get(SPINE, one.get(SECOND, []))]
+    _check_alike(first)
+    alone = first[0].config.task == CUBES
+    if alone and vertebrae is not None:
+        raise InputError(
+            f"{places[0]} names vertebrae and --vertebrae={vertebrae} comes after it; exchange "
+            "the two: the run that segments the spine comes first"
+        )
+    if alone and first[0].config.data.cube.spine_prior == "channel":
+        raise InputError(
+            f"{places[0]}: this network needs the mask of an earlier one "
+            "(data.cube.spine_prior=channel); give the run that segments the spine, and "
+            f"--vertebrae={places[0]}"
+        )
+    second = []
+    if vertebrae is not None:
+        for place in sources(vertebrae):
+            one = read_networks(place, checkpoint, second=False)
+            if SECOND not in one:
+                raise InputError(
+                    f"--vertebrae={place} is a model of task={one[SPINE][0].config.task}, which "
+                    f"names no vertebrae; give one of task={CUBES}"
+                )
+            second += one[SECOND]
+    elif not alone:
+        second = [network for one in found for network in one.get(SECOND, [])]
+        having = [place for place, one in zip(places, found, strict=True) if SECOND in one]
+        if having and len(having) < len(places):
+            raise InputError(
+                f"{len(having)} of {len(places)} models have a second network (the first: "
+                f"{having[0]}); give those to use as --vertebrae"
+            )
+    _check_alike(second)
+    return first, second
+
+
+def export(
+    output: StrPath,
+    model: StrPath | Sequence[StrPath],
+    *,
+    vertebrae: StrPath | Sequence[StrPath] | None = None,
+    checkpoint: str = "best",
+    half: Collection[str] = (),
+    card: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write trained runs into one file, which `load` reads like the runs.
+
+    Fields of their configs that name folders are left empty: `data.root`, `data.cache_dir`,
+    `train.init_from`.
+
+    Args:
+        output: the file; its name ends in ".safetensors".
+        model: see `load`.
+        vertebrae: see `load`.
+        checkpoint: see `load`.
+        half: "spine", "vertebrae", or both: networks whose parameters are stored as float16, in
+            half the bytes.
+        card: what to say about the model: data, scores, limits; plain JSON.
+        overwrite: replace a file that this program did not write, too.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: as `load`, or the file cannot be written.
+    """
+    path = expanded(output)
+    if path.suffix != model_file.ENDING:
+        raise InputError(f"{path}: the name of a model's file ends in {model_file.ENDING}")
+    check_output(path, "model", overwrite=overwrite)  # before any reading
+    first, second = _networks(model, vertebrae, checkpoint)
+    by_role = {model_file.role(first[0].config): first}
+    if second:
+        by_role[SECOND] = second
+    for name in half:
+        check_choice("half", name, by_role)
+    model_file.write(path, by_role, card=card or {}, half=half, overwrite=overwrite)
+    return path
 
 
 @numerics.fixed()
 def load(
-    runs: StrPath | Sequence[StrPath],
+    model: StrPath | Sequence[StrPath] = model_file.PACKAGED[0],
     *,
     vertebrae: StrPath | Sequence[StrPath] | None = None,
     checkpoint: str = "best",
     flip: bool = False,
 ) -> Model:
-    """Load trained runs for whole scans.
+    """Load a trained model for whole scans.
 
     Args:
-        runs: folder of a run, or of several runs whose probabilities are averaged: seeds, folds,
-            networks that see the same preprocessed scans.
-        vertebrae: folder of the run, or of several, that names vertebrae. None takes the folders
-            `vertebrae` in `runs`, if there are any.
-        checkpoint: "best" or "latest".
-        flip: average over the scan and its mirror image, left and right exchanged. Runs of sagittal
-            slices cannot do this.
+        model: "phantom", the model in the package; the file of a model, `NAME.safetensors`; or the
+            folder of a run. A list of several is averaged: seeds, folds, networks that see the same
+            preprocessed scans. The folder of a run that is called phantom is "./phantom".
+        vertebrae: a model or several that name vertebrae. None takes the second network of `model`,
+            if there is one.
+        checkpoint: of runs, "best" or "latest".
+        flip: average over the scan and its mirror image, left and right exchanged. Networks of
+            sagittal slices cannot do this.
 
     Raises:
-        InputError: a folder is no run, `checkpoint` is unknown, or the runs do not fit together.
+        InputError: there is no such model, it is damaged, `checkpoint` is unknown, or the networks
+            do not fit together.
     """
-    check_choice("checkpoint", checkpoint, FOLDERS)
-    folders = _paths(runs)
-    first = _load_runs(folders, checkpoint)
-    config, workdir = first[0].config, first[0].workdir
+    first, second = _networks(model, vertebrae, checkpoint)
+    config = first[0].config
     find: _Find | None = None
     memory: Callable[[Volume], int]
     name: _Name | None = None
     if config.task == CUBES:
-        if vertebrae is not None:
-            raise InputError(
-                f"{workdir} names vertebrae and --vertebrae={vertebrae} comes after it; exchange "
-                "the two: the run that segments the spine comes first"
-            )
-        if config.data.cube.spine_prior == "channel":
-            raise InputError(
-                f"{workdir}: this network needs the mask of an earlier one "
-                "(data.cube.spine_prior=channel); give the run that segments the spine, and "
-                f"--vertebrae={workdir}"
-            )
-        second = []
         name, cubes = _namer(first, flip=flip)
         memory = partial(cascade.estimate_bytes, settings=cubes, classes=labels.NUM_CLASSES)
     else:
-        second = _load_runs(_second_folders(folders, vertebrae), checkpoint)
         if flip and not second and {run.config.data.plane for run in first} == {"sagittal"}:
             raise InputError(
-                f"--flip: {workdir} sees sagittal slices, which have no left and right side; leave "
-                "--flip out"
+                f"--flip: {first[0].source} sees sagittal slices, which have no left and right "
+                "side; leave --flip out"
             )
-        for run in second:
-            if run.config.task != CUBES:
-                raise InputError(
-                    f"--vertebrae={run.workdir} is a run of task={run.config.task}, which names no "
-                    f"vertebrae; give a run of task={CUBES}"
-                )
         find, memory = _masker(first, flip=flip)
         if second:
             name, _ = _namer(second, flip=flip)
@@ -437,28 +505,13 @@ def load(
     return Model(config, first[0].variables, digest, name is not None, segment, memory)
 
 
-def _digest(runs: Sequence[_Run], *, flip: bool) -> str:
+def _digest(runs: Sequence[Network], *, flip: bool) -> str:
     found = hashlib.sha256(f"{flip}".encode())
     for run in runs:
         found.update(json.dumps(schema.plain(run.config), sort_keys=True).encode())
         for leaf in jax.tree.leaves(run.variables):
             found.update(np.asarray(leaf).tobytes())
     return found.hexdigest()
-
-
-def _second_folders(
-    folders: Sequence[Path], given: StrPath | Sequence[StrPath] | None
-) -> list[Path]:
-    """Return the runs that name vertebrae: the given ones, else those inside `folders`."""
-    if given is not None:
-        return _paths(given)
-    found = [folder / SECOND for folder in folders if (folder / SECOND / "config.json").exists()]
-    if found and len(found) < len(folders):
-        raise InputError(
-            f"{len(found)} of {len(folders)} runs have a second network (the first: {found[0]}); "
-            "give those to use as --vertebrae"
-        )
-    return found
 
 
 _ALIKE = (
@@ -471,7 +524,9 @@ _OF_PLANES = (_PLANE, "data.size")
 """Those that may differ between runs of slices of two planes (`inference.planes`)."""
 
 
-def _check_alike(runs: Sequence[_Run]) -> None:
+def _check_alike(runs: Sequence[Network]) -> None:
+    if not runs:
+        return
     first = schema.flatten(schema.plain(runs[0].config))
     for run in runs[1:]:
         other = schema.flatten(schema.plain(run.config))
@@ -480,13 +535,13 @@ def _check_alike(runs: Sequence[_Run]) -> None:
                 continue
             if key.startswith(_ALIKE) and first.get(key) != other.get(key):
                 raise InputError(
-                    f"{run.workdir} cannot be averaged with {runs[0].workdir}: {key} is "
+                    f"{run.source} cannot be averaged with {runs[0].source}: {key} is "
                     f"{other.get(key)!r} there and {first.get(key)!r} here; give runs that agree "
                     "in it"
                 )
     if len({_gives_offsets(run.config) for run in runs}) > 1:
         raise InputError(
-            f"{runs[0].workdir} and others cannot be averaged: only some were trained with "
+            f"{runs[0].source} and others cannot be averaged: only some were trained with "
             "loss.offset_weight; give runs that agree in it"
         )
 
@@ -495,7 +550,7 @@ def _gives_offsets(config: ConfigDict) -> bool:
     return config.loss.get(losses.OFFSET_WEIGHT, 0.0) > 0
 
 
-def _mode(runs: Sequence[_Run]) -> str:
+def _mode(runs: Sequence[Network]) -> str:
     """Return an intensity mode of the runs, one that needs statistics if there is any."""
     modes = [run.config.data.normalise for run in runs]
     return next((mode for mode in modes if mode in normalise.NEED_STATS), modes[0])
@@ -540,7 +595,7 @@ _Find = Callable[[Volume, str, Progress], np.ndarray]
 _Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
 
 
-def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, Callable[[Volume], int]]:
+def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Volume], int]]:
     """Return the function that segments the spine, and the one that estimates its memory."""
     networks, least_side = [], 1
     for run in runs:
@@ -560,7 +615,7 @@ def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, Callable[[Volum
     if shared:
         planes.check(scans)
     predict = ensemble.mean_stack([network.predict for network in networks])
-    known = [mm for run in runs if (mm := run_folder.recorded_pixels_mm(run.workdir)) is not None]
+    known = [run.pixels_mm for run in runs if run.pixels_mm is not None]
     pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
     def find(volume: Volume, title: str, progress: Progress) -> np.ndarray:
@@ -586,7 +641,7 @@ def _masker(runs: Sequence[_Run], *, flip: bool) -> tuple[_Find, Callable[[Volum
     return find, partial(estimate, settings=scans)
 
 
-def _namer(runs: Sequence[_Run], *, flip: bool) -> tuple[_Name, cascade.CubeSettings]:
+def _namer(runs: Sequence[Network], *, flip: bool) -> tuple[_Name, cascade.CubeSettings]:
     """Return the function that names vertebrae, with or without a mask, and its settings."""
     config = runs[0].config
     members = []

@@ -548,8 +548,8 @@ FIELDS: tuple[Field, ...] = (
     Field("train.remat", False, Flag(), "Recompute in the backward pass, to save memory."),
     Field(
         "train.init_from", "", Text(),
-        meaning="Folder of a run with the same network, whose weights are the initial weights; '': "
-        "random weights.",
+        meaning="Model with the same network, whose weights are the initial weights: phantom, the "
+        "packaged one; FILE.safetensors; or the folder of a run. '': random weights.",
     ),
     Field(
         "train.parallel", "pmap", Choice(("pmap", "shard_map")), free=True,

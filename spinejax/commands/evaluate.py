@@ -9,28 +9,38 @@ from absl.flags import FlagValues
 
 from spinejax import failures, progress, records
 from spinejax.commands import parsing
+from spinejax.errors import InputError
 
 HELP = "predict and score the scans of a split"
 
 
 def define_flags(values: FlagValues) -> None:
     """Define the flags."""
-    parsing.workdir_flag(values)
     parsing.model_flags(values)
     flags.DEFINE_enum(
         "split", "test", ["train", "val", "test"], "Which scans of the run's data.", values
     )
     parsing.path_flag(values, "data", "Folder of other CTs with masks to score instead.")
+    parsing.path_flag(
+        values,
+        "output",
+        "Folder for the results; by default the folder evaluation/NAME of the run.",
+        short="o",
+    )
     parsing.overwrite_flag(values)
 
 
 def run(values: FlagValues) -> int:
     """Evaluate and print the scores."""
+    models = parsing.models(values)
+    if not models:
+        raise InputError("--workdir is required; add --workdir=... or --model=... (see --help)")
     evaluate(
-        values.workdir,
+        models,
         split=values.split,
         checkpoint=values.checkpoint,
         data=values.data,
+        output=values.output,
         vertebrae=values.vertebrae or None,
         flip=values.flip,
         overwrite=values.overwrite,
@@ -38,17 +48,17 @@ def run(values: FlagValues) -> int:
     return 0
 
 
-def evaluate(workdir: Path, *, checkpoint: str = "best", **options: Any) -> None:
-    """Evaluate a run and print its scores; `options` are those of `spinejax.evaluate`."""
+def evaluate(model: Path | list[Path], **options: Any) -> None:
+    """Evaluate a model and print its scores; `options` are those of `spinejax.evaluate`."""
     from spinejax import evaluation
     from spinejax.metrics import aggregate
 
     started = time.monotonic()
-    scores = evaluation.evaluate(workdir, checkpoint=checkpoint, progress=progress.bars, **options)
+    scores = evaluation.evaluate(model, progress=progress.bars, **options)
     print(aggregate.case_table(scores))
     print(aggregate.summary_table(scores))
-    where = {key: options[key] for key in ("split", "data", "flip") if key in options}
-    folder = evaluation.results_folder(workdir, **where)
+    where = {key: options[key] for key in ("split", "data", "flip", "output") if key in options}
+    folder = evaluation.results_folder(model, **where)
     if (folder / "patches.json").exists():
         print(aggregate.patch_table(records.read(folder / "patches.json", dict, "remove it")))
     seconds = time.monotonic() - started

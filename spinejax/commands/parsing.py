@@ -53,6 +53,16 @@ class _PathParser(flags.ArgumentParser):
         return "path"
 
 
+class _ModelParser(_PathParser):
+    """Reads the name of a packaged model or a path, and gives the place of the model."""
+
+    def parse(self, argument: str | Path) -> Path:
+        from spinejax.training import model_file  # imports jax
+
+        super().parse(argument)
+        return model_file.located(argument)
+
+
 # Flags that several commands have.
 
 
@@ -89,6 +99,11 @@ def path_flag(
         flags.mark_flag_as_required(name, values)
 
 
+def _models_flag(values: FlagValues, name: str, text: str) -> None:
+    """Define a flag whose value is a list of places of models."""
+    flags.DEFINE_multi(_ModelParser(False), flags.ArgumentSerializer(), name, [], text, values)
+
+
 def config_flag(values: FlagValues) -> None:
     """Define --config, which names the experiment, and --config.key=value."""
     flags.DEFINE_string(
@@ -107,23 +122,50 @@ def workdir_flag(values: FlagValues) -> None:
 
 
 def model_flags(values: FlagValues) -> None:
-    """Define the flags that choose trained weights: --checkpoint, --flip, --vertebrae."""
-    flags.DEFINE_enum(
-        "checkpoint", "best", ["best", "latest"], "Which weights to use.", flag_values=values
+    """Define the flags that choose trained weights and how they are used.
+
+    They are --model, --workdir, --vertebrae, --checkpoint and --flip.
+    """
+    _models_flag(
+        values,
+        "model",
+        "The packaged model phantom, FILE.safetensors, or the folder of a run (./phantom if its "
+        "name is phantom). Give the flag again to average several.",
     )
+    path_flag(values, "workdir", "Folder of a run, like --model=RUN.", several=True)
+    second_flags(values)
     flags.DEFINE_bool(
         "flip",
         False,
         "Average the prediction with that of the scan mirrored left to right.",
         flag_values=values,
     )
-    path_flag(
+
+
+def models(values: FlagValues) -> list[Path]:
+    """Return the places of the models that --model or --workdir names; [] for neither.
+
+    Raises:
+        InputError: both are given.
+    """
+    if values.model and values.workdir:
+        raise InputError(
+            "--model and --workdir both name models; give --model=... several times to average them"
+        )
+    return values.model or values.workdir
+
+
+def second_flags(values: FlagValues) -> None:
+    """Define --checkpoint, and --vertebrae, which names the second network."""
+    flags.DEFINE_enum(
+        "checkpoint", "best", ["best", "latest"], "Which weights to use.", flag_values=values
+    )
+    _models_flag(
         values,
         "vertebrae",
-        "Folder of the run that names the vertebrae after --workdir has segmented the spine; by "
-        "default the second network of --workdir, if it has one. Give the flag again to average "
-        "several runs.",
-        several=True,
+        "The model that names the vertebrae after the first has segmented the spine: a run, a file "
+        "or phantom; by default the second network of the first model, if it has one. Give the "
+        "flag again to average several.",
     )
 
 

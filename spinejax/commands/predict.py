@@ -31,13 +31,6 @@ def define_flags(values: FlagValues) -> None:
         short="i",
     )
     parsing.path_flag(values, "output", "Folder for labels and pictures.", required=True, short="o")
-    parsing.path_flag(
-        values,
-        "workdir",
-        "Folder of a run. Give the flag again to average several runs.",
-        required=True,
-        several=True,
-    )
     parsing.model_flags(values)
     parsing.path_flag(
         values, "reference", "Label file or folder; the picture shows it beside the prediction."
@@ -50,8 +43,10 @@ def run(values: FlagValues) -> int:
     from spinejax import labels, plausible, predictor, scoring
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
+    from spinejax.training import model_file
 
     output: Path = values.output
+    models = parsing.models(values) or model_file.PACKAGED[0]
     if scanfile.is_scan(output) and not output.is_dir():
         raise InputError(f"{output}: --output is a folder; its files get the names of their scans")
     unlisted: dict[str, str] = {}
@@ -60,7 +55,7 @@ def run(values: FlagValues) -> int:
         {} if values.reference is None else plain_folders.reference_files(values.reference, scans)
     )
     model = spinejax.load(
-        values.workdir,
+        models,
         vertebrae=values.vertebrae or None,
         checkpoint=values.checkpoint,
         flip=values.flip,

@@ -24,15 +24,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.tree_util import keystr, tree_flatten_with_path
 from ml_collections import ConfigDict
 
 from spinejax import records
 from spinejax.errors import InputError, is_disk_full
-from spinejax.files import crc32, expanded, write_json
+from spinejax.files import StrPath, crc32, expanded, write_json
+from spinejax.schema import SECOND
 from spinejax.sweep_state import LOCK, is_locked
 from spinejax.tasks import Task
-from spinejax.training import parallel, run_folder
+from spinejax.training import model_file, parallel, run_folder
+from spinejax.training.model_file import Network
 from spinejax.training.run_folder import read_config
 from spinejax.training.state import TrainState, inference_variables
 
@@ -456,31 +457,62 @@ def load_for_inference(
     raise InputError(f"{workdir} has no checkpoint yet; let `spinejax train` run longer")
 
 
-def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] | None:
-    """Return the initial variables from the run that `train.init_from` names.
+def read_networks(
+    source: StrPath, which: str = "best", *, second: bool = True
+) -> dict[str, list[Network]]:
+    """Return the networks of a packaged model, of a model's file, or of a run, by their role.
 
-    They are the variables that `load_for_inference` returns. None if the field is empty, or if the
-    run in `workdir` has begun and continues with its own.
+    Args:
+        source: the name of a packaged model, the path of a file, or the folder of a run.
+        which: the checkpoint of a run, "best" or "latest".
+        second: whether to read the second network of a pipeline, too.
 
     Raises:
-        InputError: the folder holds no run, or a run of another network.
+        InputError: there is no such model, it is damaged, or it has no checkpoint yet.
+    """
+    path = model_file.located(source)
+    if model_file.is_file(path):
+        return model_file.read(path).networks
+    config = run_folder.checked_config(path)
+    _, variables = load_for_inference(path, which)
+    network = Network(str(path), config, variables, run_folder.recorded_pixels_mm(path))
+    found = {model_file.role(config): [network]}
+    if second and SECOND not in found and (path / SECOND / "config.json").exists():
+        found |= read_networks(path / SECOND, which)
+    return found
+
+
+def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] | None:
+    """Return the initial variables from the model that `train.init_from` names.
+
+    They are those of its first network of the same role, and for slices of the same plane. None if
+    the field is empty, or if the run in `workdir` has begun and continues with its own.
+
+    Raises:
+        InputError: there is no such model, or it has no such network.
     """
     source = config.train.init_from
     if not source or begun(workdir):
         return None
-    _, found = load_for_inference(expanded(source))
-    like = jax.eval_shape(task.init, jax.random.key(0))
-    for name in ("params", "batch_stats"):
-        theirs, ours = _leaf_shapes(found.get(name, {})), _leaf_shapes(like.get(name, {}))
-        for leaf in sorted(theirs.keys() | ours.keys()):
-            here, there = ours.get(leaf, "absent"), theirs.get(leaf, "absent")
-            if here != there:
-                raise InputError(
-                    f"train.init_from={source}: another network: {name}{leaf} is {there} there and "
-                    f"{here} here; give a run with the same `model` and task"
-                )
-    return found
-
-
-def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {keystr(path): tuple(leaf.shape) for path, leaf in tree_flatten_with_path(tree)[0]}
+    role = model_file.role(config)
+    found = read_networks(source, second=role == SECOND).get(role, [])
+    if model_file.is_file(model_file.located(source)) and role != SECOND:
+        planes = [network.config.data.plane for network in found]
+        found = [one for one in found if one.config.data.plane == config.data.plane]
+        if planes and not found:
+            raise InputError(
+                f"train.init_from={source}: no network of {config.data.plane} slices, only of "
+                f"{', '.join(planes)}; set data.plane to one of these, or begin without weights"
+            )
+    if not found:
+        raise InputError(
+            f"train.init_from={source}: no network that "
+            f"{'names vertebrae' if role == SECOND else 'segments the spine'}; give another model"
+        )
+    wrong = [model_file.misfit(task, network.variables) for network in found]
+    if all(wrong):
+        raise InputError(
+            f"train.init_from={source}: another network: {wrong[0]}; give a model with the same "
+            "`model` and task"
+        )
+    return found[wrong.index("")].variables

@@ -186,9 +186,18 @@ def read_config(workdir: Path) -> ConfigDict:
         )
     found = records.read(file, dict, RESTORE)
     try:
-        return ConfigDict(_tuples(schema.complete(found)))
+        return config_of(found)
     except (ValueError, TypeError, AttributeError) as error:  # ConfigDict's for odd names
         raise InputError(f"{file} is damaged ({error}); {RESTORE}") from error
+
+
+def config_of(found: Mapping[str, Any]) -> ConfigDict:
+    """Return the config that the fields of a record describe; a field that it lacks is filled in.
+
+    Raises:
+        ValueError, TypeError, AttributeError: for fields that no config can have.
+    """
+    return ConfigDict(_tuples(schema.complete(found)))
 
 
 def checked_config(workdir: Path) -> ConfigDict:
