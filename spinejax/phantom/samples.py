@@ -131,11 +131,20 @@ def _drawn(
 ) -> tuple[Array, Array]:
     """HU and labels at points (..., 3); labels without cut vertebrae, unless they are asked for."""
     points = kept(points, points)
-    blur = jnp.sqrt(protocol["blur"] ** 2 + how.smoothing_mm**2)
+    along_z = points.ndim == 4 or how.plane != "axial"  # then z is the last axis
     if how.acquisition:
+        edge = protocol["blur"]
+        if along_z:
+            sliced = physics.thick(pixel_mm[-1], protocol)
+            edge = jnp.where(sliced, protocol["axial_edge"], edge)
         hu, label = render(
-            person, view.where(points, protocol), edge_mm=blur, distractors=how.distractors
+            person,
+            view.where(points, protocol),
+            edge_mm=jnp.sqrt(edge**2 + how.smoothing_mm**2),
+            distractors=how.distractors,
         )
+        if along_z:
+            hu = physics.axial_slices(hu, points, protocol, pixel_mm[-1])
         hu = physics.signal(hu, points, person, protocol, pixel_mm, smoothing_mm=how.smoothing_mm)
     else:
         edge = 0.5 * jnp.mean(pixel_mm)

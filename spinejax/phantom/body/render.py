@@ -20,7 +20,6 @@ RIM_MM = 0.3
 """Distance of labels beyond the surface of bone. Annotators include the blurred rim: on real CT the
 median is about 380 HU just inside masks and 80 HU just outside (`spinejax phantom --compare`)."""
 
-JOINT_MM = 1.0  # width of the gap between two vertebrae that touch
 BLOCK = 640
 """Points that are evaluated together: smaller blocks meet fewer vertebrae, larger ones make fewer
 turns. Of 256 to 1024, this draws batches of slices fastest on two CPU cores."""
@@ -58,7 +57,7 @@ def render_block(
         hu = tissues.over(hu, t["epidural"], other.holes, edge)
         bone = parameters["marrow"]
         # A joint's gap lies between the column and what articulates with it.
-        apart_mm = jnp.maximum(jnp.minimum(rib, other.distance), JOINT_MM - d)
+        apart_mm = jnp.maximum(jnp.minimum(rib, other.distance), t["joint"] - d)
         inner = bone["cancellous"] + bone["grain"] * fine + 12.0 * soft
         # The upper sacrum is like vertebrae: HU do not tell them apart.
         like = bone["sacral"] + bone["sacral_grain"] * fine + bone["sacral_blotch"] * soft
@@ -69,7 +68,7 @@ def render_block(
 
     def vertebra() -> tuple[Array, Array]:
         # A joint between two vertebrae takes half of its width from each.
-        apart = jnp.maximum(d, 0.5 * (d - v["second"] + JOINT_MM))
+        apart = jnp.maximum(d, 0.5 * (d - v["second"] + t["joint"]))
         shell, cortical, inner = marrow.vertebra(v, parameters, fine, soft)
         drawn = tissues.bone(hu, apart, shell, cortical, inner, edge)
         return drawn, jnp.where(d < RIM_MM, spine["id"][v["slot"]], 0)

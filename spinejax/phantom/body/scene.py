@@ -134,7 +134,7 @@ def _trunk(
     ribs = parameters["ribs"]
     u, v = (side - row["cx"]) / row["ca"], (y + row["cy"]) / row["cb"]
     k = jnp.sqrt(u * u + v * v + 1e-9)
-    floor = ribs["floor"] + 45.0 * jnp.clip(1.0 - 0.8 * k * k, 0.0, 1.0) - 18.0 * v
+    floor = ribs["floor"] + 45.0 * jnp.clip(1.0 - 0.8 * k * k, 0.0, 1.0) - 32.0 * v
     grown = jnp.clip((ribs["waist"] - z) / 70.0, 0.3, 1.0)
     psoas = jnp.sqrt((side - 22.0 - 14.0 * grown) ** 2 + (y - 4.0) ** 2) - 20.0 * grown
     below = jnp.clip(parameters["sacrum"]["origin"][2] - z, 0.0, 70.0)
@@ -203,13 +203,20 @@ def soft(
         rib, cartilage = bones.ribs(p, psi, wall, ribs)
         sternum = shapes.smooth_max(side - 17.0, jnp.abs(front) - 5.5, 4.0)
         sternum = jnp.maximum(sternum, jnp.maximum(z - ribs["breast"][0], ribs["breast"][1] - z))
-        # Fat between the lungs, then lungs.
-        between = jnp.maximum(jnp.maximum(side - 34.0, y + 18.0 + 3.0 * noise), 12.0 - front)
+        # Fat between the lungs, then lungs. They reach the sides of the bodies, in front of the
+        # necks of the ribs, and the right one often the front of the bodies.
+        between = jnp.maximum(-t["recess"] - x, x - row["ax"] - row["ar"] - 3.0) + noise
+        gutter = shapes.smooth_max((y - 1.9 * side + 29.0) / 2.15, y - 22.0 - 0.2 * side, 8.0)
+        gutter = jnp.maximum(jnp.maximum(gutter, side - 45.0), -70.0 - y)
+        lung = jnp.maximum(gutter, z - ribs["top"] + 45.0)
+        lung = shapes.smooth_min(wall + 8.0, lung, 4.0)
+        lung = jnp.maximum(lung, -shapes.smooth_max(between, y - t["behind"], 16.0))
+        pleura = t["pleura"] + 1.5 * noise
+        lung = jnp.maximum(lung, -shapes.ellipse(x, y - 1.0, 17.0 + pleura, 15.5 + pleura))
+        lung = jnp.maximum(lung, at["floor"] - z)
+        between = jnp.maximum(jnp.maximum(between, y - t["behind"]), 12.0 - front)
         between = jnp.maximum(between, jnp.maximum(at["floor"] - z, z - ribs["top"]))
         filled = tissues.over(hu, t["fat"] + 25.0 + 20.0 * noise, between, edge)
-        lung = jnp.maximum(wall + 8.0, at["floor"] - z)
-        spare = jnp.maximum(26.0 - side, 0.0) + jnp.maximum(wall + 8.0, -4.0)
-        lung = jnp.maximum(lung, jnp.minimum(spare, 24.0 - side))
         dense = t["lung"] + 200.0 * jax.nn.relu(noise + 0.4 * fine - 1.3)
         return tissues.over(filled, dense, lung, edge), jnp.minimum(rib, sternum), cartilage
 
@@ -240,7 +247,7 @@ def soft(
         out = tissues.over(out, 60.0, pipe - 1.2, edge + jnp.where(row["windpipe"] > 2.0, 0.0, 9.0))
         return tissues.over(out, AIRWAY_HU, pipe, edge)
 
-    hu = when(jnp.any((jnp.abs(x) < 60.0) & (y < 0.0)), vessels, hu)
+    hu = when(jnp.any((jnp.abs(x) < 100.0) & (y < 30.0)), vessels, hu)
     hu = tissues.over(hu, t["cartilage"] + t["chalk"] * jax.nn.relu(noise + fine), cartilage, edge)
     head = parameters["head"]
 

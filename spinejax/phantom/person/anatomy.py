@@ -62,7 +62,7 @@ def _forms(draws: Draws, size: dict[str, Array], who: dict[str, Array]) -> dict[
     waist = jnp.where(cervical, 0.05, 0.10) * (1.0 + both("waist", 0.2, 0.15))
     return {
         "waist": waist,
-        "taper": jnp.where(thoracic, 0.10, 0.0) + both("taper", 0.03, 0.02),
+        "taper": jnp.where(thoracic, 0.13, 0.0) + both("taper", 0.04, 0.02),
         "square": jnp.clip(1.0 + both("square", 0.45, 0.2), 0.1, 2.4),
         "tip": 0.35 * own("tip"),
         "skew": 0.15 * own("skew"),

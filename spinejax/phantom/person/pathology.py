@@ -21,6 +21,7 @@ YOUNGEST, OLDEST = 12.0, 92.0
 _SLOT = np.arange(SLOTS)
 _CERVICAL = _SLOT < levels.T1
 _LUMBAR = _SLOT >= levels.L1
+_THORACIC = ~_CERVICAL & ~_LUMBAR
 
 
 def _by_slot(values: dict[int, float]) -> np.ndarray:
@@ -75,8 +76,9 @@ def _rims(draws: Draws, wear: Array, bridge: Array) -> Array:
     """Osteophytes at one rim, (26, 4): mean, along x, along y (mm), and lip (mm per mm)."""
     size = jnp.where(jnp.asarray(_CERVICAL), 2.2, 4.2) * wear**1.8
     size = size * (0.25 + draws.uniform("size", SLOTS))
-    # Azimuth from the front (-y): mostly forward and to a side.
-    azimuth = 1.1 * draws.normal("azimuth", SLOTS)
+    # Azimuth from the front (-y): mostly forward and to a side; in the chest mostly to the right,
+    # since the aorta lies on the left.
+    azimuth = 1.2 * draws.normal("azimuth", SLOTS) - jnp.where(_THORACIC, 0.6, 0.0)
     narrow = 0.2 + 0.9 * draws.uniform("beak", SLOTS)  # a larger part of it in one direction
     beak = size * narrow
     lip = 0.25 + 0.35 * draws.uniform("lip", SLOTS)

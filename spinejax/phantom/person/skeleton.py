@@ -92,7 +92,7 @@ def ribs(
 
     # Head at the upper corner of the body (of the whole side on the lowest ribs), tubercle before
     # the tip of the transverse process; the lowest ribs float free of it.
-    head = jnp.stack([size["a"] + 2.0, 0.55 * size["b"], jnp.where(low, 0.35, 0.85) * size["h"]], 1)
+    head = jnp.stack([size["a"] + 2.0, 0.75 * size["b"], jnp.where(low, 0.35, 0.85) * size["h"]], 1)
     tip = jnp.maximum(size["tx"], 27.0 * scale)
     tubercle = jnp.stack(
         [tip - 1.0, size["b"] + size["ty"] - size["trx"] - 4.5, size["tz"] + 2.0], 1
@@ -103,6 +103,7 @@ def ribs(
         "rij,rspj->rspi", spine["rotation"][index], local, precision="highest"
     )
     world = world.at[:, :, 1].add(0.8 * draws.normal("tubercle", RIBS, 2, 3))
+    world = world.at[:, :, 0].add(1.2 * draws.normal("head", RIBS, 2, 3))
     world = draws.settled(world)
     middle = world[:, :, 1, 2].mean(1)
     corner = jnp.stack(
@@ -122,7 +123,8 @@ def ribs(
         sizes = jnp.append(jnp.full(3, scale), 1.0)
         return jnp.concatenate([start, end, rows * sizes], -1)
 
-    necks = caps(world[:, :, 0], world[:, :, 1], (4.2, 4.0, 5.2), 0.85)
+    necks = caps(world[:, :, 0], world[:, :, 1], (4.4, 4.2, 5.4), 0.85)
+    necks = necks.at[..., 6:9].multiply(1.0 + 0.1 * draws.normal("neck", RIBS, 2, 3))
     angles = caps(world[:, :, 1], corner, (4.0, 3.6, 5.4), 1.1)
     there = exists[:, None, None]
     shape = (
@@ -146,7 +148,7 @@ def ribs(
         "end": jnp.where(exists, jnp.asarray(end, jnp.float32), -9.0),
         "radius": 70.0 * scale,
         # Heights: of the lungs' floor and tops, of the waist, and the ends of the sternum.
-        "floor": at[levels.T1 + 9, 2] - 2.0 * scale,
+        "floor": at[levels.T1 + 9, 2] - (26.0 + 17.0 * draws.normal("breath")) * scale,
         "waist": at[levels.T12, 2],
         "top": at[levels.T1, 2] + 42.0 * scale,
         "breast": at[np.array([levels.T1 + 1, levels.T1 + 8]), 2]

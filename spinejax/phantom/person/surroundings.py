@@ -38,10 +38,10 @@ _ANCHORS = [
     (6,     0.0, 90, 66, 66, 0.8, 50, 18, 20, 25, 4, 20, 24, 6, -26, 24, 9),
     (_T1,   0.0, 165, 78, 74, 0.8, 46, 26, 26, 24, 4, 18, 28, 6, -28, 30, 9),
     (8,     0.0, 195, 92, 78, 0.8, 52, 42, 46, 26, 5, 16, 30, 7, -28, 36, 9),
-    (10,    0.0, 190, 104, 80, 0.9, 64, 54, 66, 30, 11, 20, 14, 9, -26, 50, 8),
-    (12,    0.0, 172, 110, 80, 0.9, 70, 60, 78, 34, 11, 20, 12, 9, -28, 60, 0),
-    (14,    0.0, 164, 112, 78, 0.9, 74, 62, 84, 38, 11, 18, 14, 10, -30, 60, 0),
-    (16,    0.0, 158, 112, 78, 1.0, 74, 64, 84, 38, 11, 14, 18, 11, -26, 50, 0),
+    (10,    0.0, 190, 104, 80, 0.9, 64, 54, 66, 30, 11, 24, 12, 9, -26, 50, 8),
+    (12,    0.0, 172, 110, 80, 0.9, 70, 60, 78, 34, 11, 25, 12, 9, -28, 60, 0),
+    (14,    0.0, 164, 112, 78, 0.9, 74, 62, 84, 38, 11, 23, 16, 10, -30, 60, 0),
+    (16,    0.0, 158, 112, 78, 1.0, 74, 64, 84, 38, 11, 16, 22, 11, -26, 50, 0),
     (_L1,   0.0, 154, 112, 80, 1.2, 74, 62, 82, 40, 10, 9, 27, 11, -22, 28, 0),
     (22,    0.0, 156, 112, 84, 1.6, 70, 60, 80, 40, 9, 8, 28, 11, -18, 28, 0),
     (24,    0.0, 168, 114, 92, 2.0, 70, 60, 80, 40, 7, 18, 26, 9, -22, 26, 0),
@@ -76,6 +76,12 @@ def _profile(
     factor = jnp.where(trunk & (column == 0), girth[0], factor)
     factor = jnp.where(trunk & (column == 1), girth[1], factor)
     values = values * factor
+    # A wide aorta lies further to the left and to the front, beside the bodies.
+    ar, ax, ay = (PROFILE.index(name) for name in ("ar", "ax", "ay"))
+    wider = values[:, ar] * (jnp.exp(0.2 * draws.normal("wide aorta")) - 1.0)
+    further = values[:, ar] * 0.4 * draws.uniform("aorta to the left")
+    values = values.at[:, ar].add(wider)
+    values = values.at[:, ax].add(0.8 * wider + further).at[:, ay].add(0.6 * wider - 0.3 * further)
     low, high = z[-1], z[0]
     knots = jnp.linspace(low, high, KNOTS)
     outline = _interpolate(knots, z, values)
@@ -102,7 +108,7 @@ def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
     contrast = jnp.where(uniform("plain") < 0.5, 0.0, 0.25 + 0.75 * uniform("contrast")) * bone
     phase = uniform("phase")
     muscle = 52.0 + 10.0 * normal("muscle") + 15.0 * contrast * uniform("muscle contrast")
-    blood = 90.0 + 330.0 * (1.0 - phase) * uniform("blood contrast")
+    blood = 90.0 + 480.0 * (1.0 - phase) * jnp.sqrt(uniform("blood contrast"))
     blood = 42.0 + 6.0 * normal("blood") + contrast * blood
     vein = 20.0 + 150.0 * jnp.sqrt(phase) * uniform("vein contrast")
     blanket = 3.0 + 14.0 * uniform("blanket")
@@ -116,7 +122,11 @@ def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
         "blood": blood,
         "vein": 42.0 + 6.0 * normal("vein") + contrast * vein,
         "lung": -850.0 + 50.0 * normal("lung"),
+        "pleura": 7.0 * uniform("pleura") ** 1.5,  # mm between the bodies' sides and the lungs
+        "behind": 2.0 + 18.0 * uniform("behind") ** 2,  # mm behind the centroids: fat beside bodies
+        "recess": 4.0 + 30.0 * uniform("recess"),  # mm from the midline to the right lung
         "cord": 32.0 + 9.0 * normal("cord"),
+        "joint": 0.3 + 1.1 * uniform("joint"),  # mm between bones that touch
         "epidural": -60.0 + 30.0 * normal("epidural"),
         "calcified": calcified,  # share of the aorta's wall that is calcified
         "plaque": 450.0 + 700.0 * uniform("plaque"),

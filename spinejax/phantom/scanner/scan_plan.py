@@ -26,14 +26,15 @@ _WHITE = 0.282  # white noise of voxels of 1 mm is as strong at low frequencies 
 # plane and of slices, mm; extents along x, y, z, mm.
 # fmt: off
 _KINDS = np.array([
-    (0.26, 0, 0.3, 1.1, 1.5, 3.5, 60, 110, 130, 230, 170, 520),  # reformatted for the spine
-    (0.20, 2, 0.25, 0.7, 0.6, 3.0, 110, 240, 110, 240, 100, 420),  # small fields, axial
-    (0.20, 2, 0.6, 1.0, 0.8, 5.0, 300, 450, 260, 420, 180, 560),  # chest or abdomen
+    (0.24, 0, 0.3, 1.1, 1.5, 3.5, 60, 110, 130, 230, 170, 520),  # reformatted for the spine
+    (0.18, 2, 0.25, 0.7, 0.6, 3.0, 110, 240, 110, 240, 100, 420),  # small fields, axial
+    (0.18, 2, 0.6, 1.0, 0.8, 3.5, 300, 450, 260, 420, 180, 560),  # chest or abdomen
+    (0.10, 2, 0.6, 1.0, 3.5, 5.5, 300, 450, 260, 420, 180, 560),  # the same in thick slices
     (0.10, 3, 0.8, 1.5, 0.8, 1.5, 80, 130, 100, 140, 76, 140),  # one vertebra cut out
-    (0.24, 3, 1.0, 3.0, 1.0, 3.0, 200, 420, 180, 360, 180, 700),  # trunk, resampled
+    (0.20, 3, 1.0, 3.0, 1.0, 3.0, 200, 420, 180, 360, 180, 700),  # trunk, resampled
 ], np.float32)
 # fmt: on
-_TRUNK = np.array([False, False, True, False, True])
+_TRUNK = np.array([False, False, True, True, False, True])
 REGIONS = {
     "any": (0.7, 0.8, 1.5),
     "cervical": (1.0, 0.0, 0.0),
@@ -78,9 +79,10 @@ def protocol(
         LPS; `spacing` (3,) of voxels; `slice_axis` () 0 to 2; `slice_mm` () thickness of slices,
         more or less than their spacing (overlap, gaps); standard deviations of blur: `plane_blur`
         () of the kernel, `gradual` () of bone's own edges, `blur` () of edges in a scan's voxels
-        before preprocessing, for `render`; `noise` () standard deviation of the noise, HU, after
-        `physics.SMOOTHING_MM`, in the middle of a trunk; `noise_seed` (2,) uint32 of the noise and
-        of its streaks; and the numbers that `view.where` and `physics.signal` need.
+        before preprocessing, for `render`, `axial_edge` () the same within an axial slice alone;
+        `noise` () standard deviation of the noise, HU, after `physics.SMOOTHING_MM`, in the middle
+        of a trunk; `noise_seed` (2,) uint32 of the noise and of its streaks; and the numbers that
+        `view.where` and `physics.signal` need.
     """
     spacing_mm, extent_mm = (min_spacing_mm, max_spacing_mm), (min_extent_mm, max_extent_mm)
     return draw(key, _protocol, parameters, spacing_mm, extent_mm, max_voxels, region)
@@ -133,7 +135,8 @@ def _protocol(
     # gradually, and most scans were reformatted before: on real CT edges are softer than a kernel
     # makes them, while noise is not (`measures.detail`).
     gradual = 2.0 * uniform("gradual") ** 2
-    blur = jnp.sqrt(jnp.mean(kernel**2 + spacing**2 / 12.0) + gradual**2)
+    spread = kernel**2 + spacing**2 / 12.0
+    blur = jnp.sqrt(jnp.mean(spread) + gradual**2)
     grain_mm = jnp.maximum(jnp.stack([0.8, 0.8, 1.0]) * kernel, _WHITE * spacing)
     # Motion: seldom, and of a few millimetres.
     moves = uniform("moves") < 0.06
@@ -157,6 +160,7 @@ def _protocol(
         "plane_blur": plane,
         "axial_mm": axial_mm,
         "blur": blur,
+        "axial_edge": jnp.sqrt(jnp.mean(spread[:2]) + gradual**2),
         "gradual": gradual,
         "grain": grain_mm,
         "wide_grain": jnp.hypot(grain_mm, jnp.maximum(1.05, 0.7 * spacing)),

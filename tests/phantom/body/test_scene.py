@@ -33,3 +33,22 @@ def test_nothing_is_drawn_without_a_brush():
     items = contents.boxed({"shape": shape, "wobble": jnp.zeros(2)})
     _, count = bones.near(jnp.zeros((1, 3)), items["low"], items["high"])
     assert int(count) == 1
+
+
+def test_lungs_lie_beside_thoracic_bodies_and_the_aorta_between_them(people):
+    """HU on lines from the middle of T7 to both sides, just in front of the ribs."""
+
+    def line(one):
+        middle = one["spine"]["origin"][13]
+        x = jnp.arange(-60.0, 61.0)
+        points = middle + jnp.stack([x, 0 * x - 4.0, 0 * x], 1)
+        zero = 0 * x
+        return scene.soft(points, one, 0.6, zero, zero)[0], one["tissue"]["blood"]
+
+    hu, blood = jax.jit(lambda many: jax.lax.map(line, many))(people)
+    near = np.asarray(hu)[:, 60 + np.arange(-30, -22)]  # 23 to 30 mm to the right
+    assert np.mean(near.min(1) < -500) > 0.8
+    left = np.asarray(hu)[:, 60 + np.arange(18, 50)]
+    beside = np.abs(left - np.asarray(blood)[:, None]).min(1) < 2.0
+    assert 0.3 < beside.mean()
+    assert np.mean(np.asarray(hu)[:, -1] < -500) > 0.6
