@@ -205,7 +205,8 @@ def soft(
         sternum = jnp.maximum(sternum, jnp.maximum(z - ribs["breast"][0], ribs["breast"][1] - z))
         # Fat between the lungs, then lungs. They reach the sides of the bodies, in front of the
         # necks of the ribs, and the right one often the front of the bodies.
-        between = jnp.maximum(-t["recess"] - x, x - row["ax"] - row["ar"] - 3.0) + noise
+        between = jnp.maximum(-t["recess"] - x, x - row["ax"] - row["ar"] - 3.0)
+        between = between + 0.25 * (y + 15.0) + noise
         gutter = shapes.smooth_max((y - 1.9 * side + 29.0) / 2.15, y - 22.0 - 0.2 * side, 8.0)
         gutter = jnp.maximum(jnp.maximum(gutter, side - 45.0), -70.0 - y)
         lung = jnp.maximum(gutter, z - ribs["top"] + 45.0)
@@ -218,6 +219,7 @@ def soft(
         between = jnp.maximum(between, jnp.maximum(at["floor"] - z, z - ribs["top"]))
         filled = tissues.over(hu, t["fat"] + 25.0 + 20.0 * noise, between, edge)
         dense = t["lung"] + 200.0 * jax.nn.relu(noise + 0.4 * fine - 1.3)
+        dense = tissues.over(dense, t["fluid"], t["effusion"] + 3.0 * noise - y, edge)
         return tissues.over(filled, dense, lung, edge), jnp.minimum(rib, sternum), cartilage
 
     needed = jnp.any((z < ribs["top"]) & (z > ribs["floor"] - 110.0))

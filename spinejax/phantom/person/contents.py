@@ -31,10 +31,10 @@ _GROUPS = 14
 # (its members move and grow together); 1 if mirrored at the midline; probability.
 # fmt: off
 _TABLE: list[tuple[Any, ...]] = [
-    (14, 30, -84, -10, 14, 34, -86, -14, 44, 38, 42, 1, 4, "fat", "heart", 0, 0, 0, 1),
-    (14, 40, -82, -12, 14, 46, -92, -26, 18, 17, 26, 0.8, 1, "heart", "artery", 0, 0, 0, 1),
-    (13, 8, -60, 0, 13, 2, -58, 0, 25, 17, 22, 1, 1.5, "heart", "artery", 0, 0, 0, 1),
-    (14, -26, -82, 4, 14, -22, -86, -14, 19, 20, 22, 1, 1.5, "heart", "right heart", 0, 0, 0, 1),
+    (14, 30, -76, -10, 14, 34, -78, -14, 44, 38, 42, 1, 4, "fat", "heart", 0, 0, 0, 1),
+    (14, 40, -74, -12, 14, 46, -84, -26, 18, 17, 26, 0.8, 1, "heart", "artery", 0, 0, 0, 1),
+    (13, 8, -48, 0, 14, 4, -48, 6, 25, 17, 20, 1, 1.5, "heart", "artery", 0, 0, 0, 1),
+    (14, -26, -74, 4, 14, -22, -78, -14, 19, 20, 22, 1, 1.5, "heart", "right heart", 0, 0, 0, 1),
     (14, 4, -106, -16, 13, 20, -104, 6, 24, 15, 22, 0.7, 2, "heart", "right heart", 0, 0, 0, 1),
     (12, 20, -84, 4, 12, -38, -58, -6, 11, 11, 11, 0.8, 1, "wall", "right heart", 0, 0, 0, 1),
     (12, 20, -84, 4, 12, 46, -44, -2, 11, 11, 11, 0.8, 1, "wall", "right heart", 0, 0, 0, 1),
@@ -231,17 +231,17 @@ def _random(draws: Draws, at: Array, scale: Array) -> dict[str, Array]:
     parts = np.repeat(np.arange(5), (_LOOPS, _LUNG, _MESENTERY, _SPECKS, _LEADS))
     side = jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0)
     box = jnp.asarray(
-        np.array([[200, 84, 0], [36, 30, 60], [110, 60, 0], [90, 26, 0], [260, 10, 0]], np.float32)
+        np.array([[200, 84, 0], [60, 76, 110], [110, 60, 0], [90, 26, 0], [260, 10, 0]], np.float32)
     )[parts]
     middle = jnp.asarray(
-        np.array([[0, -88, -20], [0, -62, -10], [0, -74, 0], [0, -32, 0], [0, -150, 0]], np.float32)
+        np.array([[0, -88, -20], [0, -50, -20], [0, -74, 0], [0, -32, 0], [0, -150, 0]], np.float32)
     )[parts]
     t = a[:, 2:]
     belly = first + t * (second - first + jnp.array([0.0, 0.0, -70.0]))
     lungs = at[12] + jnp.array([46.0, 0.0, 0.0]) * side[:, None]
     chest = fourth + t * (at[17] - fourth)
     base = jnp.where((parts == 1)[:, None], lungs, jnp.where((parts == 4)[:, None], chest, belly))
-    start = base + (middle + (a - 0.5) * box * jnp.array([1.0, 1.0, 0.0])) * scale
+    start = base + (middle + (a - 0.5) * box) * scale
     reach = jnp.asarray(np.array([26.0, 34.0, 24.0, 3.0, 60.0], np.float32))[parts][:, None]
     step = jnp.where((parts == 1)[:, None], b * jnp.array([0.5, 0.9, 1.3]), b) * reach
     outward = jnp.stack([18.0 * side, 6.0 * side * 0.0, 0.0 * side], 1)

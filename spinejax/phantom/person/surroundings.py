@@ -122,9 +122,12 @@ def _tissue(draws: Draws, bone: Array) -> dict[str, Array]:
         "blood": blood,
         "vein": 42.0 + 6.0 * normal("vein") + contrast * vein,
         "lung": -850.0 + 50.0 * normal("lung"),
+        # Fluid behind this plane (mm behind the centroids) in the chest: seldom.
+        "effusion": jnp.where(uniform("effusion") < 0.12, 45.0 * uniform("level") - 5.0, 1e3),
+        "fluid": 5.0 + 45.0 * uniform("fluid"),
         "pleura": 7.0 * uniform("pleura") ** 1.5,  # mm between the bodies' sides and the lungs
         "behind": 2.0 + 18.0 * uniform("behind") ** 2,  # mm behind the centroids: fat beside bodies
-        "recess": 4.0 + 30.0 * uniform("recess"),  # mm from the midline to the right lung
+        "recess": 4.0 + 28.0 * uniform("recess") ** 2,  # mm from the midline to the right lung
         "cord": 32.0 + 9.0 * normal("cord"),
         "joint": 0.3 + 1.1 * uniform("joint"),  # mm between bones that touch
         "epidural": -60.0 + 30.0 * normal("epidural"),
