@@ -144,7 +144,8 @@ def _drawn(
             distractors=how.distractors,
         )
         if along_z:
-            hu = physics.axial_slices(hu, points, protocol, pixel_mm[-1])
+            z = points[(0,) * (hu.ndim - 1)][:, 2]
+            hu = physics.axial_slices(hu, z, pixel_mm[-1], protocol)
         hu = physics.signal(hu, points, person, protocol, pixel_mm, smoothing_mm=how.smoothing_mm)
     else:
         edge = 0.5 * jnp.mean(pixel_mm)

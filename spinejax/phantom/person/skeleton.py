@@ -53,7 +53,7 @@ _SACRUM = [  # in the frame of S1: what is added to bodies, side masses and back
     (20, 3, 0, 52, 18, -14, 10, 18, 18, 1.0),  # ala, up to the sacroiliac joint
     (48, 24, -24, 36, 20, -50, 10, 16, 16, 0.8),  # side of the second and third segment
     (36, 20, -50, 20, 14, -84, 7, 9, 12, 0.7),
-    (20, 22, 6, 20, 26, -8, 6, 6, 8, 1.0),  # articular process
+    (24, 18, 14, 20, 26, -8, 5.5, 5, 7, 1.0),  # articular process, beside and before that of L5
 ]
 
 
@@ -198,7 +198,7 @@ def frames(
     return {
         "sacrum": {
             **sacrum,
-            "parts": _jitter(sacral, _SACRUM, scale),
+            "parts": _jitter(sacral, _SACRUM, scale).at[3, 2].add(4.0 * sacral.normal("process")),
             # From nearly straight to a bend of about 90 degrees.
             "bend": jnp.stack([0.10 + 30.0 * bend + 0.06 * sacral.normal("lean"), bend]),
             "width": (24.0 + 1.2 * sacral.normal("width")) * scale,

@@ -193,6 +193,10 @@ def acquire(parameters: Any, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
         parameters, scan.shape, scan.affine, edge,
         protocol=protocol, slice_axis=axis, slice_mm=thickness,
     )  # fmt: skip
+    height = float(scan.affine[2, 2])
+    if physics.thick(height, protocol):  # the volume was resampled
+        z = jnp.asarray(scan.affine[2, 3] + height * np.arange(hu.shape[2]), jnp.float32)
+        hu = np.asarray(physics.axial_slices(jnp.asarray(hu), z, height, protocol))
     stored = scanned(hu, scan.affine, parameters, protocol)
     if scan.storage.dtype == "float32":
         return stored, labels

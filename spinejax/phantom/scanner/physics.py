@@ -27,33 +27,31 @@ def noise_level(protocol: Protocol, smoothing_mm: Any) -> Array:
 
 
 def thick(pixel_mm: Any, protocol: Protocol) -> Array:
-    """Return whether axial slices lie further apart than pixels along z (bool)."""
-    return protocol["spacing"][2] > pixel_mm
+    """Return whether acquired slices lie further apart than pixels along z (bool)."""
+    return protocol["pitch_mm"] > pixel_mm + 1e-3
 
 
-def axial_slices(hu: Array, points: Array, protocol: Protocol, pixel_mm: Any) -> Array:
+def axial_slices(hu: Array, z: Array, pixel_mm: Any, protocol: Protocol) -> Array:
     """Show a clean image, with z along its last axis, as `thick` axial slices show it.
 
-    Each slice is the mean over its thickness; between slices, preprocessing interpolates linearly.
+    Each slice is the mean over its thickness; between slices, resampling interpolates linearly.
 
     Args:
         hu: (..., n).
-        points: The grid, (..., n, 3), canonical LPS mm.
-        protocol: From `scan_plan.protocol`.
+        z: (n,) heights, mm.
         pixel_mm: Distance of neighbours along z.
+        protocol: From `scan_plan.protocol`.
 
     Returns:
         HU (..., n); `hu` itself where slices are not thick.
     """
-    z = points[(0,) * (hu.ndim - 1)][:, 2]
-    spacing = protocol["spacing"][2]
-    thickness = jnp.where(protocol["slice_axis"] == 2, protocol["slice_mm"], spacing)
-    half, pixel = 0.5 * jnp.maximum(thickness, pixel_mm), 0.5 * pixel_mm
-    place = (z - protocol["lower"][2]) / spacing
+    lower, pitch = protocol["lower"][2], protocol["pitch_mm"]
+    half, pixel = 0.5 * jnp.maximum(protocol["axial_mm"], pixel_mm), 0.5 * pixel_mm
+    place = (z - lower) / pitch
     below = jnp.floor(place)
 
     def mean(slices: Array) -> Array:
-        middle = jnp.clip(protocol["lower"][2] + slices * spacing, z[0], z[-1])[:, None]
+        middle = jnp.clip(lower + slices * pitch, z[0], z[-1])[:, None]
         top, bottom = jnp.minimum(z + pixel, middle + half), jnp.maximum(z - pixel, middle - half)
         share = jnp.maximum(top - bottom, 0.0)
         return share / jnp.sum(share, 1, keepdims=True)

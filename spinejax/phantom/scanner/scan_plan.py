@@ -77,7 +77,8 @@ def protocol(
     Returns:
         Arrays, lengths in mm: `lower` and `upper` (3,) corners of the field of view in canonical
         LPS; `spacing` (3,) of voxels; `slice_axis` () 0 to 2; `slice_mm` () thickness of slices,
-        more or less than their spacing (overlap, gaps); standard deviations of blur: `plane_blur`
+        more or less than their spacing (overlap, gaps); `axial_mm` and `pitch_mm` () thickness and
+        distance of the axial slices that were acquired; standard deviations of blur: `plane_blur`
         () of the kernel, `gradual` () of bone's own edges, `blur` () of edges in a scan's voxels
         before preprocessing, for `render`, `axial_edge` () the same within an axial slice alone;
         `noise` () standard deviation of the noise, HU, after `physics.SMOOTHING_MM`, in the middle
@@ -104,6 +105,7 @@ def _protocol(
     fine = row[2] * (row[3] / row[2]) ** uniform("pixel")
     thick = jnp.maximum(row[4] * (row[5] / row[4]) ** uniform("slice"), fine)
     axis = row[1].astype(jnp.int32)
+    stacked = axis == 2  # axial slices as they were reconstructed
     extent = _between(uniform("extent", 3), row[6:12:2], row[7:12:2])
     square = (row[1] == 2) & (uniform("square") < 0.6)
     extent = extent.at[1].set(jnp.where(square, extent[0], extent[1]))
@@ -129,6 +131,10 @@ def _protocol(
     # Scanners acquire axial slices, whatever is made of them afterwards.
     axial_mm = jnp.maximum(_between(uniform("axial"), 0.6, 1.5), spacing[2])
     axial_mm = jnp.where(axis == 2, slice_mm, axial_mm)
+    # Some of the scans that were resampled have thick slices behind them.
+    coarse = uniform("coarse") < jnp.where(stacked, 0.0, jnp.where(axis == 2, 0.35, 0.12))
+    slabs = _between(uniform("coarse slices"), 2.0, 5.0)
+    axial_mm = jnp.where(coarse, jnp.maximum(axial_mm, slabs), axial_mm)
     kernel = jnp.stack([plane, plane, 0.29 * axial_mm])
     kernel = jnp.where(jnp.arange(3) == axis, jnp.hypot(kernel, 0.29 * slice_mm), kernel)
     # Resampling to the grid of the network blurs by a triangle of the voxel's size. Bone ends
@@ -159,6 +165,7 @@ def _protocol(
         "slice_mm": slice_mm,
         "plane_blur": plane,
         "axial_mm": axial_mm,
+        "pitch_mm": jnp.where(coarse, axial_mm, spacing[2]),
         "blur": blur,
         "axial_edge": jnp.sqrt(jnp.mean(spread[:2]) + gradual**2),
         "gradual": gradual,

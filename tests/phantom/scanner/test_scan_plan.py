@@ -21,6 +21,7 @@ def test_protocols_vary_as_spine_scans_do(person):
     assert ((extent[:, 0] > 250) & (many["spacing"].min(1) > 1.4)).mean() > 0.03
     # Many scans of the trunk come in thick slices.
     assert (many["spacing"][:, 2] > 3.4).mean() > 0.06
+    assert (many["pitch_mm"] > many["spacing"][:, 2] + 1.0).mean() > 0.06
     centre = 0.5 * (many["upper"] + many["lower"])
     ids = np.asarray(person["spine"]["id"])
     origins = np.asarray(person["spine"]["origin"])[ids > 0]
