@@ -20,6 +20,7 @@ from spinejax.configs import (
     opconvnet_demo,
     phantom_to_real,
     phantom_vertebrae,
+    release,
     unet,
     unet3d,
     vnet,
@@ -40,6 +41,7 @@ EXPERIMENTS = {
     "opconvnet_demo": opconvnet_demo,
     "phantom_to_real": phantom_to_real,
     "phantom_vertebrae": phantom_vertebrae,
+    "release": release,
     "unet": unet,
     "unet3d": unet3d,
     "vnet": vnet,
@@ -183,3 +185,18 @@ def test_rare_variants_are_frequent_for_the_network_that_must_know_them():
     assert second.t13 > 2 * first.t13 and second.fractures == first.fractures
     first.t13 = first.fractures = 0.5
     assert second.t13 < 0.5 and second.fractures == 0.5
+
+
+@pytest.mark.parametrize("stage", release.STEPS)
+def test_every_stage_of_the_packaged_model_can_be_built(stage):
+    config = release.get_config(f"stage={stage}")
+    schema.check(config)
+    assert config.data.source == schema.STREAM and config.train.steps == release.STEPS[stage]
+    assert build_task(config).stream is not None
+    if stage in ("sagittal", "axial", "coronal"):
+        assert config.data.plane == stage
+
+
+def test_an_unknown_stage_names_the_stages():
+    with pytest.raises(ValueError, match="stage='x' must be one of sagittal, axial, coronal"):
+        release.get_config("stage=x")
