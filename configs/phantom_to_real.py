@@ -12,27 +12,37 @@ disk and sees no patient. The ablation adds one thing at a time, at equal effort
     --config=configs/phantom_to_real.py:step=intensity     + augmentation of intensities (default)
 
 The default fits two CPU cores: pixels of 2 mm and half of the paper's channels. `:paper_size`, for
-a GPU, has 1 mm and the paper's network and batch. Arguments: also `debug` (seconds).
+a GPU, has 1 mm and the paper's network and batch. `:plane=axial` and `:plane=coronal` see slices of
+other planes; runs of several planes can be averaged. Arguments: also `debug` (seconds).
 """
 
 from ml_collections import ConfigDict
 
 from spinejax.configs import chasppraunet, common
 
+SIZES = {
+    "sagittal": ((80, 128), (192, 256)),
+    "coronal": ((80, 128), (192, 256)),
+    "axial": ((80, 80), (192, 192)),
+}
+"""Plane -> rows and columns of a slice, in pixels of 2 mm and, for `paper_size`, of 1 mm."""
 STEPS = ("anatomy", "distractors", "acquisition", "intensity")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
-    args = common.parse_arg(arg, step=STEPS[-1], paper_size=False, debug=False)
+    args = common.parse_arg(arg, step=STEPS[-1], plane="sagittal", paper_size=False, debug=False)
     if args.step not in STEPS:
         raise ValueError(f"config argument step={args.step!r} must be one of {', '.join(STEPS)}")
+    if args.plane not in SIZES:
+        raise ValueError(f"config argument plane={args.plane!r} must be one of {', '.join(SIZES)}")
     reached, paper_size = STEPS.index(args.step), args.paper_size
     widths = (24, 48, 96, 192) if paper_size else (12, 24, 48, 96)
     config = common.base("phantom_to_real", chasppraunet.model(widths=widths, dropout=0.1))
     config.data.source = "phantom_stream"
     config.data.spine_free_fraction = 0.25
-    config.data.size = (192, 256) if paper_size else (80, 128)
+    config.data.plane = args.plane
+    config.data.size = SIZES[args.plane][paper_size]
     config.data.normalise = "sym"
     # A bone window: marrow is often within 50 HU of discs and muscle.
     config.data.preprocess.update(clamp_hu=(-200.0, 600.0), spacing_mm=1.0 if paper_size else 2.0)

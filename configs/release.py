@@ -5,23 +5,18 @@
 
 Each stage is a run in a folder of its own:
 
-    stage=sagittal     CHASPPRAU-Net, sagittal slices
-    stage=axial        the same network, axial slices; begins with the weights of `sagittal`
-    stage=coronal      the same network, coronal slices; begins with the weights of `sagittal`
+    stage=sagittal     CHASPPRAU-Net, which segments the spine in sagittal slices
     stage=vertebrae    MRU-Net, which names the vertebrae
 
-A stage that begins with the weights of another one needs `--config.train.init_from=FOLDER`, which
-`make model` gives. `debug` takes a few steps.
+`debug` takes a few steps.
 """
 
 from ml_collections import ConfigDict
 
 from spinejax.configs import common, phantom_to_real, phantom_vertebrae
 
-STEPS = {"sagittal": 7000, "axial": 3000, "coronal": 3000, "vertebrae": 12000}
+STEPS = {"sagittal": 7000, "vertebrae": 12000}
 """Stage -> length of its training."""
-SIZES = {"axial": (80, 80), "coronal": (80, 128)}
-"""Rows and columns of the slices of the other planes: the spine and what lies next to it."""
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -34,9 +29,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.name = f"release_{args.stage}"
     if not args.debug:
         config.train.steps = STEPS[args.stage]
-    if args.stage in SIZES:
-        config.data.plane = args.stage
-        config.data.size = (32, 32) if args.debug else SIZES[args.stage]
-        # The weights are those of another plane: close to the goal, so the rate is lower.
-        config.optim.learning_rate = 1.5e-3
     return config

@@ -15,6 +15,7 @@ from spinejax.configs import (
     chasppraunet,
     common,
     demo,
+    finetune,
     mrunet,
     opconvnet,
     opconvnet_demo,
@@ -36,6 +37,7 @@ EXPERIMENTS = {
     "cascade": cascade,
     "chasppraunet": chasppraunet,
     "demo": demo,
+    "finetune": finetune,
     "mrunet": mrunet,
     "opconvnet": opconvnet,
     "opconvnet_demo": opconvnet_demo,
@@ -193,10 +195,17 @@ def test_every_stage_of_the_packaged_model_can_be_built(stage):
     schema.check(config)
     assert config.data.source == schema.STREAM and config.train.steps == release.STEPS[stage]
     assert build_task(config).stream is not None
-    if stage in ("sagittal", "axial", "coronal"):
-        assert config.data.plane == stage
+
+
+@pytest.mark.parametrize("plane", phantom_to_real.SIZES)
+def test_phantoms_are_sliced_in_every_plane(plane):
+    config = phantom_to_real.get_config(f"plane={plane}")
+    schema.check(config)
+    assert config.data.plane == plane and build_task(config).stream is not None
+    with pytest.raises(ValueError, match="plane='x' must be one of sagittal, coronal, axial"):
+        phantom_to_real.get_config("plane=x")
 
 
 def test_an_unknown_stage_names_the_stages():
-    with pytest.raises(ValueError, match="stage='x' must be one of sagittal, axial, coronal"):
+    with pytest.raises(ValueError, match="stage='x' must be one of sagittal, vertebrae"):
         release.get_config("stage=x")

@@ -1,0 +1,36 @@
+"""The networks of the packaged model `phantom`, trained further on your annotated CTs.
+
+    spinejax train --config=finetune --config.data.root=DIR --workdir=runs/finetuned
+    spinejax evaluate --workdir=runs/finetuned
+
+Both networks begin with the packaged weights (`train.init_from`) and keep their preprocessing. The
+first network of the pipeline is the one of sagittal slices. `--config.train.init_from=''` begins
+with random weights instead, at equal effort.
+
+Arguments: `spine` trains the first network alone, `debug` takes a few steps.
+"""
+
+from ml_collections import ConfigDict
+
+from spinejax.configs import cascade, common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the experiment."""
+    args = common.parse_arg(arg, spine=False, debug=False)
+    both = cascade.get_config("phantom,debug" if args.debug else "phantom")
+    both = both.copy_and_resolve_references()
+    for config in (both, both.vertebrae):
+        config.data.source = "verse"
+        config.train.init_from = "phantom"
+        # Scans are few, so their geometry changes, too.
+        config.augment.update(enabled=True, scale=(0.85, 1.15), rotation_deg=10.0)
+        # The weights are close to the goal: a high rate would lose what they know.
+        config.optim.learning_rate = 5e-4
+        if not args.debug:
+            config.train.steps = 2000
+    both.name = "finetune"
+    if args.spine:
+        del both.vertebrae
+        return both
+    return cascade.join(both, both.vertebrae, own=cascade.OFTEN)
