@@ -12,7 +12,7 @@ from typing import cast
 
 from absl import flags
 
-from spinejax import __version__
+from spinejax import __version__, compile_cache
 from spinejax.commands import parsing
 from spinejax.errors import InputError, describe, describe_os_error, did_you_mean, is_disk_full
 
@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     # Grain reads absl's global flags, which this command line does not use.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    if not _is_one_of_several(words):
+        compile_cache.switch_on()
     try:
         module = command(name)
         values = parsing.parse(name, module, words)
@@ -88,6 +90,16 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     print(f"spinejax {name}: error: {' '.join(message.split())}", file=sys.stderr)
     return 1
+
+
+def _is_one_of_several(words: list[str]) -> bool:
+    """Return whether this process may be one of several that train one run.
+
+    GPUs of several processes tune their programs together: none of them may skip that because its
+    folder holds the program already.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "1").strip()
+    return tasks not in ("", "0", "1") or any(w.startswith("--num_processes") for w in words)
 
 
 class _Messages(logging.Handler):

@@ -22,6 +22,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# The command line has a folder of its own for compiled programs, in the user's home folder.
+os.environ["SPINEJAX_CACHE"] = "off"
+
 # Grain's workers read absl flags; outside absl.app nothing has parsed them.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
