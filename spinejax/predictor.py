@@ -12,6 +12,7 @@ packaged models are such files.
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +24,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import geometry, labels, losses, memory, numerics, plausible, schema
+from spinejax import __version__, geometry, labels, losses, memory, numerics, plausible, schema
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
-from spinejax.files import StrPath, check_output, expanded
+from spinejax.files import StrPath, check_output, expanded, write_json
 from spinejax.inference import cascade, ensemble, masks, planes
-from spinejax.inference.sequence import UNCERTAIN_MARGIN, Record
+from spinejax.inference.sequence import Calibration, Record
 from spinejax.inference.windows3d import make_cube_predictor
 from spinejax.io import centroid_json, grids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
@@ -57,6 +58,7 @@ class Vertebra:
         centroid: (3,) voxel index of the vertebral body's centre, in the axes of `labels`.
         centroid_mm: (3,) the same point in mm, in NIfTI's RAS+ world.
         volume_ml: volume of its voxels.
+        probability: that the name is right, see `inference.sequence`.
         margin: log probability of the best sequence of names minus that of the best one in which
             this vertebra has another name.
         cut: whether an end of the scan cuts it.
@@ -67,6 +69,7 @@ class Vertebra:
     centroid: np.ndarray
     centroid_mm: np.ndarray
     volume_ml: float
+    probability: float
     margin: float
     cut: bool
 
@@ -82,6 +85,7 @@ class Segmentation:
         named: whether the labels are VerSe ids.
         centroids: VerSe id -> (3,) voxel index in `mask` of the vertebral body's centre.
         record: the decisions of the decoder that names vertebrae; None where it found none.
+        model: the digest of the model.
     """
 
     mask: np.ndarray
@@ -90,6 +94,7 @@ class Segmentation:
     named: bool = False
     centroids: dict[int, np.ndarray] = field(default_factory=dict)
     record: Record | None = None
+    model: str = ""
 
     def __repr__(self) -> str:
         return f"<Segmentation of {self.name}: {self.summary()}>"
@@ -112,10 +117,13 @@ class Segmentation:
                 centroid=self.scan.native_index(self.centroids[verse_id]),
                 centroid_mm=geometry.voxel_to_world(self.scan.affine, self.centroids[verse_id]),
                 volume_ml=float(counts[verse_id]) * self.scan.voxel_ml,
+                probability=probability,
                 margin=margin,
                 cut=verse_id in self.record.cut,
             )
-            for verse_id, margin in zip(self.record.labels, self.record.margins, strict=True)
+            for verse_id, probability, margin in zip(
+                self.record.labels, self.record.probabilities, self.record.margins, strict=True
+            )
             if verse_id in self.centroids
         )
 
@@ -127,8 +135,9 @@ class Segmentation:
     def summary(self) -> str:
         """Return what was found in one line.
 
-        For example "L1-L5 written; T11, T12 cut by the scan's edge and left out", or for labels
-        without names "63 ml of spine written".
+        For example "L1-L5 written; T11, T12 cut by the scan's edge and left out", or "L1-L3
+        written; numbering uncertain: L1-L3 (0.55) or L2-L4 (0.40)", with probabilities, or for
+        labels without names "63 ml of spine written".
         """
         if not self.named:
             ml = self.volume_ml
@@ -151,14 +160,50 @@ class Segmentation:
         if record.skipped:
             parts.append(f"{_names(record.skipped)} not found")
         if record.anomalies:
-            parts.append(f"variant of the spine: {', '.join(record.anomalies)}")
+            found = [f"{name} ({record.variants[name]:.2f})" for name in record.anomalies]
+            parts.append(f"variant of the spine: {', '.join(found)}")
         if record.unnamed == 1:
             parts.append("1 piece left out, which is no vertebra")
         elif record.unnamed:
             parts.append(f"{record.unnamed} pieces left out, which are no vertebrae")
-        if record.margin < UNCERTAIN_MARGIN:
-            parts.append(f"names UNCERTAIN (margin {record.margin:.1f})")
+        if not record.certain:
+            likely = [one for one in record.namings[:3] if one.probability >= 0.05]
+            parts.append(f"numbering uncertain: {' or '.join(map(str, likely))}")
         return "; ".join(parts)
+
+    def _record(self) -> dict[str, Any]:
+        """Return the content of the record's file."""
+        found: dict[str, Any] = {"case": self.name, "spinejax": __version__, "model": self.model}
+        record = self.record
+        if record is None:
+            return found | {"vertebrae": []}
+        numbers = zip(record.labels, record.probabilities, record.margins, strict=True)
+        return found | {
+            "calibrated": record.calibrated,
+            "certain": record.certain,
+            "vertebrae": [
+                {
+                    "name": labels.name(verse_id),
+                    "id": verse_id,
+                    "probability": round(probability, 4),
+                    "margin": round(margin, 4) if math.isfinite(margin) else None,
+                    "cut": verse_id in record.cut,
+                    "written": verse_id in self.centroids,
+                }
+                for verse_id, probability, margin in numbers
+            ],
+            "namings": [
+                {
+                    "names": [labels.name(i) for i in one.labels],
+                    "probability": round(one.probability, 4),
+                }
+                for one in record.namings
+            ],
+            "variants": {name: round(value, 4) for name, value in record.variants.items()},
+            "not_found": [labels.name(i) for i in record.skipped],
+            "no_vertebra": record.unnamed,
+            "reversed": record.reversed,
+        }
 
     def save(
         self,
@@ -169,7 +214,7 @@ class Segmentation:
         picture: bool = True,
         overwrite: bool = False,
     ) -> tuple[Path, ...]:
-        """Write labels, centroids and a picture; each file appears whole or not at all.
+        """Write labels, centroids, record and picture; each file appears whole or not at all.
 
         Earlier results of this program are replaced, other files are not: a mask that was corrected
         by hand stays.
@@ -177,8 +222,8 @@ class Segmentation:
         Args:
             folder: where the files go; made if missing.
             name: the files are called `<name>_seg.nii.gz` and, if vertebrae are named,
-                `<name>_ctd.json` (VerSe) and `<name>_ctd.mrk.json` (3D Slicer), and
-                `<name>_quicklook.png`. None takes the name of the scan.
+                `<name>_ctd.json` (VerSe), `<name>_ctd.mrk.json` (3D Slicer) and `<name>.json` (the
+                record), and `<name>_quicklook.png`. None takes the name of the scan.
             reference: (x, y, z) true labels on the grid of `mask`, to be drawn in the picture.
             picture: whether to draw it.
             overwrite: replace other files, too, except the scan.
@@ -202,6 +247,7 @@ class Segmentation:
         if self.named:
             centroid_json.write_centroids(paths[1], self.centroids, self.scan, overwrite=overwrite)
             centroid_json.write_markups(paths[2], self.centroids, self.scan, overwrite=overwrite)
+            write_json(paths[3], self._record(), "record", overwrite=overwrite)
         if picture:
             figures.quicklook(
                 self.scan,
@@ -223,12 +269,12 @@ def outputs(folder: StrPath, name: str, *, named: bool, picture: bool = True) ->
     """
     if not isinstance(name, str) or not name or "/" in name or os.sep in name or "\0" in name:
         raise InputError(f"name = {shown(name)} cannot name files; give a word without slashes")
-    found = {"seg.nii.gz": "labels"}
+    found = {"_seg.nii.gz": "labels"}
     if named:
-        found |= {"ctd.json": "centroids", "ctd.mrk.json": "centroids"}
+        found |= {"_ctd.json": "centroids", "_ctd.mrk.json": "centroids", ".json": "record"}
     if picture:
-        found["quicklook.png"] = "picture"
-    return {expanded(folder) / f"{name}_{ending}": kind for ending, kind in found.items()}
+        found["_quicklook.png"] = "picture"
+    return {expanded(folder) / f"{name}{ending}": kind for ending, kind in found.items()}
 
 
 def _names(ids: Sequence[int]) -> str:
@@ -286,7 +332,7 @@ class Model:
             logger.warning("%s: %s", where, doubt)
         memory.require(self.estimate_bytes(volume), where)
         upright = grids.straight(volume)
-        found = self._segment(upright, name, progress)
+        found = replace(self._segment(upright, name, progress), model=self.digest)
         return found if upright is volume else _on_grid_of(volume, found)
 
     def estimate_bytes(self, scan: Volume) -> int:
@@ -587,6 +633,7 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
         offsets=_gives_offsets(config),
         margin_mm=how.margin_mm,
         anomalies=how.anomalies,
+        calibration=Calibration(how.name_weight, how.level_error),
         drop_cut=how.drop_cut,
     )
 

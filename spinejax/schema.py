@@ -601,6 +601,15 @@ FIELDS: tuple[Field, ...] = (
         meaning="Variants of the spine that the decoder allows.",
     ),
     Field(
+        "predict.name_weight", 0.7, Number(0, 1, above=True), tasks=(CUBES,), free=True,
+        meaning="Weight of the network's evidence for names; `spinejax calibrate` fits it.",
+    ),
+    Field(
+        "predict.level_error", 0.0, Number(0, 1, below=True), tasks=(CUBES,), free=True,
+        meaning="Probability that the network names all vertebrae of a scan too high or too low; "
+        "`spinejax calibrate` fits it. 0: the probabilities of names are not calibrated.",
+    ),
+    Field(
         "predict.drop_cut", False, Flag(), tasks=(CUBES,), free=True,
         meaning="Leave out vertebrae that the scan's edge cuts, as VerSe does.",
     ),

@@ -15,7 +15,7 @@ from spinejax.cli import main
 from spinejax.configs import cascade
 from spinejax.errors import InputError
 from spinejax.evaluation import results_folder
-from spinejax.inference.sequence import Record
+from spinejax.inference.sequence import Naming, Record
 from spinejax.io.centroid_json import read_centroids
 from spinejax.io.scanfile import read_volume
 from spinejax.predictor import Segmentation, as_volume
@@ -45,10 +45,16 @@ def alone(scans, tmp_path_factory):
     return workdir
 
 
+def naming(names, probability):
+    return Naming(tuple(labels.id_of(name) for name in names.split()), probability)
+
+
 def record(names, **changes):
     ids = tuple(labels.id_of(name) for name in names.split())
     fields = dict(
-        labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids), anomalies=(), skipped=(),
+        labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids),
+        probabilities=(0.99,) * len(ids), namings=(Naming(ids, 0.99),),
+        variants={"T13": 0.8, "L6": 0.01}, calibrated=True, anomalies=(), skipped=(),
         cut=(), dropped=(), unnamed=0, reversed=False,
     )  # fmt: skip
     return Record(**fields | changes)
@@ -69,9 +75,26 @@ def record(names, **changes):
         (record("T12 L1 L2", cut=(19,)), "T12-L2 written; T12 cut by the scan's edge"),
         (record("T12 L2", skipped=(20,)), "T12-L2 written; L1 not found"),
         (
-            record("T12 T13 L1", anomalies=("T13",), unnamed=2, margin=1.26),
-            "T12-L1 written; variant of the spine: T13; 2 pieces left out, which are no vertebrae; "
-            "names UNCERTAIN (margin 1.3)",
+            record("T12 T13 L1", anomalies=("T13",), unnamed=2),
+            "T12-L1 written; variant of the spine: T13 (0.80); 2 pieces left out, which are no "
+            "vertebrae",
+        ),
+        (
+            record(
+                "L1 L2 L3", probabilities=(0.99, 0.58, 0.57),
+                namings=(naming("L1 L2 L3", 0.551), naming("L2 L3 L4", 0.4),
+                         naming("T12 L1 L2", 0.03)),
+            ),
+            "L1-L3 written; numbering uncertain: L1-L3 (0.55) or L2-L4 (0.40)",
+        ),
+        (
+            record(
+                "T11 T12 L1", probabilities=(0.97, 0.97, 0.97),
+                namings=(naming("T11 T12 L1", 0.6), naming("T11 T12 T13", 0.2),
+                         naming("T10 T11 L1", 0.1), naming("T9 T10 T12", 0.06)),
+            ),
+            "T11-L1 written; numbering uncertain: T11-L1 (0.60) or T11-T12, T13 (0.20) or "
+            "T10-T11, L1 (0.10)",
         ),
         (record("T12 L1", unnamed=1), "T12-L1 written; 1 piece left out, which is no vertebra"),
     ],
@@ -206,6 +229,13 @@ def test_predict_writes_labels_centroids_and_a_picture(scans, run, tmp_path, cap
         assert np.linalg.norm((point - np.argwhere(truth == label).mean(0)) * 2.0) < 4.0
     markups = json.loads((tmp_path / f"{case}_ctd.mrk.json").read_text())["markups"][0]
     assert [p["label"] for p in markups["controlPoints"]] == ["T12", "L1", "L2"]
+    found = json.loads((tmp_path / f"{case}.json").read_text())
+    assert found["case"] == case and found["spinejax"] == spinejax.__version__
+    assert found["model"] == spinejax.load(run).digest and not found["calibrated"]
+    assert [one["name"] for one in found["vertebrae"]] == ["T12", "L1", "L2"]
+    assert all(0 <= one["probability"] <= 1 and one["written"] for one in found["vertebrae"])
+    assert found["namings"][0]["names"] == ["T12", "L1", "L2"]
+    assert set(found["variants"]) == {"T13", "L6", "no T12", "no L5"}
     assert (tmp_path / f"{case}_quicklook.png").stat().st_size > 10_000
 
 

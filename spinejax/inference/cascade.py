@@ -19,7 +19,7 @@ from spinejax import geometry, labels
 from spinejax.data import normalise, preprocess
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference.instances import Instances, find_instances
-from spinejax.inference.sequence import Record, label_instances
+from spinejax.inference.sequence import Calibration, Record, label_instances
 from spinejax.inference.windows3d import (
     Classes,
     CubePredictor,
@@ -49,6 +49,7 @@ class CubeSettings:
         offsets: whether the network also predicts the offset to each voxel's vertebral centre.
         margin_mm: margin around the box of the mask.
         anomalies: the variants that the decoder allows, of `sequence.ANOMALIES`.
+        calibration: how far the network's names can be trusted.
         drop_cut: whether to leave out vertebrae that an end of the scan cuts, as VerSe does.
     """
 
@@ -62,6 +63,7 @@ class CubeSettings:
     offsets: bool
     margin_mm: float
     anomalies: Collection[str]
+    calibration: Calibration
     drop_cut: bool
 
     @property
@@ -175,6 +177,7 @@ def label_scan(
         instances,
         class_sums=_evidence(classes, instances),
         anomalies=settings.anomalies,
+        calibration=settings.calibration,
         drop_cut=settings.drop_cut,
     )
     if not named.record.labels:

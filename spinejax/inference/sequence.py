@@ -31,15 +31,25 @@ probability up to a constant. It is the sum of these costs:
   costs `gap`.
 
 "Successive" skips instances without a label. The margin of a sequence is the cost of the best
-sequence that differs in at least one label, minus the cost of the best. Near zero, the labels are a
-guess, and the reader should be told.
+sequence that differs in at least one label, minus the cost of the best.
+
+The costs also give probabilities. The probability of a naming is exp(-cost), divided by the sum
+over all legal namings, which the same dynamic programme finds ("forward-backward"). From it come
+the probability of each vertebra's name, that of each variant of the spine, and the best namings.
+
+Two numbers calibrate these probabilities (`Calibration`). The first is the weight of the network's
+scores: neighbouring vertebrae err together, so their scores are not independent. The second is the
+probability of a *level error*: the network names all vertebrae of a scan one to three levels too
+high or too low. Then the scores of all vertebrae agree, and only landmarks, such as the end of the
+spine in view, contradict them. With a level error the score of a label is that of the label so many
+levels below or above, and a naming's probability is the sum over all level errors.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -52,11 +62,20 @@ from spinejax.inference.pieces import NUM_LABELS, STEP_MM, VOLUME_ML
 ANOMALIES = ("T13", "L6", "no T12", "no L5")
 """The variants of the spine that the decoder knows."""
 
-UNCERTAIN_MARGIN = math.log(10)
-"""Below this margin the second best sequence is more than a tenth as probable as the best.
+CERTAIN = 0.98
+"""A name of at least this probability is certain: at most 1 of 50 such names should be wrong."""
 
-On 134 phantoms, 8 of the 24 below it had a wrong name, and 12 of the 110 above it.
-"""
+NAMINGS = 5
+"""The most namings in a record."""
+
+_LISTED = 0.01
+"""Namings of a smaller probability are left out of the record, except the best one."""
+
+_SEARCHED = 12
+"""The number of best namings that are searched for each level error."""
+
+_LEVEL_ERRORS = {-3: 0.05, -2: 0.1, -1: 0.35, 1: 0.35, 2: 0.1, 3: 0.05}
+"""Levels -> the share of level errors by so many levels."""
 
 _REVERSED_BY = math.log(1000)
 """A scan counts as reversed if its sequence is cheaper by this much from foot to head."""
@@ -94,6 +113,67 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How far the names of a network can be trusted, see the module's docstring.
+
+    `spinejax calibrate` finds both numbers. The defaults are not calibrated: the probabilities are
+    then too high.
+    """
+
+    weight: float = 0.7
+    """Weight of the network's log scores, above 0 and at most 1. The default was chosen on 114
+    phantoms, by the names alone, and checked on 20 more."""
+    level_error: float = 0.0
+    """Probability of a level error, at least 0 and below 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that the decoder knows of n instances, from head to foot."""
+
+    class_sums: np.ndarray
+    """(n, 26) probabilities of a network, summed over the voxels of each instance."""
+    centroids_mm: np.ndarray
+    """(n, 3) places, scaled to the distances of an adult."""
+    cut: np.ndarray
+    """(n,) bool, whether an end of the scan cuts the instance."""
+    sizes: np.ndarray
+    """(n,) volumes divided by the usual volume in this person."""
+    room_mm: tuple[float, float]
+    """Height that the scan shows above the first and below the last instance, scaled, too."""
+
+    def upside_down(self) -> "Evidence":
+        """Return the same instances from foot to head."""
+        return Evidence(
+            self.class_sums[::-1],
+            self.centroids_mm[::-1],
+            self.cut[::-1],
+            self.sizes[::-1],
+            (self.room_mm[1], self.room_mm[0]),
+        )
+
+
+@dataclass(frozen=True)
+class Naming:
+    """One naming of the vertebrae of a scan."""
+
+    labels: tuple[int, ...]
+    """VerSe ids from head to foot, each once."""
+    probability: float
+
+    def __str__(self) -> str:
+        """Return names and probability, such as "T10-T12, T13, L1-L3 (0.55)"."""
+        runs: list[list[int]] = []
+        for label in self.labels:
+            if runs and labels.successors(runs[-1][-1])[:1] == (label,) and runs[-1][-1] != _T13:
+                runs[-1].append(label)
+            else:
+                runs.append([label])
+        ends = [dict.fromkeys(labels.name(run[i]) for i in (0, -1)) for run in runs]
+        return f"{', '.join(map('-'.join, ends))} ({self.probability:.2f})"
+
+
+@dataclass(frozen=True)
 class Record:
     """The decisions of the decoder about a scan."""
 
@@ -105,8 +185,16 @@ class Record:
     """The least of `margins`; infinite without labels."""
     margins: tuple[float, ...]
     """For each label, the extra cost of the best sequence that names the vertebra differently."""
+    probabilities: tuple[float, ...]
+    """For each label, the probability that it is the vertebra's name."""
+    namings: tuple[Naming, ...]
+    """The most probable namings, the best first; at most `NAMINGS`."""
+    variants: dict[str, float]
+    """Each allowed variant of `ANOMALIES` -> the probability that the spine shows it."""
+    calibrated: bool
+    """Whether the probabilities are calibrated."""
     anomalies: tuple[str, ...]
-    """The variants of `ANOMALIES` that the spine shows."""
+    """The variants of `ANOMALIES` that the labels show."""
     skipped: tuple[int, ...]
     """VerSe ids of vertebrae between the labelled ones that were not found."""
     cut: tuple[int, ...]
@@ -117,6 +205,13 @@ class Record:
     """The number of instances that are no vertebra and were left out."""
     reversed: bool
     """Whether the sequence is far more probable from foot to head (see `label_instances`)."""
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    """What the decisions rest on; `decode` repeats them with another calibration."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether every name is certain (`CERTAIN`)."""
+        return min(self.probabilities, default=1.0) >= CERTAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +231,7 @@ def label_instances(
     class_sums: np.ndarray | None = None,
     anomalies: Collection[str] = ANOMALIES,
     costs: Costs = Costs(),  # noqa: B008 - frozen
+    calibration: Calibration = Calibration(),  # noqa: B008 - frozen
     drop_cut: bool = False,
 ) -> Labelling:
     """Name instances.
@@ -150,6 +246,7 @@ def label_instances(
             takes the numbers of voxels of each class.
         anomalies: see `decode_sequence`.
         costs: see `decode_sequence`.
+        calibration: of the network.
         drop_cut: whether to leave out vertebrae that an end of the scan cuts, as VerSe does. They
             still help to name their neighbours.
 
@@ -175,24 +272,13 @@ def label_instances(
     if not cut.all():
         sizes /= min(1.0, np.median(sizes[~cut]))  # all vertebrae of a child are small
     sizes[cut] = 1.0  # a cut vertebra is small only because the scan ends
-    # A fragment below L5 is part of the sacrum rather than L6.
-    scores = class_scores(class_sums, likeness=np.where(sizes < 0.5, 0.0, _LIKENESS))
     scale = _scale(classes, centroids, cut)
     room = (instances.room_mm[0] / scale, instances.room_mm[1] / scale)
-
-    def decode(way: int, room_mm: tuple[float, float]) -> Sequence:
-        return decode_sequence(
-            scores[::way],
-            centroids_mm=centroids[::way] / scale,
-            cut=cut[::way],
-            sizes=sizes[::way],
-            room_mm=room_mm,
-            anomalies=anomalies,
-            costs=costs,
-        )
-
-    best = decode(1, room)
-    upside_down = decode(-1, (room[1], room[0]))
+    evidence = Evidence(class_sums, centroids / scale, cut, sizes, room)
+    best, upside_down = (
+        decode(one, anomalies=anomalies, costs=costs, calibration=calibration)
+        for one in (evidence, evidence.upside_down())
+    )
     to = np.zeros(256, np.uint8)
     points, cut_labels, dropped = {}, [], []
     named = tuple(dict.fromkeys(label for label in best.labels if label))
@@ -207,23 +293,55 @@ def label_instances(
         points[label] = np.average(
             centroids[own], axis=0, weights=[items[i].volume_ml for i in own]
         )
-    margins = tuple(
-        min(m for m, other in zip(best.margins, best.labels, strict=True) if other == label)
-        for label in named
-    )
     record = Record(
         labels=named,
         cost=best.cost,
-        margin=min(margins, default=math.inf),
-        margins=margins,
+        margin=best.margin if named else math.inf,
+        margins=_of_labels(best, best.margins),
+        probabilities=_of_labels(best, best.probabilities),
+        namings=best.namings,
+        variants=best.variants,
+        calibrated=calibration.level_error > 0,
         anomalies=best.anomalies,
         skipped=best.skipped,
         cut=tuple(cut_labels),
         dropped=tuple(dropped),
         unnamed=best.labels.count(0),
         reversed=best.cost - upside_down.cost > _REVERSED_BY,
+        evidence=evidence,
     )
     return Labelling(to[instances.array], points, record)
+
+
+def _of_labels(found: "Sequence", values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return for each label the least of the values of its instances."""
+    least: dict[int, float] = {}
+    for label, value in zip(found.labels, values, strict=True):
+        if label:
+            least[label] = min(value, least.get(label, math.inf))
+    return tuple(least.values())
+
+
+def decode(
+    evidence: Evidence,
+    *,
+    anomalies: Collection[str] = ANOMALIES,
+    costs: Costs = Costs(),  # noqa: B008 - frozen
+    calibration: Calibration = Calibration(),  # noqa: B008 - frozen
+) -> "Sequence":
+    """Return the most probable naming of some instances; see `decode_sequence`."""
+    # A fragment below L5 is part of the sacrum rather than L6.
+    likeness = np.where(evidence.sizes < 0.5, 0.0, _LIKENESS)
+    return decode_sequence(
+        class_scores(evidence.class_sums, weight=calibration.weight, likeness=likeness),
+        centroids_mm=evidence.centroids_mm,
+        cut=evidence.cut,
+        sizes=evidence.sizes,
+        room_mm=evidence.room_mm,
+        anomalies=anomalies,
+        costs=costs,
+        level_error=calibration.level_error,
+    )
 
 
 def _scale(classes: np.ndarray, centroids_mm: np.ndarray, cut: np.ndarray) -> float:
@@ -248,9 +366,16 @@ class Sequence:
     cost: float
     """Minus the log of its probability, up to a constant that all sequences share."""
     margin: float
-    """Extra cost of the best sequence that differs in a label; infinite if there is none."""
+    """The least of `margins`; infinite without instances."""
     margins: tuple[float, ...]
     """For each instance, the extra cost of the best sequence that names it differently."""
+    probabilities: tuple[float, ...]
+    """For each instance, the probability of its label."""
+    namings: tuple[Naming, ...]
+    """The most probable namings, the best first; at most `NAMINGS`. Sequences with the same labels
+    on other instances count together."""
+    variants: dict[str, float]
+    """Each allowed variant of `ANOMALIES` -> the probability of all sequences with it."""
     anomalies: tuple[str, ...]
     """The variants of `ANOMALIES` in it."""
     skipped: tuple[int, ...]
@@ -318,8 +443,11 @@ def decode_sequence(
     room_mm: tuple[float, float] = (0.0, 0.0),
     anomalies: Collection[str] = ANOMALIES,
     costs: Costs = Costs(),  # noqa: B008 - frozen
+    level_error: float = 0.0,
 ) -> Sequence:
-    """Return the legal sequence of least cost, see the module's docstring.
+    """Return the most probable legal sequence, see the module's docstring.
+
+    Without level errors, it is the sequence of least cost.
 
     Args:
         scores: (n, 26) log scores of the classes 1 to 26, one row for each instance from head to
@@ -330,9 +458,10 @@ def decode_sequence(
         room_mm: height that the scan shows above the first and below the last instance.
         anomalies: the variants of `ANOMALIES` that are allowed.
         costs: of deviations.
+        level_error: probability of a level error, at least 0 and below 1.
 
     Returns:
-        The sequence with its cost and margins.
+        The sequence with its cost, margins and probabilities.
 
     Raises:
         InputError: an argument has another shape or range, or no sequence is legal: all scores are
@@ -342,103 +471,279 @@ def decode_sequence(
     scores = np.asarray(scores, np.float64)
     n = len(scores)
     _check(scores, centroids_mm, cut, sizes, anomalies, costs)
+    if not 0 <= level_error < 1:
+        raise InputError(f"level_error = {level_error} must be at least 0 and below 1")
     if n == 0:
-        return Sequence((), 0.0, math.inf, (), (), ())
+        return Sequence((), 0.0, math.inf, (), (), (), {}, (), ())
     allowed = frozenset(anomalies)
     away = np.full(n, False) if cut is None else np.array(cut, bool)
     apart, heights = np.full((n, n), np.nan), np.zeros(n)
     if centroids_mm is not None:
         points = np.asarray(centroids_mm, np.float64)
         apart, heights = np.linalg.norm(points[:, None] - points, axis=-1), points[:, 2]
-    own = -scores + np.array([_label_cost(i, anomalies, costs) for i in labels.VERSE_IDS])
     scrap = np.ones(n) if sizes is None else np.clip(2.0 * np.asarray(sizes), 0.5, 1.0)
     false = costs.false * scrap
     # The centroid of a part differs from that of the whole vertebra.
     away |= scrap < 1.0
     above, below = room_mm[0] + heights[0] - heights, room_mm[1] + heights - heights[-1]
-    first = [false[:i].sum() + _first_costs(above[i], costs) for i in range(n)]
-    last = [false[i + 1 :].sum() + _last_costs(below[i], anomalies, costs) for i in range(n)]
     most = _MOST_FALSE if math.isfinite(costs.false) else 0
-    moves = {
-        (i, k): false[i + 1 : k].sum()
-        + _move_costs(
+    steps = {
+        (i, k): _move_costs(
             allowed, costs, apart[i, k], bool(away[i] or away[k]), min(scrap[i], scrap[k])
         )
         for i in range(n)
         for k in range(i + 1, min(n, i + 2 + most))
     }
-
-    forward = np.stack(first) + own
-    for i, k in sorted(moves, key=lambda pair: pair[1]):
-        reached = (forward[i][:, None] + moves[i, k]).min(axis=0)
-        forward[k] = np.minimum(forward[k], reached + own[k])
-    backward = np.stack(last)
-    for i, k in sorted(moves, key=lambda pair: -pair[0]):
-        backward[i] = np.minimum(backward[i], (moves[i, k] + own[k] + backward[k]).min(axis=1))
-    through = np.concatenate(
-        [forward + backward, _least_without(forward, backward, own, moves, first, last)[:, None]], 1
+    chain = _Chain(
+        errors=_error_costs(level_error),
+        own=_own_costs(scores, anomalies, costs, level_error),
+        first=np.stack([false[:i].sum() + _first_costs(above[i], costs) for i in range(n)]),
+        last=np.stack(
+            [false[i + 1 :].sum() + _last_costs(below[i], anomalies, costs) for i in range(n)]
+        ),
+        moves={(i, k): false[i + 1 : k].sum() + step for (i, k), (step, _) in steps.items()},
     )
-    cost = float(through[0].min())
-    if not np.isfinite(cost):
+    forward, backward = chain.forward(_least), chain.backward(_least)
+    through = np.concatenate(
+        [(forward + backward).min(axis=0), chain.least_without(forward, backward)[:, None]], axis=1
+    )
+    if not np.isfinite(through[0].min()):
         raise InputError(
             f"no legal sequence of {n} vertebrae: scores and costs forbid all; smooth the scores, "
             "or let vertebrae repeat or instances be false"
         )
-    path = _path(forward, own, moves, first, last)
+    total, ranked = chain.ranked(forward)
+    path, _ = ranked[0]
+    cost = float(chain.costs_of(path).min())
     # `through` is the least cost of all sequences that give a label to an instance. Every sequence
     # other than the best differs from it at some instance.
     through[np.arange(n), path] = np.inf
     margins = np.maximum(0.0, through.min(axis=1) - cost)
+    probability = np.exp(total - _sum(chain.forward(_sum) + chain.backward(_sum), axis=0))
+    probability = np.column_stack([probability, 1.0 - probability.sum(axis=1)])
     kept = [i for i in range(n) if path[i] < NUM_LABELS]
-    ids = tuple(labels.VERSE_IDS[k] if k < NUM_LABELS else 0 for k in path)
+    ids = _ids(path)
     taken, skipped = _anomalies_of(ids, kept, allowed, apart, away, below[kept[-1]], costs)
-    shown = tuple(name for name in ANOMALIES if name in taken and name in anomalies)
+    variants = {}
+    for name in (name for name in ANOMALIES if name in allowed):
+        without = chain.without(
+            name, {pair: ways[name] for pair, (_, ways) in steps.items()}, below, costs
+        )
+        variants[name] = max(0.0, 1.0 - math.exp(total - without.total()))
     return Sequence(
-        ids, cost, float(margins.min()), tuple(map(float, margins)), shown, tuple(skipped)
+        labels=ids,
+        cost=cost,
+        margin=float(margins.min()),
+        margins=tuple(map(float, margins)),
+        probabilities=tuple(
+            float(np.clip(probability[i, label], 0.0, 1.0)) for i, label in enumerate(path)
+        ),
+        namings=_namings(ranked),
+        variants=variants,
+        anomalies=tuple(name for name in ANOMALIES if name in taken and name in anomalies),
+        skipped=tuple(skipped),
     )
 
 
-_Moves = dict[tuple[int, int], np.ndarray]
-
-
-def _least_without(
-    forward: np.ndarray,
-    backward: np.ndarray,
-    own: np.ndarray,
-    moves: _Moves,
-    first: list[np.ndarray],
-    last: list[np.ndarray],
+def _own_costs(
+    scores: np.ndarray, anomalies: Collection[str], costs: Costs, level_error: float
 ) -> np.ndarray:
-    """Return (n,), the least cost of all sequences in which an instance is no vertebra."""
-    n = len(own)
-    least = np.full(n, np.inf)
-    for i in range(n):
-        least[:i] = np.minimum(least[:i], (first[i] + own[i] + backward[i]).min())
-        least[i + 1 :] = np.minimum(least[i + 1 :], (forward[i] + last[i]).min())
-    for (i, k), move in moves.items():
-        if k > i + 1:
-            whole = (forward[i][:, None] + move + own[k] + backward[k]).min()
-            least[i + 1 : k] = np.minimum(least[i + 1 : k], whole)
-    return least
+    """Return (e, n, 26), the cost of each class of each instance with each level error.
+
+    The first level error is none.
+    """
+    label_costs = np.array([_label_cost(i, anomalies, costs) for i in labels.VERSE_IDS])
+    found = [-scores + label_costs]
+    if level_error > 0:
+        rank = np.array([labels.order(i) for i in labels.VERSE_IDS])
+        unseen = scores.min(axis=1, keepdims=True)  # there is no class above C1 or below L6
+        for levels in _LEVEL_ERRORS:
+            # T13 lies between T12 and L1.
+            seen = np.floor(rank + levels) if levels > 0 else np.ceil(rank + levels)
+            place = np.clip(seen.astype(int) - 1, 0, NUM_LABELS - 2)
+            there = (seen >= 1) & (seen <= NUM_LABELS - 1)
+            moved = np.where(there, scores[:, place], unseen)
+            found.append(-moved + label_costs)
+    return np.stack(found)
 
 
-def _path(
-    forward: np.ndarray,
-    own: np.ndarray,
-    moves: _Moves,
-    first: list[np.ndarray],
-    last: list[np.ndarray],
-) -> list[int]:
-    """Return class - 1 of every instance in the best sequence; `NUM_LABELS` for no vertebra."""
-    path = [NUM_LABELS] * len(own)
-    place, label = divmod(int(np.argmin(forward + np.stack(last))), NUM_LABELS)
-    while True:
-        path[place] = label
-        ways = {i: forward[i] + moves[i, k][:, label] for i, k in moves if k == place}
-        before = min(ways, key=lambda i: ways[i].min(), default=None)
-        if before is None or first[place][label] <= ways[before].min():
-            return path
-        place, label = before, int(np.argmin(ways[before]))
+def _error_costs(level_error: float) -> np.ndarray:
+    """Return (e,), the cost of each level error, first of none."""
+    shares = [level_error * share for share in _LEVEL_ERRORS.values() if level_error > 0]
+    return -np.log([1.0 - level_error, *shares])
+
+
+def _least(costs: np.ndarray, axis: int) -> np.ndarray:
+    """Return the least cost along an axis."""
+    return costs.min(axis=axis)
+
+
+def _sum(costs: np.ndarray, axis: int) -> np.ndarray:
+    """Return the cost of all alternatives along an axis together: -log(sum(exp(-cost)))."""
+    least = costs.min(axis=axis, keepdims=True)
+    least = np.where(np.isfinite(least), least, 0.0)
+    with np.errstate(divide="ignore"):
+        return least.squeeze(axis) - np.log(np.exp(least - costs).sum(axis=axis))
+
+
+_Fold = Callable[[np.ndarray, int], np.ndarray]
+
+_Path = list[int]
+"""Class - 1 of every instance; `NUM_LABELS` for no vertebra."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """The costs of all sequences of n instances with e level errors."""
+
+    errors: np.ndarray
+    """(e,) of each level error."""
+    own: np.ndarray
+    """(e, n, 26) of each class of each instance."""
+    first: np.ndarray
+    """(n, 26) of a class of the first instance with a label, at each place."""
+    last: np.ndarray
+    """(n, 26) of a class of the last instance with a label, at each place."""
+    moves: dict[tuple[int, int], np.ndarray]
+    """(place, next place with a label) -> (26, 26) of the step between two classes."""
+
+    def forward(self, fold: _Fold) -> np.ndarray:
+        """Return (e, n, 26), the folded costs of all beginnings that end with a class."""
+        start = self.errors[:, None]
+        reached = [[start + self.first[k] + self.own[:, k]] for k in range(len(self.first))]
+        found = np.empty_like(self.own)
+        for k, ways in enumerate(reached):
+            found[:, k] = fold(np.stack(ways), 0)
+            for after in range(k + 1, len(reached)):
+                if (k, after) in self.moves:
+                    step = found[:, k, :, None] + self.moves[k, after]
+                    reached[after].append(fold(step, 1) + self.own[:, after])
+        return found
+
+    def backward(self, fold: _Fold) -> np.ndarray:
+        """Return (e, n, 26), the folded costs of all ends after a class."""
+        reached = [
+            [np.broadcast_to(self.last[i], self.own[:, i].shape)] for i in range(len(self.last))
+        ]
+        found = np.empty_like(self.own)
+        for k in reversed(range(len(reached))):
+            found[:, k] = fold(np.stack(reached[k]), 0)
+            rest = self.own[:, k] + found[:, k]
+            for before in range(k):
+                if (before, k) in self.moves:
+                    reached[before].append(fold(self.moves[before, k] + rest[:, None], 2))
+        return found
+
+    def total(self) -> float:
+        """Return the cost of all sequences together."""
+        return float(_sum((self.forward(_sum) + self.last).ravel(), 0))
+
+    def least_without(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+        """Return (n,), the least cost of all sequences in which an instance is no vertebra."""
+        n = len(self.first)
+        least = np.full(n, np.inf)
+        for i in range(n):
+            starts = self.errors[:, None] + self.first[i] + self.own[:, i] + backward[:, i]
+            least[:i] = np.minimum(least[:i], starts.min())
+            least[i + 1 :] = np.minimum(least[i + 1 :], (forward[:, i] + self.last[i]).min())
+        for (i, k), move in self.moves.items():
+            if k > i + 1:
+                rest = self.own[:, k] + backward[:, k]
+                whole = (forward[:, i, :, None] + move + rest[:, None]).min()
+                least[i + 1 : k] = np.minimum(least[i + 1 : k], whole)
+        return least
+
+    def ranked(self, forward: np.ndarray) -> tuple[float, list[tuple[_Path, float]]]:
+        """Return the cost of all sequences together, and the best ones.
+
+        Each comes with its probability, the most probable first.
+
+        Args:
+            forward: the least costs of `forward`.
+        """
+        total = self.total()
+        least = (forward + self.last).min(axis=(1, 2))
+        paths: dict[tuple[int, ...], None] = {}
+        for error in np.flatnonzero(least <= least.min() - math.log(_LISTED)):
+            paths |= dict.fromkeys(map(tuple, self._best(int(error))))
+        found = [
+            (path, math.exp(total - float(_sum(self.costs_of(path), 0))))
+            for path in map(list, paths)
+        ]
+        return total, sorted(found, key=lambda item: -item[1])
+
+    def costs_of(self, path: _Path) -> np.ndarray:
+        """Return (e,), the cost of a sequence with each level error."""
+        kept = [i for i, label in enumerate(path) if label < NUM_LABELS]
+        cost = self.first[kept[0], path[kept[0]]] + self.last[kept[-1], path[kept[-1]]]
+        cost += sum(self.moves[i, k][path[i], path[k]] for i, k in itertools.pairwise(kept))
+        return self.errors + cost + sum(self.own[:, i, path[i]] for i in kept)
+
+    def _best(self, error: int) -> list[_Path]:
+        """Return the `_SEARCHED` sequences of least cost with one level error, in any order."""
+        own, n = self.own[error], len(self.first)
+        costs = np.full((n, NUM_LABELS, _SEARCHED), np.inf)
+        # Where a way comes from: an index into `costs` of the place, class and way before it.
+        before = np.full(costs.shape, -1)
+        for k in range(n):
+            ways, sources = [self.first[k][None]], [np.array([-1])]
+            for i in range(k):
+                if (i, k) in self.moves:
+                    step = costs[i][:, :, None] + self.moves[i, k][:, None]
+                    ways.append(step.reshape(-1, NUM_LABELS))
+                    sources.append(np.arange(costs[i].size) + i * costs[i].size)
+            all_ways, source = np.concatenate(ways), np.concatenate(sources)
+            count = min(_SEARCHED, len(source))
+            chosen = np.argpartition(all_ways, count - 1, axis=0)[:count]
+            costs[k, :, :count] = np.take_along_axis(all_ways, chosen, axis=0).T + own[k][:, None]
+            before[k, :, :count] = source[chosen].T
+        whole = (costs + self.last[:, :, None]).ravel()
+        found = []
+        for way in np.argpartition(whole, _SEARCHED - 1)[:_SEARCHED]:
+            if not np.isfinite(whole[way]):
+                continue
+            path = [NUM_LABELS] * n
+            while way >= 0:
+                place, label, _ = np.unravel_index(way, costs.shape)
+                path[place] = int(label)
+                way = before.flat[way]
+            found.append(path)
+        return found
+
+    def without(
+        self, name: str, ways: Mapping[tuple[int, int], np.ndarray], below: np.ndarray, costs: Costs
+    ) -> "_Chain":
+        """Return the sequences that do not show a variant of `ANOMALIES`.
+
+        Args:
+            name: of the variant.
+            ways: (place, next place) -> (26, 26) bool, the steps that show it.
+            below: (n,) height that the scan shows below each instance, in mm.
+            costs: see `decode_sequence`.
+        """
+        own, last = self.own.copy(), self.last.copy()
+        if name in _OF_LABEL:
+            own[:, :, labels.VERSE_IDS.index(labels.id_of(name))] = np.inf
+        if name == "no L5":
+            last[_shows_no_l5(below, costs), labels.VERSE_IDS.index(_L4)] = np.inf
+        moves = {pair: np.where(ways[pair], np.inf, move) for pair, move in self.moves.items()}
+        return _Chain(self.errors, own, self.first, last, moves)
+
+
+def _ids(path: _Path) -> tuple[int, ...]:
+    """Return the VerSe ids of a sequence; 0 for no vertebra."""
+    return tuple(labels.VERSE_IDS[label] if label < NUM_LABELS else 0 for label in path)
+
+
+def _namings(ranked: Iterable[tuple[_Path, float]]) -> tuple[Naming, ...]:
+    """Return the most probable namings of the best sequences."""
+    found: dict[tuple[int, ...], float] = {}
+    for path, probability in ranked:
+        named = tuple(dict.fromkeys(i for i in _ids(path) if i))
+        found[named] = found.get(named, 0.0) + probability
+    best = sorted(found.items(), key=lambda item: -item[1])[:NAMINGS]
+    kept = [one for one in best if one is best[0] or one[1] >= _LISTED]
+    return tuple(Naming(named, min(1.0, probability)) for named, probability in kept)
 
 
 def _check(
@@ -484,7 +789,7 @@ def _anomalies_of(
     costs: Costs,
 ) -> tuple[set[str], list[int]]:
     """Return the variants on the cheapest way through a sequence, and the VerSe ids it skips."""
-    taken = {name for name in ("T13", "L6") if labels.id_of(name) in ids}
+    taken = {name for name in _OF_LABEL if labels.id_of(name) in ids}
     skipped: list[int] = []
     for i, k in itertools.pairwise(kept):
         if ids[i] == ids[k]:
@@ -493,12 +798,23 @@ def _anomalies_of(
         step = _cheapest_step(allowed, costs, (ids[i], ids[k]), apart[i, k], free)
         skipped += step.skipped
         taken |= {"no T12"} if step.no_t12 else set()
-    taken |= {"T13"} if labels.id_of("T13") in skipped else set()
-    last = labels.id_of("L4")
-    if ids[kept[-1]] == last and room_foot_mm > _ROOM * _step_mm(last) and costs.no_l5 <= costs.gap:
+    taken |= {"T13"} if _T13 in skipped else set()
+    if ids[kept[-1]] == _L4 and _shows_no_l5(np.array(room_foot_mm), costs):
         taken.add("no L5")
     return taken, skipped
 
+
+def _shows_no_l5(room_foot_mm: np.ndarray, costs: Costs) -> np.ndarray:
+    """Return whether a spine that ends with L4 above so much of the scan has no L5."""
+    return (room_foot_mm > _ROOM * _step_mm(_L4)) & (costs.no_l5 <= costs.gap)
+
+
+_T13 = labels.id_of("T13")
+
+_OF_LABEL = ("T13", "L6")
+"""The variants of `ANOMALIES` that are labels."""
+
+_L4 = labels.id_of("L4")
 
 _ROOM = 1.5
 """If the scan continues by more vertebrae than this, the spine should end."""
@@ -581,15 +897,18 @@ def _cheapest_step(
 
 @functools.lru_cache(maxsize=16)
 def _flat_ways(anomalies: frozenset[str], costs: Costs) -> tuple[np.ndarray, ...]:
-    """Return arrays over all ways: class - 1 of both ends, cost, and usual distance in mm."""
+    """Return arrays over all ways: class - 1 of both ends, cost, usual distance in mm, variants.
+
+    The variants are whether a way skips T13, and whether it has no T12.
+    """
     place = {verse_id: k for k, verse_id in enumerate(labels.VERSE_IDS)}
     ways = [
-        (place[upper], place[lower], step.cost, step.usual_mm)
+        (place[upper], place[lower], step.cost, step.usual_mm, _T13 in step.skipped, step.no_t12)
         for (upper, lower), steps in _steps_of(anomalies, costs).items()
         for step in steps
     ]
-    upper, lower, cost, usual = np.array(ways).T
-    return upper.astype(np.intp), lower.astype(np.intp), cost, usual
+    upper, lower, cost, usual, skips_t13, no_t12 = np.array(ways).T
+    return upper.astype(int), lower.astype(int), cost, usual, skips_t13 > 0, no_t12 > 0
 
 
 def _move_costs(
@@ -598,14 +917,22 @@ def _move_costs(
     distance_mm: float,
     short_is_free: bool,
     scrap: float,
-) -> np.ndarray:
-    """Return (26, 26), the least cost of a step between classes; `scrap` scales that of repeats."""
-    upper, lower, cost, usual = _flat_ways(anomalies, costs)
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return (26, 26), the least cost of a step between classes, and the steps with a variant.
+
+    `scrap` scales the cost of repeats. The variants are (26, 26) bool by the names of `ANOMALIES`.
+    """
+    upper, lower, cost, usual, skips_t13, no_t12 = _flat_ways(anomalies, costs)
     moves = np.full((NUM_LABELS, NUM_LABELS), np.inf)
-    np.minimum.at(moves, (upper, lower), cost + _misfit(distance_mm, usual, short_is_free))
+    cost = cost + _misfit(distance_mm, usual, short_is_free)
+    np.minimum.at(moves, (upper, lower), cost)
+    variants = {name: np.zeros(moves.shape, bool) for name in ANOMALIES}
+    for name, shown in (("T13", skips_t13), ("no T12", no_t12)):
+        best = shown & (cost == moves[upper, lower])
+        variants[name][upper[best], lower[best]] = True
     far = np.maximum(0.0, np.nan_to_num(distance_mm) / STEP_MM - 0.3)
     np.fill_diagonal(moves, costs.repeat * scrap + 0.5 * (far / _SPREAD) ** 2)
-    return moves
+    return moves, variants
 
 
 def _misfit(distance_mm: float, usual_mm: np.ndarray, short_is_free: bool) -> np.ndarray:

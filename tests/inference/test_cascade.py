@@ -8,7 +8,7 @@ import pytest
 from spinejax import geometry, labels
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference import cascade
-from spinejax.inference.sequence import ANOMALIES
+from spinejax.inference.sequence import ANOMALIES, Calibration
 from spinejax.io import scanfile
 from spinejax.volume import Volume
 from tests.support.cubes import ways
@@ -41,6 +41,7 @@ def settings(prior="crop", spacing_mm=2.0, **fields):
         margin_mm=10.0,
         shifts=1,
         anomalies=ANOMALIES,
+        calibration=Calibration(),
         drop_cut=False,
     )
     return cascade.CubeSettings(**{**values, **fields})

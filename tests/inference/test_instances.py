@@ -14,7 +14,6 @@ from scipy import ndimage
 from spinejax import labels
 from spinejax.errors import InputError
 from spinejax.inference.instances import find_instances
-from spinejax.inference.sequence import UNCERTAIN_MARGIN
 from tests.support.label_maps import FILES, ids_of, label_vertebrae, labelled, repaired
 from tests.support.nifti_files import one_line
 
@@ -30,7 +29,7 @@ def test_a_right_map_stays_as_it_is(real, name):
     changed = result.array != array
     assert not array[changed].any()
     record = result.record
-    assert record.margin > UNCERTAIN_MARGIN and len(record.margins) == len(record.labels)
+    assert record.certain and len(record.margins) == len(record.labels)
     assert not record.reversed and record.anomalies == record.skipped == record.dropped == ()
     assert list(result.centroids_mm) == list(record.labels)
     for i, point in result.centroids_mm.items():

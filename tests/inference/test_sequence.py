@@ -17,8 +17,11 @@ from spinejax.inference.instances import Instance, Instances, find_instances
 from spinejax.inference.pieces import STEP_MM, VOLUME_ML
 from spinejax.inference.sequence import (
     ANOMALIES,
+    Calibration,
     Costs,
+    Evidence,
     class_scores,
+    decode,
     decode_sequence,
     label_instances,
 )
@@ -49,11 +52,11 @@ def share_by_hand(size):
 
 @functools.cache
 def step_by_hand(upper, lower, distance, cut, size, anomalies, costs):
-    """Least cost of a step: over all whole spines that have both."""
+    """Least cost of a step, over all whole spines that have both, and the variants on the way."""
     if upper == lower:
         far = 0.0 if math.isnan(distance) else max(0, distance / STEP_MM[PLACE[upper]] - 0.3)
-        return costs.repeat * share_by_hand(size) + 0.5 * (far / 0.15) ** 2
-    best = math.inf
+        return costs.repeat * share_by_hand(size) + 0.5 * (far / 0.15) ** 2, set()
+    best, shown = math.inf, set()
     for spine in spines(anomalies):
         if upper not in spine or lower not in spine or spine.index(upper) >= spine.index(lower):
             continue
@@ -67,19 +70,28 @@ def step_by_hand(upper, lower, distance, cut, size, anomalies, costs):
             if ratio < 0:
                 misfit = 0 if cut else min(3.4, misfit)
             cost += misfit
-        best = min(best, cost)
-    return best
+        if cost < best:
+            best = cost
+            shown = {"T13"} if T13 in way[1:-1] else set()
+            shown |= {"no T12"} if (T11, L1) in itertools.pairwise(way) else set()
+    return best, shown
 
 
-def cost_by_hand(ids, scores, centroids, cut, sizes, room, anomalies, costs):
+def cost_by_hand(*how):
+    return found_by_hand(*how)[0]
+
+
+def found_by_hand(ids, scores, centroids, cut, sizes, room, anomalies, costs):
+    """Cost of a sequence, and the variants that it shows."""
     kept = [k for k, i in enumerate(ids) if i]
     if not kept:
-        return math.inf
+        return math.inf, set()
+    shown = {name for name in ("T13", "L6") if labels.id_of(name) in ids}
     total = sum(costs.false * share_by_hand(sizes[k]) for k, i in enumerate(ids) if not i)
     for k in kept:
         i = ids[k]
         if not any(i in spine for spine in spines(anomalies)):
-            return math.inf
+            return math.inf, set()
         total += -scores[k][PLACE[i]] + costs.t13 * (i == T13) + costs.l6 * (i == L6)
 
     def apart(one, other):
@@ -89,7 +101,8 @@ def cost_by_hand(ids, scores, centroids, cut, sizes, room, anomalies, costs):
         less = min(sizes[one], sizes[other])
         ends = cut[one] or cut[other] or less < 0.5
         how = (apart(one, other), bool(ends), less, anomalies, costs)
-        total += step_by_hand(ids[one], ids[other], *how)
+        step, variants = step_by_hand(ids[one], ids[other], *how)
+        total, shown = total + step, shown | variants
     first, last = ids[kept[0]], ids[kept[-1]]
     above, below = room
     if centroids is not None:  # heights
@@ -100,7 +113,8 @@ def cost_by_hand(ids, scores, centroids, cut, sizes, room, anomalies, costs):
     if last not in (L5, L6) and below > 1.5 * STEP_MM[PLACE[last]]:
         sacrum = last == L4 and "no L5" in anomalies
         total += min(costs.gap, costs.no_l5) if sacrum else costs.gap
-    return total
+        shown |= {"no L5"} if sacrum and costs.no_l5 <= costs.gap else set()
+    return total, shown
 
 
 def column(*distances):
@@ -169,6 +183,96 @@ def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
         others = [cost for ids, cost in ranked if ids[k] != label]
         assert margin == pytest.approx(min(others, default=math.inf) - found.cost, abs=1e-6)
     assert set(found.anomalies) <= anomalies
+    whole = sum(math.exp(ranked[0][1] - cost) for _, cost in ranked)
+    chance = {ids: math.exp(ranked[0][1] - cost) / whole for ids, cost in ranked}
+    for k, (label, probability) in enumerate(zip(found.labels, found.probabilities, strict=True)):
+        own = sum(p for ids, p in chance.items() if ids[k] == label)
+        assert probability == pytest.approx(own, abs=1e-9)
+    assert found.variants.keys() == anomalies
+    for name, probability in found.variants.items():
+        own = sum(p for ids, p in chance.items() if p and name in found_by_hand(ids, *how)[1])
+        assert probability == pytest.approx(own, abs=1e-9)
+    namings = named(chance)
+    assert sum(one.probability for one in found.namings) <= 1 + 1e-9
+    for one in found.namings:  # only the best sequences count
+        assert one.probability <= namings[one.labels] + 1e-9
+    best = found.namings[0]
+    assert best.probability >= chance[found.labels] - 1e-9
+    assert best.probability >= max(namings.values()) - 0.1
+
+
+def named(chance):
+    """Probabilities of namings, from those of sequences."""
+    found = {}
+    for ids, probability in chance.items():
+        naming = tuple(dict.fromkeys(i for i in ids if i))
+        found[naming] = found.get(naming, 0.0) + probability
+    return found
+
+
+@pytest.mark.parametrize("seen_ids", [(18, 19, 20), (1, 2, 3), (23, 24, 25), (19, 28, 20)])
+def test_a_level_error_moves_all_names_together(seen_ids):
+    """The probabilities equal a sum over every naming and every level error."""
+    usual = [i for i in range(1, 26)]  # from C1 to L6
+    scores, share = seen(*seen_ids), {1: 0.35, 2: 0.1, 3: 0.05}
+    rest = [18, 19, 28, 20, 21, 1, 2, 3, 4, 22, 23, 24, 25]
+    scores[:, [PLACE[i] for i in labels.VERSE_IDS if i not in rest]] = -np.inf
+
+    def moved(levels):
+        found = np.repeat(scores.min(axis=1, keepdims=True), 26, axis=1)
+        for place, label in enumerate(usual):
+            if 0 <= place + levels < 25:
+                found[:, PLACE[label]] = scores[:, PLACE[usual[place + levels]]]
+        # T13 lies between T12 and L1.
+        other = usual[usual.index(20) + levels - 1] if levels > 0 else usual[18 + levels + 1]
+        found[:, PLACE[28]] = scores[:, PLACE[other]]
+        return found
+
+    chance = {}
+    where = (column(25.0, 25.0), [False] * 3, [1.0] * 3, (0.0, 0.0), frozenset(ANOMALIES), Costs())
+    for levels in range(-3, 4):
+        prior = 0.3 * share[abs(levels)] if levels else 0.7
+        these = moved(levels) if levels else scores
+        finite = [[0, *(i for i in labels.VERSE_IDS if row[PLACE[i]] > -np.inf)] for row in these]
+        for ids in itertools.product(*finite):
+            cost = cost_by_hand(ids, these, *where)
+            chance[ids] = chance.get(ids, 0.0) + prior * math.exp(-cost)
+    whole = sum(chance.values())
+    found = decode_sequence(scores, centroids_mm=where[0], level_error=0.3)
+    assert found.labels == max(chance, key=chance.get)
+    for k, (label, probability) in enumerate(zip(found.labels, found.probabilities, strict=True)):
+        own = sum(p for ids, p in chance.items() if ids[k] == label) / whole
+        assert probability == pytest.approx(own, abs=1e-9)
+    for one in found.namings:
+        assert one.probability == pytest.approx(named(chance)[one.labels] / whole, abs=0.02)
+    assert found.probabilities < decode_sequence(scores, centroids_mm=where[0]).probabilities
+
+
+def test_less_weight_and_more_level_errors_mean_less_certainty():
+    """With the end of the spine in view, a level error costs little."""
+    sums = np.eye(26)[[PLACE[i] for i in (21, 22, 23)]]
+    evidence = Evidence(sums, column(31, 31), np.full(3, False), np.ones(3), (0.0, 0.0))
+
+    def least(**how):
+        found = decode(evidence, calibration=Calibration(**how))
+        assert names(found) == "L2 L3 L4"
+        return min(found.probabilities)
+
+    for values in ([least(weight=w) for w in (1.0, 0.7, 0.4, 0.2)],
+                   [least(level_error=e) for e in (0.0, 0.01, 0.1, 0.4)]):  # fmt: skip
+        assert values == sorted(values, reverse=True) and len(set(values)) == 4
+    assert least(level_error=0.4) == pytest.approx(0.6, abs=0.05)
+    # A sacrum below the last vertebra, and nothing that could be L5.
+    ends = replace(evidence, room_mm=(0.0, 90.0))
+    sure, doubtful = (decode(ends, calibration=Calibration(level_error=e)) for e in (0.0, 0.2))
+    assert names(sure) == "L2 L3 L4" and names(doubtful) == "L3 L4 L5"
+    assert [str(one) for one in doubtful.namings[:2]] == ["L3-L5 (0.73)", "L2-L4 (0.21)"]
+
+
+def test_level_errors_are_probabilities():
+    for wrong in (-0.1, 1.0, math.nan):
+        with pytest.raises(InputError, match="level_error"):
+            decode_sequence(seen(20), level_error=wrong)
 
 
 def seen(*ids, belief=0.95):
