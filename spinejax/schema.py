@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from spinejax.errors import InputError, check_choice, shown
 from spinejax.text_table import text_table
 
-SLICES, PATCHES, CUBES = TASKS = (
+SLICES, PATCHES, CUBES, OUTLINES = TASKS = (
     "slice_segmentation",
     "patch_classification",
     "vertebra_recognition",
+    "vertebra_outlines",
 )
 SECOND = "vertebrae"
 """Block of a pipeline's config that holds the whole config of the second network."""
@@ -236,6 +237,7 @@ def _rates() -> Iterator[Field]:
 
 _WINDOWED = (SLICES, CUBES)
 _MASKS = (SLICES, PATCHES)
+_VOLUMES = (CUBES, OUTLINES)
 _SHARE = Number(0, 1)
 _WEIGHT = Number(0, 1e6)
 
@@ -245,7 +247,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "task", SLICES, Choice(TASKS),
         meaning="What the network learns: to segment the spine in slices, to classify patches, or "
-        "to name the vertebra of every voxel in cubes.",
+        "to name the vertebra of every voxel in cubes, or to outline one vertebra in its own cube.",
     ),
     # Where scans come from.
     Field(
@@ -262,8 +264,8 @@ FIELDS: tuple[Field, ...] = (
         meaning="Numbers in the masks: VerSe's ids, or any number above 0 for a vertebra.",
     ),
     Field(
-        "data.labels", "verse", Choice(("verse",)), tasks=(CUBES,),
-        meaning="Numbers in the masks: VerSe's ids, from which the network learns the names.",
+        "data.labels", "verse", Choice(("verse",)), tasks=_VOLUMES,
+        meaning="Numbers in the masks: VerSe's ids, which tell vertebrae apart.",
     ),
     Field(
         "data.edition", "", Choice(("", "verse19", "verse20")),
@@ -303,7 +305,7 @@ FIELDS: tuple[Field, ...] = (
         meaning="Plane of the slices.",
     ),
     Field(
-        "data.plane", "sagittal", Choice(("sagittal",)), tasks=(CUBES,),
+        "data.plane", "sagittal", Choice(("sagittal",)), tasks=_VOLUMES,
         meaning="Plane of the slices in which cubes are stored.",
     ),
     Field(
@@ -312,7 +314,7 @@ FIELDS: tuple[Field, ...] = (
         "to 0 what lies outside clamp_hu, then smooth each slice (paper B, section II.A).",
     ),
     Field(
-        "data.preprocess.intensity", "clamp", Choice(("clamp",)), tasks=(CUBES,),
+        "data.preprocess.intensity", "clamp", Choice(("clamp",)), tasks=_VOLUMES,
         meaning="Smooth, then clamp to clamp_hu (paper A, section 4.2).",
     ),
     Field(
@@ -341,7 +343,7 @@ FIELDS: tuple[Field, ...] = (
         "crops.",
     ),
     Field(
-        "data.preprocess.mode", "isotropic", Choice(("isotropic",)), tasks=(CUBES,),
+        "data.preprocess.mode", "isotropic", Choice(("isotropic",)), tasks=_VOLUMES,
         meaning="Resample to spacing_mm along all three axes.",
     ),
     Field(
@@ -389,7 +391,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     # Cubes.
     Field(
-        "data.cube.size", (96, 96, 96), Several(Whole(1, 1024), 3), unit="voxels", tasks=(CUBES,),
+        "data.cube.size", (96, 96, 96), Several(Whole(1, 1024), 3), unit="voxels", tasks=_VOLUMES,
         meaning="Sides of a cube: left, back, up.",
     ),
     Field(
@@ -400,6 +402,17 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "data.cube.prior_sacrum", 0.3, Number(0, 0.75), tasks=(CUBES,), before=0.0,
         meaning="Share of training masks that include the top of the sacrum, with 'channel'.",
+    ),
+    Field(
+        "data.cube.shift_mm", (24.0, -4.0), Several(Number(-500, 500), 2), unit="mm",
+        tasks=(OUTLINES,),
+        meaning="Shift of the cube's centre from the centre of the vertebral body: back, up. The "
+        "processes reach further back and down than the body reaches forward and up.",
+    ),
+    Field(
+        "data.cube.jitter_mm", 3.0, Number(0, 100), unit="mm", tasks=(OUTLINES,),
+        meaning="Standard deviation, along each axis, of the error of the body's centre in "
+        "training; the network that names vertebrae errs, too.",
     ),
     Field("data.threads", 2, Whole(0, 256), "Threads that read samples.", free=True),
     Field("data.prefetch", 4, Whole(0, 1024), "Batches that are read ahead.", free=True),
@@ -575,8 +588,8 @@ FIELDS: tuple[Field, ...] = (
         "is read.",
     ),
     Field(
-        "predict.threshold", 0.5, _SHARE, tasks=_MASKS, free=True,
-        meaning="Pixels of at least this probability are vertebra.",
+        "predict.threshold", 0.5, _SHARE, tasks=(*_MASKS, OUTLINES), free=True,
+        meaning="Pixels or voxels of at least this probability are vertebra.",
     ),
     Field(
         "predict.opening_mm", 0.0, Number(0, 50), unit="mm", tasks=_MASKS, free=True,
@@ -858,7 +871,7 @@ def reference(networks: Mapping[str, Mapping[str, Field]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_SHORT = {SLICES: "slices", PATCHES: "patches", CUBES: "cubes"}
+_SHORT = {SLICES: "slices", PATCHES: "patches", CUBES: "cubes", OUTLINES: "outlines"}
 
 
 def _table(members: Collection[Field], *, with_tasks: bool) -> str:

@@ -4,7 +4,7 @@ The scans come from `cache.prepare` with `preprocess.mode="isotropic"`: stacks o
 spacing along all three axes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -74,6 +74,142 @@ class RandomCube(grain.transforms.RandomMap):
             anchor = position, *divmod(int(chosen[int(pick * len(chosen))]), scan.shape[2])
         start = list(map(random_start, scan.shape, self.size, anchor, places))
         return cut(self.cached, case, start, self.size)
+
+
+Centres = Callable[[np.ndarray, tuple[float, float, float]], Mapping[int, np.ndarray]]
+"""(labels (x, y, z), voxel size in mm) -> VerSe id -> voxel index (3,) of the body's centre."""
+
+
+@lru_cache(maxsize=512)
+def _centres_in(scan: CachedCase, centres: Centres) -> Mapping[int, np.ndarray]:
+    return centres(scan.label, (scan.slice_spacing_mm, *scan.spacing_mm))
+
+
+@dataclass(frozen=True, repr=False)
+class Outlined:
+    """The cubes of single vertebrae of scans; the label of a cube is 1 in its vertebra.
+
+    Attributes:
+        cached: the scans.
+        size: (x, y, z) voxels.
+        shift: (3,) voxels from a vertebra's centre to the centre of its cube.
+        centres: finds the centres of the vertebrae of a scan.
+    """
+
+    cached: Sequence[CachedCase]
+    size: Size
+    shift: np.ndarray
+    centres: Centres
+
+    def table(self) -> list[tuple[int, int]]:
+        """Return (index into `cached`, VerSe id) of every vertebra."""
+        return [
+            (case, int(verse_id))
+            for case, scan in enumerate(self.cached)
+            for verse_id in _label_counts(scan)[0]
+        ]
+
+    def cube(self, case: int, verse_id: int, error: np.ndarray | float = 0.0) -> dict[str, Any]:
+        """Return the cube of a vertebra as one sample (`feeds.cut`); `error` of its centre."""
+        centre = _centres_in(self.cached[case], self.centres)[verse_id] + error
+        start = np.rint(centre + self.shift - (np.array(self.size) - 1) / 2).astype(int)
+        sample = cut(self.cached, case, start.tolist(), self.size)
+        return sample | {"label": (sample["label"] == verse_id).astype(np.uint8)}
+
+
+@dataclass(frozen=True, repr=False)
+class RandomError(grain.transforms.RandomMap):
+    """Cuts the cube of a vertebra out of a scan, its centre displaced at random.
+
+    Attributes:
+        outlined: the cubes.
+        jitter: standard deviation along each axis in voxels.
+    """
+
+    outlined: Outlined
+    jitter: float
+
+    def random_map(self, vertebra: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
+        """Return the cube of (index of the scan, VerSe id) as one sample, see `feeds.cut`."""
+        return self.outlined.cube(*vertebra, self.jitter * rng.standard_normal(3))
+
+
+@dataclass(frozen=True, repr=False)
+class EveryOutline:
+    """The cube of every vertebra in order, then empty ones of weight 0 up to `length`."""
+
+    outlined: Outlined
+    table: Sequence[tuple[int, int]]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one sample, see `feeds.cut`."""
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        if index < len(self.table):
+            return self.outlined.cube(*self.table[index])
+        sample = self.outlined.cube(*self.table[0])
+        sample["label"][:] = 0
+        return sample | {"weight": np.float32(0)}
+
+
+class OutlineFeed(ScanFeed):
+    """Cubes of single vertebrae; an epoch has each vertebra of the training scans once."""
+
+    def __init__(
+        self,
+        split: Mapping[str, Sequence[CachedCase]],
+        *,
+        size: Size,
+        shift: Sequence[float],
+        jitter: float,
+        centres: Centres,
+        **reading: int,
+    ) -> None:
+        """Set up.
+
+        Args:
+            split: preprocessed scans of "train" and "val".
+            size: (x, y, z) voxels.
+            shift: (3,) voxels from a vertebra's centre to the centre of its cube.
+            jitter: standard deviation in voxels of the error of the centre in training.
+            centres: finds the centres of the vertebrae of a scan.
+            **reading: batch size, seed, threads and prefetch, see `ScanFeed`.
+
+        Raises:
+            InputError: a number cannot be used.
+        """
+        super().__init__(split["train"], split["val"], **reading)
+        self._train, self._val = (
+            Outlined(cases, size, np.asarray(shift, float), centres)
+            for cases in (self.train_cases, self.val_cases)
+        )
+        self._jitter = jitter
+
+    @property
+    def epoch_samples(self) -> int:
+        """Number of vertebrae of the training scans."""
+        return len(_vertebrae(self._train))
+
+    def _training(self, share: Share) -> grain.MapDataset:
+        vertebrae = EndlessShuffle(_vertebrae(self._train), seed_of(self._seed, "outlines"))
+        cutting = RandomError(self._train, self._jitter)
+        stream = grain.MapDataset.source(vertebrae)
+        return share.batches(stream.random_map(cutting, seed=grain_seed(self._seed, "outline")))
+
+    def _validation(self, share: Share) -> grain.MapDataset:
+        table = _vertebrae(self._val)
+        length = -(-len(table) // share.batch_size) * share.batch_size
+        return share.batches(grain.MapDataset.source(EveryOutline(self._val, table, length)))
+
+
+def _vertebrae(outlined: Outlined) -> list[tuple[int, int]]:
+    """Return the table of vertebrae; an InputError if there is none."""
+    check_any(table := outlined.table(), "cubes of vertebrae")
+    return table
 
 
 class CubeFeed(ScanFeed):

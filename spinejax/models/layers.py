@@ -464,10 +464,6 @@ class Downsample3D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `(b, 2x, 2y, 2z, c)` to `(b, x, y, z, width)`."""
-        b, *sides, c = x.shape
-        halves = [side // 2 for side in sides]
-        x = x.reshape(b, halves[0], 2, halves[1], 2, halves[2], 2, c)
-        x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, *halves, 8 * c)
         dense = nn.Dense(
             self.width,
             use_bias=self.use_bias,
@@ -475,7 +471,7 @@ class Downsample3D(nn.Module):
             dtype=self.dtype,
             name="conv",
         )
-        return dense(x)
+        return dense(folded(x, 2))
 
 
 class ExpandingLevel(Normed):
@@ -505,6 +501,31 @@ class ExpandingLevel(Normed):
         return SpatialDropout(self.dropout, name="dropout")(x, train=train)
 
 
+def folded(x: jax.Array, side: int) -> jax.Array:
+    """Turn blocks of voxels into channels: `(b, nx, ny, nz, c)` to `(b, x, y, z, n^3 c)`.
+
+    Args:
+        x: cubes.
+        side: n, of a block.
+    """
+    if side == 1:
+        return x
+    b, *sides, c = x.shape
+    nx, ny, nz = (length // side for length in sides)
+    x = x.reshape(b, nx, side, ny, side, nz, side, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, nx, ny, nz, side**3 * c)
+
+
+def unfolded(x: jax.Array, side: int) -> jax.Array:
+    """Turn channels into blocks of voxels: the reverse of `folded`."""
+    if side == 1:
+        return x
+    b, nx, ny, nz, c = x.shape
+    x = x.reshape(b, nx, ny, nz, side, side, side, c // side**3)
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(b, nx * side, ny * side, nz * side, c // side**3)
+
+
 # Dropout and logits
 
 
@@ -526,18 +547,28 @@ def _prior_bias(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float
     Vertebrae are a few percent of a slice. With a bias of zero, Adam needs hundreds of steps only
     to lower the logits of the rest (Lin et al., focal loss, ICCV 2017, section 4.1).
     """
-    value = math.log(PRIOR / (1 - PRIOR)) if shape == (1,) else 0.0
-    return jnp.full(shape, value, dtype)
+    return jnp.full(shape, math.log(PRIOR / (1 - PRIOR)), dtype)
 
 
 class Logits(nn.Module):
-    """1x1 convolution to `out_channels`, computed and returned in float32."""
+    """1x1 convolution to `out_channels`, computed and returned in float32.
+
+    Attributes:
+        out_channels: channels of the logits; 1 is binary.
+        fold: side of the blocks of voxels into which each voxel of a cube is cut; see `unfolded`.
+    """
 
     out_channels: int
+    fold: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `(b, ..., c)` to float32 `(b, ..., out_channels)`."""
-        return nn.Conv(
-            self.out_channels, (1, 1), dtype=jnp.float32, bias_init=_prior_bias, name="conv"
+        """Map `(b, ..., c)` to float32 `(b, ..., out_channels)`, each side times `fold`."""
+        y = nn.Conv(
+            self.out_channels * self.fold ** (x.ndim - 2),
+            (1, 1),
+            dtype=jnp.float32,
+            bias_init=_prior_bias if self.out_channels == 1 else nn.initializers.zeros_init(),
+            name="conv",
         )(x)
+        return unfolded(y, self.fold)

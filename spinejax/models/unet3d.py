@@ -6,7 +6,12 @@ parameters. Here a norm replaces the biases.
 
 Cicek et al. use no padding and crop the skips. Here the maps keep their sides, so that a cube's
 logits cover the cube.
+
+With `fold` n the network reads blocks of n x n x n voxels as one voxel of more channels, and writes
+the logits of a block likewise: it outlines fine voxels at the price of coarse ones.
 """
+
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -20,10 +25,12 @@ from spinejax.models.layers import (
     Normed,
     NormKind,
     Rate,
+    folded,
     max_pool,
     normed,
     rematerialised,
 )
+from spinejax.schema import Whole
 
 
 class AnalysisLevel(Normed):
@@ -46,19 +53,21 @@ class UNet3D(Network):
         widths: channels out of each level.
         norm: norm after each convolution; the published network has "batch".
         dropout: dropout rate of whole channels, after each level of the expanding path.
+        fold: side of the blocks of voxels that are folded into channels; 1 as published.
     """
 
     out_channels: int = NUM_CLASSES
     widths: tuple[int, ...] = (64, 128, 256, 512)
     norm: NormKind = "group"
     dropout: Rate = 0.0
+    fold: Annotated[int, Whole(1, 4)] = 1
 
     SEES = "cubes"
 
     @property
     def stride(self) -> int:
         """Sides of the input must be multiples of this."""
-        return 2 ** (len(self.widths) - 1)
+        return self.fold * 2 ** (len(self.widths) - 1)
 
     @nn.compact
     def __call__(
@@ -71,7 +80,7 @@ class UNet3D(Network):
         up = rematerialised(ExpandingLevel, self, train=3)
 
         out: dict[str, jax.Array] = {}
-        x = x.astype(self.dtype)
+        x = folded(x.astype(self.dtype), self.fold)
         skips = []
         for level, width in enumerate(self.widths):
             if level:
@@ -89,4 +98,4 @@ class UNet3D(Network):
                 name=f"decoder{level + 1}",
             )(x, skips[level], train)
             out[f"decoder{level + 1}"] = x
-        return Logits(self.out_channels, name="logits")(x), out
+        return Logits(self.out_channels, self.fold, name="logits")(x), out

@@ -162,6 +162,21 @@ def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
     return Stream(partial(samples.batch_of, one), 1)
 
 
+def of_outlines(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
+    """Return the stream of cubes of one vertebra each; None where training reads scans."""
+    if config.data.source != STREAM:
+        return None
+    one = partial(
+        samples.outline_sample,
+        size=size,
+        spacing_mm=config.data.preprocess.spacing_mm,
+        shift_mm=tuple(config.data.cube.shift_mm),
+        jitter_mm=config.data.cube.jitter_mm,
+        how=sampling(config, (size[0], size[1])),
+    )
+    return Stream(partial(samples.batch_of, one), 1)
+
+
 def feed(
     config: ConfigDict,
     split: Mapping[str, Sequence[CachedCase]],

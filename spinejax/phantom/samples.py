@@ -158,22 +158,31 @@ def _drawn(
     return hu, view.keep_labels(label, person["spine"]["id"], whole)
 
 
-def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
-    """Centroid (3,) of a random vertebra at a height that the field of view covers (`LOW_LUMBAR`).
+def _any_vertebra(
+    u: Array, person: Any, protocol: dict[str, Array], beyond_mm: float = 0.0
+) -> Array:
+    """Index of a random vertebra at a height that the field of view covers (`LOW_LUMBAR`).
 
     Args:
         u: Uniform number that chooses.
         person: From `anatomy`.
         protocol: From `scan_plan.protocol`.
+        beyond_mm: How far above or below the field of view the body's centroid may lie.
     """
     spine = person["spine"]
     z = spine["origin"][:, 2]
-    seen = (spine["id"] > 0) & (z > protocol["lower"][2]) & (z < protocol["upper"][2])
+    low, high = protocol["lower"][2] - beyond_mm, protocol["upper"][2] + beyond_mm
+    seen = (spine["id"] > 0) & (z > low) & (z < high)
     # A field of view between two centroids shows no vertebra whole: choose among all.
     seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
     weight = jnp.where((spine["id"] >= LOW_LUMBAR[0]) & (spine["id"] <= LOW_LUMBAR[1]), 3.0, 1.0)
     share = jnp.cumsum(jnp.where(seen, weight, 0.0))
-    return spine["origin"][jnp.sum(u * share[-1] >= share[:-1])]
+    return jnp.sum(u * share[-1] >= share[:-1])
+
+
+def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
+    """Centroid (3,) of a random vertebra, see `_any_vertebra`."""
+    return person["spine"]["origin"][_any_vertebra(u, person, protocol)]
 
 
 def _grid(
@@ -300,12 +309,70 @@ def cube_sample(
     # The cube lies within the field of view, or the field of view within it, as for real scans.
     a, b = lower + 0.5 * extent, upper - 0.5 * extent
     centre = jnp.clip(chosen + shift, jnp.minimum(a, b), jnp.maximum(a, b))
+    return _cube(person, protocol, centre, size, spacing_mm, how)
+
+
+def _cube(
+    person: Any,
+    protocol: dict[str, Array],
+    centre: Array,
+    size: tuple[int, int, int],
+    spacing_mm: float,
+    how: Sampling,
+) -> dict[str, Array]:
+    """Draw the cube of `size` voxels about `centre` (3,) mm; see `cube_sample`."""
     axes = [centre[i] + (jnp.arange(size[i]) - (size[i] - 1) / 2) * spacing_mm for i in range(3)]
     points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
-    within = jnp.all((points >= lower) & (points <= upper), -1)
-    pixel_mm = jnp.full(3, spacing_mm)
-    hu, label = _drawn(person, protocol, points, pixel_mm, how)
+    within = jnp.all((points >= protocol["lower"]) & (points <= protocol["upper"]), -1)
+    hu, label = _drawn(person, protocol, points, jnp.full(3, spacing_mm), how)
     return prepared(hu, label, within, how)
+
+
+CUT_MM = 12.0
+"""The centroid of a vertebra that the field of view cuts may lie this far beyond its ends."""
+
+INSET_MM = 4.0
+"""A vertebra that is cut is marked at least this far within the field of view: the centre of the
+part that can be seen, which is all that an earlier network finds."""
+
+
+def _outline_numbers(draws: Draws) -> tuple[Array, Array]:
+    return draws.uniform("vertebra"), draws.normal("jitter", 3)
+
+
+def outline_sample(
+    key: Array,
+    *,
+    size: tuple[int, int, int],
+    spacing_mm: float,
+    shift_mm: tuple[float, float],
+    jitter_mm: float,
+    how: Sampling,
+) -> dict[str, Array]:
+    """Draw the cube of one vertebra of one person.
+
+    Args:
+        key: Random key of person, scanner and place.
+        size: (x, y, z) voxels along the canonical L, P, S axes.
+        spacing_mm: Side of the voxels.
+        shift_mm: (back, up) from the marked centre of the vertebra's body to the cube's centre.
+        jitter_mm: Standard deviation of the error of the mark along each axis.
+        how: Preprocessing; its plane, size and mode are not used.
+
+    Returns:
+        Fields of `cube_sample`; the label is 1 in this vertebra and 0 elsewhere.
+    """
+    keys = jax.random.split(key, 3)
+    person = anatomy(keys[0], **dict(how.rates))
+    protocol = _protocol(keys[1], person, how)
+    lower, upper = protocol["lower"], protocol["upper"]
+    vertebra, jitter = draw(keys[2], _outline_numbers)
+    chosen = _any_vertebra(vertebra, person, protocol, CUT_MM if how.label_cut else 0.0)
+    spine = person["spine"]
+    seen = jnp.clip(spine["origin"][chosen], lower + INSET_MM, upper - INSET_MM)
+    centre = seen + jitter_mm * jitter + jnp.asarray((0.0, *shift_mm))
+    drawn = _cube(person, protocol, centre, size, spacing_mm, how)
+    return drawn | {"label": (drawn["label"] == spine["id"][chosen]).astype(jnp.int32)}
 
 
 def batch_of(

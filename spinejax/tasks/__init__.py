@@ -10,10 +10,25 @@ from ml_collections import ConfigDict
 
 from spinejax import models, schema
 from spinejax.errors import InputError
-from spinejax.tasks import patch_classification, slice_segmentation, vertebra_recognition
-from spinejax.tasks.record import Keys, Loss, LossAux, MaskTask, NameTask, Task
+from spinejax.tasks import (
+    patch_classification,
+    slice_segmentation,
+    vertebra_outlines,
+    vertebra_recognition,
+)
+from spinejax.tasks.record import Keys, Loss, LossAux, MaskTask, NameTask, OutlineTask, Task
 
-__all__ = ["TASKS", "Keys", "Loss", "LossAux", "MaskTask", "NameTask", "Task", "build_task"]
+__all__ = [
+    "TASKS",
+    "Keys",
+    "Loss",
+    "LossAux",
+    "MaskTask",
+    "NameTask",
+    "OutlineTask",
+    "Task",
+    "build_task",
+]
 
 MOST_NUMBERS = 2**29
 """Most numbers of a network's input, all samples of a batch together; 2 GiB of float32."""
@@ -22,6 +37,7 @@ TASKS: dict[str, Callable[[ConfigDict, str | None], Task]] = {
     "slice_segmentation": slice_segmentation.build,
     "patch_classification": patch_classification.build,
     "vertebra_recognition": vertebra_recognition.build,
+    "vertebra_outlines": vertebra_outlines.build,
 }
 
 

@@ -2,7 +2,8 @@
 
 A task knows the network, the loss and what counts as right, but no optimiser, device or file. Its
 functions work on one device's share of a batch; `build_task` gives them the device axis. There are
-two kinds of task: `MaskTask` finds the spine slice by slice, `NameTask` names vertebrae in cubes.
+three kinds of task: `MaskTask` finds the spine slice by slice, `NameTask` names vertebrae in cubes,
+and `OutlineTask` outlines one vertebra in its own cube.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,17 @@ class NameTask(Task):
     class_probability: Callable[[Mapping[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutlineTask(Task):
+    """A task that outlines the vertebra whose body's centre lies at a fixed place of a cube.
+
+    probability: (variables, image (b, x, y, z) HU, stats (b, 4)) -> (b, x, y, z) float32, the
+        probability of each voxel to belong to that vertebra.
+    """
+
+    probability: Callable[[Mapping[str, Any], jax.Array, jax.Array], jax.Array]
+
+
 def feed_options(config: ConfigDict) -> dict[str, Any]:
     """Return the options that every feed has (`ScanFeed`)."""
     return dict(
@@ -141,6 +153,15 @@ def network(config: ConfigDict, axis_name: str | None, *, out_channels: int, of:
             f"of {', '.join(fitting)}, or another task"
         )
     return model
+
+
+def check_stride(config: ConfigDict, model: Any) -> None:
+    """Raise InputError unless the sides of the config's cubes are multiples of the stride."""
+    if any(side % model.stride for side in config.data.cube.size):
+        raise InputError(
+            f"data.cube.size={tuple(config.data.cube.size)} must be multiples of {model.stride}, "
+            f"the stride of model {config.model.name!r}"
+        )
 
 
 def initial(model: Any, shape: tuple[int, ...]) -> Callable[[jax.Array], dict[str, Any]]:

@@ -14,7 +14,6 @@ from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.cube_feed import CubeFeed
 from spinejax.data.feeds import Feed
-from spinejax.errors import InputError
 from spinejax.phantom import online
 from spinejax.tasks import record
 from spinejax.tasks.record import Keys, LossAux, NameTask
@@ -39,11 +38,7 @@ def build(config: ConfigDict, axis_name: str | None) -> NameTask:
     model = record.network(config, axis_name, out_channels=out_channels, of="cubes")
     x, y, z = config.data.cube.size
     size = (x, y, z)
-    if any(side % model.stride for side in size):
-        raise InputError(
-            f"data.cube.size={size} must be multiples of {model.stride}, the stride of model "
-            f"{config.model.name!r}"
-        )
+    record.check_stride(config, model)
     how = preprocess.from_config(config.data)
     seen = config.data.cube.spine_prior == "channel"
     sacrum = config.data.cube.prior_sacrum
