@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spinejax.phantom.body import column
 from spinejax.phantom.body.render import render
 from spinejax.phantom.draws import Draws, draw
 from spinejax.phantom.once import kept
@@ -158,31 +159,27 @@ def _drawn(
     return hu, view.keep_labels(label, person["spine"]["id"], whole)
 
 
-def _any_vertebra(
-    u: Array, person: Any, protocol: dict[str, Array], beyond_mm: float = 0.0
-) -> Array:
-    """Index of a random vertebra at a height that the field of view covers (`LOW_LUMBAR`).
+def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
+    """Centroid (3,) of a random vertebra at a height that the field of view covers (`LOW_LUMBAR`).
 
     Args:
         u: Uniform number that chooses.
         person: From `anatomy`.
         protocol: From `scan_plan.protocol`.
-        beyond_mm: How far above or below the field of view the body's centroid may lie.
     """
     spine = person["spine"]
-    z = spine["origin"][:, 2]
-    low, high = protocol["lower"][2] - beyond_mm, protocol["upper"][2] + beyond_mm
-    seen = (spine["id"] > 0) & (z > low) & (z < high)
+    low, high = protocol["lower"][2], protocol["upper"][2]
+    return spine["origin"][_any_vertebra(u, spine["id"], spine["origin"][:, 2], low, high)]
+
+
+def _any_vertebra(u: Array, ids: Array, z: Array, low: Array, high: Array) -> Array:
+    """Index of a random vertebra whose height `z` lies between `low` and `high` (`LOW_LUMBAR`)."""
+    seen = (ids > 0) & (z > low) & (z < high)
     # A field of view between two centroids shows no vertebra whole: choose among all.
-    seen = jnp.where(jnp.any(seen), seen, spine["id"] > 0)
-    weight = jnp.where((spine["id"] >= LOW_LUMBAR[0]) & (spine["id"] <= LOW_LUMBAR[1]), 3.0, 1.0)
+    seen = jnp.where(jnp.any(seen), seen, ids > 0)
+    weight = jnp.where((ids >= LOW_LUMBAR[0]) & (ids <= LOW_LUMBAR[1]), 3.0, 1.0)
     share = jnp.cumsum(jnp.where(seen, weight, 0.0))
     return jnp.sum(u * share[-1] >= share[:-1])
-
-
-def _any_centre(u: Array, person: Any, protocol: dict[str, Array]) -> Array:
-    """Centroid (3,) of a random vertebra, see `_any_vertebra`."""
-    return person["spine"]["origin"][_any_vertebra(u, person, protocol)]
 
 
 def _grid(
@@ -367,12 +364,15 @@ def outline_sample(
     protocol = _protocol(keys[1], person, how)
     lower, upper = protocol["lower"], protocol["upper"]
     vertebra, jitter = draw(keys[2], _outline_numbers)
-    chosen = _any_vertebra(vertebra, person, protocol, CUT_MM if how.label_cut else 0.0)
-    spine = person["spine"]
-    seen = jnp.clip(spine["origin"][chosen], lower + INSET_MM, upper - INSET_MM)
+    ids, places = column.centroids(person)
+    if how.acquisition:
+        places = view.shown_at(places, protocol)
+    beyond = CUT_MM if how.label_cut else 0.0
+    chosen = _any_vertebra(vertebra, ids, places[:, 2], lower[2] - beyond, upper[2] + beyond)
+    seen = jnp.clip(places[chosen], lower + INSET_MM, upper - INSET_MM)
     centre = seen + jitter_mm * jitter + jnp.asarray((0.0, *shift_mm))
     drawn = _cube(person, protocol, centre, size, spacing_mm, how)
-    return drawn | {"label": (drawn["label"] == spine["id"][chosen]).astype(jnp.int32)}
+    return drawn | {"label": (drawn["label"] == ids[chosen]).astype(jnp.int32)}
 
 
 def batch_of(
