@@ -96,6 +96,7 @@ def evaluate(
     data: StrPath | None = None,
     output: StrPath | None = None,
     vertebrae: StrPath | Sequence[StrPath] | None = None,
+    outlines: StrPath | Sequence[StrPath] | None = None,
     flip: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -119,6 +120,7 @@ def evaluate(
             ignored.
         output: folder of the results; None takes `results_folder`.
         vertebrae: see `predictor.load`.
+        outlines: see `predictor.load`.
         flip: see `predictor.load`.
         overwrite: replace files in `results_folder` that this program did not write or that were
             changed since, too, such as a prediction that was corrected by hand.
@@ -137,7 +139,9 @@ def evaluate(
     workdir = folder if run is None else run
     if run is None and data is None:
         raise InputError(_NEEDED.format("scans", "--data=DIR"))
-    loaded = predictor.load(model, vertebrae=vertebrae, checkpoint=checkpoint, flip=flip)
+    loaded = predictor.load(
+        model, vertebrae=vertebrae, outlines=outlines, checkpoint=checkpoint, flip=flip
+    )
     config = loaded.config
     failed: dict[str, str] = {}
     splits = run_cases.find(config, workdir) if data is None else {}

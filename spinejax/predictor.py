@@ -3,7 +3,9 @@
 A run of slices or patches segments the spine. A run of cubes names vertebrae. The two together are
 the pipeline of Saeed et al. 2023: the first run finds the spine, the second names the vertebrae in
 it. The second run lies in the folder `vertebrae` of the first one, or the caller names it. A run of
-cubes also works alone, unless its network was trained to see the mask of the spine.
+cubes also works alone, unless its network was trained to see the mask of the spine. A third run may
+outline each named vertebra in a cube of its own; it lies in the folder `outlines` of the first one,
+or the caller names it.
 
 `export` writes runs into one file (`training.model_file`), which stands for them everywhere. The
 packaged models are such files.
@@ -29,12 +31,13 @@ from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
 from spinejax.files import StrPath, check_output, expanded, write_json
 from spinejax.inference import cascade, ensemble, masks, planes
+from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
 from spinejax.inference.windows3d import make_cube_predictor
 from spinejax.io import centroid_json, grids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
-from spinejax.schema import CUBES, SECOND, SLICES
-from spinejax.tasks import MaskTask, NameTask, Task, build_task
+from spinejax.schema import CUBES, OUTLINES, SECOND, SLICES, THIRD
+from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
 from spinejax.training import model_file
 from spinejax.training.checkpoint import FOLDERS, read_networks
 from spinejax.training.model_file import SPINE, Network
@@ -408,18 +411,27 @@ def sources(models: StrPath | Sequence[StrPath]) -> list[Path]:
 def _networks(
     model: StrPath | Sequence[StrPath],
     vertebrae: StrPath | Sequence[StrPath] | None,
+    outlines: StrPath | Sequence[StrPath] | None,
     checkpoint: str,
-) -> tuple[list[Network], list[Network]]:
-    """Return the networks that are averaged, and those that name the vertebrae after them.
+) -> tuple[list[Network], list[Network], list[Network]]:
+    """Return the networks that are averaged, that name vertebrae, and that outline these.
 
     Raises:
         InputError: a model cannot be used, or the networks do not fit together.
     """
     check_choice("checkpoint", checkpoint, FOLDERS)
     places = sources(model)
-    found = [read_networks(place, checkpoint, second=vertebrae is None) for place in places]
-    first = [network for one in found for network in one.get(SPINE, one.get(SECOND, []))]
+    given = {SECOND: vertebrae, THIRD: outlines}
+    wanted = [name for name, those in given.items() if those is None]
+    found = [read_networks(place, checkpoint, further=wanted) for place in places]
+    roles = [SPINE if SPINE in one else min(one, key=model_file.ROLES.index) for one in found]
+    first = [network for one, name in zip(found, roles, strict=True) for network in one[name]]
     _check_alike(first)
+    if first[0].config.task == OUTLINES:
+        raise InputError(
+            f"{places[0]} outlines vertebrae that other models have found and named; give those, "
+            f"and --outlines={places[0]}"
+        )
     alone = first[0].config.task == CUBES
     if alone and vertebrae is not None:
         raise InputError(
@@ -432,26 +444,54 @@ def _networks(
             "(data.cube.spine_prior=channel); give the run that segments the spine, and "
             f"--vertebrae={places[0]}"
         )
-    second = []
-    if vertebrae is not None:
-        for place in sources(vertebrae):
-            one = read_networks(place, checkpoint, second=False)
-            if SECOND not in one:
-                raise InputError(
-                    f"--vertebrae={place} is a model of task={one[SPINE][0].config.task}, which "
-                    f"names no vertebrae; give one of task={CUBES}"
-                )
-            second += one[SECOND]
-    elif not alone:
-        second = [network for one in found for network in one.get(SECOND, [])]
-        having = [place for place, one in zip(places, found, strict=True) if SECOND in one]
-        if having and len(having) < len(places):
+    inside = {
+        name: [] if alone and name == SECOND else _inside(name, places, found) for name in wanted
+    }
+    second, third = (
+        inside[name] if those is None else _given(name, sources(those), checkpoint)
+        for name, those in given.items()
+    )
+    if third and not (alone or second):
+        raise InputError(
+            f"{third[0].source} outlines named vertebrae, and {places[0]} names none; give a model "
+            "with --vertebrae, too"
+        )
+    return first, second, third
+
+
+_DOES = {SECOND: (CUBES, "names"), THIRD: (OUTLINES, "outlines")}
+
+
+def _given(name: str, places: Sequence[Path], checkpoint: str) -> list[Network]:
+    """Return the networks of a role from the models that the flag of its name gives."""
+    networks = []
+    for place in places:
+        one = read_networks(place, checkpoint, further=())
+        if name not in one:
+            task, does = _DOES[name]
             raise InputError(
-                f"{len(having)} of {len(places)} models have a second network (the first: "
-                f"{having[0]}); give those to use as --vertebrae"
+                f"--{name}={place} is a model of task={next(iter(one.values()))[0].config.task}, "
+                f"which {does} no vertebrae; give one of task={task}"
             )
-    _check_alike(second)
-    return first, second
+        networks += one[name]
+    _check_alike(networks)
+    return networks
+
+
+def _inside(
+    name: str, places: Sequence[Path], found: Sequence[Mapping[str, list[Network]]]
+) -> list[Network]:
+    """Return the networks of a role that the first models bring along; all of them or none."""
+    having = [place for place, one in zip(places, found, strict=True) if name in one]
+    if having and len(having) < len(places):
+        number = {SECOND: "second", THIRD: "third"}[name]
+        raise InputError(
+            f"{len(having)} of {len(places)} models have a {number} network (the first: "
+            f"{having[0]}); give those to use as --{name}"
+        )
+    networks = [network for one in found for network in one.get(name, [])]
+    _check_alike(networks)
+    return networks
 
 
 def export(
@@ -459,6 +499,7 @@ def export(
     model: StrPath | Sequence[StrPath],
     *,
     vertebrae: StrPath | Sequence[StrPath] | None = None,
+    outlines: StrPath | Sequence[StrPath] | None = None,
     checkpoint: str = "best",
     half: Collection[str] = (),
     card: Mapping[str, Any] | None = None,
@@ -473,9 +514,10 @@ def export(
         output: the file; its name ends in ".safetensors".
         model: see `load`.
         vertebrae: see `load`.
+        outlines: see `load`.
         checkpoint: see `load`.
-        half: "spine", "vertebrae", or both: networks whose parameters are stored as float16, in
-            half the bytes.
+        half: some of "spine", "vertebrae" and "outlines": networks whose parameters are stored as
+            float16, in half the bytes.
         card: what to say about the model: data, scores, limits; plain JSON.
         overwrite: replace a file that this program did not write, too.
 
@@ -489,10 +531,9 @@ def export(
     if path.suffix != model_file.ENDING:
         raise InputError(f"{path}: the name of a model's file ends in {model_file.ENDING}")
     check_output(path, "model", overwrite=overwrite)  # before any reading
-    first, second = _networks(model, vertebrae, checkpoint)
+    first, second, third = _networks(model, vertebrae, outlines, checkpoint)
     by_role = {model_file.role(first[0].config): first}
-    if second:
-        by_role[SECOND] = second
+    by_role |= {name: those for name, those in ((SECOND, second), (THIRD, third)) if those}
     for name in half:
         check_choice("half", name, by_role)
     model_file.write(path, by_role, card=card or {}, half=half, overwrite=overwrite)
@@ -504,6 +545,7 @@ def load(
     model: StrPath | Sequence[StrPath] = model_file.PACKAGED[0],
     *,
     vertebrae: StrPath | Sequence[StrPath] | None = None,
+    outlines: StrPath | Sequence[StrPath] | None = None,
     checkpoint: str = "best",
     flip: bool = False,
 ) -> Model:
@@ -515,6 +557,8 @@ def load(
             preprocessed scans. The folder of a run that is called phantom is "./phantom".
         vertebrae: a model or several that name vertebrae. None takes the second network of `model`,
             if there is one.
+        outlines: a model or several that outline the named vertebrae anew. None takes the third
+            network of `model`, if there is one.
         checkpoint: of runs, "best" or "latest".
         flip: average over the scan and its mirror image, left and right exchanged. Networks of
             sagittal slices cannot do this.
@@ -523,7 +567,7 @@ def load(
         InputError: there is no such model, it is damaged, `checkpoint` is unknown, or the networks
             do not fit together.
     """
-    first, second = _networks(model, vertebrae, checkpoint)
+    first, second, third = _networks(model, vertebrae, outlines, checkpoint)
     config = first[0].config
     find: _Find | None = None
     memory: Callable[[Volume], int]
@@ -540,14 +584,16 @@ def load(
         find, memory = _masker(first, flip=flip)
         if second:
             name, _ = _namer(second, flip=flip)
+    draw = _outliner(third, flip=flip) if third else None
 
     def segment(volume: Volume, title: str, progress: Progress) -> Segmentation:
         spine = find(volume, title, progress) if find else None
         if name:
-            return name(volume, spine, title, progress)
+            found = name(volume, spine, title, progress)
+            return draw(found, progress) if draw else found
         return Segmentation(spine, volume, title)  # type: ignore[arg-type] # then there is a mask
 
-    digest = _digest([*first, *second], flip=flip)
+    digest = _digest([*first, *second, *third], flip=flip)
     return Model(config, first[0].variables, digest, name is not None, segment, memory)
 
 
@@ -562,7 +608,7 @@ def _digest(runs: Sequence[Network], *, flip: bool) -> str:
 
 _ALIKE = (
     "task", "data.preprocess", "data.plane", "data.size", "data.cube.size",
-    "data.cube.spine_prior", "data.labels",
+    "data.cube.spine_prior", "data.cube.shift_mm", "data.labels",
 )  # fmt: skip
 """Fields in which runs that are averaged must agree: they see the same preprocessed scans."""
 _PLANE = "data.plane"
@@ -720,6 +766,49 @@ def _namer(runs: Sequence[Network], *, flip: bool) -> tuple[_Name, cascade.CubeS
         return Segmentation(found.labels, volume, title, True, found.centroids, found.record)
 
     return name, replace(cubes, prior="none")
+
+
+def outline_settings(config: ConfigDict, task: Task, batch_size: int) -> OutlineSettings:
+    """Return how a run outlines named vertebrae, `batch_size` cubes in a call."""
+    x, y, z, _ = task.input_shape
+    back, up = config.data.cube.shift_mm
+    return OutlineSettings(
+        preprocess=preprocess.from_config(config.data),
+        normalise=config.data.normalise,
+        size=(x, y, z),
+        shift_mm=(back, up),
+        batch_size=batch_size,
+        threshold=config.predict.threshold,
+    )
+
+
+def _outliner(
+    runs: Sequence[Network], *, flip: bool
+) -> Callable[[Segmentation, Progress], Segmentation]:
+    """Return the function that outlines the vertebrae of a segmentation anew."""
+    config = runs[0].config
+    members = []
+    for run in runs:
+        task = build_task(run.config)
+        if not isinstance(task, OutlineTask):
+            raise ValueError(f"task={run.config.task} outlines no vertebrae")
+        member, rows = make_outliner(
+            task.probability, run.variables, batch_size=config.predict.batch_size
+        )
+        members.append(member)
+    how = replace(outline_settings(config, task, rows), normalise=_mode(runs))
+    predict = ensemble.mean_cubes(members)
+    if flip:
+        predict = ensemble.mirrored_cubes(predict)
+
+    def draw(found: Segmentation, progress: Progress) -> Segmentation:
+        with progress(found.name, len(found.centroids), "vertebra") as bar:
+            mask, centroids = outline(
+                predict, found.scan, found.mask, found.centroids, how, advance=bar.advance
+            )
+        return replace(found, mask=mask, centroids=centroids)
+
+    return draw
 
 
 def _where(volume: Volume, title: str) -> str:

@@ -26,6 +26,8 @@ SLICES, PATCHES, CUBES, OUTLINES = TASKS = (
 )
 SECOND = "vertebrae"
 """Block of a pipeline's config that holds the whole config of the second network."""
+THIRD = "outlines"
+"""Role of the network that outlines the named vertebrae of a pipeline, and its folder in a run."""
 STREAM = "phantom_stream"
 """Value of `data.source` with which training draws its own phantoms."""
 
@@ -246,8 +248,8 @@ FIELDS: tuple[Field, ...] = (
     Field("seed", 0, Whole(), "Seed of the split, the first weights and the order of samples."),
     Field(
         "task", SLICES, Choice(TASKS),
-        meaning="What the network learns: to segment the spine in slices, to classify patches, or "
-        "to name the vertebra of every voxel in cubes, or to outline one vertebra in its own cube.",
+        meaning="What the network learns: to segment the spine in slices, to classify patches, to "
+        "name the vertebra of every voxel in cubes, or to outline one vertebra in its own cube.",
     ),
     # Where scans come from.
     Field(

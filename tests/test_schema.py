@@ -22,6 +22,7 @@ from spinejax.phantom.person.anatomy import RATES
 from spinejax.phantom.scanner import scan_plan
 from spinejax.schema import (
     CUBES,
+    OUTLINES,
     PATCHES,
     SLICES,
     Choice,
@@ -40,6 +41,7 @@ from spinejax.volume import PLANES
 ROOT = Path(__file__).parents[1]
 NETWORK_FIELDS = [field for name in models.MODELS for field in models.fields(name).values()]
 EVERY = [*schema.FIELDS, *NETWORK_FIELDS]
+VOLUMES = (CUBES, OUTLINES)
 
 
 # Allowed values
@@ -200,8 +202,9 @@ def test_the_defaults_of_a_task_are_a_config_of_it(task):
     assert blocks["task"] == task
     assert schema.nested(schema.flatten(blocks)) == blocks
     assert "model" not in blocks and ("patches" in blocks["data"]) == (task == PATCHES)
-    assert ("cube" in blocks["data"]) == ("margin_mm" in blocks["predict"]) == (task == CUBES)
-    assert ("size" in blocks["data"]) == ("threshold" in blocks["predict"]) == (task != CUBES)
+    assert ("cube" in blocks["data"]) == ("size" not in blocks["data"]) == (task in VOLUMES)
+    assert ("margin_mm" in blocks["predict"]) == ("threshold" not in blocks["predict"])
+    assert ("margin_mm" in blocks["predict"]) == (task == CUBES)
 
 
 def changed(config, **changes):

@@ -42,6 +42,7 @@ def run(values: FlagValues) -> int:
         data=values.data,
         output=values.output,
         vertebrae=values.vertebrae or None,
+        outlines=values.outlines or None,
         flip=values.flip,
         overwrite=values.overwrite,
     )

@@ -7,7 +7,7 @@ from absl.flags import FlagValues
 
 from spinejax import records
 from spinejax.commands import parsing
-from spinejax.schema import SECOND
+from spinejax.schema import SECOND, THIRD
 
 HELP = "write a trained model into one file"
 
@@ -17,7 +17,7 @@ def define_flags(values: FlagValues) -> None:
     parsing.path_flag(
         values,
         "workdir",
-        "Folder of a run, with its second network if it is a pipeline. Give the flag again for "
+        "Folder of a run, with its further networks if it is a pipeline. Give the flag again for "
         "runs that are averaged.",
         required=True,
         several=True,
@@ -29,9 +29,9 @@ def define_flags(values: FlagValues) -> None:
     flags.DEFINE_multi_enum(
         "half",
         [],
-        ["spine", SECOND],
+        ["spine", SECOND, THIRD],
         "Store the parameters of these networks as float16, in half the bytes. Give the flag "
-        "again for both.",
+        "again for several.",
         flag_values=values,
     )
     parsing.path_flag(
@@ -51,6 +51,7 @@ def run(values: FlagValues) -> int:
         values.output,
         values.workdir,
         vertebrae=values.vertebrae or None,
+        outlines=values.outlines or None,
         checkpoint=values.checkpoint,
         half=values.half,
         card=card,

@@ -124,7 +124,7 @@ def workdir_flag(values: FlagValues) -> None:
 def model_flags(values: FlagValues) -> None:
     """Define the flags that choose trained weights and how they are used.
 
-    They are --model, --workdir, --vertebrae, --checkpoint and --flip.
+    They are --model, --workdir, --vertebrae, --outlines, --checkpoint and --flip.
     """
     _models_flag(
         values,
@@ -156,7 +156,7 @@ def models(values: FlagValues) -> list[Path]:
 
 
 def second_flags(values: FlagValues) -> None:
-    """Define --checkpoint, and --vertebrae, which names the second network."""
+    """Define --checkpoint, and --vertebrae and --outlines, which name further networks."""
     flags.DEFINE_enum(
         "checkpoint", "best", ["best", "latest"], "Which weights to use.", flag_values=values
     )
@@ -166,6 +166,13 @@ def second_flags(values: FlagValues) -> None:
         "The model that names the vertebrae after the first has segmented the spine: a run, a file "
         "or phantom; by default the second network of the first model, if it has one. Give the "
         "flag again to average several.",
+    )
+    _models_flag(
+        values,
+        "outlines",
+        "The model that outlines each named vertebra anew, in a cube of its own: a run, a file or "
+        "phantom; by default the third network of the first model, if it has one. Give the flag "
+        "again to average several.",
     )
 
 

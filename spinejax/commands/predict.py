@@ -57,6 +57,7 @@ def run(values: FlagValues) -> int:
     model = spinejax.load(
         models,
         vertebrae=values.vertebrae or None,
+        outlines=values.outlines or None,
         checkpoint=values.checkpoint,
         flip=values.flip,
     )

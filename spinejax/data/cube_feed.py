@@ -164,7 +164,7 @@ class OutlineFeed(ScanFeed):
         split: Mapping[str, Sequence[CachedCase]],
         *,
         size: Size,
-        shift: Sequence[float],
+        shift: np.ndarray,
         jitter: float,
         centres: Centres,
         **reading: int,
@@ -184,8 +184,7 @@ class OutlineFeed(ScanFeed):
         """
         super().__init__(split["train"], split["val"], **reading)
         self._train, self._val = (
-            Outlined(cases, size, np.asarray(shift, float), centres)
-            for cases in (self.train_cases, self.val_cases)
+            Outlined(cases, size, shift, centres) for cases in (self.train_cases, self.val_cases)
         )
         self._jitter = jitter
 

@@ -381,8 +381,8 @@ def tiled(
     return share.batches(grain.MapDataset.source(Tiles(cached, size, table, length)))
 
 
-def check_any(cached: Sequence[CachedCase], samples: str) -> None:
-    """Raise an InputError if there is no scan; `samples` says what is missing."""
+def check_any(cached: Sequence[Any], samples: str) -> None:
+    """Raise an InputError if there is no scan or vertebra; `samples` says what is missing."""
     if not cached:
         raise InputError(
             f"no {samples} to read: the split holds no case; check data.root and the split"

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from spinejax.inference.masks import StackPredictor
-from spinejax.inference.windows3d import CubePredictor
+
+AnyCubes = Callable[..., np.ndarray]
+"""(cubes (b, x, y, z), ..., stats) -> (b, x, y, z, ...): `CubePredictor` or `outlines.Outliner`."""
 
 
 def mean_stack(predictors: Sequence[StackPredictor]) -> StackPredictor:
@@ -42,17 +44,17 @@ def mirrored_stack(predict: StackPredictor) -> StackPredictor:
     return both
 
 
-def mean_cubes(predictors: Sequence[CubePredictor]) -> CubePredictor:
+def mean_cubes(predictors: Sequence[AnyCubes]) -> AnyCubes:
     """Return a predictor of the mean over several networks of cubes, offsets included."""
 
-    def predict(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
-        found = [predictor(image, spine, stats) for predictor in predictors]
+    def predict(*arrays: np.ndarray) -> np.ndarray:
+        found = [predictor(*arrays) for predictor in predictors]
         return found[0] if len(found) == 1 else np.stack(found).mean(0, dtype=np.float32)
 
     return predict
 
 
-def mirrored_cubes(predict: CubePredictor, *, offsets: bool) -> CubePredictor:
+def mirrored_cubes(predict: AnyCubes, *, offsets: bool = False) -> AnyCubes:
     """Return a predictor of the mean over cubes and their mirror images; x runs right to left.
 
     Args:
@@ -60,10 +62,11 @@ def mirrored_cubes(predict: CubePredictor, *, offsets: bool) -> CubePredictor:
         offsets: whether its last three channels are offsets in x, y and z.
     """
 
-    def both(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
-        seen = predict(image, spine, stats)
-        image, spine = (np.ascontiguousarray(array[:, ::-1]) for array in (image, spine))
-        mirror = predict(image, spine, stats)[:, ::-1].copy()
+    def both(*arrays: np.ndarray) -> np.ndarray:
+        seen = predict(*arrays)
+        *cubes, stats = arrays
+        mirror = predict(*(np.ascontiguousarray(cube[:, ::-1]) for cube in cubes), stats)
+        mirror = mirror[:, ::-1].copy()
         if offsets:
             mirror[..., -3] *= -1
         return (seen + mirror) / np.float32(2)

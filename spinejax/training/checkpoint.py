@@ -16,7 +16,7 @@ run was killed just before, its step is used without checksums.
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from spinejax import records
 from spinejax.errors import InputError, is_disk_full
 from spinejax.files import StrPath, crc32, expanded, write_json
-from spinejax.schema import SECOND
+from spinejax.schema import SECOND, THIRD
 from spinejax.sweep_state import LOCK, is_locked
 from spinejax.tasks import Task
 from spinejax.training import model_file, parallel, run_folder
@@ -458,14 +458,14 @@ def load_for_inference(
 
 
 def read_networks(
-    source: StrPath, which: str = "best", *, second: bool = True
+    source: StrPath, which: str = "best", *, further: Collection[str] = (SECOND, THIRD)
 ) -> dict[str, list[Network]]:
     """Return the networks of a packaged model, of a model's file, or of a run, by their role.
 
     Args:
         source: the name of a packaged model, the path of a file, or the folder of a run.
         which: the checkpoint of a run, "best" or "latest".
-        second: whether to read the second network of a pipeline, too.
+        further: roles of the networks in folders of a run that are read, too.
 
     Raises:
         InputError: there is no such model, it is damaged, or it has no checkpoint yet.
@@ -477,9 +477,17 @@ def read_networks(
     _, variables = load_for_inference(path, which)
     network = Network(str(path), config, variables, run_folder.recorded_pixels_mm(path))
     found = {model_file.role(config): [network]}
-    if second and SECOND not in found and (path / SECOND / "config.json").exists():
-        found |= read_networks(path / SECOND, which)
+    for role in further:
+        if role not in found and (path / role / "config.json").exists():
+            found |= read_networks(path / role, which, further=())
     return found
+
+
+_DOES = {
+    model_file.SPINE: "segments the spine",
+    SECOND: "names vertebrae",
+    THIRD: "outlines vertebrae",
+}
 
 
 def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] | None:
@@ -495,8 +503,8 @@ def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] 
     if not source or begun(workdir):
         return None
     role = model_file.role(config)
-    found = read_networks(source, second=role == SECOND).get(role, [])
-    if model_file.is_file(model_file.located(source)) and role != SECOND:
+    found = read_networks(source, further=[role]).get(role, [])
+    if model_file.is_file(model_file.located(source)) and role == model_file.SPINE:
         planes = [network.config.data.plane for network in found]
         found = [one for one in found if one.config.data.plane == config.data.plane]
         if planes and not found:
@@ -506,8 +514,7 @@ def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] 
             )
     if not found:
         raise InputError(
-            f"train.init_from={source}: no network that "
-            f"{'names vertebrae' if role == SECOND else 'segments the spine'}; give another model"
+            f"train.init_from={source}: no network that {_DOES[role]}; give another model"
         )
     wrong = [model_file.misfit(task, network.variables) for network in found]
     if all(wrong):

@@ -1,8 +1,9 @@
 """A trained model in one file, `NAME.safetensors`; the only place that knows safetensors.
 
 The file holds networks by their role: those that segment the spine ("spine"), which are averaged,
-and those that name the vertebrae in it ("vertebrae"). A tensor is called
-`<role>/<number>/<params|batch_stats>/<path>`. The metadata of the file are texts:
+those that name the vertebrae in it ("vertebrae"), and those that outline the named vertebrae anew
+("outlines"). A tensor is called `<role>/<number>/<params|batch_stats>/<path>`. The metadata of the
+file are texts:
 
     format     the number of this format
     spinejax   the version that wrote the file
@@ -37,7 +38,7 @@ from spinejax.training import run_folder
 FORMAT = 1
 ENDING = ".safetensors"
 SPINE = "spine"
-ROLES = (SPINE, schema.SECOND)
+ROLES = (SPINE, schema.SECOND, schema.THIRD)
 PACKAGED = ("phantom",)
 """The names of the packaged models; the first is the default."""
 
@@ -75,7 +76,8 @@ class ModelFile(NamedTuple):
 
 def role(config: ConfigDict) -> str:
     """Return the role of a network with this config."""
-    return schema.SECOND if config.task == schema.CUBES else SPINE
+    further = {schema.CUBES: schema.SECOND, schema.OUTLINES: schema.THIRD}
+    return further.get(config.task, SPINE)
 
 
 def located(source: StrPath) -> Path:

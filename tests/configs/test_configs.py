@@ -19,6 +19,7 @@ from spinejax.configs import (
     mrunet,
     opconvnet,
     opconvnet_demo,
+    phantom_outlines,
     phantom_to_real,
     phantom_vertebrae,
     release,
@@ -41,6 +42,7 @@ EXPERIMENTS = {
     "mrunet": mrunet,
     "opconvnet": opconvnet,
     "opconvnet_demo": opconvnet_demo,
+    "phantom_outlines": phantom_outlines,
     "phantom_to_real": phantom_to_real,
     "phantom_vertebrae": phantom_vertebrae,
     "release": release,
@@ -94,7 +96,7 @@ def test_blocks_passed_whole_have_the_fields_of_their_functions():
 def test_each_experiment_can_be_built(name, argument):
     config = EXPERIMENTS[name].get_config(argument)
     tasks.check(config)
-    if config.task != schema.CUBES:
+    if config.task in (schema.SLICES, schema.PATCHES):
         assert build_task(config).least_side <= min(config.data.size)
     assert "vertebrae" not in config or config.vertebrae.task == schema.CUBES
 

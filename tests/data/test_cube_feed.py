@@ -147,3 +147,65 @@ def test_scans_of_one_spacing_are_what_isotropic_makes(tmp_path):
     # 15 x 50 x 40 voxels of 1 mm.
     assert cached[0].shape == (8, 25, 20)
     assert cached[0].slice_spacing_mm == pytest.approx(15 / 8)
+
+
+# Cubes of single vertebrae
+
+
+def middles(label, spacing_mm):
+    assert spacing_mm == (1.0, 1.0, 1.0)
+    return {i: np.argwhere(label == i).mean(0) for i in np.unique(label).tolist() if i}
+
+
+def outlines(cached, **fields):
+    fields = dict(size=SIZE, shift=np.array([0, 2.0, -1.0]), jitter=0.0, centres=middles) | fields
+    reading = dict(batch_size=4, seed=3, threads=0, prefetch=2)
+    return cube_feed.OutlineFeed({"train": cached, "val": cached}, **fields, **reading)
+
+
+def first_batches(feed, count, start=0):
+    with closing(feed.train(start_step=start)) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def test_a_cube_lies_about_its_vertebra_and_labels_no_other(cached):
+    feed = outlines(cached)
+    middle = [(n - 1) / 2 - s for n, s in zip(SIZE, (0, 2.0, -1.0), strict=True)]
+    for batch in first_batches(feed, feed.per_epoch):
+        for case, first, label in zip(batch["case"], batch["index"], batch["label"], strict=True):
+            assert set(np.unique(label)) <= {0, 1} and label.any()
+            scan = cached[case].label
+            found = middles(scan, (1.0, 1.0, 1.0)).values()
+            apart = [abs(centre[0] - (first + middle[0])) for centre in found]
+            assert min(apart) <= 0.5
+
+
+def test_an_epoch_has_every_vertebra_once_and_validation_too(cached):
+    feed = outlines(cached)
+    count = sum(len(np.unique(scan.label)) - 1 for scan in cached)
+    assert feed.epoch_samples == count
+    seen = [batch for batch in feed.val()]
+    weight = np.concatenate([batch["weight"] for batch in seen])
+    assert weight.sum() == count and len(weight) == 4 * len(seen)
+    filler = np.concatenate([batch["label"] for batch in seen])[weight == 0]
+    assert not filler.any()
+    cases = np.concatenate([batch["case"] for batch in seen])[weight > 0]
+    assert set(cases) == set(range(len(cached)))
+
+
+def test_jitter_moves_cubes_in_training_alone_and_resumes(cached):
+    still, moved = outlines(cached), outlines(cached, jitter=3.0)
+    for a, b in zip(still.val(), moved.val(), strict=True):
+        assert_equal(a, b)
+    whole = first_batches(moved, 4)
+    assert any(
+        (a["label"] != b["label"]).any()
+        for a, b in zip(first_batches(still, 4), whole, strict=True)
+    )
+    for expected, got in zip(whole[2:], first_batches(moved, 2, start=2), strict=True):
+        assert_equal(expected, got)
+
+
+def test_a_split_without_vertebrae_is_refused():
+    with pytest.raises(InputError, match="to read: the split holds no case"):
+        outlines([]).epoch_samples  # noqa: B018
