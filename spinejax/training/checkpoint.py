@@ -475,7 +475,13 @@ def read_networks(
         return model_file.read(path).networks
     config = run_folder.checked_config(path)
     _, variables = load_for_inference(path, which)
-    network = Network(str(path), config, variables, run_folder.recorded_pixels_mm(path))
+    network = Network(
+        str(path),
+        config,
+        variables,
+        run_folder.recorded_pixels_mm(path),
+        run_folder.recorded_training(path),
+    )
     found = {model_file.role(config): [network]}
     for role in further:
         if role not in found and (path / role / "config.json").exists():

@@ -7,8 +7,9 @@ file are texts:
 
     format     the number of this format
     spinejax   the version that wrote the file
-    networks   JSON: role -> for each network its resolved "config", and "pixels_mm", the finest
-               and the coarsest pixel spacing of its training scans in mm, or null
+    networks   JSON: role -> for each network its resolved "config"; "pixels_mm", the finest and the
+               coarsest pixel spacing of its training scans in mm, or null; and "training", what
+               its run recorded: commit, steps, parameters, seconds, hardware, versions
     card       JSON: what its authors say about the model
     sha256     SHA-256 of "networks" and all tensors
 
@@ -18,7 +19,7 @@ The models of the package lie in `spinejax/packaged`. A user means one by its ba
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ PACKAGED = ("phantom",)
 
 FOLDER = Path(__file__).parents[1] / "packaged"
 _REMEDY = "give a file that `spinejax export` wrote, or copy it again"
-_NETWORKS = {str: [{"config": dict, "pixels_mm": ([float], None)}]}
+_NETWORKS = {str: [{"config": dict, "pixels_mm": ([float], None), "training": dict}]}
 _PATHS = ("data.root", "data.cache_dir", "train.init_from")
 """Fields that name folders of the machine that trained; a file leaves them empty."""
 
@@ -59,12 +60,14 @@ class Network:
         variables: {"params", "batch_stats"}, float32 numpy arrays.
         pixels_mm: finest and coarsest pixel spacing, in mm, of the scans that trained it; None
             where it is not known.
+        training: what the run recorded of its training, see `run_folder.recorded_training`.
     """
 
     source: str
     config: ConfigDict
     variables: dict[str, Any]
     pixels_mm: tuple[float, float] | None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ModelFile(NamedTuple):
@@ -121,7 +124,11 @@ def write(
         about[name] = []
         for number, network in enumerate(members):
             about[name].append(
-                {"config": _without_paths(network.config), "pixels_mm": network.pixels_mm}
+                {
+                    "config": _without_paths(network.config),
+                    "pixels_mm": network.pixels_mm,
+                    "training": dict(network.training),
+                }
             )
             for leaf, array in _flat(network.variables).items():
                 small = name in half and leaf.startswith("params/")
@@ -183,10 +190,9 @@ def read(path: Path) -> ModelFile:
                 wrong = str(error)
             if wrong:
                 raise InputError(f"{source} is damaged ({wrong}); {_REMEDY}")
-            pixels = member["pixels_mm"]
-            networks.setdefault(name, []).append(
-                Network(source, config, variables, tuple(pixels) if pixels else None)
-            )
+            pixels = tuple(member["pixels_mm"]) if member["pixels_mm"] else None
+            network = Network(source, config, variables, pixels, member["training"])
+            networks.setdefault(name, []).append(network)
     return ModelFile(networks, card)
 
 

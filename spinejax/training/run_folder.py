@@ -289,6 +289,18 @@ def recorded_pixels_mm(workdir: Path) -> tuple[float, float] | None:
     return None
 
 
+def recorded_training(workdir: Path) -> dict[str, Any]:
+    """Return what a run recorded of its training.
+
+    Returns:
+        Those of these that run.json has: "commit" of the code, "steps", "parameters" (a number),
+        "seconds", "hardware", "versions" of the packages.
+    """
+    found = read_run(workdir)
+    wanted = ("commit", "steps", "parameters", "seconds", "hardware", "versions")
+    return {name: found[name] for name in wanted if name in found}
+
+
 def _commit() -> str:
     """Return the commit of this source tree; "+" marks changes, "" no repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]

@@ -23,7 +23,8 @@ def network(config, seed=0, pixels_mm=(0.5, 2.0)):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(build_task(config).init, jax.random.key(0))
     variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
-    return Network("a run", config, {"batch_stats": {}, **variables}, pixels_mm)
+    training = {"commit": "abcdef0", "steps": seed}
+    return Network("a run", config, {"batch_stats": {}, **variables}, pixels_mm, training)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_networks_come_back_as_float32(file, parts):
     assert found.card == {"seeds": [0, 1]}
     for name, members in parts.items():
         for before, after in zip(members, found.networks[name], strict=True):
-            assert after.pixels_mm == before.pixels_mm
+            assert after.pixels_mm == before.pixels_mm and after.training == before.training
             old, new = (jax.tree.leaves(one.variables) for one in (before, after))
             for a, b in zip(old, new, strict=True):
                 assert b.dtype == np.float32
@@ -97,8 +98,8 @@ BAD = {
         r"spinejax 9\.9 wrote this file in format 2, .* reads format 1; install a newer version",
     ),
     "another role": (
-        lambda f: of_networks(f, lambda about: about.update(outlines=about.pop(SPINE))),
-        "networks of the role 'outlines', .*; install a newer version",
+        lambda f: of_networks(f, lambda about: about.update(discs=about.pop(SPINE))),
+        "networks of the role 'discs', .*; install a newer version",
     ),
     "a changed byte": (
         lambda f: f.write_bytes(f.read_bytes()[:-1] + b"\x7f"),
