@@ -57,7 +57,7 @@ model: $(STAMP)
 	for stage in sagittal vertebrae; do \
 	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage --workdir=$(MODEL)/$$stage || exit; \
 	done
-	$(BIN)/spinejax export --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae --half --output=$(MODEL)/phantom.safetensors
+	$(BIN)/spinejax export --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae --half=vertebrae --output=$(MODEL)/phantom.safetensors
 
 model-check: $(DEV_STAMP)
 	$(BIN)/python -m tests.benchmarks.check_model --out=$(MODEL)-check $(REAL)

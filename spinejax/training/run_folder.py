@@ -301,7 +301,7 @@ def recorded_training(workdir: Path) -> dict[str, Any]:
     return {name: found[name] for name in wanted if name in found}
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit of this source tree; "+" marks changes, "" no repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
@@ -397,7 +397,7 @@ class RunRecord:
             "processes": parallel.process_count(),
             "versions": versions,
             "begun_with": begun_with,
-            "commit": _commit(),
+            "commit": commit(),
             "steps": steps,
             "parameters": parameters,
             "starts": int(earlier.get("starts", 0)) + 1,
