@@ -7,7 +7,7 @@ in scores, in references and in predictions (`drop_reserved`). The contiguous cl
 output are 0 for background, 1-25 as in VerSe, and 26 for T13.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -65,6 +65,20 @@ def id_of(label_name: str) -> int:
 def region(verse_id: int) -> str:
     """Return the part of the spine: "C" (cervical), "T" (thoracic) or "L" (lumbar)."""
     return name(verse_id)[0]
+
+
+def view(ids: Collection[int]) -> str:
+    """Return which regions vertebrae with these VerSe ids belong to, e.g. "thoracic and lumbar"."""
+    names = {"C": "cervical", "T": "thoracic", "L": "lumbar"}
+    present = {region(verse_id) for verse_id in ids}
+    return " and ".join(names[one] for one in REGIONS if one in present)
+
+
+def variants(ids: Collection[int]) -> list[str]:
+    """Return the variants of the spine that vertebrae with these VerSe ids show."""
+    found = [label_name for label_name in ("T13", "L6") if id_of(label_name) in ids]
+    t11, t12, l1 = map(id_of, ("T11", "T12", "L1"))
+    return found + ["no T12"] * (t11 in ids and l1 in ids and t12 not in ids)
 
 
 def order(verse_id: int) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from dataclasses import replace
 
@@ -15,7 +16,9 @@ from spinejax.cli import main
 from spinejax.configs import cascade
 from spinejax.errors import InputError
 from spinejax.evaluation import results_folder
-from spinejax.inference.sequence import Naming, Record
+from spinejax.inference.instances import Instance, Instances
+from spinejax.inference.pieces import VOLUME_ML
+from spinejax.inference.sequence import Calibration, Naming, Record, label_instances
 from spinejax.io.centroid_json import read_centroids
 from spinejax.io.scanfile import read_volume
 from spinejax.predictor import Segmentation, as_volume
@@ -54,8 +57,8 @@ def record(names, **changes):
     fields = dict(
         labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids),
         probabilities=(0.99,) * len(ids), namings=(Naming(ids, 0.99),),
-        variants={"T13": 0.8, "L6": 0.01}, calibrated=True, anomalies=(), skipped=(),
-        cut=(), dropped=(), unnamed=0, reversed=False,
+        variants={"T13": 0.8, "L6": 0.01}, calibration=Calibration(0.5, 0.01), anomalies=(),
+        skipped=(), cut=(), dropped=(), unnamed=0, reversed=False,
     )  # fmt: skip
     return Record(**fields | changes)
 
@@ -103,6 +106,34 @@ def test_one_line_says_what_was_written(found, text):
     volume = Volume(np.zeros((4, 5, 6), np.int16), AFFINE)
     mask = np.zeros(volume.shape, np.uint8)
     assert Segmentation(mask, volume, "case", True, {}, found).summary() == text
+
+
+def test_without_a_landmark_the_numbering_is_uncertain(tmp_path):
+    """Three bodies look like L1, L2, L3 as much as like L2, L3, L4; line and record say both."""
+    low, high = ([labels.VERSE_IDS.index(i) for i in ids] for ids in ((20, 21, 22), (21, 22, 23)))
+    items = []
+    array = np.zeros((20, 20, 60), np.uint8)
+    for number, (one, other) in enumerate(zip(low, high, strict=True)):
+        z = 50 - 18 * number
+        array[4:16, 4:16, z - 5 : z + 5] = number + 1
+        counts = np.zeros(26)
+        counts[[one, other]] = 500
+        volume = float(VOLUME_ML[low].mean())
+        items.append(Instance(np.array([20.0, 20.0, 2.0 * z]), volume, counts, False, False))
+    spine = Instances(array, tuple(items), (2.0,) * 3, (0.0, 0.0))
+    named = label_instances(spine, calibration=Calibration(0.7, 0.05))
+    volume = Volume(np.zeros(array.shape, np.int16), AFFINE)
+    centroids = {label: point / 2.0 for label, point in named.centroids_mm.items()}
+    found = Segmentation(named.array, volume, "case", True, centroids, named.record)
+    words = re.search(r"numbering uncertain: (L.-L.) \((.*?)\) or (L.-L.) \((.*?)\)", str(found))
+    assert words and {words[1], words[3]} == {"L1-L3", "L2-L4"}
+    assert float(words[2]) == pytest.approx(float(words[4]), abs=0.2)
+    found.save(tmp_path, picture=False)
+    written = json.loads((tmp_path / "case.json").read_text())
+    assert not written["certain"] and written["calibrated"]
+    names = [one["names"] for one in written["namings"][:2]]
+    assert sorted(names) == [["L1", "L2", "L3"], ["L2", "L3", "L4"]]
+    assert all(one["probability"] < 0.7 for one in written["vertebrae"])
 
 
 def test_the_line_of_a_mask_without_names_gives_its_volume():

@@ -126,6 +126,11 @@ class Calibration:
     level_error: float = 0.0
     """Probability of a level error, at least 0 and below 1."""
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the numbers can be those of `spinejax calibrate`: it allows for level errors."""
+        return self.level_error > 0
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -191,8 +196,8 @@ class Record:
     """The most probable namings, the best first; at most `NAMINGS`."""
     variants: dict[str, float]
     """Each allowed variant of `ANOMALIES` -> the probability that the spine shows it."""
-    calibrated: bool
-    """Whether the probabilities are calibrated."""
+    calibration: Calibration
+    """With which the probabilities were computed."""
     anomalies: tuple[str, ...]
     """The variants of `ANOMALIES` that the labels show."""
     skipped: tuple[int, ...]
@@ -207,6 +212,11 @@ class Record:
     """Whether the sequence is far more probable from foot to head (see `label_instances`)."""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
     """What the decisions rest on; `decode` repeats them with another calibration."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the probabilities are calibrated."""
+        return self.calibration.fitted
 
     @property
     def certain(self) -> bool:
@@ -301,7 +311,7 @@ def label_instances(
         probabilities=_of_labels(best, best.probabilities),
         namings=best.namings,
         variants=best.variants,
-        calibrated=calibration.level_error > 0,
+        calibration=calibration,
         anomalies=best.anomalies,
         skipped=best.skipped,
         cut=tuple(cut_labels),
@@ -330,10 +340,8 @@ def decode(
     calibration: Calibration = Calibration(),  # noqa: B008 - frozen
 ) -> "Sequence":
     """Return the most probable naming of some instances; see `decode_sequence`."""
-    # A fragment below L5 is part of the sacrum rather than L6.
-    likeness = np.where(evidence.sizes < 0.5, 0.0, _LIKENESS)
     return decode_sequence(
-        class_scores(evidence.class_sums, weight=calibration.weight, likeness=likeness),
+        _scores(evidence, calibration.weight),
         centroids_mm=evidence.centroids_mm,
         cut=evidence.cut,
         sizes=evidence.sizes,
@@ -342,6 +350,63 @@ def decode(
         costs=costs,
         level_error=calibration.level_error,
     )
+
+
+def _scores(evidence: Evidence, weight: float) -> np.ndarray:
+    """Return log scores (n, 26) of the classes of some instances."""
+    # A fragment below L5 is part of the sacrum rather than L6.
+    likeness = np.where(evidence.sizes < 0.5, 0.0, _LIKENESS)
+    return class_scores(evidence.class_sums, weight=weight, likeness=likeness)
+
+
+def level_odds(level_error: float) -> np.ndarray:
+    """Return (7,), the probability of no level error, and of each of `by_level_error`."""
+    shares = np.array([level_error * share for share in _LEVEL_ERRORS.values()])
+    return np.array([1.0 - level_error, *shares])
+
+
+def by_level_error(
+    evidence: Evidence,
+    weights: Iterable[float],
+    *,
+    anomalies: Collection[str] = ANOMALIES,
+    costs: Costs = Costs(),  # noqa: B008 - frozen
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities of names if the level error were known, for w weights.
+
+    With odds q (`level_odds`), the probabilities of the names are the mean of those of all level
+    errors, with the weights q x likelihood.
+
+    Args:
+        evidence: of n instances, at least one.
+        weights: of the network's scores, see `Calibration`.
+        anomalies: see `decode_sequence`.
+        costs: see `decode_sequence`.
+
+    Returns:
+        (w, 7) log likelihood of each level error, up to a constant of the weight, and (w, 7, n, 27)
+        probabilities of the classes 1 to 26, and last of no vertebra.
+    """
+    frame = _frame(
+        len(evidence.class_sums),
+        evidence.centroids_mm,
+        evidence.cut,
+        evidence.sizes,
+        evidence.room_mm,
+        frozenset(anomalies),
+        costs,
+    )
+    likelihoods, probabilities = [], []
+    for weight in weights:
+        own = _own_costs(_scores(evidence, weight), anomalies, costs, _LEVEL_ERRORS)
+        chain = frame.chain(np.zeros(len(own)), own)
+        forward, backward = chain.forward(_sum), chain.backward(_sum)
+        total = _sum((forward + chain.last).reshape(len(own), -1), 1)
+        named = np.exp(total[:, None, None] - forward - backward)
+        none = np.maximum(0.0, 1.0 - named.sum(axis=2, keepdims=True))
+        likelihoods.append(-total)
+        probabilities.append(np.concatenate([named, none], axis=2))
+    return np.stack(likelihoods), np.stack(probabilities)
 
 
 def _scale(classes: np.ndarray, centroids_mm: np.ndarray, cut: np.ndarray) -> float:
@@ -476,33 +541,10 @@ def decode_sequence(
     if n == 0:
         return Sequence((), 0.0, math.inf, (), (), (), {}, (), ())
     allowed = frozenset(anomalies)
-    away = np.full(n, False) if cut is None else np.array(cut, bool)
-    apart, heights = np.full((n, n), np.nan), np.zeros(n)
-    if centroids_mm is not None:
-        points = np.asarray(centroids_mm, np.float64)
-        apart, heights = np.linalg.norm(points[:, None] - points, axis=-1), points[:, 2]
-    scrap = np.ones(n) if sizes is None else np.clip(2.0 * np.asarray(sizes), 0.5, 1.0)
-    false = costs.false * scrap
-    # The centroid of a part differs from that of the whole vertebra.
-    away |= scrap < 1.0
-    above, below = room_mm[0] + heights[0] - heights, room_mm[1] + heights - heights[-1]
-    most = _MOST_FALSE if math.isfinite(costs.false) else 0
-    steps = {
-        (i, k): _move_costs(
-            allowed, costs, apart[i, k], bool(away[i] or away[k]), min(scrap[i], scrap[k])
-        )
-        for i in range(n)
-        for k in range(i + 1, min(n, i + 2 + most))
-    }
-    chain = _Chain(
-        errors=_error_costs(level_error),
-        own=_own_costs(scores, anomalies, costs, level_error),
-        first=np.stack([false[:i].sum() + _first_costs(above[i], costs) for i in range(n)]),
-        last=np.stack(
-            [false[i + 1 :].sum() + _last_costs(below[i], anomalies, costs) for i in range(n)]
-        ),
-        moves={(i, k): false[i + 1 : k].sum() + step for (i, k), (step, _) in steps.items()},
-    )
+    frame = _frame(n, centroids_mm, cut, sizes, room_mm, allowed, costs)
+    odds = level_odds(level_error)
+    own = _own_costs(scores, anomalies, costs, _LEVEL_ERRORS if level_error > 0 else ())
+    chain = frame.chain(-np.log(odds[: len(own)]), own)
     forward, backward = chain.forward(_least), chain.backward(_least)
     through = np.concatenate(
         [(forward + backward).min(axis=0), chain.least_without(forward, backward)[:, None]], axis=1
@@ -523,11 +565,11 @@ def decode_sequence(
     probability = np.column_stack([probability, 1.0 - probability.sum(axis=1)])
     kept = [i for i in range(n) if path[i] < NUM_LABELS]
     ids = _ids(path)
-    taken, skipped = _anomalies_of(ids, kept, allowed, apart, away, below[kept[-1]], costs)
+    taken, skipped = _anomalies_of(ids, kept, allowed, frame, costs)
     variants = {}
     for name in (name for name in ANOMALIES if name in allowed):
         without = chain.without(
-            name, {pair: ways[name] for pair, (_, ways) in steps.items()}, below, costs
+            name, {pair: ways[name] for pair, ways in frame.ways.items()}, frame.below, costs
         )
         variants[name] = max(0.0, 1.0 - math.exp(total - without.total()))
     return Sequence(
@@ -545,32 +587,96 @@ def decode_sequence(
     )
 
 
-def _own_costs(
-    scores: np.ndarray, anomalies: Collection[str], costs: Costs, level_error: float
-) -> np.ndarray:
-    """Return (e, n, 26), the cost of each class of each instance with each level error.
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """What the places of n instances cost, whatever they look like."""
 
-    The first level error is none.
+    apart: np.ndarray
+    """(n, n) distances in mm; NaN for unknown ones."""
+    away: np.ndarray
+    """(n,) bool, whether the centroid may differ from that of the whole vertebra."""
+    below: np.ndarray
+    """(n,) height that the scan shows below, in mm."""
+    first: np.ndarray
+    """See `_Chain`."""
+    last: np.ndarray
+    """See `_Chain`."""
+    moves: dict[tuple[int, int], np.ndarray]
+    """See `_Chain`."""
+    ways: dict[tuple[int, int], dict[str, np.ndarray]]
+    """The steps of `moves` with a variant, see `_move_costs`."""
+
+    def chain(self, errors: np.ndarray, own: np.ndarray) -> "_Chain":
+        """Return the sequences of instances with these costs, see `_Chain`."""
+        return _Chain(errors, own, self.first, self.last, self.moves)
+
+
+def _frame(
+    n: int,
+    centroids_mm: np.ndarray | None,
+    cut: np.ndarray | None,
+    sizes: np.ndarray | None,
+    room_mm: tuple[float, float],
+    allowed: frozenset[str],
+    costs: Costs,
+) -> _Frame:
+    """Return what the places of n instances cost; see `decode_sequence`."""
+    away = np.full(n, False) if cut is None else np.array(cut, bool)
+    apart, heights = np.full((n, n), np.nan), np.zeros(n)
+    if centroids_mm is not None:
+        points = np.asarray(centroids_mm, np.float64)
+        apart, heights = np.linalg.norm(points[:, None] - points, axis=-1), points[:, 2]
+    scrap = np.ones(n) if sizes is None else np.clip(2.0 * np.asarray(sizes), 0.5, 1.0)
+    false = costs.false * scrap
+    # The centroid of a part differs from that of the whole vertebra.
+    away |= scrap < 1.0
+    above, below = room_mm[0] + heights[0] - heights, room_mm[1] + heights - heights[-1]
+    most = _MOST_FALSE if math.isfinite(costs.false) else 0
+    steps = {
+        (i, k): _move_costs(
+            allowed, costs, apart[i, k], bool(away[i] or away[k]), min(scrap[i], scrap[k])
+        )
+        for i in range(n)
+        for k in range(i + 1, min(n, i + 2 + most))
+    }
+    return _Frame(
+        apart=apart,
+        away=away,
+        below=below,
+        first=np.stack([false[:i].sum() + _first_costs(above[i], costs) for i in range(n)]),
+        last=np.stack(
+            [false[i + 1 :].sum() + _last_costs(below[i], allowed, costs) for i in range(n)]
+        ),
+        moves={(i, k): false[i + 1 : k].sum() + step for (i, k), (step, _) in steps.items()},
+        ways={pair: ways for pair, (_, ways) in steps.items()},
+    )
+
+
+def _own_costs(
+    scores: np.ndarray, anomalies: Collection[str], costs: Costs, errors: Iterable[int]
+) -> np.ndarray:
+    """Return (1 + e, n, 26), the cost of each class of each instance with each level error.
+
+    The first is that without level error.
+
+    Args:
+        scores: see `decode_sequence`.
+        anomalies: see `decode_sequence`.
+        costs: see `decode_sequence`.
+        errors: the e level errors.
     """
     label_costs = np.array([_label_cost(i, anomalies, costs) for i in labels.VERSE_IDS])
     found = [-scores + label_costs]
-    if level_error > 0:
-        rank = np.array([labels.order(i) for i in labels.VERSE_IDS])
-        unseen = scores.min(axis=1, keepdims=True)  # there is no class above C1 or below L6
-        for levels in _LEVEL_ERRORS:
-            # T13 lies between T12 and L1.
-            seen = np.floor(rank + levels) if levels > 0 else np.ceil(rank + levels)
-            place = np.clip(seen.astype(int) - 1, 0, NUM_LABELS - 2)
-            there = (seen >= 1) & (seen <= NUM_LABELS - 1)
-            moved = np.where(there, scores[:, place], unseen)
-            found.append(-moved + label_costs)
+    rank = np.array([labels.order(i) for i in labels.VERSE_IDS])
+    unseen = scores.min(axis=1, keepdims=True)  # there is no class above C1 or below L6
+    for levels in errors:
+        # T13 lies between T12 and L1.
+        seen = np.floor(rank + levels) if levels > 0 else np.ceil(rank + levels)
+        place = np.clip(seen.astype(int) - 1, 0, NUM_LABELS - 2)
+        there = (seen >= 1) & (seen <= NUM_LABELS - 1)
+        moved = np.where(there, scores[:, place], unseen)
+        found.append(-moved + label_costs)
     return np.stack(found)
-
-
-def _error_costs(level_error: float) -> np.ndarray:
-    """Return (e,), the cost of each level error, first of none."""
-    shares = [level_error * share for share in _LEVEL_ERRORS.values() if level_error > 0]
-    return -np.log([1.0 - level_error, *shares])
 
 
 def _least(costs: np.ndarray, axis: int) -> np.ndarray:
@@ -783,9 +889,7 @@ def _anomalies_of(
     ids: tuple[int, ...],
     kept: list[int],
     allowed: frozenset[str],
-    apart: np.ndarray,
-    cut: np.ndarray,
-    room_foot_mm: float,
+    frame: _Frame,
     costs: Costs,
 ) -> tuple[set[str], list[int]]:
     """Return the variants on the cheapest way through a sequence, and the VerSe ids it skips."""
@@ -794,12 +898,12 @@ def _anomalies_of(
     for i, k in itertools.pairwise(kept):
         if ids[i] == ids[k]:
             continue
-        free = bool(cut[i] or cut[k])
-        step = _cheapest_step(allowed, costs, (ids[i], ids[k]), apart[i, k], free)
+        free = bool(frame.away[i] or frame.away[k])
+        step = _cheapest_step(allowed, costs, (ids[i], ids[k]), frame.apart[i, k], free)
         skipped += step.skipped
         taken |= {"no T12"} if step.no_t12 else set()
     taken |= {"T13"} if _T13 in skipped else set()
-    if ids[kept[-1]] == _L4 and _shows_no_l5(np.array(room_foot_mm), costs):
+    if ids[kept[-1]] == _L4 and _shows_no_l5(frame.below[kept[-1]], costs):
         taken.add("no L5")
     return taken, skipped
 

@@ -52,21 +52,6 @@ LIMITS = dict(
 )
 
 
-REGIONS = {"C": "cervical", "T": "thoracic", "L": "lumbar"}
-
-
-def view(ids: set[int]) -> str:
-    """Return which regions a scan shows whole vertebrae of."""
-    letters = {labels.name(i)[0] for i in ids}
-    return " and ".join(name for letter, name in REGIONS.items() if letter in letters)
-
-
-def variants(ids: set[int]) -> list[str]:
-    """Return the variants of the spine that the labels of a scan show."""
-    found = [labels.name(i) for i in (25, 28) if i in ids]
-    return found + ["no T12"] * ({18, 20} <= ids and 19 not in ids)
-
-
 def groups(scores: dict) -> dict[str, list[dict]]:
     """Return the scans of each kind: all, by view, by variant."""
     found = defaultdict(list)
@@ -75,7 +60,8 @@ def groups(scores: dict) -> dict[str, list[dict]]:
         ids = {int(i) for i in block["per_label"]}
         if not ids:
             continue
-        names = ["all", f"shows {view(ids)}", *(f"variant {name}" for name in variants(ids))]
+        names = ["all", f"shows {labels.view(ids)}"]
+        names += [f"variant {name}" for name in labels.variants(ids)]
         for name in names:
             found[name].append(block)
     return found
