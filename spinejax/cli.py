@@ -26,6 +26,7 @@ COMMANDS = (
     "search",
     "evaluate",
     "predict",
+    "calibrate",
     "export",
     "score",
     "report",

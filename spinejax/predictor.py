@@ -26,7 +26,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import __version__, geometry, labels, losses, memory, numerics, plausible, schema
+from spinejax import (
+    __version__,
+    geometry,
+    labels,
+    losses,
+    memory,
+    numerics,
+    plausible,
+    records,
+    schema,
+)
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
 from spinejax.files import StrPath, check_output, expanded, write_json
@@ -494,6 +504,33 @@ def _inside(
     return networks
 
 
+def _calibrated(
+    first: list[Network],
+    second: list[Network],
+    third: list[Network],
+    file: StrPath,
+    *,
+    flip: bool = False,
+) -> tuple[list[Network], list[Network]]:
+    """Return the first two of `_networks` with the numbers of the file of a calibration."""
+    path, remedy = expanded(file), "give the calibration.json that `spinejax calibrate` wrote"
+    shape = {"name_weight": float, "level_error": float, "model": str}
+    found = records.read(path, shape, remedy)
+    if first[0].config.task != CUBES and not second:
+        raise InputError(f"{path}: the model names no vertebrae; leave --calibration out")
+    naming = [*first, *second]  # the third network changes no name
+    if found["model"] not in (_digest([*naming, *more], flip=flip) for more in ([], third)):
+        logger.warning("%s was made with another model; its probabilities may be wrong", path)
+    changed = []
+    for network in second or first:
+        config = network.config.copy_and_resolve_references()
+        for name in ("name_weight", "level_error"):
+            schema.check_value(f"predict.{name}", found[name])
+            config.predict[name] = float(found[name])
+        changed.append(replace(network, config=config))
+    return (first, changed) if second else (changed, [])
+
+
 def export(
     output: StrPath,
     model: StrPath | Sequence[StrPath],
@@ -503,6 +540,7 @@ def export(
     checkpoint: str = "best",
     half: Collection[str] = (),
     card: Mapping[str, Any] | None = None,
+    calibration: StrPath | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write trained runs into one file, which `load` reads like the runs.
@@ -519,6 +557,7 @@ def export(
         half: some of "spine", "vertebrae" and "outlines": networks whose parameters are stored as
             float16, in half the bytes.
         card: what to say about the model: data, scores, limits; plain JSON.
+        calibration: see `load`.
         overwrite: replace a file that this program did not write, too.
 
     Returns:
@@ -532,6 +571,8 @@ def export(
         raise InputError(f"{path}: the name of a model's file ends in {model_file.ENDING}")
     check_output(path, "model", overwrite=overwrite)  # before any reading
     first, second, third = _networks(model, vertebrae, outlines, checkpoint)
+    if calibration is not None:
+        first, second = _calibrated(first, second, third, calibration)
     by_role = {model_file.role(first[0].config): first}
     by_role |= {name: those for name, those in ((SECOND, second), (THIRD, third)) if those}
     for name in half:
@@ -548,6 +589,7 @@ def load(
     outlines: StrPath | Sequence[StrPath] | None = None,
     checkpoint: str = "best",
     flip: bool = False,
+    calibration: StrPath | None = None,
 ) -> Model:
     """Load a trained model for whole scans.
 
@@ -562,12 +604,16 @@ def load(
         checkpoint: of runs, "best" or "latest".
         flip: average over the scan and its mirror image, left and right exchanged. Networks of
             sagittal slices cannot do this.
+        calibration: the file calibration.json of `spinejax calibrate`, made with this model; None
+            takes the numbers of the model.
 
     Raises:
         InputError: there is no such model, it is damaged, `checkpoint` is unknown, or the networks
-            do not fit together.
+            do not fit together; the calibration is damaged, or the model names no vertebrae.
     """
     first, second, third = _networks(model, vertebrae, outlines, checkpoint)
+    if calibration is not None:
+        first, second = _calibrated(first, second, third, calibration, flip=flip)
     config = first[0].config
     find: _Find | None = None
     memory: Callable[[Volume], int]

@@ -26,7 +26,7 @@ FLOORS = [
     {"reports", "launch"},
     {"predictor"},
     {"scoring"},
-    {"evaluation"},
+    {"evaluation", "calibration"},
     {"commands"},
     {"cli"},
     {"__main__"},

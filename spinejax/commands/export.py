@@ -37,6 +37,7 @@ def define_flags(values: FlagValues) -> None:
     parsing.path_flag(
         values, "card", "JSON file with what to say about the model: data, scores, limits."
     )
+    parsing.calibration_flag(values)
     parsing.overwrite_flag(values)
 
 
@@ -55,6 +56,7 @@ def run(values: FlagValues) -> int:
         checkpoint=values.checkpoint,
         half=values.half,
         card=card,
+        calibration=values.calibration,
         overwrite=values.overwrite,
     )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; spinejax predict --model={path} uses it")

@@ -176,6 +176,16 @@ def second_flags(values: FlagValues) -> None:
     )
 
 
+def calibration_flag(values: FlagValues) -> None:
+    """Define --calibration, the numbers that `spinejax calibrate` found."""
+    path_flag(
+        values,
+        "calibration",
+        "The file calibration.json of spinejax calibrate, for the probabilities of names.",
+        is_file=True,
+    )
+
+
 def overwrite_flag(values: FlagValues) -> None:
     """Define --overwrite, which gives up files that this program did not write."""
     flags.DEFINE_bool(

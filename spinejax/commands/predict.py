@@ -32,6 +32,7 @@ def define_flags(values: FlagValues) -> None:
     )
     parsing.path_flag(values, "output", "Folder for labels and pictures.", required=True, short="o")
     parsing.model_flags(values)
+    parsing.calibration_flag(values)
     parsing.path_flag(
         values, "reference", "Label file or folder; the picture shows it beside the prediction."
     )
@@ -60,6 +61,7 @@ def run(values: FlagValues) -> int:
         outlines=values.outlines or None,
         checkpoint=values.checkpoint,
         flip=values.flip,
+        calibration=values.calibration,
     )
     valid = scoring.comparable_labels(model.config.data.labels)
 
