@@ -41,6 +41,8 @@ def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> Co
     for name in set(here.rates) - set(own):
         there.rates[name] = here.rates.get_ref(name)
     second.seed = first.get_ref("seed")
+    # A model holds both networks. The second may begin with another one, or with random weights.
+    second.train.init_from = first.train.get_oneway_ref("init_from")
     second.data.cube.spine_prior = "channel"
     # A hip that is mistaken for a vertebra shifts every name.
     first.predict.drop_islands = True

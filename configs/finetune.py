@@ -5,7 +5,8 @@
 
 Both networks begin with the packaged weights (`train.init_from`) and keep their preprocessing. The
 first network of the pipeline is the one of sagittal slices. `--config.train.init_from=''` begins
-with random weights instead, at equal effort.
+both with random weights instead, at equal effort; `FILE.safetensors` or the folder of a pipeline's
+run begins with those weights.
 
 Arguments: `spine` trains the first network alone, `debug` takes a few steps.
 """
@@ -18,8 +19,7 @@ from spinejax.configs import cascade, common
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
     args = common.parse_arg(arg, spine=False, debug=False)
-    both = cascade.get_config("phantom,debug" if args.debug else "phantom")
-    both = both.copy_and_resolve_references()
+    both = cascade.get_config("phantom").copy_and_resolve_references()
     for config in (both, both.vertebrae):
         config.data.source = "verse"
         config.train.init_from = "phantom"
@@ -27,8 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.augment.update(enabled=True, scale=(0.85, 1.15), rotation_deg=10.0)
         # The weights are close to the goal: a high rate would lose what they know.
         config.optim.learning_rate = 5e-4
-        if not args.debug:
-            config.train.steps = 2000
+        config.train.steps = 2 if args.debug else 2000
     both.name = "finetune"
     if args.spine:
         del both.vertebrae

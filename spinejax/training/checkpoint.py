@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from spinejax import records
-from spinejax.errors import InputError, is_disk_full
+from spinejax.errors import InputError, did_you_mean, is_disk_full
 from spinejax.files import StrPath, crc32, expanded, write_json
 from spinejax.schema import SECOND, THIRD
 from spinejax.sweep_state import LOCK, is_locked
@@ -473,6 +473,12 @@ def read_networks(
     path = model_file.located(source)
     if model_file.is_file(path):
         return model_file.read(path).networks
+    if not path.exists():
+        hint = did_you_mean(str(path), set(model_file.PACKAGED) - {str(path)})
+        raise InputError(
+            f"{path} is not the folder of a run: there is no such folder"
+            f"{hint or '; give phantom, FILE.safetensors, or the folder of a run'}"
+        )
     config = run_folder.checked_config(path)
     _, variables = load_for_inference(path, which)
     network = Network(
@@ -496,36 +502,41 @@ _DOES = {
 }
 
 
-def pretrained(config: ConfigDict, task: Task, workdir: Path) -> dict[str, Any] | None:
+def pretrained(config: ConfigDict, task: Task) -> dict[str, Any] | None:
     """Return the initial variables from the model that `train.init_from` names.
 
     They are those of its first network of the same role, and for slices of the same plane. None if
-    the field is empty, or if the run in `workdir` has begun and continues with its own.
+    the field is empty.
 
     Raises:
         InputError: there is no such model, or it has no such network.
     """
     source = config.train.init_from
-    if not source or begun(workdir):
+    if not source:
         return None
     role = model_file.role(config)
-    found = read_networks(source, further=[role]).get(role, [])
+    try:
+        networks = read_networks(source, further=[role])
+    except InputError as error:
+        raise InputError(f"train.init_from={source}: {error}") from error
+    found = networks.get(role, [])
     if model_file.is_file(model_file.located(source)) and role == model_file.SPINE:
         planes = [network.config.data.plane for network in found]
         found = [one for one in found if one.config.data.plane == config.data.plane]
         if planes and not found:
             raise InputError(
                 f"train.init_from={source}: no network of {config.data.plane} slices, only of "
-                f"{', '.join(planes)}; set data.plane to one of these, or begin without weights"
+                f"{', '.join(planes)}; set data.plane to one of these, or train.init_from=''"
             )
     if not found:
         raise InputError(
-            f"train.init_from={source}: no network that {_DOES[role]}; give another model"
+            f"train.init_from={source}: no network that {_DOES[role]}; give another model, or '' "
+            "to begin with random weights"
         )
     wrong = [model_file.misfit(task, network.variables) for network in found]
     if all(wrong):
         raise InputError(
             f"train.init_from={source}: another network: {wrong[0]}; give a model with the same "
-            "`model` and task"
+            "`model` and task, or '' to begin with random weights"
         )
     return found[wrong.index("")].variables

@@ -202,7 +202,8 @@ def train(
     task = build_task(config, axis_name=parallel.AXIS)
     group = task.stream.group if task.stream else 1
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
-    variables = checkpoint.pretrained(config, task, workdir)
+    # A run that has begun continues with its own weights.
+    variables = None if begun(workdir) else checkpoint.pretrained(config, task)
     with run_folder.alone(workdir):
         if begun(workdir):
             run_folder.check_same(run_folder.checked_config(workdir), config, workdir)

@@ -13,7 +13,8 @@ from spinejax.config_files import get_config
 from spinejax.errors import InputError, shown
 from spinejax.files import StrPath, expanded
 from spinejax.progress import Progress, silent
-from spinejax.training import loop, run_folder
+from spinejax.tasks import build_task
+from spinejax.training import checkpoint, loop, run_folder
 from spinejax.training.loop import TrainResult
 from spinejax.training.signals import Stop
 
@@ -65,6 +66,12 @@ def train(
     runs = stages(config, workdir)
     for _, folder in runs:  # before the first run trains for hours
         run_folder.check_owner(folder)
+    for stage, folder in runs[1:]:
+        if not checkpoint.begun(folder):
+            try:
+                checkpoint.pretrained(stage, build_task(stage))
+            except InputError as error:
+                raise InputError(f"{schema.SECOND}.{error}") from error
     for stage, folder in runs:
         result = loop.train(stage, folder, progress=progress, devices=devices, stop=stop)
         if result.interrupted:

@@ -40,7 +40,7 @@ from spinejax.files import expanded, open_regular, write_json, write_text
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
-from spinejax.training import parallel, run_cases, run_folder, step
+from spinejax.training import checkpoint, parallel, run_cases, run_folder, step
 from spinejax.training.loop import durations, repeat
 from spinejax.training.signals import Stop, listen
 from spinejax.training.state import TrainState, create_state, inference_variables
@@ -246,7 +246,8 @@ def train(
         The trained members; None if a request to stop ended the training.
 
     Raises:
-        InputError: schedule or optimiser cannot be built.
+        InputError: schedule or optimiser cannot be built, or `train.init_from` names no model of
+            this network.
     """
     lengths = durations(config, feed.per_epoch)
     train_step, begin = population_step(
@@ -254,7 +255,9 @@ def train(
     )
     update = mapped.map(train_step, sharded=(False, False), donate=True)
     score = mapped.map(make_eval_step(task), sharded=(False, True), donate=False)
-    variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
+    variables = checkpoint.pretrained(config, task)
+    if variables is None:
+        variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
 
     def judge(population: Population) -> Evaluation | None:
         held = inference_variables(vars(population.state))
@@ -364,6 +367,7 @@ def run(
     tasks.check(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     # Errors that need no data are raised before the folder is touched.
+    checkpoint.pretrained(config, build_task(config))
     _draw(config, sweep, 0, trials, None, mapped)
     with run_folder.alone(workdir):
         done = _open(config, sweep, trials, workdir)

@@ -5,6 +5,7 @@ import inspect
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -30,6 +31,7 @@ from spinejax.configs import (
 from spinejax.data import preprocess
 from spinejax.data.patch_feed import PatchFeed
 from spinejax.tasks import build_task
+from spinejax.training import model_file
 from spinejax.training.run_folder import read_config
 from spinejax.volume import Volume
 
@@ -206,6 +208,22 @@ def test_phantoms_are_sliced_in_every_plane(plane):
     assert config.data.plane == plane and build_task(config).stream is not None
     with pytest.raises(ValueError, match="plane='x' must be one of sagittal, coronal, axial"):
         phantom_to_real.get_config("plane=x")
+
+
+@pytest.mark.parametrize("argument", ["", "debug"])
+def test_fine_tuning_keeps_the_networks_and_what_they_see(argument):
+    config = finetune.get_config(argument)
+    for stage, one in {"sagittal": config, "vertebrae": config.vertebrae}.items():
+        packaged = release.get_config(f"stage={stage}")
+        for block in (one, packaged):
+            assert (block.train.init_from == "phantom") == (block is one)
+        shapes = jax.eval_shape(build_task(packaged).init, jax.random.key(0))
+        assert model_file.misfit(build_task(one), shapes) == ""
+        for name in ("preprocess", "normalise", "plane"):
+            assert one.data[name] == packaged.data[name]
+    config.train.init_from = "FILE.safetensors"
+    assert config.vertebrae.train.init_from == "FILE.safetensors"
+    assert "vertebrae" not in finetune.get_config("spine")
 
 
 def test_an_unknown_stage_names_the_stages():

@@ -1,4 +1,4 @@
-"""Training that begins with the weights of an earlier run."""
+"""Training that begins with the weights of a trained model."""
 
 import shutil
 from pathlib import Path
@@ -6,10 +6,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 
+import spinejax
 from spinejax.errors import InputError
-from spinejax.training import checkpoint, loop
+from spinejax.predictor import export
+from spinejax.tasks import build_task
+from spinejax.training import checkpoint, loop, model_file
 from spinejax.training.signals import Stop
+from tests.support.pipeline_run import pipeline_config
 from tests.support.tiny_run import tiny_config, write_scans
 
 
@@ -48,15 +53,39 @@ def test_it_begins_with_the_best_weights_of_the_other_run(scans, earlier, tmp_pa
     assert np.abs(kernel - next(iter(jax.tree.leaves(best(earlier)["params"])))).max() > 1e-3
 
 
-def test_a_resumed_run_goes_on_with_its_own(scans, earlier, tmp_path):
-    """Bit for bit, and without the other run's folder."""
-    moved = shutil.copytree(earlier, tmp_path / "moved")
+def first_weights(config):
+    return checkpoint.pretrained(config, build_task(config))
+
+
+def test_a_file_and_a_packaged_model_hold_the_weights(scans, earlier, tmp_path, monkeypatch):
+    file = export(tmp_path / "phantom.safetensors", earlier, half=["spine"])
+    with safe_open(file, framework="numpy") as opened:
+        stored = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    assert {array.dtype for array in stored.values()} == {np.dtype("float16")}
+    monkeypatch.setattr(model_file, "FOLDER", tmp_path)
+    for source in (file, "phantom"):
+        found = first_weights(config_from(scans, source))
+        assert len(jax.tree.leaves(found)) == len(stored)
+        for path, leaf in jax.tree.leaves_with_path(found):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            assert leaf.dtype == np.float32
+            np.testing.assert_array_equal(leaf, stored[f"spine/0/{name}"])
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_a_resumed_run_goes_on_with_its_own(scans, earlier, tmp_path, kind):
+    """Bit for bit, and without the other model."""
+    moved = tmp_path / "moved"
+    if kind == "run":
+        shutil.copytree(earlier, moved)
+    else:
+        export(moved.with_suffix(".safetensors"), earlier).rename(moved)
     config = config_from(scans, moved, **{"train.steps": 8, "optim.learning_rate": 0.05})
     loop.train(config, tmp_path / "whole")
     stop = Stop()
     stop.agreed = lambda at: at >= 3
     assert loop.train(config, tmp_path / "parts", stop=stop).interrupted
-    shutil.rmtree(moved)
+    moved.rename(tmp_path / "away")
     loop.train(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, best(tmp_path / "whole"), best(tmp_path / "parts"))
 
@@ -70,6 +99,36 @@ def test_what_cannot_be_begun_with_is_refused_before_the_folder_is_made(scans, e
     deeper.model.widths = (4, 8, 8)
     with pytest.raises(InputError, match="absent"):
         loop.train(deeper, tmp_path / "run")
-    with pytest.raises(InputError, match="is not the folder of a run"):
+    with pytest.raises(InputError, match=r"train\.init_from=.*/none: .*not the folder of a run"):
         loop.train(config_from(scans, tmp_path / "none"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"train\.init_from=fantom: .*did you mean 'phantom'\?"):
+        loop.train(config_from(scans, "fantom"), tmp_path / "run")
+    file = export(tmp_path / "model.safetensors", earlier)
+    axial = config_from(scans, file, **{"data.plane": "axial"})
+    with pytest.raises(InputError, match=r"no network of axial slices, only of sagittal; set data"):
+        loop.train(axial, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_both_networks_of_a_pipeline_begin_with_a_model(
+    block_scans, block_pipeline, earlier, tmp_path
+):
+    file = export(tmp_path / "both.safetensors", block_pipeline)
+    config = pipeline_config(block_scans)
+    config.train.init_from = str(file)
+    for one in (config, config.vertebrae):
+        one.update_from_flattened_dict({"train.steps": 1, "optim.learning_rate": 1e-7})
+    assert not spinejax.train(config, tmp_path / "run").interrupted
+    for part in ("", "vertebrae"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            best(tmp_path / "run" / part)["params"],
+            best(block_pipeline / part)["params"],
+        )
+    # The second network is looked for before the first one trains.
+    config.train.init_from = str(earlier)
+    with pytest.raises(InputError, match=r"^vertebrae\.train\.init_from=.* that names vertebrae; "):
+        spinejax.train(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    config.vertebrae.train.init_from = ""
+    assert config.train.init_from == str(earlier)

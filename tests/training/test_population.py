@@ -119,6 +119,10 @@ def test_batch_norm_and_adam_in_slice_segmentation(scans, tmp_path):
     settings = [Setting(1e-3, 0.0, 0.1), Setting(3e-4, 0.0, 0.0)]
     trained = together(config, settings, tmp_path / "together")
     assert_is_what_it_is_alone(trained, 0, config, settings[0], tmp_path / "alone")
+    config.train.init_from = str(tmp_path / "alone")
+    further = together(config, settings[:1], tmp_path / "together")
+    assert further.losses[0, 0] < trained.losses[0, 0]
+    assert_is_what_it_is_alone(further, 0, config, settings[0], tmp_path / "further")
 
 
 def test_a_member_that_diverges_disturbs_no_other(scans, tmp_path):

@@ -289,6 +289,7 @@ BAD = {
     "batch": (one(train__batch_size=3), {"optim.accumulate_steps": 2}, "batch_size=3 does not"),
     "nothing": (lambda seed, units, centre, shrink: [], {}, "yields no trials"),
     "arguments": (lambda: [], {}, "(seed, units, centre, shrink) failed"),
+    "weights": (small, {"train.init_from": "fantom"}, "did you mean 'phantom'?"),
 }
 
 
