@@ -64,14 +64,14 @@ def train(
             f"{shown(config)} is no config; give a ConfigDict, or the name of one such as 'unet'"
         )
     runs = stages(config, workdir)
-    for _, folder in runs:  # before the first run trains for hours
+    for stage, folder in runs:  # before the first run trains for hours
         run_folder.check_owner(folder)
-    for stage, folder in runs[1:]:
-        if not checkpoint.begun(folder):
+        if len(runs) > 1 and not checkpoint.begun(folder):
             try:
                 checkpoint.pretrained(stage, build_task(stage))
             except InputError as error:
-                raise InputError(f"{schema.SECOND}.{error}") from error
+                prefix = "" if stage is config else f"{schema.SECOND}."
+                raise InputError(f"{prefix}{error}") from error
     for stage, folder in runs:
         result = loop.train(stage, folder, progress=progress, devices=devices, stop=stop)
         if result.interrupted:
