@@ -110,9 +110,7 @@ def test_what_cannot_be_begun_with_is_refused_before_the_folder_is_made(scans, e
     assert not (tmp_path / "run").exists()
 
 
-def test_both_networks_of_a_pipeline_begin_with_a_model(
-    block_scans, block_pipeline, earlier, tmp_path
-):
+def test_both_networks_of_a_pipeline_begin_with_a_model(block_scans, block_pipeline, tmp_path):
     file = export(tmp_path / "both.safetensors", block_pipeline)
     config = pipeline_config(block_scans)
     config.train.init_from = str(file)
@@ -126,9 +124,11 @@ def test_both_networks_of_a_pipeline_begin_with_a_model(
             best(block_pipeline / part)["params"],
         )
     # The second network is looked for before the first one trains.
-    config.train.init_from = str(earlier)
+    alone = tmp_path / "spine"
+    shutil.copytree(block_pipeline, alone, ignore=shutil.ignore_patterns("vertebrae"))
+    config.train.init_from = str(alone)
     with pytest.raises(InputError, match=r"^vertebrae\.train\.init_from=.* that names vertebrae; "):
         spinejax.train(config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     config.vertebrae.train.init_from = ""
-    assert config.train.init_from == str(earlier)
+    assert config.train.init_from == str(alone)
