@@ -10,7 +10,7 @@ import pytest
 
 from spinejax import cli, config_files, schema
 from spinejax.commands import parsing
-from spinejax.configs import cascade, opconvnet
+from spinejax.configs import cascade, opconvnet, phantom_outlines
 from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def test_every_config_field_exists():
     # Docs name fields of the second network as if it were alone.
     fields = {
         field.removeprefix("vertebrae.")
-        for config in (cascade.get_config(), opconvnet.get_config())
+        for config in (cascade.get_config(), opconvnet.get_config(), phantom_outlines.get_config())
         for field in schema.flatten(config)
     }
     blocks = {field.split(".")[0] for field in fields if "." in field}
