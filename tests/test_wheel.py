@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import spinejax
+from spinejax.training import model_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,8 +74,23 @@ def test_a_wheel_holds_every_module_and_every_file_that_modules_read(wheel):
         ("spinejax/launch", ROOT / "launch"),
     ):
         for path in folder.rglob("*"):
-            if path.suffix in (".py", ".json", ".html", ".css", ".typed"):
+            if path.suffix in (".py", ".json", ".html", ".css", ".typed", model_file.ENDING):
                 assert f"{name}/{path.relative_to(folder)}" in packed
+
+
+def test_a_wheel_is_small(wheel):
+    assert wheel.stat().st_size < 20e6
+
+
+@pytest.mark.skipif(not model_file.located("phantom").exists(), reason="no packaged model yet")
+def test_an_installed_wheel_has_its_model(installed, tmp_path):
+    code = (
+        "import spinejax; from spinejax.training import model_file;"
+        "print(spinejax.load().digest, model_file.located('phantom'))"
+    )
+    digest, path = run(installed / "python", "-c", code, cwd=tmp_path).split()
+    assert digest == spinejax.load().digest
+    assert Path(path).is_relative_to(installed.parent)
 
 
 @pytest.mark.parametrize(
