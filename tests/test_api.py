@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import spinejax
+from spinejax import predictor
 from spinejax.errors import InputError
+from spinejax.training import model_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
@@ -17,7 +19,9 @@ PAGE = ROOT / "docs" / "api.md"
 
 @pytest.fixture
 def example_files(block_scans, block_pipeline, tmp_path, monkeypatch):
-    """The files that the examples read, in the current folder."""
+    """The files that the examples read, in the current folder; "phantom" is a small pipeline."""
+    monkeypatch.setattr(model_file, "FOLDER", tmp_path / "packaged")
+    predictor.export(model_file.located("phantom"), block_pipeline)
     shutil.copytree(block_pipeline, tmp_path / "runs" / "demo")
     shutil.copytree(block_scans, tmp_path / "scans")
     shutil.copy(block_scans / "images" / "case0.nii.gz", tmp_path / "CT.nii.gz")
