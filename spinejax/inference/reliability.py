@@ -5,6 +5,7 @@ how well they hold on other scans. Both count each scan once, however many verte
 names of one scan are right or wrong together.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,6 +91,7 @@ def _known(scan: Judged) -> np.ndarray:
     return np.flatnonzero(np.array(scan.right) != UNKNOWN)
 
 
+@functools.lru_cache(maxsize=2000)  # the parts of a cross-validation share scans
 def _losses(scan: Judged) -> np.ndarray:
     """Return (weights, level errors), the log loss with every calibration."""
     likelihoods, probabilities = _of_right(scan, WEIGHTS)
