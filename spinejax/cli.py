@@ -149,5 +149,6 @@ def _usage() -> str:
     return (
         f"spinejax {__version__}: spine CT segmentation in JAX\n\n"
         f"usage: spinejax COMMAND [--flag=value ...]\n\n{rows}\n\n"
+        "spinejax predict CT.nii.gz -o out names the vertebrae in a CT; no training is needed.\n"
         "spinejax help COMMAND lists the flags of a command."
     )

@@ -78,7 +78,7 @@ def results_folder(
     return run / "evaluation" / (f"{name}_flip" if flip else name)
 
 
-_NEEDED = "only one run, given by its folder, has {} of its own; add {}"
+_NEEDED = "a packaged model, a file, or several models have no {} of their own; add {}"
 
 
 def _run_of(model: StrPath | Sequence[StrPath]) -> Path | None:

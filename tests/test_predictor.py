@@ -99,6 +99,13 @@ def record(names, **changes):
             "T11-L1 written; numbering uncertain: T11-L1 (0.60) or T11-T12, T13 (0.20) or "
             "T10-T11, L1 (0.10)",
         ),
+        (
+            record(
+                "L1 L2", probabilities=(0.96, 0.96),
+                namings=(naming("L1 L2", 0.958), naming("T12 L1", 0.034)),
+            ),
+            "L1-L2 written; numbering uncertain: L1-L2 (0.96) or T12-L1 (0.03)",
+        ),
         (record("T12 L1", unnamed=1), "T12-L1 written; 1 piece left out, which is no vertebra"),
     ],
 )  # fmt: skip

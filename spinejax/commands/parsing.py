@@ -129,8 +129,9 @@ def model_flags(values: FlagValues) -> None:
     _models_flag(
         values,
         "model",
-        "The packaged model phantom, FILE.safetensors, or the folder of a run (./phantom if its "
-        "name is phantom). Give the flag again to average several.",
+        "The packaged model phantom, which predict takes by default; FILE.safetensors; or the "
+        "folder of a run (./phantom if its name is phantom). Give the flag again to average "
+        "several.",
     )
     path_flag(values, "workdir", "Folder of a run, like --model=RUN.", several=True)
     second_flags(values)

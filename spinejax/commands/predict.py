@@ -81,6 +81,10 @@ def run(values: FlagValues) -> int:
         shape = "x".join(map(str, scan.shape))
         gib = model.estimate_bytes(scan) / 2**30
         print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
+        if path == next(iter(allowed.values())):
+            print(
+                "the first scan takes longer, because the networks are compiled for it", flush=True
+            )
         started = time.monotonic()
         found = model.segment(scan, name=name, progress=progress.bars)
         seconds = time.monotonic() - started
