@@ -82,7 +82,6 @@ def test_a_wheel_is_small(wheel):
     assert wheel.stat().st_size < 20e6
 
 
-@pytest.mark.skipif(not model_file.located("phantom").exists(), reason="no packaged model yet")
 def test_an_installed_wheel_has_its_model(installed, tmp_path):
     code = (
         "import spinejax; from spinejax.training import model_file;"
