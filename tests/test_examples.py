@@ -34,14 +34,14 @@ def test_notebooks_hold_no_outputs():
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_a_ct_is_segmented_and_drawn(block_scans, block_pipeline, tmp_path, capsys):
     ct = block_scans / "images" / "case0.nii.gz"
-    run("segment_a_ct.ipynb", CT=str(ct), RUN=str(block_pipeline), OUT=str(tmp_path))
+    run("segment_a_ct.ipynb", CT=str(ct), MODEL=str(block_pipeline), OUT=str(tmp_path))
     assert capsys.readouterr().out.startswith("T12-L2 written\n T12 ")
     assert (tmp_path / "scan_quicklook.png").exists()
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_without_a_ct_a_phantom_is_segmented(block_pipeline, tmp_path, capsys):
-    run("segment_a_ct.ipynb", RUN=str(block_pipeline), OUT=str(tmp_path))
+    run("segment_a_ct.ipynb", MODEL=str(block_pipeline), OUT=str(tmp_path))
     assert "dice 0." in capsys.readouterr().out
 
 
