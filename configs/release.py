@@ -7,15 +7,16 @@ Each stage is a run in a folder of its own:
 
     stage=sagittal     CHASPPRAU-Net, which segments the spine in sagittal slices
     stage=vertebrae    MRU-Net, which names the vertebrae
+    stage=outlines     a 3D U-Net, which outlines each named vertebra anew; not in the file yet
 
 `debug` takes a few steps.
 """
 
 from ml_collections import ConfigDict
 
-from spinejax.configs import common, phantom_to_real, phantom_vertebrae
+from spinejax.configs import common, phantom_outlines, phantom_to_real, phantom_vertebrae
 
-STEPS = {"sagittal": 7000, "vertebrae": 12000}
+STEPS = {"sagittal": 7000, "vertebrae": 12000, "outlines": 4000}
 """Stage -> length of its training."""
 
 
@@ -24,7 +25,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = common.parse_arg(arg, stage="sagittal", debug=False)
     if args.stage not in STEPS:
         raise ValueError(f"config argument stage={args.stage!r} must be one of {', '.join(STEPS)}")
-    make = phantom_vertebrae if args.stage == "vertebrae" else phantom_to_real
+    makers = {"vertebrae": phantom_vertebrae, "outlines": phantom_outlines}
+    make = makers.get(args.stage, phantom_to_real)
     config = make.get_config("debug" if args.debug else None)
     config.name = f"release_{args.stage}"
     if not args.debug:
