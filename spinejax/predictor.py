@@ -180,7 +180,7 @@ class Segmentation:
         elif record.unnamed:
             parts.append(f"{record.unnamed} pieces left out, which are no vertebrae")
         if not record.certain:
-            likely = [one for one in record.namings[:3] if one.probability >= 0.05]
+            likely = tuple(one for one in record.namings[:3] if one.probability >= 0.05)
             likely = likely if len(likely) > 1 else record.namings[:2]  # never only what is written
             parts.append(f"numbering uncertain: {' or '.join(map(str, likely))}")
         return "; ".join(parts)

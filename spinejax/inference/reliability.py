@@ -101,7 +101,7 @@ def _losses(scan: Judged) -> np.ndarray:
 
 
 def _of_right(scan: Judged, weights: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `by_level_error` does, with the probabilities (w, 7, m) of the m right names."""
+    """Return what `by_level_error` does, with the probabilities (w, 8, m) of the m right names."""
     places = _known(scan)
     likelihoods, found = by_level_error(scan.evidence, weights, anomalies=scan.anomalies)
     right = [scan.right[i] for i in places]

@@ -43,6 +43,10 @@ probability of a *level error*: the network names all vertebrae of a scan one to
 high or too low. Then the scores of all vertebrae agree, and only landmarks, such as the end of the
 spine in view, contradict them. With a level error the score of a label is that of the label so many
 levels below or above, and a naming's probability is the sum over all level errors.
+
+A network may also number the lumbar vertebrae from the sacrum upwards, as in a spine without L6.
+Nobody can do better in a scan without ribs, so a calibrated decoder always allows for it: with the
+probability of L6 times `_FROM_SACRUM`, L2 to L6 have the scores of L1 to L5.
 """
 
 import functools
@@ -76,6 +80,10 @@ _SEARCHED = 12
 
 _LEVEL_ERRORS = {-3: 0.05, -2: 0.1, -1: 0.35, 1: 0.35, 2: 0.1, 3: 0.05}
 """Levels -> the share of level errors by so many levels."""
+
+_FROM_SACRUM = 0.5
+"""The share of spines with L6 whose lumbar vertebrae a network numbers from the sacrum. It is an
+assumption: as likely as not."""
 
 _REVERSED_BY = math.log(1000)
 """A scan counts as reversed if its sequence is cheaper by this much from foot to head."""
@@ -360,9 +368,13 @@ def _scores(evidence: Evidence, weight: float) -> np.ndarray:
 
 
 def level_odds(level_error: float) -> np.ndarray:
-    """Return (7,), the probability of no level error, and of each of `by_level_error`."""
-    shares = np.array([level_error * share for share in _LEVEL_ERRORS.values()])
-    return np.array([1.0 - level_error, *shares])
+    """Return (8,), the odds of each error of `by_level_error`; the first is none.
+
+    Without level errors, there is no other error, either: the decoder is not calibrated.
+    """
+    shares = [level_error * share for share in _LEVEL_ERRORS.values()]
+    sacrum = 1.0 - level_error if level_error > 0 else 0.0
+    return np.array([1.0 - level_error, *shares, sacrum])
 
 
 def by_level_error(
@@ -372,10 +384,11 @@ def by_level_error(
     anomalies: Collection[str] = ANOMALIES,
     costs: Costs = Costs(),  # noqa: B008 - frozen
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probabilities of names if the level error were known, for w weights.
+    """Return the probabilities of names if the error of the network were known, for w weights.
 
-    With odds q (`level_odds`), the probabilities of the names are the mean of those of all level
-    errors, with the weights q x likelihood.
+    The errors are none, six level errors, and numbering from the sacrum. With odds q
+    (`level_odds`), the probabilities of the names are the mean of those of all errors, with the
+    weights q x likelihood.
 
     Args:
         evidence: of n instances, at least one.
@@ -384,7 +397,7 @@ def by_level_error(
         costs: see `decode_sequence`.
 
     Returns:
-        (w, 7) log likelihood of each level error, up to a constant of the weight, and (w, 7, n, 27)
+        (w, 8) log likelihood of each error, up to a constant of the weight, and (w, 8, n, 27)
         probabilities of the classes 1 to 26, and last of no vertebra.
     """
     frame = _frame(
@@ -398,8 +411,8 @@ def by_level_error(
     )
     likelihoods, probabilities = [], []
     for weight in weights:
-        own = _own_costs(_scores(evidence, weight), anomalies, costs, _LEVEL_ERRORS)
-        chain = frame.chain(np.zeros(len(own)), own)
+        own = _own_costs(_scores(evidence, weight), anomalies, costs, errors=True)
+        chain = frame.chain(_error_costs(anomalies, costs), own)
         forward, backward = chain.forward(_sum), chain.backward(_sum)
         total = _sum((forward + chain.last).reshape(len(own), -1), 1)
         named = np.exp(total[:, None, None] - forward - backward)
@@ -542,9 +555,11 @@ def decode_sequence(
         return Sequence((), 0.0, math.inf, (), (), (), {}, (), ())
     allowed = frozenset(anomalies)
     frame = _frame(n, centroids_mm, cut, sizes, room_mm, allowed, costs)
-    odds = level_odds(level_error)
-    own = _own_costs(scores, anomalies, costs, _LEVEL_ERRORS if level_error > 0 else ())
-    chain = frame.chain(-np.log(odds[: len(own)]), own)
+    own = _own_costs(scores, anomalies, costs, errors=level_error > 0)
+    errors = np.zeros(1)
+    if level_error > 0:
+        errors = _error_costs(anomalies, costs) - np.log(level_odds(level_error))
+    chain = frame.chain(errors, own)
     forward, backward = chain.forward(_least), chain.backward(_least)
     through = np.concatenate(
         [(forward + backward).min(axis=0), chain.least_without(forward, backward)[:, None]], axis=1
@@ -600,7 +615,9 @@ class _Frame:
     first: np.ndarray
     """See `_Chain`."""
     last: np.ndarray
-    """See `_Chain`."""
+    """(n, 26), see `_Chain`."""
+    last_of_l6: np.ndarray
+    """The same for a spine with L6."""
     moves: dict[tuple[int, int], np.ndarray]
     """See `_Chain`."""
     ways: dict[tuple[int, int], dict[str, np.ndarray]]
@@ -608,7 +625,8 @@ class _Frame:
 
     def chain(self, errors: np.ndarray, own: np.ndarray) -> "_Chain":
         """Return the sequences of instances with these costs, see `_Chain`."""
-        return _Chain(errors, own, self.first, self.last, self.moves)
+        last = [self.last] * (len(own) - 1) + [self.last if len(own) == 1 else self.last_of_l6]
+        return _Chain(errors, own, self.first, np.stack(last), self.moves)
 
 
 def _frame(
@@ -639,44 +657,65 @@ def _frame(
         for i in range(n)
         for k in range(i + 1, min(n, i + 2 + most))
     }
+    last = np.stack(
+        [false[i + 1 :].sum() + _last_costs(below[i], allowed, costs) for i in range(n)]
+    )
+    # Its end is in view, but L6 was not found.
+    missed = below[:, None] > _ROOM * STEP_MM
+    missed[:, labels.VERSE_IDS.index(labels.id_of("L6"))] = False
+    after = np.array([false[i + 1 :].sum() for i in range(n)])[:, None]
     return _Frame(
         apart=apart,
         away=away,
         below=below,
         first=np.stack([false[:i].sum() + _first_costs(above[i], costs) for i in range(n)]),
-        last=np.stack(
-            [false[i + 1 :].sum() + _last_costs(below[i], allowed, costs) for i in range(n)]
-        ),
+        last=last,
+        last_of_l6=np.where(missed, after + costs.gap, last),
         moves={(i, k): false[i + 1 : k].sum() + step for (i, k), (step, _) in steps.items()},
         ways={pair: ways for pair, (_, ways) in steps.items()},
     )
 
 
 def _own_costs(
-    scores: np.ndarray, anomalies: Collection[str], costs: Costs, errors: Iterable[int]
+    scores: np.ndarray, anomalies: Collection[str], costs: Costs, *, errors: bool
 ) -> np.ndarray:
-    """Return (1 + e, n, 26), the cost of each class of each instance with each level error.
-
-    The first is that without level error.
+    """Return (e, n, 26), the cost of each class of each instance with each error.
 
     Args:
         scores: see `decode_sequence`.
         anomalies: see `decode_sequence`.
         costs: see `decode_sequence`.
-        errors: the e level errors.
+        errors: whether to return the 8 of `by_level_error`, or only the first, which is none.
     """
     label_costs = np.array([_label_cost(i, anomalies, costs) for i in labels.VERSE_IDS])
     found = [-scores + label_costs]
+    if not errors:
+        return np.stack(found)
     rank = np.array([labels.order(i) for i in labels.VERSE_IDS])
     unseen = scores.min(axis=1, keepdims=True)  # there is no class above C1 or below L6
-    for levels in errors:
+    for levels in _LEVEL_ERRORS:
         # T13 lies between T12 and L1.
         seen = np.floor(rank + levels) if levels > 0 else np.ceil(rank + levels)
         place = np.clip(seen.astype(int) - 1, 0, NUM_LABELS - 2)
         there = (seen >= 1) & (seen <= NUM_LABELS - 1)
         moved = np.where(there, scores[:, place], unseen)
         found.append(-moved + label_costs)
+    first, last = (labels.VERSE_IDS.index(labels.id_of(name)) for name in ("L1", "L6"))
+    moved = scores.copy()
+    moved[:, first + 1 : last + 1] = scores[:, first:last]
+    label_costs[last] = 0.0  # `_error_costs` has it
+    found.append(-moved + label_costs)
     return np.stack(found)
+
+
+def _error_costs(anomalies: Collection[str], costs: Costs) -> np.ndarray:
+    """Return (8,), the costs of errors that do not depend on the network's calibration."""
+    sacrum = _label_cost(labels.id_of("L6"), anomalies, costs) - math.log(_FROM_SACRUM)
+    return np.array([0.0] * (1 + len(_LEVEL_ERRORS)) + [min(sacrum, _NEVER)])
+
+
+_NEVER = 300.0
+"""The cost of what is forbidden, where it must be finite."""
 
 
 def _least(costs: np.ndarray, axis: int) -> np.ndarray:
@@ -709,7 +748,7 @@ class _Chain:
     first: np.ndarray
     """(n, 26) of a class of the first instance with a label, at each place."""
     last: np.ndarray
-    """(n, 26) of a class of the last instance with a label, at each place."""
+    """(e, n, 26) of a class of the last instance with a label, at each place."""
     moves: dict[tuple[int, int], np.ndarray]
     """(place, next place with a label) -> (26, 26) of the step between two classes."""
 
@@ -728,9 +767,7 @@ class _Chain:
 
     def backward(self, fold: _Fold) -> np.ndarray:
         """Return (e, n, 26), the folded costs of all ends after a class."""
-        reached = [
-            [np.broadcast_to(self.last[i], self.own[:, i].shape)] for i in range(len(self.last))
-        ]
+        reached = [[self.last[:, i]] for i in range(len(self.first))]
         found = np.empty_like(self.own)
         for k in reversed(range(len(reached))):
             found[:, k] = fold(np.stack(reached[k]), 0)
@@ -751,7 +788,7 @@ class _Chain:
         for i in range(n):
             starts = self.errors[:, None] + self.first[i] + self.own[:, i] + backward[:, i]
             least[:i] = np.minimum(least[:i], starts.min())
-            least[i + 1 :] = np.minimum(least[i + 1 :], (forward[:, i] + self.last[i]).min())
+            least[i + 1 :] = np.minimum(least[i + 1 :], (forward[:, i] + self.last[:, i]).min())
         for (i, k), move in self.moves.items():
             if k > i + 1:
                 rest = self.own[:, k] + backward[:, k]
@@ -781,7 +818,7 @@ class _Chain:
     def costs_of(self, path: _Path) -> np.ndarray:
         """Return (e,), the cost of a sequence with each level error."""
         kept = [i for i, label in enumerate(path) if label < NUM_LABELS]
-        cost = self.first[kept[0], path[kept[0]]] + self.last[kept[-1], path[kept[-1]]]
+        cost = self.first[kept[0], path[kept[0]]] + self.last[:, kept[-1], path[kept[-1]]]
         cost += sum(self.moves[i, k][path[i], path[k]] for i, k in itertools.pairwise(kept))
         return self.errors + cost + sum(self.own[:, i, path[i]] for i in kept)
 
@@ -803,7 +840,7 @@ class _Chain:
             chosen = np.argpartition(all_ways, count - 1, axis=0)[:count]
             costs[k, :, :count] = np.take_along_axis(all_ways, chosen, axis=0).T + own[k][:, None]
             before[k, :, :count] = source[chosen].T
-        whole = (costs + self.last[:, :, None]).ravel()
+        whole = (costs + self.last[error, :, :, None]).ravel()
         found = []
         for way in np.argpartition(whole, _SEARCHED - 1)[:_SEARCHED]:
             if not np.isfinite(whole[way]):
@@ -831,7 +868,7 @@ class _Chain:
         if name in _OF_LABEL:
             own[:, :, labels.VERSE_IDS.index(labels.id_of(name))] = np.inf
         if name == "no L5":
-            last[_shows_no_l5(below, costs), labels.VERSE_IDS.index(_L4)] = np.inf
+            last[:, _shows_no_l5(below, costs), labels.VERSE_IDS.index(_L4)] = np.inf
         moves = {pair: np.where(ways[pair], np.inf, move) for pair, move in self.moves.items()}
         return _Chain(self.errors, own, self.first, last, moves)
 

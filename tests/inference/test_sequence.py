@@ -237,6 +237,16 @@ def test_a_level_error_moves_all_names_together(seen_ids):
         for ids in itertools.product(*finite):
             cost = cost_by_hand(ids, these, *where)
             chance[ids] = chance.get(ids, 0.0) + prior * math.exp(-cost)
+    sacrum = scores.copy()  # a spine with L6 that is numbered from the sacrum
+    sacrum[:, [PLACE[i] for i in range(21, 26)]] = scores[:, [PLACE[i] for i in range(20, 25)]]
+    finite = [[0, *(i for i in labels.VERSE_IDS if row[PLACE[i]] > -np.inf)] for row in sacrum]
+    for ids in itertools.product(*finite):
+        cost = cost_by_hand(ids, sacrum, *where) + Costs().l6 * (1 - ids.count(25))
+        end = max((k for k in range(3) if ids[k]), default=2)
+        if ids[end] in (L4, L5) and 25.0 * (2 - end) > 1.5 * STEP_MM[PLACE[ids[end]]]:
+            # The spine ends in view without L6, which was missed then.
+            cost += Costs().gap - (min(Costs().gap, Costs().no_l5) if ids[end] == L4 else 0.0)
+        chance[ids] = chance.get(ids, 0.0) + 0.7 * 0.5 * math.exp(-cost)
     whole = sum(chance.values())
     found = decode_sequence(scores, centroids_mm=where[0], level_error=0.3)
     assert found.labels == max(chance, key=chance.get)
@@ -267,6 +277,22 @@ def test_less_weight_and_more_level_errors_mean_less_certainty():
     sure, doubtful = (decode(ends, calibration=Calibration(level_error=e)) for e in (0.0, 0.2))
     assert names(sure) == "L2 L3 L4" and names(doubtful) == "L3 L4 L5"
     assert [str(one) for one in doubtful.namings[:2]] == ["L3-L5 (0.73)", "L2-L4 (0.21)"]
+
+
+def test_without_ribs_the_last_vertebra_may_be_l6():
+    """One spine in ten has L6 and is numbered from the sacrum; T12 in view contradicts that."""
+
+    def found(*ids):
+        sums, where = np.eye(26)[[PLACE[i] for i in ids]], column(*[32.0] * (len(ids) - 1))
+        evidence = Evidence(sums, where, np.full(len(ids), False), np.ones(len(ids)), (0.0, 80.0))
+        return decode(evidence, calibration=Calibration(1.0, 0.01))
+
+    lumbar = found(21, 22, 23, 24)
+    assert names(lumbar) == "L2 L3 L4 L5" and str(lumbar.namings[1]).startswith("L3-L6 (0.09")
+    odds = 0.5 * 16 / 83  # of L6 and numbering from the sacrum to all the rest, L6 included
+    assert lumbar.variants["L6"] == pytest.approx(odds / (1 + odds), abs=0.02)
+    assert max(lumbar.probabilities) < sequence.CERTAIN
+    assert min(found(19, 20, 21, 22, 23, 24).probabilities) > sequence.CERTAIN
 
 
 def test_level_errors_are_probabilities():
