@@ -53,7 +53,8 @@ def png(before: Mapping[str, Any], after: Mapping[str, Any], judged_by: str) -> 
     )
     axes.legend(loc="upper left", frameon=False)
     figure.text(0.12, 0.95, "Are names as often right as their probability says?", size=13)
-    figure.text(0.12, 0.91, f"Judged by {judged_by}; numbers of names at the dots", size=9)
+    words = f"Judged by {judged_by}.\nBeside the dots: numbers of names."
+    figure.text(0.12, 0.895, words, size=9)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
