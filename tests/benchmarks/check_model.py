@@ -76,7 +76,7 @@ def row(blocks: list[dict]) -> dict:
         "vertebrae": len(dice),
         "id_rate": right / len(dice),
         "dice": sum(dice) / len(dice),
-        "all_right": sum(block["all_correct"] for block in blocks) / len(blocks),
+        "all_right": sum(block["id_rate"] == 1 for block in blocks) / len(blocks),
     }
 
 
