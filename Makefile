@@ -53,13 +53,24 @@ demo: $(STAMP)
 	$(BIN)/spinejax evaluate --workdir=$(RUN)
 	$(BIN)/spinejax report --workdir=$(RUN)
 
+# Scans that calibrate the probabilities of names: the region that they show, and the seed
+CALIBRATION := any-101 any-201 cervical-102 cervical-202 thoracic-103 thoracic-203 lumbar-104 lumbar-204
 model: $(STAMP)
 	for stage in sagittal vertebrae; do \
 	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage --workdir=$(MODEL)/$$stage || exit; \
 	done
-	$(BIN)/spinejax export --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae --half=vertebrae --output=$(MODEL)/phantom.safetensors
+	for set in $(CALIBRATION); do \
+	  case $$set in any-*) tall=700;; *) tall=300;; esac; \
+	  $(BIN)/spinejax phantom --out=$(MODEL)/phantoms/$$set --cases=15 --region=$${set%-*} --seed=$${set#*-} --label_cut \
+	    --min_spacing_mm=1.5 --max_spacing_mm=4 --max_extent_mm=$$tall --max_voxels=1000000 \
+	    --rates=t13=0.1,l6=0.2,no_t12=0.1 || exit; \
+	done
+	$(BIN)/spinejax calibrate --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae \
+	  $(addprefix --data=$(MODEL)/phantoms/,$(CALIBRATION)) --output=$(MODEL)/calibration
+	$(BIN)/spinejax export --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae \
+	  --calibration=$(MODEL)/calibration/calibration.json --half=vertebrae --output=$(MODEL)/phantom.safetensors
 
-model-check: $(DEV_STAMP)
+model-check: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.check_model --out=$(MODEL)-check $(REAL)
 
 # The files run in this order: the longest begin first, so that none of them runs alone at the end.

@@ -1,9 +1,10 @@
 """Scores of a packaged model on phantoms that it never saw and on real CTs, and its card.
 
-    python -m tests.benchmarks.check_model --out=DIR [--model=phantom] [FOLDER ...]
+    python -m tests.benchmarks.check_model --out=DIR [--model=phantom] [--calibration=FILE] [FOLDER ...]
 
 Three sets of 20 phantoms show every kind of scan: any region, any voxel size, variants of the
-spine. FOLDERs hold real CTs with masks. The command prints every score. It writes the card as
+spine. FOLDERs hold real CTs with masks. The command prints every score. FILE is the
+calibration.json of `spinejax calibrate`, whose table goes into the card, too. The command writes the card as
 DIR/card.json and DIR/model.md, and DIR/phantom.safetensors: the model with this card.
 """
 
@@ -97,7 +98,7 @@ def networks(model: str) -> list[dict]:
     ]
 
 
-def card_of(model: str, scores: dict) -> dict:
+def card_of(model: str, scores: dict, calibration: dict | None) -> dict:
     """Return the card of the model."""
     with safe_open(model_file.located(model), framework="numpy") as file:
         digest = file.metadata()["sha256"]
@@ -115,6 +116,7 @@ def card_of(model: str, scores: dict) -> dict:
         "seeds": SEEDS,
         "cases": CASES,
         "scores": scores,
+        "calibration": calibration,
     }
 
 
@@ -129,6 +131,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="phantom")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--calibration", type=Path)
     parser.add_argument("real", type=Path, nargs="*")
     options = parser.parse_args()
 
@@ -159,7 +162,8 @@ def main():
             table = [[part, *names]]
             table += [[name, *(f"{row[key]:.4g}" for key in names)] for name, row in rows.items()]
             print(text_table(table))
-    card = card_of(options.model, found)
+    text = options.calibration.read_text() if options.calibration else "null"
+    card = card_of(options.model, found, json.loads(text))
     (options.out / "card.json").write_text(json.dumps(card, indent=1))
     (options.out / "model.md").write_text(page(card))
     half = [role for role in {one["role"] for one in card["networks"]} if role != model_file.SPINE]
