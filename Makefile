@@ -22,7 +22,7 @@ ALLOCATOR := GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1:glib
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   phantoms -> train -> evaluate -> report, about 20 minutes of CPU time;"
+	@echo "make demo   phantoms -> train -> evaluate -> report, about 8 minutes on two idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
 	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about three hours on two"
 	@echo "            cores; continues where it was interrupted"

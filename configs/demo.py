@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.preprocess.update(clamp_hu=(-200.0, 600.0), spacing_mm=2.0)
     # Every slice is another person, so augmentation adds nothing.
     config.augment.enabled = False
-    config.train.steps = 650
+    config.train.steps = 450
     config.train.eval_every_epochs = 4.0
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # In minutes the network learns names by the end of the mask. Patients need more, see
     # `phantom_vertebrae.py`.
     second.data.cube.prior_sacrum = 0.0
-    second.train.steps = 1500
+    second.train.steps = 1200
     second.optim.ema_decay = 0.98
     second.predict.anomalies = ()
     # Vertebrae that the scan's edge cuts have no labels here, as in VerSe.
