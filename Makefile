@@ -27,7 +27,7 @@ help:
 	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about three hours on two"
 	@echo "            cores; continues where it was interrupted"
 	@echo "make model-check   scores the packaged model on phantoms, and on the real CTs in REAL='DIR DIR'; writes its card"
-	@echo "make test   the whole test suite, about 18 minutes on two idle cores"
+	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation, as HTML in site/"
 	@echo "make bench  throughput, memory, and ratios to PyTorch (installs the bench extra)"
