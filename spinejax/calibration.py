@@ -110,7 +110,7 @@ def calibrate(
             raise _too_few(0, 1, test, failed)
         by, how = [calibration] * len(judged), f"{len(judged)} test scans"
     else:
-        judged, how = fitting, f"the same scans, in {PARTS} parts that the others fitted"
+        judged, how = fitting, f"the same scans: each of {PARTS} parts by what the others fitted"
         parts = [
             reliability.fit([one for k, one in enumerate(fitting) if k % PARTS != part])
             for part in range(PARTS)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -470,19 +470,15 @@ def _networks(
     return first, second, third
 
 
-_DOES = {SECOND: (CUBES, "names"), THIRD: (OUTLINES, "outlines")}
-
-
 def _given(name: str, places: Sequence[Path], checkpoint: str) -> list[Network]:
     """Return the networks of a role from the models that the flag of its name gives."""
     networks = []
     for place in places:
         one = read_networks(place, checkpoint, further=())
         if name not in one:
-            task, does = _DOES[name]
             raise InputError(
-                f"--{name}={place} is a model of task={next(iter(one.values()))[0].config.task}, "
-                f"which {does} no vertebrae; give one of task={task}"
+                f"--{name}={place} is a model of task={next(iter(one.values()))[0].config.task}; "
+                f"give one that {model_file.DOES[name]}"
             )
         networks += one[name]
     _check_alike(networks)
@@ -512,8 +508,8 @@ def _calibrated(
     file: StrPath,
     *,
     flip: bool = False,
-) -> tuple[list[Network], list[Network]]:
-    """Return the first two of `_networks` with the numbers of the file of a calibration."""
+) -> tuple[list[Network], list[Network], dict[str, Any]]:
+    """Return the first two of `_networks` with the numbers of a calibration's file, and it."""
     path, remedy = expanded(file), "give the calibration.json that `spinejax calibrate` wrote"
     shape = {"name_weight": float, "level_error": float, "model": str}
     found = records.read(path, shape, remedy)
@@ -529,7 +525,7 @@ def _calibrated(
             schema.check_value(f"predict.{name}", found[name])
             config.predict[name] = float(found[name])
         changed.append(replace(network, config=config))
-    return (first, changed) if second else (changed, [])
+    return (first, changed, found) if second else (changed, [], found)
 
 
 def export(
@@ -558,7 +554,7 @@ def export(
         half: some of "spine", "vertebrae" and "outlines": networks whose parameters are stored as
             float16, in half the bytes.
         card: what to say about the model: data, scores, limits; plain JSON.
-        calibration: see `load`.
+        calibration: see `load`; its tables go into the card, under "calibration".
         overwrite: replace a file that this program did not write, too.
 
     Returns:
@@ -572,13 +568,16 @@ def export(
         raise InputError(f"{path}: the name of a model's file ends in {model_file.ENDING}")
     check_output(path, "model", overwrite=overwrite)  # before any reading
     first, second, third = _networks(model, vertebrae, outlines, checkpoint)
+    card = dict(card or {})
     if calibration is not None:
-        first, second = _calibrated(first, second, third, calibration)
+        first, second, found = _calibrated(first, second, third, calibration)
+        # Failures name files of this machine.
+        card["calibration"] = {name: value for name, value in found.items() if name != "failed"}
     by_role = {model_file.role(first[0].config): first}
     by_role |= {name: those for name, those in ((SECOND, second), (THIRD, third)) if those}
     for name in half:
         check_choice("half", name, by_role)
-    model_file.write(path, by_role, card=card or {}, half=half, overwrite=overwrite)
+    model_file.write(path, by_role, card=card, half=half, overwrite=overwrite)
     return path
 
 
@@ -614,7 +613,7 @@ def load(
     """
     first, second, third = _networks(model, vertebrae, outlines, checkpoint)
     if calibration is not None:
-        first, second = _calibrated(first, second, third, calibration, flip=flip)
+        first, second, _ = _calibrated(first, second, third, calibration, flip=flip)
     config = first[0].config
     find: _Find | None = None
     memory: Callable[[Volume], int]
@@ -731,6 +730,17 @@ def cube_settings(config: ConfigDict, task: Task, batch_size: int) -> cascade.Cu
     )
 
 
+_Kind = TypeVar("_Kind", bound=Task)
+
+
+def _task(run: Network, kind: type[_Kind]) -> _Kind:
+    """Return the task of a network, of the kind that its role has."""
+    task = build_task(run.config)
+    if not isinstance(task, kind):
+        raise ValueError(f"{run.source}: task={run.config.task} is no {kind.__name__}")
+    return task
+
+
 _Find = Callable[[Volume, str, Progress], np.ndarray]
 _Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
 
@@ -739,9 +749,7 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
     """Return the function that segments the spine, and the one that estimates its memory."""
     networks, least_side = [], 1
     for run in runs:
-        task = build_task(run.config)
-        if not isinstance(task, MaskTask):
-            raise ValueError(f"task={run.config.task} segments no slices")
+        task = _task(run, MaskTask)
         predict, plane = task.stack_predictor(run.variables), run.config.data.plane
         if flip and plane != "sagittal":
             predict = ensemble.mirrored_stack(predict)
@@ -786,9 +794,7 @@ def _namer(runs: Sequence[Network], *, flip: bool) -> tuple[_Name, cascade.CubeS
     config = runs[0].config
     members = []
     for run in runs:
-        task = build_task(run.config)
-        if not isinstance(task, NameTask):
-            raise ValueError(f"task={run.config.task} names no vertebrae")
+        task = _task(run, NameTask)
         member, rows = make_cube_predictor(
             task.class_probability, run.variables, batch_size=config.predict.batch_size
         )
@@ -836,9 +842,7 @@ def _outliner(
     config = runs[0].config
     members = []
     for run in runs:
-        task = build_task(run.config)
-        if not isinstance(task, OutlineTask):
-            raise ValueError(f"task={run.config.task} outlines no vertebrae")
+        task = _task(run, OutlineTask)
         member, rows = make_outliner(
             task.probability, run.variables, batch_size=config.predict.batch_size
         )

@@ -463,7 +463,7 @@ def test_exchanged_and_unfit_runs_are_refused(scans, run, alone, tmp_path, capsy
     rest = [f"--input={ct}", f"--output={out}"]
     words = ("exchange", "--vertebrae")
     fails(capsys, ["predict", f"--workdir={alone}", f"--vertebrae={run}", *rest], *words)
-    words = ("slice_segmentation", "names no vertebrae")
+    words = ("slice_segmentation", "give one that names vertebrae")
     fails(capsys, ["predict", f"--workdir={run}", f"--vertebrae={run}", *rest], *words)
     second = run / "vertebrae"
     words = ("needs the mask of an earlier one", f"--vertebrae={second}")

@@ -21,6 +21,7 @@ from spinejax.data.feeds import (
     check_any,
     cut,
     grain_seed,
+    in_order,
     random_start,
     seed_of,
     tile_table,
@@ -134,28 +135,6 @@ class RandomError(grain.transforms.RandomMap):
         return self.outlined.cube(*vertebra, self.jitter * rng.standard_normal(3))
 
 
-@dataclass(frozen=True, repr=False)
-class EveryOutline:
-    """The cube of every vertebra in order, then empty ones of weight 0 up to `length`."""
-
-    outlined: Outlined
-    table: Sequence[tuple[int, int]]
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one sample, see `feeds.cut`."""
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        if index < len(self.table):
-            return self.outlined.cube(*self.table[index])
-        sample = self.outlined.cube(*self.table[0])
-        sample["label"][:] = 0
-        return sample | {"weight": np.float32(0)}
-
-
 class OutlineFeed(ScanFeed):
     """Cubes of single vertebrae; an epoch has each vertebra of the training scans once."""
 
@@ -201,8 +180,8 @@ class OutlineFeed(ScanFeed):
 
     def _validation(self, share: Share) -> grain.MapDataset:
         table = _vertebrae(self._val)
-        length = -(-len(table) // share.batch_size) * share.batch_size
-        return share.batches(grain.MapDataset.source(EveryOutline(self._val, table, length)))
+        fill_hu = self.val_cases[0].settings.fill_hu
+        return in_order(lambda index: self._val.cube(*table[index]), len(table), share, fill_hu)
 
 
 def _vertebrae(outlined: Outlined) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ of a single process, in another order that `"position"` gives.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -339,13 +339,20 @@ def tile_table(cached: Sequence[CachedCase], size: Sequence[int]) -> np.ndarray:
 
 
 @dataclass(frozen=True, repr=False)
-class Tiles:
-    """The windows of `tile_table` in order, then empty ones of weight 0 up to `length`."""
+class Filled:
+    """Samples in order, then empty ones of weight 0 up to `length`.
 
-    cached: Sequence[CachedCase]
-    size: tuple[int, ...]
-    table: np.ndarray
+    Attributes:
+        sample: index -> sample, see `cut`.
+        count: number of samples.
+        length: of the source.
+        fill_hu: HU of an empty sample.
+    """
+
+    sample: Callable[[int], dict[str, Any]]
+    count: int
     length: int
+    fill_hu: float
 
     def __len__(self) -> int:
         return self.length
@@ -354,14 +361,22 @@ class Tiles:
         """Return one sample, see `cut`."""
         if not 0 <= index < self.length:
             raise IndexError(index)
-        filler = index >= len(self.table)
-        case, *start = (int(v) for v in self.table[0 if filler else index])
-        sample = cut(self.cached, case, start, self.size)
-        if filler:
-            sample["image"][:] = self.cached[case].settings.fill_hu
-            sample["label"][:] = 0
-            sample["weight"] = np.float32(0)
-        return sample
+        if index < self.count:
+            return self.sample(index)
+        filler = self.sample(0)
+        return filler | {
+            "image": np.full_like(filler["image"], self.fill_hu),
+            "label": np.zeros_like(filler["label"]),
+            "weight": np.float32(0),
+        }
+
+
+def in_order(
+    sample: Callable[[int], dict[str, Any]], count: int, share: Share, fill_hu: float
+) -> grain.MapDataset:
+    """Return batches of `count` samples in order; the last one is filled up (`Filled`)."""
+    length = -(-count // share.batch_size) * share.batch_size
+    return share.batches(grain.MapDataset.source(Filled(sample, count, length, fill_hu)))
 
 
 def tiled(
@@ -377,8 +392,12 @@ def tiled(
     """
     check_any(cached, samples)
     table = tile_table(cached, size)
-    length = -(-len(table) // share.batch_size) * share.batch_size
-    return share.batches(grain.MapDataset.source(Tiles(cached, size, table, length)))
+
+    def sample(index: int) -> dict[str, Any]:
+        case, *start = table[index].tolist()
+        return cut(cached, case, start, size)
+
+    return in_order(sample, len(table), share, cached[0].settings.fill_hu)
 
 
 def check_any(cached: Sequence[Any], samples: str) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from spinejax import models
+from spinejax import losses, models
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
@@ -106,6 +106,10 @@ class NameTask(Task):
     class_probability: Callable[[Mapping[str, Any], jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+Probability = Callable[[Mapping[str, Any], jax.Array, jax.Array], jax.Array]
+"""(variables, image (b, ...) HU, stats (b, 4)) -> (b, ...) float32 probability of foreground."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutlineTask(Task):
     """A task that outlines the vertebra whose body's centre lies at a fixed place of a cube.
@@ -114,7 +118,7 @@ class OutlineTask(Task):
         probability of each voxel to belong to that vertebra.
     """
 
-    probability: Callable[[Mapping[str, Any], jax.Array, jax.Array], jax.Array]
+    probability: Probability
 
 
 def feed_options(config: ConfigDict) -> dict[str, Any]:
@@ -223,3 +227,41 @@ def apply(
         mutable=["batch_stats"],
     )
     return logits, updated.get("batch_stats", batch_stats)
+
+
+def foreground(
+    config: ConfigDict,
+    model: nn.Module,
+    arrays: Callable[[Mapping[str, jax.Array], Keys | None], tuple[jax.Array, jax.Array]],
+    network_input: Callable[[jax.Array, jax.Array], jax.Array],
+    axis_name: str | None,
+) -> tuple[Loss, Probability]:
+    """Return the loss and the probability of a network that tells foreground from background.
+
+    Args:
+        config: the experiment.
+        model: the network, with one channel of logits.
+        arrays: of `arrays_of`.
+        network_input: (image (b, ...) HU, stats (b, 4)) -> (b, ..., channels).
+        axis_name: device axis over which the loss is pooled.
+    """
+    loss_fn = losses.make_loss(config.loss)
+
+    def loss(
+        params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
+    ) -> tuple[jax.Array, LossAux]:
+        image, label = arrays(batch, keys)
+        x = network_input(image, batch["stats"])
+        logits, batch_stats = apply(model, params, batch_stats, x, keys)
+        weight = batch["weight"]
+        value = loss_fn(logits, label, weight=weight, axis_name=axis_name)
+        found = logits[..., 0] > 0
+        return value, LossAux(batch_stats, counts(found, label > 0, weight), found)
+
+    def probability(
+        variables: Mapping[str, Any], image_hu: jax.Array, stats: jax.Array
+    ) -> jax.Array:
+        logits, _ = model.apply(dict(variables), network_input(image_hu, stats), train=False)
+        return jax.nn.sigmoid(logits[..., 0].astype(jnp.float32))
+
+    return loss, probability

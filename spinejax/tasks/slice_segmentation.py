@@ -5,10 +5,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from spinejax import augment, losses
+from spinejax import augment
 from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
@@ -18,7 +17,7 @@ from spinejax.inference import windows2d
 from spinejax.inference.masks import StackPredictor
 from spinejax.phantom import online
 from spinejax.tasks import record
-from spinejax.tasks.record import Keys, LossAux, MaskTask
+from spinejax.tasks.record import MaskTask
 
 
 def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
@@ -32,7 +31,6 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         )
     how = preprocess.from_config(config.data)
     mode = config.data.normalise
-    loss_fn = losses.make_loss(config.loss)
     arrays = record.arrays_of(
         config, partial(augment.augment, plane=how.plane, fill_hu=how.fill_hu)
     )
@@ -40,22 +38,7 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
     def network_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
 
-    def loss(
-        params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
-    ) -> tuple[jax.Array, LossAux]:
-        image, label = arrays(batch, keys)
-        x = network_input(image, batch["stats"])
-        logits, batch_stats = record.apply(model, params, batch_stats, x, keys)
-        weight = batch["weight"]
-        value = loss_fn(logits, label, weight=weight, axis_name=axis_name)
-        mask = logits[..., 0] > 0
-        return value, LossAux(batch_stats, record.counts(mask, label > 0, weight), mask)
-
-    def probability(
-        variables: Mapping[str, Any], image_hu: jax.Array, stats: jax.Array
-    ) -> jax.Array:
-        logits, _ = model.apply(dict(variables), network_input(image_hu, stats), train=False)
-        return jax.nn.sigmoid(logits[..., 0].astype(jnp.float32))
+    loss, probability = record.foreground(config, model, arrays, network_input, axis_name)
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         free = config.data.spine_free_fraction

@@ -6,14 +6,13 @@ that marks the centre of its body. Neighbours that touch are told apart by their
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import augment, losses
+from spinejax import augment
 from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.cube_feed import OutlineFeed
@@ -21,7 +20,7 @@ from spinejax.data.feeds import Feed
 from spinejax.metrics.body_centres import body_centres
 from spinejax.phantom import online
 from spinejax.tasks import record
-from spinejax.tasks.record import Keys, LossAux, OutlineTask
+from spinejax.tasks.record import OutlineTask
 
 MARK_MM = 8.0
 """Standard deviation of the mark, a Gaussian of height 1: about half of the smallest distance
@@ -40,7 +39,6 @@ def build(config: ConfigDict, axis_name: str | None) -> OutlineTask:
     record.check_stride(config, model)
     how = preprocess.from_config(config.data)
     mode = config.data.normalise
-    loss_fn = losses.make_loss(config.loss)
     arrays = record.arrays_of(config, partial(augment.augment_cubes, fill_hu=how.fill_hu))
     shift = np.array([0.0, *config.data.cube.shift_mm]) / how.spacing_mm
     mark = _mark(size, -shift, MARK_MM / how.spacing_mm)
@@ -49,23 +47,7 @@ def build(config: ConfigDict, axis_name: str | None) -> OutlineTask:
         x = normalise.network_input(image_hu, mode, how.range_hu, stats[:, None])
         return jnp.stack([x, jnp.broadcast_to(mark, x.shape)], -1)
 
-    def loss(
-        params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
-    ) -> tuple[jax.Array, LossAux]:
-        image, label = arrays(batch, keys)
-        x = network_input(image, batch["stats"])
-        logits, batch_stats = record.apply(model, params, batch_stats, x, keys)
-        weight = batch["weight"]
-        value = loss_fn(logits, label, weight=weight, axis_name=axis_name)
-        found = logits[..., 0] > 0
-        return value, LossAux(batch_stats, record.counts(found, label > 0, weight), found)
-
-    def probability(
-        variables: Mapping[str, Any], image_hu: jax.Array, stats: jax.Array
-    ) -> jax.Array:
-        x = network_input(image_hu.astype(jnp.float32), stats)
-        logits, _ = model.apply(dict(variables), x, train=False)
-        return jax.nn.sigmoid(logits[..., 0].astype(jnp.float32))
+    loss, probability = record.foreground(config, model, arrays, network_input, axis_name)
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         make = partial(

@@ -495,13 +495,6 @@ def read_networks(
     return found
 
 
-_DOES = {
-    model_file.SPINE: "segments the spine",
-    SECOND: "names vertebrae",
-    THIRD: "outlines vertebrae",
-}
-
-
 def pretrained(config: ConfigDict, task: Task) -> dict[str, Any] | None:
     """Return the initial variables from the model that `train.init_from` names.
 
@@ -530,8 +523,8 @@ def pretrained(config: ConfigDict, task: Task) -> dict[str, Any] | None:
             )
     if not found:
         raise InputError(
-            f"train.init_from={source}: no network that {_DOES[role]}; give another model, or '' "
-            "to begin with random weights"
+            f"train.init_from={source}: no network that {model_file.DOES[role]}; give another "
+            "model, or '' to begin with random weights"
         )
     wrong = [model_file.misfit(task, network.variables) for network in found]
     if all(wrong):

@@ -43,6 +43,13 @@ ROLES = (SPINE, schema.SECOND, schema.THIRD)
 PACKAGED = ("phantom",)
 """The names of the packaged models; the first is the default."""
 
+DOES = {
+    SPINE: "segments the spine",
+    schema.SECOND: "names vertebrae",
+    schema.THIRD: "outlines vertebrae",
+}
+"""Role -> what its networks do, for messages."""
+
 FOLDER = Path(__file__).parents[1] / "packaged"
 _REMEDY = "give a file that `spinejax export` wrote, or copy it again"
 _NETWORKS = {str: [{"config": dict, "pixels_mm": ([float], None), "training": dict}]}
@@ -71,10 +78,11 @@ class Network:
 
 
 class ModelFile(NamedTuple):
-    """The content of a file: networks by role, and the card."""
+    """The content of a file: networks by role, the card, and the SHA-256 of the networks."""
 
     networks: dict[str, list[Network]]
     card: dict[str, Any]
+    sha256: str
 
 
 def role(config: ConfigDict) -> str:
@@ -193,7 +201,7 @@ def read(path: Path) -> ModelFile:
             pixels = tuple(member["pixels_mm"]) if member["pixels_mm"] else None
             network = Network(source, config, variables, pixels, member["training"])
             networks.setdefault(name, []).append(network)
-    return ModelFile(networks, card)
+    return ModelFile(networks, card, notes["sha256"])
 
 
 _UPDATE = "install a newer version of spinejax"

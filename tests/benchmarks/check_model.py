@@ -1,11 +1,11 @@
 """Scores of a packaged model on phantoms that it never saw and on real CTs, and its card.
 
-    python -m tests.benchmarks.check_model --out=DIR [--model=M] [--calibration=FILE] [FOLDER ...]
+    python -m tests.benchmarks.check_model --out=DIR [--model=FILE] [FOLDER ...]
 
 Three sets of 20 phantoms show every kind of scan: any region, any voxel size, variants of the
-spine. FOLDERs hold real CTs with masks. FILE is the calibration.json of `spinejax calibrate`, whose
-table goes into the card, too. The command prints every score. It writes the card as DIR/card.json
-and DIR/model.md, and DIR/phantom.safetensors: the model with this card.
+spine. FOLDERs hold real CTs with masks. The command prints every score. It writes the card as
+DIR/card.json and DIR/model.md, and DIR/phantom.safetensors: the model with this card. The card
+keeps the tables of `spinejax calibrate` that the model's file holds.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import jinja2
-from safetensors import safe_open
 
 import spinejax
 from spinejax import labels, predictor, progress
@@ -83,10 +82,10 @@ def row(blocks: list[dict]) -> dict:
     }
 
 
-def networks(model: str) -> list[dict]:
-    """Return how each network of the model was trained."""
-    found = model_file.read(model_file.located(model)).networks
-    return [
+def card_of(model: str, scores: dict) -> dict:
+    """Return the card of the model."""
+    found = model_file.read(model_file.located(model))
+    trained = [
         {
             "role": role,
             "config": network.config.name,
@@ -95,15 +94,9 @@ def networks(model: str) -> list[dict]:
             "jax": network.training["versions"]["jax"],
             **network.training,
         }
-        for role, members in found.items()
+        for role, members in found.networks.items()
         for network in members
     ]
-
-
-def card_of(model: str, scores: dict, calibration: dict | None) -> dict:
-    """Return the card of the model."""
-    with safe_open(model_file.located(model), framework="numpy") as file:
-        digest = file.metadata()["sha256"]
     return {
         "model": Path(model).stem,
         "notice": NOTICE,
@@ -111,14 +104,14 @@ def card_of(model: str, scores: dict, calibration: dict | None) -> dict:
         "limits": LIMITATIONS,
         "data": DATA,
         "licence": "Apache-2.0",
-        "networks": networks(model),
-        "sha256": digest,
+        "networks": trained,
+        "sha256": found.sha256,
         "commit": run_folder.commit(),
         "command": shlex.join(["python", "-m", "tests.benchmarks.check_model", *sys.argv[1:]]),
         "seeds": SEEDS,
         "cases": CASES,
         "scores": scores,
-        "calibration": calibration,
+        "calibration": found.card.get("calibration"),
     }
 
 
@@ -133,7 +126,6 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="phantom")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--calibration", type=Path)
     parser.add_argument("real", type=Path, nargs="*")
     options = parser.parse_args()
 
@@ -164,8 +156,7 @@ def main():
             table = [[part, *names]]
             table += [[name, *(f"{row[key]:.4g}" for key in names)] for name, row in rows.items()]
             print(text_table(table))
-    text = options.calibration.read_text() if options.calibration else "null"
-    card = card_of(options.model, found, json.loads(text))
+    card = card_of(options.model, found)
     (options.out / "card.json").write_text(json.dumps(card, indent=1))
     (options.out / "model.md").write_text(page(card))
     half = [role for role in {one["role"] for one in card["networks"]} if role != model_file.SPINE]

@@ -9,6 +9,7 @@ import pytest
 import spinejax
 from spinejax import calibration
 from spinejax.cli import main
+from spinejax.training import model_file
 from tests.support.cli_runs import fails
 from tests.support.pipeline_run import write_scans
 
@@ -49,7 +50,9 @@ def test_it_prints_scores_before_and_after(calibrated, block_pipeline, scans, tm
     assert f"name_weight {found['name_weight']:.3g}" in text
     assert "before: scans that show" in text and "after: scans that show" in text
     assert f"--calibration={tmp_path}/out/calibration.json" in text
-    assert "failed" not in found and found["judged_by"].startswith("the same scans, in 5 parts")
+    assert "failed" not in found and found["judged_by"].startswith(
+        "the same scans: each of 5 parts"
+    )
 
 
 def test_predict_and_export_use_the_numbers(calibrated, block_pipeline, scans, tmp_path, caplog):
@@ -67,6 +70,9 @@ def test_predict_and_export_use_the_numbers(calibrated, block_pipeline, scans, t
     assert records["run"]["calibrated"] and not records["before"]["calibrated"]
     assert records["run"]["vertebrae"] == records["file"]["vertebrae"]
     assert records["run"]["vertebrae"] != records["before"]["vertebrae"]
+    tables = json.loads(numbers.read_text())
+    del tables["failed"]  # names files of this machine
+    assert model_file.read(file).card == {"calibration": tables}
     assert "made with another model" not in caplog.text
     spinejax.load(file, calibration=numbers)
     assert "made with another model" in caplog.text
