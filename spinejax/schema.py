@@ -283,12 +283,13 @@ FIELDS: tuple[Field, ...] = (
         "where the folders name the official split, else 'ratio'.",
     ),
     Field(
-        "data.test_fraction", 0.2, Number(0, 1, above=True, below=True),
-        meaning="Share of the patients in the test set, for the split 'ratio'.",
+        "data.test_fraction", 0.2, Number(0, 1, below=True),
+        meaning="Share of the patients in the test set, for the split 'ratio'; 0: no test set.",
     ),
     Field(
-        "data.val_fraction", 0.1, Number(0, 1, above=True, below=True),
-        meaning="Share of the remaining patients in the validation set.",
+        "data.val_fraction", 0.1, Number(0, 1, below=True),
+        meaning="Share of the remaining patients in the validation set; 0: none, and training keeps "
+        "its latest checkpoint only.",
     ),
     Field("data.folds", 5, Whole(2, 1000), "Number of folds, for the split 'kfold'."),
     Field(

@@ -42,8 +42,9 @@ def split_cases(
             number `fold` of `folds` is the test set. "auto" means official if every case has a
             subset and there are training and test cases, else ratio.
         seed: of the permutation of the patients.
-        test_fraction: share of all patients.
-        val_fraction: share of the patients that are not in the test set.
+        test_fraction: share of all patients; 0 leaves the test set of "ratio" empty.
+        val_fraction: share of the patients that are not in the test set; 0 leaves the validation
+            set empty, unless "official" names its scans.
         folds: number of folds, at least 2.
         fold: 0 to folds - 1.
         to_train: patients that "ratio" takes for training before others, such as those with copies
@@ -51,9 +52,9 @@ def split_cases(
 
     Returns:
         {"train": [...], "val": [...], "test": [...]}, each sorted by id. They share no patient, and
-        none is empty, for three patients or more. With two patients, val and test are the same
-        patient; with one, all three are. Both cases log a warning; "official" and "kfold" refuse
-        such data.
+        none is empty whose share is above 0, if there are enough patients. With two patients for
+        three sets, val and test are the same patient; with one patient, all sets are. Both cases
+        log a warning; "official" and "kfold" refuse such data.
 
     Raises:
         InputError: there are no cases, an argument is unknown or out of range, or "official" finds
@@ -74,19 +75,20 @@ def split_cases(
             f"{count} patients cannot fill {folds} folds and leave two for training and "
             "validation; change data.folds or use data.split=ratio"
         )
-    if len(subjects) < 3:
-        return _tiny(chosen, subjects, seed)
+    val, test = val_fraction > 0, kind == "kfold" or test_fraction > 0
+    if count < 1 + val + test:
+        return _tiny(chosen, subjects, seed, val, test)
     order = [subjects[i] for i in np.random.default_rng(seed).permutation(len(subjects))]
     if kind == "kfold":
         # Folds are consecutive parts of the permutation; their sizes differ by at most one.
-        test = order[fold * count // folds : (fold + 1) * count // folds]
+        tested = order[fold * count // folds : (fold + 1) * count // folds]
     else:
         order.sort(key=lambda subject: subject in to_train)
-        test = order[: _share(len(order), test_fraction, keep=2)]
-    held = set(test)
+        tested = order[: _share(count, test_fraction, keep=1 + val)]
+    held = set(tested)
     rest = [subject for subject in order if subject not in held]
-    val = rest[: _share(len(rest), val_fraction, keep=1)]
-    parts = dict.fromkeys(order, "train") | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
+    parts = dict.fromkeys(order, "train") | dict.fromkeys(tested, "test")
+    parts |= dict.fromkeys(rest[: _share(len(rest), val_fraction, keep=1)], "val")
     return _deal(chosen, parts)
 
 
@@ -100,8 +102,8 @@ def _check(kind: str, test_fraction: float, val_fraction: float, folds: int, fol
 
 
 def _share(count: int, fraction: float, keep: int) -> int:
-    """Return a rounded share of `count` that is at least 1 and leaves at least `keep`."""
-    return max(1, min(round(count * fraction), count - keep))
+    """Return a rounded share of `count` that is at least 1 and leaves `keep`; 0 for none."""
+    return max(1, min(round(count * fraction), count - keep)) if fraction else 0
 
 
 def _deal(cases: Sequence[Case], parts: dict[str, str]) -> Split:
@@ -111,13 +113,21 @@ def _deal(cases: Sequence[Case], parts: dict[str, str]) -> Split:
     return split
 
 
-def _tiny(cases: Sequence[Case], subjects: Sequence[str], seed: int) -> Split:
+def _tiny(
+    cases: Sequence[Case], subjects: Sequence[str], seed: int, val: bool, test: bool
+) -> Split:
+    """Return sets that share a patient, since there are more sets than patients."""
     if len(subjects) == 1:
+        sets = ["training", *["validation"] * val, *["test"] * test]
         _log.warning(
-            "there is only one patient: training, validation and test are the same scans, so the "
-            "scores say nothing about other patients"
+            "there is only one patient: %s and %s are the same scans, so the scores say nothing "
+            "about other patients",
+            ", ".join(sets[:-1]),
+            sets[-1],
         )
-        return {name: list(cases) for name in _NAMES}
+        return {
+            "train": list(cases), "val": list(cases) * val, "test": list(cases) * test
+        }  # fmt: skip
     _log.warning(
         "there are only two patients: one is for training, the other for validation and test, so "
         "the test score is that of a checkpoint that was chosen on the same scans"
@@ -166,7 +176,7 @@ def _official(cases: Sequence[Case], seed: int, val_fraction: float) -> Split:
             len(moved),
             moved[0],
         )
-    if "val" not in parts.values():
+    if "val" not in parts.values() and val_fraction:
         training = sorted(subject for subject, part in parts.items() if part == "train")
         if len(training) < 2:
             raise InputError(

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.check_finetune --train=DIR --test=DIR --out=OUT
 
 For each length of training, `configs/finetune.py:spine` begins once with the packaged weights and
-once with random ones, which need a higher learning rate: that of `configs/phantom_to_real.py`. The
-scans of the training part of --train teach, and those of --test are scored between the highest and
-the lowest labelled vertebra. Prints a table; OUT/finetune.png is the curve. Runs that are finished
+once with random ones, which need a higher learning rate: that of `configs/phantom_to_real.py`. All
+scans of --train teach, and those of --test are scored between the highest and the lowest labelled
+vertebra. Prints a table; OUT/finetune.png is the curve. Runs that are finished
 in OUT are not trained again.
 """
 
@@ -29,7 +29,7 @@ def run(out: Path, weights: str, steps: int, data: str) -> Path:
     if run_folder.finished_step(workdir) is None:
         config = spinejax.get_config("finetune:spine")
         config.data.root = data
-        config.data.update(split="ratio", test_fraction=0.34, val_fraction=0.34)
+        config.data.update(split="ratio", test_fraction=0.0, val_fraction=0.0)
         config.train.init_from = WEIGHTS[weights]
         config.train.steps = steps
         if weights == "random":

@@ -106,6 +106,33 @@ def test_two_patients_share_validation_and_test_with_a_warning(caplog):
     assert "only two patients" in caplog.text
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_share_of_zero_leaves_a_set_empty(count, caplog):
+    cases = [case(i, i) for i in range(count)]
+    with caplog.at_level(logging.WARNING, "spinejax"):
+        split = split_cases(cases, test_fraction=0.0, val_fraction=0.0)
+    assert split == {"train": cases, "val": [], "test": []}
+    assert not caplog.text
+    for name, share in (("val", "test_fraction"), ("test", "val_fraction")):
+        split = split_cases(cases, **{share: 0.0})
+        assert len(subjects(split, name)) == 1
+        assert len(subjects(split, "train")) == max(1, count - 1)
+        assert sum(len(part) == 0 for part in split.values()) == 1
+
+
+def test_a_share_of_zero_beside_one_patient_names_the_sets_that_are_the_same(caplog):
+    cases = [case(1, 1)]
+    with caplog.at_level(logging.WARNING, "spinejax"):
+        assert split_cases(cases, test_fraction=0.0) == {"train": cases, "val": cases, "test": []}
+    assert "training and validation are the same scans" in caplog.text
+
+
+def test_official_takes_no_training_patient_for_validation_if_its_share_is_zero():
+    cases = [case(i, i, "train") for i in range(5)] + [case(9, 9, "test")]
+    split = split_cases(cases, kind="official", val_fraction=0.0)
+    assert split == {"train": cases[:5], "val": [], "test": cases[5:]}
+
+
 def test_auto_is_official_where_folders_say_so_and_ratio_elsewhere():
     named = [case(1, 1, "train"), case(2, 2, "val"), case(3, 3, "test"), case(4, 4, "test")]
     split = split_cases(named, kind="auto")
@@ -152,7 +179,7 @@ def test_official_without_validation_takes_training_patients(caplog):
     ("arguments", "text"),
     [
         ({"kind": "officail"}, "choose one of .*did you mean 'official'"),
-        ({"test_fraction": 0.0}, "test_fraction=0.0 must be a number above 0"),
+        ({"test_fraction": -0.1}, "test_fraction=-0.1 must be a number of at least 0"),
         ({"val_fraction": float("nan")}, "val_fraction=nan must be"),
         ({"kind": "kfold", "fold": 5}, "fold must be 0 to 4 for 5 folds, not 5"),
         ({"kind": "kfold", "fold": -1}, "fold must be 0 to 4"),
