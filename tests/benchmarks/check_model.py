@@ -63,7 +63,10 @@ def groups(scores: dict) -> dict[str, list[dict]]:
         if not ids:
             continue
         names = ["all", f"shows {labels.view(ids)}"]
-        names += [f"variant {name}" for name in labels.variants(ids)]
+        for variant in labels.variants(ids):
+            # The vertebrae above T13, or above a missing T12, can be counted from the neck alone.
+            counted = variant == "L6" or any(labels.region(i) == "C" for i in ids)
+            names.append(f"variant {variant}" + ", no neck in view" * (not counted))
         for name in names:
             found[name].append(block)
     return found
