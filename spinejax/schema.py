@@ -288,8 +288,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "data.val_fraction", 0.1, Number(0, 1, below=True),
-        meaning="Share of the remaining patients in the validation set; 0: none, and training keeps "
-        "its latest checkpoint only.",
+        meaning="Share of the remaining patients in the validation set; 0: none, and training "
+        "keeps its latest checkpoint only.",
     ),
     Field("data.folds", 5, Whole(2, 1000), "Number of folds, for the split 'kfold'."),
     Field(
