@@ -6,6 +6,8 @@
 Each stage is a run in a folder of its own:
 
     stage=sagittal     CHASPPRAU-Net, which segments the spine in sagittal slices
+    stage=longer       the same, which begins with the stage before it: add
+                       --config.train.init_from=runs/model/sagittal
     stage=vertebrae    MRU-Net, which names the vertebrae
     stage=outlines     a 3D U-Net, which outlines each named vertebra anew; not in the file yet
 
@@ -16,7 +18,7 @@ from ml_collections import ConfigDict
 
 from spinejax.configs import common, phantom_outlines, phantom_to_real, phantom_vertebrae
 
-STEPS = {"sagittal": 7000, "vertebrae": 12000, "outlines": 4000}
+STEPS = {"sagittal": 7000, "longer": 4500, "vertebrae": 12000, "outlines": 4000}
 """Stage -> length of its training."""
 
 
@@ -29,6 +31,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     make = makers.get(args.stage, phantom_to_real)
     config = make.get_config("debug" if args.debug else None)
     config.name = f"release_{args.stage}"
+    if args.stage == "longer":
+        config.seed = 1  # other phantoms than those of the stage before it
+        config.optim.learning_rate = 2e-3
     if not args.debug:
         config.train.steps = STEPS[args.stage]
     return config

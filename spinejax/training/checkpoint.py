@@ -495,11 +495,11 @@ def read_networks(
     return found
 
 
-def pretrained(config: ConfigDict, task: Task) -> dict[str, Any] | None:
-    """Return the initial variables from the model that `train.init_from` names.
+def pretrained(config: ConfigDict, task: Task) -> Network | None:
+    """Return the network with whose variables training begins: one that `train.init_from` names.
 
-    They are those of its first network of the same role, and for slices of the same plane. None if
-    the field is empty.
+    It is the first network of that model with the same role, and for slices of the same plane. None
+    if the field is empty.
 
     Raises:
         InputError: there is no such model, or it has no such network.
@@ -532,4 +532,4 @@ def pretrained(config: ConfigDict, task: Task) -> dict[str, Any] | None:
             f"train.init_from={source}: another network: {wrong[0]}; give a model with the same "
             "`model` and task, or '' to begin with random weights"
         )
-    return found[wrong.index("")].variables
+    return found[wrong.index("")]

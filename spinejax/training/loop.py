@@ -26,6 +26,7 @@ from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.training import checkpoint, log, parallel, run_cases, run_folder, step
 from spinejax.training.checkpoint import Checkpoints, Meta, begun
+from spinejax.training.model_file import Network
 from spinejax.training.log import RunLog
 from spinejax.training.run_folder import RunRecord
 from spinejax.training.signals import Stop, listen
@@ -203,7 +204,7 @@ def train(
     group = task.stream.group if task.stream else 1
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
     # A run that has begun continues with its own weights.
-    variables = None if begun(workdir) else checkpoint.pretrained(config, task)
+    initial = None if begun(workdir) else checkpoint.pretrained(config, task)
     with run_folder.alone(workdir):
         if begun(workdir):
             run_folder.check_same(run_folder.checked_config(workdir), config, workdir)
@@ -213,7 +214,7 @@ def train(
             return _finished(workdir, done)
         stop = Stop() if stop is None else stop
         try:
-            return _run(config, workdir, task, mapped, variables, stop, progress)
+            return _run(config, workdir, task, mapped, initial, stop, progress)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -262,7 +263,7 @@ def _run(
     workdir: Path,
     task: Task,
     mapped: parallel.Parallel,
-    variables: dict[str, Any] | None,
+    initial: Network | None,
     stop: Stop,
     progress: Progress,
 ) -> TrainResult:
@@ -278,7 +279,9 @@ def _run(
     )
     update = mapped.map(update, sharded=(False, False), donate=True)
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
-    if variables is None:
+    if initial:
+        variables = initial.variables
+    else:
         init, key = jax.jit(task.init), step.named_key(config.seed, "init")
         _require_memory(config, task, count_parameters(jax.eval_shape(init, key)["params"]))
         variables = init(key)
@@ -297,6 +300,7 @@ def _run(
         steps=lengths.total,
         parameters=count_parameters(state.params),
         pixels_mm=(min(spacings), max(spacings)),
+        initial=initial.origin if initial else None,
     )
     if not feed.val_cases:
         logger.warning("no validation cases: there will be no best checkpoint, only the latest")

@@ -76,6 +76,11 @@ class Network:
     pixels_mm: tuple[float, float] | None
     training: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a run records that begins with this network: "config", "seed" and `training`."""
+        return {"config": self.config.name, "seed": self.config.seed, **self.training}
+
 
 class ModelFile(NamedTuple):
     """The content of a file: networks by role, the card, and the SHA-256 of the networks."""

@@ -294,10 +294,11 @@ def recorded_training(workdir: Path) -> dict[str, Any]:
 
     Returns:
         Those of these that run.json has: "commit" of the code, "steps", "parameters" (a number),
-        "seconds", "hardware", "versions" of the packages.
+        "seconds", "hardware", "versions" of the packages, and "initial", the same of the network
+        with whose parameters it began, with "config", the name of its config, and "seed".
     """
     found = read_run(workdir)
-    wanted = ("commit", "steps", "parameters", "seconds", "hardware", "versions")
+    wanted = ("commit", "steps", "parameters", "seconds", "hardware", "versions", "initial")
     return {name: found[name] for name in wanted if name in found}
 
 
@@ -353,6 +354,7 @@ class RunRecord:
         steps: int,
         parameters: int,
         pixels_mm: tuple[float, float],
+        initial: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the record of this start; a resumed run adds to the record of earlier starts.
 
@@ -364,6 +366,7 @@ class RunRecord:
             steps: updates of the whole run.
             parameters: number of parameters of the network.
             pixels_mm: finest and coarsest pixel spacing of the training scans.
+            initial: the "initial" of `recorded_training`; None for random weights.
         """
         self._path = workdir / "run.json"
         there = records.read_or_empty(self._path)
@@ -404,6 +407,8 @@ class RunRecord:
             "pixels_mm": list(pixels_mm),
             "cases": {name: [case.id for case in cases[name]] for name in SPLITS},
         }
+        if (begun_from := earlier.get("initial", initial)) is not None:
+            self._record["initial"] = begun_from
         self._write()
 
     def update(self, *, finished: bool = False) -> None:

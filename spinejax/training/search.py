@@ -255,8 +255,10 @@ def train(
     )
     update = mapped.map(train_step, sharded=(False, False), donate=True)
     score = mapped.map(make_eval_step(task), sharded=(False, True), donate=False)
-    variables = checkpoint.pretrained(config, task)
-    if variables is None:
+    initial = checkpoint.pretrained(config, task)
+    if initial:
+        variables = initial.variables
+    else:
         variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
 
     def judge(population: Population) -> Evaluation | None:

@@ -85,20 +85,20 @@ def row(blocks: list[dict]) -> dict:
     }
 
 
+def trainings(origin: dict) -> list[dict]:
+    """Return the trainings of a network, the first one first."""
+    before = origin.get("initial")
+    return [*(trainings(before) if before else []), origin]
+
+
 def card_of(model: str, scores: dict) -> dict:
     """Return the card of the model."""
     found = model_file.read(model_file.located(model))
     trained = [
-        {
-            "role": role,
-            "config": network.config.name,
-            "seed": network.config.seed,
-            "hours": network.training["seconds"] / 3600,
-            "jax": network.training["versions"]["jax"],
-            **network.training,
-        }
+        {"role": role, **one, "hours": one["seconds"] / 3600, "jax": one["versions"]["jax"]}
         for role, members in found.networks.items()
         for network in members
+        for one in trainings(network.origin)
     ]
     return {
         "model": Path(model).stem,

@@ -12,7 +12,7 @@ import spinejax
 from spinejax.errors import InputError
 from spinejax.predictor import export
 from spinejax.tasks import build_task
-from spinejax.training import checkpoint, loop, model_file
+from spinejax.training import checkpoint, loop, model_file, run_folder
 from spinejax.training.signals import Stop
 from tests.support.pipeline_run import pipeline_config
 from tests.support.tiny_run import tiny_config, write_scans
@@ -53,8 +53,20 @@ def test_it_begins_with_the_best_weights_of_the_other_run(scans, earlier, tmp_pa
     assert np.abs(kernel - next(iter(jax.tree.leaves(best(earlier)["params"])))).max() > 1e-3
 
 
+def test_a_run_and_its_file_say_with_which_training_it_began(scans, earlier, tmp_path):
+    loop.train(config_from(scans, earlier, **{"name": "second", "seed": 5}), tmp_path / "second")
+    file = export(tmp_path / "second.safetensors", tmp_path / "second")
+    loop.train(config_from(scans, file), tmp_path / "third")
+    third = run_folder.recorded_training(tmp_path / "third")
+    second = third["initial"]
+    assert (second["config"], second["seed"], second["steps"]) == ("second", 5, 1)
+    assert second["initial"]["steps"] == 4
+    assert second["initial"]["seconds"] == run_folder.recorded_training(earlier)["seconds"]
+    assert "initial" not in second["initial"]
+
+
 def first_weights(config):
-    return checkpoint.pretrained(config, build_task(config))
+    return checkpoint.pretrained(config, build_task(config)).variables
 
 
 def test_a_file_and_a_packaged_model_hold_the_weights(scans, earlier, tmp_path, monkeypatch):
@@ -88,6 +100,7 @@ def test_a_resumed_run_goes_on_with_its_own(scans, earlier, tmp_path, kind):
     moved.rename(tmp_path / "away")
     loop.train(config, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, best(tmp_path / "whole"), best(tmp_path / "parts"))
+    assert run_folder.recorded_training(tmp_path / "parts")["initial"]["steps"] == 4
 
 
 def test_what_cannot_be_begun_with_is_refused_before_the_folder_is_made(scans, earlier, tmp_path):
