@@ -1,22 +1,142 @@
-"""Every benchmark, one process each, one after another: `make bench`."""
+"""Benchmarks: one table of how long our work takes, beside other programs or what is given for it.
 
-import subprocess
+    python -m tests.benchmarks [NAME ...] [--out FILE]
+
+NAMEs choose among the benchmarks `bench_NAME.py`; without one, all run. Each runs in a process of
+its own, one after another. FILE (JSON) keeps the last results of this machine, and the table shows
+what has changed since. The exit status is 1 if a ratio is above its limit or a benchmark failed.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import re
 import sys
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from spinejax.text_table import text_table
+from tests.benchmarks.timing import Row
 
 HERE = Path(__file__).resolve().parent
+FOLDER = HERE.parents[1] / "runs" / "bench"
+NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+HEAD = (
+    "work", "ours", "processor", "peer", "takes", "processor", "ratio", "of processor", "limit",
+    "before",
+)  # fmt: skip
 
 
-def main() -> int:
-    """Run all; return 1 if one failed."""
-    failed = []
-    for path in sorted(HERE.glob("bench_*.py")):
-        print(f"\n== {path.stem.removeprefix('bench_')}", flush=True)
-        if subprocess.run([sys.executable, str(path)]).returncode:
-            failed.append(path.stem)
+def machine() -> str:
+    """Return the name of this machine's processor, with the number of cores."""
+    found = ""
+    if Path("/proc/cpuinfo").exists():
+        found = Path("/proc/cpuinfo").read_text(errors="replace")
+    model = re.search(r"^model name\s*: (.*)$", found, re.MULTILINE)
+    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
+
+
+def measured(name: str) -> dict[str, Any]:
+    """Run one benchmark; return its rows and what it ran with."""
+    import jax
+
+    from spinejax.training import run_folder
+
+    rows = import_module(f"tests.benchmarks.bench_{name}").rows()
+    return {
+        "commit": run_folder.commit(),
+        "jax": jax.__version__,
+        "device": jax.local_devices()[0].device_kind,
+        "rows": [row._asdict() for row in rows],
+    }
+
+
+def amount(value: float, unit: str) -> str:
+    """Return a measure as a person reads it; without a unit it is seconds."""
+    if unit:
+        return f"{value:.3g} {unit}"
+    for factor, name in ((1, "s"), (1e3, "ms")):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {name}" if value < 100 else f"{value:.0f} s"
+    return f"{value * 1e6:.3g} us"
+
+
+def change(row: Row, last: Row | None) -> str:
+    """Return the last ratio if the ratio moved by more than the rounds of either run differ."""
+    if last is None:
+        return "none"
+    moved = not row.low <= last.ratio <= row.high and not last.low <= row.ratio <= last.high
+    text = f"{last.ratio:.2f} -> {row.ratio:.2f}"
+    return text if moved and f"{last.ratio:.2f}" != f"{row.ratio:.2f}" else ""
+
+
+def table(rows: Sequence[Row], last: dict[str, Row]) -> str:
+    """Return the table as text."""
+    lines = [HEAD]
+    for row in rows:
+        ours, theirs, ratio = row.processor or (None, None, None)
+        lines.append(
+            (
+                row.work,
+                amount(row.ours, row.unit),
+                "" if ours is None else amount(ours, ""),
+                row.peer,
+                amount(row.theirs, row.unit),
+                "" if theirs is None else amount(theirs, ""),
+                f"{row.ratio:.2f}",
+                "" if ratio is None else f"{ratio:.2f}",
+                "" if row.limit is None else f"{row.limit:.2f}{' EXCEEDED' * row.exceeded}",
+                change(row, last.get(row.work)),
+            )
+        )
+    return text_table(lines, align="lrrlrrrrll")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmarks, print the table and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--out", type=Path, help="by default a file in runs/bench")
+    options = parser.parse_args(words)
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    here = machine()
+    out = options.out or FOLDER / f"{re.sub(r'[^0-9a-zA-Z]+', '-', here)}.json"
+    kept = json.loads(out.read_text()) if out.exists() else {}
+    last = kept.get("benchmarks", {}) if kept.get("machine") == here else {}
+    load = os.getloadavg()[0]
+    if load > 0.3:
+        print(f"other programs run (load {load:.1f}): the times say little", file=sys.stderr)
+    found, failed = {}, []
+    for name in options.names or NAMES:
+        start = time.perf_counter()
+        print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                found[name] = pool.submit(measured, name).result()
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+        print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    rows = [Row(**row) for one in found.values() for row in one["rows"]]
+    before = {row["work"]: Row(**row) for one in last.values() for row in one["rows"]}
+    print(f"{here}; {', '.join(sorted({one['device'] for one in found.values()}))}")
+    print(table(rows, before))
+    print("A ratio below 1: ours is faster or smaller. Before: ratios that have changed.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": here, "benchmarks": last | found}, indent=1) + "\n")
+    print(f"kept in {out}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return int(bool(failed))
+    return int(bool(failed) or any(row.exceeded for row in rows))
 
 
 if __name__ == "__main__":

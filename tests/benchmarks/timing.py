@@ -1,0 +1,99 @@
+"""What the benchmarks share: calls that take turns, and the rows of their table."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that a call took in each round, (rounds,): wall time, and that of all processors."""
+
+    wall: np.ndarray
+    processor: np.ndarray
+
+    def per(self, count: float) -> "Times":
+        """Return the times of one of `count` things that the call does."""
+        return Times(self.wall / count, self.processor / count)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
+) -> dict[str, Times]:
+    """Time calls that take turns, so that other load meets all alike.
+
+    Args:
+        calls: each returns when its work is done.
+        rounds: how often each is timed.
+        warm_up: earlier rounds that do not count, because they compile.
+    """
+    seconds: dict[str, list] = {name: [] for name in calls}
+    for index in range(warm_up + rounds):
+        for name, call in calls.items():
+            start = np.array([time.perf_counter(), time.process_time()])
+            call()
+            if index >= warm_up:
+                seconds[name].append([time.perf_counter(), time.process_time()] - start)
+    return {name: Times(*np.array(values).T) for name, values in seconds.items()}
+
+
+class Row(NamedTuple):
+    """A row of the table: one thing measured beside its peer.
+
+    Attributes:
+        work: what is done.
+        ours: the measure; seconds of wall time, or a number of `unit`.
+        peer: what else does the same, or what is given for it.
+        theirs: its measure.
+        ratio: ours / theirs, the median over the rounds; below 1 is better.
+        low, high: the least and the greatest of the rounds.
+        processor: processor time in seconds of ours and the peer, and the median ratio.
+        limit: what the ratio may be.
+        unit: "" for seconds.
+    """
+
+    work: str
+    ours: float
+    peer: str
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+    processor: tuple[float, float, float] | None = None
+    limit: float | None = None
+    unit: str = ""
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the ratio is above its limit, as both are printed."""
+        return self.limit is not None and round(self.ratio, 2) > self.limit
+
+
+def versus(work: str, ours: Times, peer: str, theirs: Times, limit: float | None = None) -> Row:
+    """Return the row of two calls that took turns."""
+    wall, processor = ours.wall / theirs.wall, ours.processor / theirs.processor
+    ours_s, theirs_s, ratio = (
+        float(np.median(values)) for values in (ours.processor, theirs.processor, processor)
+    )
+    return Row(
+        work,
+        float(np.median(ours.wall)),
+        peer,
+        float(np.median(theirs.wall)),
+        float(np.median(wall)),
+        float(wall.min()),
+        float(wall.max()),
+        (ours_s, theirs_s, ratio),
+        limit,
+    )
+
+
+def against(
+    work: str, ours: float, given: str, theirs: float, limit: float | None = 1.0, unit: str = ""
+) -> Row:
+    """Return the row of a number beside another one, such as what is given for it."""
+    ratio = ours / theirs
+    return Row(work, ours, given, theirs, ratio, ratio, ratio, None, limit, unit)
