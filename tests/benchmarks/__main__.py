@@ -30,7 +30,7 @@ FOLDER = HERE.parents[1] / "runs" / "bench"
 NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
 HEAD = (
     "work", "ours", "processor", "peer", "takes", "processor", "ratio", "of processor", "limit",
-    "before",
+    "changed",
 )  # fmt: skip
 
 
@@ -58,6 +58,12 @@ def measured(name: str) -> dict[str, Any]:
     }
 
 
+def run(name: str) -> dict[str, Any]:
+    """Return the result of `measured` in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measured, name).result()
+
+
 def amount(value: float, unit: str) -> str:
     """Return a measure as a person reads it; without a unit it is seconds."""
     if unit:
@@ -68,13 +74,11 @@ def amount(value: float, unit: str) -> str:
     return f"{value * 1e6:.3g} us"
 
 
-def change(row: Row, last: Row | None) -> str:
-    """Return the last ratio if the ratio moved by more than the rounds of either run differ."""
-    if last is None:
-        return "none"
-    moved = not row.low <= last.ratio <= row.high and not last.low <= row.ratio <= last.high
-    text = f"{last.ratio:.2f} -> {row.ratio:.2f}"
-    return text if moved and f"{last.ratio:.2f}" != f"{row.ratio:.2f}" else ""
+def change(row: Row, last: Row) -> str:
+    """Return both ratios if they differ by more than the rounds of either run do, else ""."""
+    texts = f"{last.ratio:.2f}", f"{row.ratio:.2f}"
+    within = row.low <= last.ratio <= row.high or last.low <= row.ratio <= last.high
+    return "" if within or texts[0] == texts[1] else " -> ".join(texts)
 
 
 def table(rows: Sequence[Row], last: dict[str, Row]) -> str:
@@ -93,7 +97,7 @@ def table(rows: Sequence[Row], last: dict[str, Row]) -> str:
                 f"{row.ratio:.2f}",
                 "" if ratio is None else f"{ratio:.2f}",
                 "" if row.limit is None else f"{row.limit:.2f}{' EXCEEDED' * row.exceeded}",
-                change(row, last.get(row.work)),
+                change(row, last[row.work]) if row.work in last else "",
             )
         )
     return text_table(lines, align="lrrlrrrrll")
@@ -119,18 +123,17 @@ def main(words: Sequence[str] | None = None) -> int:
     for name in options.names or NAMES:
         start = time.perf_counter()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            try:
-                found[name] = pool.submit(measured, name).result()
-            except Exception:
-                traceback.print_exc()
-                failed.append(name)
+        try:
+            found[name] = run(name)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     rows = [Row(**row) for one in found.values() for row in one["rows"]]
     before = {row["work"]: Row(**row) for one in last.values() for row in one["rows"]}
     print(f"{here}; {', '.join(sorted({one['device'] for one in found.values()}))}")
     print(table(rows, before))
-    print("A ratio below 1: ours is faster or smaller. Before: ratios that have changed.")
+    print("ratio: ours / peer, below 1 is faster or smaller; changed: since the last run here")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"machine": here, "benchmarks": last | found}, indent=1) + "\n")
     print(f"kept in {out}")

@@ -83,10 +83,12 @@ def pair(fields, shape):
     calls = {}
     for who, make in (("ours", ours), ("theirs", theirs)):
         calls["forward", who], calls["step", who] = make(model, parameters, image, label)
-    for work in ("forward", "step"):
-        found, expected = calls[work, "ours"](), calls[work, "theirs"]()
-        if not np.allclose(found, expected, rtol=1e-4, atol=1e-4):
-            worst = np.max(np.abs(found - expected))
+    for work, times in (("forward", 1), ("step", 3)):  # later losses show the gradients
+        found, expected = (
+            np.stack([calls[work, who]() for _ in range(times)]) for who in ("ours", "theirs")
+        )
+        worst = np.max(np.abs(found - expected))
+        if worst > (1e-4 if work == "forward" else 1e-3):
             raise RuntimeError(f"{fields['name']}, {work}: PyTorch differs by {worst:.1e}")
     return calls
 

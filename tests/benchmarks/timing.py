@@ -69,7 +69,7 @@ class Row(NamedTuple):
     @property
     def exceeded(self) -> bool:
         """Whether the ratio is above its limit, as both are printed."""
-        return self.limit is not None and round(self.ratio, 2) > self.limit
+        return self.limit is not None and bool(round(self.ratio, 2) > self.limit)
 
 
 def versus(work: str, ours: Times, peer: str, theirs: Times, limit: float | None = None) -> Row:

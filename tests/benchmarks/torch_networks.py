@@ -200,6 +200,8 @@ def network(model, parameters) -> nn.Module:
     """Return our network `model` (flax) with these parameters, in PyTorch."""
     kind = {"UNet": UNet, "CHASPPRAUNet": CHASPPRAUNet}[type(model).__name__]
     made = kind(model, parameters).to(DEVICE, memory_format=torch.channels_last)
-    if sum(p.numel() for p in made.parameters()) != sum(x.size for x in jax.tree.leaves(parameters)):
+    if sum(p.numel() for p in made.parameters()) != sum(
+        x.size for x in jax.tree.leaves(parameters)
+    ):
         raise RuntimeError("the two networks differ in their parameters")
     return made
