@@ -18,12 +18,11 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from spinejax.text_table import text_table
-from tests.benchmarks.timing import Row
+from tests.benchmarks.timing import Row, measured
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "runs" / "bench"
@@ -43,25 +42,10 @@ def machine() -> str:
     return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
 
 
-def measured(name: str) -> dict[str, Any]:
-    """Run one benchmark; return its rows and what it ran with."""
-    import jax
-
-    from spinejax.training import run_folder
-
-    rows = import_module(f"tests.benchmarks.bench_{name}").rows()
-    return {
-        "commit": run_folder.commit(),
-        "jax": jax.__version__,
-        "device": jax.local_devices()[0].device_kind,
-        "rows": [row._asdict() for row in rows],
-    }
-
-
-def run(name: str) -> dict[str, Any]:
-    """Return the result of `measured` in a process of its own."""
+def run(name: str, toy: bool) -> dict[str, Any]:
+    """Return what `measured` finds in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measured, name).result()
+        return pool.submit(measured, name, toy).result()
 
 
 def amount(value: float, unit: str) -> str:
@@ -108,6 +92,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--out", type=Path, help="by default a file in runs/bench")
+    parser.add_argument("--toy", action="store_true", help="sizes that only show that all runs")
     options = parser.parse_args(words)
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
@@ -124,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         try:
-            found[name] = run(name)
+            found[name] = run(name, options.toy)
         except Exception:
             traceback.print_exc()
             failed.append(name)

@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +14,12 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks import timing
 from tests.benchmarks.timing import Row, Times
 
+ROOT = Path(__file__).resolve().parents[2]
 TORCH = ("input", "networks", "scan")
 
 
-@pytest.mark.parametrize("name", command.NAMES)
+# The test of the command runs the other one.
+@pytest.mark.parametrize("name", [name for name in command.NAMES if name != "plausible"])
 def test_rows_have_measures(name):
     if name in TORCH:
         pytest.importorskip("monai", reason="needs requirements-bench.lock")
@@ -80,7 +85,7 @@ def results(monkeypatch):
     """What each benchmark finds; None fails."""
     found = {}
 
-    def run(name):
+    def run(name, toy):
         if found[name] is None:
             raise RuntimeError("no result")
         row = Row(f"{name} work", *found[name])
@@ -93,6 +98,15 @@ def results(monkeypatch):
 
 def found(ratio, limit=None):
     return (ratio, "PyTorch", 1.0, ratio, ratio, ratio, None, limit)
+
+
+def test_the_command_runs_a_benchmark_in_a_process_of_its_own(tmp_path):
+    out = tmp_path / "bench.json"
+    words = ["-m", "tests.benchmarks", "plausible", "--toy", f"--out={out}"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "false alarms in 1 CTs" in done.stdout
+    assert list(json.loads(out.read_text())["benchmarks"]) == ["plausible"]
 
 
 def test_the_command_keeps_results_and_shows_what_changed(results, tmp_path, capsys):

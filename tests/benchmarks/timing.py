@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -97,3 +98,18 @@ def against(
     """Return the row of a number beside another one, such as what is given for it."""
     ratio = ours / theirs
     return Row(work, ours, given, theirs, ratio, ratio, ratio, None, limit, unit)
+
+
+def measured(name: str, toy: bool) -> dict[str, Any]:
+    """Run the benchmark `bench_<name>`; return its rows, and what it ran with."""
+    import jax
+
+    from spinejax.training import run_folder
+
+    rows = import_module(f"tests.benchmarks.bench_{name}").rows(toy)
+    return {
+        "commit": run_folder.commit(),
+        "jax": jax.__version__,
+        "device": jax.local_devices()[0].device_kind,
+        "rows": [row._asdict() for row in rows],
+    }
