@@ -102,8 +102,8 @@ def main(words: Sequence[str] | None = None) -> int:
     kept = json.loads(out.read_text()) if out.exists() else {}
     last = kept.get("benchmarks", {}) if kept.get("machine") == here else {}
     load = os.getloadavg()[0]
-    if load > 0.3:
-        print(f"other programs run (load {load:.1f}): the times say little", file=sys.stderr)
+    if load > 0.5:
+        print(f"load {load:.1f}: if other programs run, the times say little", file=sys.stderr)
     found, failed = {}, []
     for name in options.names or NAMES:
         start = time.perf_counter()
@@ -115,8 +115,10 @@ def main(words: Sequence[str] | None = None) -> int:
             failed.append(name)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     rows = [Row(**row) for one in found.values() for row in one["rows"]]
-    before = {row["work"]: Row(**row) for one in last.values() for row in one["rows"]}
-    print(f"{here}; {', '.join(sorted({one['device'] for one in found.values()}))}")
+    devices = sorted({one["device"] for one in found.values()})
+    alike = [one["rows"] for one in last.values() if one["device"] in devices]
+    before = {row["work"]: Row(**row) for same in alike for row in same}
+    print(f"{here}; jax on {', '.join(devices)}")
     print(table(rows, before))
     print("ratio: ours / peer, below 1 is faster or smaller; changed: since the last run here")
     out.parent.mkdir(parents=True, exist_ok=True)

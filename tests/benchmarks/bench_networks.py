@@ -6,8 +6,6 @@ same parameters, and the benchmark fails unless they give the same numbers. PyTo
 channels last, its fused Adam, and as many threads as this process has cores.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,11 +93,8 @@ def pair(fields, shape):
 
 def rows(toy=False):
     """Return the rows of the table; `toy` sizes only show that all of it runs."""
-    import torch
-
     from tests.benchmarks.torch_networks import PEER
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = phantom_to_real.get_config("debug" if toy else None)
     b = 2 if toy else 8
     unet = dict(name="unet", **(dict(widths=(4, 8)) if toy else {}))

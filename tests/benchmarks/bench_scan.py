@@ -6,8 +6,6 @@ the place of ours within the same prediction: resampling and cleaning are the sa
 benchmark fails unless the masks agree.
 """
 
-import os
-
 import numpy as np
 
 from spinejax import predictor
@@ -60,11 +58,8 @@ def dice(a, b):
 
 def rows(toy=False):
     """Return the rows of the table; `toy` sizes only show that all of it runs."""
-    import torch
-
     from tests.benchmarks.torch_networks import PEER
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     shape = (64, 64, 96) if toy else (512, 512, 500)
     small, large = phantom_scans.coarse_and_fine(shape, SPACING_MM)
     (packaged,) = model_file.read(model_file.located("phantom")).networks["spine"]

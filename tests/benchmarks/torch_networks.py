@@ -4,6 +4,7 @@ A network is made from our module and its parameters, and runs in eager mode, ch
 """
 
 import math
+import os
 
 import jax
 import numpy as np
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# As many threads as jax has on a CPU.
+torch.set_num_threads(
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PEER = "PyTorch" if DEVICE == "cuda" or jax.default_backend() == "cpu" else "PyTorch on the CPU"
 
