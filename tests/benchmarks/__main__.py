@@ -70,17 +70,19 @@ def table(rows: Sequence[Row], last: dict[str, Row]) -> str:
     lines = [HEAD]
     for row in rows:
         ours, theirs, ratio = row.processor or (None, None, None)
+        used = ["" if seconds is None else amount(seconds, "") for seconds in (ours, theirs)]
+        limit = "" if row.limit is None else f"{row.limit:.2f}{' EXCEEDED' * row.exceeded}"
         lines.append(
             (
                 row.work,
                 amount(row.ours, row.unit),
-                "" if ours is None else amount(ours, ""),
+                used[0],
                 row.peer,
                 amount(row.theirs, row.unit),
-                "" if theirs is None else amount(theirs, ""),
+                used[1],
                 f"{row.ratio:.2f}",
                 "" if ratio is None else f"{ratio:.2f}",
-                "" if row.limit is None else f"{row.limit:.2f}{' EXCEEDED' * row.exceeded}",
+                limit,
                 change(row, last[row.work]) if row.work in last else "",
             )
         )

@@ -61,7 +61,7 @@ def rows(toy=False):
         write_dataset(folder, 1 if toy else 4, 0, max_voxels=60_000 if toy else 1_000_000)
         scans, tried, alarms = count([folder])
     work = f"false alarms in {scans} CTs and {tried - scans} crops"
-    return [timing.against(work, 100 * alarms / tried, "given for it", GIVEN_PERCENT, unit="%")]
+    return [timing.against(work, 100 * alarms / tried, "%", GIVEN_PERCENT)]
 
 
 if __name__ == "__main__":

@@ -99,8 +99,7 @@ def rows(toy=False):
         timing.against(
             f"mask {of}, search: 1 - Dice to all slices",
             100 * (1 - dice(found["all"], found["search"])),
-            "given for it",
+            "%",
             100 * (1 - LEAST_DICE),
-            unit="%",
         ),
     ]

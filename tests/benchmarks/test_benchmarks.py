@@ -65,6 +65,15 @@ def test_the_ratio_is_the_median_over_the_rounds():
     assert timing.versus("slices", ours.per(10), "peer", theirs).ratio == pytest.approx(0.1)
 
 
+def test_what_is_given_is_wall_time():
+    ours = Times(np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0]))
+    row = timing.within("work", ours, given_s=4.0)
+    assert (row.low, row.ratio, row.high) == (0.25, 0.5, 0.75)
+    assert row.processor == (5.0, None, None)
+    assert not row.exceeded
+    assert "2 s" in command.table([row], {})
+
+
 @pytest.mark.parametrize(
     ("last", "now", "text"),
     [

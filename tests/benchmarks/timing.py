@@ -51,7 +51,8 @@ class Row(NamedTuple):
         theirs: its measure.
         ratio: ours / theirs, the median over the rounds; below 1 is better.
         low, high: the least and the greatest of the rounds.
-        processor: processor time in seconds of ours and the peer, and the median ratio.
+        processor: processor time in seconds of ours and the peer, and the median ratio; None where
+            the peer is a number.
         limit: what the ratio may be.
         unit: "" for seconds.
     """
@@ -63,7 +64,7 @@ class Row(NamedTuple):
     ratio: float
     low: float
     high: float
-    processor: tuple[float, float, float] | None = None
+    processor: tuple[float, float | None, float | None] | None = None
     limit: float | None = None
     unit: str = ""
 
@@ -92,12 +93,21 @@ def versus(work: str, ours: Times, peer: str, theirs: Times, limit: float | None
     )
 
 
+def within(work: str, ours: Times, given_s: float) -> Row:
+    """Return the row of a call that should take at most `given_s` seconds of wall time."""
+    used_s = float(np.median(ours.processor))
+    ratio, low, high = (float(of(ours.wall)) / given_s for of in (np.median, np.min, np.max))
+    return Row(
+        work, ratio * given_s, "given for it", given_s, ratio, low, high, (used_s, None, None), 1.0
+    )
+
+
 def against(
-    work: str, ours: float, given: str, theirs: float, limit: float | None = 1.0, unit: str = ""
+    work: str, ours: float, unit: str, theirs: float, peer: str = "given for it", limit: float = 1.0
 ) -> Row:
-    """Return the row of a number beside another one, such as what is given for it."""
+    """Return the row of a number of `unit` beside another one."""
     ratio = ours / theirs
-    return Row(work, ours, given, theirs, ratio, ratio, ratio, None, limit, unit)
+    return Row(work, ours, peer, theirs, ratio, ratio, ratio, None, limit, unit)
 
 
 def measured(name: str, toy: bool) -> dict[str, Any]:
