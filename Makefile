@@ -30,7 +30,8 @@ help:
 	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation, as HTML in site/"
-	@echo "make bench  throughput, memory, and ratios to PyTorch (installs the bench extra)"
+	@echo "make bench  one table of times and memory beside PyTorch and MONAI, which it installs, and what changed"
+	@echo "            since the last one; NAMES='networks scan' for a part"
 	@echo "make clean  removes .venv"
 
 $(STAMP): requirements.lock pyproject.toml
@@ -89,7 +90,7 @@ docs: $(DEV_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(BENCH_STAMP)
-	$(BIN)/python -m tests.benchmarks
+	$(ALLOCATOR) $(BIN)/python -m tests.benchmarks $(NAMES)
 
 clean:
 	rm -rf $(VENV)

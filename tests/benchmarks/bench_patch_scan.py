@@ -1,19 +1,11 @@
 """Classifying every pixel of a slice by the patch around it: without cutting patches, and with.
 
-    python tests/benchmarks/bench_patch_scan.py [--rounds 5]
-
 OP-convNet of table 1 with random weights (time does not depend on them) scans an axial slice of a
 phantom's chest, 512 x 512 pixels of 0.7 mm: soft tissue with noise, contrast-filled heart, ribs,
 air; preprocessed as paper B does. Batches of patches are timed for a band of rows through the
-spine, for several batch sizes, with the package's network and with one of plain Flax layers, and
-the fastest of them all is the measure. All take turns in each round, so that other load meets them
-alike, and the fastest of the rounds is kept.
-
-On a machine that is busy with other work the processor time, printed too, is the fairer measure.
+spine, for several batch sizes, with the package's network and with one of plain Flax layers. The
+fastest of them all is the peer.
 """
-
-import argparse
-import time
 
 import flax.linen as nn
 import jax
@@ -27,9 +19,10 @@ from spinejax.models.opconvnet import OPConvNet
 from spinejax.phantom import anatomy, centroids
 from spinejax.phantom.scanner import acquisition
 from spinejax.volume import Volume
+from tests.benchmarks import timing
 
-SIDE, SPACING_MM, PATCH = 512, 0.7, 32
-BATCHES = (32, 64, 128, 256)
+SPACING_MM, PATCH = 0.7, 32
+BATCHES = (64, 256)
 BAND = 2  # rows of the slice that batches of patches are timed for
 BLOCK = 128  # side of the square that the scan without skipping is timed for: its tiles are alike
 
@@ -51,13 +44,13 @@ class PlainNet(nn.Module):
         return nn.Dense(2, name="fc_3")(x), {}
 
 
-def chest_slice(how):
-    """(SIDE, SIDE) int16, preprocessed: an axial slice through T7."""
+def chest_slice(side, how):
+    """(side, side) int16, preprocessed: an axial slice through T7."""
     parameters = jax.jit(anatomy)(jax.random.key(2))
     ids, origins = (np.asarray(value) for value in centroids(parameters))
-    shape = (SIDE, SIDE, 1)
+    shape = (side, side, 1)
     affine = np.diag([SPACING_MM, SPACING_MM, 1.0, 1.0])
-    affine[:3, 3] = origins[list(ids).index(14)] - [SIDE * SPACING_MM / 2, 240, 0]
+    affine[:3, 3] = origins[list(ids).index(14)] - [side * SPACING_MM / 2, 240, 0]
     hu, _ = acquisition.render_volume(parameters, shape, affine, 0.5)
     noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(hu.shape[:2]), 0.6)
     image = np.clip(hu + 25.0 * (noise / noise.std())[..., None], -1024, 3071)
@@ -65,65 +58,46 @@ def chest_slice(how):
     return next(preprocess.preprocess_slabs(volume, how))[1][0]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="the fastest of so many is printed")
-    options = parser.parse_args()
+def rows(toy=False):
+    """Return the rows of the table; `toy` sizes only show that all of it runs."""
+    side = 64 if toy else 512
     how = preprocess.SlicePreprocess(
         plane="axial", intensity="op_window", clamp_hu=(100.0, 1500.0), mode="native"
     )
-    image = chest_slice(how)
+    image, stats = chest_slice(side, how), np.zeros(4, np.float32)
     model = OPConvNet()
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, PATCH, PATCH, 1)))
-    common = dict(
-        patch=PATCH,
-        to_input=lambda hu, stats: normalise.network_input(hu, "unit", how.range_hu, stats),
-        fill_hu=how.fill_hu,
-        padding="zero",
-    )
 
     def scanner(model, batch_size=128, **options):
         return patch_scan.make_slice_logits(
-            model, variables, batch_size=batch_size, **common, **options
+            model,
+            variables,
+            batch_size=batch_size,
+            patch=PATCH,
+            to_input=lambda hu, stats: normalise.network_input(hu, "unit", how.range_hu, stats),
+            fill_hu=how.fill_hu,
+            padding="zero",
+            **options,
         )
 
-    block = image[(SIDE - BLOCK) // 2 :, (SIDE - BLOCK) // 2 :][:BLOCK, :BLOCK]
-    band = image[(SIDE - BAND) // 2 :][:BAND]
+    block = image[(side - BLOCK) // 2 :, (side - BLOCK) // 2 :][:BLOCK, :BLOCK]
+    band = image[(side - BAND) // 2 :][:BAND]
     runs = {
-        f"batches of {size} patches, {name}": (
-            scanner(network, size, skip_empty=False, without_patches=False),
-            band,
-        )
-        for name, network in (("spinejax", model), ("plain Flax", PlainNet()))
+        (network, size): (scanner(network(), size, skip_empty=False, without_patches=False), band)
+        for network in (OPConvNet, PlainNet)
         for size in BATCHES
     }
-    peers = list(runs)
+    cut = list(runs)
     runs["without cutting patches"] = scanner(model, skip_empty=False), block
     runs["and empty patches once"] = scanner(model), image
-    stats = np.zeros(4, np.float32)
-    ours, theirs = (runs[name][0](band, stats) for name in (peers[0], peers[-1]))
+    ours, theirs = (runs[key][0](band, stats) for key in (cut[0], cut[-1]))
     if not np.allclose(ours, theirs, atol=1e-4):
         raise RuntimeError("the two networks differ")
-    seconds = {name: np.full(2, np.inf) for name in runs}
-    for index in range(options.rounds + 1):
-        for name, (run, part) in runs.items():
-            start = np.array([time.perf_counter(), time.process_time()])
-            run(part, stats)
-            if index:  # the first compiles
-                spent = np.array([time.perf_counter(), time.process_time()]) - start
-                seconds[name] = np.minimum(seconds[name], spent)
-    rates = {name: part.size / seconds[name] for name, (_, part) in runs.items()}
-    best = np.max([rates[name] for name in peers], axis=0)
-    padded = patch_scan.pad_slice(image, PATCH, how.fill_hu, "zero")
-    empty = 1 - patch_scan.patches_with_content(padded, PATCH, how.fill_hu).mean()
-    kind = jax.local_devices()[0].device_kind
-    print(f"OP-convNet, slice of {SIDE} x {SIDE}, {empty:.0%} of its patches empty, on {kind}")
-    for name, (wall, processor) in rates.items():
-        print(
-            f"{name}: {wall:,.0f} patches/s, {wall / best[0]:.1f} x the fastest batches "
-            f"(of processor time {processor:,.0f}/s, {processor / best[1]:.1f} x)"
-        )
-
-
-if __name__ == "__main__":
-    main()
+    calls = {key: lambda run=run, part=part: run(part, stats) for key, (run, part) in runs.items()}
+    times = timing.interleaved(calls, 1 if toy else 5)
+    times = {key: times[key].per(part.size) for key, (_, part) in runs.items()}
+    fastest = min((times[key] for key in cut), key=lambda one: np.median(one.wall))
+    return [
+        timing.versus(f"OP-convNet on a pixel, {name}", times[name], "batches of patches", fastest)
+        for name in list(runs)[len(cut) :]
+    ]

@@ -1,15 +1,9 @@
 """Training 8 settings of OP-convNet at once, beside 8 runs one after the other.
 
-    python tests/benchmarks/bench_search.py [--members 8 --batch 128 --width 1.0]
-
-A step is what training runs: host to device, augmentation, network, loss, gradient, SGD, on the
-paper's configuration with its widths times --width. Both ways make the same updates of the same
-number of members on the same batches, in the same process, alternating, so that other load meets
-both alike; compilation, which a run of its own needs once more for every member, is shown apart.
+A step is what training runs: host to device, augmentation, network, loss, gradient, SGD, in the
+paper's configuration. Both ways make the same updates of the same number of members on the same
+batches. Compiling, which each run of its own needs once more, is left out.
 """
-
-import argparse
-import time
 
 import jax
 import numpy as np
@@ -19,6 +13,7 @@ from spinejax.tasks import build_task
 from spinejax.training import parallel, search, step
 from spinejax.training.search import Setting
 from spinejax.training.state import create_state
+from tests.benchmarks import timing
 
 STEPS = dict(total_steps=1000, steps_per_epoch=100)
 
@@ -36,12 +31,6 @@ def batch_of(config, count):
         "position": np.arange(count, dtype=np.int32),
         "weight": np.ones(count, np.float32),
     }
-
-
-def timed(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def ways(config, settings, batch):
@@ -70,51 +59,14 @@ def ways(config, settings, batch):
     return in_sequence, at_once
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--members", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--width", type=float, default=1.0, help="times the paper's widths")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    config = opconvnet.get_config()
-    for field in ("widths", "fc_widths"):
-        config.model[field] = tuple(max(1, round(options.width * w)) for w in config.model[field])
-    rates = np.geomspace(1e-3, 1e-2, options.members)
-    settings = [Setting(float(rate), 0.9, 1e-4) for rate in rates]
-    in_sequence, at_once = ways(config, settings, batch_of(config, options.batch))
-    compiled = {"in sequence": timed(in_sequence), "at once": timed(at_once)}
-    for run in (in_sequence, at_once):
-        run()
-    seconds = {"in sequence": [], "at once": []}
-    for _ in range(options.repeats):
-        seconds["in sequence"].append(timed(in_sequence))
-        seconds["at once"].append(timed(at_once))
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    patches = options.members * options.batch
-    kind = jax.local_devices()[0].device_kind
-    print(
-        f"{options.members} members of OP-convNet, widths {tuple(config.model.widths)}, batches of "
-        f"{options.batch}, on {kind}"
-    )
-    for name, median in medians.items():
-        low, high = min(seconds[name]), max(seconds[name])
-        print(
-            f"training {name}: {patches / median:,.0f} patches/s over all members "
-            f"({patches / high:,.0f}-{patches / low:,.0f})"
-        )
-    ratios = np.array(seconds["in sequence"]) / np.array(seconds["at once"])
-    print(
-        f"at once / in sequence: {np.median(ratios):.2f} x the throughput "
-        f"({ratios.min():.2f}-{ratios.max():.2f})"
-    )
-    first = compiled["in sequence"] - medians["in sequence"]
-    together = compiled["at once"] - medians["at once"]
-    print(
-        f"compilation: {together:.1f} s for all at once, {first:.1f} s for each run of its own "
-        f"({options.members * first:.0f} s for {options.members})"
-    )
-
-
-if __name__ == "__main__":
-    main()
+def rows(toy=False):
+    """Return the rows of the table; `toy` sizes only show that all of it runs."""
+    config = opconvnet.get_config("debug" if toy else None)
+    members, size = (2, 4) if toy else (8, 128)
+    settings = [Setting(float(rate), 0.9, 1e-4) for rate in np.geomspace(1e-3, 1e-2, members)]
+    in_sequence, at_once = ways(config, settings, batch_of(config, size))
+    calls = {"in sequence": in_sequence, "at once": at_once}
+    times = timing.interleaved(calls, 1 if toy else 7, warm_up=2)
+    work = f"search, a step of {members} settings at once, {size} patches"
+    both = times["at once"], "one after the other", times["in sequence"]
+    return [timing.versus(work, *both)]

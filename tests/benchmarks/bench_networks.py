@@ -1,0 +1,112 @@
+"""A forward pass and a training step of the networks of slices, beside the same in PyTorch.
+
+U-Net is the published one, CHASPPRAU-Net that of `configs/phantom_to_real.py`, without dropout. A
+step has the loss (binary cross entropy), its gradient and Adam, in float32. Both begin with the
+same parameters, and the benchmark fails unless they give the same numbers. PyTorch computes with
+channels last, its fused Adam, and as many threads as this process has cores.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spinejax.configs import phantom_to_real
+from spinejax.losses import ce
+from spinejax.models import build_model
+from tests.benchmarks import timing
+
+LIMIT = 1.0
+
+
+def ours(model, parameters, image, label):
+    """Return two functions: logits, and the loss of one more training step."""
+    image, label = jnp.asarray(image), jnp.asarray(label)
+    optimiser = optax.adam(1e-3)
+    apply = jax.jit(lambda parameters, image: model.apply({"params": parameters}, image)[0])
+
+    def step(parameters, state, image, label):
+        def loss(parameters):
+            return ce(model.apply({"params": parameters}, image, train=True)[0], label)
+
+        value, gradient = jax.value_and_grad(loss)(parameters)
+        updates, state = optimiser.update(gradient, state)
+        return optax.apply_updates(parameters, updates), state, value
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    held = [jax.tree.map(jnp.array, parameters), optimiser.init(parameters)]
+
+    def one_step():
+        held[0], held[1], value = jitted(*held, image, label)
+        jax.block_until_ready(held)
+        return float(value)
+
+    return lambda: np.asarray(apply(parameters, image)), one_step
+
+
+def theirs(model, parameters, image, label):
+    """Return the like for PyTorch."""
+    import torch
+
+    from tests.benchmarks import torch_networks
+
+    network, trained = (torch_networks.network(model, parameters) for _ in range(2))
+    image = torch_networks.images(image)
+    target = torch.tensor(label, dtype=torch.float32, device=torch_networks.DEVICE)
+    optimiser = torch.optim.Adam(trained.parameters(), lr=1e-3, fused=True)
+    criterion = torch.nn.BCEWithLogitsLoss()
+
+    def forward():
+        with torch.inference_mode():
+            return network(image).permute(0, 2, 3, 1).cpu().numpy()
+
+    def one_step():
+        optimiser.zero_grad(set_to_none=True)
+        loss = criterion(trained(image)[:, 0], target)
+        loss.backward()
+        optimiser.step()
+        return float(loss.detach())
+
+    return forward, one_step
+
+
+def pair(fields, shape):
+    """Return forward pass and step of a network, ours and PyTorch's, by name."""
+    model = build_model(dict(fields, dropout=0.0))
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=shape).astype(np.float32)
+    label = (image[..., 0] > 1).astype(np.int32)
+    parameters = jax.jit(model.init)(jax.random.key(0), image[:1])["params"]
+    parameters = jax.tree.map(np.asarray, parameters)
+    calls = {}
+    for who, make in (("ours", ours), ("theirs", theirs)):
+        calls["forward", who], calls["step", who] = make(model, parameters, image, label)
+    for work, times in (("forward", 1), ("step", 3)):  # later losses show the gradients
+        found, expected = (
+            np.stack([calls[work, who]() for _ in range(times)]) for who in ("ours", "theirs")
+        )
+        worst = np.max(np.abs(found - expected))
+        if worst > (1e-4 if work == "forward" else 1e-3):
+            raise RuntimeError(f"{fields['name']}, {work}: PyTorch differs by {worst:.1e}")
+    return calls
+
+
+def rows(toy=False):
+    """Return the rows of the table; `toy` sizes only show that all of it runs."""
+    from tests.benchmarks.torch_networks import PEER
+
+    config = phantom_to_real.get_config("debug" if toy else None)
+    b = 2 if toy else 8
+    unet = dict(name="unet", **(dict(widths=(4, 8)) if toy else {}))
+    networks = {
+        "U-Net": (unet, (b, 32, 32, 3) if toy else (b, 128, 128, 3)),
+        "CHASPPRAU-Net": (config.model.to_dict(), (b, *config.data.size, 1)),
+    }
+    found = []
+    for name, (fields, shape) in networks.items():
+        times = timing.interleaved(pair(fields, shape), 1 if toy else 11, warm_up=2)
+        for work, word in (("step", "training step"), ("forward", "forward pass")):
+            text = f"{name}, {word}, {b} slices of {shape[1]} x {shape[2]}"
+            both = times[work, "ours"], PEER, times[work, "theirs"]
+            found.append(timing.versus(text, *both, limit=LIMIT))
+    return found
