@@ -26,8 +26,8 @@ from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.training import checkpoint, log, parallel, run_cases, run_folder, step
 from spinejax.training.checkpoint import Checkpoints, Meta, begun
-from spinejax.training.model_file import Network
 from spinejax.training.log import RunLog
+from spinejax.training.model_file import Network
 from spinejax.training.run_folder import RunRecord
 from spinejax.training.signals import Stop, listen
 from spinejax.training.state import TrainState, create_state, inference_variables
