@@ -58,8 +58,10 @@ demo: $(STAMP)
 # Scans that calibrate the probabilities of names: the region that they show, and the seed
 CALIBRATION := any-101 any-201 cervical-102 cervical-202 thoracic-103 thoracic-203 lumbar-104 lumbar-204
 model: $(STAMP)
-	for stage in sagittal vertebrae; do \
-	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage --workdir=$(MODEL)/$$stage || exit; \
+	for stage in sagittal longer vertebrae; do \
+	  case $$stage in longer) from=$(MODEL)/sagittal;; *) from=;; esac; \
+	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage --config.train.init_from=$$from \
+	    --workdir=$(MODEL)/$$stage || exit; \
 	done
 	for set in $(CALIBRATION); do \
 	  case $$set in any-*) tall=700;; *) tall=300;; esac; \
@@ -67,10 +69,12 @@ model: $(STAMP)
 	    --min_spacing_mm=1.5 --max_spacing_mm=4 --max_extent_mm=$$tall --max_voxels=1000000 \
 	    --rates=t13=0.1,l6=0.2,no_t12=0.1 || exit; \
 	done
-	$(BIN)/spinejax calibrate --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae \
+	$(BIN)/spinejax export --workdir=$(MODEL)/longer --vertebrae=$(MODEL)/vertebrae --half=vertebrae \
+	  --output=$(MODEL)/networks.safetensors
+	$(BIN)/spinejax calibrate --model=$(MODEL)/networks.safetensors \
 	  $(addprefix --data=$(MODEL)/phantoms/,$(CALIBRATION)) --output=$(MODEL)/calibration
-	$(BIN)/spinejax export --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae \
-	  --calibration=$(MODEL)/calibration/calibration.json --half=vertebrae --output=$(MODEL)/phantom.safetensors
+	$(BIN)/spinejax export --model=$(MODEL)/networks.safetensors --half=vertebrae \
+	  --calibration=$(MODEL)/calibration/calibration.json --output=$(MODEL)/phantom.safetensors
 
 model-check: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.check_model --out=$(MODEL)-check $(REAL)
