@@ -58,7 +58,7 @@ demo: $(STAMP)
 # Scans that calibrate the probabilities of names: the region that they show, and the seed
 CALIBRATION := any-101 any-201 cervical-102 cervical-202 thoracic-103 thoracic-203 lumbar-104 lumbar-204
 model: $(STAMP)
-	for stage in sagittal longer vertebrae; do \
+	for stage in sagittal longer axial vertebrae; do \
 	  case $$stage in longer) from=$(MODEL)/sagittal;; *) from=;; esac; \
 	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage --config.train.init_from=$$from \
 	    --workdir=$(MODEL)/$$stage || exit; \
@@ -69,11 +69,11 @@ model: $(STAMP)
 	    --min_spacing_mm=1.5 --max_spacing_mm=4 --max_extent_mm=$$tall --max_voxels=1000000 \
 	    --rates=t13=0.1,l6=0.2,no_t12=0.1 || exit; \
 	done
-	$(BIN)/spinejax export --workdir=$(MODEL)/longer --vertebrae=$(MODEL)/vertebrae --half=vertebrae \
-	  --output=$(MODEL)/networks.safetensors
+	$(BIN)/spinejax export $(addprefix --workdir=$(MODEL)/,sagittal longer axial) --vertebrae=$(MODEL)/vertebrae \
+	  --half=vertebrae --output=$(MODEL)/networks.safetensors
 	$(BIN)/spinejax calibrate --model=$(MODEL)/networks.safetensors \
 	  $(addprefix --data=$(MODEL)/phantoms/,$(CALIBRATION)) --output=$(MODEL)/calibration
-	$(BIN)/spinejax export --model=$(MODEL)/networks.safetensors --half=vertebrae \
+	$(BIN)/spinejax export --workdir=$(MODEL)/networks.safetensors --half=vertebrae \
 	  --calibration=$(MODEL)/calibration/calibration.json --output=$(MODEL)/phantom.safetensors
 
 model-check: $(STAMP)
