@@ -24,7 +24,7 @@ ALLOCATOR := GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1:glib
 help:
 	@echo "make demo   phantoms -> train -> evaluate -> report, about 8 minutes on two idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
-	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about three hours on two"
+	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about five hours on two"
 	@echo "            cores; continues where it was interrupted"
 	@echo "make model-check   scores the packaged model on phantoms, and on the real CTs in REAL='DIR DIR'; writes its card"
 	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
