@@ -3,7 +3,7 @@
 from absl import flags
 from absl.flags import FlagValues
 
-from spinejax import allocator, config_files, progress
+from spinejax import config_files, progress
 from spinejax.commands import parsing
 from spinejax.errors import EXIT_INTERRUPTED
 
@@ -34,7 +34,6 @@ def define_flags(values: FlagValues) -> None:
 
 def run(values: FlagValues) -> int:
     """Search, or continue the search in --workdir."""
-    allocator.keep_memory()
     config = parsing.config(values)
     sweep = config_files.find_sweep(values.config, values.sweep)
     from spinejax.training import search

@@ -9,7 +9,7 @@ from absl import flags
 from absl.flags import FlagValues
 
 import spinejax
-from spinejax import allocator, progress
+from spinejax import progress
 from spinejax.commands import evaluate, parsing
 from spinejax.errors import EXIT_INTERRUPTED
 from spinejax.files import is_ours
@@ -33,7 +33,6 @@ def define_flags(values: FlagValues) -> None:
 
 def run(values: FlagValues) -> int:
     """Train or resume, then print the commands that come next."""
-    allocator.keep_memory()
     config = parsing.config(values)
     from spinejax.training import parallel
 
