@@ -100,6 +100,8 @@ def card_of(model: str, scores: dict, seeds: tuple[int, ...]) -> dict:
         for network in members
         for one in trainings(network.origin)
     ]
+    # A network may begin with another one of the file.
+    trained = [one for i, one in enumerate(trained) if one not in trained[:i]]
     return {
         "model": Path(model).stem,
         "notice": NOTICE,
