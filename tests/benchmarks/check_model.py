@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.check_model --out=DIR [--model=FILE] [--sets=N] [FOLDER ...]
 
-Three sets of 20 phantoms, or the first N of them, show every kind of scan: any region, any voxel size, variants of the
-spine. FOLDERs hold real CTs with masks. The command prints every score. It writes the card as
-DIR/card.json and DIR/model.md, and DIR/phantom.safetensors: the model with this card. The card
-keeps the tables of `spinejax calibrate` that the model's file holds.
+Three sets of 20 phantoms, or the first N of them, show every kind of scan: any region, any voxel
+size, variants of the spine. FOLDERs hold real CTs with masks. The command prints every score. It
+writes the card as DIR/card.json and DIR/model.md, and DIR/phantom.safetensors: the model with this
+card. The card keeps the tables of `spinejax calibrate` that the model's file holds.
 """
 
 import argparse
