@@ -24,7 +24,7 @@ ALLOCATOR := GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1:glib
 help:
 	@echo "make demo   phantoms -> train -> evaluate -> report, about 8 minutes on two idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
-	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about five hours on two"
+	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about three hours on two"
 	@echo "            cores; continues where it was interrupted"
 	@echo "make model-check   scores the packaged model on phantoms, and on the real CTs in REAL='DIR DIR'; writes its card"
 	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
@@ -58,9 +58,8 @@ demo: $(STAMP)
 # Scans that calibrate the probabilities of names: the region that they show, and the seed
 CALIBRATION := any-101 any-201 cervical-102 cervical-202 thoracic-103 thoracic-203 lumbar-104 lumbar-204
 model: $(STAMP)
-	for stage in sagittal longer axial vertebrae; do \
-	  case $$stage in longer) from=$(MODEL)/sagittal;; *) from=;; esac; \
-	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage --config.train.init_from=$$from \
+	for stage in sagittal vertebrae; do \
+	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage \
 	    --workdir=$(MODEL)/$$stage || exit; \
 	done
 	for set in $(CALIBRATION); do \
@@ -69,7 +68,7 @@ model: $(STAMP)
 	    --min_spacing_mm=1.5 --max_spacing_mm=4 --max_extent_mm=$$tall --max_voxels=1000000 \
 	    --rates=t13=0.1,l6=0.2,no_t12=0.1 || exit; \
 	done
-	$(BIN)/spinejax export $(addprefix --workdir=$(MODEL)/,sagittal longer axial) --vertebrae=$(MODEL)/vertebrae \
+	$(BIN)/spinejax export --workdir=$(MODEL)/sagittal --vertebrae=$(MODEL)/vertebrae \
 	  --half=vertebrae --output=$(MODEL)/networks.safetensors
 	$(BIN)/spinejax calibrate --model=$(MODEL)/networks.safetensors \
 	  $(addprefix --data=$(MODEL)/phantoms/,$(CALIBRATION)) --output=$(MODEL)/calibration

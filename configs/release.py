@@ -8,7 +8,7 @@ Each stage is a run in a folder of its own:
     stage=sagittal     CHASPPRAU-Net, which segments the spine in sagittal slices
     stage=longer       the same, which begins with the stage before it: add
                        --config.train.init_from=runs/model/sagittal
-    stage=axial        the same in axial slices; the masks of these three are averaged
+    stage=axial        the same in axial slices; neither this nor `longer` is in the file
     stage=vertebrae    MRU-Net, which names the vertebrae
     stage=outlines     a 3D U-Net, which outlines each named vertebra anew; not in the file yet
 
