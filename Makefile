@@ -59,8 +59,7 @@ demo: $(STAMP)
 CALIBRATION := any-101 any-201 cervical-102 cervical-202 thoracic-103 thoracic-203 lumbar-104 lumbar-204
 model: $(STAMP)
 	for stage in sagittal vertebrae; do \
-	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage \
-	    --workdir=$(MODEL)/$$stage || exit; \
+	  $(ALLOCATOR) $(BIN)/spinejax train --config=configs/release.py:stage=$$stage --workdir=$(MODEL)/$$stage || exit; \
 	done
 	for set in $(CALIBRATION); do \
 	  case $$set in any-*) tall=700;; *) tall=300;; esac; \

@@ -66,6 +66,17 @@ def conv_norm_relu(layer, rate: int = 1) -> nn.Sequential:
     return nn.Sequential(*conv_norm(layer, rate), nn.ReLU(inplace=True))
 
 
+def encoded(levels: nn.ModuleList, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return what the deepest level gives, and what those above it give, from the top."""
+    skips = []
+    for index, level in enumerate(levels):
+        if index:
+            skips.append(x)
+            x = functional.max_pool2d(x, 2)
+        x = level(x)
+    return x, skips
+
+
 class UNet(nn.Module):
     def __init__(self, model, parameters) -> None:
         super().__init__()
@@ -86,12 +97,7 @@ class UNet(nn.Module):
         self.logits = conv(parameters["logits"]["conv"])
 
     def forward(self, x: Tensor) -> Tensor:
-        skips = []
-        for index, level in enumerate(self.encoder):
-            if index:
-                skips.append(x)
-                x = functional.max_pool2d(x, 2)
-            x = level(x)
+        x, skips = encoded(self.encoder, x)
         for up, level in zip(self.up, self.decoder, strict=True):
             x = level(torch.cat([skips.pop(), up(x)], dim=1))
         return self.logits(x)
@@ -189,12 +195,7 @@ class CHASPPRAUNet(nn.Module):
         self.logits = conv(parameters["logits"]["conv"])
 
     def forward(self, x: Tensor) -> Tensor:
-        skips = []
-        for index, level in enumerate(self.encoder):
-            if index:
-                skips.append(x)
-                x = functional.max_pool2d(x, 2)
-            x = level(x)
+        x, skips = encoded(self.encoder, x)
         for up, attend, level in zip(self.up, self.attention, self.decoder, strict=True):
             x = up(x)
             x = level(torch.cat([attend(skips.pop(), x), x], dim=1))
