@@ -404,7 +404,9 @@ def _kept(path: Path, step: int, workdir: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="spinejax-") as copy:
         try:
-            shutil.copytree(path / str(step), Path(copy, str(step)))
+            # A training that writes the checksums meanwhile renames their temporary file.
+            unfinished = shutil.ignore_patterns(".tmp-*")
+            shutil.copytree(path / str(step), Path(copy, str(step)), ignore=unfinished)
         except (OSError, shutil.Error) as error:
             reason = _one_line(error)
             raise InputError(f"checkpoint {path / str(step)} cannot be read ({reason})") from error

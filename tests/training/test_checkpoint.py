@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from spinejax.errors import InputError
+from spinejax.sweep_state import LOCK, take_lock
 from spinejax.training import checkpoint
 from spinejax.training.checkpoint import Checkpoints, Meta
 from spinejax.training.state import TrainState, create_state
@@ -156,6 +157,17 @@ def test_inference_gets_the_average_of_the_best_with_tuples_in_its_config(tmp_pa
     assert equal(variables["batch_stats"], state_at(2).batch_stats)
     _, variables = checkpoint.load_for_inference(tmp_path, "latest")
     assert equal(variables["params"], state_at(3).ema)
+
+
+def test_a_step_whose_checksums_are_just_being_written_is_read(tmp_path):
+    save(tmp_path, 1)
+    step = checkpoint.folder(tmp_path, "latest") / "1"
+    # A training that goes on renames its temporary file between a reader's look and its copy.
+    (step / ".tmp-0-crc32.json").symlink_to(step / "gone")
+    with (tmp_path / LOCK).open("wb") as file:
+        assert take_lock(file)
+        _, variables = checkpoint.load_for_inference(tmp_path, "latest")
+    assert equal(variables["params"], state_at(1).ema)
 
 
 def test_inference_without_a_best_takes_the_latest(tmp_path):
