@@ -341,14 +341,14 @@ def _snap(matrix: np.ndarray) -> np.ndarray:
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     """Return the smallest box around everything above 0; None if there is nothing."""
-    occupied = mask if mask.dtype.kind in "bu" else mask > 0
-    box = []
+    box = [slice(0, n) for n in mask.shape]
     for axis in range(mask.ndim):
+        part = mask[tuple(box)]  # what the earlier axes leave
         others = tuple(other for other in range(mask.ndim) if other != axis)
-        hits = np.flatnonzero(occupied.any(axis=others))
+        hits = np.flatnonzero((part if part.dtype.kind in "bu" else part > 0).any(axis=others))
         if hits.size == 0:
             return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
+        box[axis] = slice(int(hits[0]), int(hits[-1]) + 1)
     return tuple(box)
 
 

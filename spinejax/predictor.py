@@ -122,7 +122,9 @@ class Segmentation:
         """The vertebrae in `labels`, from head to foot; none if they are not named."""
         if self.record is None:
             return ()
-        counts = np.bincount(self.mask.ravel(order="K"), minlength=labels.MAX_ID + 1)
+        counts = np.zeros(labels.MAX_ID + 1, np.int64)
+        for part in self.mask:  # slice by slice, because bincount copies its input to 8 bytes each
+            counts += np.bincount(part.ravel(order="K"), minlength=labels.MAX_ID + 1)
         return tuple(
             Vertebra(
                 name=labels.name(verse_id),

@@ -231,16 +231,46 @@ def preprocess_slabs(
         raise ValueError(f"`slab_slices` (={slab_slices}) must be positive")
     nearest = [geometry.nearest(n, m) for n, m in zip(grid.native_shape, grid.shape, strict=True)]
     slices = geometry.nearest(grid.native_slices, grid.n_slices)
+    rows, columns = (slice(0, side) for side in grid.shape)
     for start in range(0, grid.n_slices, slab_slices):
         stop = min(start + slab_slices, grid.n_slices)
-        slab = _between(scan, start, stop, settings, grid, kernels)
-        slab = geometry.linear(geometry.linear(slab, 1, grid.shape[0]), 2, grid.shape[1])
-        image = np.rint(slab, out=slab).astype(np.int16)
+        image = _box(scan, (slice(start, stop), rows, columns), settings, grid, kernels)
         label = None
         if marks is not None:
             # Indices instead of strides, so that the result is a copy in its own memory.
             label = marks[slices[start:stop]][:, nearest[0][:, None], nearest[1]].astype(np.uint8)
         yield start, image, label
+
+
+def preprocess_box(
+    volume: Volume, settings: SlicePreprocess, box: tuple[slice, slice, slice]
+) -> np.ndarray:
+    """Return a box of the preprocessed slices of a scan, with the same numbers as in all of them.
+
+    Only the voxels that the box depends on are read.
+
+    Args:
+        volume: the scan, int16 or float32 HU.
+        settings: the preprocessing.
+        box: of the preprocessed grid: ranges of slices, rows and columns, with whole bounds.
+
+    Returns:
+        (n, h, w) int16 HU.
+    """
+    grid = slice_geometry(volume, settings)
+    scan = slice_view(volume.array, settings.plane)
+    kernels = _kernels(grid, settings)
+    first, last = box[0].start, box[0].stop
+    image = np.empty([side.stop - side.start for side in box], np.int16)
+    sides = zip(box[1:], grid.shape, grid.native_shape, strict=True)
+    pixels = math.prod((side.stop - side.start) * native // n + 1 for side, n, native in sides)
+    held = max(1, kernels[0][1], _SLAB_BYTES // (4 * pixels) - 2 * kernels[0][1])
+    step = max(1, held * grid.n_slices // grid.native_slices)
+    for start in range(first, last, step):
+        some = slice(start, min(start + step, last))
+        part = _box(scan, (some, *box[1:]), settings, grid, kernels)
+        image[start - first : some.stop - first] = part
+    return image
 
 
 def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:
@@ -294,43 +324,102 @@ def _kernels(grid: SliceGeometry, settings: SlicePreprocess) -> list[tuple[float
     return [(sigma, _radius(sigma)) for sigma in sigmas]
 
 
-def _between(
+def _box(
     scan: np.ndarray,
-    start: int,
-    stop: int,
+    box: tuple[slice, ...],
     settings: SlicePreprocess,
     grid: SliceGeometry,
     kernels: list[tuple[float, int]],
 ) -> np.ndarray:
-    """Return slices [start, stop) of the preprocessed grid, in-plane still as scanned, float32."""
-    if grid.n_slices == grid.native_slices:
-        return _filtered(scan, start, stop, settings, kernels)
-    centres = geometry.centres_of(grid.native_slices, grid.n_slices)[start:stop]
-    centres = np.clip(centres, 0, grid.native_slices - 1)
-    first, last = int(centres[0]), min(int(centres[-1]) + 2, grid.native_slices)
-    return geometry.at(_filtered(scan, first, last, settings, kernels), 0, centres - first)
+    """Return a box of the preprocessed grid, (n, h, w) int16, from `scan` (N, H, W)."""
+    needed, centres = [], []
+    for side, native, n in zip(box, scan.shape, (grid.n_slices, *grid.shape), strict=True):
+        if native == n:
+            needed.append(np.arange(side.start, side.stop))
+            centres.append(None)
+            continue
+        at = np.clip(geometry.centres_of(native, n)[side], 0, native - 1)
+        below = np.minimum(at.astype(np.intp), max(native - 2, 0))
+        needed.append(np.unique([below, np.minimum(below + 1, native - 1)]))
+        centres.append(np.searchsorted(needed[-1], below) + (at - below))
+    slab = _filtered(scan, needed, settings, kernels)
+    for axis, places in enumerate(centres):
+        if places is not None:
+            slab = geometry.at(slab, axis, places)
+    return np.rint(slab, out=slab).astype(np.int16)
 
 
 def _filtered(
     scan: np.ndarray,
-    start: int,
-    stop: int,
+    needed: list[np.ndarray],
     settings: SlicePreprocess,
     kernels: list[tuple[float, int]],
 ) -> np.ndarray:
-    """Return slices [start, stop) of `scan` (n, H, W) on its grid, within `range_hu`, float32."""
-    halo = kernels[0][1]
-    first, last = max(0, start - halo), min(len(scan), stop + halo)
-    slab = np.array(scan[first:last], np.float32, order="C")
+    """Return `scan` (N, H, W) smoothed on its own grid, within `range_hu`, float32.
+
+    Args:
+        scan: HU.
+        needed: the voxels to return, increasing indices along each axis.
+        settings: the preprocessing.
+        kernels: of `_kernels`.
+    """
+    # Edge values are repeated at the border of the scan; inside, the halo holds real data.
+    wide = [
+        slice(max(0, places[0] - radius), min(n, places[-1] + 1 + radius))
+        for places, n, (_, radius) in zip(needed, scan.shape, kernels, strict=True)
+    ]
+    slab = np.array(scan[tuple(wide)], np.float32, order="C")
     low, high = settings.clamp_hu
     if settings.intensity == "op_window":
         slab[(slab < low) | (slab > high)] = 0
-    for axis, (sigma, radius) in enumerate(kernels):
-        if radius:
-            # Edge values are repeated at the border of the scan; inside, the halo holds real data.
-            slab = ndimage.gaussian_filter1d(slab, sigma, axis, mode="nearest", radius=radius)
-        if axis == 0:
-            slab = slab[start - first : stop - first]
+    for axis, (places, side, kernel) in enumerate(zip(needed, wide, kernels, strict=True)):
+        slab = _smoothed(slab, axis, places - side.start, *kernel)
     if settings.intensity == "clamp":
         np.clip(slab, low, high, out=slab)
     return slab
+
+
+_ROWS = 32
+_BLOCK = 2**18
+
+
+def _smoothed(
+    values: np.ndarray, axis: int, places: np.ndarray, sigma: float, radius: int
+) -> np.ndarray:
+    """Return (n, h, w) smoothed by a Gaussian along an axis, at the indices `places`, float32.
+
+    The values are those of `scipy.ndimage.gaussian_filter1d` with mode "nearest", up to rounding in
+    float64. Products with matrices of `_ROWS` rows, on blocks of about `_BLOCK` voxels, are several
+    times as fast.
+    """
+    if not radius:
+        return values if len(places) == values.shape[axis] else np.take(values, places, axis)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    shape = list(values.shape)
+    shape[axis] = len(places)
+    result = np.empty(shape, np.float32)
+    across = 1 if axis == 0 else 0  # blocks follow each other along this axis
+    for first_row in range(0, len(places), _ROWS):
+        rows = slice(first_row, first_row + _ROWS)
+        read = np.clip(places[rows, None] + offsets, 0, values.shape[axis] - 1)
+        first, last = read[0, 0], read[-1, -1] + 1
+        matrix = np.zeros((len(read), last - first))
+        np.add.at(matrix, (np.arange(len(read))[:, None], read - first), weights)
+        source = values[_along(axis, slice(first, last))]
+        target = result[_along(axis, rows)]
+        step = max(1, _BLOCK * source.shape[across] // source.size)
+        for start in range(0, source.shape[across], step):
+            some = _along(across, slice(start, start + step))
+            block = source[some].astype(np.float64)
+            if axis == 2:
+                flat = block.reshape(-1, matrix.shape[1]) @ matrix.T
+                target[some] = flat.reshape(*block.shape[:2], -1)
+            else:
+                target[some] = matrix @ block if axis else np.tensordot(matrix, block, 1)
+    return result
+
+
+def _along(axis: int, part: slice) -> tuple[slice, ...]:
+    return (*[slice(None)] * axis, part)

@@ -252,12 +252,26 @@ def remove_small_components(
 
 
 def fill_cavities(mask: np.ndarray) -> np.ndarray:
-    """Return a mask (x, y, z) bool with its enclosed 3D cavities filled (scipy's definition)."""
+    """Return a mask (x, y, z) bool with its enclosed 3D cavities filled.
+
+    The result is that of `scipy.ndimage.binary_fill_holes`, which is slow in large scans: it grows
+    the outside voxel by voxel. The function needs four bytes for each voxel of the box around the
+    foreground, and one for each voxel of the mask.
+    """
     box = bounding_box(mask)
     if box is None:
         return mask
+    outside, count = ndimage.label(~mask[box])
+    cavity = np.ones(count + 1, bool)
+    cavity[0] = False
+    for axis in range(3):
+        for end in (0, -1):
+            cavity[outside.take(end, axis)] = False
+    if not cavity.any():
+        return mask
     result = mask.copy()
-    result[box] = ndimage.binary_fill_holes(mask[box])
+    for target, part in zip(result[box], outside, strict=True):
+        target |= cavity[part]
     return result
 
 

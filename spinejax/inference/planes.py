@@ -100,60 +100,75 @@ def predict_scan(
         InputError: see `check`.
     """
     check(settings)
-    image = _resampled(volume, settings)
+    shape = grid_shape(volume, settings)
     stats = np.zeros(4, np.float32)
     if settings.normalise in normalise.NEED_STATS:
-        stats = normalise.scan_stats([image])
-    spacing_mm = _spacing_mm(volume, image.shape)
-    box = _whole(image.shape)
-    if search and _axial_mm2(image.shape, spacing_mm) > SMALL_MM2:
-        first = networks[0]
-        axis = PLANES[first.plane]
-        start, step = _searched(image.shape, axis, spacing_mm)
-        count = len(range(start, image.shape[axis], step))
+        slabs = preprocess.preprocess_slabs(volume, _isotropic(settings, "sagittal"))
+        stats = normalise.scan_stats(image for _, image, _ in slabs)
+    box: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+    spacing_mm = _spacing_mm(volume, shape)
+    if search and _axial_mm2(shape, spacing_mm) > SMALL_MM2:
+        count = len(_searched(shape, spacing_mm, networks[0].plane))
         with progress(f"{title}: search", count, "slice") as bar:
-            found = find_box(first, image, stats, spacing_mm, settings.threshold, bar.advance)
+            found = find_box(networks[0], volume, settings, stats, bar.advance)
         if found is None:
             logger.info("%s: the search found no spine; reading the whole scan", title)
         box = found or box
+    reads = [_windows(box, network, shape) for network in networks]
+    x, y, z = (
+        slice(min(a.start for a in s), max(a.stop for a in s)) for s in zip(*reads, strict=True)
+    )
+    image = preprocess.preprocess_box(volume, _isotropic(settings, "sagittal"), (x, y, z))
+    inner = _within(box, (x, y, z))
     with progress(title, sum(_slices(box, one.plane) for one in networks), "slice") as bar:
-        probability = mean_probability(networks, image, box, stats, bar.advance)
-    mask = _on_scan(probability, box, image.shape, volume.shape, settings.threshold)
+        probability = mean_probability(networks, image, inner, stats, bar.advance)
+    del image
+    mask = _on_scan(probability, box, shape, volume.shape, settings.threshold)
     return masks.finished(mask, volume, settings)
 
 
 def find_box(
     network: PlaneNetwork,
-    image: np.ndarray,
+    volume: Volume,
+    settings: ScanSettings,
     stats: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    threshold: float,
     advance: Callable[[int], object] = lambda slices: None,
 ) -> Box | None:
     """Return the box of the spine that a network finds in slices 12 mm apart; None without any.
 
     Args:
         network: reads the slices.
-        image: (x, y, z) int16 HU on the common grid.
+        volume: the scan.
+        settings: see `predict_scan`.
         stats: (4,) of the scan.
-        spacing_mm: of the grid.
-        threshold: probability from which a voxel is spine.
         advance: called with the number of slices done since the last call.
+
+    Returns:
+        The box on the common grid.
     """
-    axis = PLANES[network.plane]
-    first, step = _searched(image.shape, axis, spacing_mm)
-    stack = slice_view(image, network.plane)[first::step]
-    seen = np.moveaxis(network.predict(stack, stats, advance) >= threshold, 0, axis)
+    shape, axis = grid_shape(volume, settings), PLANES[network.plane]
+    spacing_mm = _spacing_mm(volume, shape)
+    levels = _searched(shape, spacing_mm, network.plane)
+    how = _isotropic(settings, network.plane)
+    rows, columns = (slice(0, n) for i, n in enumerate(shape) if i != axis)
+    stack = np.concatenate(
+        [
+            preprocess.preprocess_box(volume, how, (slice(level, level + 1), rows, columns))
+            for level in levels
+        ]
+    )
+    seen = np.moveaxis(network.predict(stack, stats, advance) >= settings.threshold, 0, axis)
     apart = list(spacing_mm)
-    apart[axis] *= step
+    apart[axis] *= levels.step
     tight = geometry.bounding_box(masks.without_islands(seen, (apart[0], apart[1], apart[2])))
     if tight is None:
         return None
     sides = []
-    for i, (side, n, mm) in enumerate(zip(tight, image.shape, spacing_mm, strict=True)):
+    for i, (side, n, mm) in enumerate(zip(tight, shape, spacing_mm, strict=True)):
         start, stop = side.start, side.stop
         if i == axis:  # up to the neighbouring slices, which show nothing
-            start, stop = first + (start - 1) * step + 1, first + stop * step
+            start = levels.start + (start - 1) * levels.step + 1
+            stop = levels.start + stop * levels.step
         margin = math.ceil((BEYOND_MM if i == 2 else BESIDE_MM) / mm)
         sides.append(slice(max(0, start - margin), min(n, stop + margin)))
     return sides[0], sides[1], sides[2]
@@ -170,32 +185,41 @@ def mean_probability(
 
     Args:
         networks: of any planes.
-        image: (x, y, z) int16 HU on the common grid.
-        box: the part to read. A window that is larger than the box reads what lies around it.
+        image: (x, y, z) int16 HU on the common grid, or a part of it.
+        box: the part of the image to read. A window that is larger than the box reads what lies
+            around it.
         stats: (4,) of the scan.
         advance: called with the number of slices done since the last call.
     """
     total = np.zeros(tuple(side.stop - side.start for side in box), np.float32)
     for network in networks:
-        axis = PLANES[network.plane]
-        least = list(network.size)
-        least.insert(axis, 1)
-        wide = [
-            _widened(side, size, n) for side, size, n in zip(box, least, image.shape, strict=True)
-        ]
-        part = slice_view(image[tuple(wide)], network.plane)
-        found = np.moveaxis(network.predict(part, stats, advance), 0, axis)
-        inner = (
-            slice(side.start - outer.start, side.stop - outer.start)
-            for side, outer in zip(box, wide, strict=True)
-        )
-        total += found[tuple(inner)]
+        wide = _windows(box, network, image.shape)
+        part = slice_view(image[wide], network.plane)
+        found = np.moveaxis(network.predict(part, stats, advance), 0, PLANES[network.plane])
+        total += found[_within(box, wide)]
     return total / np.float32(len(networks))
+
+
+def _windows(box: Box, network: PlaneNetwork, shape: tuple[int, ...]) -> Box:
+    """Return the part of a grid that a network reads for a box: at least a window, if there is."""
+    least = list(network.size)
+    least.insert(PLANES[network.plane], 1)
+    x, y, z = (_widened(side, size, n) for side, size, n in zip(box, least, shape, strict=True))
+    return x, y, z
+
+
+def _within(box: Box, outer: Box) -> Box:
+    """Return the place of a box within another one."""
+    x, y, z = (
+        slice(side.start - other.start, side.stop - other.start)
+        for side, other in zip(box, outer, strict=True)
+    )
+    return x, y, z
 
 
 def grid_shape(volume: Volume, settings: ScanSettings) -> tuple[int, int, int]:
     """Return the voxels of the common grid along x, y and z."""
-    grid = preprocess.slice_geometry(volume, _isotropic(settings))
+    grid = preprocess.slice_geometry(volume, _isotropic(settings, "sagittal"))
     return grid.n_slices, *grid.shape
 
 
@@ -210,16 +234,8 @@ def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     return 14 * voxels + 6 * 2**26 + masks.finished_bytes(volume, settings)
 
 
-def _isotropic(settings: ScanSettings) -> preprocess.SlicePreprocess:
-    return replace(settings.preprocess, plane="sagittal", mode="isotropic")
-
-
-def _resampled(volume: Volume, settings: ScanSettings) -> np.ndarray:
-    """Return the scan on the common grid, (x, y, z) int16 HU."""
-    image = np.empty(grid_shape(volume, settings), np.int16)
-    for start, slab, _ in preprocess.preprocess_slabs(volume, _isotropic(settings)):
-        image[start : start + len(slab)] = slab
-    return image
+def _isotropic(settings: ScanSettings, plane: str) -> preprocess.SlicePreprocess:
+    return replace(settings.preprocess, plane=plane, mode="isotropic")
 
 
 def _spacing_mm(volume: Volume, shape: tuple[int, ...]) -> tuple[float, float, float]:
@@ -231,17 +247,11 @@ def _axial_mm2(shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -
     return shape[0] * spacing_mm[0] * shape[1] * spacing_mm[1]
 
 
-def _searched(
-    shape: tuple[int, ...], axis: int, spacing_mm: tuple[float, float, float]
-) -> tuple[int, int]:
-    """Return the first slice that the search reads, and the number of slices to the next one."""
+def _searched(shape: tuple[int, ...], spacing_mm: tuple[float, float, float], plane: str) -> range:
+    """Return the slices of a plane that the search reads."""
+    axis = PLANES[plane]
     step = max(1, round(SEARCH_MM / spacing_mm[axis]))
-    return min(step // 2, shape[axis] - 1), step
-
-
-def _whole(shape: tuple[int, ...]) -> Box:
-    x, y, z = shape
-    return slice(0, x), slice(0, y), slice(0, z)
+    return range(min(step // 2, shape[axis] - 1), shape[axis], step)
 
 
 def _slices(box: Box, plane: str) -> int:

@@ -11,6 +11,7 @@ from scipy import ndimage
 from spinejax import geometry, schema
 from spinejax.data.preprocess import (
     SlicePreprocess,
+    preprocess_box,
     preprocess_slabs,
     restore_slices,
     slice_geometry,
@@ -200,6 +201,27 @@ def test_slab_size_changes_no_number(shape, spacing, slab, plane, dtype, mode, i
     low, high = how.range_hu
     assert low <= whole[0][1].min() and whole[0][1].max() <= high
     assert low <= how.fill_hu <= high
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 14)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 4)] * 3),
+    corner=st.tuples(*[st.floats(0, 0.999)] * 3),
+    extent=st.tuples(*[st.floats(0, 1)] * 3),
+    plane=st.sampled_from(sorted(PLANES)),
+    mode=st.sampled_from(schema.choices("data.preprocess.mode")),
+    intensity=st.sampled_from(schema.choices("data.preprocess.intensity")),
+)
+def test_a_box_has_the_numbers_of_the_whole(shape, spacing, corner, extent, plane, mode, intensity):
+    volume = volume_of(noise(shape), spacing)
+    how = SlicePreprocess(plane=plane, mode=mode, size=(9, 11), intensity=intensity)
+    whole = preprocess_scan(volume, how)
+    starts = [int(share * n) for share, n in zip(corner, whole.shape, strict=True)]
+    box = tuple(
+        slice(start, start + 1 + int(share * (n - start - 1)))
+        for start, share, n in zip(starts, extent, whole.shape, strict=True)
+    )
+    np.testing.assert_array_equal(preprocess_box(volume, how, box), whole[box])
 
 
 @pytest.mark.parametrize("intensity", schema.choices("data.preprocess.intensity"))

@@ -294,6 +294,11 @@ def test_cavities_are_filled_only_where_enclosed():
     np.testing.assert_array_equal(masks.fill_cavities(hollow), hollow)
 
 
+@given(mask=hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7)))
+def test_cavities_are_those_of_scipy(mask):
+    np.testing.assert_array_equal(masks.fill_cavities(mask), ndimage.binary_fill_holes(mask))
+
+
 def cleaned(mask, **how):
     fields = dict(
         spacing_mm=(1, 1, 1), opening_mm=0, min_component_ml=0, fill_holes=False, slice_axis=2
