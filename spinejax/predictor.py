@@ -756,7 +756,8 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
         if flip and plane != "sagittal":
             predict = ensemble.mirrored_stack(predict)
         rows, columns, _ = task.input_shape
-        networks.append(planes.PlaneNetwork(plane, (rows, columns), predict))
+        overlap = run.config.predict.get("overlap", 0.0)  # patches have none
+        networks.append(planes.PlaneNetwork(plane, (rows, columns), overlap, predict))
         least_side = max(least_side, task.least_side)
     config = runs[0].config
     scans = replace(scan_settings(config, build_task(config)), normalise=_mode(runs))

@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from spinejax import geometry, schema
 from spinejax.errors import InputError
@@ -242,9 +241,7 @@ def preprocess_slabs(
         yield start, image, label
 
 
-def preprocess_box(
-    volume: Volume, settings: SlicePreprocess, box: tuple[slice, slice, slice]
-) -> np.ndarray:
+def preprocess_box(volume: Volume, settings: SlicePreprocess, box: tuple[slice, ...]) -> np.ndarray:
     """Return a box of the preprocessed slices of a scan, with the same numbers as in all of them.
 
     Only the voxels that the box depends on are read.
@@ -332,7 +329,8 @@ def _box(
     kernels: list[tuple[float, int]],
 ) -> np.ndarray:
     """Return a box of the preprocessed grid, (n, h, w) int16, from `scan` (N, H, W)."""
-    needed, centres = [], []
+    needed: list[np.ndarray] = []
+    centres: list[np.ndarray | None] = []
     for side, native, n in zip(box, scan.shape, (grid.n_slices, *grid.shape), strict=True):
         if native == n:
             needed.append(np.arange(side.start, side.stop))

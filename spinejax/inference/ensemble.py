@@ -18,13 +18,16 @@ def mean_stack(predictors: Sequence[StackPredictor]) -> StackPredictor:
     """Return a predictor of the mean over several networks of slices."""
 
     def predict(
-        stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
+        stack: np.ndarray,
+        stats: np.ndarray,
+        advance: Callable[[int], object],
+        within: np.ndarray | None = None,
     ) -> np.ndarray:
-        total = predictors[0](stack, stats, advance)
+        total = predictors[0](stack, stats, advance, within)
         if len(predictors) > 1:
             total = total.astype(np.float32)  # a copy: a predictor may return a read-only array
         for other in predictors[1:]:
-            total += other(stack, stats, lambda slices: None)
+            total += other(stack, stats, lambda slices: None, within)
         return total / np.float32(len(predictors)) if len(predictors) > 1 else total
 
     return predict
@@ -36,9 +39,17 @@ def mirrored_stack(predict: StackPredictor) -> StackPredictor:
     The second axis of the stack runs from right to left.
     """
 
-    def both(stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]) -> np.ndarray:
-        seen = predict(stack, stats, advance)
-        mirror = predict(np.ascontiguousarray(stack[:, ::-1]), stats, lambda slices: None)
+    def both(
+        stack: np.ndarray,
+        stats: np.ndarray,
+        advance: Callable[[int], object],
+        within: np.ndarray | None = None,
+    ) -> np.ndarray:
+        seen = predict(stack, stats, advance, within)
+        other = np.ascontiguousarray(stack[:, ::-1])
+        mirror = predict(
+            other, stats, lambda slices: None, None if within is None else within[:, ::-1]
+        )
         return (seen + mirror[:, ::-1]) / np.float32(2)
 
     return both

@@ -5,6 +5,7 @@ Sizes are in mm and ml, so that they mean the same on every grid.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -13,9 +14,28 @@ from spinejax.data import normalise, preprocess
 from spinejax.geometry import bounding_box
 from spinejax.volume import PLANES, Volume, slice_view
 
-StackPredictor = Callable[[np.ndarray, np.ndarray, Callable[[int], object]], np.ndarray]
-"""(stack (n, h, w) int16 HU preprocessed, stats (4,) of the scan, advance) -> (n, h, w) float32
-foreground probability. It calls `advance` with the number of slices done since the last call."""
+
+class StackPredictor(Protocol):
+    """A network that reads stacks of slices."""
+
+    def __call__(
+        self,
+        stack: np.ndarray,
+        stats: np.ndarray,
+        advance: Callable[[int], object],
+        within: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the foreground probability of each pixel, (n, h, w) float32.
+
+        Args:
+            stack: (n, h, w) int16 HU, preprocessed.
+            stats: (4,) of the scan.
+            advance: called with the number of slices done since the last call.
+            within: (n, h, w) bool. Only its pixels count: the network need not read the others,
+                whose probability may be anything, but its pixels are as if it read all.
+        """
+        ...
+
 
 FOREGROUND = 1
 

@@ -92,11 +92,15 @@ def make_stack_predictor(model: Any, variables: Mapping[str, Any], **how: Any) -
     slice_logits = make_slice_logits(model, variables, **how)
 
     def predict(
-        stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
+        stack: np.ndarray,
+        stats: np.ndarray,
+        advance: Callable[[int], object],
+        within: np.ndarray | None = None,
     ) -> np.ndarray:
-        result = np.empty(stack.shape, np.float32)
+        result = np.zeros(stack.shape, np.float32)
         for index, image in enumerate(stack):
-            result[index] = foreground_probability(slice_logits(image, stats))
+            if within is None or within[index].any():
+                result[index] = foreground_probability(slice_logits(image, stats))
             advance(1)
         return result
 

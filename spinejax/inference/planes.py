@@ -5,8 +5,9 @@ reads the slices of its plane there, and the probabilities are averaged. A netwo
 slices may miss a body in one slice and find it in the next; a network of axial slices sees the body
 between other neighbours and does not miss the same part of it.
 
-A search comes first: one network reads slices 12 mm apart and gives the box of the spine. All
-networks then read the box only.
+A search comes first: one network reads slices 12 mm apart. All networks then read only the windows
+that touch the surroundings of what it found. These windows lie where they lie without a search, and
+where the spine goes on, the networks read on: the mask is that of the whole scan.
 """
 
 import logging
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import ndimage
 
 from spinejax import geometry
 from spinejax.data import normalise, preprocess
@@ -26,17 +28,17 @@ from spinejax.volume import PLANES, Volume, slice_view
 
 logger = logging.getLogger("spinejax")
 
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
 
 SEARCH_MM = 12.0
 """Distance between the slices that the search reads; a vertebra is at least 25 mm wide."""
 
-BESIDE_MM = 24.0
-"""Margin of the box to the left and right, front and back: processes between two slices, and the
-bend of a spine beyond the part that the search found."""
+BESIDE_MM = 16.0
+"""What lies so far to the left or right, front or back of the spine is read, too: processes between
+two slices of the search."""
 
 BEYOND_MM = 80.0
-"""Margin of the box at head and foot: two vertebrae that the search missed."""
+"""What lies so far above or below is read, too: two vertebrae that the search missed."""
 
 SMALL_MM2 = 180.0**2
 """A scan whose axial slices are smaller is read without a search, which would save little."""
@@ -49,11 +51,13 @@ class PlaneNetwork:
     Attributes:
         plane: of its slices, one of `volume.PLANES`.
         size: (rows, columns) of its windows.
+        overlap: see `windows2d.predict_stack`.
         predict: the network.
     """
 
     plane: str
     size: tuple[int, int]
+    overlap: float
     predict: StackPredictor
 
 
@@ -105,36 +109,47 @@ def predict_scan(
     if settings.normalise in normalise.NEED_STATS:
         slabs = preprocess.preprocess_slabs(volume, _isotropic(settings, "sagittal"))
         stats = normalise.scan_stats(image for _, image, _ in slabs)
-    box: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
     spacing_mm = _spacing_mm(volume, shape)
-    if search and _axial_mm2(shape, spacing_mm) > SMALL_MM2:
-        count = len(_searched(shape, spacing_mm, networks[0].plane))
-        with progress(f"{title}: search", count, "slice") as bar:
-            found = find_box(networks[0], volume, settings, stats, bar.advance)
-        if found is None:
+    band = np.ones(shape, bool)
+    searched = search and _axial_mm2(shape, spacing_mm) > SMALL_MM2
+    if searched:
+        levels = _searched(shape, spacing_mm, networks[0].plane)
+        with progress(f"{title}: search", len(levels), "slice") as bar:
+            found = find_spine(networks[0], volume, settings, stats, bar.advance)
+        if found.any():
+            band = _around(found, spacing_mm)
+        else:
             logger.info("%s: the search found no spine; reading the whole scan", title)
-        box = found or box
-    reads = [_windows(box, network, shape) for network in networks]
-    x, y, z = (
-        slice(min(a.start for a in s), max(a.stop for a in s)) for s in zip(*reads, strict=True)
-    )
-    image = preprocess.preprocess_box(volume, _isotropic(settings, "sagittal"), (x, y, z))
-    inner = _within(box, (x, y, z))
-    with progress(title, sum(_slices(box, one.plane) for one in networks), "slice") as bar:
-        probability = mean_probability(networks, image, inner, stats, bar.advance)
-    del image
-    mask = _on_scan(probability, box, shape, volume.shape, settings.threshold)
+            searched = False
+    how = _isotropic(settings, "sagittal")
+    probability = np.zeros(shape, np.float32)
+    new = band
+    while (box := geometry.bounding_box(new)) is not None:
+        image = np.full(shape, how.fill_hu, np.int16)
+        read = _read(box, networks, shape)
+        image[read] = preprocess.preprocess_box(volume, how, read)
+        with progress(title, _slices(box, networks), "slice") as bar:
+            mean = mean_probability(networks, image, box, new, stats, bar.advance)
+        del image
+        probability[box] = np.where(new[box], mean, probability[box])
+        if not searched:
+            break
+        mask = masks.without_islands(probability >= settings.threshold, spacing_mm)
+        new = _further(mask, band, spacing_mm)
+        band |= new
+    box = geometry.bounding_box(band) or ()
+    mask = _on_scan(probability[box], box, shape, volume.shape, settings.threshold)
     return masks.finished(mask, volume, settings)
 
 
-def find_box(
+def find_spine(
     network: PlaneNetwork,
     volume: Volume,
     settings: ScanSettings,
     stats: np.ndarray,
     advance: Callable[[int], object] = lambda slices: None,
-) -> Box | None:
-    """Return the box of the spine that a network finds in slices 12 mm apart; None without any.
+) -> np.ndarray:
+    """Return where a network finds the spine in slices 12 mm apart.
 
     Args:
         network: reads the slices.
@@ -144,7 +159,7 @@ def find_box(
         advance: called with the number of slices done since the last call.
 
     Returns:
-        The box on the common grid.
+        (x, y, z) bool on the common grid; what a slice shows holds up to the neighbouring ones.
     """
     shape, axis = grid_shape(volume, settings), PLANES[network.plane]
     spacing_mm = _spacing_mm(volume, shape)
@@ -157,64 +172,87 @@ def find_box(
             for level in levels
         ]
     )
-    seen = np.moveaxis(network.predict(stack, stats, advance) >= settings.threshold, 0, axis)
+    no_air = stack > how.fill_hu
+    seen = network.predict(stack, stats, advance, no_air) >= settings.threshold
     apart = list(spacing_mm)
     apart[axis] *= levels.step
-    tight = geometry.bounding_box(masks.without_islands(seen, (apart[0], apart[1], apart[2])))
-    if tight is None:
-        return None
-    sides = []
-    for i, (side, n, mm) in enumerate(zip(tight, shape, spacing_mm, strict=True)):
-        start, stop = side.start, side.stop
-        if i == axis:  # up to the neighbouring slices, which show nothing
-            start = levels.start + (start - 1) * levels.step + 1
-            stop = levels.start + stop * levels.step
-        margin = math.ceil((BEYOND_MM if i == 2 else BESIDE_MM) / mm)
-        sides.append(slice(max(0, start - margin), min(n, stop + margin)))
-    return sides[0], sides[1], sides[2]
+    spine = masks.without_islands(np.moveaxis(seen, 0, axis), (apart[0], apart[1], apart[2]))
+    found = np.zeros(shape, bool)
+    slices = slice_view(found, network.plane)
+    for level, seen_there in zip(levels, slice_view(spine, network.plane), strict=True):
+        slices[max(0, level - levels.step + 1) : level + levels.step] |= seen_there
+    return found
 
 
 def mean_probability(
     networks: Sequence[PlaneNetwork],
     image: np.ndarray,
     box: Box,
+    within: np.ndarray,
     stats: np.ndarray,
     advance: Callable[[int], object] = lambda slices: None,
 ) -> np.ndarray:
-    """Return the mean foreground probability of several networks within a box, float32.
+    """Return the mean foreground probability of several networks in a box, float32.
 
     Args:
         networks: of any planes.
-        image: (x, y, z) int16 HU on the common grid, or a part of it.
-        box: the part of the image to read. A window that is larger than the box reads what lies
-            around it.
+        image: (x, y, z) int16 HU on the common grid.
+        box: the part to return.
+        within: (x, y, z) bool, the voxels that count, see `masks.StackPredictor`.
         stats: (4,) of the scan.
         advance: called with the number of slices done since the last call.
     """
     total = np.zeros(tuple(side.stop - side.start for side in box), np.float32)
     for network in networks:
-        wide = _windows(box, network, image.shape)
-        part = slice_view(image[wide], network.plane)
-        found = np.moveaxis(network.predict(part, stats, advance), 0, PLANES[network.plane])
-        total += found[_within(box, wide)]
+        axis = PLANES[network.plane]
+        slices = box[axis]
+        found = network.predict(
+            slice_view(image, network.plane)[slices],
+            stats,
+            advance,
+            slice_view(within, network.plane)[slices],
+        )
+        inner = tuple(side for i, side in enumerate(box) if i != axis)
+        total += np.moveaxis(found[:, *inner], 0, axis)
     return total / np.float32(len(networks))
 
 
-def _windows(box: Box, network: PlaneNetwork, shape: tuple[int, ...]) -> Box:
-    """Return the part of a grid that a network reads for a box: at least a window, if there is."""
-    least = list(network.size)
-    least.insert(PLANES[network.plane], 1)
-    x, y, z = (_widened(side, size, n) for side, size, n in zip(box, least, shape, strict=True))
-    return x, y, z
+def _around(found: np.ndarray, spacing_mm: tuple[float, ...], share: float = 1.0) -> np.ndarray:
+    """Return where something is within `BESIDE_MM` and `BEYOND_MM`, or a share of them, bool."""
+    reach_mm = (share * BESIDE_MM, share * BESIDE_MM, share * BEYOND_MM)
+    near = found.view(np.uint8)
+    for axis, (reach, mm) in enumerate(zip(reach_mm, spacing_mm, strict=True)):
+        size = 2 * math.ceil(reach / mm) + 1
+        near = ndimage.maximum_filter1d(near, size, axis, mode="constant")
+    return near.view(bool)
 
 
-def _within(box: Box, outer: Box) -> Box:
-    """Return the place of a box within another one."""
-    x, y, z = (
-        slice(side.start - other.start, side.stop - other.start)
-        for side, other in zip(box, outer, strict=True)
-    )
-    return x, y, z
+def _further(mask: np.ndarray, band: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+    """Return what is still to read, (x, y, z) bool, because the mask comes near the band's border.
+
+    The border is near at half the distances of `_around`.
+    """
+    new = _around(mask, spacing_mm) & ~band
+    parts, count = ndimage.label(new)
+    wanted = np.zeros(count + 1, bool)
+    wanted[parts[_around(mask, spacing_mm, 0.5) & ~band]] = True
+    return wanted[parts]
+
+
+def _read(box: Box, networks: Sequence[PlaneNetwork], shape: tuple[int, ...]) -> Box:
+    """Return the part of a grid that the networks read for a box: all windows that touch it."""
+    sides = []
+    for axis, (side, n) in enumerate(zip(box, shape, strict=True)):
+        first, last = side.start, side.stop
+        for network in networks:
+            if axis != PLANES[network.plane]:
+                inner = [i for i in range(3) if i != PLANES[network.plane]]
+                length = network.size[inner.index(axis)]
+                starts = geometry.window_starts(n, length, network.overlap)
+                touching = [s for s in starts if s < side.stop and s + length > side.start]
+                first, last = min(first, *touching), max(last, *(s + length for s in touching))
+        sides.append(slice(first, min(last, n)))
+    return tuple(sides)
 
 
 def grid_shape(volume: Volume, settings: ScanSettings) -> tuple[int, int, int]:
@@ -254,17 +292,10 @@ def _searched(shape: tuple[int, ...], spacing_mm: tuple[float, float, float], pl
     return range(min(step // 2, shape[axis] - 1), shape[axis], step)
 
 
-def _slices(box: Box, plane: str) -> int:
-    side = box[PLANES[plane]]
-    return int(side.stop - side.start)
-
-
-def _widened(side: slice, least: int, n: int) -> slice:
-    """Return a part of n voxels with `side` in its middle and, if n allows, `least` voxels."""
-    own = side.stop - side.start
-    length = max(own, min(least, n))
-    start = min(max(0, side.start - (length - own) // 2), n - length)
-    return slice(start, start + length)
+def _slices(box: Box, networks: Sequence[PlaneNetwork]) -> int:
+    """Return how many slices the networks read in a box."""
+    sides = (box[PLANES[network.plane]] for network in networks)
+    return sum(side.stop - side.start for side in sides)
 
 
 _CHUNK_VOXELS = 2**24

@@ -34,6 +34,7 @@ def predict_stack(
     overlap: float,
     batch_size: int,
     fill: int,
+    within: np.ndarray | None = None,
     advance: Callable[[int], object] = lambda slices: None,
 ) -> np.ndarray:
     """Return the foreground probability of every pixel of a stack of slices.
@@ -49,6 +50,7 @@ def predict_stack(
         overlap: least share of a window that the next window covers again, in [0, 1).
         batch_size: windows in one call.
         fill: HU beyond the borders of a slice.
+        within: (n, h, w) bool, see `masks.StackPredictor`; None reads all windows.
         advance: called with the number of slices done since the last call.
 
     Returns:
@@ -71,6 +73,8 @@ def predict_stack(
         total[top : top + window[0], left : left + window[1]] += weights
 
     jobs = [(index, corner) for index in range(count) for corner in corners]
+    if within is not None:
+        jobs = [job for job in jobs if within[_inside(*job, window, padding)].any()]
     result = np.zeros((count, *padded_shape), np.float32)
     batch = np.full((batch_size, *window), fill, np.int16)
     padded = np.full(padded_shape, fill, np.int16)
@@ -95,8 +99,20 @@ def predict_stack(
         following = jobs[first + batch_size][0] if first + batch_size < len(jobs) else count
         advance(following - done)
         done = following
+    advance(count - done)  # slices of which nothing is read
     result /= total
     return result[:, padding[0][0] : padding[0][0] + height, padding[1][0] : padding[1][0] + width]
+
+
+def _inside(
+    index: int, corner: tuple[int, int], window: tuple[int, int], padding: list[tuple[int, int]]
+) -> tuple[int | slice, ...]:
+    """Return the place of a window in the stack without its padding."""
+    rows, columns = (
+        slice(max(0, start - before), max(0, start + side - before))
+        for start, side, (before, _) in zip(corner, window, padding, strict=True)
+    )
+    return index, rows, columns
 
 
 def make_stack_predictor(
@@ -117,13 +133,17 @@ def make_stack_predictor(
     compiled, rows = over_local_devices(probability, variables, batch_size)
 
     def predict(
-        stack: np.ndarray, stats: np.ndarray, advance: Callable[[int], object]
+        stack: np.ndarray,
+        stats: np.ndarray,
+        advance: Callable[[int], object],
+        within: np.ndarray | None = None,
     ) -> np.ndarray:
         batch_stats = np.tile(stats, (rows, 1))
         return predict_stack(
             lambda batch: compiled(batch, batch_stats),
             stack,
             batch_size=rows,
+            within=within,
             advance=advance,
             **how,
         )

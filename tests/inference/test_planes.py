@@ -7,8 +7,6 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from spinejax import geometry
 from spinejax.data.preprocess import SlicePreprocess
@@ -52,15 +50,17 @@ def column(orientation: str = "LPS", hip: bool = False) -> tuple[Volume, np.ndar
 
 
 def network(plane: str, seen: list | None = None, size=(24, 32)) -> planes.PlaneNetwork:
-    """A network that finds what is bright, and notes the shapes that it reads in `seen`."""
+    """A network that finds what is bright, and notes how many pixels count in `seen`."""
 
-    def predict(stack, stats, advance):
-        if seen is not None:
-            seen.append(stack.shape)
+    def predict(stack, stats, advance, within=None):
         advance(len(stack))
-        return np.clip((stack.astype(np.float32) + 200) / 600, 0, 1)
+        counts = np.ones(stack.shape, bool) if within is None else within
+        if seen is not None:
+            seen.append(np.count_nonzero(counts))
+        # Elsewhere it may say anything.
+        return np.where(counts, np.clip((stack.astype(np.float32) + 200) / 600, 0, 1), 0.9)
 
-    return planes.PlaneNetwork(plane, size, predict)
+    return planes.PlaneNetwork(plane, size, 0.25, predict)
 
 
 def dice(a, b) -> float:
@@ -86,14 +86,14 @@ def test_the_search_changes_nothing_but_the_voxels_that_are_read(plane):
     full = planes.predict_scan([network(plane, seen)], volume, how, search=False)
     coarse = planes.predict_scan([network(plane, seen)], volume, how, search=True)
     np.testing.assert_array_equal(full, coarse)
-    whole, searched, inside = (int(np.prod(shape)) for shape in seen)
-    assert searched < 0.3 * whole and inside < 0.5 * whole
+    whole, searched, inside = seen
+    assert searched < 0.3 * whole and inside < 0.6 * whole
 
 
 def test_the_probabilities_of_all_networks_are_averaged():
     volume, spine = column()
     half = planes.PlaneNetwork(
-        "axial", (24, 32), lambda stack, *_: np.full(stack.shape, 0.2, np.float32)
+        "axial", (24, 32), 0.25, lambda stack, *_: np.full(stack.shape, 0.2, np.float32)
     )
     # (1 + 0.2) / 2 reaches 0.5, and (0 + 0.2) / 2 does not.
     found = planes.predict_scan([network("sagittal"), half], volume, scan_settings(), search=False)
@@ -113,7 +113,7 @@ def test_without_any_finding_the_whole_scan_is_read(caplog):
             [network("sagittal", seen)], empty, scan_settings(), search=True, title="ct"
         )
     assert not found.any()
-    assert seen[-1] == (70, 66, 100)
+    assert seen[-1] == 70 * 66 * 100
     assert "ct: the search found no spine; reading the whole scan" in caplog.text
 
 
@@ -125,21 +125,6 @@ def test_a_small_scan_is_read_without_a_search():
     found = planes.predict_scan([network("axial", seen)], small, scan_settings(), search=True)
     assert len(seen) == 1
     assert dice(found > 0, spine[part]) > 0.95
-
-
-@given(
-    n=st.integers(1, 60),
-    least=st.integers(1, 80),
-    start=st.integers(0, 59),
-    length=st.integers(1, 60),
-)
-@settings(max_examples=200, deadline=None)
-def test_a_widened_part_holds_the_part_and_as_many_voxels_as_there_are(n, least, start, length):
-    start = min(start, n - 1)
-    side = slice(start, min(n, start + length))
-    wide = planes._widened(side, least, n)
-    assert 0 <= wide.start <= side.start and side.stop <= wide.stop <= n
-    assert wide.stop - wide.start == max(side.stop - side.start, min(least, n))
 
 
 @pytest.mark.parametrize(
