@@ -15,7 +15,15 @@ from spinejax.losses import dice_ce
 from spinejax.models import build_model
 from spinejax.models.attention import ATTENTIONS, Attention, attend
 from spinejax.models.layer_table import count_parameters
-from spinejax.models.layers import NORMS, SpatialDropout, Upsample, average_pool_to, max_pool
+from spinejax.models.layers import (
+    NORMS,
+    ConvNorm,
+    GroupNorm,
+    SpatialDropout,
+    Upsample,
+    average_pool_to,
+    max_pool,
+)
 from spinejax.models.pyramid import PYRAMIDS
 from tests.support.networks import apply, init, normal, quick_jit
 
@@ -116,6 +124,53 @@ def test_upsample_equals_a_transposed_convolution():
     expected = nn.ConvTranspose(6, (2, 2), strides=(2, 2)).apply(flipped, x)
     found = Upsample(6).apply({"params": {"kernel": kernel, "bias": bias}}, x)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def assert_equal_functions(found, plain, x, **how):
+    """Both modules have the same parameters, and for them the same values and gradients."""
+    params = plain.init(jax.random.key(1), x)["params"]
+    shapes = jax.tree.map(jnp.shape, params)
+    assert jax.tree.map(jnp.shape, found.init(jax.random.key(1), x, **how)["params"]) == shapes
+    params = jax.tree.map(lambda p: p + 0.1 * normal(2, *p.shape), params)
+    weight = normal(3, *plain.apply({"params": params}, x).shape)
+
+    def run(module, **how):
+        def total(params, x):
+            y = module.apply({"params": params}, x, **how)
+            return jnp.sum(y * weight), y
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, x)
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-4)
+
+    jax.tree.map(close, run(found, **how), run(plain))
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 12), (1, 3, 4, 5, 16), (3, 7, 8)])
+def test_group_norm_equals_flax(shape):
+    groups = math.gcd(8, shape[-1])
+    assert_equal_functions(GroupNorm(groups), nn.GroupNorm(groups), 3 + 2 * normal(0, *shape))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # each has its own form
+@pytest.mark.parametrize(
+    ("channels", "width", "kernel", "rate"),
+    [(3, 3, 3, 1), (12, 3, 3, 6), (2, 1, 5, 2), (1, 12, 3, 1), (1, 2, 3, 3), (4, 3, 1, 1)],
+)
+def test_convolutions_of_few_channels_equal_flax(
+    channels, width, kernel, rate, backend, monkeypatch
+):
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            padding = rate * (kernel // 2)
+            side = (kernel, kernel)
+            return nn.Conv(width, side, padding=padding, kernel_dilation=rate, name="conv")(x)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    found = ConvNorm(width, kernel, rate, activate=False, norm="none")
+    assert_equal_functions(found, Plain(), normal(0, 2, 9, 8, channels), train=False)
 
 
 def test_max_pool_and_its_gradient_equal_flax():
