@@ -18,16 +18,10 @@ from scipy import ndimage
 from spinejax import geometry, labels
 from spinejax.data import normalise, preprocess
 from spinejax.data.preprocess import SlicePreprocess
+from spinejax.inference import windows3d
 from spinejax.inference.instances import Instances, find_instances
 from spinejax.inference.sequence import Calibration, Record, label_instances
-from spinejax.inference.windows3d import (
-    Classes,
-    CubePredictor,
-    Size,
-    layers,
-    moved_grids,
-    predict_moved,
-)
+from spinejax.inference.windows3d import Classes, CubePredictor, Size, predict_moved
 from spinejax.metrics.body_centres import body_centres
 from spinejax.volume import LabelVolume, Volume
 
@@ -194,18 +188,23 @@ def label_scan(
 
 
 def count_windows(volume: Volume, spine: np.ndarray | None, settings: CubeSettings) -> int:
-    """Return about how many windows `label_scan` classifies."""
+    """Return how many windows `label_scan` classifies."""
     used = None if settings.prior == "none" else spine
     part = _part(volume, used, settings)
     if part is None:
         return 0
-    count = 0
-    for grid in moved_grids(part.shape, settings.shifts):
-        lengths = (len(range(n)[s]) for n, s in zip(part.shape, grid, strict=True))
-        x, y, z = (max(n, side) for n, side in zip(lengths, settings.window, strict=True))
-        at = layers((x, y, z), settings.window, settings.overlap, None)
-        count += sum(len(corners) for _, corners in at)
-    return count
+    mask = None
+    if used is not None:
+        mask = _inner(used, part)
+        for axis, n in enumerate(part.shape):
+            mask = np.take(mask, geometry.nearest(mask.shape[axis], n), axis)
+    return windows3d.count_windows(
+        part.shape,
+        mask,
+        shifts=settings.shifts,
+        window=settings.window,
+        overlap=settings.overlap,
+    )
 
 
 def estimate_bytes(volume: Volume, settings: CubeSettings, classes: int) -> int:

@@ -6,7 +6,7 @@ one layer of windows only. Layers go from foot to head, and slices that no later
 decided.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -51,6 +51,10 @@ def gaussian_weights(window: Size) -> np.ndarray:
     return np.maximum(weights, _LEAST_WEIGHT)
 
 
+_CONTEXT = 2
+"""Windows reach so many voxels beyond the spine, where there are any."""
+
+
 def layers(
     shape: Size, window: Size, overlap: float, spine: np.ndarray | None
 ) -> Iterator[tuple[int, list[Size]]]:
@@ -60,12 +64,33 @@ def layers(
         shape: voxels of the scan, at least those of the window.
         window: voxels of a window.
         overlap: least share of a window that the next window covers again.
-        spine: windows without a voxel of this mask are left out; None keeps all.
+        spine: (x, y, z) mask, which the windows of each layer cover, with its middle in their
+            middle; None covers all.
     """
-    starts = [window_starts(n, side, overlap) for n, side in zip(shape, window, strict=True)]
-    for z in starts[2]:
-        corners = [(x, y, z) for x in starts[0] for y in starts[1]]
-        yield z, [c for c in corners if spine is None or spine[_box(c, window)].any()]
+
+    def starts(axis: int, found: Any) -> list[int]:
+        """Return where windows along an axis begin that cover what was found there, (n,) bool."""
+        places, n, side = np.flatnonzero(found), shape[axis], window[axis]
+        if not len(places):
+            return []
+        low, high = max(0, places[0] - _CONTEXT), min(n, places[-1] + 1 + _CONTEXT)
+        if high - low <= side:
+            return [int(min(max(0, (low + high - side) // 2), n - side))]
+        return [int(low) + start for start in window_starts(int(high - low), side, overlap)]
+
+    for z in window_starts(shape[2], window[2], overlap):
+        if spine is None:
+            columns = np.ones(shape[:2], bool)
+        else:
+            columns = np.asarray((spine[:, :, z : z + window[2]] > 0).any(axis=2))
+        yield (
+            z,
+            [
+                (x, y, z)
+                for x in starts(0, columns.any(axis=1))
+                for y in starts(1, columns[x : x + window[0]].any(axis=0))
+            ],
+        )
 
 
 def _box(corner: Size, window: Size) -> tuple[slice, ...]:
@@ -79,6 +104,26 @@ def moved_grids(shape: Size, shifts: int) -> list[tuple[slice, ...]]:
     """
     firsts = product(*(range(min(n, shifts)) for n in shape))
     return [tuple(slice(i, None, shifts) for i in first) for first in firsts]
+
+
+def count_windows(
+    shape: Size, spine: np.ndarray | None, *, shifts: int, window: Size, overlap: float
+) -> int:
+    """Return how many windows `predict_moved` reads of an image of a shape."""
+    count = 0
+    for grid in moved_grids(shape, shifts):
+        lengths = [len(range(*part.indices(n))) for part, n in zip(grid, shape, strict=True)]
+        padding = _padding(lengths, window)
+        x, y, z = (n + sum(pad) for n, pad in zip(lengths, padding, strict=True))
+        mask = None if spine is None else np.pad(spine[grid], padding)
+        count += sum(len(corners) for _, corners in layers((x, y, z), window, overlap, mask))
+    return count
+
+
+def _padding(shape: Sequence[int], window: Size) -> list[tuple[int, int]]:
+    """Return the voxels before and after a scan along each axis that fill up a window."""
+    missing = [max(0, side - n) for n, side in zip(shape, window, strict=True)]
+    return [(m // 2, m - m // 2) for m in missing]
 
 
 def predict_moved(
@@ -160,8 +205,7 @@ def predict_classes(
         The classes of every voxel of `image`; background with share 255 where no window was.
     """
     shape = image.shape
-    before = [max(0, side - n) // 2 for n, side in zip(shape, window, strict=True)]
-    padding = [(b, max(0, side - n) - b) for b, n, side in zip(before, shape, window, strict=True)]
+    padding = _padding(shape, window)
     image = np.pad(image, padding, constant_values=fill)
     mask = None if spine is None else np.pad(spine, padding)
     weights = gaussian_weights(window)[..., None]
@@ -203,7 +247,7 @@ def predict_classes(
                 sums[_box(corner, window)[:2]] += weights * probability
             advance(len(chunk))
     settle(z - base)
-    inner = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
+    inner = tuple(slice(b, b + n) for (b, _), n in zip(padding, shape, strict=True))
     first, second, share = (np.ascontiguousarray(part[inner]) for part in (first, second, share))
     return Classes(first, second, share, None if ways is None else ways[inner])
 
