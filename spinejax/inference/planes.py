@@ -33,9 +33,11 @@ Box = tuple[slice, ...]
 SEARCH_MM = 12.0
 """Distance between the slices that the search reads; a vertebra is at least 25 mm wide."""
 
-BESIDE_MM = 16.0
-"""What lies so far to the left or right, front or back of the spine is read, too: processes between
-two slices of the search."""
+BETWEEN_MM = 4.0
+"""What lies so far beyond the slices of the search that show nothing is read, too."""
+
+BESIDE_MM = 12.0
+"""What lies so far beside the spine within these slices is read, too."""
 
 BEYOND_MM = 80.0
 """What lies so far above or below is read, too: two vertebrae that the search missed."""
@@ -111,13 +113,15 @@ def predict_scan(
         stats = normalise.scan_stats(image for _, image, _ in slabs)
     spacing_mm = _spacing_mm(volume, shape)
     band = np.ones(shape, bool)
+    reach_mm = [BESIDE_MM, BESIDE_MM, BEYOND_MM]
+    reach_mm[PLANES[networks[0].plane]] = BETWEEN_MM
     searched = search and _axial_mm2(shape, spacing_mm) > SMALL_MM2
     if searched:
         levels = _searched(shape, spacing_mm, networks[0].plane)
         with progress(f"{title}: search", len(levels), "slice") as bar:
             found = find_spine(networks[0], volume, settings, stats, bar.advance)
         if found.any():
-            band = _around(found, spacing_mm)
+            band = _around(found, reach_mm, spacing_mm)
         else:
             logger.info("%s: the search found no spine; reading the whole scan", title)
             searched = False
@@ -135,7 +139,7 @@ def predict_scan(
         if not searched:
             break
         mask = masks.without_islands(probability >= settings.threshold, spacing_mm)
-        new = _further(mask, band, spacing_mm)
+        new = _further(mask, band, reach_mm, spacing_mm)
         band |= new
     box = geometry.bounding_box(band) or ()
     mask = _on_scan(probability[box], box, shape, volume.shape, settings.threshold)
@@ -217,9 +221,10 @@ def mean_probability(
     return total / np.float32(len(networks))
 
 
-def _around(found: np.ndarray, spacing_mm: tuple[float, ...], share: float = 1.0) -> np.ndarray:
-    """Return where something is within `BESIDE_MM` and `BEYOND_MM`, or a share of them, bool."""
-    reach_mm = (share * BESIDE_MM, share * BESIDE_MM, share * BEYOND_MM)
+def _around(
+    found: np.ndarray, reach_mm: Sequence[float], spacing_mm: Sequence[float]
+) -> np.ndarray:
+    """Return where something is within a reach along each axis, (x, y, z) bool."""
     near = found.view(np.uint8)
     for axis, (reach, mm) in enumerate(zip(reach_mm, spacing_mm, strict=True)):
         size = 2 * math.ceil(reach / mm) + 1
@@ -227,15 +232,19 @@ def _around(found: np.ndarray, spacing_mm: tuple[float, ...], share: float = 1.0
     return near.view(bool)
 
 
-def _further(mask: np.ndarray, band: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
+def _further(
+    mask: np.ndarray, band: np.ndarray, reach_mm: Sequence[float], spacing_mm: Sequence[float]
+) -> np.ndarray:
     """Return what is still to read, (x, y, z) bool, because the mask comes near the band's border.
 
-    The border is near at half the distances of `_around`.
+    The border is near at half the reach.
     """
-    new = _around(mask, spacing_mm) & ~band
+    new = _around(mask, reach_mm, spacing_mm) & ~band
+    close = _around(mask, [reach / 2 for reach in reach_mm], spacing_mm) & ~band
     parts, count = ndimage.label(new)
     wanted = np.zeros(count + 1, bool)
-    wanted[parts[_around(mask, spacing_mm, 0.5) & ~band]] = True
+    wanted[parts[close]] = True
+    wanted[0] = False
     return wanted[parts]
 
 

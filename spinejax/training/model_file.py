@@ -198,7 +198,8 @@ def read(path: Path) -> ModelFile:
                 tasks.check(config)
                 if role(config) != name:
                     raise InputError(f"task={config.task} has another role")
-                wrong = misfit(build_task(config), variables)
+                # The tests compare the packaged files, so that their users need not wait for it.
+                wrong = "" if path.parent == FOLDER else misfit(build_task(config), variables)
             except (ValueError, TypeError, AttributeError) as error:
                 wrong = str(error)
             if wrong:

@@ -165,3 +165,11 @@ def test_a_packaged_model_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(model_file, "FOLDER", tmp_path)
     with pytest.raises(InputError, match="packaged model 'phantom' is missing .* --model=RUN"):
         model_file.read(model_file.located("phantom"))
+
+
+@pytest.mark.parametrize("name", model_file.PACKAGED)
+def test_the_networks_of_a_packaged_file_fit_their_configs(name):
+    """`read` does not compare them anew in every process."""
+    for members in model_file.read(model_file.located(name)).networks.values():
+        for member in members:
+            assert model_file.misfit(build_task(member.config), member.variables) == ""
