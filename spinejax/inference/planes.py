@@ -225,11 +225,19 @@ def _around(
     found: np.ndarray, reach_mm: Sequence[float], spacing_mm: Sequence[float]
 ) -> np.ndarray:
     """Return where something is within a reach along each axis, (x, y, z) bool."""
-    near = found.view(np.uint8)
-    for axis, (reach, mm) in enumerate(zip(reach_mm, spacing_mm, strict=True)):
-        size = 2 * math.ceil(reach / mm) + 1
-        near = ndimage.maximum_filter1d(near, size, axis, mode="constant")
-    return near.view(bool)
+    near = np.zeros_like(found)
+    box = geometry.bounding_box(found)
+    if box is None:
+        return near
+    voxels = [math.ceil(reach / mm) for reach, mm in zip(reach_mm, spacing_mm, strict=True)]
+    wide = tuple(
+        slice(max(0, side.start - n), side.stop + n) for side, n in zip(box, voxels, strict=True)
+    )
+    part = found[wide].view(np.uint8)
+    for axis, n in enumerate(voxels):
+        part = ndimage.maximum_filter1d(part, 2 * n + 1, axis, mode="constant")
+    near[wide] = part.view(bool)
+    return near
 
 
 def _further(
