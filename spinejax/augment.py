@@ -9,6 +9,7 @@ where vertebrae keep their names. A sagittal slice (y, z) has no such axis. Fron
 and down, are never mirrored, because no patient looks like that.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -73,6 +74,12 @@ def augment(
             jax.random.split(key, 7)
         )
         image = image.astype(jnp.float32)
+        flips = [
+            jax.random.bernoulli(jax.random.fold_in(key_flip, axis), float(flip_probability))
+            if axis in flip_axes
+            else False
+            for axis in (0, 1)
+        ]
         if rotation_deg or translation_px or tuple(scale) != (1.0, 1.0):
             key_move = jax.random.fold_in(key, 7)  # beside the seven above
             image, label = resample(
@@ -81,12 +88,13 @@ def augment(
                 scale=jax.random.uniform(key_scale, minval=scale[0], maxval=scale[1]),
                 angle_rad=jnp.deg2rad(either_way(key_angle, rotation_deg)),
                 shift_px=either_way(key_move, translation_px, (2,)),
+                flips=flips,
                 fill_hu=fill_hu,
             )
-        for axis in flip_axes:
-            flip = jax.random.bernoulli(jax.random.fold_in(key_flip, axis), float(flip_probability))
-            image = jnp.where(flip, jnp.flip(image, axis), image)
-            label = jnp.where(flip, jnp.flip(label, axis), label)
+        else:
+            for axis in flip_axes:
+                image = jnp.where(flips[axis], jnp.flip(image, axis), image)
+                label = jnp.where(flips[axis], jnp.flip(label, axis), label)
         image = _intensities(
             (key_shift, key_gain, key_level, key_noise), image, shift_hu, gain, noise_hu
         )
@@ -128,9 +136,12 @@ def resample(
     scale: jax.Array | float,
     angle_rad: jax.Array | float,
     shift_px: jax.Array | tuple[float, float] = (0.0, 0.0),
+    flips: Sequence[jax.Array | bool] = (False, False),
     fill_hu: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Magnify by `scale`, turn by `angle_rad` from axis 0 to axis 1 about the centre, and shift.
+
+    Then mirror the axes of `flips`. (To mirror the result would make XLA interpolate twice.)
 
     The content at offset p from the centre moves to scale * R p + shift_px: each output pixel o
     reads the input at R^T (o - shift_px) / scale, linearly for `image` (h, w), to the nearest pixel
@@ -138,8 +149,9 @@ def resample(
     """
     h, w = image.shape
     centre = ((h - 1) / 2, (w - 1) / 2)
-    rows = (jnp.arange(h) - centre[0] - shift_px[0])[:, None]
-    columns = (jnp.arange(w) - centre[1] - shift_px[1])[None, :]
+    ways = [jnp.where(flip, -1, 1) for flip in flips]
+    rows = (ways[0] * (jnp.arange(h) - centre[0]) - shift_px[0])[:, None]
+    columns = (ways[1] * (jnp.arange(w) - centre[1]) - shift_px[1])[None, :]
     cos, sin = jnp.cos(angle_rad) / scale, jnp.sin(angle_rad) / scale
     source = [cos * rows + sin * columns + centre[0], cos * columns - sin * rows + centre[1]]
     return (
@@ -187,6 +199,7 @@ def augment_cubes(
     def one(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = jax.random.split(key, 5)
         image = image.astype(jnp.float32)
+        flip = jax.random.bernoulli(keys[3], float(flip_probability))
         if rotation_deg or translation_px or tuple(scale) != (1.0, 1.0):
             angles = jnp.deg2rad(either_way(keys[0], rotation_deg, (3,)))
             image, label = resample_cube(
@@ -195,10 +208,10 @@ def augment_cubes(
                 matrix=rotation(angles)
                 * jax.random.uniform(keys[1], minval=scale[0], maxval=scale[1]),
                 shift=either_way(keys[2], translation_px, (3,)),
+                flip=flip,
                 fill_hu=fill_hu,
             )
-        if flip_probability:
-            flip = jax.random.bernoulli(keys[3], float(flip_probability))
+        elif flip_probability:
             image = jnp.where(flip, jnp.flip(image, 0), image)
             label = jnp.where(flip, jnp.flip(label, 0), label)
         image = intensities(keys[4], image, shift_hu, gain, noise_hu)
@@ -218,15 +231,23 @@ def rotation(angles_rad: jax.Array) -> jax.Array:
 
 
 def resample_cube(
-    image: jax.Array, label: jax.Array, *, matrix: jax.Array, shift: jax.Array, fill_hu: float
+    image: jax.Array,
+    label: jax.Array,
+    *,
+    matrix: jax.Array,
+    shift: jax.Array,
+    flip: jax.Array | bool = False,
+    fill_hu: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Move the content at offset p from the centre to `matrix` p + `shift` (offsets in voxels).
 
+    Then mirror the first axis if `flip`, see `resample`.
     Linear for `image` (x, y, z), to the nearest voxel for `label` (x, y, z).
     """
     centre = (jnp.asarray(image.shape) - 1) / 2
     grid = jnp.meshgrid(*(jnp.arange(n) - c for n, c in zip(image.shape, centre, strict=True)),
                         indexing="ij")  # fmt: skip
+    grid[0] = jnp.where(flip, -1, 1) * grid[0]
     back = jnp.linalg.inv(matrix)
     moved = [g - s for g, s in zip(grid, shift, strict=True)]
     source = [
