@@ -18,6 +18,7 @@ from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
 from spinejax import labels, schema
+from spinejax.white_noise import white
 
 _L1, _L6 = labels.id_of("L1"), labels.id_of("L6")
 
@@ -57,7 +58,7 @@ def augment(
         flip_probability: of mirroring each axis of FLIP_AXES.
         shift_hu: largest value that is added to all pixels in HU, either way.
         gain: all HU are multiplied by 1 plus or minus at most this.
-        noise_hu: largest standard deviation of the Gaussian noise in HU; uniform from 0.
+        noise_hu: largest standard deviation of the noise in HU (`white_noise`); uniform from 0.
         fill_hu: HU outside the slice, where labels are 0.
 
     Returns:
@@ -120,7 +121,8 @@ def _intensities(
         image = image + either_way(key_shift, shift_hu)
     if noise_hu:
         level = jax.random.uniform(key_level, maxval=noise_hu)
-        image = image + level * jax.random.normal(key_noise, image.shape)
+        seed = jax.random.bits(key_noise, dtype=jnp.uint32)
+        image = image + level * white(seed, image.shape, (0,) * image.ndim)
     return image
 
 

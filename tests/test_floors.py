@@ -13,7 +13,7 @@ PACKAGE = ROOT / "spinejax"
 FLOORS = [
     {"errors"},
     {"files", "progress", "text_table", "memory", "failures", "numerics"},
-    {"geometry", "labels", "records", "schema", "compile_cache"},
+    {"geometry", "labels", "records", "schema", "compile_cache", "white_noise"},
     {"config_files", "sweep_state"},
     {"volume", "configs"},
     {"io", "plausible"},

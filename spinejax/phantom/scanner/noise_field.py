@@ -9,32 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spinejax.white_noise import white
+
 Array = jax.Array
 
 RADIUS = 5  # pixels at which filters of the noise end
 DETAIL_RADIUS = 3  # pixels at which filters of the overshoot end
 _REACH = (1, 2, 4, 8)  # distances, pixels, of the neighbours that streaks are averaged over
-_STEPS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
-
-
-def _mixed(h: Array) -> Array:
-    """Mix bits so that neighbours have nothing in common, by multiplications and shifts."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D)
-    h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
-    return h ^ (h >> 16)
-
-
-def white(seed: Array, shape: tuple[int, ...], first: tuple[Any, ...]) -> Array:
-    """White noise, standard deviation 1, of voxels whose first has index `first`.
-
-    The sum of four bytes approximates a normal number, cut off at 3.5 standard deviations.
-    """
-    h = seed
-    for axis, n in enumerate(shape):
-        index = (jnp.arange(n) + first[axis]).astype(jnp.uint32) * jnp.uint32(_STEPS[axis])
-        h = _mixed(h[..., None] ^ index)
-    total = (h & 255) + ((h >> 8) & 255) + ((h >> 16) & 255) + (h >> 24)
-    return (total.astype(jnp.float32) - 510.0) / 147.8
 
 
 def _filtered(x: Array, axis: int, taps: Array) -> Array:
