@@ -587,8 +587,8 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "predict.search", "full", Choice(("full", "coarse")), tasks=(SLICES,), free=True,
         meaning="'full': every slice of the scan is read. 'coarse': the scan is resampled to "
-        "spacing_mm along all axes, slices 12 mm apart show where the spine is, and only its box "
-        "is read.",
+        "spacing_mm along all axes, slices 12 mm apart show where the spine is, and only windows "
+        "that touch its surroundings are read.",
     ),
     Field(
         "predict.threshold", 0.5, _SHARE, tasks=(*_MASKS, OUTLINES), free=True,

@@ -281,12 +281,12 @@ def grid_shape(volume: Volume, settings: ScanSettings) -> tuple[int, int, int]:
 def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     """Return about how many bytes `predict_scan` holds at most, without the networks.
 
-    A voxel of the common grid takes two bytes for HU and twelve for probabilities: the mean, those
-    of one network, and its windows. The interpolation to the scan's grid takes slabs of 64 MB, and
-    `masks.finished` what it says.
+    A voxel of the common grid takes two bytes for HU, twelve for probabilities (all, the mean of a
+    part, and those of one network) and three for what has to be read. The interpolation to the
+    scan's grid takes slabs of 64 MB, and `masks.finished` what it says.
     """
     voxels = math.prod(grid_shape(volume, settings))
-    return 14 * voxels + 6 * 2**26 + masks.finished_bytes(volume, settings)
+    return 17 * voxels + 6 * 2**26 + masks.finished_bytes(volume, settings)
 
 
 def _isotropic(settings: ScanSettings, plane: str) -> preprocess.SlicePreprocess:

@@ -207,9 +207,10 @@ def average_pool_to(x: jax.Array, size: int) -> jax.Array:
 class GroupNorm(nn.Module):
     """`nn.GroupNorm`, with the same parameters and the same values up to rounding.
 
-    Its sums run over one axis between the first and the last, then over the rest, and a product adds
-    the channels of a group, because on CPUs XLA is slow at sums that leave few numbers. Milliseconds of a norm with a
-    ReLU, and of its gradient, for 8 slices (2 threads of one core, jax 0.10.2):
+    Its sums run over one axis between the first and the last, then over the rest, and a product
+    adds the channels of a group, because on CPUs XLA is slow at sums that leave few numbers.
+    Milliseconds of a norm with a ReLU, and of its gradient, for 8 slices (2 threads of one core,
+    jax 0.10.2):
 
         slices, channels    80 x 128, 12    40 x 64, 24    20 x 32, 48
         nn.GroupNorm           4.8 / 5.7      1.5 / 2.7      0.6 / 0.8

@@ -12,6 +12,7 @@ from spinejax import geometry
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.errors import InputError
 from spinejax.inference import masks, planes
+from spinejax.volume import PLANES as PLANES_AXIS
 from spinejax.volume import Volume
 
 PLANES = ("sagittal", "coronal", "axial")
@@ -88,6 +89,35 @@ def test_the_search_changes_nothing_but_the_voxels_that_are_read(plane):
     np.testing.assert_array_equal(full, coarse)
     whole, searched, inside = seen
     assert searched < 0.3 * whole and inside < 0.6 * whole
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("hidden", ["head", "foot", "left"])
+def test_what_the_search_misses_is_read_where_the_spine_goes_on(plane, hidden):
+    volume, _ = column(hip=True)
+    how = scan_settings()
+    plain = network(plane)
+    shape = planes.grid_shape(volume, how)
+    calls = []
+
+    def predict(stack, stats, advance, within=None):
+        """The first call is the search, which finds nothing in a part of the scan."""
+        found = plain.predict(stack, stats, advance, within)
+        calls.append(within)
+        if len(calls) > 1:
+            return found
+        axis = PLANES_AXIS[plane]
+        blind = np.zeros(shape, bool)
+        half = {"head": np.s_[:, :, 45:], "foot": np.s_[:, :, :45], "left": np.s_[:32]}[hidden]
+        blind[half] = True
+        step = round(12 / 3)
+        levels = np.moveaxis(blind, axis, 0)[step // 2 :: step]
+        return np.where(levels, 0, found)
+
+    full = planes.predict_scan([plain], volume, how, search=False)
+    seeing = planes.PlaneNetwork(plane, plain.size, plain.overlap, predict)
+    np.testing.assert_array_equal(planes.predict_scan([seeing], volume, how, search=True), full)
+    assert len(calls) > 2
 
 
 def test_the_probabilities_of_all_networks_are_averaged():

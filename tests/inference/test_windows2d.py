@@ -29,6 +29,34 @@ def test_a_pointwise_network_is_unchanged_by_windows(shape, window, overlap, bat
     np.testing.assert_allclose(result, stack > 150, atol=1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(3, 60), st.integers(3, 60)),
+    overlap=st.floats(0, 0.8),
+    share=st.floats(0, 0.02),
+    seed=st.integers(0, 99),
+)
+def test_pixels_that_count_are_as_if_all_windows_were_read(shape, overlap, share, seed):
+    rng = np.random.default_rng(seed)
+    stack = rng.integers(-1000, 800, shape).astype(np.int16)
+    within = rng.random(shape) < share
+    read = []
+
+    def network(batch):
+        """A network whose answer depends on the place in the window."""
+        read.append(len(batch))
+        return np.indices(batch.shape)[1:].sum(0) * (batch > 0).astype(np.float32)
+
+    how = dict(window=(12, 16), overlap=overlap, batch_size=1, fill=-1000)
+    done: list[int] = []
+    every = windows2d.predict_stack(network, stack, **how)
+    count = len(read)
+    some = windows2d.predict_stack(network, stack, within=within, advance=done.append, **how)
+    np.testing.assert_array_equal(some[within], every[within])
+    assert sum(done) == shape[0]
+    assert len(read) - count <= count and (within.any() or len(read) == count)
+
+
 def test_one_window_has_the_context_of_training():
     # A slice smaller than the window is padded around its centre with air.
     seen = []

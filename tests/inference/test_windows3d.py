@@ -45,6 +45,36 @@ def test_every_voxel_is_classified(shape, window, overlap, batch_size, seed):
     assert sum(done) == sum(len(c) for _, c in windows3d.layers(padded, window, overlap, None))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(9, 40)] * 3),
+    window=st.tuples(*[st.integers(2, 9)] * 3),
+    overlap=st.floats(0, 0.8),
+    share=st.floats(0, 0.003),
+    seed=st.integers(0, 99),
+)
+def test_windows_cover_the_spine_with_its_middle_in_their_middle(
+    shape, window, overlap, share, seed
+):
+    spine = (np.random.default_rng(seed).random(shape) < share).astype(np.uint8)
+    covered = np.zeros(shape, bool)
+    count = 0
+    for start, corners in windows3d.layers(shape, window, overlap, spine):
+        for corner in corners:
+            assert corner[2] == start
+            box = tuple(slice(c, c + side) for c, side in zip(corner, window, strict=True))
+            assert covered[box].shape == window  # inside
+            covered[box] = True
+            count += 1
+    assert covered[spine > 0].all()
+    how = dict(shifts=1, window=window, overlap=overlap)
+    assert windows3d.count_windows(shape, spine, **how) == count
+    assert count <= windows3d.count_windows(shape, None, **how)
+    one = np.zeros((40, 40, 9), np.uint8)
+    one[18:24, 30:34] = 1
+    assert list(windows3d.layers(one.shape, (12, 10, 9), overlap, one)) == [(0, [(15, 27, 0)])]
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     shape=st.tuples(*[st.integers(1, 23)] * 3),

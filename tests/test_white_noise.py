@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from spinejax.phantom.scanner import noise_field
+from spinejax.white_noise import white
 
 
 def correlation(x, lag, axis):
@@ -14,18 +14,18 @@ def correlation(x, lag, axis):
 
 
 def test_white_noise_is_normal_and_independent():
-    x = np.asarray(noise_field.white(jnp.uint32(5), (300, 300), (0, 0)))
+    x = np.asarray(white(jnp.uint32(5), (300, 300), (0, 0)))
     assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
     assert abs((x**4).mean() - 3.0) < 0.4
     for lag, axis in ((1, 0), (1, 1), (2, 0), (16, 1)):
         assert abs(correlation(x, lag, axis)) < 0.015
-    other = np.asarray(noise_field.white(jnp.uint32(6), (300, 300), (0, 0)))
+    other = np.asarray(white(jnp.uint32(6), (300, 300), (0, 0)))
     assert abs((x * other).mean()) < 0.01
 
 
 def test_noise_of_a_block_continues_its_neighbour():
-    whole = np.asarray(noise_field.white(jnp.uint32(9), (20, 30), (0, 0)))
-    part = np.asarray(noise_field.white(jnp.uint32(9), (6, 7), (3, 11)))
+    whole = np.asarray(white(jnp.uint32(9), (20, 30), (0, 0)))
+    part = np.asarray(white(jnp.uint32(9), (6, 7), (3, 11)))
     np.testing.assert_array_equal(whole[3:9, 11:18], part)
-    before = np.asarray(noise_field.white(jnp.uint32(9), (6, 7), (-2, -1)))
+    before = np.asarray(white(jnp.uint32(9), (6, 7), (-2, -1)))
     np.testing.assert_array_equal(whole[:4, :6], before[2:, 1:])
