@@ -38,7 +38,7 @@ def threshold_network(image, stats):
 def in_windows(network, window=(32, 24)):
     """A stack predictor of `network(image (3, h, w), stats (3, 4))`."""
 
-    def predict(stack, stats, advance):
+    def predict(stack, stats, advance, within=None):
         return windows2d.predict_stack(
             lambda batch: network(batch, np.tile(stats, (3, 1))),
             stack,
