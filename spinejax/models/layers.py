@@ -237,7 +237,8 @@ class GroupNorm(nn.Module):
 
         def mean(values: jax.Array) -> jax.Array:
             sums = values.reshape(b, between[0], -1).sum(1).reshape(b, -1, c).sum(1)
-            return sums @ of_group / count
+            # GPUs and TPUs would otherwise round the sums to a few digits.
+            return jnp.matmul(sums, of_group, precision="highest") / count
 
         def of_channels(values: jax.Array) -> jax.Array:
             values = jnp.repeat(values, c // self.num_groups, axis=-1)
