@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from spinejax.phantom.body import scene
 from spinejax.phantom.scanner import artefacts, physics
-from tests.phantom.scanner.test_noise_field import correlation
+from tests.test_white_noise import correlation
 
 SEED = jnp.array([11, 12], jnp.uint32)  # of noise unlike that of `quiet`
 
