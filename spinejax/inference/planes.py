@@ -6,8 +6,10 @@ slices may miss a body in one slice and find it in the next; a network of axial 
 between other neighbours and does not miss the same part of it.
 
 A search comes first: one network reads slices 12 mm apart. All networks then read only the windows
-that touch the surroundings of what it found. These windows lie where they lie without a search, and
-where the spine goes on, the networks read on: the mask is that of the whole scan.
+that touch the surroundings of what it found. Windows have the same places as without a search. If
+the mask comes near the border of what was read, the networks read further. So a voxel that is read
+has the probability that it has without a search. What lies apart from the rest of the spine, beyond
+`BESIDE_MM` and `BEYOND_MM`, can be missed.
 """
 
 import logging
