@@ -30,6 +30,9 @@ _MAX_INSTANCES = 255
 
 _ABSORB_MM = 6.0
 
+_BESIDE = 0.35
+"""Two instances of one height are closer together along the spine than this share of a step."""
+
 
 class Instance(NamedTuple):
     """A vertebra of a scan that has no name yet, or a structure that looks like one."""
@@ -81,8 +84,8 @@ def find_instances(
         beyond_mm: height that the scan shows above and below the map, if the map is a part of the
             scan. Such an end of the map cuts no vertebra.
         speck_ml: smaller connected components are specks and dropped.
-        min_ml: an instance that no end cuts is removed if it is smaller than this or than a fifth
-            of the usual volume of its class.
+        min_ml: an instance that is smaller than this or than a fifth of the usual volume of its
+            class is removed, unless an end cuts it and it lies beyond the other vertebrae.
 
     Returns:
         The instances on the grid of `classes`.
@@ -116,8 +119,7 @@ def find_instances(
         groups = pieces.join_pieces(numbers, found, spacing, axis, ends)
     else:
         groups = pieces.groups_of(numbers, found, spacing, axis, ends)
-    groups = [g for g in groups if g.cut or g.volume >= max(min_ml, pieces.FRAGMENT * g.usual_ml)]
-    groups = sorted(groups, key=lambda g: -g.volume)[:_MAX_INSTANCES]
+    groups = _without_fragments(groups, min_ml)[:_MAX_INSTANCES]
     if not groups:
         return empty
     order = _ordered(np.stack([g.centroid for g in groups]), axis)
@@ -185,6 +187,22 @@ def _cleaned(
     clean = classes[outer].astype(np.uint8)
     clean *= mask[inner]
     return clean, outer
+
+
+def _without_fragments(groups: list[pieces.Group], min_ml: float) -> list[pieces.Group]:
+    """Return the groups that are vertebrae, from the largest to the smallest.
+
+    An end of the scan may leave a sliver of a vertebra. It may also cut the tip of a process off,
+    which then lies beside a larger vertebra, not above or below it.
+    """
+    kept: list[pieces.Group] = []
+    for group in sorted(groups, key=lambda g: -g.volume):
+        small = group.volume < max(min_ml, pieces.FRAGMENT * group.usual_ml)
+        apart = _BESIDE * pieces.STEP_MM[group.label]
+        beside = any(abs(group.along - other.along) < apart for other in kept)
+        if not small or (group.cut and not beside):
+            kept.append(group)
+    return kept
 
 
 def _ordered(centroids: np.ndarray, axis: Axis) -> list[int]:

@@ -138,6 +138,15 @@ def test_a_blob_is_no_vertebra_but_a_cut_one_is():
     assert ids.labels == (20, 21, 22, 23) and ids.dropped == (23,)
 
 
+@pytest.mark.parametrize(("foot", "ids"), [(4, (20, 21, 22)), (-4, (20, 21, 22, 24))])
+def test_a_sliver_at_the_end_is_a_vertebra_below_the_last_one_and_none_beside_it(foot, ids):
+    array, spacing = column(3)
+    lowest = int(np.nonzero(array)[2].min())
+    array = np.ascontiguousarray(array[:, :, lowest + foot :])  # cuts L3, or ends 8 mm below it
+    array[23:29, 36:42, :2] = 24  # 0.6 ml
+    assert ids_of(label_vertebrae(array, spacing).array) == ids
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (30, 30, 1), (1, 40, 40)])
 def test_empty_and_flat_maps(shape):
     empty = label_vertebrae(np.zeros(shape, np.uint8), (1, 1, 1))
