@@ -18,6 +18,9 @@ MODEL := runs/model
 # training step on a CPU. It changes no result; other C libraries ignore it.
 ALLOCATOR := GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=4294967296:glibc.malloc.mmap_threshold=4294967296
 
+# Where this is set, each of the many processes would compile all modules of Python anew, for some seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo model model-check test lint docs bench clean
 .DELETE_ON_ERROR:
 
