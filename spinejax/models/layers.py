@@ -384,7 +384,52 @@ class PlanesConv(nn.Module):
 
 
 _FEW = 3
-"""Outside of training, convolutions to so few channels are `PlanesConv` on CPUs."""
+"""So few channels in or out are few for XLA's convolutions on CPUs."""
+
+
+def conv2d(
+    x: jax.Array,
+    width: int,
+    kernel: int,
+    *,
+    rate: int = 1,
+    stride: int = 1,
+    use_bias: bool,
+    dtype: Dtype,
+    train: bool,
+    name: str = "conv",
+) -> jax.Array:
+    """Convolve in the form that is fastest for these shapes on this backend.
+
+    All forms have the parameters of `nn.Conv` and give the same values up to rounding. Call this
+    where a module may be made, in a method with `nn.compact`.
+
+    Args:
+        x: `(..., h, w, c)`.
+        width: channels out.
+        kernel: side of the kernel in taps.
+        rate: dilation.
+        stride: in pixels.
+        use_bias: whether to add a bias.
+        dtype: of computation.
+        train: whether the gradient will be needed.
+        name: of the module.
+
+    Returns:
+        `(..., h', w', width)`, h' being h / stride rounded up.
+    """
+    common: dict[str, Any] = dict(use_bias=use_bias, kernel_init=HE_NORMAL, dtype=dtype, name=name)
+    # This is "SAME" at stride 1; stride 2 is centred on the first pixel, as published.
+    padding = rate * (kernel // 2)
+    on_cpu, spatial = jax.default_backend() == "cpu", kernel > 1
+    few_in = on_cpu and spatial and x.shape[-1] <= _FEW
+    if rate == 1 and (min(x.shape[-3:-1]) < kernel or few_in):
+        return ProductConv(width, kernel, stride, padding, **common)(x)
+    if on_cpu and spatial and width <= _FEW and stride == 1 and not train:
+        return PlanesConv(width, kernel, rate, **common)(x)
+    side = (kernel, kernel)
+    conv = nn.Conv(width, side, stride, padding=padding, kernel_dilation=rate, **common)
+    return conv(x)
 
 
 class ConvNorm(Normed):
@@ -407,24 +452,16 @@ class ConvNorm(Normed):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map `(..., h, w, c)` to `(..., h', w', width)`, h' being h / stride rounded up."""
-        common: dict[str, Any] = dict(
-            # This is "SAME" at stride 1; stride 2 is centred on the first pixel, as published.
-            padding=self.rate * (self.kernel // 2),
+        x = conv2d(
+            x,
+            self.width,
+            self.kernel,
+            rate=self.rate,
+            stride=self.stride,
             use_bias=self.norm == "none",
-            kernel_init=HE_NORMAL,
             dtype=self.dtype,
-            name="conv",
+            train=train,
         )
-        on_cpu, spatial = jax.default_backend() == "cpu", self.kernel > 1
-        one_channel = on_cpu and spatial and x.shape[-1] == 1
-        if self.rate == 1 and (min(x.shape[-3:-1]) < self.kernel or one_channel):
-            x = ProductConv(self.width, self.kernel, self.stride, **common)(x)
-        elif on_cpu and spatial and self.width <= _FEW and self.stride == 1 and not train:
-            del common["padding"]
-            x = PlanesConv(self.width, self.kernel, self.rate, **common)(x)
-        else:
-            side = (self.kernel, self.kernel)
-            x = nn.Conv(self.width, side, self.stride, kernel_dilation=self.rate, **common)(x)
         x = Norm(**normed(self), name="norm")(x, train=train)
         return nn.relu(x) if self.activate else x
 

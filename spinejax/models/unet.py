@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from spinejax.models.layers import (
-    HE_NORMAL,
     Logits,
     Network,
     Norm,
@@ -17,6 +16,7 @@ from spinejax.models.layers import (
     Rate,
     SpatialDropout,
     Upsample,
+    conv2d,
     max_pool,
     normed,
     rematerialised,
@@ -32,14 +32,15 @@ class UNetLevel(Normed):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map `(b, h, w, c)` to `(b, h, w, width)`."""
         for index in (1, 2):
-            x = nn.Conv(
+            x = conv2d(
+                x,
                 self.width,
-                (3, 3),
+                3,
                 use_bias=self.norm == "none",
-                kernel_init=HE_NORMAL,
                 dtype=self.dtype,
+                train=train,
                 name=f"conv{index}",
-            )(x)
+            )
             x = Norm(**normed(self), name=f"norm{index}")(x, train=train)
             x = nn.relu(x)
         return x
