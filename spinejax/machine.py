@@ -1,4 +1,4 @@
-"""The memory that this process may still take: of the machine, of its cgroups, of its limits."""
+"""What this process may take of the machine: memory and cores."""
 
 import os
 import resource
@@ -8,6 +8,14 @@ from pathlib import Path
 from spinejax.errors import InputError
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use; all cores if the system cannot tell."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
 
 
 def available_bytes() -> int | None:

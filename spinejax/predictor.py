@@ -31,7 +31,7 @@ from spinejax import (
     geometry,
     labels,
     losses,
-    memory,
+    machine,
     numerics,
     plausible,
     records,
@@ -346,7 +346,7 @@ class Model:
         where = _where(volume, name)
         for doubt in plausible.check(volume, where):
             logger.warning("%s: %s", where, doubt)
-        memory.require(self.estimate_bytes(volume), where)
+        machine.require(self.estimate_bytes(volume), where)
         upright = grids.straight(volume)
         found = replace(self._segment(upright, name, progress), model=self.digest)
         return found if upright is volume else _on_grid_of(volume, found)

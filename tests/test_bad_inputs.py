@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import spinejax
-from spinejax import memory, predictor
+from spinejax import machine, predictor
 from spinejax.cli import main
 from spinejax.predictor import Model, Segmentation
 from tests.support import bad_inputs
@@ -242,7 +242,7 @@ def test_a_scan_that_needs_too_much_memory_is_refused_before_it_is_begun(
         return threshold(volume, name, progress)
 
     limit = bad_inputs.ct().nbytes + 1
-    monkeypatch.setattr(memory, "available_bytes", lambda: limit)
+    monkeypatch.setattr(machine, "available_bytes", lambda: limit)
     monkeypatch.setattr(spinejax, "load", lambda *_, **__: stub(find), raising=False)
     command = ["predict", str(tmp_path), f"--output={tmp_path / 'out'}", "--workdir=stub"]
     assert main(command) == 1

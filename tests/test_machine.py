@@ -1,4 +1,4 @@
-"""Free memory: of the machine, of cgroups of both versions, of the process's limits."""
+"""Free memory: of the machine, of cgroups of both versions, of the process's limits; and cores."""
 
 import resource
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from spinejax import memory
+from spinejax import machine
 from spinejax.errors import InputError
 
 PLENTY = 2**40
@@ -15,8 +15,8 @@ PLENTY = 2**40
 @pytest.fixture
 def system(tmp_path, monkeypatch):
     """A system of files: returns a function that writes a file of it."""
-    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "sys/fs/cgroup")
+    monkeypatch.setattr(machine, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "sys/fs/cgroup")
 
     def write(name: str, text: object) -> None:
         path = tmp_path / name.lstrip("/")
@@ -29,9 +29,9 @@ def system(tmp_path, monkeypatch):
 
 
 def test_without_limits_it_is_what_the_machine_has_free(system):
-    assert memory.available_bytes() == PLENTY
+    assert machine.available_bytes() == PLENTY
     system("/proc/self/cgroup", "0::/")
-    assert memory.available_bytes() == PLENTY
+    assert machine.available_bytes() == PLENTY
 
 
 def test_every_cgroup_of_version_2_above_the_process_counts(system):
@@ -39,18 +39,18 @@ def test_every_cgroup_of_version_2_above_the_process_counts(system):
     for folder, most in (("job", 5000), ("job/step", 3000), ("job/step/task", "max")):
         system(f"/sys/fs/cgroup/{folder}/memory.max", most)
         system(f"/sys/fs/cgroup/{folder}/memory.current", 1000)
-    assert memory.available_bytes() == 2000
+    assert machine.available_bytes() == 2000
     # The file cache is given back when memory is short.
     stat = "anon 5\nfile 700\ninactive_file 400\nactive_file 200"
     system("/sys/fs/cgroup/job/step/memory.stat", stat)
-    assert memory.available_bytes() == 2600
+    assert machine.available_bytes() == 2600
 
 
 def test_a_container_shows_its_own_group_as_the_root(system):
     system("/proc/self/cgroup", "0::/docker/123")
     system("/sys/fs/cgroup/memory.max", 4000)
     system("/sys/fs/cgroup/memory.current", 5000)
-    assert memory.available_bytes() == 0
+    assert machine.available_bytes() == 0
 
 
 def test_cgroups_of_version_1_count(system):
@@ -60,7 +60,7 @@ def test_cgroups_of_version_1_count(system):
         system(f"/sys/fs/cgroup/memory/{folder}/memory.usage_in_bytes", 1000)
     stat = "inactive_file 1\ntotal_inactive_file 500\ntotal_active_file 0"
     system("/sys/fs/cgroup/memory/slurm/job_7/memory.stat", stat)
-    assert memory.available_bytes() == 5500
+    assert machine.available_bytes() == 5500
 
 
 @pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
@@ -69,14 +69,14 @@ def test_limits_of_the_process_count(system, monkeypatch, limit):
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda which: values.get(which, unlimited))
     used = {"RLIMIT_AS": 300, "RLIMIT_DATA": 100}[limit] * 1024
-    assert memory.available_bytes() == 1_000_000 - used
+    assert machine.available_bytes() == 1_000_000 - used
 
 
 def test_more_than_is_free_is_refused_with_the_numbers(monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: 3 * 2**30)
-    memory.require(3 * 2**30, "a.nii.gz")
+    monkeypatch.setattr(machine, "available_bytes", lambda: 3 * 2**30)
+    machine.require(3 * 2**30, "a.nii.gz")
     with pytest.raises(InputError, match=r"a.nii.gz: needs about 5 GiB .* 3 GiB are free"):
-        memory.require(5 * 2**30, "a.nii.gz")
+        machine.require(5 * 2**30, "a.nii.gz")
 
 
 def test_a_scan_that_a_limit_forbids_is_refused_and_does_not_end_the_process(tmp_path):

@@ -39,8 +39,9 @@ def define_flags(values: FlagValues) -> None:
 def run(values: FlagValues) -> int:
     """Calibrate, and print the scores before and after."""
     from spinejax import calibration
-    from spinejax.training import model_file
+    from spinejax.training import model_file, parallel
 
+    parallel.use_cores()
     output: Path = values.output
     found = calibration.calibrate(
         parsing.models(values) or model_file.PACKAGED[0],

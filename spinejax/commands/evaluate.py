@@ -53,7 +53,9 @@ def evaluate(model: Path | list[Path], **options: Any) -> None:
     """Evaluate a model and print its scores; `options` are those of `spinejax.evaluate`."""
     from spinejax import evaluation
     from spinejax.metrics import aggregate
+    from spinejax.training import parallel
 
+    parallel.use_cores()
     started = time.monotonic()
     scores = evaluation.evaluate(model, progress=progress.bars, **options)
     print(aggregate.case_table(scores))

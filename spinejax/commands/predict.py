@@ -44,7 +44,7 @@ def run(values: FlagValues) -> int:
     from spinejax import labels, plausible, predictor, scoring
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
-    from spinejax.training import model_file
+    from spinejax.training import model_file, parallel
 
     output: Path = values.output
     models = parsing.models(values) or model_file.PACKAGED[0]
@@ -55,6 +55,7 @@ def run(values: FlagValues) -> int:
     references = (
         {} if values.reference is None else plain_folders.reference_files(values.reference, scans)
     )
+    parallel.use_cores()
     model = spinejax.load(
         models,
         vertebrae=values.vertebrae or None,

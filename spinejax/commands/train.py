@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import flags
 from absl.flags import FlagValues
+from ml_collections import ConfigDict
 
 import spinejax
 from spinejax import progress
@@ -34,7 +35,7 @@ def define_flags(values: FlagValues) -> None:
 def run(values: FlagValues) -> int:
     """Train or resume, then print the commands that come next."""
     config = parsing.config(values)
-    from spinejax.training import parallel
+    from spinejax.training import parallel, pipeline
 
     under_slurm = os.environ.get("SLURM_NTASKS", "1").strip() not in ("", "0", "1")
     several = values.num_processes > 1
@@ -44,6 +45,8 @@ def run(values: FlagValues) -> int:
             num_processes=values.num_processes if several else None,
             process_id=values.process_id if several else None,
         )
+    else:
+        parallel.use_cores([_batch(stage) for stage, _ in pipeline.stages(config, values.workdir)])
     first = parallel.process_index() == 0
     if not first:
         logging.getLogger("spinejax").setLevel(logging.WARNING)
@@ -57,6 +60,16 @@ def run(values: FlagValues) -> int:
         print(_next(values.workdir))
     parallel.barrier("evaluation")
     return 0
+
+
+def _batch(config: ConfigDict) -> tuple[int, int]:
+    """Return what `use_cores` needs to know of a training."""
+    from spinejax.tasks import build_task
+    from spinejax.training import parallel
+
+    stream = build_task(config).stream
+    unit = parallel.batch_unit(config.optim.accumulate_steps, stream.group if stream else 1)
+    return config.train.batch_size, unit
 
 
 def _evaluate_once(workdir: Path) -> None:

@@ -38,7 +38,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from spinejax import failures, plausible, records
+from spinejax import failures, machine, plausible, records
 from spinejax.data.normalise import ScanStats
 from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_geometry
 from spinejax.datasets import copies
@@ -246,7 +246,7 @@ def prepare(
             missing = "image" if case.image is None else "label file"
             raise InputError(f"case {case.id} has no {missing}; leave it out or complete it")
     if workers is None:
-        workers = min(_cores(), 8)
+        workers = min(machine.cores(), 8)
     if workers < 1:
         raise InputError(f"workers {workers} must be at least 1")
     try:
@@ -291,14 +291,6 @@ def _say(cases: Sequence[Case], prepared: Sequence[CachedCase]) -> None:
     note = reserved_note({entry.id: entry.reserved for entry in prepared})
     if note is not None:
         logger.warning("%s", note)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use; all cores if the system cannot tell."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
 
 
 def _prepare_case(

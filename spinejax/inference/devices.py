@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def over_local_devices(
     function: Callable[..., jax.Array], variables: Mapping[str, Any], batch_size: int
 ) -> tuple[Callable[..., np.ndarray], int]:
-    """Compile a network for all local devices.
+    """Compile a network for all local devices; of a processor's, for at most `batch_size`.
 
     Args:
         function: (variables, *arrays (b, ...)) -> (b, ...).
@@ -23,6 +23,8 @@ def over_local_devices(
         rounded up to a multiple of the number of devices.
     """
     devices = np.array(jax.local_devices())
+    if jax.default_backend() == "cpu":
+        devices = devices[:batch_size]
     mesh = Mesh(devices, ("data",))
     divided = NamedSharding(mesh, PartitionSpec("data"))
     held = jax.device_put(dict(variables), NamedSharding(mesh, PartitionSpec()))

@@ -22,7 +22,7 @@ import numpy as np
 from spinejax import geometry
 from spinejax.errors import InputError, MachineError
 from spinejax.files import atomic_path, open_regular
-from spinejax.memory import available_bytes
+from spinejax.machine import available_bytes
 from spinejax.volume import DiskGrid, Volume
 
 logger = logging.getLogger("spinejax")

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import memory, numerics, schema
+from spinejax import machine, numerics, schema
 from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import expanded, write_json, write_text
@@ -241,7 +241,7 @@ def _require_memory(config: ConfigDict, task: Task, parameters: int) -> None:
     if config.train.batch_size * math.prod(task.input_shape) > _LARGE_BATCH:
         # Batches, validation and checkpoints add a third (measured with 3000 and 6000 slices).
         needed = max(needed, 3 * (step.step_bytes(config) or 0) // 2)
-    free = memory.available_bytes()
+    free = machine.available_bytes()
     if free is not None and needed > free:
         raise InputError(
             f"the training {_TOO_LARGE} (about {needed / 2**30:.1f} GiB are needed, "

@@ -6,7 +6,9 @@ axis. A mapped function works on one device's share of the batch, with collectiv
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spinejax import numerics, schema
+from spinejax import machine, numerics, schema
 from spinejax.errors import InputError
 
 AXIS = "data"
@@ -56,6 +58,41 @@ def initialize_distributed(
         ) from error
 
 
+def batch_unit(accumulate_steps: int, group: int) -> int:
+    """Return the number by which the batch of one device must divide.
+
+    Args:
+        accumulate_steps: microbatches of each device.
+        group: samples that a device draws together (`online.Stream.group`).
+    """
+    return math.lcm(accumulate_steps, group)
+
+
+def use_cores(batches: Sequence[tuple[int, int]] = ()) -> None:
+    """Let jax see the processor as several devices; call this before any device is used.
+
+    XLA computes many operations on one core, whatever the number of cores (jax 0.10.2). So training
+    and prediction are faster with a device for each core (docs/benchmarks.md).
+
+    Nothing changes after a device has been used, or where JAX_NUM_CPU_DEVICES or XLA_FLAGS says how
+    many devices the processor is.
+
+    Args:
+        batches: size and `batch_unit` of the batches of each training. There are as many devices as
+            cores, or the largest number below by which all batches divide.
+    """
+    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if given or jax.config.jax_num_cpu_devices > 0:
+        return
+    dividing = (
+        count
+        for count in range(machine.cores(), 0, -1)
+        if all(size % (count * unit) == 0 for size, unit in batches)
+    )
+    with suppress(RuntimeError):  # a device has been used
+        jax.config.update("jax_num_cpu_devices", next(dividing, 1))
+
+
 @dataclass(frozen=True)
 class Parallel:
     """Maps functions by `kind`, a value of `train.parallel`, over `devices` of all processes."""
@@ -84,13 +121,13 @@ class Parallel:
 
         Args:
             batch_size: samples over all devices.
-            accumulate_steps: microbatches of each device.
-            group: samples that a device draws together (`online.Stream.group`).
+            accumulate_steps: see `batch_unit`.
+            group: see `batch_unit`.
 
         Raises:
             InputError: it does not; the error names the nearest batch sizes that divide.
         """
-        unit = self.count * math.lcm(accumulate_steps, group)
+        unit = self.count * batch_unit(accumulate_steps, group)
         if batch_size % unit:
             below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
             nearest = f"{below} or {above}" if below else str(above)

@@ -114,8 +114,9 @@ def measured(name: str, toy: bool) -> dict[str, Any]:
     """Run the benchmark `bench_<name>`; return its rows, and what it ran with."""
     import jax
 
-    from spinejax.training import run_folder
+    from spinejax.training import parallel, run_folder
 
+    parallel.use_cores()  # as the commands do
     rows = import_module(f"tests.benchmarks.bench_{name}").rows(toy)
     return {
         "commit": run_folder.commit(),

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from spinejax import cli
+from spinejax import cli, machine
 from spinejax.cli import main
 from spinejax.commands import parsing, train
 from spinejax.files import write_json
@@ -183,7 +183,7 @@ def test_bad_config_files(tmp_path, capsys):
 # Log files.
 
 
-def test_a_log_file_holds_a_few_lines_and_no_bars(dataset, tmp_path):
+def test_a_process_of_its_own_uses_all_cores_and_logs_a_few_lines(dataset, tmp_path):
     arguments = train_arguments(dataset, tmp_path / "w", "--config.train.steps=2")
     with (tmp_path / "log").open("wb") as log:
         command = [sys.executable, "-m", "spinejax", *arguments]
@@ -191,3 +191,5 @@ def test_a_log_file_holds_a_few_lines_and_no_bars(dataset, tmp_path):
     text = (tmp_path / "log").read_bytes().decode()
     assert "\r" not in text and "it/s" not in text
     assert len(text.splitlines()) < 20, text
+    record = json.loads((tmp_path / "w/run.json").read_text())
+    assert record["devices"] > 1 or machine.cores() == 1

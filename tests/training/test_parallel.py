@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from spinejax import machine
 from spinejax.errors import InputError
 from spinejax.training import parallel
 
@@ -100,3 +101,25 @@ def test_an_evaluation_uses_as_many_devices_as_divide_the_batches(monkeypatch, d
 def test_one_process_is_its_own_first():
     assert (parallel.process_index(), parallel.process_count()) == (0, 1)
     assert not parallel.reached_preemption(0)
+
+
+@pytest.mark.parametrize(
+    ("cores", "batches", "devices"),
+    [
+        (1, [(8, 1)], 1),
+        (2, [(8, 1)], 2),
+        (6, [(8, 1)], 4),
+        (64, [(8, 1), (2, 1)], 2),
+        (16, [(128, 16)], 8),
+        (4, [(3, 2)], 1),  # refused later, with the remedy
+    ],
+)
+def test_as_many_cores_as_divide_all_batches_become_devices(monkeypatch, cores, batches, devices):
+    found = []
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: found.append((name, value)))
+    parallel.use_cores(batches)
+    assert found == [("jax_num_cpu_devices", devices)]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    parallel.use_cores(batches)
+    assert len(found) == 1
