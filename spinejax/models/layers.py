@@ -422,11 +422,11 @@ def conv2d(
     # This is "SAME" at stride 1; stride 2 is centred on the first pixel, as published.
     padding = rate * (kernel // 2)
     on_cpu, spatial = jax.default_backend() == "cpu", kernel > 1
+    if on_cpu and spatial and width <= _FEW and stride == 1 and not train:
+        return PlanesConv(width, kernel, rate, **common)(x)
     few_in = on_cpu and spatial and x.shape[-1] <= _FEW
     if rate == 1 and (min(x.shape[-3:-1]) < kernel or few_in):
         return ProductConv(width, kernel, stride, padding, **common)(x)
-    if on_cpu and spatial and width <= _FEW and stride == 1 and not train:
-        return PlanesConv(width, kernel, rate, **common)(x)
     side = (kernel, kernel)
     conv = nn.Conv(width, side, stride, padding=padding, kernel_dilation=rate, **common)
     return conv(x)

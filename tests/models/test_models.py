@@ -156,7 +156,15 @@ def test_group_norm_equals_flax(shape):
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])  # each has its own form
 @pytest.mark.parametrize(
     ("channels", "width", "kernel", "rate"),
-    [(2, 3, 3, 1), (4, 2, 3, 6), (2, 1, 5, 2), (1, 12, 3, 1), (1, 2, 3, 3), (4, 3, 1, 1)],
+    [
+        (2, 3, 3, 1),
+        (4, 2, 3, 6),
+        (2, 1, 5, 2),
+        (1, 12, 3, 1),
+        (3, 5, 3, 1),
+        (1, 4, 3, 3),
+        (4, 3, 1, 1),
+    ],
 )
 def test_convolutions_of_few_channels_equal_flax(
     channels, width, kernel, rate, backend, monkeypatch
