@@ -82,7 +82,7 @@ def use_cores(batches: Sequence[tuple[int, int]] = ()) -> None:
             cores, or the largest number below by which all batches divide.
     """
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if given or jax.config.jax_num_cpu_devices > 0:
+    if given or getattr(jax.config, "jax_num_cpu_devices", -1) > 0:
         return
     dividing = (
         count
