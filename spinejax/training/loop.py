@@ -30,7 +30,12 @@ from spinejax.training.log import RunLog
 from spinejax.training.model_file import Network
 from spinejax.training.run_folder import RunRecord
 from spinejax.training.signals import Stop, listen
-from spinejax.training.state import TrainState, create_state, inference_variables
+from spinejax.training.state import (
+    TrainState,
+    create_state,
+    inference_variables,
+    initial_variables,
+)
 from spinejax.training.validation import Evaluation, evaluate
 
 logger = logging.getLogger("spinejax")
@@ -282,9 +287,9 @@ def _run(
     if initial:
         variables = initial.variables
     else:
-        init, key = jax.jit(task.init), step.named_key(config.seed, "init")
-        _require_memory(config, task, count_parameters(jax.eval_shape(init, key)["params"]))
-        variables = init(key)
+        key = step.named_key(config.seed, "init")
+        _require_memory(config, task, count_parameters(jax.eval_shape(task.init, key)["params"]))
+        variables = initial_variables(task.init, key)
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
 
     # From here on the folder belongs to this config.

@@ -43,7 +43,12 @@ from spinejax.text_table import text_table
 from spinejax.training import checkpoint, parallel, run_cases, run_folder, step
 from spinejax.training.loop import durations, repeat
 from spinejax.training.signals import Stop, listen
-from spinejax.training.state import TrainState, create_state, inference_variables
+from spinejax.training.state import (
+    TrainState,
+    create_state,
+    inference_variables,
+    initial_variables,
+)
 from spinejax.training.validation import Evaluation, evaluate
 
 # Training a population.
@@ -259,7 +264,7 @@ def train(
     if initial:
         variables = initial.variables
     else:
-        variables = jax.jit(task.init)(step.named_key(config.seed, "init"))
+        variables = initial_variables(task.init, step.named_key(config.seed, "init"))
 
     def judge(population: Population) -> Evaluation | None:
         held = inference_variables(vars(population.state))

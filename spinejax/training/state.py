@@ -1,5 +1,6 @@
 """The state of a training between two updates."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -24,6 +25,17 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any
+
+
+def initial_variables(
+    init: Callable[[jax.Array], dict[str, Any]], key: jax.Array
+) -> dict[str, Any]:
+    """Return what `init` draws, with the numbers of `jax.jit(init)(key)`.
+
+    The program runs once. Without most optimisations of the compiler, that of the demo's first
+    network takes 9 instead of 45 seconds of CPU time to compile (jax 0.10.2).
+    """
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(key)
 
 
 def create_state(

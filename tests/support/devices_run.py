@@ -13,7 +13,7 @@ import numpy as np
 
 from spinejax.tasks import build_task
 from spinejax.training import optim, parallel, step
-from spinejax.training.state import create_state
+from spinejax.training.state import create_state, initial_variables
 from tests.support.tiny_run import tiny_config
 
 STEPS = 5
@@ -55,7 +55,7 @@ def updated(kind: str, devices: int) -> dict[str, np.ndarray]:
     update = step.make_train_step(task, optimizer, schedule, seed=0, ema_decay=0.9)
     run = mapped.map(update, sharded=(False, False), donate=True)
     evaluate = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
-    state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer, ema=True)
+    state = create_state(initial_variables(task.init, jax.random.key(0)), optimizer, ema=True)
     state = mapped.replicate(state)
     metrics = []
     for batch in batches(STEPS):

@@ -250,11 +250,11 @@ def test_a_wrong_type_is_named(scans, tmp_path):
 
 
 def test_a_training_that_does_not_fit_in_memory_is_refused(scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.memory, "available_bytes", lambda: 10_000)
+    monkeypatch.setattr(loop.machine, "available_bytes", lambda: 10_000)
     with pytest.raises(InputError, match=r"more memory than there is; lower train\.batch_size"):
         loop.train(tiny_config(scans), tmp_path)
     monkeypatch.setattr(loop, "_LARGE_BATCH", 1000)
-    monkeypatch.setattr(loop.memory, "available_bytes", lambda: 10**6)
+    monkeypatch.setattr(loop.machine, "available_bytes", lambda: 10**6)
     with pytest.raises(InputError, match=r"needs more memory .* \(about 0.0 GiB"):
         loop.train(tiny_config(scans), tmp_path)
     assert not (tmp_path / "checkpoints").exists()

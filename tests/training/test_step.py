@@ -7,7 +7,7 @@ import pytest
 
 from spinejax.tasks import Keys, build_task
 from spinejax.training import optim, parallel, step
-from spinejax.training.state import TrainState, create_state
+from spinejax.training.state import TrainState, create_state, initial_variables
 from tests.support.devices_run import SIZE, batches
 from tests.support.tiny_run import tiny_config
 
@@ -22,14 +22,19 @@ def start(**changes: object):
     task = build_task(config, axis_name=parallel.AXIS)
     schedule = optim.make_schedule("constant", learning_rate=RATE, total_steps=10)
     optimizer = optim.make_optimizer("sgd", schedule, momentum=0.0)
-    state = create_state(
-        jax.jit(task.init)(jax.random.key(1)), optimizer, ema=options.get("ema_decay", 0) > 0
-    )
+    variables = initial_variables(task.init, jax.random.key(1))
+    state = create_state(variables, optimizer, ema=options.get("ema_decay", 0) > 0)
     update = step.make_train_step(task, optimizer, schedule, seed=0, **options)
     mapped = parallel.make_parallel("pmap", 1)
     run = mapped.map(update, sharded=(False, False), donate=False)
     (batch,) = batches(1)
     return config, state, batch, lambda state, batch: run(state, mapped.put(batch))
+
+
+def test_the_first_variables_are_those_of_jit():
+    task, key = build_task(tiny_config("unused", **{"data.size": (SIZE, SIZE)})), jax.random.key(3)
+    found, expected = initial_variables(task.init, key), jax.jit(task.init)(key)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def by_hand(config, state: TrainState, batch) -> tuple[float, object]:
