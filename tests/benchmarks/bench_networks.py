@@ -16,6 +16,7 @@ from spinejax.inference.devices import over_local_devices
 from spinejax.losses import ce
 from spinejax.models import build_model
 from spinejax.training import parallel
+from spinejax.training.state import initial_variables
 from tests.benchmarks import timing
 
 LIMIT = 1.0
@@ -78,17 +79,22 @@ def theirs(model, parameters, image, label):
     return forward, one_step
 
 
-def pair(fields, shape):
-    """Return forward pass and step of a network, ours and PyTorch's, by name."""
+def example(fields, shape):
+    """Return a network without dropout, its parameters, images of `shape`, and labels."""
     model = build_model(dict(fields, dropout=0.0))
     rng = np.random.default_rng(0)
     image = rng.normal(size=shape).astype(np.float32)
     label = (image[..., 0] > 1).astype(np.int32)
-    parameters = jax.jit(model.init)(jax.random.key(0), image[:1])["params"]
-    parameters = jax.tree.map(np.asarray, parameters)
+    variables = initial_variables(lambda key: model.init(key, image[:1]), jax.random.key(0))
+    return model, jax.tree.map(np.asarray, variables["params"]), image, label
+
+
+def pair(fields, shape):
+    """Return forward pass and step of a network, ours and PyTorch's, by name."""
+    work_on = example(fields, shape)
     calls = {}
     for who, make in (("ours", ours), ("theirs", theirs)):
-        calls["forward", who], calls["step", who] = make(model, parameters, image, label)
+        calls["forward", who], calls["step", who] = make(*work_on)
     for work, times in (("forward", 1), ("step", 3)):  # later losses show the gradients
         found, expected = (
             np.stack([calls[work, who]() for _ in range(times)]) for who in ("ours", "theirs")
@@ -99,22 +105,26 @@ def pair(fields, shape):
     return calls
 
 
+def networks(toy):
+    """Return name -> (fields of the network, shape of its input)."""
+    config = phantom_to_real.get_config("debug" if toy else None)
+    b = 2 if toy else 8
+    unet = dict(name="unet", **(dict(widths=(4, 8)) if toy else {}))
+    return {
+        "U-Net": (unet, (b, 32, 32, 3) if toy else (b, 128, 128, 3)),
+        "CHASPPRAU-Net": (config.model.to_dict(), (b, *config.data.size, 1)),
+    }
+
+
 def rows(toy=False):
     """Return the rows of the table; `toy` sizes only show that all of it runs."""
     from tests.benchmarks.torch_networks import PEER
 
-    config = phantom_to_real.get_config("debug" if toy else None)
-    b = 2 if toy else 8
-    unet = dict(name="unet", **(dict(widths=(4, 8)) if toy else {}))
-    networks = {
-        "U-Net": (unet, (b, 32, 32, 3) if toy else (b, 128, 128, 3)),
-        "CHASPPRAU-Net": (config.model.to_dict(), (b, *config.data.size, 1)),
-    }
     found = []
-    for name, (fields, shape) in networks.items():
+    for name, (fields, shape) in networks(toy).items():
         times = timing.interleaved(pair(fields, shape), 1 if toy else 11, warm_up=2)
         for work, word in (("step", "training step"), ("forward", "forward pass")):
-            text = f"{name}, {word}, {b} slices of {shape[1]} x {shape[2]}"
+            text = f"{name}, {word}, {shape[0]} slices of {shape[1]} x {shape[2]}"
             both = times[work, "ours"], PEER, times[work, "theirs"]
             found.append(timing.versus(text, *both, limit=LIMIT))
     return found
