@@ -26,9 +26,9 @@ def choices():
         "convolution of maps smaller than its kernel": (
             (64, 2, 2, 256), layers.ProductConv(256, **product), nn.Conv(256, (3, 3), **SAME), True,
         ),
-        "convolution, 12 to 3 channels": (
-            (8, 40, 64, 12), layers.PlanesConv(3, 3, 1, use_bias=False), nn.Conv(3, (3, 3), **SAME),
-            False,  # chosen outside of training alone
+        "convolution, 12 to 3 channels, rate 6": (
+            (8, 40, 64, 12), layers.PlanesConv(3, 3, 6, use_bias=False),
+            nn.Conv(3, (3, 3), kernel_dilation=6, **SAME), False,  # chosen outside of training alone
         ),
         "3D convolution, 64 to 64 channels": (
             (1, 24, 24, 24, 64), layers.Conv3D(64, use_bias=False), nn.Conv(64, (3, 3, 3), **SAME),
