@@ -28,7 +28,7 @@ def choices():
         ),
         "convolution, 12 to 3 channels, rate 6": (
             (8, 40, 64, 12), layers.PlanesConv(3, 3, 6, use_bias=False),
-            nn.Conv(3, (3, 3), kernel_dilation=6, **SAME), False,  # chosen outside of training alone
+            nn.Conv(3, (3, 3), kernel_dilation=6, **SAME), False,  # only outside of training
         ),
         "3D convolution, 64 to 64 channels": (
             (1, 24, 24, 24, 64), layers.Conv3D(64, use_bias=False), nn.Conv(64, (3, 3, 3), **SAME),
