@@ -25,12 +25,12 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   phantoms -> train -> evaluate -> report, about 8 minutes on two idle cores;"
+	@echo "make demo   phantoms -> train -> evaluate -> report, about 8 minutes on two fast, idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
 	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about three hours on two"
 	@echo "            cores; continues where it was interrupted"
 	@echo "make model-check   scores the packaged model on phantoms, and on the real CTs in REAL='DIR DIR'; writes its card"
-	@echo "make test   the whole test suite, about 14 minutes on two idle cores"
+	@echo "make test   the whole test suite, 15 to 20 minutes on two idle cores"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation, as HTML in site/"
 	@echo "make bench  one table of times and memory beside PyTorch and MONAI, which it installs, and what changed"

@@ -30,6 +30,14 @@ if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_device() -> None:
+    """Start jax's devices, so that no command run inside of a test can change their number."""
+    import jax
+
+    jax.devices()
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real scans (`SPINEJAX_REAL_DATA`, else ../shared/data); skips where absent."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def over_local_devices(
     function: Callable[..., jax.Array], variables: Mapping[str, Any], batch_size: int
 ) -> tuple[Callable[..., np.ndarray], int]:
-    """Compile a network for all local devices; of a processor's, for at most `batch_size`.
+    """Compile a network for all local devices, or on CPUs for at most `batch_size` of them.
 
     Args:
         function: (variables, *arrays (b, ...)) -> (b, ...).

@@ -338,14 +338,8 @@ class PlanesConv(nn.Module):
     """Convolution to few channels, written as multiplications and additions of whole maps.
 
     It equals `nn.Conv` at stride 1 with zeros around, with the same parameters. XLA's convolutions
-    on CPUs need many channels. Milliseconds of a convolution with a ReLU for 8 maps of 40 x 64 (2
-    threads of one core, jax 0.10.2):
-
-        channels, rate    3 to 3, 1    3 to 3, 3    12 to 3, 6
-        nn.Conv                 1.1          1.2           2.6
-        this                    0.2          0.2           0.6
-
-    Alone its gradient is faster, too, but a training step of CHASPPRAU-Net becomes slower by 18 %.
+    on CPUs need many channels; `make bench NAMES=layers` compares both. It is for prediction: a
+    training step of CHASPPRAU-Net becomes slower with it.
 
     Attributes:
         width: channels out.

@@ -59,7 +59,7 @@ def initialize_distributed(
 
 
 def batch_unit(accumulate_steps: int, group: int) -> int:
-    """Return the number by which the batch of one device must divide.
+    """Return the number of which the batch of one device must be a multiple.
 
     Args:
         accumulate_steps: microbatches of each device.
@@ -71,15 +71,15 @@ def batch_unit(accumulate_steps: int, group: int) -> int:
 def use_cores(batches: Sequence[tuple[int, int]] = ()) -> None:
     """Let jax see the processor as several devices; call this before any device is used.
 
-    XLA computes many operations on one core, whatever the number of cores (jax 0.10.2). So training
-    and prediction are faster with a device for each core (docs/benchmarks.md).
+    On a device, XLA computes most convolutions on one core, whatever the number of cores (jax
+    0.10.2). So training and prediction are faster with a device for each core.
 
     Nothing changes after a device has been used, or where JAX_NUM_CPU_DEVICES or XLA_FLAGS says how
     many devices the processor is.
 
     Args:
-        batches: size and `batch_unit` of the batches of each training. There are as many devices as
-            cores, or the largest number below by which all batches divide.
+        batches: size and `batch_unit` of the batches of each training. The number of devices is the
+            largest one, up to the number of cores, among which all of them can be divided.
     """
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if given or getattr(jax.config, "jax_num_cpu_devices", -1) > 0:

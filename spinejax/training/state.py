@@ -32,8 +32,7 @@ def initial_variables(
 ) -> dict[str, Any]:
     """Return what `init` draws, with the numbers of `jax.jit(init)(key)`.
 
-    The program runs once. Without most optimisations of the compiler, that of the demo's first
-    network takes 9 instead of 45 seconds of CPU time to compile (jax 0.10.2).
+    The program runs once, and the compiler's optimisations take longer than all of it.
     """
     return jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(key)
 

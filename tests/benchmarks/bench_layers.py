@@ -21,29 +21,48 @@ def choices():
     product = dict(kernel=3, stride=1, padding="same", use_bias=False)
     return {
         "convolution, 3 to 16 channels": (
-            (8, 128, 128, 3), layers.ProductConv(16, **product), nn.Conv(16, (3, 3), **SAME), True,
+            (8, 128, 128, 3),
+            layers.ProductConv(16, **product),
+            nn.Conv(16, (3, 3), **SAME),
+            True,
         ),
         "convolution of maps smaller than its kernel": (
-            (64, 2, 2, 256), layers.ProductConv(256, **product), nn.Conv(256, (3, 3), **SAME), True,
+            (64, 2, 2, 256),
+            layers.ProductConv(256, **product),
+            nn.Conv(256, (3, 3), **SAME),
+            True,
         ),
         "convolution, 12 to 3 channels, rate 6": (
-            (8, 40, 64, 12), layers.PlanesConv(3, 3, 6, use_bias=False),
-            nn.Conv(3, (3, 3), kernel_dilation=6, **SAME), False,  # only outside of training
+            (8, 40, 64, 12),
+            layers.PlanesConv(3, 3, 6, use_bias=False),
+            nn.Conv(3, (3, 3), kernel_dilation=6, **SAME),
+            False,  # only outside of training
         ),
         "3D convolution, 64 to 64 channels": (
-            (1, 24, 24, 24, 64), layers.Conv3D(64, use_bias=False), nn.Conv(64, (3, 3, 3), **SAME),
+            (1, 24, 24, 24, 64),
+            layers.Conv3D(64, use_bias=False),
+            nn.Conv(64, (3, 3, 3), **SAME),
             True,
         ),
         "transposed convolution, 64 to 32 channels": (
-            (8, 32, 32, 64), layers.Upsample(32), nn.ConvTranspose(32, (2, 2), (2, 2)), True,
+            (8, 32, 32, 64),
+            layers.Upsample(32),
+            nn.ConvTranspose(32, (2, 2), (2, 2)),
+            True,
         ),
         "group norm, 12 channels": (
-            (8, 80, 128, 12), layers.GroupNorm(4), nn.GroupNorm(4), True,
+            (8, 80, 128, 12),
+            layers.GroupNorm(4),
+            nn.GroupNorm(4),
+            True,
         ),
         "max pooling": (
-            (8, 128, 128, 16), layers.max_pool, lambda x: nn.max_pool(x, (2, 2), (2, 2)), True,
+            (8, 128, 128, 16),
+            layers.max_pool,
+            lambda x: nn.max_pool(x, (2, 2), (2, 2)),
+            True,
         ),
-    }  # fmt: skip
+    }
 
 
 def calls_of(layer, x):

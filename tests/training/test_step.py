@@ -33,8 +33,9 @@ def start(**changes: object):
 
 def test_the_first_variables_are_those_of_jit():
     task, key = build_task(tiny_config("unused", **{"data.size": (SIZE, SIZE)})), jax.random.key(3)
-    found, expected = initial_variables(task.init, key), jax.jit(task.init)(key)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # jax's default; the tests themselves lower it.
+    optimised = jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 3})
+    jax.tree.map(np.testing.assert_array_equal, initial_variables(task.init, key), optimised(key))
 
 
 def by_hand(config, state: TrainState, batch) -> tuple[float, object]:
