@@ -43,7 +43,7 @@ from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.training import model_file, parallel, run_cases, run_folder, step, validation
 from spinejax.training.signals import Stop
-from spinejax.volume import slice_view
+from spinejax.volume import LabelVolume, Volume, slice_view
 
 logger = logging.getLogger("spinejax")
 
@@ -170,20 +170,26 @@ def evaluate(
     numbers = scanfile.valid_labels(config.data.labels)
     titles = {case: f"{number}/{len(cases)} {case}" for number, case in enumerate(cases, 1)}
 
-    def evaluate_case(case: str, files: tuple[Path, Path]) -> _Evaluated:
-        image, labels = files
-        volume, reference = scanfile.read_pair(image, labels, valid=numbers)
-        path = prediction(case)
-        scan = f"{image.resolve()} {image.stat().st_mtime_ns}"
-        before = done["cases"].get(case, {})
-        if before.get("scan") == scan and is_ours(path, _KIND):
+    def state(image: Path) -> str:
+        return f"{image.resolve()} {image.stat().st_mtime_ns}"
+
+    def read(_: str, files: tuple[Path, Path]) -> tuple[Volume, LabelVolume]:
+        return scanfile.read_pair(*files, valid=numbers)
+
+    def predict(case: str, pair: tuple[Volume, LabelVolume]) -> _Predicted:
+        path, before = prediction(case), done["cases"].get(case, {})
+        if before.get("scan") == state(cases[case][0]) and is_ours(path, _KIND):
             logger.info("%s: predicted earlier", titles[case])
-            array, named = scanfile.read_labels(path).array, before["named"]
-        else:
-            found = loaded.segment(volume, name=titles[case], progress=progress)
-            array, named = found.mask, found.named
-            nifti.write_labels(path, found.labels, volume, kind=_KIND, overwrite=overwrite)
-            done["cases"][case] = {"scan": scan, "named": named}
+            return _Predicted(*pair, scanfile.read_labels(path).array, before["named"], None)
+        found = loaded.segment(pair[0], name=titles[case], progress=progress)
+        return _Predicted(*pair, found.mask, found.named, found.labels)
+
+    def evaluate_case(case: str, predicted: _Predicted) -> _Evaluated:
+        volume, reference, array, named, new = predicted
+        (image, labels), path = cases[case], prediction(case)
+        if new is not None:
+            nifti.write_labels(path, new, volume, kind=_KIND, overwrite=overwrite)
+            done["cases"][case] = {"scan": state(image), "named": named}
             write(_UNFINISHED, done)
         score = scoring.score_arrays(
             array,
@@ -202,7 +208,9 @@ def evaluate(
         return _Evaluated(score, by_slice, files_of_case, reference.reserved)
 
     allowed = {case: files for case, files in cases.items() if case not in refused}
-    results, wrong = failures.each(allowed, evaluate_case, alone=len(cases) == 1)
+    results, wrong = failures.in_stages(
+        allowed, read, predict, evaluate_case, alone=len(cases) == 1
+    )
     failed |= refused | wrong
     note = reserved_note({case: one.reserved for case, one in results.items()})
     if note is not None:
@@ -236,6 +244,14 @@ _KIND = "evaluation"  # of all files in a folder of results
 _UNFINISHED = "unfinished.json"
 _NAMES = "cases.json", "network.npz", "patches.json", "scores.json", "slices.json", _UNFINISHED
 _DONE = {"digest": str, "cases": {str: {"scan": str, "named": bool}}}
+
+
+class _Predicted(NamedTuple):
+    scan: Volume
+    reference: LabelVolume
+    array: np.ndarray  # as `Segmentation.mask`
+    named: bool
+    new: np.ndarray | None  # labels that are not written yet
 
 
 class _Evaluated(NamedTuple):

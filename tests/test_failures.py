@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import threading
 
 import pytest
 
@@ -96,3 +97,103 @@ def test_the_failure_of_a_lone_item_is_raised(caplog):
 def test_an_interruption_is_no_failure():
     with pytest.raises(KeyboardInterrupt):
         failures.each(dict.fromkeys("ab", 0), worker({"a": KeyboardInterrupt()}, []))
+
+
+def stages(errors, log):
+    """Return the three functions of `in_stages`, which fail in the stages that `errors` names."""
+
+    def stage(which):
+        def do(name, value):
+            if which in errors.get(name, {}):
+                raise errors[name][which]
+            log.append((which, name))
+            return [*value, which]
+
+        return do
+
+    return stage("read"), stage("work"), stage("write")
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("which", ["read", "work", "write"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_whichever_stage_fails_the_other_items_are_done(caplog, kind, which, place):
+    error, said = ERRORS[kind]
+    names = ["a", "b", "c"]
+    log: list[tuple[str, str]] = []
+    items = {name: [name] for name in names}
+    results, failed = failures.in_stages(items, *stages({names[place]: {which: error}}, log))
+    others = [name for name in names if name != names[place]]
+    assert results == {name: [name, "read", "work", "write"] for name in others}
+    assert list(results) == others
+    assert list(failed) == [names[place]] and said in failed[names[place]]
+    assert [r.levelno for r in caplog.records] == [logging.ERROR]
+    for stage in ("read", "work", "write"):  # each stage takes the items in order
+        assert [name for at, name in log if at == stage] == [
+            name
+            for name in names
+            if name != names[place]
+            or ["read", "work", "write"].index(stage) < ["read", "work", "write"].index(which)
+        ]
+
+
+def test_the_next_item_is_read_and_the_last_one_written_meanwhile():
+    read_next, working = threading.Event(), threading.Event()
+
+    def read(name, item):
+        if name == "b":
+            read_next.set()
+        return item
+
+    def work(name, item):
+        if name == "a":
+            assert read_next.wait(30)  # b is read while a is worked on
+        else:
+            working.set()
+        return item
+
+    def write(name, item):
+        if name == "a":
+            assert working.wait(30)  # b is worked on while a is written
+        return item
+
+    assert failures.in_stages({"a": 1, "b": 2}, read, work, write) == ({"a": 1, "b": 2}, {})
+
+
+def test_at_most_three_items_are_held():
+    class Scan:
+        alive = 0
+
+        def __init__(self):
+            Scan.alive += 1
+
+        def __del__(self):
+            Scan.alive -= 1
+
+    most = []
+
+    def work(name, scan):
+        most.append(Scan.alive)
+        return scan
+
+    failures.in_stages(dict.fromkeys("abcdefgh"), lambda *_: Scan(), work, lambda name, scan: name)
+    assert max(most) <= 3
+
+
+@pytest.mark.parametrize("which", ["read", "work", "write"])
+def test_a_full_disk_ends_the_work_in_any_stage(which):
+    log: list[tuple[str, str]] = []
+    full = OSError(errno.ENOSPC, "No space left on device")
+    items = {name: [name] for name in "abcde"}
+    with pytest.raises(MachineError, match="the disk is full"):
+        failures.in_stages(items, *stages({"b": {which: full}}, log))
+    assert ("write", "a") in log  # what was begun is written
+    assert ("work", "e") not in log
+
+
+@pytest.mark.parametrize("which", ["read", "work", "write"])
+def test_a_lone_item_that_fails_raises_in_any_stage(which):
+    error, said = ERRORS["bad input"]
+    with pytest.raises(InputError, match=said):
+        failures.in_stages({"a": ["a"]}, *stages({"a": {which: error}}, []))
+    assert failures.in_stages({}, *stages({}, [])) == ({}, {})

@@ -45,6 +45,7 @@ def run(values: FlagValues) -> int:
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
     from spinejax.training import model_file, parallel
+    from spinejax.volume import LabelVolume, Volume
 
     output: Path = values.output
     models = parsing.models(values) or model_file.PACKAGED[0]
@@ -73,34 +74,43 @@ def run(values: FlagValues) -> int:
 
     reserved: dict[str, tuple[int, ...]] = {}
 
-    def segment(name: str, path: Path) -> None:
-        if name in references:
-            scan, truth = scanfile.read_pair(path, references[name], valid=valid)
-            reserved[str(references[name])] = truth.reserved
-        else:
-            scan, truth = scanfile.read_volume(path), None
+    truths: dict[str, LabelVolume] = {}
+
+    def read(name: str, path: Path) -> Volume:
+        if name not in references:
+            return scanfile.read_volume(path)
+        scan, truths[name] = scanfile.read_pair(path, references[name], valid=valid)
+        return scan
+
+    def segment(name: str, scan: Volume) -> tuple[predictor.Segmentation, float]:
         shape = "x".join(map(str, scan.shape))
         gib = model.estimate_bytes(scan) / 2**30
         print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
-        if path == next(iter(allowed.values())):
+        if name == next(iter(allowed)):
             print(
                 "the first scan takes longer, because the networks are compiled for it", flush=True
             )
         started = time.monotonic()
         found = model.segment(scan, name=name, progress=progress.bars)
-        seconds = time.monotonic() - started
+        return found, time.monotonic() - started
+
+    def save(name: str, results: tuple[predictor.Segmentation, float]) -> None:
+        found, seconds = results
+        truth = truths.pop(name, None)
+        if truth is not None:
+            reserved[str(references[name])] = truth.reserved
         drawn = None if truth is None else truth.array
         paths = found.save(output, name, reference=drawn, overwrite=values.overwrite)
-        print(f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)")
+        lines = [f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)"]
+        print("\n".join([*lines, *(f"  {path}" for path in paths)]), flush=True)
         little = found.volume_ml < plausible.LEAST_FOUND_ML
-        if little and (why := plausible.why_nothing(scan)) is not None:
-            logger.warning("%s: %s", path, why)
-        print("\n".join(f"  {path}" for path in paths), flush=True)
+        if little and (why := plausible.why_nothing(found.scan)) is not None:
+            logger.warning("%s: %s", allowed[name], why)
 
     _, refused = failures.each(scans, check)  # before hours of work
     with made(output, results=("*",)):
         allowed = {name: path for name, path in scans.items() if name not in refused}
-        _, failed = failures.each(allowed, segment, alone=len(scans) == 1)
+        _, failed = failures.in_stages(allowed, read, segment, save, alone=len(scans) == 1)
         note = labels.reserved_note(reserved)
         if note is not None:
             logger.warning("%s", note)
