@@ -104,9 +104,10 @@ def evaluate(
     """Predict and score every scan of a split, and write `results_folder`.
 
     The folder holds `scores.json`, written last; `cases.json`, the files of each case;
-    `slices.json`, the best and the worst slices; `predictions/`; and for a run of patches
-    `patches.json` and `network.npz`. An evaluation that was interrupted continues with the scans
-    that it had not predicted.
+    `slices.json`, the best and the worst slices; `times.json`, the seconds that each prediction
+    took, and the hardware; `predictions/`; and for a run of patches `patches.json` and
+    `network.npz`. An evaluation that was interrupted continues with the scans that it had not
+    predicted.
 
     A scan that cannot be read or predicted is logged and left out: `scores.json` has its reason
     under "failed", and the next evaluation predicts the missing scans only.
@@ -180,16 +181,17 @@ def evaluate(
         path, before = prediction(case), done["cases"].get(case, {})
         if before.get("scan") == state(cases[case][0]) and is_ours(path, _KIND):
             logger.info("%s: predicted earlier", titles[case])
-            return _Predicted(*pair, scanfile.read_labels(path).array, before["named"], None)
+            array = scanfile.read_labels(path).array
+            return _Predicted(*pair, array, before["named"], before.get("seconds"), None)
         found = loaded.segment(pair[0], name=titles[case], progress=progress)
-        return _Predicted(*pair, found.mask, found.named, found.labels)
+        return _Predicted(*pair, found.mask, found.named, round(found.seconds, 1), found.labels)
 
     def evaluate_case(case: str, predicted: _Predicted) -> _Evaluated:
-        volume, reference, array, named, new = predicted
+        volume, reference, array, named, seconds, new = predicted
         (image, labels), path = cases[case], prediction(case)
         if new is not None:
             nifti.write_labels(path, new, volume, kind=_KIND, overwrite=overwrite)
-            done["cases"][case] = {"scan": state(image), "named": named}
+            done["cases"][case] = {"scan": state(image), "named": named, "seconds": seconds}
             write(_UNFINISHED, done)
         score = scoring.score_arrays(
             array,
@@ -205,7 +207,7 @@ def evaluate(
             "prediction": _within(workdir, path),
         }
         by_slice = slice_dice.slice_dice(*views, axis=0)
-        return _Evaluated(score, by_slice, files_of_case, reference.reserved)
+        return _Evaluated(score, by_slice, files_of_case, reference.reserved, seconds)
 
     allowed = {case: files for case, files in cases.items() if case not in refused}
     results, wrong = failures.in_stages(
@@ -219,6 +221,8 @@ def evaluate(
         raise failures.summary(failed, len(failed), "nothing is scored")
     scores = scoring.collect({case: one.score for case, one in results.items()}, failed=failed)
     write("cases.json", {case: one.files for case, one in results.items()})
+    seconds = {case: one.seconds for case, one in results.items()}
+    write("times.json", {"hardware": parallel.hardware(), "seconds": seconds})
     by_slice = {case: one.by_slice for case, one in results.items()}
     chosen = {"plane": config.data.plane, **slice_dice.best_and_worst(by_slice)}
     write("slices.json", chosen)
@@ -242,8 +246,16 @@ def evaluate(
 
 _KIND = "evaluation"  # of all files in a folder of results
 _UNFINISHED = "unfinished.json"
-_NAMES = "cases.json", "network.npz", "patches.json", "scores.json", "slices.json", _UNFINISHED
-_DONE = {"digest": str, "cases": {str: {"scan": str, "named": bool}}}
+_NAMES = (
+    "cases.json",
+    "network.npz",
+    "patches.json",
+    "scores.json",
+    "slices.json",
+    "times.json",
+    _UNFINISHED,
+)
+_DONE = {"digest": str, "cases": {str: {"scan": str, "named": bool, "seconds?": (float, None)}}}
 
 
 class _Predicted(NamedTuple):
@@ -251,19 +263,21 @@ class _Predicted(NamedTuple):
     reference: LabelVolume
     array: np.ndarray  # as `Segmentation.mask`
     named: bool
+    seconds: float | None  # that the prediction took
     new: np.ndarray | None  # labels that are not written yet
 
 
 class _Evaluated(NamedTuple):
     """A case: its measurements, the Dice of its slices, and its files relative to the workdir.
 
-    `reserved` are the labels of its mask that are no vertebrae.
+    `reserved` are the labels of its mask that are no vertebrae, `seconds` what its prediction took.
     """
 
     score: scoring.PairScore
     by_slice: Any
     files: dict[str, str]
     reserved: tuple[int, ...]
+    seconds: float | None
 
 
 def _within(workdir: Path, path: Path) -> str:

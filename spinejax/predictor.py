@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -48,7 +49,7 @@ from spinejax.io import centroid_json, grids, nifti, scanfile, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, OUTLINES, SECOND, SLICES, THIRD
 from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
-from spinejax.training import model_file
+from spinejax.training import model_file, parallel
 from spinejax.training.checkpoint import FOLDERS, read_networks
 from spinejax.training.model_file import SPINE, Network
 from spinejax.volume import Volume
@@ -99,6 +100,7 @@ class Segmentation:
         centroids: VerSe id -> (3,) voxel index in `mask` of the vertebral body's centre.
         record: the decisions of the decoder that names vertebrae; None where it found none.
         model: the digest of the model.
+        seconds: that finding it took, without reading and writing files.
     """
 
     mask: np.ndarray
@@ -108,6 +110,7 @@ class Segmentation:
     centroids: dict[int, np.ndarray] = field(default_factory=dict)
     record: Record | None = None
     model: str = ""
+    seconds: float = 0.0
 
     def __repr__(self) -> str:
         return f"<Segmentation of {self.name}: {self.summary()}>"
@@ -189,7 +192,13 @@ class Segmentation:
 
     def _record(self) -> dict[str, Any]:
         """Return the content of the record's file."""
-        found: dict[str, Any] = {"case": self.name, "spinejax": __version__, "model": self.model}
+        found: dict[str, Any] = {
+            "case": self.name,
+            "spinejax": __version__,
+            "model": self.model,
+            "seconds": round(self.seconds, 1),
+            "hardware": parallel.hardware(),
+        }
         record = self.record
         if record is None:
             return found | {"vertebrae": []}
@@ -340,6 +349,7 @@ class Model:
             InputError: the scan cannot be read, cannot be a CT (`plausible.check`), is smaller than
                 the network's stride, or needs more memory than is free.
         """
+        began = time.monotonic()
         volume = as_volume(scan, affine)
         if not name:
             name = "scan" if volume.disk is None else scanfile.case_id(volume.disk.path)
@@ -349,7 +359,8 @@ class Model:
         machine.require(self.estimate_bytes(volume), where)
         upright = grids.straight(volume)
         found = replace(self._segment(upright, name, progress), model=self.digest)
-        return found if upright is volume else _on_grid_of(volume, found)
+        found = found if upright is volume else _on_grid_of(volume, found)
+        return replace(found, seconds=time.monotonic() - began)
 
     def estimate_bytes(self, scan: Volume) -> int:
         """Estimate the bytes that `segment` needs for a scan, beside scan and network."""

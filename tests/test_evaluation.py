@@ -39,7 +39,7 @@ def test_scores_are_returned_and_written_and_nothing_is_printed(run, capsys):
     (case,) = scores["cases"]
     assert titles == [(f"1/1 {case}", 10, "slice")]
     assert {path.name for path in folder.iterdir()} == {
-        "scores.json", "cases.json", "slices.json", "predictions", LIST,
+        "scores.json", "cases.json", "slices.json", "times.json", "predictions", LIST,
     }  # fmt: skip
     # Every prediction is scored as its file would be.
     again = spinejax.score(

@@ -281,3 +281,25 @@ def test_a_folder_goes_on_with_its_own_sweep_only(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             same(new)
+
+
+def test_costs_stand_beside_the_scores_of_an_own_sweep(tmp_path):
+    unit = SweepUnit("a", ("--config=c.py",), {"model.norm": "batch"})
+    sweep_state.write(tmp_path, Sweep("mine", "c.py", (unit,)))
+    folder = make(tmp_path / "a", step=40, vertebrae={})
+    finish(folder, dice=0.9)
+    finish(make(folder / "vertebrae", step=9))
+    for place, more in (
+        (folder, {"parameters": 1000, "seconds": 3600.0, "gflops": 0.5}),
+        (folder / "vertebrae", {"parameters": 234, "seconds": 1800.0, "gflops": 9.0}),
+    ):
+        record = json.loads((place / "run.json").read_text())
+        (place / "run.json").write_text(json.dumps({**record, **more}))
+    times = {"hardware": "a computer", "seconds": {"x": 2.0, "y": 4.0, "z": None}}
+    (folder / "evaluation" / "test" / "times.json").write_text(json.dumps(times))
+    [table] = sweep_scores.tables(tmp_path, sweep_state.read(tmp_path))
+    [line] = table.lines
+    ours = {name: cell.mean for name, cell in zip(table.columns, line.ours, strict=True) if cell}
+    assert ours["parameters"] == 1234 and ours["gflops"] == 0.5
+    assert ours["train_h"] == 1.5 and ours["predict_s"] == 3.0
+    assert "| 1,234 |" in sweep_page.markdown([table])

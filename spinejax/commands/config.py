@@ -24,6 +24,12 @@ def define_flags(values: FlagValues) -> None:
     flags.DEFINE_bool(
         "reference", False, "Print docs/config.md: all fields of all configs.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "papers",
+        False,
+        "Print docs/papers.md: the papers' tables beside the configs of their sweeps.",
+        flag_values=values,
+    )
 
 
 def run(values: FlagValues) -> int:
@@ -32,6 +38,11 @@ def run(values: FlagValues) -> int:
 
     if values.reference:
         print(schema.reference({name: models.fields(name) for name in models.MODELS}), end="")
+        return 0
+    if values.papers:
+        from spinejax.reports import protocols
+
+        print(protocols.document(), end="")
         return 0
     config = parsing.config(values)
     tasks.check(config)

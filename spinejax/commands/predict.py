@@ -3,7 +3,6 @@
 import logging
 import resource
 import sys
-import time
 from pathlib import Path
 
 from absl.flags import FlagValues
@@ -82,7 +81,7 @@ def run(values: FlagValues) -> int:
         scan, truths[name] = scanfile.read_pair(path, references[name], valid=valid)
         return scan
 
-    def segment(name: str, scan: Volume) -> tuple[predictor.Segmentation, float]:
+    def segment(name: str, scan: Volume) -> predictor.Segmentation:
         shape = "x".join(map(str, scan.shape))
         gib = model.estimate_bytes(scan) / 2**30
         print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
@@ -90,18 +89,15 @@ def run(values: FlagValues) -> int:
             print(
                 "the first scan takes longer, because the networks are compiled for it", flush=True
             )
-        started = time.monotonic()
-        found = model.segment(scan, name=name, progress=progress.bars)
-        return found, time.monotonic() - started
+        return model.segment(scan, name=name, progress=progress.bars)
 
-    def save(name: str, results: tuple[predictor.Segmentation, float]) -> None:
-        found, seconds = results
+    def save(name: str, found: predictor.Segmentation) -> None:
         truth = truths.pop(name, None)
         if truth is not None:
             reserved[str(references[name])] = truth.reserved
         drawn = None if truth is None else truth.array
         paths = found.save(output, name, reference=drawn, overwrite=values.overwrite)
-        lines = [f"{name}: {found.summary()} ({seconds:.1f} s, {_peak_gb():.1f} GB)"]
+        lines = [f"{name}: {found.summary()} ({found.seconds:.1f} s, {_peak_gb():.1f} GB)"]
         print("\n".join([*lines, *(f"  {path}" for path in paths)]), flush=True)
         little = found.volume_ml < plausible.LEAST_FOUND_ML
         if little and (why := plausible.why_nothing(found.scan)) is not None:

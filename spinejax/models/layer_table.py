@@ -49,7 +49,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> str:
         ).rstrip()
         for row in (HEADER, tuple("-" * width for width in widths), *rows)
     ]
-    giga = _giga(model, variables, input_shape)
+    giga = gigaflops(model, variables, input_shape)
     if hasattr(model, "activation_sizes"):
         sizes = model.activation_sizes(min(input_shape[:2]))
         lines.append(f"activations: {'-'.join(map(str, sizes))}")
@@ -64,10 +64,11 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> str:
 def totals(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, float]:
     """Return the parameters and the GFLOPs that `summarize` prints."""
     variables, _ = _trace(model, input_shape)
-    return count_parameters(variables["params"]), _giga(model, variables, input_shape)
+    return count_parameters(variables["params"]), gigaflops(model, variables, input_shape)
 
 
-def _giga(model: nn.Module, variables: Any, input_shape: tuple[int, ...]) -> float:
+def gigaflops(model: nn.Module, variables: Any, input_shape: tuple[int, ...]) -> float:
+    """Return the GFLOPs that `summarize` prints; `variables` may be shapes."""
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     return flops(lambda v, x: model.apply(v, x)[0], variables, x) / 1e9
 

@@ -12,7 +12,7 @@ from spinejax.reports import html, sweep_scores, tables
 from spinejax.reports.sweep_scores import Mean, SweepTable
 from spinejax.reports.tables import DASH, Line, Table, count
 
-_COUNTS = ("Test Samples", "Trainable Parameters")  # columns of whole numbers
+_COUNTS = ("Test Samples", "Trainable Parameters", "parameters")  # columns of whole numbers
 
 
 def write(
@@ -114,6 +114,9 @@ def markdown(made: list[SweepTable]) -> str:
         if table.source:
             parts.append(f"Published: {table.source}. Ours: mean ± standard deviation over runs.\n")
         parts.append("".join(f"- [{mark}] {text}\n" for mark, text in _notes(table)))
+        if table.protocol:
+            parts.append("Beside the paper's protocol:\n")
+            parts.append("".join(f"- {text}\n" for text in table.protocol))
         if table.reasons:
             parts.append("Not comparable, because:\n")
             parts.append("".join(f"- {text}\n" for text in table.reasons))
@@ -185,6 +188,7 @@ def latex(made: list[SweepTable]) -> str:
         ]
         notes = [f"$^{{{mark}}}${_tex(text)}." for mark, text in _notes(table)]
         notes += [f"Published: {_tex(table.source)}."] if table.source else []
+        notes += [f"{_tex(text)}." for text in table.protocol]
         lines = [
             "\\begin{table}",
             f"\\caption{{{_tex(table.title)}}}",
@@ -224,7 +228,7 @@ def _section(table: SweepTable) -> dict[str, Any]:
         if len(line.place) > 1 and line.place[0] == above:
             row[0] = Cell("", kind="text")
         above = line.place[0]
-    fields = "name", "title", "labels", "columns", "source", "reasons"
+    fields = "name", "title", "labels", "columns", "source", "protocol", "reasons"
     return {name: getattr(table, name) for name in fields} | {
         "rows": rows,
         "notes": _notes(table),

@@ -14,14 +14,19 @@ from typing import Any
 
 from spinejax import records, sweep_state
 from spinejax.errors import InputError
-from spinejax.reports import papers
+from spinejax.reports import papers, protocols
 from spinejax.reports.papers import PaperTable
 from spinejax.reports.tables import finite, is_phantom, item
+from spinejax.schema import SECOND
 from spinejax.sweep_state import State, Sweep, SweepUnit
 
 _FOLDS = {"data.split": "kfold", "data.folds": None, "data.fold": None}
 
-OWN_METRICS = ("dice", "iou", "precision", "recall", "hd95_mm", "id_rate", "vertebra_dice")
+COSTS = ("parameters", "gflops", "train_h", "predict_s")
+"""Columns of a sweep that is not of a paper: parameters, GFLOPs of a forward pass of one sample,
+hours of training and seconds that the prediction of a scan took; of a pipeline, of both networks
+together, but for the GFLOPs, which are the first network's."""
+OWN_METRICS = ("dice", "iou", "precision", "recall", "hd95_mm", "id_rate", "vertebra_dice", *COSTS)
 """Columns of a sweep that is not of a paper; those without any value are left out."""
 
 _OF_VERTEBRAE = {
@@ -67,6 +72,7 @@ class SweepTable:
     marks: Mapping[tuple[int, int], tuple[int, ...]]
     notes: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    protocol: tuple[str, ...] = ()
     source: str = ""
 
 
@@ -80,6 +86,8 @@ class Result:
     record: Mapping[str, Any]
     scores: Mapping[str, Any]
     patches: Mapping[str, Any]
+    second: Mapping[str, Any]
+    times: Mapping[str, Any]
 
 
 def results(workdir: Path, found: Sweep) -> list[Result]:
@@ -95,9 +103,11 @@ def results(workdir: Path, found: Sweep) -> list[Result]:
                 sweep_state.read_run(folder),
                 sweep_state.read_scores(scored / "scores.json"),
                 records.read_if_there(scored / "patches.json", dict, sweep_state.REMOVE),
+                sweep_state.read_run(folder / SECOND),
+                records.read_if_there(scored / "times.json", dict, sweep_state.REMOVE),
             ]
         except InputError as error:
-            found_state, content = State("failed", note=str(error)), [{}, {}, {}, {}]
+            found_state, content = State("failed", note=str(error)), [{}] * 6
         read.append(Result(unit, found_state, *content))
     return read
 
@@ -156,6 +166,7 @@ def _published(name: str, members: Sequence[Result]) -> SweepTable:
         marks,
         tuple(table.doubts),
         tuple(papers.reasons(table.paper, phantom=phantom)),
+        tuple(protocols.notes(table.paper, (r.config for r in members))),
         table.source,
     )
 
@@ -235,7 +246,7 @@ def own_table(found: Sweep, members: Sequence[Result]) -> SweepTable:
     labels = tuple(
         name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
     ) or ("sweep",)
-    title = f"{found.name} of {found.config} (per cent; distances in mm)"
+    title = f"{found.name} of {found.config} (per cent; distances in mm; costs)"
     return SweepTable(found.name, title, labels, tuple(columns), tuple(lines), {})
 
 
@@ -248,6 +259,24 @@ def _own(result: Result, metric: str) -> float | None:
     if metric in ("id_rate", "vertebra_dice"):
         key = "id_rate" if metric == "id_rate" else "dice_mean"
         value = finite(item(result.scores, "summary", "vertebrae", key))
+    elif metric in COSTS:
+        return _cost(result, metric)
     else:
         value = finite(item(result.scores, "summary", "binary", metric, "mean"))
     return value if value is None or metric.endswith("_mm") else 100 * value
+
+
+def _cost(result: Result, metric: str) -> float | None:
+    if metric == "predict_s":
+        seconds = item(result.times, "seconds")
+        known = map(finite, seconds.values() if isinstance(seconds, Mapping) else ())
+        values = [value for value in known if value is not None]
+        return statistics.fmean(values) if values else None
+    if metric == "gflops":
+        return finite(result.record.get(metric))
+    of_both = [
+        finite(record.get("seconds" if metric == "train_h" else metric))
+        for record in (result.record, result.second)
+    ]
+    values = [value for value in of_both if value is not None]
+    return sum(values) / (3600 if metric == "train_h" else 1) if values else None

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spinejax import labels
+from spinejax import labels, schema
 from spinejax.reports import papers
 
 Scores = Mapping[str, Any]
@@ -435,7 +435,7 @@ def beside_paper_a(
     normalisation, else the network's row of Table 11; None if paper A has no row.
 
     Args:
-        config: the run's resolved config; `model.name`, `data.normalise` and `augment.enabled` are
+        config: the run's resolved config; `model.name`, `data.normalise` and `augment.geometry` are
             read.
         scores: a score file, or None where nothing has been scored.
         parameters: of the run's network.
@@ -452,9 +452,8 @@ def beside_paper_a(
     network = _TABLE_11.get(str(item(config, "model", "name")))
     other_works = papers.tables()["saeed2023_table11"]
     work = next((row for row in other_works.rows if row[1] == network), None)
-    experiments = papers.tables()[
-        "saeed2023_table5" if item(config, "augment", "enabled") else "saeed2023_table3"
-    ]
+    changes = item(schema.complete(config), "augment", "geometry")
+    experiments = papers.tables()["saeed2023_table5" if changes else "saeed2023_table3"]
     setting = _NORMALISATIONS.get(str(item(config, "data", "normalise")))
     rows = [row for row in experiments.rows if row[1] == setting]
     is_quoted = not rows or network != experiments.system

@@ -21,7 +21,7 @@ from spinejax import machine, numerics, schema
 from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import expanded, write_json, write_text
-from spinejax.models.layer_table import count_parameters
+from spinejax.models.layer_table import count_parameters, gigaflops
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.training import checkpoint, log, parallel, run_cases, run_folder, step
@@ -304,6 +304,7 @@ def _run(
         devices=mapped.count,
         steps=lengths.total,
         parameters=count_parameters(state.params),
+        gflops=gigaflops(task.model, inference_variables(vars(state)), task.input_shape),
         pixels_mm=(min(spacings), max(spacings)),
         initial=initial.origin if initial else None,
     )

@@ -7,6 +7,7 @@ axis. A mapped function works on one device's share of the batch, with collectiv
 
 import math
 import os
+import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,6 +92,16 @@ def use_cores(batches: Sequence[tuple[int, int]] = ()) -> None:
     )
     with suppress(RuntimeError):  # a device has been used
         jax.config.update("jax_num_cpu_devices", next(dividing, 1))
+
+
+def device_kinds() -> str:
+    """Return the kinds of the devices of all processes, e.g. "NVIDIA A100"."""
+    return ", ".join(sorted({device.device_kind for device in jax.devices()}))
+
+
+def hardware() -> str:
+    """Return the machine in words, for records: processor, its cores, kinds of devices."""
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores, {device_kinds()}"
 
 
 @dataclass(frozen=True)

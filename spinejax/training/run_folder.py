@@ -10,10 +10,10 @@ disk is full. So the room on the disk is checked before each write.
 
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,6 +109,10 @@ def check_owner(workdir: Path) -> None:
     check_claim(workdir, "run", _NAMES, known=_is_known(workdir))
 
 
+class BusyError(InputError):
+    """Another process trains in the folder."""
+
+
 @contextmanager
 def alone(workdir: Path) -> Iterator[None]:
     """Make `workdir` and hold its lock while the block runs; only the first process does both.
@@ -118,8 +122,9 @@ def alone(workdir: Path) -> Iterator[None]:
     here without results is removed.
 
     Raises:
-        InputError: another process holds the lock, the folder cannot be written, or it holds
-            somebody else's files under the names of a run's.
+        BusyError: another process holds the lock.
+        InputError: the folder cannot be written, or it holds somebody else's files under the names
+            of a run's.
     """
     if parallel.process_index() != 0:
         yield
@@ -133,7 +138,7 @@ def alone(workdir: Path) -> Iterator[None]:
             raise not_writable(workdir, error) from error
         with file:
             if not take_lock(file):
-                raise InputError(
+                raise BusyError(
                     f"{workdir}: another `spinejax train` is at work in it; wait until it ends, "
                     "stop it, or give another --workdir"
                 )
@@ -230,6 +235,32 @@ def finished_step(workdir: Path) -> int | None:
             "at the checkpoints again"
         )
     return int(words[0])
+
+
+def take(source: Path, target: Path, config: ConfigDict) -> None:
+    """Copy a finished run into the folder of a run that has not begun.
+
+    The checkpoints come last: before them, nothing of the run has begun, and the copy is made anew.
+
+    Args:
+        source: folder of the finished run.
+        target: the other folder; made if missing.
+        config: of the run in `target`, with the same network and training.
+    """
+    with alone(target):
+        write_config(target, config)
+        write_json(target / "run.json", read_run(source), "run")
+        for name in ("patches.json", "metrics.jsonl", "tensorboard", "checkpoints"):
+            if not (source / name).exists():
+                continue
+            with tempfile.TemporaryDirectory(dir=target, prefix=".take-") as folder:
+                copied = Path(folder) / name
+                if (source / name).is_dir():
+                    shutil.copytree(source / name, copied)
+                    shutil.rmtree(target / name, ignore_errors=True)
+                else:
+                    shutil.copy2(source / name, copied)
+                copied.replace(target / name)
 
 
 def _tuples(value: Any) -> Any:
@@ -353,6 +384,7 @@ class RunRecord:
         devices: int,
         steps: int,
         parameters: int,
+        gflops: float,
         pixels_mm: tuple[float, float],
         initial: Mapping[str, Any] | None = None,
     ) -> None:
@@ -365,6 +397,7 @@ class RunRecord:
             devices: number of devices.
             steps: updates of the whole run.
             parameters: number of parameters of the network.
+            gflops: of its forward pass of one sample.
             pixels_mm: finest and coarsest pixel spacing of the training scans.
             initial: the "initial" of `recorded_training`; None for random weights.
         """
@@ -380,12 +413,11 @@ class RunRecord:
         earlier = read_run(workdir) if resumes else {}
         self._began = time.monotonic()
         self._seconds = float(earlier.get("seconds", 0.0))
-        kinds = ", ".join(sorted({d.device_kind for d in jax.devices()}))
         versions = {
             "python": platform.python_version(),
             **{name: _version(name) for name in _PACKAGES},
         }
-        computing = {"device": f"{jax.default_backend()} ({kinds})", **versions}
+        computing = {"device": f"{jax.default_backend()} ({parallel.device_kinds()})", **versions}
         computing |= numerics.switches()
         begun_with = earlier.get("begun_with", computing)
         _say_changes(workdir, begun_with, computing)
@@ -394,7 +426,7 @@ class RunRecord:
             "started": earlier.get("started", _now()),
             "finished": None,
             "seconds": self._seconds,
-            "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores, {kinds}",
+            "hardware": parallel.hardware(),
             "backend": jax.default_backend(),
             "devices": devices,
             "processes": parallel.process_count(),
@@ -403,6 +435,7 @@ class RunRecord:
             "commit": commit(),
             "steps": steps,
             "parameters": parameters,
+            "gflops": round(gflops, 6),
             "starts": int(earlier.get("starts", 0)) + 1,
             "pixels_mm": list(pixels_mm),
             "cases": {name: [case.id for case in cases[name]] for name in SPLITS},

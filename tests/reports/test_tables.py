@@ -39,7 +39,7 @@ def config(**changes):
     ],
 )
 def test_rows_follow_normalisation_and_augmentation(normalise, augmented, table, dice):
-    given = config(**{"data.normalise": normalise, "augment.enabled": augmented})
+    given = config(**{"data.normalise": normalise, "augment.geometry": augmented})
     [(_, beside)] = tables.beside_paper_a(given, None).tables
     assert [float(line.cells[0]) for line in beside.lines] == dice
     for line, data in zip(beside.lines, ("VerSe 2020", "VerSe 2019"), strict=True):

@@ -125,7 +125,7 @@ def test_a_damaged_record_is_refused_with_its_field(tmp_path, record, words):
 
 
 def test_an_edited_record_blocks_no_start_and_notes_in_it_are_kept(tmp_path):
-    options = dict(resumes=True, devices=1, steps=2, parameters=3, pixels_mm=(1.0, 1.0))
+    options = dict(resumes=True, devices=1, steps=2, parameters=3, gflops=0.1, pixels_mm=(1.0, 1.0))
     cases = {name: [] for name in run_folder.SPLITS}
     run_folder.RunRecord(tmp_path, cases, **options)
     file = tmp_path / "run.json"
