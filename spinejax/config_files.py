@@ -3,7 +3,9 @@
 import ast
 import difflib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,13 +83,19 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigD
     return config
 
 
-def find_sweep(config: str, name: str) -> Sweep:
-    """Return the function `sweep_NAME` of a config file.
+def find_sweep(config: str, call: str) -> Sweep:
+    """Return the function `sweep_NAME` of a config file, its arguments filled in.
+
+    Args:
+        config: see `find`.
+        call: "NAME", or with arguments by name, "NAME(units=32, seed=1)"; words need no quotes.
 
     Raises:
-        InputError: the file has no sweep of that name; the message lists its sweeps.
+        InputError: the file has no sweep of that name (the message lists its sweeps), `call` cannot
+            be read, or the sweep has no such argument, or one of another type.
     """
     file = find(config)
+    name, given = _call(call)
     prefix = "sweep_"
     functions = {
         key.removeprefix(prefix): value
@@ -100,7 +108,49 @@ def find_sweep(config: str, name: str) -> Sweep:
             "--config=opconvnet"
         )
     check_choice("--sweep", name, functions)
-    return functions[name]
+    function = functions[name]
+    return (
+        partial(function, **_arguments(f"--sweep={name}", function, given)) if given else function
+    )
+
+
+def _call(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of `NAME(key=value, ...)`."""
+    name, bracket, _ = text.partition("(")
+    if not bracket:
+        return text, {}
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+            raise ValueError
+        return name.strip(), {
+            str(word.arg): word.value.id
+            if isinstance(word.value, ast.Name)
+            else ast.literal_eval(word.value)
+            for word in node.keywords
+        }
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise InputError(
+            f"--sweep={text}: cannot be read; give a name, or a name with arguments such as "
+            "'random_search(units=32, seed=1)'"
+        ) from None
+
+
+def _arguments(flag: str, function: Sweep, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given arguments of a sweep in the types of its defaults."""
+    known = inspect.signature(function).parameters
+    found = {}
+    for key, value in given.items():
+        if key not in known:
+            words = ", ".join(known) or "no arguments"
+            raise InputError(f"{flag}: has no argument {key}; it has {words}")
+        default = known[key].default
+        found[key] = (
+            value
+            if default in (None, known[key].empty)
+            else _typed(f"{flag}({key}={value})", value, default)
+        )
+    return found
 
 
 def one_line(error: BaseException) -> str:

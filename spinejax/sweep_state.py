@@ -5,6 +5,7 @@
     <workdir>/<unit>/unit.log         the output of the run; locked while the run goes on
     <workdir>/<unit>/outcome.json     exit status of the last start, written when it ends
     <workdir>/<unit>/job.json         the unit's job, if a cluster runs it
+    <workdir>/first/                  first networks of pipelines that several units share
 
 A lock shows whether a unit is running. The kernel holds it for the unit's processes and drops it
 when they end for any reason. Other hosts see it if the file system shares locks.
@@ -39,7 +40,7 @@ REMOVE = "remove it"
 _SWEEP = {
     "name": str,
     "config": str,
-    "units": [{"name": str, "words": [str], "overrides": dict, "cell": dict}],
+    "units": [{"name": str, "words": [str], "overrides": dict, "cell": dict, "first?": str}],
 }
 _RUN = {
     "started?": str,
@@ -67,12 +68,15 @@ class SweepUnit:
     words: arguments of `spinejax train`, without --workdir.
     overrides: the fields that it sets, by dotted key.
     cell: its place in a published table, see `configs.sweeps.Unit`; may be empty.
+    first: folder, within that of the sweep, in which units that share their first network train it;
+        "" where a unit shares none.
     """
 
     name: str
     words: tuple[str, ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     cell: Mapping[str, Any] = field(default_factory=dict)
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,7 @@ def read(workdir: Path) -> Sweep:
             "`spinejax sweep`"
         )
     record = records.read(file, _SWEEP, RESTORE)
-    units = tuple(
-        SweepUnit(one["name"], tuple(one["words"]), one["overrides"], one["cell"])
-        for one in record["units"]
-    )
+    units = tuple(SweepUnit(**{**one, "words": tuple(one["words"])}) for one in record["units"])
     return Sweep(record["name"], record["config"], units)
 
 

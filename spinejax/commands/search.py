@@ -27,7 +27,8 @@ def define_flags(values: FlagValues) -> None:
     flags.DEFINE_string(
         "sweep",
         "random_search",
-        "NAME of the function `sweep_NAME` of the config file that draws the settings.",
+        "NAME of the function `sweep_NAME` of the config file that draws the settings; 'NAME(a=1)' "
+        "with arguments.",
         values,
     )
 

@@ -24,7 +24,12 @@ def define_flags(values: FlagValues) -> None:
     parsing.config_flag(values)
     parsing.path_flag(values, "workdir", "Folder of the sweep.", required=True)
     word, count, flag = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_bool
-    word("sweep", None, "NAME of the function `sweep_NAME` of the config file.", values)
+    word(
+        "sweep",
+        None,
+        "NAME of the function `sweep_NAME` of the config file; 'NAME(seed=1)' with arguments.",
+        values,
+    )
     flag("status", False, "Print how far the sweep in --workdir is, and stop.", values)
     flag("watch", False, "With --status: print again until all units have ended.", values)
     flag("dry_run", False, "Check and print every unit's command line, and stop.", values)

@@ -23,6 +23,11 @@ def define_flags(values: FlagValues) -> None:
     """Define the flags."""
     parsing.config_flag(values)
     parsing.workdir_flag(values)
+    parsing.path_flag(
+        values,
+        "first",
+        "Folder in which runs that share the first network of a pipeline train it, once.",
+    )
     flags.DEFINE_bool("evaluate", False, "Score the test split after training.", flag_values=values)
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for a run of several processes.", values
@@ -50,7 +55,7 @@ def run(values: FlagValues) -> int:
     first = parallel.process_index() == 0
     if not first:
         logging.getLogger("spinejax").setLevel(logging.WARNING)
-    result = spinejax.train(config, values.workdir, progress=progress.bars)
+    result = spinejax.train(config, values.workdir, first=values.first, progress=progress.bars)
     if result.interrupted:
         print(f"interrupted at step {result.step}, saved; the same command resumes")
         return EXIT_INTERRUPTED

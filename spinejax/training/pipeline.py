@@ -4,7 +4,10 @@ The config of the second run is the block `vertebrae` of the first run's config,
 the folder `vertebrae` in the first run's folder. A config without that block is a single run.
 """
 
+import logging
+import time
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,9 +17,11 @@ from spinejax.errors import InputError, shown
 from spinejax.files import StrPath, expanded
 from spinejax.progress import Progress, silent
 from spinejax.tasks import build_task
-from spinejax.training import checkpoint, loop, run_folder
+from spinejax.training import checkpoint, loop, parallel, run_folder
 from spinejax.training.loop import TrainResult
-from spinejax.training.signals import Stop
+from spinejax.training.signals import Stop, listen
+
+logger = logging.getLogger("spinejax")
 
 
 def stages(config: ConfigDict, workdir: StrPath) -> list[tuple[ConfigDict, Path]]:
@@ -37,6 +42,7 @@ def train(
     config: ConfigDict | str,
     workdir: StrPath,
     *,
+    first: StrPath | None = None,
     progress: Progress = silent,
     devices: int | None = None,
     stop: Stop | None = None,
@@ -46,6 +52,8 @@ def train(
     Args:
         config: the experiment, or where it is: "configs/demo.py", "chasppraunet:debug".
         workdir: folder of the run; made if missing.
+        first: folder of a run of the first network alone, which other pipelines take, too. It is
+            trained there if it is not yet, and copied. A run of several processes ignores it.
         progress: shows the progress of preparing and training.
         devices: use only this many devices; None uses all devices of all processes.
         stop: another thread may ask it to save and stop, as the signals of `signals.SIGNALS` do.
@@ -72,8 +80,38 @@ def train(
             except InputError as error:
                 prefix = "" if stage is config else f"{schema.SECOND}."
                 raise InputError(f"{prefix}{error}") from error
+    stop = Stop() if stop is None else stop
+    shares = len(runs) > 1 and parallel.process_count() == 1
+    if first is not None and shares and not checkpoint.begun(runs[0][1]):
+        result = _train_first(
+            config, expanded(first), progress=progress, devices=devices, stop=stop
+        )
+        if result.interrupted:
+            return result
+        run_folder.take(expanded(first), runs[0][1], config)
     for stage, folder in runs:
         result = loop.train(stage, folder, progress=progress, devices=devices, stop=stop)
         if result.interrupted:
             break
     return result
+
+
+_LOOK_S = 2.0  # between two looks at a folder in which another process trains
+
+
+def _train_first(config: ConfigDict, folder: Path, *, stop: Stop, **how: Any) -> TrainResult:
+    """Train the first network of a pipeline alone, or wait until another process has trained it."""
+    own = config.copy_and_resolve_references()
+    del own[schema.SECOND]
+    waits = False
+    with listen(stop):
+        while True:
+            try:
+                return loop.train(own, folder, stop=stop, **how)
+            except run_folder.BusyError:
+                if stop:
+                    return TrainResult(None, True, None, 0)
+                if not waits:
+                    logger.info("%s: waiting until another process has trained it", folder)
+                waits = True
+                time.sleep(_LOOK_S)

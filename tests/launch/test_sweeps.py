@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinejax import config_files, schema
+from spinejax import config_files, schema, tasks
 from spinejax.cli import main
 from spinejax.commands import parsing, train
-from spinejax.configs import chasppraunet, mrunet, opconvnet, sweeps, unet
+from spinejax.configs import chasppraunet, opconvnet, sweeps, unet
 from spinejax.errors import InputError
 from spinejax.launch import plan
 from spinejax.reports import papers
@@ -66,13 +66,13 @@ def test_a_product_is_that_of_sets_and_a_chain_their_sum(a, b, c):
 
 
 def test_units_are_named_after_what_they_set_and_keep_their_types():
-    sweep = [{"optim.learning_rate": 1e-3, "data.size": (64, 32), "augment.enabled": False}]
+    sweep = [{"optim.learning_rate": 1e-3, "data.size": (64, 32), "augment.geometry": False}]
     [unit] = sweeps.units(sweep)
-    assert unit.name == "learning_rate=0.001,size=64x32,enabled=false"
+    assert unit.name == "learning_rate=0.001,size=64x32,geometry=false"
     assert unit.overrides == sweep[0]
     fields = {key: sweeps.text(value) for key, value in unit.overrides.items()}
     config = config_files.get_config("unet", fields)
-    assert config.data.size == (64, 32) and config.augment.enabled is False
+    assert config.data.size == (64, 32) and config.augment.geometry is False
 
 
 def test_numbers_of_numpy_are_numbers(capsys):
@@ -164,15 +164,89 @@ def test_each_table_has_a_sweep_and_each_unit_a_row():
     assert len(opconvnet.sweep_qadri2021_table3()) == 5
 
 
-def test_tables_4_to_8_are_the_stages_of_mrunet():
-    for number in (4, 6, 7, 8):
-        unit = getattr(mrunet, f"sweep_saeed2023_table{number}")()[0]
-        config = mrunet.get_config(f"table={number}")
-        own = mrunet.get_config()
-        own.update_from_flattened_dict(dict(unit.overrides))
-        for field in ("augment.enabled", "model.residual", "model.dropout"):
-            block, key = field.split(".")
-            assert own[block][key] == config[block][key], (number, field)
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("protocol", ["paper", "own"])
+@pytest.mark.parametrize("number", [4, 6, 7, 8])
+def test_tables_4_to_8_are_the_stages_of_the_pipeline(number, protocol, alone):
+    call = f"saeed2023_table{number}(protocol={protocol}, alone={alone})"
+    augmented, residual, dropout = {
+        4: (False, False, 0.0),
+        6: (True, False, 0.0),
+        7: (True, True, 0.0),
+        8: (True, True, 0.3),
+    }[number]
+    units = sweeps.units(config_files.find_sweep("mrunet", call)())
+    assert len(units) == 8  # two data sets, four normalisations
+    for unit in units:
+        fields = dict(unit.overrides)
+        config = config_files.get_config(fields.pop("config"), fields)
+        tasks.check(config)
+        assert (schema.SECOND in config) is not alone
+        names = config if alone else config.vertebrae
+        assert names.task == schema.CUBES and names.model.name == "mrunet"
+        assert (names.model.residual, names.model.dropout) == (residual, dropout)
+        for one in (config, names):
+            assert one.augment.geometry is augmented
+            assert one.augment.intensity is (augmented and protocol == "own")
+            assert one.data.normalise == unit.overrides["data.normalise"]
+            assert one.data.edition == unit.overrides["data.edition"]
+        if protocol == "paper":
+            assert names.data.split == "ratio" and names.data.val_fraction == 0
+            assert names.train.epochs == 150 and names.optim.learning_rate == 1e-3
+        if not alone:
+            assert config.model.name == "chasppraunet"
+            assert config.model.dropout == (0.0 if protocol == "paper" else 0.3)
+
+
+def test_pipelines_share_a_first_network_that_is_the_same(capsys, tmp_path):
+    def first_of(sweep, *words):
+        lines = dry_run(capsys, "--config=mrunet", f"--sweep={sweep}", *words)
+        return {
+            name: next((w for w in shlex.split(line) if w.startswith("--first=")), "")
+            for name, line in lines.items()
+        }
+
+    # Tables 7 and 8 differ from Table 6 in the second network only; within a table all differ.
+    assert set(first_of("saeed2023_table8").values()) == {""}
+    table_10 = first_of("saeed2023_table10")
+    augmented = [table_10[f"verse20,{stage}"] for stage in ("augmented", "residual", "dropout")]
+    assert len(set(augmented)) == 1 and augmented[0].startswith("--first=unused/first/")
+    assert table_10["verse20,normalised"] == ""
+    assert table_10["verse19,dropout"] not in ("", augmented[0])
+    seeds = first_of("saeed2023_table10", "--seeds=2")
+    assert len(set(seeds.values())) == 5  # two data sets, two seeds; and none
+    assert set(first_of("saeed2023_table10(alone=true)").values()) == {""}
+
+
+def test_a_sweep_takes_arguments(capsys):
+    words = ("--config=opconvnet", "--sweep=random_search(units=3, seed=1)")
+    three = dry_run(capsys, *words)
+    assert len(three) == 3
+    assert three == dry_run(capsys, "--config=opconvnet", "--sweep=random_search(seed=1,units=3)")
+    other = dry_run(capsys, "--config=opconvnet", "--sweep=random_search(units=3)")
+    assert three != other
+
+
+@pytest.mark.parametrize(
+    ("config", "call", "said"),
+    [
+        ("opconvnet", "random_search(unit=3)", "has no argument unit; it has "),
+        ("opconvnet", "random_search(units=many)", "(units=many): must be a whole number"),
+        ("opconvnet", "random_search(units=0)", "units=0 must be at least 1"),
+        ("opconvnet", "random_search(3)", "cannot be read; give a name, or a name with arguments"),
+        ("opconvnet", "random_search(units=", "cannot be read"),
+        ("opconvnet", "random_search(units=__import__('os'))", "cannot be read"),
+        ("opconvnet", "random(units=3)", "is unknown"),
+        ("mrunet", "saeed2023_table8(alone=perhaps)", "must be true or false"),
+        ("mrunet", "saeed2023_table8(protocol=papers)", "choose from own, paper"),
+        ("chasppraunet", "saeed2023_table3(protocol=papers)", "choose from own, paper"),
+        ("chasppraunet:protocol=own", "saeed2023_table3", "varies the argument 'protocol'"),
+        ("mrunet:table=5", "saeed2023_table8", "varies the argument 'table'"),
+    ],
+)
+def test_arguments_that_a_sweep_does_not_have_are_refused(capsys, config, call, said):
+    words = (f"--config={config}", f"--sweep={call}", "--dry_run", "--workdir=unused")
+    assert said in refused(capsys, *words)
 
 
 def test_seeds_and_folds_multiply_any_sweep(capsys):
@@ -228,8 +302,13 @@ def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
         ("chasppraunet", "attention", "train.batch_size=0", "train.batch_size=0 must be"),
         ("chasppraunet", "attention", "train.batch_size=few", "must be a whole number"),
         ("chasppraunet", "attention", "data.size=(30, 32)", "multiples of 8"),
-        ("mrunet", "saeed2023_table8", "model.widths=(25,50)", "2 stages of model.widths"),
-        ("mrunet", "saeed2023_table8", "data.size=(64, 64)", "no field data.size"),
+        (
+            "mrunet",
+            "saeed2023_table8(alone=true)",
+            "model.widths=(25,50)",
+            "2 stages of model.widths",
+        ),
+        ("mrunet", "saeed2023_table8(alone=true)", "data.size=(64, 64)", "no field data.size"),
     ],
 )
 def test_a_wrong_field_reaches_no_unit(capsys, tmp_path, config, sweep, field, said):
