@@ -9,19 +9,20 @@ runs that were trained apart are joined by `--workdir=SPINE --vertebrae=VERTEBRA
 sections 3.1, 3.8 and 4.3). The second network sees the scan within the box of the first network's
 mask, and the mask as a second channel.
 
-Arguments: `phantom` trains both on phantoms alone, at the size of a laptop; `debug` takes a few
-steps.
+Arguments: `protocol=paper`, data and training as the paper has them, instead of `own`, this
+project's; `table=8` (default), 4, 6 or 7, the paper's stage (`configs/mrunet.py`); `phantom` trains
+both on phantoms alone, at the size of a laptop; `debug` takes a few steps.
 """
 
 from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
-from spinejax.configs import chasppraunet, common, mrunet, phantom_to_real
+from spinejax.configs import chasppraunet, common, mrunet, phantom_to_real, saeed2023
 
 SHARED = (
-    "root", "labels", "edition", "exclude_gl", "split", "test_fraction", "val_fraction", "folds",
-    "fold",
+    "root", "labels", "edition", "exclude_gl", "split", "split_seed", "test_fraction",
+    "val_fraction", "folds", "fold",
 )  # fmt: skip
 """Fields of `data` that the second network takes from the first: both see the same scans."""
 PHANTOMS = ("region", "min_extent_mm", "max_extent_mm", "label_cut")
@@ -52,10 +53,14 @@ def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> Co
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
-    args = common.parse_arg(arg, phantom=False, debug=False)
+    args = common.parse_arg(arg, protocol=common.OWN, table=8, phantom=False, debug=False)
     debug = "debug" if args.debug else None
     if not args.phantom:
-        config = join(chasppraunet.get_config(debug), mrunet.get_config(debug))
+        words = [f"protocol={args.protocol}", *([debug] if debug else [])]
+        first = chasppraunet.get_config(",".join(words))
+        stage = saeed2023.stage(args.table)
+        first.augment.update(saeed2023.augmented(stage.augment, args.protocol))
+        config = join(first, mrunet.get_config(",".join([*words, f"table={args.table}"])))
     else:
         second = phantom_vertebrae()
         if args.debug:

@@ -3,10 +3,12 @@
     spinejax train --config=configs/chasppraunet.py --config.data.root=DIR --workdir=runs/a
 
 Published on VerSe'20 and '19 (Table 5): Dice 93.72 and 94.58 %. The report says why these numbers
-cannot be compared directly. Arguments: `debug` (minutes on a laptop).
+cannot be compared directly. Arguments: `protocol=paper`, data and training as the paper has them
+(`configs/saeed2023.py`), instead of `own`, this project's; `debug` (minutes on a laptop).
 
 Sweeps: `saeed2023_table3`, `_table5`, `_table9` and `_table11` of the paper, and `attention`, three
-readings of the paper's attention and none.
+readings of the paper's attention and none. Those of the paper have the argument `protocol`, "paper"
+unless given.
 """
 
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from spinejax.configs import common, saeed2023, sweeps
-from spinejax.configs.sweeps import Unit
+from spinejax.configs.sweeps import Sweep, Unit
 
 
 def model(widths: tuple[int, ...] = (24, 48, 96, 192), dropout: float = 0.3) -> dict[str, Any]:
@@ -37,9 +39,10 @@ def model(widths: tuple[int, ...] = (24, 48, 96, 192), dropout: float = 0.3) -> 
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Return the paper's experiment."""
-    args = common.parse_arg(arg, debug=False)
+    """Return the experiment."""
+    args = common.parse_arg(arg, protocol=common.OWN, debug=False)
     config = common.base("chasppraunet", model())
+    saeed2023.set_protocol(config, args.protocol)
     if args.debug:
         config.model.widths = (8, 16, 32, 64)
         config.data.size = (64, 64)
@@ -53,36 +56,43 @@ def sweep_attention() -> list[Unit]:
     return sweeps.axis("model.attention", ("dot_product", "gate", "residual", "none"))
 
 
-def _augmented(on: bool) -> Unit:
-    return Unit("", {"augment.enabled": on})
+def _units(number: int, protocol: str, *parts: Sweep) -> list[Unit]:
+    config = Unit("", {"config": f"chasppraunet.py:protocol={protocol}"})
+    return saeed2023.table(number, saeed2023.DATASETS, *parts, [config])
 
 
-def sweep_saeed2023_table3() -> list[Unit]:
+def _augmented(on: bool, protocol: str, name: str = "", printed: str = "") -> Unit:
+    switches = saeed2023.augmented(on, protocol)
+    fields = {f"augment.{key}": value for key, value in switches.items()}
+    return Unit(name, fields, {"Experiments": printed} if printed else {})
+
+
+def sweep_saeed2023_table3(protocol: str = common.PAPER) -> list[Unit]:
     """Yield Table 3: both data sets, four normalisations, no augmentation."""
-    return saeed2023.table(3, saeed2023.DATASETS, saeed2023.NORMALISATIONS, [_augmented(False)])
+    return _units(3, protocol, saeed2023.NORMALISATIONS, [_augmented(False, protocol)])
 
 
-def sweep_saeed2023_table5() -> list[Unit]:
+def sweep_saeed2023_table5(protocol: str = common.PAPER) -> list[Unit]:
     """Yield Table 5: Table 3 with augmentation."""
-    return saeed2023.table(5, saeed2023.DATASETS, saeed2023.NORMALISATIONS, [_augmented(True)])
+    return _units(5, protocol, saeed2023.NORMALISATIONS, [_augmented(True, protocol)])
 
 
-def sweep_saeed2023_table9() -> list[Unit]:
+def sweep_saeed2023_table9(protocol: str = common.PAPER) -> list[Unit]:
     """Yield Table 9: the best normalisation without augmentation and with it."""
     stages = [
-        Unit(f"augment={on}", {"augment.enabled": on == "on"}, {"Experiments": printed})
-        for on, printed in (("off", "Image Normalization"), ("on", "Data Augmentation"))
+        _augmented(False, protocol, "augment=off", "Image Normalization"),
+        _augmented(True, protocol, "augment=on", "Data Augmentation"),
     ]
-    return saeed2023.table(9, saeed2023.DATASETS, stages)
+    return _units(9, protocol, stages)
 
 
-def sweep_saeed2023_table11() -> list[Unit]:
+def sweep_saeed2023_table11(protocol: str = common.PAPER) -> list[Unit]:
     """Yield Table 11: the networks of its rows that can be built, on VerSe'19 as in the paper.
 
     The other works trained their networks on scans of their own; here all see the same scans.
     """
     networks = [
-        Unit(name, {"config": file}, {"Methodology": printed, **more})
+        Unit(name, {"config": f"{file}:protocol={protocol}"}, {"Methodology": printed, **more})
         for name, file, printed, more in (
             ("vnet", "vnet.py", "3D V-Net", {}),
             ("unet", "unet.py", "U-Net", {}),

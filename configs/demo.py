@@ -38,14 +38,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # A bone window: marrow is often within 50 HU of discs and muscle.
     config.data.preprocess.update(clamp_hu=(-200.0, 600.0), spacing_mm=2.0)
     # Every slice is another person, so augmentation adds nothing.
-    config.augment.enabled = False
+    config.augment.update(geometry=False, intensity=False)
     config.train.steps = 450
     config.train.eval_every_epochs = 4.0
     config.optim.learning_rate = 4e-3
     config.optim.ema_decay = 0.98
     config.predict.fill_holes = True
     second = cascade.phantom_vertebrae()
-    second.augment.enabled = False
+    second.augment.update(geometry=False, intensity=False)
     second.model.width_multiplier = 0.25
     second.model.decoder_widths = (64, 32, 16, 16)
     second.optim.learning_rate = 5e-3

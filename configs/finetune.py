@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.source = "verse"
         config.train.init_from = "phantom"
         # Scans are few, so their geometry changes, too.
-        config.augment.update(enabled=True, scale=(0.85, 1.15), rotation_deg=10.0)
+        config.augment.update(geometry=True, scale=(0.85, 1.15), rotation_deg=10.0)
         # The weights are close to the goal: a high rate would lose what they know.
         config.optim.learning_rate = 5e-4
         config.train.steps = 2 if args.debug else 2000

@@ -7,9 +7,14 @@ does not say what it averages. Table 11 prints 1,245,155 parameters and does not
 
 Arguments: `table=8` (default), 4, 6 or 7 sets the paper's stage. Table 4 has normalisation only, 6
 adds augmentation, 7 residual blocks, 8 dropout. The rows of a table are
-`--config.data.normalise=hu`, `zscore`, `unit` and `sym`. `debug` (minutes on a laptop).
+`--config.data.normalise=hu`, `zscore`, `unit` and `sym`. `protocol=paper`, data and training as the
+paper has them (`configs/saeed2023.py`), instead of `own`, this project's. `debug` (minutes on a
+laptop).
 
-Sweeps: `saeed2023_table4`, `_table6`, `_table7`, `_table8` and `_table10` of the paper.
+Sweeps: `saeed2023_table4`, `_table6`, `_table7`, `_table8` and `_table10` of the paper. Their units
+are pipelines (`configs/cascade.py`), as in section 5: after the spine's segmentation, this network
+names the vertebrae. With the argument `alone=true` it is trained and scored on whole scans.
+`protocol` is "paper" unless given.
 """
 
 from typing import Any
@@ -18,15 +23,8 @@ from ml_collections import ConfigDict
 
 from spinejax import schema
 from spinejax.configs import common, saeed2023
-from spinejax.configs.sweeps import Unit
-
-# Table -> what the paper had added by then.
-TABLES = {
-    4: dict(augment=False, residual=False, dropout=0.0),
-    6: dict(augment=True, residual=False, dropout=0.0),
-    7: dict(augment=True, residual=True, dropout=0.0),
-    8: dict(augment=True, residual=True, dropout=0.3),
-}
+from spinejax.configs.sweeps import Sweep, Unit
+from spinejax.schema import SECOND
 
 
 def model(residual: bool = True, dropout: float = 0.3) -> dict[str, Any]:
@@ -62,16 +60,12 @@ def debug(config: ConfigDict) -> None:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Return the paper's experiment."""
-    args = common.parse_arg(arg, table=8, debug=False)
-    if args.table not in TABLES:
-        raise ValueError(
-            f"table={args.table} is unknown; choose from {', '.join(map(str, TABLES))}"
-        )
-    fields: dict[str, Any] = dict(TABLES[args.table])
-    augment = fields.pop("augment")
-    config = base("mrunet", model(**fields))
-    config.augment.enabled = augment
+    """Return the experiment."""
+    args = common.parse_arg(arg, protocol=common.OWN, table=8, debug=False)
+    stage = saeed2023.stage(args.table)
+    config = base("mrunet", model(stage.residual, stage.dropout))
+    saeed2023.set_protocol(config, args.protocol)
+    config.augment.update(saeed2023.augmented(stage.augment, args.protocol))
     if args.debug:
         debug(config)
         config.model.depths = (1, 1, 1, 1, 1)
@@ -79,42 +73,48 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return config
 
 
+def _units(number: int, protocol: str, alone: bool, *parts: Sweep) -> list[Unit]:
+    """Return the units of a table; `parts` give the stage as the argument `table`."""
+    units = saeed2023.table(number, saeed2023.DATASETS, *parts)
+    return [_of_stage(unit, protocol, alone) for unit in units]
+
+
+def _of_stage(unit: Unit, protocol: str, alone: bool) -> Unit:
+    fields = dict(unit.overrides)
+    file = "mrunet.py" if alone else "cascade.py"
+    config = f"{file}:protocol={protocol},table={fields.pop('table')}"
+    both = {} if alone else {f"{SECOND}.{key}": fields[key] for key in fields if key in _BOTH}
+    return unit._replace(overrides={"config": config, **fields, **both})
+
+
+_BOTH = ("data.normalise",)  # `cascade.join` has both networks see the same scans
+
+
 def _stage(table: int, name: str = "", printed: str = "") -> Unit:
-    """Return the paper's stage at a table."""
-    fields = TABLES[table]
-    overrides = {
-        "augment.enabled": fields["augment"],
-        "model.residual": fields["residual"],
-        "model.dropout": fields["dropout"],
-    }
-    return Unit(name, overrides, {"Experiments": printed} if printed else {})
+    return Unit(name, {"table": table}, {"Experiments": printed} if printed else {})
 
 
-def _normalisations(table: int) -> list[Unit]:
-    return saeed2023.table(table, saeed2023.DATASETS, saeed2023.NORMALISATIONS, [_stage(table)])
-
-
-def sweep_saeed2023_table4() -> list[Unit]:
+def sweep_saeed2023_table4(protocol: str = common.PAPER, alone: bool = False) -> list[Unit]:
     """Yield Table 4: both data sets, four normalisations, nothing added."""
-    return _normalisations(4)
+    return _units(4, protocol, alone, saeed2023.NORMALISATIONS, [_stage(4)])
 
 
-def sweep_saeed2023_table6() -> list[Unit]:
+def sweep_saeed2023_table6(protocol: str = common.PAPER, alone: bool = False) -> list[Unit]:
     """Yield Table 6: Table 4 with augmentation."""
-    return _normalisations(6)
+    return _units(6, protocol, alone, saeed2023.NORMALISATIONS, [_stage(6)])
 
 
-def sweep_saeed2023_table7() -> list[Unit]:
+def sweep_saeed2023_table7(protocol: str = common.PAPER, alone: bool = False) -> list[Unit]:
     """Yield Table 7: Table 6 with residual blocks."""
-    return _normalisations(7)
+    return _units(7, protocol, alone, saeed2023.NORMALISATIONS, [_stage(7)])
 
 
-def sweep_saeed2023_table8() -> list[Unit]:
+def sweep_saeed2023_table8(protocol: str = common.PAPER, alone: bool = False) -> list[Unit]:
     """Yield Table 8: Table 7 with dropout."""
-    return _normalisations(8)
+    return _units(8, protocol, alone, saeed2023.NORMALISATIONS, [_stage(8)])
 
 
-def sweep_saeed2023_table10() -> list[Unit]:
+def sweep_saeed2023_table10(protocol: str = common.PAPER, alone: bool = False) -> list[Unit]:
     """Yield Table 10: the best normalisation at each of these stages."""
     stages = [
         _stage(4, "normalised", "Image Normalization"),
@@ -122,4 +122,4 @@ def sweep_saeed2023_table10() -> list[Unit]:
         _stage(7, "residual", "Residual Blocks"),
         _stage(8, "dropout", "Dropout Regularization"),
     ]
-    return saeed2023.table(10, saeed2023.DATASETS, stages)
+    return _units(10, protocol, alone, stages)

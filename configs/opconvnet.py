@@ -30,7 +30,7 @@ Where the paper leaves something open or contradicts itself, this config decides
 * Table 2 counts patches, Table 3 pixels. Both are evaluated, patches at the stride of training.
 
 Arguments: `net=opconvnet` (default), or the classifiers of Table 2, `vgg`, `resnet`, `densenet`;
-`debug` (minutes on a laptop).
+`protocol=paper`, the only one here; `debug` (minutes on a laptop).
 
 Sweeps: `random_search` (also `spinejax search`), `qadri2021_table2` and `qadri2021_table3`.
 """
@@ -40,7 +40,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from spinejax import schema
-from spinejax.configs import common, search
+from spinejax.configs import common, qadri2021, search
 from spinejax.configs.sweeps import Unit
 
 # Network -> its fields: Table 1, then the classifiers of Table 2. The paper does not name the
@@ -93,49 +93,14 @@ TINY = {
 sweep_random_search = search.random_search
 
 
-def recipe(config: ConfigDict) -> None:
-    """Set data and training as in the paper's sections II and IV."""
-    config.data.update(
-        labels="binary",  # the CSI masks do not number vertebrae as VerSe does
-        plane="axial",
-        normalise="unit",
-        # 15 scans: 10 train, 2 of them validate, and 5 test.
-        test_fraction=1 / 3,
-        val_fraction=0.2,
-    )
-    config.data.preprocess.update(intensity="op_window", clamp_hu=(100.0, 1500.0), mode="native")
-    config.augment.update(
-        scale=(1.0, 1.0),
-        # The network moves in steps of 4 pixels (strides 2 and 2), and training patches lie at
-        # multiples of 12. A scan at stride 1 needs the places between.
-        translation_px=4.0,
-        flip_probability=0.0,
-        shift_hu=0.0,
-        gain=0.0,
-        noise_hu=0.0,
-    )
-    config.loss.name = "ce"
-    config.optim.update(
-        name="sgd",
-        learning_rate=0.01,
-        weight_decay=1e-4,
-        schedule="step",
-        decay_every_epochs=10.0,
-        clip_norm=0.0,
-    )
-    # The text says so. Figure 11 shows 120 epochs; the lowest validation loss, 0.106, is at 8.
-    config.train.update(epochs=30.0, batch_size=128, best="loss", pictures=0)
-    # The paper names morphology without details: opening, small components, cavities.
-    config.predict.update(batch_size=128, opening_mm=0.5, fill_holes=True)
-
-
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the paper's experiment."""
-    args = common.parse_arg(arg, net="opconvnet", debug=False)
+    args = common.parse_arg(arg, net="opconvnet", protocol=common.PAPER, debug=False)
+    common.check_protocol(args.protocol, (common.PAPER,))
     if args.net not in NETS:
         raise ValueError(f"net={args.net!r} is unknown; choose from {', '.join(NETS)}")
     config = common.base(args.net, dict(name=args.net, **NETS[args.net]), schema.PATCHES)
-    recipe(config)
+    qadri2021.recipe(config)
     if args.debug:
         config.train.steps = 8
         config.train.batch_size = 32
@@ -162,13 +127,7 @@ def sweep_qadri2021_table2() -> list[Unit]:
 
 
 def sweep_qadri2021_table3() -> list[Unit]:
-    """Yield Table 3: its networks that can be built, on the same scans."""
-    overrides = {
-        "config": "unet.py",
-        "data.labels": "binary",
-        "data.plane": "axial",
-        "data.test_fraction": 1 / 3,
-        "data.val_fraction": 0.2,
-    }
+    """Yield Table 3: its networks that can be built, on the same scans, with paper B's recipe."""
     cell = {"table": "qadri2021_table3", "Models": "UNet [47]"}
-    return [Unit("unet", overrides, cell), *_classifiers("qadri2021_table3")]
+    unet = Unit("unet", {"config": f"unet.py:protocol={common.PAPER_B}"}, cell)
+    return [unet, *_classifiers("qadri2021_table3")]

@@ -60,7 +60,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.phantom.rates.update(l6=0.08, sacralised=0.05)
     # Every sample is another person in another pose: augmentation changes intensities only.
     config.augment.update(
-        enabled=reached >= 3,
+        geometry=reached >= 3,
+        intensity=reached >= 3,
         scale=(1.0, 1.0),
         rotation_deg=0.0,
         flip_probability=0.0,

@@ -3,14 +3,15 @@
     spinejax train --config=configs/unet.py --config.data.root=DIR --workdir=runs/unet
 
 1,941,105 parameters. Table 11 prints Dice 90.40 %, on 14 private scans: no target for VerSe.
-Arguments: `debug` (minutes on a laptop).
+Arguments: `protocol=paper`, data and training of paper A, or `paper_b`, those of paper B's Table 3,
+instead of `own`, this project's; `debug` (minutes on a laptop).
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax.configs import common
+from spinejax.configs import common, qadri2021, saeed2023
 
 
 def model(widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> dict[str, Any]:
@@ -25,9 +26,14 @@ def model(widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> dict[str, Any]:
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Return the experiment: paper A's data and training with this network."""
-    args = common.parse_arg(arg, debug=False)
+    """Return the experiment."""
+    args = common.parse_arg(arg, protocol=common.OWN, debug=False)
     config = common.base("unet", model())
+    common.check_protocol(args.protocol, (common.OWN, common.PAPER, common.PAPER_B))
+    if args.protocol == common.PAPER_B:
+        qadri2021.recipe(config)
+    else:
+        saeed2023.set_protocol(config, args.protocol)
     if args.debug:
         config.model.widths = (8, 16, 32)
         config.data.size = (64, 64)

@@ -3,14 +3,16 @@
     spinejax summarize --config=configs/unet3d.py
 
 It has 19,072,123 parameters for one channel, 27 classes and group norms. The published 19,069,955
-are for three channels and classes. Arguments: `debug` (minutes on a laptop).
+are for three channels and classes. Arguments:
+`protocol=paper`, data and training as paper A has them, instead of `own`; `debug` (minutes on a
+laptop).
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax.configs import common, mrunet
+from spinejax.configs import common, mrunet, saeed2023
 
 
 def model(widths: tuple[int, ...] = (64, 128, 256, 512)) -> dict[str, Any]:
@@ -25,8 +27,9 @@ def model(widths: tuple[int, ...] = (64, 128, 256, 512)) -> dict[str, Any]:
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment: MRU-Net's data and training with this network."""
-    args = common.parse_arg(arg, debug=False)
+    args = common.parse_arg(arg, protocol=common.OWN, debug=False)
     config = mrunet.base("unet3d", model())
+    saeed2023.set_protocol(config, args.protocol)
     if args.debug:
         mrunet.debug(config)
         config.model.widths = (8, 16, 32)

@@ -2,14 +2,16 @@
 
     spinejax summarize --config=configs/vnet.py
 
-65,176,139 parameters for one channel and 27 classes. Arguments: `debug` (minutes on a laptop).
+65,176,139 parameters for one channel and 27 classes. Arguments:
+`protocol=paper`, data and training as paper A has them, instead of `own`; `debug` (minutes on a
+laptop).
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax.configs import common, mrunet
+from spinejax.configs import common, mrunet, saeed2023
 
 
 def model(
@@ -27,8 +29,9 @@ def model(
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment: MRU-Net's data and training with this network."""
-    args = common.parse_arg(arg, debug=False)
+    args = common.parse_arg(arg, protocol=common.OWN, debug=False)
     config = mrunet.base("vnet", model())
+    saeed2023.set_protocol(config, args.protocol)
     if args.debug:
         mrunet.debug(config)
         config.model.widths = (8, 16, 32)

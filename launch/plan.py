@@ -1,10 +1,13 @@
 """From a config and a sweep to units with their command lines, all checked."""
 
 import fnmatch
+import hashlib
+import json
 import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +33,13 @@ def make(
 ) -> Sweep:
     """Return a sweep whose units are all checked.
 
-    The units share a cache of preprocessed scans in `workdir`, unless they set another.
+    The units share a cache of preprocessed scans in `workdir`, unless they set another. Pipelines
+    that differ in the second network only share the first, which is trained once.
 
     Args:
         config: the config that the sweep varies, see `config_files.find`.
         overrides: text of further fields, the same in all units, by dotted key.
-        name: NAME of the config file's `sweep_NAME`.
+        name: of the sweep, with or without arguments, see `config_files.find_sweep`.
         workdir: folder of the sweep.
         seeds: run each unit with seeds 0 to `seeds` - 1.
         folds: run each unit on so many folds of a cross-validation.
@@ -45,7 +49,8 @@ def make(
             value that is not allowed; two units have the same name; `overrides` set a field that
             the sweep varies.
     """
-    checked = []
+    checked: list[SweepUnit] = []
+    first: list[str] = []
     for unit in _units(config, name, seeds, folds):
         own = dict(unit.overrides)
         twice = sorted(own.keys() & overrides.keys())
@@ -69,7 +74,22 @@ def make(
                     fields[key] = str(workdir / "cache")
         words = [f"--config={file}", *(f"--config.{key}={text}" for key, text in fields.items())]
         checked.append(SweepUnit(unit.name, tuple(words), dict(unit.overrides), dict(unit.cell)))
-    return Sweep(name, config, tuple(checked))
+        first.append(_first(found))
+    shared = Counter(first)
+    units = (
+        replace(unit, first=f"first/{digest}") if digest and shared[digest] > 1 else unit
+        for unit, digest in zip(checked, first, strict=True)
+    )
+    return Sweep(name, config, tuple(units))
+
+
+def _first(config: ConfigDict) -> str:
+    """Return digits that stand for the first network of a pipeline; "" for any other config."""
+    if SECOND not in config:
+        return ""
+    fields = schema.flatten(schema.plain(config))
+    own = {k: v for k, v in fields.items() if not (k.startswith(f"{SECOND}.") or schema.is_free(k))}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _check(config: ConfigDict) -> None:
@@ -232,7 +252,8 @@ def _words(words: Sequence[str]) -> dict[str, str]:
 
 def command(unit: SweepUnit, workdir: Path) -> list[str]:
     """Return the arguments of `spinejax` that run a unit: train or resume, then score."""
-    return ["train", *unit.words, f"--workdir={workdir / unit.name}", "--evaluate"]
+    first = [f"--first={workdir / unit.first}"] if unit.first else []
+    return ["train", *unit.words, f"--workdir={workdir / unit.name}", *first, "--evaluate"]
 
 
 def shown(unit: SweepUnit, workdir: Path) -> str:

@@ -4,9 +4,10 @@ Paper A, section 4.3.1 names scaling, rotation and flips, and paper B, section I
 translation, both without ranges; the default ranges are this project's. The changes of intensity
 follow Payer et al. (2020), whom paper A follows in preprocessing.
 
-Only left and right are mirrored: axis 0 of coronal (x, z) and axial (x, y) slices, and of cubes,
-where vertebrae keep their names. A sagittal slice (y, z) has no such axis. Front and back, and up
-and down, are never mirrored, because no patient looks like that.
+By default only left and right are mirrored: axis 0 of coronal (x, z) and axial (x, y) slices, and
+of cubes, where vertebrae keep their names. A sagittal slice (y, z) has no such axis. Front and
+back, and up and down, are left as they are, because no patient looks otherwise. Paper A flips
+slices without a word on this, so `flip_axes="all"` mirrors both axes of a slice.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,11 @@ from spinejax.white_noise import white
 _L1, _L6 = labels.id_of("L1"), labels.id_of("L6")
 
 FLIP_AXES: dict[str, tuple[int, ...]] = {"sagittal": (), "coronal": (0,), "axial": (0,)}
-"""Plane -> the axes of its slices that may be mirrored."""
+"""Plane -> the axes of its slices along which left and right lie."""
+
+NO_GEOMETRY = dict(scale=(1.0, 1.0), rotation_deg=0.0, translation_px=0.0, flip_probability=0.0)
+NO_INTENSITY = dict(shift_hu=0.0, gain=0.0, noise_hu=0.0)
+"""Options of `augment` and `augment_cubes` that change nothing."""
 
 
 def augment(
@@ -36,6 +41,7 @@ def augment(
     rotation_deg: float = 15.0,
     translation_px: float = 0.0,
     flip_probability: float = 0.5,
+    flip_axes: str = "left_right",
     shift_hu: float = 30.0,
     gain: float = 0.1,
     noise_hu: float = 20.0,
@@ -51,11 +57,12 @@ def augment(
         keys: (b,) PRNG keys, one for each slice.
         image: (b, h, w) float HU.
         label: (b, h, w) integers; resampled to the nearest pixel, so no new label arises.
-        plane: "sagittal", "coronal" or "axial"; FLIP_AXES has the axes that may be mirrored.
+        plane: "sagittal", "coronal" or "axial".
         scale: range of the magnification about the centre of the slice.
         rotation_deg: largest rotation, either way.
         translation_px: largest shift along each axis in pixels, either way.
-        flip_probability: of mirroring each axis of FLIP_AXES.
+        flip_probability: of mirroring each axis of `flip_axes`.
+        flip_axes: "left_right", the axes of FLIP_AXES, or "all", both axes.
         shift_hu: largest value that is added to all pixels in HU, either way.
         gain: all HU are multiplied by 1 plus or minus at most this.
         noise_hu: largest standard deviation of the noise in HU (`white_noise`); uniform from 0.
@@ -65,10 +72,12 @@ def augment(
         Image float32 and label of the input's dtype, both (b, h, w).
 
     Raises:
-        InputError: `plane` is unknown.
+        InputError: `plane` or `flip_axes` is unknown.
     """
     schema.check_value("data.plane", plane)
-    flip_axes = FLIP_AXES[plane] if flip_probability else ()
+    schema.check_value("augment.flip_axes", flip_axes)
+    mirrored = (0, 1) if flip_axes == "all" else FLIP_AXES[plane]
+    mirrored = mirrored if flip_probability else ()
 
     def one(key: jax.Array, image: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_scale, key_angle, key_flip, key_shift, key_gain, key_level, key_noise = (
@@ -77,7 +86,7 @@ def augment(
         image = image.astype(jnp.float32)
         flips = [
             jax.random.bernoulli(jax.random.fold_in(key_flip, axis), float(flip_probability))
-            if axis in flip_axes
+            if axis in mirrored
             else False
             for axis in (0, 1)
         ]
@@ -93,7 +102,7 @@ def augment(
                 fill_hu=fill_hu,
             )
         else:
-            for axis in flip_axes:
+            for axis in mirrored:
                 image = jnp.where(flips[axis], jnp.flip(image, axis), image)
                 label = jnp.where(flips[axis], jnp.flip(label, axis), label)
         image = _intensities(
@@ -171,6 +180,7 @@ def augment_cubes(
     rotation_deg: float = 15.0,
     translation_px: float = 0.0,
     flip_probability: float = 0.5,
+    flip_axes: str = "left_right",
     shift_hu: float = 30.0,
     gain: float = 0.1,
     noise_hu: float = 20.0,
@@ -189,6 +199,7 @@ def augment_cubes(
         rotation_deg: largest rotation about each of the three axes, either way.
         translation_px: largest shift along each axis in voxels, either way.
         flip_probability: of mirroring left and right.
+        flip_axes: "left_right"; cubes have no other choice.
         shift_hu: as for `augment`.
         gain: as for `augment`.
         noise_hu: as for `augment`.

@@ -28,6 +28,8 @@ SECOND = "vertebrae"
 """Block of a pipeline's config that holds the whole config of the second network."""
 THIRD = "outlines"
 """Role of the network that outlines the named vertebrae of a pipeline, and its folder in a run."""
+FLIPS = ("left_right", "all")
+"""Values of `augment.flip_axes`."""
 STREAM = "phantom_stream"
 """Value of `data.source` with which training draws its own phantoms."""
 
@@ -245,7 +247,7 @@ _WEIGHT = Number(0, 1e6)
 
 FIELDS: tuple[Field, ...] = (
     Field("name", "", Text(), "Name of the experiment, for reports."),
-    Field("seed", 0, Whole(), "Seed of the split, the first weights and the order of samples."),
+    Field("seed", 0, Whole(), "Seed of the first weights and the order of samples."),
     Field(
         "task", SLICES, Choice(TASKS),
         meaning="What the network learns: to segment the spine in slices, to classify patches, to "
@@ -290,6 +292,11 @@ FIELDS: tuple[Field, ...] = (
         "data.val_fraction", 0.1, Number(0, 1, below=True),
         meaning="Share of the remaining patients in the validation set; 0: none, and training "
         "keeps its latest checkpoint only.",
+    ),
+    Field(
+        "data.split_seed", 0, Whole(),
+        meaning="Seed of the split, apart from 'seed', so that runs with other seeds see the same "
+        "scans.",
     ),
     Field("data.folds", 5, Whole(2, 1000), "Number of folds, for the split 'kfold'."),
     Field(
@@ -455,7 +462,11 @@ FIELDS: tuple[Field, ...] = (
         meaning="Label vertebrae that the scan's edge cuts; VerSe does not.",
     ),
     # Augmentation (paper A, section 4.3.1: scaling, rotation, flips).
-    Field("augment.enabled", True, Flag(), "Change training samples at random."),
+    Field(
+        "augment.geometry", True, Flag(),
+        meaning="Scale, turn, shift and mirror training samples at random.",
+    ),
+    Field("augment.intensity", True, Flag(), "Change their intensities at random."),
     Field(
         "augment.scale", (0.85, 1.15), Range(Number(0.05, 20)),
         meaning="Range of the magnification.",
@@ -470,8 +481,18 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "augment.flip_probability", 0.5, _SHARE,
-        meaning="Probability that left and right are exchanged; sagittal slices are never "
-        "mirrored.",
+        meaning="Probability that an axis is mirrored.",
+    ),
+    Field(
+        "augment.flip_axes", "left_right", Choice(FLIPS), tasks=_MASKS,
+        meaning="'left_right': only left and right are mirrored, so sagittal slices never are. "
+        "'all': both axes of a slice are, which turns patients upside down and, in sagittal "
+        "slices, back to front.",
+    ),
+    Field(
+        "augment.flip_axes", "left_right", Choice(("left_right",)), tasks=_VOLUMES,
+        meaning="Only left and right are mirrored, because names follow from what is up and what "
+        "is front.",
     ),
     Field(
         "augment.shift_hu", 30.0, Number(0, 10_000), unit="HU",
@@ -686,9 +707,18 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(second := config.pop(SECOND, None), Mapping):
         config[SECOND] = complete(second)
     if config.get("task") in TASKS:
-        flat = {path: field.missing for path, field in fields(config["task"]).items()}
-        return nested(flat | flatten(config))
+        flat = flatten(config)
+        if (enabled := flat.pop(_ENABLED, None)) is not None:
+            flat = dict.fromkeys(_ENABLES, enabled) | flat
+        if "seed" in flat:
+            flat.setdefault("data.split_seed", flat["seed"])
+        known = {path: field.missing for path, field in fields(config["task"]).items()}
+        return nested(known | flat)
     return config
+
+
+_ENABLED, _ENABLES = "augment.enabled", ("augment.geometry", "augment.intensity")
+"""A field of earlier runs, and the two that it has become. Their splits had the run's seed."""
 
 
 def block(name: str) -> dict[str, Field]:

@@ -172,6 +172,17 @@ def test_only_left_and_right_are_mirrored(plane, axis):
     np.testing.assert_array_equal(new_label, expected[1])
 
 
+@pytest.mark.parametrize("plane", FLIP_AXES)
+def test_all_axes_are_mirrored_on_request(plane):
+    image, label = batch()
+    options = {**OFF, "flip_probability": 1.0, "flip_axes": "all"}
+    new_image, new_label = augment(keys(3), image, label, plane=plane, **options)
+    np.testing.assert_array_equal(new_image, image[:, ::-1, ::-1])
+    np.testing.assert_array_equal(new_label, label[:, ::-1, ::-1])
+    with pytest.raises(InputError, match=r"augment\.flip_axes.*'all', 'left_right'"):
+        augment(keys(3), image, label, plane=plane, flip_axes="up")
+
+
 def test_half_of_the_slices_are_mirrored_at_probability_one_half():
     image = jnp.broadcast_to(jnp.arange(4.0)[None, :, None], (400, 4, 1))
     options = {**OFF, "flip_probability": 0.5}

@@ -85,7 +85,9 @@ def test_a_file_that_fails_is_named(text, said, tmp_path):
 
 def test_arguments_of_a_config():
     assert get_config("unet:debug").train.steps != get_config("unet").train.steps
-    with pytest.raises(InputError, match=r"unet.py: config argument 'debgu'.*\['debug'\]"):
+    with pytest.raises(
+        InputError, match=r"unet.py: config argument 'debgu'.*\['debug', 'protocol'\]"
+    ):
         get_config("unet:debgu")
 
 
@@ -96,8 +98,8 @@ def test_arguments_of_a_config():
         ("seed", 3, 3),
         ("optim.learning_rate", "1e-3", 1e-3),
         ("optim.learning_rate", 1, 1.0),
-        ("augment.enabled", "False", False),
-        ("augment.enabled", True, True),
+        ("augment.geometry", "False", False),
+        ("augment.geometry", True, True),
         ("data.root", "3", "3"),
         ("data.size", "(64, 32)", (64, 32)),
         ("data.size", "64,32", (64, 32)),
@@ -129,7 +131,7 @@ def test_words_of_a_tuple():
         ("train.epochs", "many", "--config.train.epochs=many: must be a number"),
         ("train.steps", "1.5", "must be a whole number"),
         ("train.steps", True, "must be a whole number"),
-        ("augment.enabled", "yes", "must be true or false"),
+        ("augment.geometry", "yes", "must be true or false"),
         ("data.root", 3, "must be a word"),
         ("data.size", 64, "must be several values"),
         ("data.size[0]", "64", "a tuple is set as a whole"),

@@ -408,3 +408,17 @@ def test_fields_of_networks_follow_their_classes():
     assert set(fields) >= {"name", "dropout", "norm"} and "out_channels" not in fields
     assert common.base("x", {}).task == SLICES
     assert isinstance(common.base("x", {}), ConfigDict)
+
+
+def test_runs_of_earlier_fields_keep_their_meaning():
+    new = schema.defaults()
+    flat = schema.flatten(new)
+    for name in ("augment.geometry", "augment.intensity", "augment.flip_axes", "data.split_seed"):
+        del flat[name]
+    old = {**flat, "augment.enabled": False, "seed": 7, "model.name": "unet"}
+    found = schema.flatten(schema.complete(schema.nested(old)))
+    assert "augment.enabled" not in found
+    assert found["augment.geometry"] is False and found["augment.intensity"] is False
+    assert found["augment.flip_axes"] == "left_right"
+    assert found["data.split_seed"] == 7  # the seed of the split was that of the run
+    assert schema.complete(schema.nested(found)) == schema.nested(found)

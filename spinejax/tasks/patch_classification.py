@@ -37,7 +37,7 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         config, partial(augment.augment, plane=how.plane, fill_hu=how.fill_hu)
     )
     moves = {k: config.augment[k] for k in ("scale", "rotation_deg", "translation_px")}
-    margin = _margin(n, **moves) if config.augment.enabled else 0
+    margin = _margin(n, **moves) if config.augment.geometry else 0
 
     def to_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
         return normalise.network_input(image_hu, mode, how.range_hu, stats)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from spinejax import losses, models
+from spinejax import augment, losses, models
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
@@ -193,13 +193,14 @@ def arrays_of(
         change: (keys, image, label, **fields of `augment`) -> image, label.
     """
     fields = dict(config.augment)
-    enabled = fields.pop("enabled")
+    if not fields.pop("geometry"):
+        fields |= augment.NO_GEOMETRY
+    if not fields.pop("intensity"):
+        fields |= augment.NO_INTENSITY
 
     def arrays(batch: Mapping[str, jax.Array], keys: Keys | None) -> tuple[jax.Array, jax.Array]:
         image, label = batch["image"].astype(jnp.float32), batch["label"].astype(jnp.int32)
-        if keys is None or not enabled:
-            return image, label
-        return change(keys.augment, image, label, **fields)
+        return (image, label) if keys is None else change(keys.augment, image, label, **fields)
 
     return arrays
 

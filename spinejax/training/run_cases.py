@@ -122,7 +122,7 @@ def find(
     split = splits.split_cases(
         usable,
         kind=config.data.split,
-        seed=config.seed,
+        seed=config.data.split_seed,
         test_fraction=config.data.test_fraction,
         val_fraction=config.data.val_fraction,
         folds=config.data.folds,

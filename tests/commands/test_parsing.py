@@ -49,12 +49,12 @@ def test_fields_of_the_config_may_come_before_it_and_the_last_one_counts():
     values = parse(
         "summarize",
         *("--config.train.epochs=1", "--config.seed", "3", "--config", "unet:debug"),
-        *("--config.train.epochs=2", "--config.augment.enabled=false"),
+        *("--config.train.epochs=2", "--config.augment.geometry=false"),
     )
-    fields = {"train.epochs": "2", "seed": "3", "augment.enabled": "false"}
+    fields = {"train.epochs": "2", "seed": "3", "augment.geometry": "false"}
     assert parsing.overrides(values) == fields
     config = parsing.config(values)
-    assert config.train.epochs == 2 and config.seed == 3 and not config.augment.enabled
+    assert config.train.epochs == 2 and config.seed == 3 and not config.augment.geometry
     words = parsing.config_words(values)
     assert parse("summarize", *words) and words[0] == "--config=unet:debug"
     assert parsing.overrides(parse("summarize", *words)) == fields

@@ -112,7 +112,7 @@ def test_a_workdir_of_another_config_is_refused_and_kept(dataset, run, capsys):
         ("--config.data.size[0]=64", ["whole", "--config.data.size="]),
         ("--config.augment.scale=(1.0,)", ["augment.scale"]),
         ("--config.augment.gain=nan", ["augment.gain"]),
-        ("--config.augment.enabled=yes", ["augment.enabled", "true or false"]),
+        ("--config.augment.geometry=yes", ["augment.geometry", "true or false"]),
         ("--config.predict.threshold=nan", ["predict.threshold"]),
         ("--config.loss.gamma=nan", ["loss.gamma"]),
         ("--config.loss.foo=1", ["--config.loss.foo", "no field"]),

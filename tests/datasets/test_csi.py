@@ -236,7 +236,8 @@ def test_from_metaimage_to_scores_and_a_prediction(csi, twins, tmp_path, capsys)
         "--config.train.steps=12",
         "--config.optim.learning_rate=0.05",
         "--config.train.batch_size=2",
-        "--config.augment.enabled=false",
+        "--config.augment.geometry=false",
+        "--config.augment.intensity=false",
         "--config.predict.min_component_ml=0.0",
     )
     config = f"--config={common.__file__.replace('common', 'unet')}"

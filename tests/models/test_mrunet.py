@@ -264,7 +264,7 @@ def test_config_has_the_defaults_and_its_debug_cube_fits():
 )
 def test_each_table_of_the_paper_is_one_config(table, augmented, residual, dropout):
     config = mrunet.get_config(f"table={table}")
-    assert config.augment.enabled == augmented
+    assert config.augment.geometry == config.augment.intensity == augmented
     assert (config.model.residual, config.model.dropout) == (residual, dropout)
 
 

@@ -100,7 +100,7 @@ def test_each_step_of_the_ablation_adds_one_thing():
         config = phantom_to_real.get_config(f"step={name}")
         schema.check(config)
         how = online.sampling(config, (8, 8))
-        found.append((how.distractors, how.acquisition, config.augment.enabled))
+        found.append((how.distractors, how.acquisition, config.augment.intensity))
     assert found == [
         (False, False, False),
         (True, False, False),

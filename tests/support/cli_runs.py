@@ -19,7 +19,8 @@ TINY = (
     "--config.train.batch_size=4",
     "--config.train.eval_every_epochs=1",
     "--config.data.split=ratio",
-    "--config.augment.enabled=false",
+    "--config.augment.geometry=false",
+    "--config.augment.intensity=false",
 )
 
 

@@ -45,7 +45,7 @@ def second_config(root: Path, prior: str) -> ConfigDict:
     config.data.cube.size = (16, 16, 32)
     config.data.cube.spine_prior = prior
     config.data.normalise = "sym"
-    config.augment.enabled = False
+    config.augment.update(geometry=False, intensity=False)
     config.train.steps = 240
     config.train.batch_size = 2
     config.train.eval_every_epochs = 1000.0
@@ -61,7 +61,7 @@ def pipeline_config(root: Path, prior: str = "channel") -> ConfigDict:
     first.data.normalise = "sym"
     first.model.norm = "none"
     first.model.dropout = 0.0
-    first.augment.enabled = False
+    first.augment.update(geometry=False, intensity=False)
     first.optim.learning_rate = 0.01
     first.optim.ema_decay = 0.0
     first.train.eval_every_epochs = 1000.0

@@ -42,7 +42,8 @@ def patch_config(root, **changes):
             "data.test_fraction": 0.25,
             "data.val_fraction": 0.3,
             "optim.decay_every_epochs": 1,
-            "augment.enabled": False,
+            "augment.geometry": False,
+            "augment.intensity": False,
             "train.steps": 7,
             "train.batch_size": 24,
             "train.eval_every_epochs": 1,
@@ -89,7 +90,11 @@ def assert_is_what_it_is_alone(trained, k, config, setting, workdir):
 
 @pytest.mark.parametrize(("batch_size", "augmented"), [(24, True), (12, False)])
 def test_op_convnet_in_a_population_is_what_it_is_alone(scans, tmp_path, batch_size, augmented):
-    changes = {"train.batch_size": batch_size, "augment.enabled": augmented}
+    changes = {
+        "train.batch_size": batch_size,
+        "augment.geometry": augmented,
+        "augment.intensity": augmented,
+    }
     config = patch_config(scans, **changes)
     trained = together(config, SETTINGS, tmp_path / "together")
     assert trained.losses.shape == (7, 2)
@@ -114,7 +119,12 @@ def test_clipping_microbatches_average_and_warmup_are_each_members_own(scans, tm
 
 def test_batch_norm_and_adam_in_slice_segmentation(scans, tmp_path):
     changes = {"model.norm": "batch", "optim.name": "adamw", "optim.ema_decay": 0.0}
-    small = {"train.steps": 6, "model.widths": (2, 4), "augment.enabled": False}
+    small = {
+        "train.steps": 6,
+        "model.widths": (2, 4),
+        "augment.geometry": False,
+        "augment.intensity": False,
+    }
     config = tiny_config(scans, **changes, **small)
     settings = [Setting(1e-3, 0.0, 0.1), Setting(3e-4, 0.0, 0.0)]
     trained = together(config, settings, tmp_path / "together")

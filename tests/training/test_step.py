@@ -17,7 +17,12 @@ RATE = 0.1
 def start(**changes: object):
     """Return (config, a state under SGD, one batch, run(state, batch) -> (state, metrics))."""
     options = {key: changes.pop(key) for key in ("accumulate_steps", "ema_decay") if key in changes}
-    quiet = {"model.norm": "group", "model.dropout": 0.0, "augment.enabled": False}
+    quiet = {
+        "model.norm": "group",
+        "model.dropout": 0.0,
+        "augment.geometry": False,
+        "augment.intensity": False,
+    }
     config = tiny_config("unused", **{**quiet, "data.size": (SIZE, SIZE), **changes})
     task = build_task(config, axis_name=parallel.AXIS)
     schedule = optim.make_schedule("constant", learning_rate=RATE, total_steps=10)
@@ -89,7 +94,9 @@ def test_the_average_follows_with_its_decay():
 
 
 def test_augmentation_hangs_on_the_position_and_not_on_the_row():
-    _, state, batch, run = start(**{"augment.enabled": True, "loss.name": "ce"})
+    _, state, batch, run = start(
+        **{"augment.geometry": True, "augment.intensity": True, "loss.name": "ce"}
+    )
     loss = run(state, batch)[1]["loss"]
     order = np.random.default_rng(3).permutation(8)
     shuffled = {name: value[order] for name, value in batch.items()}
