@@ -164,11 +164,15 @@ def sweep_qadri2021_table2() -> list[Unit]:
 def sweep_qadri2021_table3() -> list[Unit]:
     """Yield Table 3: its networks that can be built, on the same scans."""
     overrides = {
-        "config": "unet.py",
         "data.labels": "binary",
         "data.plane": "axial",
         "data.test_fraction": 1 / 3,
         "data.val_fraction": 0.2,
     }
-    cell = {"table": "qadri2021_table3", "Models": "UNet [47]"}
-    return [Unit("unet", overrides, cell), *_classifiers("qadri2021_table3")]
+    networks = {"unet": "UNet [47]", "saunet": "SAU-Net [58]"}
+    table = "qadri2021_table3"
+    segmentation = [
+        Unit(net, {"config": f"{net}.py", **overrides}, {"table": table, "Models": printed})
+        for net, printed in networks.items()
+    ]
+    return [*segmentation, *_classifiers(table)]
