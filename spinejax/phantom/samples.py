@@ -117,10 +117,10 @@ def _with_neighbours(
     axis, n = PLANES[how.plane], how.neighbours
     lower, upper, apart_mm = (protocol[name][axis] for name in ("lower", "upper", "spacing"))
     offsets = jnp.arange(-n, n + 1) * apart_mm
-    along = jnp.expand_dims(
-        jnp.outer(offsets, jnp.eye(3)[axis]), [i for i in range(3) if i != axis]
+    inner = [i for i in range(3) if i != axis]
+    block = jnp.expand_dims(points, axis) + jnp.expand_dims(
+        jnp.outer(offsets, jnp.eye(3)[axis]), inner
     )
-    block = jnp.expand_dims(points, axis) + along
     hu, label = _drawn(person, protocol, block, jnp.insert(pixel_mm, axis, apart_mm), how)
     within = jnp.all((block >= protocol["lower"]) & (block <= protocol["upper"]), -1)
     drawn = prepared(hu, label, within, how)
