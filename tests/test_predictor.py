@@ -440,7 +440,7 @@ def test_scans_one_slice_thick(shape, run, tmp_path, capsys):
 
 
 def test_a_run_that_sees_neighbours_predicts_slice_by_slice(tmp_path, capsys):
-    """Against the network on one slice after another; a scan of a single slice has no neighbours."""
+    """Against the network on one slice after another; a single slice has no neighbours."""
     scans = write_scans(tmp_path / "scans")
     runs = [tmp_path / "wide", tmp_path / "plain"]
     for neighbours, workdir in zip((1, 0), runs, strict=True):

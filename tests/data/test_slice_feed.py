@@ -268,8 +268,8 @@ def test_evaluation_gives_every_process_as_many_batches(cached, processes):
 
 def test_neighbours_are_windows_of_the_slices_beside(cached):
     """Each channel is the same window of another slice, and the middle one is the plain sample."""
-    (plain,), (wide,) = take(cached, 1), take(cached, 1, neighbours=2)
-    assert wide["image"].shape == (8, *SIZE, 5) and type(wide["image"]) is np.ndarray
+    (plain,), (wide,) = (take(cached, 1, batch_size=32, neighbours=n) for n in (0, 2))
+    assert wide["image"].shape == (32, *SIZE, 5) and type(wide["image"]) is np.ndarray
     for name in set(plain) - {"image"}:
         np.testing.assert_array_equal(wide[name], plain[name])
     ends = 0

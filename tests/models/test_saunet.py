@@ -136,7 +136,7 @@ def test_exchanging_the_neighbours_changes_the_attention_alone(network):
 
 @pytest.mark.parametrize("bias", [-50.0, 0.0, 50.0])
 def test_without_attention_a_skip_is_the_slice_and_with_all_of_it_twice_the_slice(network, bias):
-    """A constant attention a equals decoders whose weights for the skip are 1 + a times as large."""
+    """A constant attention a hands (1 + a) times the slice's features on; neighbours do nothing."""
     model, variables, x = network
 
     def constant(block):
@@ -200,8 +200,8 @@ def test_config_has_the_defaults_and_the_loss_that_was_chosen():
 def test_training_finds_what_a_scan_shows(tmp_path):
     scans = write_scans(tmp_path / "scans")
     changes = {"data.neighbours": 1, "optim.learning_rate": 0.02, "train.steps": 24}
-    config = tiny_config(scans, **changes, **{"train.eval_every_epochs": 2})
-    config.model = ConfigDict({**SMALL, "depths": (1, 1)})
+    config = tiny_config(scans, **changes, **{"train.eval_every_epochs": 0.4})
+    config.model = ConfigDict({**SMALL, "depths": (1, 1), "norm": "none"})
     loop.train(config, tmp_path / "run")
     dice = [line["dice"] for line in log.read_metrics(tmp_path / "run") if line["kind"] == "val"]
     assert dice[0] < 0.5 and dice[-1] > 0.9
