@@ -128,6 +128,12 @@ def sweep_qadri2021_table2() -> list[Unit]:
 
 def sweep_qadri2021_table3() -> list[Unit]:
     """Yield Table 3: its networks that can be built, on the same scans, with paper B's recipe."""
-    cell = {"table": "qadri2021_table3", "Models": "UNet [47]"}
-    unet = Unit("unet", {"config": f"unet.py:protocol={common.PAPER_B}"}, cell)
-    return [unet, *_classifiers("qadri2021_table3")]
+    table = "qadri2021_table3"
+    networks = [
+        Unit(name, {"config": f"{name}.py:protocol={protocol}"}, {"table": table, "Models": printed})
+        for name, protocol, printed in (
+            ("unet", common.PAPER_B, "UNet [47]"),
+            ("saunet", common.PAPER, "SAU-Net [58]"),
+        )
+    ]
+    return [*networks, *_classifiers(table)]

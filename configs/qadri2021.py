@@ -72,3 +72,14 @@ def recipe(config: ConfigDict) -> None:
     else:
         config.train.pictures = 0
         config.predict.batch_size = 128
+
+
+def set_protocol(config: ConfigDict, protocol: str) -> None:
+    """Set the fields of one network for a value of the argument `protocol`.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    common.check_protocol(protocol)
+    if protocol == common.PAPER:
+        recipe(config)

@@ -55,7 +55,8 @@ def augment(
 
     Args:
         keys: (b,) PRNG keys, one for each slice.
-        image: (b, h, w) float HU.
+        image: (b, h, w) float HU, or (b, h, w, c) of neighbouring slices. They move together, and
+            are brighter or darker together; each pixel has its own noise.
         label: (b, h, w) integers; resampled to the nearest pixel, so no new label arises.
         plane: "sagittal", "coronal" or "axial".
         scale: range of the magnification about the centre of the slice.
@@ -69,7 +70,7 @@ def augment(
         fill_hu: HU outside the slice, where labels are 0.
 
     Returns:
-        Image float32 and label of the input's dtype, both (b, h, w).
+        Image float32 and label of the input's dtype, of the input's shapes.
 
     Raises:
         InputError: `plane` or `flip_axes` is unknown.
@@ -155,18 +156,22 @@ def resample(
     Then mirror the axes of `flips`. (To mirror the result would make XLA interpolate twice.)
 
     The content at offset p from the centre moves to scale * R p + shift_px: each output pixel o
-    reads the input at R^T (o - shift_px) / scale, linearly for `image` (h, w), to the nearest pixel
-    for `label` (h, w).
+    reads the input at R^T (o - shift_px) / scale, linearly for `image` (h, w) or (h, w, c), to the
+    nearest pixel for `label` (h, w).
     """
-    h, w = image.shape
+    h, w = label.shape
     centre = ((h - 1) / 2, (w - 1) / 2)
     ways = [jnp.where(flip, -1, 1) for flip in flips]
     rows = (ways[0] * (jnp.arange(h) - centre[0]) - shift_px[0])[:, None]
     columns = (ways[1] * (jnp.arange(w) - centre[1]) - shift_px[1])[None, :]
     cos, sin = jnp.cos(angle_rad) / scale, jnp.sin(angle_rad) / scale
     source = [cos * rows + sin * columns + centre[0], cos * columns - sin * rows + centre[1]]
+
+    def linear(image: jax.Array) -> jax.Array:
+        return map_coordinates(image, source, order=1, mode="constant", cval=fill_hu)
+
     return (
-        map_coordinates(image, source, order=1, mode="constant", cval=fill_hu),
+        linear(image) if image.ndim == 2 else jax.vmap(linear, -1, -1)(image),
         map_coordinates(label, source, order=0, mode="constant", cval=0),
     )
 

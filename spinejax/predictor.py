@@ -52,7 +52,7 @@ from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
 from spinejax.training import model_file, parallel
 from spinejax.training.checkpoint import FOLDERS, read_networks
 from spinejax.training.model_file import SPINE, Network
-from spinejax.volume import Volume
+from spinejax.volume import PLANES, Volume, check_neighbours
 
 logger = logging.getLogger("spinejax")
 
@@ -666,12 +666,12 @@ def _digest(runs: Sequence[Network], *, flip: bool) -> str:
 
 
 _ALIKE = (
-    "task", "data.preprocess", "data.plane", "data.size", "data.cube.size",
+    "task", "data.preprocess", "data.plane", "data.size", "data.neighbours", "data.cube.size",
     "data.cube.spine_prior", "data.cube.shift_mm", "data.labels",
 )  # fmt: skip
 """Fields in which runs that are averaged must agree: they see the same preprocessed scans."""
 _PLANE = "data.plane"
-_OF_PLANES = (_PLANE, "data.size")
+_OF_PLANES = (_PLANE, "data.size", "data.neighbours")
 """Those that may differ between runs of slices of two planes (`inference.planes`)."""
 
 
@@ -720,6 +720,7 @@ def scan_settings(config: ConfigDict, task: Task) -> masks.ScanSettings:
         min_component_ml=how.min_component_ml,
         fill_holes=how.fill_holes,
         drop_islands=how.drop_islands,
+        neighbours=task.neighbours,
     )
 
 
@@ -768,10 +769,16 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
             predict = ensemble.mirrored_stack(predict)
         rows, columns, _ = task.input_shape
         overlap = run.config.predict.get("overlap", 0.0)  # patches have none
-        networks.append(planes.PlaneNetwork(plane, (rows, columns), overlap, predict))
+        networks.append(
+            planes.PlaneNetwork(plane, (rows, columns), overlap, predict, task.neighbours)
+        )
         least_side = max(least_side, task.least_side)
     config = runs[0].config
-    scans = replace(scan_settings(config, build_task(config)), normalise=_mode(runs))
+    scans = replace(
+        scan_settings(config, build_task(config)),
+        normalise=_mode(runs),
+        neighbours=max(network.neighbours for network in networks),
+    )
     search = config.predict.get("search") == "coarse"
     shared = search or len({network.plane for network in networks}) > 1
     if shared:
@@ -782,6 +789,9 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
 
     def find(volume: Volume, title: str, progress: Progress) -> np.ndarray:
         where = _where(volume, title)
+        for network in networks:
+            count = volume.shape[PLANES[network.plane]]
+            check_neighbours(where, count, network.plane, network.neighbours)
         for plane in dict.fromkeys(network.plane for network in networks):
             grid = preprocess.slice_geometry(volume, replace(scans.preprocess, plane=plane))
             if min(grid.shape) < least_side:

@@ -365,6 +365,12 @@ FIELDS: tuple[Field, ...] = (
         meaning="Rows and columns of a slice or crop.",
     ),
     Field(
+        "data.neighbours", 0, Whole(0, 16), unit="slices", tasks=(SLICES,),
+        meaning="Slices on each side that the network also sees, as channels, so that n gives "
+        "2 n + 1 of them. The label is that of the slice in the middle. Beyond the scan's end the "
+        "last slice is repeated.",
+    ),
+    Field(
         "data.normalise", "hu", Choice(("hu", "zscore", "unit", "sym", "minmax_to_hu")),
         meaning="'hu': preprocessed HU as they are. 'zscore': zero mean and unit variance of the "
         "scan. 'unit': 0 to 1. 'sym': -1 to 1. 'minmax_to_hu': the scan's range to -1000 to 800.",

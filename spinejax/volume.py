@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from spinejax import geometry
 from spinejax.errors import InputError
@@ -32,6 +33,45 @@ CANONICAL = "LPS"
 def slice_view(array: np.ndarray, plane: str) -> np.ndarray:
     """Return a canonical array (x, y, z) as slices (n, h, w) of `plane`, without copying."""
     return np.moveaxis(array, PLANES[plane], 0)
+
+
+def with_neighbours(slices: np.ndarray, start: int, stop: int, neighbours: int) -> np.ndarray:
+    """Return slices, each with its neighbours as channels.
+
+    Args:
+        slices: (N, h, w), all slices of a scan.
+        start: first slice to return.
+        stop: the slice after the last one.
+        neighbours: n, slices on each side. Beyond the scan's end its last slice is repeated.
+
+    Returns:
+        (stop - start, h, w, 2n + 1), the slice itself in the middle; without neighbours
+        (stop - start, h, w), not copied.
+    """
+    if not neighbours:
+        return slices[start:stop]
+    places = np.clip(np.arange(start - neighbours, stop + neighbours), 0, len(slices) - 1)
+    return sliding_window_view(slices[places], 2 * neighbours + 1, axis=0)
+
+
+def check_neighbours(where: str, count: int, plane: str, neighbours: int) -> None:
+    """Refuse a scan of a single slice where the network sees neighbours.
+
+    Args:
+        where: name of the scan.
+        count: its slices in `plane`.
+        plane: of the slices.
+        neighbours: slices on each side that the network sees.
+
+    Raises:
+        InputError: there is a single slice.
+    """
+    if neighbours and count < 2:
+        raise InputError(
+            f"{where}: a scan of a single {plane} slice has no neighbours, and the network sees "
+            f"{neighbours} on each side (data.neighbours); give a scan of several slices, or a "
+            "network with data.neighbours=0"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,34 @@ def test_all_ranges_at_zero_is_the_identity_bit_for_bit(plane):
     assert new_label.dtype == label.dtype
 
 
+@pytest.mark.parametrize("plane", FLIP_AXES)
+@pytest.mark.parametrize("moved", [True, False])
+def test_neighbouring_slices_change_together(plane, moved):
+    image, label = batch()
+    slices = jnp.stack([image[::-1], image, 2 * image], axis=-1)
+    how = dict(plane=plane, translation_px=3.0, noise_hu=0.0, fill_hu=0.0)
+    if not moved:  # mirrored alone
+        how |= dict(scale=(1.0, 1.0), rotation_deg=0.0, translation_px=0.0)
+    changed, changed_label = augment(keys(3), slices, label, **how)
+    alone, alone_label = augment(keys(3), image, label, **how)
+    np.testing.assert_allclose(changed[..., 1], alone, atol=1e-3)
+    np.testing.assert_array_equal(changed_label, alone_label)
+    # A shift of HU is the same for all, and everything else is linear.
+    shift = 2 * changed[..., 1] - changed[..., 2]
+    np.testing.assert_allclose(shift, shift[:, :1, :1] + 0 * shift, atol=0.01)
+    others, _ = augment(keys(3), image[::-1], label, **how)
+    np.testing.assert_allclose(changed[..., 0], others, atol=1e-3)
+
+
+def test_neighbouring_slices_have_their_own_noise_of_one_level():
+    image, label = jnp.zeros((4, 64, 64, 3)), jnp.zeros((4, 64, 64), jnp.uint8)
+    noise, _ = augment(keys(4), image, label, plane="axial", **OFF | dict(noise_hu=20.0))
+    levels = noise.std((1, 2))
+    np.testing.assert_allclose(levels, levels[:, :1] + 0 * levels, rtol=0.05)
+    for sample in np.asarray(noise).reshape(4, -1, 3):
+        assert np.abs(np.corrcoef(sample.T) - np.eye(3)).max() < 0.06
+
+
 def test_a_quarter_turn_is_numpys():
     image, label = batch(1, 17, 17)
     turned, turned_label = resample(

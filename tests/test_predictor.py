@@ -14,6 +14,8 @@ import spinejax
 from spinejax import geometry, labels, predictor
 from spinejax.cli import main
 from spinejax.configs import cascade
+from spinejax.data import preprocess
+from spinejax.data.preprocess import preprocess_slabs
 from spinejax.errors import InputError
 from spinejax.evaluation import results_folder
 from spinejax.inference.instances import Instance, Instances
@@ -22,11 +24,12 @@ from spinejax.inference.sequence import Calibration, Naming, Record, label_insta
 from spinejax.io.centroid_json import read_centroids
 from spinejax.io.scanfile import read_volume
 from spinejax.predictor import Segmentation, as_volume
+from spinejax.tasks import build_task
 from spinejax.volume import Volume
 from tests.support.cli_runs import fails
 from tests.support.nifti_files import tissue
 from tests.support.pipeline_run import AFFINE, IDS, pipeline_config, second_config
-from tests.support.tiny_run import tiny_config
+from tests.support.tiny_run import tiny_config, write_scans
 
 
 @pytest.fixture(scope="module")
@@ -434,6 +437,37 @@ def test_scans_one_slice_thick(shape, run, tmp_path, capsys):
     else:
         (labels,) = (tmp_path / "o").glob("*_seg.nii.gz")
         assert nib.load(labels).shape == shape
+
+
+def test_a_run_that_sees_neighbours_predicts_slice_by_slice(tmp_path, capsys):
+    """Against the network on one slice after another; a single slice has no neighbours."""
+    scans = write_scans(tmp_path / "scans")
+    runs = [tmp_path / "wide", tmp_path / "plain"]
+    for neighbours, workdir in zip((1, 0), runs, strict=True):
+        changes = {"data.neighbours": neighbours, "train.steps": 2, "predict.min_component_ml": 0}
+        spinejax.train(tiny_config(scans, **changes), workdir)
+    model = spinejax.load(runs[0], checkpoint="latest")
+    path = scans / "images" / "case0.nii.gz"
+    volume = read_volume(path)
+    ((_, slices, _),) = preprocess_slabs(volume, preprocess.from_config(model.config.data))
+    padded = np.pad(slices, ((1, 1), (0, 0), (0, 0)), "edge")
+    network = build_task(model.config).model
+    expected = []
+    for i in range(len(slices)):  # hu: thousands of HU
+        x = np.moveaxis(padded[i : i + 3], 0, -1)[None] / np.float32(1000)
+        logits, _ = network.apply(dict(model.variables), x, train=False)
+        expected.append(np.asarray(logits[0, ..., 0]) >= 0)
+    found = model.segment(path).labels > 0
+    assert (found == np.stack(expected)).mean() > 0.9999  # but for rounding at the threshold
+    with pytest.raises(InputError, match="cannot be averaged .* data.neighbours is 0 there and 1"):
+        spinejax.load(runs)
+    thin = tmp_path / "thin_ct.nii.gz"
+    array = np.random.default_rng(0).integers(-100, 600, (1, 32, 32)).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, volume.affine), thin)
+    words = (str(thin), "single sagittal slice", "data.neighbours")
+    predict = ["predict", f"--input={thin}", f"--output={tmp_path / 'out'}"]
+    fails(capsys, [*predict, f"--workdir={runs[0]}"], *words)
+    assert main([*predict, f"--workdir={runs[1]}"]) == 0
 
 
 def test_mirrored_and_upside_down_headers_are_followed(scans, run, tmp_path):

@@ -7,7 +7,15 @@ import pytest
 
 from spinejax import geometry
 from spinejax.errors import InputError
-from spinejax.volume import CANONICAL, PLANES, LabelVolume, Volume, slice_view
+from spinejax.volume import (
+    CANONICAL,
+    PLANES,
+    LabelVolume,
+    Volume,
+    check_neighbours,
+    slice_view,
+    with_neighbours,
+)
 
 
 def test_a_volume_knows_its_shape_spacing_and_orientation():
@@ -44,6 +52,23 @@ def test_slices_of_a_plane_are_views_along_its_axis(plane):
     view = slice_view(array, plane)
     assert np.shares_memory(view, array)
     np.testing.assert_array_equal(view[2], np.take(array, 2, PLANES[plane]))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 6])
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (0, 1), (4, 5), (1, 3)])
+def test_neighbours_are_those_of_a_scan_whose_ends_are_repeated(n, start, stop):
+    slices = np.arange(5 * 3 * 2).reshape(5, 3, 2)
+    padded = np.pad(slices, ((n, n), (0, 0), (0, 0)), "edge")
+    expected = np.stack([padded[k : k + 5] for k in range(2 * n + 1)], axis=-1)[start:stop]
+    found = with_neighbours(slices, start, stop, n)
+    np.testing.assert_array_equal(found, expected if n else expected[..., 0])
+
+
+def test_a_single_slice_has_no_neighbours():
+    for count, neighbours in ((1, 0), (2, 1), (2, 5)):
+        check_neighbours("ct", count, "axial", neighbours)
+    with pytest.raises(InputError, match="^ct: a scan of a single axial slice.*data.neighbours=0"):
+        check_neighbours("ct", 1, "axial", 2)
 
 
 def test_the_planes_are_named_by_the_world_axis_they_fix():

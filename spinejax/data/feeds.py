@@ -20,11 +20,13 @@ import numpy as np
 
 from spinejax.data.cache import CachedCase
 from spinejax.errors import InputError
+from spinejax.volume import with_neighbours
 
 Batch = dict[str, np.ndarray]
 """One process's share of a batch of slices (h, w), patches (h, w) or cubes (x, y, z).
 
-* `"image"`: (b, ...) int16 HU, preprocessed but not normalised
+* `"image"`: (b, ...) int16 HU, preprocessed but not normalised; slices with n neighbours on each
+  side are (b, h, w, 2n + 1)
 * `"label"`: (b, ...) uint8 VerSe ids
 * `"stats"`: (b, 4) float32 mean, std, min, max of the whole scan in HU
 * `"case"`: (b,) int32 index into the feed's list of cases
@@ -297,7 +299,11 @@ def window(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: i
 
 
 def cut(
-    cached: Sequence[CachedCase], case: int, start: Sequence[int], size: Sequence[int]
+    cached: Sequence[CachedCase],
+    case: int,
+    start: Sequence[int],
+    size: Sequence[int],
+    neighbours: int = 0,
 ) -> dict[str, Any]:
     """Return a window of a scan as one sample: the fields of `Batch` without the batch axis.
 
@@ -307,13 +313,18 @@ def cut(
         start: first slice, row and column.
         size: (h, w) for a window of the slice `start[0]`, (x, y, z) for a cube. Outside the scan
             lies `fill_hu` of the preprocessing, with label 0.
+        neighbours: slices on each side of a slice that the image also holds, as channels.
     """
     scan, index = cached[case], start[0]
     image, label = scan.image, scan.label
     if len(size) == 2:
-        image, label, start = image[index], label[index], start[1:]
+        image = with_neighbours(image, index, index + 1, neighbours)[0]
+        label, start = label[index], start[1:]
+    channels = image.shape[len(size) :]
     return {
-        "image": window(image, start, size, scan.settings.fill_hu),
+        "image": window(
+            image, (*start, *[0] * len(channels)), (*size, *channels), scan.settings.fill_hu
+        ),
         "label": window(label, start, size, 0),
         "stats": scan.stats,
         "case": np.int32(case),
@@ -380,12 +391,16 @@ def in_order(
 
 
 def tiled(
-    cached: Sequence[CachedCase], size: tuple[int, ...], share: Share, samples: str
+    cached: Sequence[CachedCase],
+    size: tuple[int, ...],
+    share: Share,
+    samples: str,
+    neighbours: int = 0,
 ) -> grain.MapDataset:
     """Return batches in which every pixel of the scans comes exactly once.
 
     Windows do not overlap, and the last batch is as full as the others. Pixels outside a scan count
-    as true negatives, which do not change the Dice.
+    as true negatives, which do not change the Dice. `neighbours` is that of `cut`.
 
     Raises:
         InputError: there is no scan; `samples` says what is missing.
@@ -395,7 +410,7 @@ def tiled(
 
     def sample(index: int) -> dict[str, Any]:
         case, *start = table[index].tolist()
-        return cut(cached, case, start, size)
+        return cut(cached, case, start, size, neighbours)
 
     return in_order(sample, len(table), share, cached[0].settings.fill_hu)
 

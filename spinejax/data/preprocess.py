@@ -32,7 +32,7 @@ import numpy as np
 
 from spinejax import geometry, schema
 from spinejax.errors import InputError
-from spinejax.volume import PLANES, LabelVolume, Volume, slice_view
+from spinejax.volume import PLANES, LabelVolume, Volume, slice_view, with_neighbours
 
 MOST_VOXELS = 2**31
 """A scan of more voxels, after resampling, is refused. A person of 2 m in a field of view of 500 mm
@@ -241,7 +241,9 @@ def preprocess_slabs(
         yield start, image, label
 
 
-def preprocess_box(volume: Volume, settings: SlicePreprocess, box: tuple[slice, ...]) -> np.ndarray:
+def preprocess_box(
+    volume: Volume, settings: SlicePreprocess, box: tuple[slice, ...], *, neighbours: int = 0
+) -> np.ndarray:
     """Return a box of the preprocessed slices of a scan, with the same numbers as in all of them.
 
     Only the voxels that the box depends on are read.
@@ -250,15 +252,16 @@ def preprocess_box(volume: Volume, settings: SlicePreprocess, box: tuple[slice, 
         volume: the scan, int16 or float32 HU.
         settings: the preprocessing.
         box: of the preprocessed grid: ranges of slices, rows and columns, with whole bounds.
+        neighbours: slices on each side that come as channels, see `volume.with_neighbours`.
 
     Returns:
-        (n, h, w) int16 HU.
+        (n, h, w) int16 HU, with neighbours (n, h, w, channels).
     """
     grid = slice_geometry(volume, settings)
     scan = slice_view(volume.array, settings.plane)
     kernels = _kernels(grid, settings)
-    first, last = box[0].start, box[0].stop
-    image = np.empty([side.stop - side.start for side in box], np.int16)
+    first, last = max(0, box[0].start - neighbours), min(grid.n_slices, box[0].stop + neighbours)
+    image = np.empty([last - first, *(side.stop - side.start for side in box[1:])], np.int16)
     sides = zip(box[1:], grid.shape, grid.native_shape, strict=True)
     pixels = math.prod((side.stop - side.start) * native // n + 1 for side, n, native in sides)
     held = max(1, kernels[0][1], _SLAB_BYTES // (4 * pixels) - 2 * kernels[0][1])
@@ -267,7 +270,7 @@ def preprocess_box(volume: Volume, settings: SlicePreprocess, box: tuple[slice, 
         some = slice(start, min(start + step, last))
         part = _box(scan, (some, *box[1:]), settings, grid, kernels)
         image[start - first : some.stop - first] = part
-    return image
+    return with_neighbours(image, box[0].start - first, box[0].stop - first, neighbours)
 
 
 def restore_slices(foreground: np.ndarray, grid: SliceGeometry) -> np.ndarray:

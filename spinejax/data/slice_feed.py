@@ -20,6 +20,7 @@ from spinejax.data.feeds import (
     tiled,
 )
 from spinejax.errors import InputError
+from spinejax.volume import check_neighbours
 
 SPINE_CENTRED_SHARE = 2 / 3
 """Share of the crops of a slice with vertebrae that contain a labelled pixel."""
@@ -36,10 +37,12 @@ class RandomWindow(grain.transforms.RandomMap):
     Attributes:
         cached: the scans.
         size: (h, w) pixels.
+        neighbours: slices on each side that a sample also holds.
     """
 
     cached: Sequence[CachedCase]
     size: tuple[int, int]
+    neighbours: int = 0
 
     def random_map(self, place: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
         """Return a window of the slice at `place` (case, slice) as one sample, see `feeds.cut`."""
@@ -54,7 +57,7 @@ class RandomWindow(grain.transforms.RandomMap):
             if foreground.size:
                 anchor = divmod(int(foreground[int(pick * foreground.size)]), label.shape[1])
         start = map(random_start, label.shape, self.size, anchor, places)
-        return cut(self.cached, case, (position, *start), self.size)
+        return cut(self.cached, case, (position, *start), self.size, self.neighbours)
 
 
 class SliceFeed(ScanFeed):
@@ -71,6 +74,7 @@ class SliceFeed(ScanFeed):
         *,
         size: tuple[int, int],
         spine_free_fraction: float = 0.1,
+        neighbours: int = 0,
         **reading: int,
     ) -> None:
         """Set up.
@@ -80,17 +84,21 @@ class SliceFeed(ScanFeed):
             size: (h, w) pixels; larger training slices are cropped at random (`RandomWindow`).
             spine_free_fraction: share of slices without any foreground. It counts whole slices: a
                 crop of a slice with vertebrae may miss them.
+            neighbours: slices on each side that a sample also holds, as channels.
             **reading: batch size, seed, threads and prefetch, see `ScanFeed`.
 
         Raises:
-            InputError: a value cannot be used.
+            InputError: a value cannot be used, or a scan has no neighbouring slices.
         """
         super().__init__(split["train"], split["val"], **reading)
+        for case in (*self.train_cases, *self.val_cases):
+            check_neighbours(case.id, case.shape[0], case.settings.plane, neighbours)
         if len(size) != 2 or min(size) < 1:
             raise InputError(f"data.size {tuple(size)} must be two positive numbers of pixels")
         if not 0 <= spine_free_fraction <= 1:
             raise InputError(f"spine_free_fraction {spine_free_fraction} must lie in [0, 1]")
         self._size, self._free = (int(size[0]), int(size[1])), spine_free_fraction
+        self._neighbours = neighbours
 
     @property
     def epoch_samples(self) -> int:
@@ -112,8 +120,8 @@ class SliceFeed(ScanFeed):
                 # Whole numbers: Grain rounds weights to a hundredth of the smallest.
                 weights.append(max(1, round(weight * 10_000)))
         stream = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, weights=weights)
-        cutting = RandomWindow(self.train_cases, self._size)
+        cutting = RandomWindow(self.train_cases, self._size, self._neighbours)
         return share.batches(stream.random_map(cutting, seed=grain_seed(self._seed, "window")))
 
     def _validation(self, share: Share) -> grain.MapDataset:
-        return tiled(self.val_cases, self._size, share, "slices")
+        return tiled(self.val_cases, self._size, share, "slices", self._neighbours)

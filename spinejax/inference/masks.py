@@ -28,7 +28,8 @@ class StackPredictor(Protocol):
         """Return the foreground probability of each pixel, (n, h, w) float32.
 
         Args:
-            stack: (n, h, w) int16 HU, preprocessed.
+            stack: (n, h, w) int16 HU, preprocessed; (n, h, w, c) for a network that sees
+                neighbouring slices (`volume.with_neighbours`).
             stats: (4,) of the scan.
             advance: called with the number of slices done since the last call.
             within: (n, h, w) bool. Only its pixels count: the network need not read the others,
@@ -53,6 +54,7 @@ class ScanSettings:
         min_component_ml: smaller connected components are dropped; 0 keeps all.
         fill_holes: whether to fill enclosed cavities.
         drop_islands: whether to drop components away from the spine, see `without_islands`.
+        neighbours: slices on each side that the network also sees.
     """
 
     preprocess: preprocess.SlicePreprocess
@@ -63,6 +65,7 @@ class ScanSettings:
     min_component_ml: float
     fill_holes: bool
     drop_islands: bool
+    neighbours: int = 0
 
 
 def predict_scan(
@@ -97,7 +100,10 @@ def predict_scan(
         )
     labels = np.zeros(volume.shape, np.uint8)
     slices = slice_view(labels, how.plane)
-    for start, image, _ in preprocess.preprocess_slabs(volume, how, slab_slices=step):
+    rows, columns = (slice(0, side) for side in grid.shape)
+    for start in range(0, grid.n_slices, step):
+        box = slice(start, min(start + step, grid.n_slices)), rows, columns
+        image = preprocess.preprocess_box(volume, how, box, neighbours=settings.neighbours)
         probability = predict_stack(image, stats, advance)
         restored = preprocess.restore_slices(probability, grid)
         slices[start : start + len(image)] = restored >= settings.threshold
@@ -123,11 +129,13 @@ def finished(mask: np.ndarray, volume: Volume, settings: ScanSettings) -> np.nda
 def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     """Return about how many bytes `predict_scan` holds at most, without the network.
 
-    They hold one slab of slices as int16 and float32 on both grids, and what `finished` needs.
+    They hold one slab of slices as int16 and float32 on both grids, its neighbours as int16 for the
+    scan and its mirror image, and what `finished` needs.
     """
     grid = preprocess.slice_geometry(volume, settings.preprocess)
     native, padded = _pixels(grid, settings.size)
-    slab = _slab_slices(grid, settings.size) * (8 * native + 16 * padded)
+    slices = _slab_slices(grid, settings.size) + 2 * settings.neighbours
+    slab = slices * (8 * native + (16 + 6 * settings.neighbours) * padded)
     return slab + 6 * 2**26 + finished_bytes(volume, settings)
 
 

@@ -26,7 +26,7 @@ from spinejax.errors import InputError
 from spinejax.inference import masks
 from spinejax.inference.masks import ScanSettings, StackPredictor
 from spinejax.progress import Progress, silent
-from spinejax.volume import PLANES, Volume, slice_view
+from spinejax.volume import PLANES, Volume, slice_view, with_neighbours
 
 logger = logging.getLogger("spinejax")
 
@@ -57,12 +57,14 @@ class PlaneNetwork:
         size: (rows, columns) of its windows.
         overlap: see `windows2d.predict_stack`.
         predict: the network.
+        neighbours: slices on each side that it also sees, on the common grid.
     """
 
     plane: str
     size: tuple[int, int]
     overlap: float
     predict: StackPredictor
+    neighbours: int = 0
 
 
 def check(settings: ScanSettings) -> None:
@@ -172,13 +174,16 @@ def find_spine(
     levels = _searched(shape, spacing_mm, network.plane)
     how = _isotropic(settings, network.plane)
     rows, columns = (slice(0, n) for i, n in enumerate(shape) if i != axis)
+    n = network.neighbours
     stack = np.concatenate(
         [
-            preprocess.preprocess_box(volume, how, (slice(level, level + 1), rows, columns))
+            preprocess.preprocess_box(
+                volume, how, (slice(level, level + 1), rows, columns), neighbours=n
+            )
             for level in levels
         ]
     )
-    no_air = stack > how.fill_hu
+    no_air = (stack[..., n] if n else stack) > how.fill_hu
     seen = network.predict(stack, stats, advance, no_air) >= settings.threshold
     apart = list(spacing_mm)
     apart[axis] *= levels.step
@@ -212,8 +217,9 @@ def mean_probability(
     for network in networks:
         axis = PLANES[network.plane]
         slices = box[axis]
+        stack = slice_view(image, network.plane)
         found = network.predict(
-            slice_view(image, network.plane)[slices],
+            with_neighbours(stack, slices.start, slices.stop, network.neighbours),
             stats,
             advance,
             slice_view(within, network.plane)[slices],
@@ -259,18 +265,24 @@ def _further(
 
 
 def _read(box: Box, networks: Sequence[PlaneNetwork], shape: tuple[int, ...]) -> Box:
-    """Return the part of a grid that the networks read for a box: all windows that touch it."""
+    """Return the part of a grid that the networks read for a box: all windows that touch it.
+
+    Neighbouring slices belong to the windows.
+    """
     sides = []
     for axis, (side, n) in enumerate(zip(box, shape, strict=True)):
         first, last = side.start, side.stop
         for network in networks:
-            if axis != PLANES[network.plane]:
+            if axis == PLANES[network.plane]:
+                first = min(first, side.start - network.neighbours)
+                last = max(last, side.stop + network.neighbours)
+            else:
                 inner = [i for i in range(3) if i != PLANES[network.plane]]
                 length = network.size[inner.index(axis)]
                 starts = geometry.window_starts(n, length, network.overlap)
                 touching = [s for s in starts if s < side.stop and s + length > side.start]
                 first, last = min(first, *touching), max(last, *(s + length for s in touching))
-        sides.append(slice(first, min(last, n)))
+        sides.append(slice(max(first, 0), min(last, n)))
     return tuple(sides)
 
 
@@ -284,11 +296,13 @@ def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     """Return about how many bytes `predict_scan` holds at most, without the networks.
 
     A voxel of the common grid takes two bytes for HU, twelve for probabilities (all, the mean of a
-    part, and those of one network) and three for what has to be read. The interpolation to the
-    scan's grid takes slabs of 64 MB, and `masks.finished` what it says.
+    part, and those of one network) and three for what has to be read. With n neighbouring slices it
+    takes 6 n bytes more, for the scan and its mirror image. The interpolation to the scan's grid
+    takes slabs of 64 MB, and `masks.finished` what it says.
     """
     voxels = math.prod(grid_shape(volume, settings))
-    return 17 * voxels + 6 * 2**26 + masks.finished_bytes(volume, settings)
+    held = 17 + 6 * settings.neighbours
+    return held * voxels + 6 * 2**26 + masks.finished_bytes(volume, settings)
 
 
 def _isotropic(settings: ScanSettings, plane: str) -> preprocess.SlicePreprocess:

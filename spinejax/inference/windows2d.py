@@ -11,7 +11,8 @@ from spinejax.inference.devices import over_local_devices
 from spinejax.inference.masks import StackPredictor
 
 PredictBatch = Callable[[np.ndarray], np.ndarray]
-"""(b, wh, ww) int16 preprocessed HU -> (b, wh, ww) float32 foreground probability."""
+"""(b, wh, ww) int16 preprocessed HU, with neighbouring slices (b, wh, ww, c) -> (b, wh, ww) float32
+foreground probability."""
 
 
 def blend_weights(window: tuple[int, int]) -> np.ndarray:
@@ -45,7 +46,7 @@ def predict_stack(
 
     Args:
         predict_batch: the network.
-        stack: (n, h, w) int16 HU, preprocessed.
+        stack: (n, h, w) int16 HU, preprocessed; with neighbouring slices (n, h, w, c).
         window: (wh, ww), the size that the network was trained with.
         overlap: least share of a window that the next window covers again, in [0, 1).
         batch_size: windows in one call.
@@ -56,7 +57,7 @@ def predict_stack(
     Returns:
         (n, h, w) float32 in [0, 1].
     """
-    count, height, width = stack.shape
+    count, height, width, *channels = stack.shape
     padding = [
         ((side - length) // 2, side - length - (side - length) // 2) if length < side else (0, 0)
         for length, side in zip((height, width), window, strict=True)
@@ -76,8 +77,8 @@ def predict_stack(
     if within is not None:
         jobs = [job for job in jobs if within[_inside(*job, window, padding)].any()]
     result = np.zeros((count, *padded_shape), np.float32)
-    batch = np.full((batch_size, *window), fill, np.int16)
-    padded = np.full(padded_shape, fill, np.int16)
+    batch = np.full((batch_size, *window, *channels), fill, np.int16)
+    padded = np.full((*padded_shape, *channels), fill, np.int16)
     filled, done = -1, 0
     for first in range(0, len(jobs), batch_size):
         chunk = jobs[first : first + batch_size]
@@ -125,7 +126,8 @@ def make_stack_predictor(
     """Compile a network for windows of slices, each batch divided among all local devices.
 
     Args:
-        probability: (variables, image (b, wh, ww) preprocessed HU, stats (b, 4)) -> (b, wh, ww).
+        probability: (variables, image (b, wh, ww) or (b, wh, ww, c) preprocessed HU, stats (b, 4))
+            -> (b, wh, ww).
         variables: of the network.
         batch_size: rounded up to a multiple of the number of devices.
         **how: `window`, `overlap` and `fill` of `predict_stack`.

@@ -18,6 +18,7 @@ from spinejax.models.mobilenet import MobileNetV2
 from spinejax.models.mrunet import MRUNet
 from spinejax.models.opconvnet import OPConvNet
 from spinejax.models.resnet import ResNet
+from spinejax.models.saunet import SAUNet
 from spinejax.models.unet import UNet
 from spinejax.models.unet3d import UNet3D
 from spinejax.models.vgg import VGG
@@ -31,6 +32,7 @@ MODELS: dict[str, type[Network]] = {
     "mrunet": MRUNet,
     "opconvnet": OPConvNet,
     "resnet": ResNet,
+    "saunet": SAUNet,
     "unet": UNet,
     "unet3d": UNet3D,
     "vgg": VGG,

@@ -117,6 +117,7 @@ def sampling(config: ConfigDict, size: tuple[int, int]) -> samples.Sampling:
         window=how.intensity == "op_window",
         fill_hu=how.fill_hu,
         spine_free_fraction=config.data.get("spine_free_fraction", 0.0),  # cubes have none
+        neighbours=config.data.get("neighbours", 0),  # slices alone have them
         distractors=config.data.phantom.distractors,
         acquisition=config.data.phantom.acquisition,
         label_cut=config.data.phantom.label_cut,

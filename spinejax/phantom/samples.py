@@ -70,6 +70,7 @@ class Sampling:
         region: Where fields of view are centred, one of `scan_plan.REGIONS`.
         extents_mm: (least height, longest side) of fields of view.
         rates: Frequencies of variants, fractures and scoliosis, by the names of `anatomy`.
+        neighbours: Slices on each side that the image of a slice also holds, as channels.
     """
 
     plane: str
@@ -87,6 +88,7 @@ class Sampling:
     region: str = "any"
     extents_mm: tuple[float, float] = (0.0, 700.0)
     rates: tuple[tuple[str, float], ...] = ()
+    neighbours: int = 0
 
 
 def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
@@ -95,14 +97,42 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
     Returns:
         "image" (h, w) float32 HU, preprocessed but not normalised; "label" (h, w) int32 VerSe ids,
         0 for background and for cut vertebrae (see `Sampling.label_cut`); "stats" (4,) float32
-        mean, standard deviation, minimum and maximum of the slice instead of the scan.
+        mean, standard deviation, minimum and maximum of the slice instead of the scan. With n
+        neighbours the image is (h, w, 2n + 1): slices of the same scan, as far apart as its voxels.
     """
     keys = jax.random.split(key, 3)
     person = anatomy(keys[0], **dict(how.rates))
     protocol = _protocol(keys[1], person, how)
     points, within, pixel_mm = draw(keys[2], _grid, person, protocol, how)
+    if how.neighbours:
+        return _with_neighbours(person, protocol, points, pixel_mm, how)
     hu, label = _drawn(person, protocol, points, pixel_mm, how)
     return prepared(hu, label, within, how)
+
+
+def _with_neighbours(
+    person: Any, protocol: dict[str, Array], points: Array, pixel_mm: Array, how: Sampling
+) -> dict[str, Array]:
+    """Draw a slice at points (h, w, 3) and its neighbours as one thin block; see `slice_sample`."""
+    axis, n = PLANES[how.plane], how.neighbours
+    lower, upper, apart_mm = (protocol[name][axis] for name in ("lower", "upper", "spacing"))
+    offsets = jnp.arange(-n, n + 1) * apart_mm
+    inner = [i for i in range(3) if i != axis]
+    block = jnp.expand_dims(points, axis) + jnp.expand_dims(
+        jnp.outer(offsets, jnp.eye(3)[axis]), inner
+    )
+    hu, label = _drawn(person, protocol, block, jnp.insert(pixel_mm, axis, apart_mm), how)
+    within = jnp.all((block >= protocol["lower"]) & (block <= protocol["upper"]), -1)
+    drawn = prepared(hu, label, within, how)
+    levels = points[0, 0, axis] + offsets
+    seen = (levels >= lower) & (levels <= upper)
+    # Beyond the scan's end its last slice is repeated.
+    nearest = jnp.clip(jnp.arange(2 * n + 1), n - jnp.sum(seen[:n]), n + jnp.sum(seen[n + 1 :]))
+    image = jnp.moveaxis(drawn["image"], axis, -1)
+    return drawn | {
+        "image": jnp.take(image, nearest, axis=-1),
+        "label": jnp.take(drawn["label"], n, axis=axis),
+    }
 
 
 def _protocol(key: Array, person: Any, how: Sampling) -> scan_plan.Protocol:

@@ -385,6 +385,7 @@ _TABLES_2_AND_3 = {
     "resnet": "ResNet",
     "densenet": "DenseNet",
     "unet": "UNet",
+    "saunet": "SAU-Net",
 }
 """Our name of a network -> its row."""
 

@@ -60,14 +60,16 @@ class Task:
     model: the network.
     input_shape: shape of the network's input without the batch axis: (h, w, channels) or
         (x, y, z, channels).
-    sample_shape: shape of "image" in a batch without the batch axis: (h, w) or (x, y, z); patches
-        have the pixels around them that augmentation may bring in.
+    sample_shape: shape of "image" in a batch without the batch axis and channels: (h, w) or
+        (x, y, z); patches have the pixels around them that augmentation may bring in.
     init: key -> variables {"params": ..., "batch_stats": ...} of the network.
     loss: see `Loss`.
     stream: draws the training samples on the device; None if batches hold them.
     feed: cached scans of "train" and "val" -> where batches come from.
     sample: word for the samples, in the plural.
     overlap: word for the Dice of the counts.
+    neighbours: slices on each side that "image" also holds, in a last axis of 2n + 1 channels; 0
+        for none, and no such axis.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class Task:
     feed: Callable[[Mapping[str, Sequence[CachedCase]]], Feed]
     sample: str
     overlap: str
+    neighbours: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

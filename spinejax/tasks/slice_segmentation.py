@@ -31,19 +31,27 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         )
     how = preprocess.from_config(config.data)
     mode = config.data.normalise
+    neighbours = config.data.neighbours
+    channels = 2 * neighbours + 1
     arrays = record.arrays_of(
         config, partial(augment.augment, plane=how.plane, fill_hu=how.fill_hu)
     )
 
     def network_input(image_hu: jax.Array, stats: jax.Array) -> jax.Array:
-        return normalise.network_input(image_hu, mode, how.range_hu, stats)[..., None]
+        if not neighbours:
+            image_hu = image_hu[..., None]
+        return normalise.network_input(image_hu, mode, how.range_hu, stats[:, None])
 
     loss, probability = record.foreground(config, model, arrays, network_input, axis_name)
 
     def feed(split: Mapping[str, Sequence[CachedCase]]) -> Feed:
         free = config.data.spine_free_fraction
         make = partial(
-            SliceFeed, size=size, spine_free_fraction=free, **record.feed_options(config)
+            SliceFeed,
+            size=size,
+            spine_free_fraction=free,
+            neighbours=neighbours,
+            **record.feed_options(config),
         )
         return online.feed(config, split, make)
 
@@ -59,9 +67,10 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
 
     return MaskTask(
         model=model,
-        input_shape=(size[0], size[1], config.model.get("in_channels", 1)),
+        # A single grey slice is repeated to the network's channels.
+        input_shape=(*size, channels if neighbours else config.model.get("in_channels", 1)),
         sample_shape=(size[0], size[1]),
-        init=record.initial(model, (*size, 1)),
+        init=record.initial(model, (*size, channels)),
         loss=loss,
         stream=online.of_slices(config),
         feed=feed,
@@ -69,4 +78,5 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         least_side=model.stride,
         sample="slices",
         overlap="Dice",
+        neighbours=neighbours,
     )

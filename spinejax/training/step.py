@@ -205,8 +205,9 @@ def step_bytes(config: ConfigDict) -> int | None:
     def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, rows, *shape), dtype)
 
+    channels = [2 * task.neighbours + 1] * bool(task.neighbours)
     batch = {
-        "image": of(jnp.int16, *task.sample_shape),
+        "image": of(jnp.int16, *task.sample_shape, *channels),
         "label": of(jnp.uint8, *task.sample_shape),
         "stats": of(jnp.float32, 4),
         "weight": of(jnp.float32),

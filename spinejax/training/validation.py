@@ -72,7 +72,10 @@ class _Pictures:
             amount = int(label.sum())
             if name not in self._found or amount > self._found[name][0]:
                 plane = self._cached[0].settings.plane
-                picture = _picture(batch["image"][i], mask[i], label, plane=plane)
+                image = batch["image"][i]
+                if image.ndim == 3:  # between its neighbours
+                    image = image[..., image.shape[-1] // 2]
+                picture = _picture(image, mask[i], label, plane=plane)
                 self._found[name] = amount, picture
 
     def drawn(self) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from spinejax.configs import (
     phantom_to_real,
     phantom_vertebrae,
     release,
+    saunet,
     unet,
     unet3d,
     vnet,
@@ -48,6 +49,7 @@ EXPERIMENTS = {
     "phantom_to_real": phantom_to_real,
     "phantom_vertebrae": phantom_vertebrae,
     "release": release,
+    "saunet": saunet,
     "unet": unet,
     "unet3d": unet3d,
     "vnet": vnet,
@@ -175,6 +177,7 @@ def test_runs_of_earlier_versions_predict_as_they_did(tmp_path):
     old = schema.plain(cascade.get_config("phantom"))
     assert old["vertebrae"]["predict"].pop("shifts") == 2
     del old["vertebrae"]["data"]["cube"]["prior_sacrum"], old["predict"]["drop_islands"]
+    assert old["data"].pop("neighbours") == 0
     second = old["vertebrae"]["loss"].pop("offset_weight")
     assert second == 1
     (tmp_path / "config.json").write_text(json.dumps(old))
@@ -183,6 +186,7 @@ def test_runs_of_earlier_versions_predict_as_they_did(tmp_path):
     assert found.vertebrae.predict.shifts == 1 and found.predict.drop_islands is False
     assert found.vertebrae.loss.offset_weight == found.vertebrae.data.cube.prior_sacrum == 0
     assert "offset_weight" not in found.loss and "cube" not in found.data
+    assert found.data.neighbours == 0 and "neighbours" not in found.vertebrae.data
 
 
 def test_rare_variants_are_frequent_for_the_network_that_must_know_them():

@@ -57,9 +57,9 @@ def train_batches(cached, **options):
     return SliceFeed({"train": cached, "val": []}, **options).train(**share)
 
 
-def eval_batches(cached, *, size, batch_size, **share):
-    feed = SliceFeed({"train": [], "val": cached}, size=size, batch_size=batch_size, seed=0)
-    return feed.val(**share)
+def eval_batches(cached, *, size, batch_size, neighbours=0, **share):
+    how = dict(size=size, batch_size=batch_size, seed=0, neighbours=neighbours)
+    return SliceFeed({"train": [], "val": cached}, **how).val(**share)
 
 
 def take(cached, count, **options):
@@ -264,6 +264,49 @@ def test_evaluation_gives_every_process_as_many_batches(cached, processes):
     assert windows == sum(batch["weight"].sum() for batch in whole)
     for share, full in zip(shares[1], whole, strict=True):
         np.testing.assert_array_equal(share["image"], full["image"][1::processes])
+
+
+def test_neighbours_are_windows_of_the_slices_beside(cached):
+    """Each channel is the same window of another slice, and the middle one is the plain sample."""
+    (plain,), (wide,) = (take(cached, 1, batch_size=32, neighbours=n) for n in (0, 2))
+    assert wide["image"].shape == (32, *SIZE, 5) and type(wide["image"]) is np.ndarray
+    for name in set(plain) - {"image"}:
+        np.testing.assert_array_equal(wide[name], plain[name])
+    ends = 0
+    for image, five, case, place in zip(
+        plain["image"], wide["image"], plain["case"], plain["index"], strict=True
+    ):
+        scan = cached[case].image
+        windows = np.lib.stride_tricks.sliding_window_view(scan[place], SIZE)
+        ((row, column),) = np.argwhere((windows == image).all((2, 3)))
+        for channel, other in enumerate(range(place - 2, place + 3)):
+            ends += other not in range(len(scan))
+            held = scan[min(max(other, 0), len(scan) - 1)]
+            part = held[row : row + SIZE[0], column : column + SIZE[1]]
+            np.testing.assert_array_equal(five[..., channel], part)
+    assert ends
+
+
+def test_evaluation_shows_the_neighbours_of_every_window(cached):
+    how = dict(size=(64, 48), batch_size=5)  # a window holds a slice
+    plain = [batch["image"] for batch in eval_batches(cached, **how)]
+    wide = [batch["image"] for batch in eval_batches(cached, neighbours=1, **how)]
+    lengths = [len(case.image) for case in cached]
+    first, shown = 0, [np.concatenate(batches) for batches in (plain, wide)]
+    for n in lengths:
+        alone, seen = (images[first : first + n] for images in shown)
+        padded = np.pad(alone, ((1, 1), (0, 0), (0, 0)), "edge")
+        np.testing.assert_array_equal(seen, np.stack([padded[k : k + n] for k in range(3)], -1))
+        first += n
+    assert (shown[1][first:] == -1000).all()
+
+
+def test_a_scan_of_one_slice_cannot_train_a_network_that_sees_neighbours(tmp_path):
+    (case,) = make_cached(tmp_path, 1, shape=(1, 50, 40), labelled=range(1))
+    take([case], 1)
+    for split in ({"train": [case], "val": []}, {"train": [], "val": [case]}):
+        with pytest.raises(InputError, match="^0: .* single sagittal slice .*data.neighbours"):
+            SliceFeed(split, size=SIZE, batch_size=2, seed=0, neighbours=1)
 
 
 def test_evaluation_windows_are_centred():

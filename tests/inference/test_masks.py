@@ -17,7 +17,7 @@ from spinejax import geometry
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.inference import masks, windows2d
 from spinejax.io import scanfile
-from spinejax.volume import Volume
+from spinejax.volume import PLANES, Volume
 
 
 def ball_scan(orientation: str, spacing=(1.0, 1.5, 2.0)) -> tuple[Volume, np.ndarray]:
@@ -97,6 +97,41 @@ def test_many_slices_much_smaller_than_the_window_take_bounded_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.5 * 2**26
+
+
+WEIGHTS = np.array([1, 2, 4]) / 7
+
+
+def by_slices(scan: np.ndarray) -> np.ndarray:
+    """What `mean_network` says of a stack (n, h, w), in NumPy: the last slices are repeated."""
+    padded = np.pad(scan.astype(float), ((1, 1), (0, 0), (0, 0)), "edge")
+    return sum(w * padded[k : k + len(scan)] for k, w in enumerate(WEIGHTS)) / 1000
+
+
+def mean_network(image, stats):
+    """A network of neighbours (b, h, w, 3): their weighted mean in thousands of HU."""
+    assert image.dtype == np.int16 and image.shape[3:] == (3,)
+    return (image @ WEIGHTS / 1000).astype(np.float32)
+
+
+@pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
+@pytest.mark.parametrize("slab", [1, 4, 100])
+def test_neighbours_of_a_whole_scan_are_those_of_numpy(plane, slab, monkeypatch):
+    """In every plane, across the borders of windows and of slabs, and at the scan's ends."""
+    monkeypatch.setattr(masks, "_slab_slices", lambda *_: slab)
+    array = np.random.default_rng(0).integers(0, 800, (11, 33, 40)).astype(np.int16)
+    volume = Volume(array, np.diag([-1.0, -1.5, 2.0, 1.0]))
+    # In pixels of the scan, without smoothing or cleaning, only the network is left.
+    how = scan_settings(plane, mode="native", smoothing_sigma_mm=0.0)
+    # No weighted mean is the threshold: it is no multiple of 1 / 7.
+    changes = dict(threshold=0.40025, min_component_ml=0.0, neighbours=1)
+    how = masks.ScanSettings(**{**how.__dict__, **changes})
+    done = []
+    found = masks.predict_scan(in_windows(mean_network), volume, how, advance=done.append)
+    axis = PLANES[plane]
+    expected = np.moveaxis(by_slices(np.moveaxis(array, axis, 0)) >= 0.40025, 0, axis)
+    np.testing.assert_array_equal(found > 0, expected)
+    assert sum(done) == array.shape[axis] and 0.3 < expected.mean() < 0.7
 
 
 def test_an_empty_prediction_is_all_background():

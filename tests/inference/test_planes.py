@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spinejax import geometry
-from spinejax.data.preprocess import SlicePreprocess
+from spinejax.data.preprocess import SlicePreprocess, preprocess_box
 from spinejax.errors import InputError
 from spinejax.inference import masks, planes
 from spinejax.volume import PLANES as PLANES_AXIS
@@ -62,6 +62,58 @@ def network(plane: str, seen: list | None = None, size=(24, 32)) -> planes.Plane
         return np.where(counts, np.clip((stack.astype(np.float32) + 200) / 600, 0, 1), 0.9)
 
     return planes.PlaneNetwork(plane, size, 0.25, predict)
+
+
+def of_neighbours(plane: str, calls: list, n: int = 1) -> planes.PlaneNetwork:
+    """A network that finds what is bright in the mean of a slice and its neighbours."""
+
+    def predict(stack, stats, advance, within=None):
+        advance(len(stack))
+        assert stack.shape[3:] == (2 * n + 1,)
+        calls.append(stack.copy())
+        counts = np.ones(stack.shape[:3], bool) if within is None else within
+        return np.where(counts, np.clip((stack.mean(-1) + 200) / 600, 0, 1), 0.9)
+
+    return planes.PlaneNetwork(plane, (24, 32), 0.25, predict, n)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("search", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_neighbours_on_the_common_grid_are_those_of_numpy(plane, search, n):
+    volume, _ = column(hip=True)
+    how, axis, calls = scan_settings(), PLANES_AXIS[plane], []
+    found = planes.predict_scan([of_neighbours(plane, calls, n)], volume, how, search=search)
+    # The same network as an average of a scan whose ends are repeated, without the class's help.
+    grid = preprocess_box(
+        volume,
+        SlicePreprocess(smoothing_sigma_mm=0.0, spacing_mm=3.0, mode="isotropic"),
+        tuple(slice(0, side) for side in planes.grid_shape(volume, how)),
+    )
+    slices = np.moveaxis(grid, axis, 0)
+    padded = np.pad(slices, ((n, n), (0, 0), (0, 0)), "edge")
+    mean = np.mean([padded[k : k + len(slices)] for k in range(2 * n + 1)], axis=0)
+    reference = np.moveaxis(np.clip((mean + 200) / 600, 0, 1), 0, axis)
+    plain = planes.PlaneNetwork(
+        "sagittal", (24, 32), 0.25, lambda stack, *_: reference.astype(np.float32)
+    )
+    expected = planes.predict_scan([plain], volume, how, search=False)
+    np.testing.assert_array_equal(found, expected)
+    assert found.any()
+    if search:  # 12 mm lie between the slices of the search, and 3 mm between neighbours
+        for place, seen in zip(range(2, len(slices), 4), calls[0], strict=True):
+            np.testing.assert_array_equal(np.moveaxis(seen, -1, 0), padded[place:][: 2 * n + 1])
+
+
+def test_networks_with_and_without_neighbours_are_averaged():
+    volume, spine = column()
+    networks = [of_neighbours("axial", []), network("sagittal"), of_neighbours("coronal", [], 2)]
+    full, coarse = (
+        planes.predict_scan(networks, volume, scan_settings(), search=search)
+        for search in (False, True)
+    )
+    np.testing.assert_array_equal(full, coarse)
+    assert dice(full > 0, spine) > 0.95
 
 
 def dice(a, b) -> float:

@@ -13,6 +13,7 @@ from spinejax.phantom.draws import draw
 from spinejax.phantom.person.levels import SLOT_IDS
 from spinejax.phantom.scanner import scan_plan
 from spinejax.volume import PLANES
+from tests.support.networks import quick_jit
 
 HOW = samples.Sampling(
     plane="sagittal",
@@ -105,6 +106,46 @@ def test_a_slice_lies_on_its_plane_and_knows_what_was_scanned(people, plane, mod
             ((origins[:, inner] > low[inner]) & (origins[:, inner] < high[inner])).all(1).any()
         )
     assert holding >= 8  # most windows are aimed at a vertebra
+
+
+@pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
+def test_neighbours_of_a_slice_are_slices_of_the_same_scan(people, plane):
+    """They lie as far apart as the scan's voxels, and show the same person there."""
+    n, axis = 2, PLANES[plane]
+    how = replace(HOW, plane=plane, neighbours=n, acquisition=False, spine_free_fraction=0.0)
+    person, protocol = people[0]
+    points, within, pixel = draw(jax.random.key(0), samples._grid, person, protocol, how)
+    drawn = quick_jit(partial(samples._with_neighbours, how=how))(person, protocol, points, pixel)
+    assert drawn["image"].shape == (*HOW.size, 5) and drawn["label"].shape == HOW.size
+    edge = 0.5 * (jnp.sum(pixel) + protocol["spacing"][axis]) / 3
+    render = quick_jit(partial(samples.render, distractors=True))
+    lower, upper = (np.asarray(protocol[name]) for name in ("lower", "upper"))
+    for channel in range(5):
+        places = points.at[..., axis].add((channel - n) * protocol["spacing"][axis])
+        assert lower[axis] <= places[0, 0, axis] <= upper[axis]
+        hu, label = render(person, places, edge_mm=edge)
+        expected = samples.prepared(hu, label, within, how)
+        differ = np.abs(drawn["image"][..., channel] - expected["image"]) > 1
+        assert differ.mean() < 0.005  # the grain of marrow is rounded to cells
+        if channel == n:
+            whole = samples.view.whole_vertebrae(person, lower, upper)
+            kept = samples.view.keep_labels(expected["label"], person["spine"]["id"], whole)
+            np.testing.assert_array_equal(drawn["label"], kept)
+
+
+def test_beyond_the_end_of_a_phantom_its_last_slice_is_repeated(people):
+    how = replace(HOW, neighbours=2)
+    person, protocol = people[0]
+    points, _, pixel = draw(jax.random.key(0), samples._grid, person, protocol, how)
+    step = protocol["spacing"][0]
+    run = quick_jit(partial(samples._with_neighbours, how=how))
+    # One slice lies between this one and the end.
+    for end, inside, order in (("lower", 1.4 * step, 1), ("upper", -1.4 * step, -1)):
+        here = points.at[..., 0].set(protocol[end][0] + inside)
+        image = np.asarray(run(person, protocol, here, pixel)["image"])[..., ::order]
+        np.testing.assert_array_equal(image[..., 0], image[..., 1])
+        for a, b in ((1, 2), (2, 3), (3, 4)):  # each has its own noise at least
+            assert (image[..., a] != image[..., b]).mean() > 0.1
 
 
 def test_outside_the_field_of_view_is_filled_and_unlabelled():

@@ -191,6 +191,7 @@ def test_table_3_has_the_mean_over_scans_and_keeps_the_bf_score_of_the_paper_apa
         ("resnet", "ResNet", "ResNet"),
         ("densenet", "DenseNet", "DenseNet"),
         ("unet", None, "UNet"),
+        ("saunet", None, "SAU-Net"),
         ("chasppraunet", None, None),
     ],
 )

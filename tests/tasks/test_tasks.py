@@ -3,10 +3,11 @@
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 
-from spinejax import augment, schema, tasks
+from spinejax import augment, models, schema, tasks
 from spinejax.configs import mrunet, opconvnet, unet
 from spinejax.errors import InputError
 from spinejax.tasks import patch_classification
@@ -49,9 +50,9 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
     ("experiment", "network", "instead"),
     [
         (opconvnet, unet, "densenet, mobilenet, opconvnet, resnet, vgg"),
-        (unet, opconvnet, "chasppraunet, unet"),
+        (unet, opconvnet, "chasppraunet, saunet, unet"),
         (mrunet, unet, "mrunet, unet3d, vnet"),
-        (unet, mrunet, "chasppraunet, unet"),
+        (unet, mrunet, "chasppraunet, saunet, unet"),
     ],
 )
 def test_a_network_of_another_task_is_refused(experiment, network, instead):
@@ -59,6 +60,60 @@ def test_a_network_of_another_task_is_refused(experiment, network, instead):
     config.model = network.get_config().model
     with pytest.raises(InputError, match=f"{config.model.name}.*{config.task}.*{instead}"):
         tasks.build_task(config)
+
+
+SLICE_NETWORKS = [name for name, network in models.MODELS.items() if network.SEES == "slices"]
+
+
+@pytest.mark.parametrize("mode", ["hu", "zscore", "minmax_to_hu"])
+@pytest.mark.parametrize("name", SLICE_NETWORKS)
+def test_every_network_of_slices_sees_neighbours(name, mode):
+    config = unet.get_config()
+    config.model = {"name": name}
+    config.data.update(size=(32, 48), normalise=mode, neighbours=2)
+    task = tasks.build_task(config)
+    assert task.input_shape == (32, 48, 5) and task.sample_shape == (32, 48)
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 32, 48, 5), np.int16),
+        "label": jax.ShapeDtypeStruct((2, 32, 48), np.uint8),
+        "stats": jax.ShapeDtypeStruct((2, 4), np.float32),
+        "weight": jax.ShapeDtypeStruct((2,), np.float32),
+    }
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    loss, aux = jax.eval_shape(
+        lambda variables, batch: task.loss(variables["params"], {}, batch, None), variables, batch
+    )
+    assert loss.shape == () and aux.mask.shape == (2, 32, 48)
+
+
+def test_neighbours_are_normalised_by_their_own_scan(monkeypatch):
+    """Each channel as if it were a slice by itself."""
+    config = unet.get_config("debug")
+    config.data.update(size=(8, 8), normalise="zscore", neighbours=1)
+    config.model.widths = (2, 2)
+    seen = []
+
+    def apply(self, variables, x, **_):
+        seen.append(x)
+        return x[..., :1], {}
+
+    monkeypatch.setattr(models.UNet, "apply", apply)
+    task = tasks.build_task(config)
+    image = np.random.default_rng(0).integers(-900, 700, (2, 8, 8, 3)).astype(np.int16)
+    stats = np.array([[0, 100, -900, 700], [50, 200, -900, 700]], np.float32)
+    batch = {"image": image, "label": image[..., 0] > 0, "stats": stats, "weight": np.ones(2)}
+    task.loss({}, {}, batch, None)
+    expected = (image - stats[:, 0, None, None, None]) / stats[:, 1, None, None, None]
+    np.testing.assert_allclose(seen[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("experiment", [opconvnet, mrunet])
+def test_patches_and_cubes_have_no_neighbours(experiment):
+    config = experiment.get_config()
+    with config.unlocked():
+        config.data.neighbours = 1
+    with pytest.raises(InputError, match="the config has no field data.neighbours"):
+        schema.check(config)
 
 
 def test_a_share_of_masks_with_the_sacrum_is_one():

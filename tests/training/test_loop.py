@@ -17,6 +17,7 @@ import spinejax
 from spinejax.errors import InputError
 from spinejax.metrics import classification
 from spinejax.training import checkpoint, log, loop, run_cases, run_folder, signals
+from spinejax.volume import with_neighbours
 from tests.support.tiny_run import tiny_config, write_scans
 
 
@@ -293,10 +294,15 @@ def test_durations_convert_epochs_once(scans):
     assert [s for s in range(8) if lengths.saves(s)] == [2, 3, 4, 6, 7]
 
 
-def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(
+    neighbours, finished, scans, tmp_path
+):
     """Against predictions of whole slices made outside the loop."""
     workdir, result = finished
-    config = tiny_config(scans)
+    config = tiny_config(scans, **{"data.neighbours": neighbours})
+    if neighbours:
+        workdir, result = tmp_path, loop.train(config, tmp_path)
     from spinejax.tasks import build_task
 
     task = build_task(config)
@@ -304,7 +310,8 @@ def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(finished, scans):
     predict = task.stack_predictor(variables)
     scores = []
     for case in run_cases.prepare(config, workdir)["val"]:
-        found = predict(case.image, case.stats, lambda slices: None) > 0.5
+        stack = with_neighbours(case.image, 0, len(case.image), neighbours)
+        found = predict(stack, case.stats, lambda slices: None) > 0.5
         scores.append(classification.f_score(classification.count(found, case.label)))
     last = [x["dice"] for x in numbers(workdir) if x["kind"] == "val"][-1]
     assert last == pytest.approx(np.mean(scores), abs=1e-4)

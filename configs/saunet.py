@@ -1,0 +1,35 @@
+"""SAU-Net of paper B's Table 3 (Zhang et al., MIDL 2020): a slice between its two neighbours.
+
+    spinejax train --config=configs/saunet.py --config.data.root=DIR --workdir=runs/saunet
+
+Table 3 prints DSC 89.8 %, on 15 scans of the MICCAI CSI data: no target for VerSe.
+`spinejax.models.saunet` says what is published of the network and what was chosen. Arguments:
+`protocol=paper`, data and training of paper B, instead of `own`, this project's, whose loss is Dice
+with cross entropy; `debug` (minutes on a laptop).
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spinejax.configs import common, qadri2021
+
+
+def model(depths: tuple[int, ...] = (4, 4, 4, 4)) -> dict[str, Any]:
+    """Return the network's fields; `spinejax.models.saunet` says what they mean."""
+    return dict(name="saunet", depths=depths, growth=16, norm="group")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the experiment."""
+    args = common.parse_arg(arg, protocol=common.OWN, debug=False)
+    config = common.base("saunet", model())
+    qadri2021.set_protocol(config, args.protocol)
+    config.data.neighbours = 1
+    if args.debug:
+        config.model.depths = (1, 1, 1)
+        config.model.growth = 4
+        config.data.size = (64, 64)
+        config.train.steps = 8
+        config.train.batch_size = 4
+    return config
