@@ -385,6 +385,9 @@ _TABLES_2_AND_3 = {
     "resnet": "ResNet",
     "densenet": "DenseNet",
     "unet": "UNet",
+    "dtvnet": "D-TVNet",
+    "spineparsenet": "SpineParseNet",
+    "multiresunet": "MultiResuNet",
 }
 """Our name of a network -> its row."""
 

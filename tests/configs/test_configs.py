@@ -16,14 +16,17 @@ from spinejax.configs import (
     chasppraunet,
     common,
     demo,
+    dtvnet,
     finetune,
     mrunet,
+    multiresunet,
     opconvnet,
     opconvnet_demo,
     phantom_outlines,
     phantom_to_real,
     phantom_vertebrae,
     release,
+    spineparsenet,
     unet,
     unet3d,
     vnet,
@@ -40,14 +43,17 @@ EXPERIMENTS = {
     "cascade": cascade,
     "chasppraunet": chasppraunet,
     "demo": demo,
+    "dtvnet": dtvnet,
     "finetune": finetune,
     "mrunet": mrunet,
+    "multiresunet": multiresunet,
     "opconvnet": opconvnet,
     "opconvnet_demo": opconvnet_demo,
     "phantom_outlines": phantom_outlines,
     "phantom_to_real": phantom_to_real,
     "phantom_vertebrae": phantom_vertebrae,
     "release": release,
+    "spineparsenet": spineparsenet,
     "unet": unet,
     "unet3d": unet3d,
     "vnet": vnet,
@@ -90,7 +96,9 @@ def test_blocks_passed_whole_have_the_fields_of_their_functions():
     parameters = [inspect.signature(loss).parameters for loss in losses.LOSSES.values()]
     read = {"name"}.union(*parameters)
     assert set(blocks["loss"]) == read - {"logits", "labels", "weight", "axis_name", "smooth"}
-    assert set(schema.defaults(schema.CUBES)["loss"]) == {*blocks["loss"], losses.OFFSET_WEIGHT}
+    slices, cubes = (set(schema.defaults(t)["loss"]) for t in (schema.SLICES, schema.CUBES))
+    assert slices == {*blocks["loss"], losses.AUXILIARY_WEIGHT}
+    assert cubes == slices | {losses.OFFSET_WEIGHT}
 
 
 @pytest.mark.parametrize("argument", [None, "debug"])
