@@ -133,7 +133,10 @@ def sweep_qadri2021_table3() -> list[Unit]:
         Unit(name, {"config": f"{name}.py:protocol={protocol}"}, {"table": table, "Models": printed})
         for name, protocol, printed in (
             ("unet", common.PAPER_B, "UNet [47]"),
+            ("dtvnet", common.PAPER, "D-TVNet [57]"),
+            ("spineparsenet", common.PAPER, "SpineParseNet [31]"),  # of cubes: vertebrae by name
             ("saunet", common.PAPER, "SAU-Net [58]"),
+            ("multiresunet", common.PAPER, "MultiResuNet [59]"),
         )
     ]
     return [*networks, *_classifiers(table)]

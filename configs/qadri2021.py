@@ -58,18 +58,17 @@ OPEN = (
 def recipe(config: ConfigDict) -> None:
     """Set data and training as in the paper's sections II to IV."""
     common.follow(config, ASKED)
-    config.data.update(
-        labels="binary",  # the CSI masks do not number vertebrae as VerSe does
-        plane="axial",
-        val_fraction=0.2,  # of 10 scans: 2 validate
-    )
+    config.data.val_fraction = 0.2  # of 10 scans: 2 validate
+    if config.task != schema.CUBES:
+        # The CSI masks do not number vertebrae as VerSe does.
+        config.data.update(labels="binary", plane="axial")
     # OP-convNet moves in steps of 4 pixels (strides 2 and 2), training patches lie at multiples of
     # 12, and a scan at stride 1 needs the places between.
     config.augment.translation_px = 4.0
     config.optim.clip_norm = 0.0
     if config.task == schema.SLICES:
         config.data.size = (512, 512)  # whole slices
-    else:
+    elif config.task == schema.PATCHES:
         config.train.pictures = 0
         config.predict.batch_size = 128
 

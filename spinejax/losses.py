@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -266,6 +267,24 @@ def offset_error(
     return total[0] / jnp.maximum(total[1], 1.0)
 
 
+def contour(labels: jax.Array) -> jax.Array:
+    """Return the contour of the foreground of slices: its dilation without its erosion.
+
+    The structuring element is 3x3 pixels, so the contour is two pixels wide, one on each side. What
+    lies outside of the image counts for neither: a mask that the edge cuts has no contour there.
+
+    Args:
+        labels: (b, h, w) integers, foreground above 0.
+
+    Returns:
+        (b, h, w) bool.
+    """
+    # Pooling pads with minus infinity, which is never the maximum.
+    foreground = (labels > 0).astype(jnp.float32)[..., None]
+    near = partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
+    return (near(foreground) > -near(-foreground))[..., 0]
+
+
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     "dice": dice,
     "ce": ce,
@@ -277,6 +296,9 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 OFFSET_WEIGHT = "offset_weight"
 """Field of a config's `loss` block: weight of `offset_error` beside the loss. Above 0, networks of
 cubes have three more outputs."""
+AUXILIARY_WEIGHT = "auxiliary_weight"
+"""Field of a config's `loss` block: weight of the `ce` of a network's auxiliary logits beside the
+loss. Networks of slices predict the `contour`, networks of cubes the classes."""
 
 
 def make_loss(fields: Mapping[str, Any]) -> Callable[..., jax.Array]:

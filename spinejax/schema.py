@@ -526,6 +526,11 @@ FIELDS: tuple[Field, ...] = (
         meaning="Weight of the error of the predicted offset to the vertebra's centre; 0: the "
         "network predicts no offsets. Offsets part vertebrae that touch.",
     ),
+    Field(
+        "loss.auxiliary_weight", 0.0, _WEIGHT, tasks=_WINDOWED,
+        meaning="Weight of the cross entropy of a network's auxiliary logits: dtvnet predicts the "
+        "mask's contour, spineparsenet the class of each voxel before its graph. 0: without.",
+    ),
     # Optimiser (the defaults are paper A's, section 4.2).
     Field("optim.name", "adam", Choice(("adam", "adamw", "sgd")), "Optimiser."),
     Field("optim.learning_rate", 1e-3, Number(1e-12, 1e6), "Learning rate after the warm-up."),

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import ndimage
 
 from spinejax.errors import InputError
 from spinejax.losses import (
     LOSSES,
     ce,
     centre_offsets,
+    contour,
     dice,
     dice_ce,
     focal,
@@ -221,6 +223,16 @@ def test_loss_and_mean_gradient_on_four_devices_are_those_of_the_whole_batch():
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().endswith("equal")
+
+
+def test_the_contour_is_the_dilation_without_the_erosion_of_scipy():
+    labels = np.random.default_rng(0).choice([0, 7], (3, 9, 12), p=[0.2, 0.8]).astype(np.uint8)
+    labels[2] = 20
+    square = (1, 3, 3)
+    wide, narrow = (f(labels, square) for f in (ndimage.grey_dilation, ndimage.grey_erosion))
+    expected = (wide > 0) & (narrow == 0)
+    assert expected[0].any() and not expected[0].all() and not expected[2].any()
+    np.testing.assert_array_equal(contour(jnp.asarray(labels)), expected)
 
 
 def test_offsets_lead_to_the_centre_that_scipy_finds():

@@ -13,12 +13,16 @@ import jax.numpy as jnp
 from spinejax.errors import InputError, check_choice
 from spinejax.models.chasppraunet import CHASPPRAUNet
 from spinejax.models.densenet import DenseNet
+from spinejax.models.dtvnet import DTVNet
 from spinejax.models.layers import Dtype, Network
 from spinejax.models.mobilenet import MobileNetV2
 from spinejax.models.mrunet import MRUNet
+from spinejax.models.multiresunet import MultiResUNet
 from spinejax.models.opconvnet import OPConvNet
 from spinejax.models.resnet import ResNet
 from spinejax.models.saunet import SAUNet
+from spinejax.models.resunet import ResUNet
+from spinejax.models.spineparsenet import SpineParseNet
 from spinejax.models.unet import UNet
 from spinejax.models.unet3d import UNet3D
 from spinejax.models.vgg import VGG
@@ -28,11 +32,15 @@ from spinejax.schema import Allowed, Choice, Field, Flag, Several, Whole, check_
 MODELS: dict[str, type[Network]] = {
     "chasppraunet": CHASPPRAUNet,
     "densenet": DenseNet,
+    "dtvnet": DTVNet,
     "mobilenet": MobileNetV2,
     "mrunet": MRUNet,
+    "multiresunet": MultiResUNet,
     "opconvnet": OPConvNet,
     "resnet": ResNet,
     "saunet": SAUNet,
+    "resunet": ResUNet,
+    "spineparsenet": SpineParseNet,
     "unet": UNet,
     "unet3d": UNet3D,
     "vgg": VGG,

@@ -31,9 +31,10 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> str:
 
     Returns:
         Text whose last lines are `parameters: 1,272,313` and `GFLOPs: 12.34`. A network with
-        `activation_sizes` has `activations: 15-7-5-3-3-2` before them. GFLOPs count the
-        convolutions and matrix products of the forward pass of one sample, a multiply-add as two
-        operations, with two decimals, or three digits below 0.1. Shapes are of one sample.
+        `activation_sizes` has `activations: 15-7-5-3-3-2` before them, and one with batch norm
+        `with running statistics: 7,262,750` between them, the parameters included. GFLOPs count
+        the convolutions and matrix products of the forward pass of one sample, a multiply-add as
+        two operations, with two decimals, or three digits below 0.1. Shapes are of one sample.
     """
     variables, layers = _trace(model, input_shape)
     rows = [
@@ -54,10 +55,10 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> str:
         sizes = model.activation_sizes(min(input_shape[:2]))
         lines.append(f"activations: {'-'.join(map(str, sizes))}")
     decimals = 2 - math.floor(math.log10(giga)) if 0 < giga < 0.1 else 2
-    lines += [
-        f"parameters: {count_parameters(variables['params']):,}",
-        f"GFLOPs: {giga:.{decimals}f}",
-    ]
+    lines.append(f"parameters: {count_parameters(variables['params']):,}")
+    if "batch_stats" in variables:
+        lines.append(f"with running statistics: {count_parameters(variables):,}")
+    lines.append(f"GFLOPs: {giga:.{decimals}f}")
     return "\n".join(lines)
 
 
@@ -128,7 +129,7 @@ def _equation_flops(equation: Any) -> int:
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * per_output
     if params.get("name") == DEPTHWISE:  # a convolution that is not written as one
-        return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[1].aval.shape[:2])
+        return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[1].aval.shape[:-1])
     inner = [_jaxpr_flops(jaxpr) for jaxpr in _jaxprs_in(params)]
     if name == "cond":
         return max(inner, default=0)

@@ -386,6 +386,9 @@ _TABLES_2_AND_3 = {
     "densenet": "DenseNet",
     "unet": "UNet",
     "saunet": "SAU-Net",
+    "dtvnet": "D-TVNet",
+    "spineparsenet": "SpineParseNet",
+    "multiresunet": "MultiResuNet",
 }
 """Our name of a network -> its row."""
 

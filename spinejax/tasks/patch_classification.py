@@ -50,7 +50,7 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         inner = slice(border, border + n)
         truth = label_of(label[:, inner, inner] > 0)
         x = to_input(image[:, inner, inner], batch["stats"])[..., None]
-        logits, batch_stats = record.apply(model, params, batch_stats, x, keys)
+        logits, _, batch_stats = record.apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
         value = loss_fn(logits, truth.astype(jnp.int32), weight=weight, axis_name=axis_name)
         found = logits[:, 1] > logits[:, 0]

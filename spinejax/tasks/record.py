@@ -162,6 +162,27 @@ def network(config: ConfigDict, axis_name: str | None, *, out_channels: int, of:
     return model
 
 
+def auxiliary_weight(config: ConfigDict, model: models.Network) -> float:
+    """Return `loss.auxiliary_weight`, 0 for a task without the field.
+
+    Raises:
+        InputError: the weight is above 0, and the network has no auxiliary logits.
+    """
+    weight = config.loss.get(losses.AUXILIARY_WEIGHT, 0.0)
+    if weight and not model.AUXILIARY:
+        fitting = [
+            name
+            for name, network in models.MODELS.items()
+            if network.AUXILIARY and network.SEES == model.SEES
+        ]
+        raise InputError(
+            f"loss.auxiliary_weight={weight:g} needs a network with auxiliary logits, and "
+            f"model.name={config.model.name!r} has none; set it to 0, or choose the network "
+            f"{' or '.join(fitting)}"
+        )
+    return weight
+
+
 def check_stride(config: ConfigDict, model: Any) -> None:
     """Raise InputError unless the sides of the config's cubes are multiples of the stride."""
     if any(side % model.stride for side in config.data.cube.size):
@@ -218,29 +239,31 @@ def counts(mask: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
 
 def apply(
     model: nn.Module, params: Any, batch_stats: Any, x: jax.Array, keys: Keys | None
-) -> tuple[jax.Array, Any]:
-    """Return logits and the running statistics, which only training, with `keys`, changes."""
+) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """Return logits, intermediates and running statistics; training, with `keys`, changes these."""
     variables = {"params": params, "batch_stats": batch_stats}
     if keys is None:
-        return model.apply(variables, x, train=False)[0], batch_stats
-    (logits, _), updated = model.apply(
+        return *model.apply(variables, x, train=False), batch_stats
+    (logits, out), updated = model.apply(
         variables,
         x,
         train=True,
         rngs={"dropout": keys.dropout},
         mutable=["batch_stats"],
     )
-    return logits, updated.get("batch_stats", batch_stats)
+    return logits, out, updated.get("batch_stats", batch_stats)
 
 
 def foreground(
     config: ConfigDict,
-    model: nn.Module,
+    model: models.Network,
     arrays: Callable[[Mapping[str, jax.Array], Keys | None], tuple[jax.Array, jax.Array]],
     network_input: Callable[[jax.Array, jax.Array], jax.Array],
     axis_name: str | None,
 ) -> tuple[Loss, Probability]:
     """Return the loss and the probability of a network that tells foreground from background.
+
+    With `loss.auxiliary_weight` above 0 the network also learns the contour of the foreground.
 
     Args:
         config: the experiment.
@@ -248,17 +271,24 @@ def foreground(
         arrays: of `arrays_of`.
         network_input: (image (b, ...) HU, stats (b, 4)) -> (b, ..., channels).
         axis_name: device axis over which the loss is pooled.
+
+    Raises:
+        InputError: as `auxiliary_weight`.
     """
     loss_fn = losses.make_loss(config.loss)
+    auxiliary = auxiliary_weight(config, model)
 
     def loss(
         params: Any, batch_stats: Any, batch: Mapping[str, jax.Array], keys: Keys | None
     ) -> tuple[jax.Array, LossAux]:
         image, label = arrays(batch, keys)
         x = network_input(image, batch["stats"])
-        logits, batch_stats = apply(model, params, batch_stats, x, keys)
+        logits, out, batch_stats = apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
-        value = loss_fn(logits, label, weight=weight, axis_name=axis_name)
+        common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
+        value = loss_fn(logits, label, **common)
+        if auxiliary:
+            value += auxiliary * losses.ce(out["auxiliary"], losses.contour(label), **common)
         found = logits[..., 0] > 0
         return value, LossAux(batch_stats, counts(found, label > 0, weight), found)
 

@@ -36,6 +36,7 @@ def build(config: ConfigDict, axis_name: str | None) -> NameTask:
     offset_weight = config.loss[losses.OFFSET_WEIGHT]
     out_channels = labels.NUM_CLASSES + (3 if offset_weight else 0)
     model = record.network(config, axis_name, out_channels=out_channels, of="cubes")
+    auxiliary = record.auxiliary_weight(config, model)
     x, y, z = config.data.cube.size
     size = (x, y, z)
     record.check_stride(config, model)
@@ -62,11 +63,15 @@ def build(config: ConfigDict, axis_name: str | None) -> NameTask:
             own = jax.vmap(lambda key: jax.random.fold_in(key, _WORN))(keys.augment)
             spine = augment.worn_masks(own, label, image, spacing_mm=how.spacing_mm, sacrum=sacrum)
         x = network_input(image, batch["stats"], spine)
-        logits, batch_stats = record.apply(model, params, batch_stats, x, keys)
+        logits, out, batch_stats = record.apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
         logits, offsets = jnp.split(logits, [labels.NUM_CLASSES], -1)
         common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
         value = loss_fn(logits, truth, **common)
+        if auxiliary:
+            # Beside the classes there may be channels of offsets.
+            nodes = out["auxiliary"][..., : labels.NUM_CLASSES]
+            value += auxiliary * losses.ce(nodes, truth, **common)
         if offset_weight:
             error = losses.offset_error(offsets, truth, spacing_mm=how.spacing_mm, **common)
             value += offset_weight * error

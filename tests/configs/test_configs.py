@@ -16,8 +16,10 @@ from spinejax.configs import (
     chasppraunet,
     common,
     demo,
+    dtvnet,
     finetune,
     mrunet,
+    multiresunet,
     opconvnet,
     opconvnet_demo,
     phantom_outlines,
@@ -25,6 +27,7 @@ from spinejax.configs import (
     phantom_vertebrae,
     release,
     saunet,
+    spineparsenet,
     unet,
     unet3d,
     vnet,
@@ -41,8 +44,10 @@ EXPERIMENTS = {
     "cascade": cascade,
     "chasppraunet": chasppraunet,
     "demo": demo,
+    "dtvnet": dtvnet,
     "finetune": finetune,
     "mrunet": mrunet,
+    "multiresunet": multiresunet,
     "opconvnet": opconvnet,
     "opconvnet_demo": opconvnet_demo,
     "phantom_outlines": phantom_outlines,
@@ -50,6 +55,7 @@ EXPERIMENTS = {
     "phantom_vertebrae": phantom_vertebrae,
     "release": release,
     "saunet": saunet,
+    "spineparsenet": spineparsenet,
     "unet": unet,
     "unet3d": unet3d,
     "vnet": vnet,
@@ -92,7 +98,9 @@ def test_blocks_passed_whole_have_the_fields_of_their_functions():
     parameters = [inspect.signature(loss).parameters for loss in losses.LOSSES.values()]
     read = {"name"}.union(*parameters)
     assert set(blocks["loss"]) == read - {"logits", "labels", "weight", "axis_name", "smooth"}
-    assert set(schema.defaults(schema.CUBES)["loss"]) == {*blocks["loss"], losses.OFFSET_WEIGHT}
+    slices, cubes = (set(schema.defaults(t)["loss"]) for t in (schema.SLICES, schema.CUBES))
+    assert slices == {*blocks["loss"], losses.AUXILIARY_WEIGHT}
+    assert cubes == slices | {losses.OFFSET_WEIGHT}
 
 
 @pytest.mark.parametrize("argument", [None, "debug"])

@@ -161,7 +161,7 @@ def test_each_table_has_a_sweep_and_each_unit_a_row():
     # Of the others, what the rows without a network are is said in the table itself.
     assert len(list(chasppraunet.sweep_saeed2023_table11())) == 5
     assert len(opconvnet.sweep_qadri2021_table2()) == 4
-    assert len(opconvnet.sweep_qadri2021_table3()) == 6
+    assert len(opconvnet.sweep_qadri2021_table3()) == 9
 
 
 @pytest.mark.parametrize("alone", [False, True])

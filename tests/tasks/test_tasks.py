@@ -50,9 +50,9 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
     ("experiment", "network", "instead"),
     [
         (opconvnet, unet, "densenet, mobilenet, opconvnet, resnet, vgg"),
-        (unet, opconvnet, "chasppraunet, saunet, unet"),
-        (mrunet, unet, "mrunet, unet3d, vnet"),
-        (unet, mrunet, "chasppraunet, saunet, unet"),
+        (unet, opconvnet, "chasppraunet, dtvnet, multiresunet, resunet, saunet, unet"),
+        (mrunet, unet, "mrunet, spineparsenet, unet3d, vnet"),
+        (unet, mrunet, "chasppraunet, dtvnet, multiresunet, resunet, saunet, unet"),
     ],
 )
 def test_a_network_of_another_task_is_refused(experiment, network, instead):
