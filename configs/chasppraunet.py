@@ -86,6 +86,8 @@ def sweep_saeed2023_table11() -> list[Unit]:
         for name, file, printed, more in (
             ("vnet", "vnet.py", "3D V-Net", {}),
             ("unet", "unet.py", "U-Net", {}),
+            ("redundant_labels", "redundant_labels.py", "CNN", {}),
+            ("padbn", "opconvnet.py:net=padbn", "PaDBN", {}),
             ("unet3d", "unet3d.py", "3D U-Net", {}),
             ("chasppraunet", "chasppraunet.py", "CHASPPRAU-Net", {}),
             # The DSC in this row is that of vertebrae in Table 8.

@@ -17,6 +17,7 @@ from spinejax.models.layers import Dtype, Network
 from spinejax.models.mobilenet import MobileNetV2
 from spinejax.models.mrunet import MRUNet
 from spinejax.models.opconvnet import OPConvNet
+from spinejax.models.padbn import PaDBN
 from spinejax.models.resnet import ResNet
 from spinejax.models.unet import UNet
 from spinejax.models.unet3d import UNet3D
@@ -30,6 +31,7 @@ MODELS: dict[str, type[Network]] = {
     "mobilenet": MobileNetV2,
     "mrunet": MRUNet,
     "opconvnet": OPConvNet,
+    "padbn": PaDBN,
     "resnet": ResNet,
     "unet": UNet,
     "unet3d": UNet3D,

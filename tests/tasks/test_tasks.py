@@ -48,7 +48,7 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
 @pytest.mark.parametrize(
     ("experiment", "network", "instead"),
     [
-        (opconvnet, unet, "densenet, mobilenet, opconvnet, resnet, vgg"),
+        (opconvnet, unet, "densenet, mobilenet, opconvnet, padbn, resnet, vgg"),
         (unet, opconvnet, "chasppraunet, unet"),
         (mrunet, unet, "mrunet, unet3d, vnet"),
         (unet, mrunet, "chasppraunet, unet"),
