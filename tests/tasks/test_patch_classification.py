@@ -93,12 +93,12 @@ def test_the_dense_scan_has_the_probability_of_both_classes_of_bone():
     [
         (
             {"data.preprocess.mode": "native"},
-            r"label_rule=redundant with .*mode=native: .*resample",
+            r"=redundant with .*mode=native: .*resample",
         ),
         ({"data.redundant.near_mm": 15.5}, r"near_mm=15\.5 must be at most 15 mm.* 32 pixels of 1"),
         (
             {"data.redundant.edge_mm": 8.0, "data.patches.size": 15},
-            r"edge_mm=8 must be at most 7 m",
+            r"edge_mm=8 must be at most 7",
         ),
     ],
 )
