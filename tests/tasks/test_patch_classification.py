@@ -48,7 +48,7 @@ def test_loss_and_counts_are_those_of_four_classes_and_of_two():
     task = build_task(small())
     rng = np.random.default_rng(1)
     label = np.zeros((6, 32, 32), np.uint8)
-    label[1, 14:19, 14:19] = 20  # edge
+    label[1, 15:18, 15:18] = 20  # edge
     label[2] = 20  # interior
     label[3, :, 20:] = 20  # near
     label[4, :, 2:] = 20  # interior
