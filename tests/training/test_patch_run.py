@@ -253,7 +253,8 @@ class StopAfter(signals.Stop):
 
 def padbn_words(data: Path, workdir: Path, *more: str) -> list[str]:
     words = without_model(arguments(data, workdir, net=":net=padbn"))
-    fields = ("model.widths=(12, 6)", "model.init_std=0.1", "optim.learning_rate=0.03", *more)
+    fields = ("model.widths=(12, 6)", "model.init_std=0.1", "optim.learning_rate=0.03")
+    fields += ("train.eval_every_epochs=1.5", *more)
     return [*words, *(f"--config.{field}" for field in fields)]
 
 
@@ -284,8 +285,10 @@ def test_the_classifier_begins_with_the_pretrained_weights_bit_for_bit(padbn_run
     pretrained = best(padbn_run / "rbm_2")
     assert {name for name in pretrained if name.startswith("visible")} == {"visible_1", "visible_2"}
     config = run_folder.read_config(padbn_run)
-    config.train.init_from = str(padbn_run / "rbm_2")
-    assert loop.train(config, tmp_path / "w", stop=StopAfter(0)).step == 0
+    config.train.update(init_from=str(padbn_run / "rbm_2"), steps=1)
+    # An update by less than the smallest float32.
+    config.optim.update(learning_rate=1e-12, clip_norm=1e-36, weight_decay=0.0)
+    loop.train(config, tmp_path / "w")
     begun = checkpoint.load_for_inference(tmp_path / "w", "latest")[1]["params"]
     assert set(begun) == {"fc_1", "fc_2", "fc_3"}
     for name, layer in begun.items():
@@ -336,11 +339,12 @@ def test_a_pretraining_of_another_network_and_a_scan_for_one_are_refused(
 
 def test_redundant_labels_are_trained_evaluated_and_reported_as_two_classes(boxes, tmp_path):
     workdir = tmp_path / "w"
-    words = [w for w in arguments(boxes, workdir) if "label_rule" not in w and "--config=" not in w]
+    words = [word for word in arguments(boxes, workdir) if not word.startswith("--config=")]
+    fields = ("data.plane=axial", "data.patches.label_rule=redundant")
+    fields += ("train.steps=80", "train.eval_every_epochs=2", "model.dropout=0")
+    fields += ("optim.name=adam", "optim.learning_rate=0.005")
     config = f"--config={ROOT / 'configs/redundant_labels.py'}"
-    more = ("--config.data.plane=axial", "--config.train.steps=60")
-    words = [word for word in words if "train.steps" not in word]
-    assert main([*words, config, *more]) == 0
+    assert main([*words, config, *(f"--config.{field}" for field in fields)]) == 0
     assert max(validations(workdir, "dice")) > 0.5 + 0.5 * best_constant(workdir)
     assert best(workdir)["fc_3"]["kernel"].shape == (8, 4)
     assert main(["evaluate", f"--workdir={workdir}"]) == 0
