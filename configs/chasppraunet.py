@@ -91,15 +91,19 @@ def sweep_saeed2023_table11(protocol: str = common.PAPER) -> list[Unit]:
 
     The other works trained their networks on scans of their own; here all see the same scans.
     """
+    with_protocol = f":protocol={protocol}"
     networks = [
-        Unit(name, {"config": f"{file}:protocol={protocol}"}, {"Methodology": printed, **more})
+        Unit(name, {"config": file}, {"Methodology": printed, **more})
         for name, file, printed, more in (
-            ("vnet", "vnet.py", "3D V-Net", {}),
-            ("unet", "unet.py", "U-Net", {}),
-            ("unet3d", "unet3d.py", "3D U-Net", {}),
-            ("chasppraunet", "chasppraunet.py", "CHASPPRAU-Net", {}),
+            ("vnet", f"vnet.py{with_protocol}", "3D V-Net", {}),
+            ("unet", f"unet.py{with_protocol}", "U-Net", {}),
+            # Classifiers of patches have paper B's recipe.
+            ("redundant_labels", "redundant_labels.py", "CNN", {}),
+            ("padbn", "opconvnet.py:net=padbn", "PaDBN", {}),
+            ("unet3d", f"unet3d.py{with_protocol}", "3D U-Net", {}),
+            ("chasppraunet", f"chasppraunet.py{with_protocol}", "CHASPPRAU-Net", {}),
             # The DSC in this row is that of vertebrae in Table 8.
-            ("mrunet", "mrunet.py", "3D MRU-Net", {"scores": "vertebrae"}),
+            ("mrunet", f"mrunet.py{with_protocol}", "3D MRU-Net", {"scores": "vertebrae"}),
         )
     ]
     return saeed2023.table(11, networks, [Unit("", {"data.edition": "verse19"})])

@@ -140,10 +140,10 @@ def ce(
     for certain and correct logits, and is 0 where every weight is 0.
     """
     _check(logits, labels)
-    return _weighted_mean(_cross_entropies(logits, labels), weight, axis_name)
+    return weighted_mean(_cross_entropies(logits, labels), weight, axis_name)
 
 
-def _weighted_mean(values: jax.Array, weight: jax.Array | None, axis_name: str | None) -> jax.Array:
+def weighted_mean(values: jax.Array, weight: jax.Array | None, axis_name: str | None) -> jax.Array:
     """Mean of (b, ...) `values` under (b,) weights over the global batch; 0 for no weight."""
     pixel_weight = _per_pixel_weight(values, weight)
     pixels = values.size // values.shape[0]
@@ -190,7 +190,7 @@ def focal(
     # 1 - p without cancellation where p is near 1. At 0 the derivative of a power below 1 would be
     # infinite, so the value stays above 0.
     miss = jnp.maximum(-jnp.expm1(-entropies), jnp.finfo(jnp.float32).tiny)
-    return _weighted_mean(miss**gamma * entropies, weight, axis_name)
+    return weighted_mean(miss**gamma * entropies, weight, axis_name)
 
 
 def tversky(

@@ -389,8 +389,21 @@ FIELDS: tuple[Field, ...] = (
         meaning="Distance between neighbouring patches.",
     ),
     Field(
-        "data.patches.label_rule", "majority", Choice(("majority", "centre")), tasks=(PATCHES,),
-        meaning="Label of a patch: the label of most of its pixels, or of its central pixel.",
+        "data.patches.label_rule", "majority", Choice(("majority", "centre", "redundant")),
+        tasks=(PATCHES,),
+        meaning="Label of a patch: the label of most of its pixels, or of its central pixel. "
+        "'redundant': one of four classes, which part the central pixel's label by its distance to "
+        "the bone's edge; prediction joins them again.",
+    ),
+    Field(
+        "data.redundant.edge_mm", 2.0, Number(0, 1000), unit="mm", tasks=(PATCHES,),
+        meaning="Largest distance to background of a pixel of the class edge, with 'redundant'; "
+        "farther ones are interior.",
+    ),
+    Field(
+        "data.redundant.near_mm", 5.0, Number(0, 1000), unit="mm", tasks=(PATCHES,),
+        meaning="Largest distance to bone of a pixel of the class near background, with "
+        "'redundant'; farther ones are deep background.",
     ),
     Field(
         "data.patches.split_unit", "scan", Choice(("scan", "patch")), tasks=(PATCHES,),

@@ -57,7 +57,7 @@ class PatchFeed(ScanFeed):
             split: scans of "train" and, if there are any, "val".
             size: side n of a patch in pixels.
             stride: pixels between the first pixels of neighbouring patches.
-            label_rule: `"majority"` or `"centre"` (`patches.patch_classes`).
+            label_rule: rule for the two classes (`patches.patch_classes`).
             split_unit: `"scan"` or `"patch"`.
             rus: `"once"`, `"epoch"` or `"none"` (`patches.TrainingPatches`).
             rus_ratio: background patches per vertebra patch.

@@ -44,13 +44,14 @@ def patch_classes(label: np.ndarray, size: int, stride: int, rule: str) -> np.nd
         rule: `"majority"` (section II.B): vertebra if more than half of the pixels are foreground,
             for 32 x 32 patches at least 513 of 1024. `"centre"`: vertebra if the pixel
             (size // 2, size // 2) is; a dense scan gives this pixel the patch's probability.
+            `"redundant"` parts the two classes of `"centre"`, which the task does.
 
     Returns:
         (rows, columns) uint8, `VERTEBRA` or `BACKGROUND`; row i starts at pixel i * stride.
     """
     foreground = label > 0
     rows, columns = (patch_starts(length, size, stride) for length in label.shape)
-    if rule == "centre":
+    if rule != "majority":
         return foreground[rows[:, None] + size // 2, columns + size // 2].astype(np.uint8)
     # An integral image, one axis after the other; the second only for columns with patches.
     strips = _running_sums(foreground, columns, size)
@@ -130,7 +131,7 @@ def index_patches(
         cases: the scans; none gives an empty index.
         size: see `patch_classes`.
         stride: see `patch_classes`.
-        label_rule: `"majority"` or `"centre"`, see `patch_classes`.
+        label_rule: see `patch_classes`.
 
     Raises:
         InputError: a value cannot be used, or a patch is larger than the slices of a case.

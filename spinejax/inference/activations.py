@@ -56,8 +56,9 @@ def network_arrays(
 
     Returns:
         float32 arrays: "patch" (n, n); the kernels (k, k, in, out) "conv_1", "conv_2", ... of all
-        convolutions of an OP-convNet, and of the first convolution of any other network; every
-        intermediate result (h, w, c) by its name.
+        convolutions of an OP-convNet, and of the first convolution of any other network, or of its
+        first connected layer (n, n, 1, units); every intermediate result (h, w, c) or (units,) by
+        its name.
     """
     x = jnp.asarray(patch, jnp.float32)[None, ..., None]
     _, intermediates = model.apply(dict(variables), x, train=False)
@@ -66,8 +67,10 @@ def network_arrays(
         names = [f"conv_{index + 1}" for index in range(len(model.widths))]
         kernels = {name: params[name]["kernel"] for name in names}
     else:
-        # Only the first convolution sees the patch's one channel.
+        # Only the first layer sees the patch's one channel.
         leaves = jax.tree.leaves(params)
-        kernels = {"conv_1": next(k for k in leaves if k.ndim == 4 and k.shape[2] == 1)}
+        seeing = [k for k in leaves if k.ndim == 4 and k.shape[2] == 1]
+        connected = [k for k in leaves if k.ndim == 2 and len(k) == patch.size]
+        kernels = {"conv_1": seeing[0] if seeing else connected[0].reshape(*patch.shape, 1, -1)}
     arrays = kernels | {name: value[0] for name, value in intermediates.items()} | {"patch": patch}
     return {name: np.asarray(value, np.float32) for name, value in arrays.items()}

@@ -86,7 +86,7 @@ class _Tap(NamedTuple):
 def make_stack_predictor(model: Any, variables: Mapping[str, Any], **how: Any) -> StackPredictor:
     """Return a function that computes the probability of vertebra at every pixel of a stack.
 
-    It is the softmax of two logits, or the sigmoid of one. Arguments, errors and memory are those
+    See `foreground_probability`. Arguments, errors and memory are those
     of `make_slice_logits`.
     """
     slice_logits = make_slice_logits(model, variables, **how)
@@ -178,15 +178,23 @@ def make_slice_logits(
 
 
 def foreground_probability(logits: np.ndarray) -> np.ndarray:
-    """Return the probability of class 1, (...) float32, for logits (..., 1 or 2).
+    """Return the probability of foreground, (...) float32, for logits (..., classes).
+
+    One class has a sigmoid. Of more classes the second half is foreground, and the probabilities of
+    its classes add up.
 
     Raises:
-        ValueError: another number of classes.
+        ValueError: another odd number of classes.
     """
     classes = logits.shape[-1]
-    if classes > 2:
-        raise ValueError(f"`logits` (shape={logits.shape}) must be of one or two classes")
-    return special.expit(logits[..., 1] - logits[..., 0] if classes == 2 else logits[..., 0])
+    if classes == 1:
+        return special.expit(logits[..., 0])
+    if classes % 2:
+        raise ValueError(f"`logits` (shape={logits.shape}) must be of one class or an even number")
+    background, vertebra = np.split(logits, 2, axis=-1)
+    return special.expit(
+        np.logaddexp.reduce(vertebra, axis=-1) - np.logaddexp.reduce(background, axis=-1)
+    )
 
 
 def pad_slice(image: np.ndarray, patch: int, fill_hu: int, padding: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from spinejax.models.mobilenet import MobileNetV2
 from spinejax.models.mrunet import MRUNet
 from spinejax.models.multiresunet import MultiResUNet
 from spinejax.models.opconvnet import OPConvNet
+from spinejax.models.padbn import PaDBN
 from spinejax.models.resnet import ResNet
 from spinejax.models.saunet import SAUNet
 from spinejax.models.resunet import ResUNet
@@ -37,6 +38,7 @@ MODELS: dict[str, type[Network]] = {
     "mrunet": MRUNet,
     "multiresunet": MultiResUNet,
     "opconvnet": OPConvNet,
+    "padbn": PaDBN,
     "resnet": ResNet,
     "saunet": SAUNet,
     "resunet": ResUNet,

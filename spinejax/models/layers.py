@@ -6,6 +6,7 @@ float32; computations run in a module's `dtype`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -70,6 +71,10 @@ class Network(nn.Module):
             check_sides(shape[1], shape[2], self.stride)
         elif self.SEES == "cubes":
             check_cube(shape, self.stride)
+
+    def adopted(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the variables of another run with which a training begins: all by default."""
+        return dict(variables)
 
 
 class Normed(nn.Module, kw_only=True):

@@ -384,6 +384,7 @@ _TABLES_2_AND_3 = {
     "vgg": "VGG net",
     "resnet": "ResNet",
     "densenet": "DenseNet",
+    "padbn": "PaDBN Model",
     "unet": "UNet",
     "saunet": "SAU-Net",
     "dtvnet": "D-TVNet",

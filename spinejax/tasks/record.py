@@ -20,6 +20,7 @@ from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
 from spinejax.errors import InputError
 from spinejax.inference.masks import StackPredictor
+from spinejax.models.layers import Network
 from spinejax.phantom import online
 
 
@@ -72,7 +73,7 @@ class Task:
         for none, and no such axis.
     """
 
-    model: nn.Module
+    model: Network
     input_shape: tuple[int, ...]
     sample_shape: tuple[int, ...]
     init: Callable[[jax.Array], dict[str, Any]]

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -497,16 +498,16 @@ def read_networks(
     return found
 
 
-def pretrained(config: ConfigDict, task: Task) -> Network | None:
-    """Return the network with whose variables training begins: one that `train.init_from` names.
+def pretrained(config: ConfigDict, task: Task, source: StrPath = "") -> Network | None:
+    """Return the network with whose variables training begins.
 
-    It is the first network of that model with the same role, and for slices of the same plane. None
-    if the field is empty.
+    It is the first network with the same role, and for slices of the same plane, of the model that
+    `source` or else `train.init_from` names. None if both are empty.
 
     Raises:
         InputError: there is no such model, or it has no such network.
     """
-    source = config.train.init_from
+    source = source or config.train.init_from
     if not source:
         return None
     role = model_file.role(config)
@@ -528,6 +529,7 @@ def pretrained(config: ConfigDict, task: Task) -> Network | None:
             f"train.init_from={source}: no network that {model_file.DOES[role]}; give another "
             "model, or '' to begin with random weights"
         )
+    found = [replace(one, variables=task.model.adopted(one.variables)) for one in found]
     wrong = [model_file.misfit(task, network.variables) for network in found]
     if all(wrong):
         raise InputError(

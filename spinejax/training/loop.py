@@ -181,6 +181,7 @@ def train(
     config: ConfigDict,
     workdir: str | Path,
     *,
+    begin_with: str = "",
     progress: Progress = silent,
     devices: int | None = None,
     stop: Stop | None = None,
@@ -190,6 +191,7 @@ def train(
     Args:
         config: the experiment.
         workdir: folder of the run; made if missing.
+        begin_with: model whose weights are the first weights, instead of `train.init_from`.
         progress: shows how far preparation and training are.
         devices: number of devices to use, the first ones; None for all of all processes.
         stop: asks the run to save and end, like the signals of `signals.SIGNALS`.
@@ -209,7 +211,7 @@ def train(
     group = task.stream.group if task.stream else 1
     mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
     # A run that has begun continues with its own weights.
-    initial = None if begun(workdir) else checkpoint.pretrained(config, task)
+    initial = None if begun(workdir) else checkpoint.pretrained(config, task, begin_with)
     with run_folder.alone(workdir):
         if begun(workdir):
             run_folder.check_same(run_folder.checked_config(workdir), config, workdir)

@@ -2,16 +2,20 @@
 
 The config of the second run is the block `vertebrae` of the first run's config, and its folder is
 the folder `vertebrae` in the first run's folder. A config without that block is a single run.
+
+A PaDBN that would begin with random weights is pretrained first: one run for each hidden layer, in
+the folders `rbm_1`, `rbm_2` ... of its run.
 """
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax import schema, tasks
+from spinejax import models, schema, tasks
 from spinejax.config_files import get_config
 from spinejax.errors import InputError, shown
 from spinejax.files import StrPath, expanded
@@ -38,6 +42,35 @@ def stages(config: ConfigDict, workdir: StrPath) -> list[tuple[ConfigDict, Path]
     return found
 
 
+def pretraining(config: ConfigDict, folder: Path) -> list[tuple[ConfigDict, Path]]:
+    """Return the config and the folder of each run that pretrains a layer, from the first layer on.
+
+    Args:
+        config: of a network.
+        folder: of its run.
+    """
+    network = {name: field.default for name, field in models.fields(config.model.name).items()}
+    network |= dict(config.model)
+    share = network.get("rbm_share", 0)
+    if not share or network["rbm"] or config.train.init_from:
+        return []
+    found = []
+    for number in range(1, len(network["widths"]) + 1):
+        one = config.copy_and_resolve_references()
+        with one.unlocked():  # a config may leave out fields of its network
+            one.model.rbm = number
+        one.data.cache_dir = config.data.cache_dir or str(folder / "cache")
+        one.train.update(
+            epochs=share * config.train.epochs,
+            steps=math.ceil(share * config.train.steps),
+            best="loss",
+        )
+        # Weight decay would also shrink the layers that do not learn.
+        one.optim.update(weight_decay=0.0, schedule="constant")
+        found.append((one, folder / f"rbm_{number}"))
+    return found
+
+
 def train(
     config: ConfigDict | str,
     workdir: StrPath,
@@ -59,7 +92,7 @@ def train(
         stop: another thread may ask it to save and stop, as the signals of `signals.SIGNALS` do.
 
     Returns:
-        How the last run ended; the second run does not begin if the first was interrupted.
+        How the last run ended; no run begins after one that was interrupted.
 
     Raises:
         InputError: bad config, data or workdir, a damaged checkpoint, a full disk, or a loss that
@@ -90,9 +123,15 @@ def train(
             return result
         run_folder.take(expanded(first), runs[0][1], config)
     for stage, folder in runs:
-        result = loop.train(stage, folder, progress=progress, devices=devices, stop=stop)
-        if result.interrupted:
-            break
+        before = [] if checkpoint.begun(folder) else pretraining(stage, folder)
+        begin_with = ""
+        for one, place in [*before, (stage, folder)]:
+            result = loop.train(
+                one, place, begin_with=begin_with, progress=progress, devices=devices, stop=stop
+            )
+            if result.interrupted:
+                return result
+            begin_with = str(place)
     return result
 
 

@@ -41,7 +41,7 @@ def by_loops(case, size, stride, rule):
                 patch = label[row : row + size, column : column + size]
                 foreground = sum(value > 0 for value in patch.ravel())
                 vertebra = foreground > size * size / 2
-                if rule == "centre":
+                if rule != "majority":
                     vertebra = patch[size // 2, size // 2] > 0
                 found.append((position, row, column, int(vertebra)))
     return found

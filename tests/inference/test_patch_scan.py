@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from spinejax import schema
 from spinejax.data import preprocess
@@ -336,8 +337,16 @@ def test_a_stack_gives_probabilities_and_tells_of_its_progress():
 def test_probability_of_one_or_two_logits():
     one = patch_scan.foreground_probability(np.array([[-2000.0], [0.0], [1.0]], np.float32))
     np.testing.assert_allclose(one, [0, 0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
-    with pytest.raises(ValueError, match="one or two classes"):
+    with pytest.raises(ValueError, match="one class or an even number"):
         patch_scan.foreground_probability(np.zeros((4, 3)))
+
+
+def test_of_four_classes_the_probabilities_of_the_last_two_add_up():
+    logits = np.random.default_rng(0).normal(0, 9, (7, 5, 4)).astype(np.float32)
+    logits[0, 0] = (-2000, 0, 2000, 2000)
+    found = patch_scan.foreground_probability(logits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, special.softmax(logits, -1)[..., 2:].sum(-1), atol=1e-6)
 
 
 def test_every_label_of_a_real_slice_with_the_network_of_table_1(real_data):

@@ -190,6 +190,7 @@ def test_table_3_has_the_mean_over_scans_and_keeps_the_bf_score_of_the_paper_apa
         ("vgg", "VGG net", "VGG net"),
         ("resnet", "ResNet", "ResNet"),
         ("densenet", "DenseNet", "DenseNet"),
+        ("padbn", None, "PaDBN Model"),
         ("unet", None, "UNet"),
         ("saunet", None, "SAU-Net"),
         ("chasppraunet", None, None),

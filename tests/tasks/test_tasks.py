@@ -49,7 +49,7 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
 @pytest.mark.parametrize(
     ("experiment", "network", "instead"),
     [
-        (opconvnet, unet, "densenet, mobilenet, opconvnet, resnet, vgg"),
+        (opconvnet, unet, "densenet, mobilenet, opconvnet, padbn, resnet, vgg"),
         (unet, opconvnet, "chasppraunet, dtvnet, multiresunet, resunet, saunet, unet"),
         (mrunet, unet, "mrunet, spineparsenet, unet3d, vnet"),
         (unet, mrunet, "chasppraunet, dtvnet, multiresunet, resunet, saunet, unet"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spinejax.cli import main
-from spinejax.training import checkpoint, loop, run_folder, signals
+from spinejax.training import checkpoint, loop, pipeline, run_folder, signals
 from tests.support.cli_runs import ROOT, fails, snapshot
 
 TINY = (
@@ -221,7 +221,150 @@ def test_scans_of_another_scale_are_warned_of(scale, warned, boxes, run, tmp_pat
     assert ("trained on pixels of 1.00 to 1.00 mm" in caplog.text) == warned
 
 
-@pytest.mark.parametrize("net", ["vgg", "resnet", "densenet"])
+def without_model(words: list[str]) -> list[str]:
+    return [word for word in words if not word.startswith("--config.model.")]
+
+
+def validations(workdir: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if line["kind"] == "val"]
+
+
+def best_constant(workdir: Path) -> float:
+    """The F-score of a classifier that calls every validation patch vertebra."""
+    counts = json.loads((workdir / "patches.json").read_text())["validation"]
+    return 2 * counts["vertebra"] / (2 * counts["vertebra"] + counts["background"])
+
+
+# PaDBN.
+
+
+class StopAfter(signals.Stop):
+    """Asks to stop at the nth step of all runs together."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def agreed(self, step):
+        self.left -= 1
+        return self.left < 0
+
+
+def padbn_words(data: Path, workdir: Path, *more: str) -> list[str]:
+    words = without_model(arguments(data, workdir, net=":net=padbn"))
+    fields = ("model.widths=(12, 6)", "model.init_std=0.1", "optim.learning_rate=0.03")
+    fields += ("train.eval_every_epochs=1.5", *more)
+    return [*words, *(f"--config.{field}" for field in fields)]
+
+
+@pytest.fixture(scope="session")
+def padbn_run(boxes, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("padbn") / "w"
+    assert main(padbn_words(boxes, workdir, "model.rbm_share=0.99", "train.steps=150")) == 0
+    return workdir
+
+
+def best(workdir: Path) -> dict:
+    return checkpoint.load_for_inference(workdir, "best")[1]["params"]
+
+
+def test_layers_are_pretrained_one_after_the_other_and_reconstruct_better(padbn_run):
+    first, second = padbn_run / "rbm_1", padbn_run / "rbm_2"
+    for folder in (first, second):
+        errors = validations(folder, "loss")
+        assert min(errors) < 0.8 * errors[0]
+    one, two = best(first), best(second)
+    np.testing.assert_array_equal(one["fc_1"]["kernel"], two["fc_1"]["kernel"])
+    assert np.abs(one["fc_2"]["kernel"] - two["fc_2"]["kernel"]).max() > 1e-3
+    assert run_folder.recorded_training(second)["initial"]["steps"] == 149
+    assert not (first / "cache").exists() and (padbn_run / "cache").exists()
+
+
+def test_the_classifier_begins_with_the_pretrained_weights_bit_for_bit(padbn_run, tmp_path):
+    pretrained = best(padbn_run / "rbm_2")
+    assert {name for name in pretrained if name.startswith("visible")} == {"visible_1", "visible_2"}
+    config = run_folder.read_config(padbn_run)
+    config.train.update(init_from=str(padbn_run / "rbm_2"), steps=1)
+    # An update by less than the smallest float32.
+    config.optim.update(learning_rate=1e-12, clip_norm=1e-36, weight_decay=0.0)
+    loop.train(config, tmp_path / "w")
+    begun = checkpoint.load_for_inference(tmp_path / "w", "latest")[1]["params"]
+    assert set(begun) == {"fc_1", "fc_2", "fc_3"}
+    for name, layer in begun.items():
+        for part in layer:
+            np.testing.assert_array_equal(layer[part], pretrained[name][part])
+
+
+def test_the_pretrained_classifier_learns_segments_and_has_a_page(padbn_run):
+    assert max(validations(padbn_run, "dice")) > 0.5 + 0.5 * best_constant(padbn_run)
+    assert run_folder.recorded_training(padbn_run)["initial"]["steps"] == 149
+    assert main(["evaluate", f"--workdir={padbn_run}"]) == 0
+    arrays = np.load(padbn_run / "evaluation/test/network.npz")
+    assert arrays["conv_1"].shape == (32, 32, 1, 12) and arrays["hidden_2"].shape == (6,)
+    kernel = best(padbn_run)["fc_1"]["kernel"]
+    np.testing.assert_array_equal(arrays["conv_1"][3, 5, 0], kernel[3 * 32 + 5])
+    assert main(["report", f"--workdir={padbn_run}"]) == 0
+
+
+def test_an_interrupted_pretraining_resumes_to_the_same_classifier(boxes, tmp_path):
+    """Stopped within the second layer."""
+    more = ("train.steps=12", "model.rbm_share=0.5")
+    assert main(padbn_words(boxes, tmp_path / "whole", *more)) == 0
+    config = run_folder.read_config(tmp_path / "whole")
+    stopped = pipeline.train(config, tmp_path / "parts", stop=StopAfter(10))
+    assert stopped.interrupted and (tmp_path / "parts/rbm_2").exists()
+    assert not (tmp_path / "parts/checkpoints").exists()
+    assert main(padbn_words(boxes, tmp_path / "parts", *more)) == 0
+    whole, parts = best(tmp_path / "whole"), best(tmp_path / "parts")
+    np.testing.assert_array_equal(whole["fc_3"]["kernel"], parts["fc_3"]["kernel"])
+    np.testing.assert_array_equal(whole["fc_1"]["kernel"], parts["fc_1"]["kernel"])
+
+
+def test_a_pretraining_of_another_network_and_a_scan_for_one_are_refused(
+    boxes, padbn_run, tmp_path, capsys
+):
+    init = f"train.init_from={padbn_run / 'rbm_2'}"
+    words = padbn_words(boxes, tmp_path / "w", init)
+    words = ["--config.model.widths=(12, 7)" if "model.widths" in w else w for w in words]
+    fails(capsys, words, "train.init_from=", "another network", "params/fc_2/bias is (6,) there")
+    assert not (tmp_path / "w").exists()
+    fails(
+        capsys, ["evaluate", f"--workdir={padbn_run / 'rbm_1'}"], "pretrained layer 1", "no labels"
+    )
+
+
+# Redundant labels.
+
+
+def test_redundant_labels_are_trained_evaluated_and_reported_as_two_classes(boxes, tmp_path):
+    workdir = tmp_path / "w"
+    words = [word for word in arguments(boxes, workdir) if not word.startswith("--config=")]
+    fields = ("data.plane=axial", "data.patches.label_rule=redundant")
+    fields += ("train.steps=80", "train.eval_every_epochs=2", "model.dropout=0")
+    fields += ("optim.name=adam", "optim.learning_rate=0.005")
+    config = f"--config={ROOT / 'configs/redundant_labels.py'}"
+    assert main([*words, config, *(f"--config.{field}" for field in fields)]) == 0
+    assert max(validations(workdir, "dice")) > 0.5 + 0.5 * best_constant(workdir)
+    assert best(workdir)["fc_3"]["kernel"].shape == (8, 4)
+    assert main(["evaluate", f"--workdir={workdir}"]) == 0
+    patches = json.loads((workdir / "evaluation/test/patches.json").read_text())
+    assert patches["label_rule"] == "redundant" and patches["rule_dice"] == 1
+    (case,) = patches["cases"]
+    found, truth = (
+        np.asarray(nib.load(path).dataobj) > 0
+        for path in (
+            workdir / f"evaluation/test/predictions/{case}_seg.nii.gz",
+            boxes / f"labels/{case}.nii.gz",
+        )
+    )
+    at = np.ix_(range(16, 16 + 16, 4), range(16, 16 + 20, 4), range(6))
+    counts = patches["cases"][case]
+    assert counts["tp"] == (found & truth)[at].sum() and counts["fp"] == (found & ~truth)[at].sum()
+    assert main(["report", f"--workdir={workdir}"]) == 0
+
+
+@pytest.mark.parametrize("net", ["vgg", "resnet", "densenet", "padbn"])
 def test_the_classifiers_of_table_2_are_summarized(net, capsys):
     assert main(["summarize", f"--config={ROOT / 'configs/opconvnet.py'}:net={net}"]) == 0
     assert "parameters: " in capsys.readouterr().out
