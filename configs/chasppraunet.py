@@ -87,6 +87,10 @@ def sweep_saeed2023_table11() -> list[Unit]:
             ("vnet", "vnet.py", "3D V-Net", {}),
             ("unet", "unet.py", "U-Net", {}),
             ("unet3d", "unet3d.py", "3D U-Net", {}),
+            ("pcnn", "pcnn.py:net=pcnn", "PCNN", {}),
+            ("apcnn", "pcnn.py:net=apcnn", "APCNN", {}),
+            ("mlpnn", "mlpnn.py", "MLPNN", {}),
+            ("mlpnn1f", "mlpnn.py:features=1", "MLPNN1F", {}),
             ("chasppraunet", "chasppraunet.py", "CHASPPRAU-Net", {}),
             # The DSC in this row is that of vertebrae in Table 8.
             ("mrunet", "mrunet.py", "3D MRU-Net", {"scores": "vertebrae"}),

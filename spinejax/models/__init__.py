@@ -14,9 +14,11 @@ from spinejax.errors import InputError, check_choice
 from spinejax.models.chasppraunet import CHASPPRAUNet
 from spinejax.models.densenet import DenseNet
 from spinejax.models.layers import Dtype, Network
+from spinejax.models.mlpnn import MLPNN
 from spinejax.models.mobilenet import MobileNetV2
 from spinejax.models.mrunet import MRUNet
 from spinejax.models.opconvnet import OPConvNet
+from spinejax.models.pcnn import APCNN, PCNN
 from spinejax.models.resnet import ResNet
 from spinejax.models.unet import UNet
 from spinejax.models.unet3d import UNet3D
@@ -25,11 +27,14 @@ from spinejax.models.vnet import VNet
 from spinejax.schema import Allowed, Choice, Field, Flag, Several, Whole, check_block
 
 MODELS: dict[str, type[Network]] = {
+    "apcnn": APCNN,
     "chasppraunet": CHASPPRAUNet,
     "densenet": DenseNet,
+    "mlpnn": MLPNN,
     "mobilenet": MobileNetV2,
     "mrunet": MRUNet,
     "opconvnet": OPConvNet,
+    "pcnn": PCNN,
     "resnet": ResNet,
     "unet": UNet,
     "unet3d": UNet3D,

@@ -49,9 +49,9 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
     ("experiment", "network", "instead"),
     [
         (opconvnet, unet, "densenet, mobilenet, opconvnet, resnet, vgg"),
-        (unet, opconvnet, "chasppraunet, unet"),
+        (unet, opconvnet, "apcnn, chasppraunet, mlpnn, pcnn, unet"),
         (mrunet, unet, "mrunet, unet3d, vnet"),
-        (unet, mrunet, "chasppraunet, unet"),
+        (unet, mrunet, "apcnn, chasppraunet, mlpnn, pcnn, unet"),
     ],
 )
 def test_a_network_of_another_task_is_refused(experiment, network, instead):
