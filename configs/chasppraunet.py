@@ -101,6 +101,11 @@ def sweep_saeed2023_table11(protocol: str = common.PAPER) -> list[Unit]:
             ("redundant_labels", "redundant_labels.py", "CNN", {}),
             ("padbn", "opconvnet.py:net=padbn", "PaDBN", {}),
             ("unet3d", f"unet3d.py{with_protocol}", "3D U-Net", {}),
+            # Their recipe is that of their own work.
+            ("pcnn", "pcnn.py:net=pcnn", "PCNN", {}),
+            ("apcnn", "pcnn.py:net=apcnn", "APCNN", {}),
+            ("mlpnn", "mlpnn.py", "MLPNN", {}),
+            ("mlpnn1f", "mlpnn.py:features=1", "MLPNN1F", {}),
             ("chasppraunet", f"chasppraunet.py{with_protocol}", "CHASPPRAU-Net", {}),
             # The DSC in this row is that of vertebrae in Table 8.
             ("mrunet", f"mrunet.py{with_protocol}", "3D MRU-Net", {"scores": "vertebrae"}),

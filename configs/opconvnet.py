@@ -145,7 +145,9 @@ def sweep_qadri2021_table3() -> list[Unit]:
     """Yield Table 3: its networks that can be built, on the same scans, with paper B's recipe."""
     table = "qadri2021_table3"
     networks = [
-        Unit(name, {"config": f"{name}.py:protocol={protocol}"}, {"table": table, "Models": printed})
+        Unit(
+            name, {"config": f"{name}.py:protocol={protocol}"}, {"table": table, "Models": printed}
+        )
         for name, protocol, printed in (
             ("unet", common.PAPER_B, "UNet [47]"),
             ("dtvnet", common.PAPER, "D-TVNet [57]"),

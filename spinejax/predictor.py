@@ -41,7 +41,7 @@ from spinejax import (
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
 from spinejax.files import StrPath, check_output, expanded, write_json
-from spinejax.inference import cascade, ensemble, masks, planes
+from spinejax.inference import cascade, ensemble, masks, planes, windows2d
 from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
 from spinejax.inference.windows3d import make_cube_predictor
@@ -761,7 +761,7 @@ _Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
 
 def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Volume], int]]:
     """Return the function that segments the spine, and the one that estimates its memory."""
-    networks, least_side = [], 1
+    networks, least_side, whole = [], 1, False
     for run in runs:
         task = _task(run, MaskTask)
         predict, plane = task.stack_predictor(run.variables), run.config.data.plane
@@ -773,6 +773,7 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
             planes.PlaneNetwork(plane, (rows, columns), overlap, predict, task.neighbours)
         )
         least_side = max(least_side, task.least_side)
+        whole = whole or task.whole
     config = runs[0].config
     scans = replace(
         scan_settings(config, build_task(config)),
@@ -780,7 +781,7 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
         neighbours=max(network.neighbours for network in networks),
     )
     search = config.predict.get("search") == "coarse"
-    shared = search or len({network.plane for network in networks}) > 1
+    shared = search or whole or len({network.plane for network in networks}) > 1
     if shared:
         planes.check(scans)
     predict = ensemble.mean_stack([network.predict for network in networks])
@@ -809,8 +810,10 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
         with progress(title, grid.n_slices, "slice") as bar:
             return masks.predict_scan(predict, volume, scans, advance=bar.advance)
 
-    estimate = planes.estimate_bytes if shared else masks.estimate_bytes
-    return find, partial(estimate, settings=scans)
+    if shared:
+        held = windows2d.WHOLE_BYTES if whole else 0
+        return find, partial(planes.estimate_bytes, settings=scans, network=held)
+    return find, partial(masks.estimate_bytes, settings=scans)
 
 
 def _namer(runs: Sequence[Network], *, flip: bool) -> tuple[_Name, cascade.CubeSettings]:

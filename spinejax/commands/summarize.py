@@ -75,7 +75,7 @@ def compare(
 def _table(pair: tuple[ConfigDict, ConfigDict], names: tuple[str, str]) -> str:
     rows: list[tuple[str, ...]] = [("", *names, "ratio")]
     for (title, form), a, b in zip(_MEASURES, *map(_measure, pair), strict=True):
-        rows.append((title, format(a, form), format(b, form), f"{b / a:.2f}"))
+        rows.append((title, format(a, form), format(b, form), f"{b / a:.2f}" if a else "-"))
     flat = [schema.flatten(schema.plain(stage)) for stage in pair]
     for key in sorted(flat[0] | flat[1]):
         values = [str(fields.get(key, "-")) for fields in flat]

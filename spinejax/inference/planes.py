@@ -292,8 +292,10 @@ def grid_shape(volume: Volume, settings: ScanSettings) -> tuple[int, int, int]:
     return grid.n_slices, *grid.shape
 
 
-def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
+def estimate_bytes(volume: Volume, settings: ScanSettings, *, network: int = 0) -> int:
     """Return about how many bytes `predict_scan` holds at most, without the networks.
+
+    `network` is what a network that reads the whole grid at once holds for each voxel.
 
     A voxel of the common grid takes two bytes for HU, twelve for probabilities (all, the mean of a
     part, and those of one network) and three for what has to be read. With n neighbouring slices it
@@ -301,7 +303,7 @@ def estimate_bytes(volume: Volume, settings: ScanSettings) -> int:
     takes slabs of 64 MB, and `masks.finished` what it says.
     """
     voxels = math.prod(grid_shape(volume, settings))
-    held = 17 + 6 * settings.neighbours
+    held = 17 + 6 * settings.neighbours + network
     return held * voxels + 6 * 2**26 + masks.finished_bytes(volume, settings)
 
 

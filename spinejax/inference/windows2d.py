@@ -151,3 +151,32 @@ def make_stack_predictor(
         )
 
     return predict
+
+
+WHOLE_BYTES = 40
+"""What such a network holds for each voxel, about: ten numbers."""
+
+
+def make_whole_predictor(
+    probability: Callable[[Mapping[str, Any], jax.Array, jax.Array], jax.Array],
+    variables: Mapping[str, Any],
+) -> StackPredictor:
+    """Compile a network that reads all slices of a scan in one call, on the first device.
+
+    Args:
+        probability: (variables, image (n, h, w) preprocessed HU, stats (n, 4)) -> (n, h, w).
+        variables: of the network.
+    """
+    compiled = jax.jit(probability)
+
+    def predict(
+        stack: np.ndarray,
+        stats: np.ndarray,
+        advance: Callable[[int], object],
+        within: np.ndarray | None = None,
+    ) -> np.ndarray:
+        found = compiled(dict(variables), stack, np.tile(stats, (len(stack), 1)))
+        advance(len(stack))
+        return np.asarray(found)
+
+    return predict

@@ -15,14 +15,16 @@ from spinejax.models.chasppraunet import CHASPPRAUNet
 from spinejax.models.densenet import DenseNet
 from spinejax.models.dtvnet import DTVNet
 from spinejax.models.layers import Dtype, Network
+from spinejax.models.mlpnn import MLPNN
 from spinejax.models.mobilenet import MobileNetV2
 from spinejax.models.mrunet import MRUNet
 from spinejax.models.multiresunet import MultiResUNet
 from spinejax.models.opconvnet import OPConvNet
 from spinejax.models.padbn import PaDBN
+from spinejax.models.pcnn import APCNN, PCNN
 from spinejax.models.resnet import ResNet
-from spinejax.models.saunet import SAUNet
 from spinejax.models.resunet import ResUNet
+from spinejax.models.saunet import SAUNet
 from spinejax.models.spineparsenet import SpineParseNet
 from spinejax.models.unet import UNet
 from spinejax.models.unet3d import UNet3D
@@ -31,17 +33,20 @@ from spinejax.models.vnet import VNet
 from spinejax.schema import Allowed, Choice, Field, Flag, Several, Whole, check_block
 
 MODELS: dict[str, type[Network]] = {
+    "apcnn": APCNN,
     "chasppraunet": CHASPPRAUNet,
     "densenet": DenseNet,
     "dtvnet": DTVNet,
+    "mlpnn": MLPNN,
     "mobilenet": MobileNetV2,
     "mrunet": MRUNet,
     "multiresunet": MultiResUNet,
     "opconvnet": OPConvNet,
     "padbn": PaDBN,
+    "pcnn": PCNN,
     "resnet": ResNet,
-    "saunet": SAUNet,
     "resunet": ResUNet,
+    "saunet": SAUNet,
     "spineparsenet": SpineParseNet,
     "unet": UNet,
     "unet3d": UNet3D,

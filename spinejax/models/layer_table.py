@@ -95,6 +95,7 @@ def _trace(
             lambda x: model.init(jax.random.key(0), x),
             jax.ShapeDtypeStruct((1, *input_shape), jnp.float32),
         )
+    variables = {"params": {}, **variables}  # linen leaves out what is empty
     layers = []
     for path, (kind, shape) in seen.items():
         own: Any = variables["params"]

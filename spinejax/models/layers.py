@@ -59,6 +59,7 @@ class Network(nn.Module):
     SEES: ClassVar[str] = "slices"  # or "patches", which get one class each, or "cubes"
     PER_STAGE: ClassVar[tuple[str, ...]] = ()  # fields with one value for each stage of `widths`
     AUXILIARY: ClassVar[bool] = False  # whether the intermediate "auxiliary" is logits to be learnt
+    LEARNS: ClassVar[bool] = True  # False: no parameters; it reads all slices of a scan at once
 
     @property
     def stride(self) -> int:

@@ -378,7 +378,13 @@ _NORMALISATIONS = {
 }
 """`config.data.normalise` -> paper A's name for it (two readings of the first one exist)."""
 
-_TABLE_11 = {"chasppraunet": "CHASPPRAU-Net", "unet": "U-Net"}
+_TABLE_11 = {
+    "apcnn": "APCNN",
+    "chasppraunet": "CHASPPRAU-Net",
+    "mlpnn": "MLPNN",
+    "pcnn": "PCNN",
+    "unet": "U-Net",
+}
 _TABLES_2_AND_3 = {
     "opconvnet": "OP-convNet",
     "vgg": "VGG net",
@@ -455,6 +461,8 @@ def beside_paper_a(
         size = DASH if parameters is None else f"{parameters:,}"
         lines.append(Line("This run", (dice, iou, miou, DASH, *others, size), data, "ours"))
     network = _TABLE_11.get(str(item(config, "model", "name")))
+    if network == "MLPNN" and len(item(config, "model", "features") or ()) == 1:
+        network = "MLPNN1F"
     other_works = papers.tables()["saeed2023_table11"]
     work = next((row for row in other_works.rows if row[1] == network), None)
     changes = item(schema.complete(config), "augment", "geometry")

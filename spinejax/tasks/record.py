@@ -92,10 +92,12 @@ class MaskTask(Task):
     stack_predictor: variables -> function that gives every pixel of a stack of slices its
         probability.
     least_side: smallest side of a slice in pixels.
+    whole: whether that stack must hold all slices of a scan, of cubic voxels.
     """
 
     stack_predictor: Callable[[Mapping[str, Any]], StackPredictor]
     least_side: int
+    whole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from spinejax import augment
+from spinejax import augment, schema
 from spinejax.data import normalise, preprocess
 from spinejax.data.cache import CachedCase
 from spinejax.data.feeds import Feed
@@ -21,7 +21,10 @@ from spinejax.tasks.record import MaskTask
 
 
 def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
-    """Return the task of a config, see the module."""
+    """Return the task of a config, see the module.
+
+    A network without parameters (`Network.LEARNS`) reads all slices of a scan at once.
+    """
     model = record.network(config, axis_name, out_channels=1, of="slices")
     size = tuple(config.data.size)
     if any(side % model.stride for side in size):
@@ -30,6 +33,8 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
             f"{config.model.name!r}"
         )
     how = preprocess.from_config(config.data)
+    if not model.LEARNS:
+        _check_whole(config)
     mode = config.data.normalise
     neighbours = config.data.neighbours
     channels = 2 * neighbours + 1
@@ -56,6 +61,8 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         return online.feed(config, split, make)
 
     def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
+        if not model.LEARNS:
+            return windows2d.make_whole_predictor(probability, variables)
         return windows2d.make_stack_predictor(
             probability,
             variables,
@@ -76,7 +83,23 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         feed=feed,
         stack_predictor=stack_predictor,
         least_side=model.stride,
+        whole=not model.LEARNS,
         sample="slices",
         overlap="Dice",
         neighbours=neighbours,
     )
+
+
+def _check_whole(config: ConfigDict) -> None:
+    """Raise InputError unless a scan can be read whole, as cubic voxels."""
+    for path, needed in (
+        ("data.preprocess.mode", "resample"),
+        ("data.preprocess.intensity", "clamp"),
+        ("predict.search", "full"),
+    ):
+        value = schema.flatten(config)[path]
+        if value != needed:
+            raise InputError(
+                f"{path}={value!r} must be {needed!r}: model {config.model.name!r} reads a whole "
+                "scan of cubic voxels at once"
+            )

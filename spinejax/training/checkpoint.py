@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from spinejax import records
 from spinejax.errors import InputError, did_you_mean, is_disk_full
 from spinejax.files import StrPath, crc32, expanded, write_json
+from spinejax.models import MODELS
 from spinejax.schema import SECOND, THIRD
 from spinejax.sweep_state import LOCK, is_locked
 from spinejax.tasks import Task
@@ -483,7 +484,9 @@ def read_networks(
             f"{hint or '; give phantom, FILE.safetensors, or the folder of a run'}"
         )
     config = run_folder.checked_config(path)
-    _, variables = load_for_inference(path, which)
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    if MODELS[config.model.name].LEARNS:  # else there is no checkpoint
+        _, variables = load_for_inference(path, which)
     network = Network(
         str(path),
         config,

@@ -213,12 +213,14 @@ def train(
     # A run that has begun continues with its own weights.
     initial = None if begun(workdir) else checkpoint.pretrained(config, task, begin_with)
     with run_folder.alone(workdir):
-        if begun(workdir):
-            run_folder.check_same(run_folder.checked_config(workdir), config, workdir)
         done = run_folder.finished_step(workdir)
+        if done is not None or begun(workdir):
+            run_folder.check_same(run_folder.checked_config(workdir), config, workdir)
         if done is not None:
             run_folder.write_config(workdir, config)  # the scans may have moved
             return _finished(workdir, done)
+        if not task.model.LEARNS:
+            return _without_training(config, workdir, mapped, progress)
         stop = Stop() if stop is None else stop
         try:
             return _run(config, workdir, task, mapped, initial, stop, progress)
@@ -263,6 +265,30 @@ def _finished(workdir: Path, done: int) -> TrainResult:
         "%s was finished at step %d: nothing to do; remove DONE to check again", workdir, done
     )
     return TrainResult(None, False, best, done)
+
+
+def _without_training(
+    config: ConfigDict, workdir: Path, mapped: parallel.Parallel, progress: Progress
+) -> TrainResult:
+    """Write the finished run of a network without parameters, which has no steps."""
+    cases = run_cases.find(config, workdir, progress=progress)
+    run_folder.write_config(workdir, config)
+    side = config.data.preprocess.spacing_mm
+    record = RunRecord(
+        workdir,
+        cases,
+        resumes=False,
+        devices=mapped.count,
+        steps=0,
+        parameters=0,
+        gflops=0.0,
+        pixels_mm=(side, side),
+    )
+    record.update(finished=True)
+    if parallel.process_index() == 0:
+        write_text(workdir / "DONE", "0 steps\n", "run")
+        logger.info("%s has no parameters: nothing to train", config.model.name)
+    return TrainResult(None, False, None, 0)
 
 
 def _run(

@@ -193,7 +193,8 @@ def read(path: Path) -> ModelFile:
                 if leaf.startswith(prefix)
             }
             try:
-                variables = {"batch_stats": {}, **traverse_util.unflatten_dict(leaves, sep="/")}
+                arrays = traverse_util.unflatten_dict(leaves, sep="/")
+                variables = {"params": {}, "batch_stats": {}, **arrays}
                 config = run_folder.config_of(member["config"])
                 tasks.check(config)
                 if role(config) != name:

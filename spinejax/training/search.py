@@ -374,7 +374,13 @@ def run(
     tasks.check(config)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     # Errors that need no data are raised before the folder is touched.
-    checkpoint.pretrained(config, build_task(config))
+    task = build_task(config)
+    if not task.model.LEARNS:
+        raise InputError(
+            f"model.name={config.model.name!r} has no parameters, so a search trains nothing; "
+            "choose another network, or compare settings with `spinejax sweep`"
+        )
+    checkpoint.pretrained(config, task)
     _draw(config, sweep, 0, trials, None, mapped)
     with run_folder.alone(workdir):
         done = _open(config, sweep, trials, workdir)

@@ -189,11 +189,13 @@ def step_bytes(config: ConfigDict) -> int | None:
 
     They hold parameters, optimiser, batch and all intermediate arrays. Nothing is run. The samples
     are assumed to come from a data set, not from a stream of phantoms. None if the backend does not
-    tell.
+    tell, or if the network has no parameters to update.
     """
     config = config.copy_and_resolve_references()
     config.data.source = "verse"
     task = build_task(config, axis_name=AXIS)
+    if not task.model.LEARNS:
+        return None
     update, optimizer = from_config(config, task, total_steps=1, steps_per_epoch=1)
     averaged = config.optim.ema_decay > 0
     state = jax.eval_shape(

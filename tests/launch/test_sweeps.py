@@ -159,7 +159,7 @@ def test_each_table_has_a_sweep_and_each_unit_a_row():
         if table.system:  # a table of one of our networks is covered whole
             assert set(rows) == set(table.rows)
     # Of the others, what the rows without a network are is said in the table itself.
-    assert len(list(chasppraunet.sweep_saeed2023_table11())) == 7
+    assert len(list(chasppraunet.sweep_saeed2023_table11())) == 11
     assert len(opconvnet.sweep_qadri2021_table2()) == 4
     assert len(opconvnet.sweep_qadri2021_table3()) == 10
 

@@ -46,13 +46,16 @@ def test_what_augmentation_brings_into_a_patch_lies_within_its_margin(ranges):
             np.testing.assert_allclose(a, b, atol=0.1)
 
 
+_OF_SLICES = "apcnn, chasppraunet, dtvnet, mlpnn, multiresunet, pcnn, resunet, saunet, unet"
+
+
 @pytest.mark.parametrize(
     ("experiment", "network", "instead"),
     [
         (opconvnet, unet, "densenet, mobilenet, opconvnet, padbn, resnet, vgg"),
-        (unet, opconvnet, "chasppraunet, dtvnet, multiresunet, resunet, saunet, unet"),
+        (unet, opconvnet, _OF_SLICES),
         (mrunet, unet, "mrunet, spineparsenet, unet3d, vnet"),
-        (unet, mrunet, "chasppraunet, dtvnet, multiresunet, resunet, saunet, unet"),
+        (unet, mrunet, _OF_SLICES),
     ],
 )
 def test_a_network_of_another_task_is_refused(experiment, network, instead):
