@@ -3,8 +3,8 @@
     spinejax train --config=configs/saunet.py --config.data.root=DIR --workdir=runs/saunet
 
 Table 3 prints DSC 89.8 %, on 15 scans of the MICCAI CSI data: no target for VerSe.
-`spinejax.models.saunet` says what is published of the network and what was chosen. The
-loss is Dice with cross entropy. Arguments: `debug` (minutes on a laptop).
+`spinejax.models.saunet` says what is published of the network and what was chosen.
+Arguments: `debug` (minutes on a laptop).
 """
 
 from typing import Any
