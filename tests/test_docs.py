@@ -90,7 +90,12 @@ def test_every_config_field_exists():
     # Docs name fields of the second network as if it were alone.
     fields = {
         field.removeprefix("vertebrae.")
-        for config in (cascade.get_config(), opconvnet.get_config(), phantom_outlines.get_config())
+        for config in (
+            cascade.get_config(),
+            opconvnet.get_config(),
+            opconvnet.get_config("net=padbn"),
+            phantom_outlines.get_config(),
+        )
         for field in schema.flatten(config)
     }
     blocks = {field.split(".")[0] for field in fields if "." in field}

@@ -148,15 +148,6 @@ def check_cube(shape: tuple[int, ...], stride: int) -> None:
         )
 
 
-def check_neighbours(channels: int, network: str) -> None:
-    """Raise InputError unless the channels are a slice with as many neighbours on both sides."""
-    if channels < 3 or channels % 2 == 0:
-        raise InputError(
-            f"{network} needs neighbouring slices on both sides, 3 or 5 channels and so on, and "
-            f"gets {channels}; set config field data.neighbours to 1 or more"
-        )
-
-
 # Pooling
 
 

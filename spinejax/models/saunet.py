@@ -6,15 +6,16 @@ attention. The authors segment the spine in 3D MR; their code is not public.
 
 Chosen here, because the abstract gives no sizes: four levels of dense blocks with four layers of
 growth 16; a first convolution to two growths and transitions that halve the channels, as in
-DenseNet; transposed convolutions in the decoder; and the attention of `InterSliceAttention` on each
-skip. The weights of the encoder are shared over the slices, so its parameters do not depend on
-their number. GroupNorm replaces whatever norm was published.
+DenseNet; transposed convolutions in the decoder; one neighbour on each side; the attention of
+`InterSliceAttention` on each skip; GroupNorm; Dice with cross entropy as the loss. The weights of
+the encoder are shared over the slices, so its parameters do not depend on their number.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from spinejax.errors import InputError
 from spinejax.models.layers import (
     ConvNorm,
     Depth,
@@ -23,7 +24,6 @@ from spinejax.models.layers import (
     Normed,
     NormKind,
     Upsample,
-    check_neighbours,
     conv2d,
     max_pool,
     normed,
@@ -85,7 +85,11 @@ class SAUNet(Network):
 
     def check_input(self, shape: tuple[int, ...]) -> None:
         """Raise InputError unless slices (b, h, w, c) have neighbours and fit the stride."""
-        check_neighbours(shape[-1], "saunet")
+        if shape[-1] < 3 or shape[-1] % 2 == 0:
+            raise InputError(
+                "saunet needs a slice with neighbours on both sides and gets "
+                f"{shape[-1]} channels; set config field data.neighbours to 1 or more"
+            )
         super().check_input(shape)
 
     @nn.compact
@@ -100,7 +104,7 @@ class SAUNet(Network):
         middle = count // 2
 
         out: dict[str, jax.Array] = {}
-        # Slices become samples, which have no part in each other's norms.
+        # Slices become samples: the same weights for all, and GroupNorm of each by itself.
         x = jnp.moveaxis(x, -1, 0).reshape(count * b, h, w, 1).astype(self.dtype)
         x = ConvNorm(2 * self.growth, **common, name="stem")(x, train=train)
         skips = []

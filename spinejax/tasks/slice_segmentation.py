@@ -96,6 +96,7 @@ def _check_whole(config: ConfigDict) -> None:
         ("data.preprocess.mode", "resample"),
         ("data.preprocess.intensity", "clamp"),
         ("predict.search", "full"),
+        ("data.neighbours", 0),
     ):
         value = schema.flatten(config)[path]
         if value != needed:

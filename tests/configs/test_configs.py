@@ -81,6 +81,7 @@ def test_every_field_is_read_somewhere(task):
         "augment.",
         "data.patches.",
         "data.phantom.rates.",
+        "data.redundant.",
         "data.preprocess.",
         "loss.",
         "name",

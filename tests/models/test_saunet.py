@@ -186,7 +186,7 @@ def test_gradients_are_finite_and_reach_every_parameter(norm):
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_slices_without_neighbours_on_both_sides_are_refused(channels):
-    with pytest.raises(InputError, match=rf"gets {channels}; set config field data.neighbours"):
+    with pytest.raises(InputError, match=rf"gets {channels} channels; set config field data.n"):
         build_model(SMALL).check_input((1, 8, 8, channels))
 
 

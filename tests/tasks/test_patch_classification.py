@@ -40,7 +40,9 @@ def test_classes_are_those_of_distance_maps_of_the_whole_slice(pixel_mm, edge_mm
 
 def small(**fields):
     config = redundant_labels.get_config("debug")
-    config.update_from_flattened_dict({"augment.enabled": False, **fields})
+    config.update_from_flattened_dict(
+        {"augment.geometry": False, "augment.intensity": False, **fields}
+    )
     return config
 
 
@@ -113,7 +115,9 @@ def test_distances_that_a_patch_cannot_show_are_refused(fields, said):
 
 def rbm_task(number=1, **fields):
     config = opconvnet.get_config("net=padbn,debug")
-    config.update_from_flattened_dict({"model.rbm": number, "augment.enabled": False, **fields})
+    config.update_from_flattened_dict(
+        {"model.rbm": number, "augment.geometry": False, "augment.intensity": False, **fields}
+    )
     return build_task(config)
 
 
