@@ -303,3 +303,31 @@ def test_costs_stand_beside_the_scores_of_an_own_sweep(tmp_path):
     assert ours["parameters"] == 1234 and ours["gflops"] == 0.5
     assert ours["train_h"] == 1.5 and ours["predict_s"] == 3.0
     assert "| 1,234 |" in sweep_page.markdown([table])
+
+
+def test_rows_are_compared_with_the_first_scan_by_scan(tmp_path):
+    units = tuple(
+        SweepUnit(f"{norm}{seed}", ("--config=c.py",), {"model.norm": norm, "seed": seed})
+        for norm in ("batch", "group")
+        for seed in range(2)
+    )
+    sweep_state.write(tmp_path, Sweep("mine", "c.py", units))
+    gain = {"batch": 0.0, "group": 0.1}
+    for unit in units:
+        finish(folder := make(tmp_path / unit.name, step=40), dice=0.5)
+        cases = {
+            f"scan{n}": {"binary": {"dice": 0.1 * n + gain[unit.overrides["model.norm"]]}}
+            for n in range(4)
+        }
+        file = folder / "evaluation" / "test" / "scores.json"
+        scores = json.loads(file.read_text()) | {"cases": cases}
+        file.unlink()
+        file.write_text(json.dumps(scores))
+    [table] = sweep_scores.tables(tmp_path, sweep_state.read(tmp_path))
+    said = (
+        "Dice of group against batch: +10.00 points, +10.00 to +10.00 (95 % interval, bootstrap "
+        "over 4 scans)"
+    )
+    assert table.paired == (said,)
+    assert said in sweep_page.markdown([table])
+    assert said in sweep_page.page(tmp_path, sweep_state.read(tmp_path), [table])

@@ -114,6 +114,8 @@ def markdown(made: list[SweepTable]) -> str:
         if table.source:
             parts.append(f"Published: {table.source}. Ours: mean ± standard deviation over runs.\n")
         parts.append("".join(f"- [{mark}] {text}\n" for mark, text in _notes(table)))
+        if table.paired:
+            parts.append("".join(f"- {text}\n" for text in table.paired))
         if table.protocol:
             parts.append("Beside the paper's protocol:\n")
             parts.append("".join(f"- {text}\n" for text in table.protocol))
@@ -188,7 +190,7 @@ def latex(made: list[SweepTable]) -> str:
         ]
         notes = [f"$^{{{mark}}}${_tex(text)}." for mark, text in _notes(table)]
         notes += [f"Published: {_tex(table.source)}."] if table.source else []
-        notes += [f"{_tex(text)}." for text in table.protocol]
+        notes += [f"{_tex(text)}." for text in (*table.paired, *table.protocol)]
         lines = [
             "\\begin{table}",
             f"\\caption{{{_tex(table.title)}}}",
@@ -228,7 +230,7 @@ def _section(table: SweepTable) -> dict[str, Any]:
         if len(line.place) > 1 and line.place[0] == above:
             row[0] = Cell("", kind="text")
         above = line.place[0]
-    fields = "name", "title", "labels", "columns", "source", "protocol", "reasons"
+    fields = "name", "title", "labels", "columns", "source", "paired", "protocol", "reasons"
     return {name: getattr(table, name) for name in fields} | {
         "rows": rows,
         "notes": _notes(table),

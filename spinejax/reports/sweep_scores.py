@@ -14,9 +14,10 @@ from typing import Any
 
 from spinejax import records, sweep_state
 from spinejax.errors import InputError
+from spinejax.metrics import paired
 from spinejax.reports import papers, protocols
 from spinejax.reports.papers import PaperTable
-from spinejax.reports.tables import finite, is_phantom, item
+from spinejax.reports.tables import case_values, finite, is_phantom, item
 from spinejax.schema import SECOND
 from spinejax.sweep_state import State, Sweep, SweepUnit
 
@@ -74,6 +75,7 @@ class SweepTable:
     reasons: tuple[str, ...] = ()
     protocol: tuple[str, ...] = ()
     source: str = ""
+    paired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,32 @@ def own_table(found: Sweep, members: Sequence[Result]) -> SweepTable:
         name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
     ) or ("sweep",)
     title = f"{found.name} of {found.config} (per cent; distances in mm; costs)"
-    return SweepTable(found.name, title, labels, tuple(columns), tuple(lines), {})
+    beside = _paired([(line.place, own) for line, own in zip(lines, rows.values(), strict=True)])
+    return SweepTable(found.name, title, labels, tuple(columns), tuple(lines), {}, paired=beside)
+
+
+def _paired(rows: Sequence[tuple[tuple[str, ...], Sequence[Result]]]) -> tuple[str, ...]:
+    """Return sentences that compare the Dice of each row with that of the first, scan by scan."""
+    said = []
+    (baseline, first), *others = rows
+    for place, own in others:
+        found = paired.difference(_dice_of_scans(own), _dice_of_scans(first))
+        if found is not None:
+            mean, low, high = (f"{100 * value:+.2f}" for value in found[:3])
+            said.append(
+                f"Dice of {', '.join(place)} against {', '.join(baseline)}: {mean} points, "
+                f"{low} to {high} (95 % interval, bootstrap over {found.n} scans)"
+            )
+    return tuple(said)
+
+
+def _dice_of_scans(own: Sequence[Result]) -> dict[str, float]:
+    """Return the Dice of each test scan, the mean over the units of a row that tested on it."""
+    values: dict[str, list[float]] = {}
+    for result in own:
+        for case, dice in case_values(result.scores, "dice").items():
+            values.setdefault(case, []).append(dice)
+    return {case: statistics.fmean(those) for case, those in values.items()}
 
 
 def _repeats(key: str, value: Any) -> bool:
