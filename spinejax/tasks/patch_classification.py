@@ -181,7 +181,8 @@ def _labels(config: ConfigDict) -> tuple[Callable[[jax.Array], jax.Array], int]:
                 f"data.redundant.{name}={value:g} must be at most {reach:g} mm, as far as a patch "
                 f"of {n} pixels of {how.spacing_mm:g} mm reaches from its central pixel"
             )
-    return partial(label_of, pixel_mm=how.spacing_mm, **distances), 4
+    edge_mm, near_mm = distances.edge_mm, distances.near_mm
+    return partial(label_of, pixel_mm=how.spacing_mm, edge_mm=edge_mm, near_mm=near_mm), 4
 
 
 def _majority(foreground: jax.Array) -> jax.Array:
