@@ -8,11 +8,13 @@ run, too. The blocks `augment`, `loss`, `optim` and `train` of the config have n
 
 Table 11 prints Dice 65.7 % for PCNN and 95 % for APCNN, on 17 scans of its own authors: no target
 for VerSe. Both networks segment bright tissue, and here they see the whole scan, so that ribs,
-pelvis and contrast medium count as errors. The window begins at water, because the threshold that
-separates most in a whole scan would otherwise be that between air and body.
+pelvis and contrast medium count as errors. Pieces away from the line of the spine are dropped
+(`predict.drop_islands`). The window of 100 to 500 HU is a choice. It begins above
+soft tissue: below, the threshold that separates most is that between air and body. It ends within
+cortical bone, so that linking does not depend on the brightest voxel of a scan.
 
 Arguments: `net=apcnn` (default), parameters set for each image, or `net=pcnn`, the same parameters
-for all images.
+for all images; `debug` (coarse voxels).
 """
 
 from typing import Any
@@ -35,7 +37,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"net={args.net!r} is unknown; choose from {', '.join(NETS)}")
     config = common.base(args.net, dict(name=args.net, **NETS[args.net]))
     config.data.normalise = "unit"
-    config.data.preprocess.clamp_hu = (0.0, 800.0)
+    config.data.preprocess.clamp_hu = (100.0, 500.0)
+    config.predict.drop_islands = True
     if args.debug:
         config.data.preprocess.spacing_mm = 4.0
     return config

@@ -203,7 +203,8 @@ class _Pulses(Network):
         image = x[..., 0].astype(jnp.float32)
         low, high = image.min(), image.max()
         image = (image - low) / jnp.where(high > low, high - low, 1)
-        times = firing_times(image, neurons or adapted(image), iterations=iterations)
+        neurons = adapted(image) if neurons is None else neurons
+        times = firing_times(image, neurons, iterations=iterations)
         mask = median(times > 0)
         return jnp.where(mask, 10.0, -10.0)[..., None], {"firing_times": times}
 

@@ -207,7 +207,7 @@ def test_a_run_without_steps_is_scored_predicts_and_is_exported(words, tmp_path,
     assert (record["steps"], record["parameters"]) == (0, 0)
     scores = json.loads((workdir / "evaluation/test/scores.json").read_text())
     dice = [case["binary"]["dice"] for case in scores["cases"].values()]
-    assert len(dice) == 2 and min(dice) > 0.85  # corners of the boxes are rounded
+    assert len(dice) == 1 and dice[0] > 0.85  # corners of the boxes are rounded
     # Again, with another config, as a report, and as a file.
     assert main(["train", *words, f"--workdir={workdir}"]) == 0
     other = [*words, f"--workdir={workdir}", "--config.data.preprocess.spacing_mm=3.0"]
