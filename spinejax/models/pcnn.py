@@ -22,7 +22,7 @@ Chosen here, because the paper's text could not be had:
 
 import itertools
 import math
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,11 +145,11 @@ def firing_times(image: jax.Array, neurons: Parameters, *, iterations: int) -> j
         (x, y, z) uint8; 0 for voxels that have not fired.
     """
 
-    def iterate(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def iterate(state: tuple[Any, ...]) -> tuple[Any, ...]:
         number, activity, threshold, before, times = state
         kept = neurons.memory * activity
 
-        def link(pulses: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def link(pulses: tuple[Any, ...]) -> tuple[Any, ...]:
             fired, _, _ = pulses
             activity = kept + image * (1 + neurons.linking * linked(before | fired))
             more = fired | (activity > threshold)
@@ -164,7 +164,7 @@ def firing_times(image: jax.Array, neurons: Parameters, *, iterations: int) -> j
         times = jnp.where(first, number.astype(jnp.uint8), times)
         return number, activity, neurons.decay * threshold + neurons.jump * fired, fired, times
 
-    def waits(state: tuple[jax.Array, ...]) -> jax.Array:
+    def waits(state: tuple[Any, ...]) -> jax.Array:
         number, *_, times = state
         return (number < iterations) & jnp.any((times == 0) & (image > 0))
 
@@ -186,7 +186,8 @@ def median(mask: jax.Array) -> jax.Array:
     count = jnp.pad(mask.astype(jnp.uint8), 1, mode="edge")
     for axis in range(3):
         n = count.shape[axis] - 2
-        count = sum(jax.lax.slice_in_dim(count, at, at + n, axis=axis) for at in range(3))
+        taps = [jax.lax.slice_in_dim(count, at, at + n, axis=axis) for at in range(3)]
+        count = taps[0] + taps[1] + taps[2]
     return count > 13
 
 
