@@ -57,7 +57,7 @@ def test_every_default_is_allowed_and_every_field_has_a_meaning(field):
 def items(allowed):
     """Return the numbers within an allowed value, and how to put one into a value."""
     if isinstance(allowed, Several):
-        count = allowed.count or 1
+        count = allowed.count or max(1, allowed.least)
         return [(inner, lambda x: (x,) * count) for inner, _ in items(allowed.item)]
     if isinstance(allowed, Range):
         return [(inner, lambda x: (x, x)) for inner, _ in items(allowed.item)]
