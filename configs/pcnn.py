@@ -9,9 +9,9 @@ run, too. The blocks `augment`, `loss`, `optim` and `train` of the config have n
 Table 11 prints Dice 65.7 % for PCNN and 95 % for APCNN, on 17 scans of its own authors: no target
 for VerSe. Both networks segment bright tissue, and here they see the whole scan, so that ribs,
 pelvis and contrast medium count as errors. Pieces away from the line of the spine are dropped
-(`predict.drop_islands`). The window of 100 to 500 HU is a choice. It begins above
-soft tissue: below, the threshold that separates most is that between air and body. It ends within
-cortical bone, so that linking does not depend on the brightest voxel of a scan.
+(`predict.drop_islands`). The window of 100 to 500 HU is a choice. It begins above soft tissue:
+else the threshold that separates most may be that between air and body. It ends within cortical
+bone, so that linking does not depend on the brightest voxel of a scan.
 
 Arguments: `net=apcnn` (default), parameters set for each image, or `net=pcnn`, the same parameters
 for all images; `debug` (coarse voxels).

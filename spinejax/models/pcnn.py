@@ -16,7 +16,9 @@ Chosen here, because the paper's text could not be had:
 * 26 neighbours link, with weights 1 / distance. Their sum takes the place of 6, the sum of the 2D
   weights, in the adaptive rule.
 * Foreground is what fires before the iterations end. `APCNN` ends with the first iteration in which
-  Chen's rule lets voxels fire: those above Otsu's threshold, and their neighbours by linking.
+  Chen's rule lets voxels fire: those above Otsu's threshold, and their neighbours by fast linking.
+  Chen's network has no fast linking; the title of Zareie et al. says "fast". Without it, the
+  foreground would be what Otsu's threshold finds.
 * The median filter has 3 x 3 x 3 voxels and filters the mask.
 """
 
@@ -145,11 +147,11 @@ def firing_times(image: jax.Array, neurons: Parameters, *, iterations: int) -> j
         (x, y, z) uint8; 0 for voxels that have not fired.
     """
 
-    def iterate(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    def iterate(state: Any) -> Any:
         number, activity, threshold, before, times = state
         kept = neurons.memory * activity
 
-        def link(pulses: tuple[Any, ...]) -> tuple[Any, ...]:
+        def link(pulses: Any) -> Any:
             fired, _, _ = pulses
             activity = kept + image * (1 + neurons.linking * linked(before | fired))
             more = fired | (activity > threshold)
@@ -164,7 +166,7 @@ def firing_times(image: jax.Array, neurons: Parameters, *, iterations: int) -> j
         times = jnp.where(first, number.astype(jnp.uint8), times)
         return number, activity, neurons.decay * threshold + neurons.jump * fired, fired, times
 
-    def waits(state: tuple[Any, ...]) -> jax.Array:
+    def waits(state: Any) -> jax.Array:
         number, *_, times = state
         return (number < iterations) & jnp.any((times == 0) & (image > 0))
 

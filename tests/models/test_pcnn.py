@@ -171,6 +171,23 @@ def test_a_network_finds_bright_tissue_whatever_unit_its_input_has(net):
     assert not jax.tree.leaves(model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
 
 
+@pytest.mark.parametrize("deviation", [0.2, 0.3])
+def test_in_noise_the_adaptive_network_is_better_than_the_threshold_that_it_begins_with(deviation):
+    bright = np.zeros((24, 24, 24), bool)
+    bright[6:18, 6:18, 6:18] = True
+    generator = np.random.default_rng(0)
+    image = np.where(bright, 0.6, 0.1) + deviation * generator.standard_normal(bright.shape)
+    image = np.clip(image, 0, 1).astype(np.float32)
+
+    def dice(found):
+        return 2 * np.sum(found & bright) / (found.sum() + bright.sum())
+
+    model = build_model(dict(name="apcnn"))
+    logits = jax.jit(lambda x: model.apply({}, x)[0])(jnp.asarray(image)[..., None])
+    plain = dice(image > float(otsu(jnp.asarray(image))))
+    assert dice(np.asarray(logits)[..., 0] > 0) > plain + 0.15
+
+
 # A run
 
 
