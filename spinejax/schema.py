@@ -586,6 +586,10 @@ FIELDS: tuple[Field, ...] = (
         meaning="Period of the evaluations.",
     ),
     Field(
+        "train.eval_every_steps", 0, Whole(), unit="steps",
+        meaning="Period of the evaluations; 0: train.eval_every_epochs sets it.",
+    ),
+    Field(
         "train.checkpoint_every_steps", 0, Whole(), unit="steps", free=True,
         meaning="Period of further checkpoints; 0: one with every evaluation only.",
     ),

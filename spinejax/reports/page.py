@@ -370,7 +370,8 @@ def training(run: Run) -> dict[str, Any]:
     lowest, best = charts.lowest_loss(records), None
     if lowest is not None:
         step, loss = lowest
-        every = finite(item(run.config, "train", "eval_every_epochs"))
+        in_steps = item(run.config, "train", "eval_every_steps")
+        every = None if in_steps else finite(item(run.config, "train", "eval_every_epochs"))
         epoch = charts.epoch_of(records, step, every) if every else None
         when = f"step {step:,.0f}" if epoch is None else f"epoch {epoch:g} (step {step:,.0f})"
         kept = "; its network is kept" if item(run.config, "train", "best") == "loss" else ""

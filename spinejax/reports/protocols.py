@@ -34,12 +34,13 @@ def notes(paper: str, configs: Iterable[Mapping[str, Any]]) -> list[str]:
                 f"{prefix}{asked.path} is {_text(value)}; the paper asks for {_text(asked.value)}: "
                 f"“{asked.words}” (section {asked.section})"
             ] = None
-        for one in PAPERS[paper].OPEN:
-            if one.path in fields:
-                chosen[
-                    f"The paper does not say {one.what}; {prefix}{one.path} is "
-                    f"{_text(fields[one.path])}"
-                ] = None
+        left = [
+            f"{one.what} ({prefix}{one.path} is {_text(fields[one.path])})"
+            for one in PAPERS[paper].OPEN
+            if one.path in fields
+        ]
+        if left:
+            chosen[f"The paper does not say {', '.join(left)}"] = None
     return [*differs, *chosen]
 
 

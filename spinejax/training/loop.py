@@ -61,7 +61,7 @@ class Durations:
 
 
 def durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
-    """Convert epochs to steps; `train.steps` wins over `train.epochs`."""
+    """Convert epochs to steps; fields in steps win over those in epochs."""
     train = config.train
     total = train.steps or max(1, math.ceil(train.epochs * steps_per_epoch))
     if total > schema.LARGEST:
@@ -69,8 +69,8 @@ def durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
             f"train.epochs={train.epochs:g} of {steps_per_epoch} steps are more than the "
             f"{schema.LARGEST} steps that can be counted; lower it, or set train.steps"
         )
-    eval_every = max(1, round(train.eval_every_epochs * steps_per_epoch))
-    return Durations(total, eval_every, train.checkpoint_every_steps)
+    by_epochs = max(1, round(train.eval_every_epochs * steps_per_epoch))
+    return Durations(total, train.eval_every_steps or by_epochs, train.checkpoint_every_steps)
 
 
 class Keeper(Protocol):

@@ -102,7 +102,9 @@ def until(condition):
 def tables(workdir):
     words = [sys.executable, "-m", "spinejax", "report", f"--sweep={workdir}"]
     subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return (workdir / "report.csv").read_text()
+    # Times differ.
+    lines = (workdir / "report.csv").read_text().splitlines()
+    return [line for line in lines if ",train_h," not in line and ",predict_s," not in line]
 
 
 def test_a_killed_sweep_goes_on_with_what_is_missing_to_the_same_table(place, tmp_path):

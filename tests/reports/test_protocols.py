@@ -77,7 +77,8 @@ def test_what_a_config_does_otherwise_is_said_beside_the_papers_words():
         "train.epochs is 3.0; the paper asks for 150.0: “trained with 150 epochs, using 0.001 as "
         "the initial learning rate” (section 4.2)",
     ]
-    assert "The paper does not say the batch size; train.batch_size is 8" in notes
+    [left] = [note for note in notes if note.startswith("The paper does not say the plane of the")]
+    assert "(data.plane is sagittal), " in left and "the batch size (train.batch_size is 8)" in left
     assert protocols.notes("saeed2023", [{}]) == []
 
 

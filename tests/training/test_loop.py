@@ -289,6 +289,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
 def test_durations_convert_epochs_once(scans):
     config = tiny_config(scans, **{"train.steps": 0, "train.epochs": 3})
     assert loop.durations(config, 5) == loop.Durations(15, 5, 3)
+    config.train.eval_every_steps = 4
+    assert loop.durations(config, 5) == loop.Durations(15, 4, 3)
     lengths = loop.Durations(total=7, eval_every=3, save_every=2)
     assert [s for s in range(8) if lengths.evaluates(s)] == [3, 6, 7]
     assert [s for s in range(8) if lengths.saves(s)] == [2, 3, 4, 6, 7]
