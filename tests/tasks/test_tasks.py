@@ -70,8 +70,10 @@ SLICE_NETWORKS = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["hu", "zscore", "minmax_to_hu"])
-@pytest.mark.parametrize("name", SLICE_NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [*((name, "hu") for name in SLICE_NETWORKS), ("unet", "zscore"), ("unet", "minmax_to_hu")],
+)
 def test_every_network_of_slices_sees_neighbours(name, mode):
     config = unet.get_config()
     config.model = {"name": name}

@@ -17,6 +17,7 @@ def small(root, seed_of_names=5e-3):
     config = pipeline_config(root)
     config.train.steps = 6
     config.vertebrae.train.steps = 3
+    config.vertebrae.train.log_every_steps = 1
     config.vertebrae.optim.learning_rate = seed_of_names
     return config
 
