@@ -133,13 +133,15 @@ def _show_messages() -> None:
 def _thread_failed(failure: "threading.ExceptHookArgs | sys.UnraisableHookArgs") -> None:
     """Show what a background thread or an exit function raised, in one line.
 
-    A full disk is the exception: each thread that writes meets it, and the main thread says it.
+    What follows from an error that the main thread says is not shown: each thread that writes meets
+    a full disk, and Orbax then drops coroutines whose event loop is closed.
     """
     error = failure.exc_value
     if error is None or isinstance(error, SystemExit):
         return
     logger = logging.getLogger("spinejax")
-    shown = logging.DEBUG if is_disk_full(error) else logging.WARNING
+    dropped = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    shown = logging.DEBUG if dropped or is_disk_full(error) else logging.WARNING
     logger.log(shown, "in the background: %s", describe(error))
     logger.debug("%s", "".join(traceback.format_exception(error)))
 

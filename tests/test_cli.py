@@ -1,10 +1,12 @@
 """The command line: help, unknown commands, exit statuses, warnings and messages."""
 
+import errno
 import logging
 import os
 import subprocess
 import sys
 import time
+import types
 import warnings
 
 import pytest
@@ -136,3 +138,18 @@ def test_errors_of_the_system_are_one_line_and_bugs_are_not_hidden(
     else:
         assert cli.main(["doctor"]) == status
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("Event loop is closed"), False),
+        (RuntimeError("something else"), True),
+        (ValueError("Event loop is closed"), True),
+    ],
+)
+def test_what_follows_from_a_full_disk_is_not_shown_again(caplog, error, shown):
+    caplog.set_level(logging.WARNING, "spinejax")
+    cli._thread_failed(types.SimpleNamespace(exc_value=error))
+    assert [str(error) in record.getMessage() for record in caplog.records] == [True] * shown
