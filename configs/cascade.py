@@ -54,6 +54,9 @@ def join(first: ConfigDict, second: ConfigDict, own: Collection[str] = ()) -> Co
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
     args = common.parse_arg(arg, protocol=common.OWN, table=8, phantom=False, debug=False)
+    common.check_protocol(args.protocol)
+    if args.phantom and (args.protocol, args.table) != (common.OWN, 8):
+        raise ValueError("phantom has data and stages of its own; leave out protocol and table")
     debug = "debug" if args.debug else None
     if not args.phantom:
         words = [f"protocol={args.protocol}", *([debug] if debug else [])]

@@ -3,9 +3,10 @@
     spinejax summarize --config=configs/unet3d.py
 
 It has 19,072,123 parameters for one channel, 27 classes and group norms. The published 19,069,955
-are for three channels and classes. Arguments:
-`protocol=paper`, data and training as paper A has them, instead of `own`; `debug` (minutes on a
-laptop).
+are for three channels and classes.
+
+Arguments: `protocol=paper`, data and training as paper A has them, instead of `own`, ours;
+`debug` (minutes on a laptop).
 """
 
 from typing import Any

@@ -2,9 +2,10 @@
 
     spinejax summarize --config=configs/vnet.py
 
-65,176,139 parameters for one channel and 27 classes. Arguments:
-`protocol=paper`, data and training as paper A has them, instead of `own`; `debug` (minutes on a
-laptop).
+65,176,139 parameters for one channel and 27 classes.
+
+Arguments: `protocol=paper`, data and training as paper A has them, instead of `own`, ours;
+`debug` (minutes on a laptop).
 """
 
 from typing import Any

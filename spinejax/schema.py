@@ -247,7 +247,7 @@ _WEIGHT = Number(0, 1e6)
 
 FIELDS: tuple[Field, ...] = (
     Field("name", "", Text(), "Name of the experiment, for reports."),
-    Field("seed", 0, Whole(), "Seed of the first weights and the order of samples."),
+    Field("seed", 0, Whole(), "Seed of the first weights, and of the choice and order of samples."),
     Field(
         "task", SLICES, Choice(TASKS),
         meaning="What the network learns: to segment the spine in slices, to classify patches, to "
@@ -295,8 +295,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "data.split_seed", 0, Whole(),
-        meaning="Seed of the split, apart from 'seed', so that runs with other seeds see the same "
-        "scans.",
+        meaning="Seed of the split of scans, apart from 'seed', so that runs with other seeds see "
+        "the same scans.",
     ),
     Field("data.folds", 5, Whole(2, 1000), "Number of folds, for the split 'kfold'."),
     Field(

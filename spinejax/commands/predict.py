@@ -73,15 +73,15 @@ def run(values: FlagValues) -> int:
 
     reserved: dict[str, tuple[int, ...]] = {}
 
-    truths: dict[str, LabelVolume] = {}
-
-    def read(name: str, path: Path) -> Volume:
+    def read(name: str, path: Path) -> tuple[Volume, LabelVolume | None]:
         if name not in references:
-            return scanfile.read_volume(path)
-        scan, truths[name] = scanfile.read_pair(path, references[name], valid=valid)
-        return scan
+            return scanfile.read_volume(path), None
+        return scanfile.read_pair(path, references[name], valid=valid)
 
-    def segment(name: str, scan: Volume) -> predictor.Segmentation:
+    def segment(
+        name: str, pair: tuple[Volume, LabelVolume | None]
+    ) -> tuple[predictor.Segmentation, LabelVolume | None]:
+        scan, truth = pair
         shape = "x".join(map(str, scan.shape))
         gib = model.estimate_bytes(scan) / 2**30
         print(f"{name}: {shape} voxels, about {gib:.1f} GiB beside the network", flush=True)
@@ -89,10 +89,10 @@ def run(values: FlagValues) -> int:
             print(
                 "the first scan takes longer, because the networks are compiled for it", flush=True
             )
-        return model.segment(scan, name=name, progress=progress.bars)
+        return model.segment(scan, name=name, progress=progress.bars), truth
 
-    def save(name: str, found: predictor.Segmentation) -> None:
-        truth = truths.pop(name, None)
+    def save(name: str, pair: tuple[predictor.Segmentation, LabelVolume | None]) -> None:
+        found, truth = pair
         if truth is not None:
             reserved[str(references[name])] = truth.reserved
         drawn = None if truth is None else truth.array

@@ -248,7 +248,7 @@ def own_table(found: Sweep, members: Sequence[Result]) -> SweepTable:
     labels = tuple(
         name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
     ) or ("sweep",)
-    title = f"{found.name} of {found.config} (per cent; distances in mm; costs)"
+    title = f"{found.name} of {found.config} (per cent; distances in mm)"
     beside = _paired([(line.place, own) for line, own in zip(lines, rows.values(), strict=True)])
     return SweepTable(found.name, title, labels, tuple(columns), tuple(lines), {}, paired=beside)
 

@@ -248,3 +248,9 @@ def test_fine_tuning_keeps_the_networks_and_what_they_see(argument):
 def test_an_unknown_stage_names_the_stages():
     with pytest.raises(ValueError, match="stage='x' must be one of sagittal, longer, "):
         release.get_config("stage=x")
+
+
+@pytest.mark.parametrize("argument", ["phantom,protocol=paper", "phantom,table=4"])
+def test_a_pipeline_on_phantoms_has_no_stage_of_the_paper(argument):
+    with pytest.raises(ValueError, match="leave out protocol and table"):
+        cascade.get_config(argument)
