@@ -38,6 +38,7 @@ def model(residual: bool = True, dropout: float = 0.3) -> dict[str, Any]:
         expansions=(1, 6, 6, 6, 6),
         strides=(1, 2, 2, 2, 1),
         decoder_widths=(88, 48, 24, 16),
+        views="joint",
         share_views=False,
         residual=residual,
         norm="group",

@@ -45,6 +45,7 @@ OPEN = (
     Open("augment.scale", "the range of scaling"),
     Open("augment.rotation_deg", "the range of rotation"),
     Open("augment.flip_probability", "how often slices are flipped"),
+    Open("model.views", "whether the encoder of each view learns by a loss of its own"),
     Open("loss.name", "the loss"),
     Open("optim.name", "the optimiser"),
     Open("optim.schedule", "how the learning rate falls"),

@@ -36,7 +36,9 @@ class Network(nn.Module):
     """Base class of the networks.
 
     A network's `apply(variables, x, train=...)` returns float32 logits and a dict of named
-    intermediates. Training needs `rngs={"dropout": key}` where dropout is above 0, and
+    intermediates. One whose name ends in "_logits" holds logits of a part of the network. The
+    task's loss is added for it, and the network keeps that part from learning by anything else
+    (`jax.lax.stop_gradient`). Training needs `rngs={"dropout": key}` where dropout is above 0, and
     `mutable=["batch_stats"]` with norm "batch".
 
     The fields that a subclass adds are the fields of a config's `model` block: their types say

@@ -2,8 +2,8 @@
 
 Layers and widths are those of the public code: 11,784,852 parameters for 21 channels and 20
 classes, 11,779,074 for 3 and 2. There it refines what the 3D network (`models.spineparsenet`)
-found: it sees a slice and, as further channels, the coarse logits of each class. The tasks here
-give it the slice alone.
+found: it sees a slice and, as further channels, the coarse logits of each class. By
+itself, this network sees the slice alone.
 
 Chosen here: group norm, which has the parameters of the published batch norm.
 """

@@ -1,17 +1,20 @@
-"""The 3D network of SpineParseNet (Pang et al., IEEE TMI 40(1), 2021), of paper B's Table 3.
+"""SpineParseNet (Pang et al., IEEE TMI 40(1), 2021), of paper B's Table 3.
 
-GCSN, the graph convolutional segmentation network: DeepLabv3+ in 3D, and a graph between the maps
-of its decoder whose nodes are the classes. Layers, widths, rates and strides are those of the
-public code: with one channel in, 4,231,044 parameters for its 20 classes and 4,224,114 for 2. It
-was made for sagittal MR slices, so it strides within slices alone; `strides` changes that.
+Its 3D network is GCSN, the graph convolutional segmentation network: DeepLabv3+ in 3D, and a graph
+between the maps of its decoder whose nodes are the classes. Layers, widths, rates and strides are
+those of the public code: with one channel in, 4,231,044 parameters for its 20 classes and 4,224,114
+for 2. It was made for sagittal MR slices, so it strides within slices alone; `strides` changes
+that.
 
 Chosen here: the graph links each vertebra to those that may follow it (`labels.successors`), since
 there are no classes of discs; group norm, which has the parameters of the published batch norm,
 because cubes come in small batches; all parts learn together. The shortcut of a block sees the
 input after its ReLU, as in the public code, whose ReLU works in place.
 
-SpineParseNet then refines the result slice by slice with a 2D network (`models.resunet`). Here no
-task gives that network the coarse result.
+A 2D network (`models.resunet`) then refines the result slice by slice. It sees the sagittal slices
+and, as further channels, the coarse logits of each class. Here it sees the slices of a cube, and it
+learns at the same time as the 3D network, which learns nothing from it; there, it is trained after
+the 3D network, on whole slices.
 """
 
 import itertools
@@ -36,6 +39,7 @@ from spinejax.models.layers import (
     normed,
     rematerialised,
 )
+from spinejax.models.resunet import ResUNet
 from spinejax.schema import Several, Whole
 
 RATES = (6, 12, 18)  # of the pyramid
@@ -45,6 +49,7 @@ GRAPH_STEPS = 3
 # Types of fields.
 Strides = Annotated[tuple[int, ...], Several(Whole(1, 2), 3)]
 Entry = Annotated[tuple[int, ...], Several(Whole(1, 8192), least=4)]
+Refine = Annotated[tuple[int, ...], Several(Whole(1, 8192), least=0)]
 Pair = Annotated[tuple[int, ...], Several(Whole(1, 8192), 2)]
 
 
@@ -242,10 +247,11 @@ class GraphReasoning(Normed):
 
 
 class SpineParseNet(Network):
-    """GCSN over cubes (b, x, y, z, c) of any sides.
+    """GCSN over cubes (b, x, y, z, c) of any sides, and the 2D network that refines its logits.
 
     The intermediate "auxiliary" holds the float32 logits by which voxels belong to the nodes of the
-    graph, resized to the cube; with `loss.auxiliary_weight` they learn the classes.
+    graph, resized to the cube; with `loss.auxiliary_weight` they learn the classes. Where the 2D
+    network follows, "coarse_logits" are those of GCSN.
 
     Attributes:
         widths: channels of the two convolutions of the stem, then of each block that strides.
@@ -253,6 +259,7 @@ class SpineParseNet(Network):
         skip_widths: channels to which the maps for the two decoders are reduced.
         decoder_widths: channels of pyramid, first decoder and graph, then of the second decoder.
         strides: along x, y and z, of the first convolution and of each block.
+        refine_widths: channels of each level of the 2D network; () leaves it out.
         norm: norm after each convolution; the published network has "batch".
     """
 
@@ -262,10 +269,16 @@ class SpineParseNet(Network):
     skip_widths: Pair = (24, 64)
     decoder_widths: Pair = (128, 256)
     strides: Strides = (1, 2, 2)
+    refine_widths: Refine = ()
     norm: NormKind = "group"
 
     SEES = "cubes"
     AUXILIARY = True
+
+    @property
+    def stride(self) -> int:
+        """Sides of the input must be multiples of this."""
+        return 2 ** max(len(self.refine_widths) - 1, 0)
 
     @nn.compact
     def __call__(
@@ -284,7 +297,7 @@ class SpineParseNet(Network):
         def separable(y: jax.Array, width: int, name: str, rate: int = 1) -> jax.Array:
             return Separable(width, rate=rate, **common, name=name)(y, train=train)
 
-        x = x.astype(self.dtype)
+        image = x = x.astype(self.dtype)
         first, second, *grown = self.widths
         bias = self.norm == "none"
         strided = nn.Conv(
@@ -323,4 +336,18 @@ class SpineParseNet(Network):
                 x, logits = graph(x, train=train)
                 out["auxiliary"] = interpolate(logits, cube)
             out[name] = x
-        return interpolate(Logits(self.out_channels, name="logits")(x), cube), out
+        logits = interpolate(Logits(self.out_channels, name="logits")(x), cube)
+        if self.refine_widths:
+            out["coarse_logits"] = logits
+            seen = jax.lax.stop_gradient(logits).astype(self.dtype)
+            refine = ResUNet(
+                self.out_channels,
+                remat=self.remat,
+                widths=self.refine_widths,
+                **common,
+                name="refine",
+            )
+            b, n, h, w = image.shape[:4]
+            slices = jnp.concatenate([image, seen], -1).reshape(b * n, h, w, -1)
+            logits = refine(slices, train=train)[0].reshape(b, n, h, w, -1)
+        return logits, out

@@ -257,6 +257,11 @@ def apply(
     return logits, out, updated.get("batch_stats", batch_stats)
 
 
+def learnt(logits: jax.Array, intermediates: Mapping[str, jax.Array]) -> list[jax.Array]:
+    """Return the logits of a network and of its parts that learn by the loss, see `Network`."""
+    return [logits, *(v for name, v in intermediates.items() if name.endswith("_logits"))]
+
+
 def foreground(
     config: ConfigDict,
     model: models.Network,
@@ -289,7 +294,7 @@ def foreground(
         logits, out, batch_stats = apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
         common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
-        value = loss_fn(logits, label, **common)
+        value = sum(loss_fn(each, label, **common) for each in learnt(logits, out))
         if auxiliary:
             value += auxiliary * losses.ce(out["auxiliary"], losses.contour(label), **common)
         found = logits[..., 0] > 0

@@ -65,17 +65,19 @@ def build(config: ConfigDict, axis_name: str | None) -> NameTask:
         x = network_input(image, batch["stats"], spine)
         logits, out, batch_stats = record.apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
-        logits, offsets = jnp.split(logits, [labels.NUM_CLASSES], -1)
         common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
-        value = loss_fn(logits, truth, **common)
+        value = jnp.zeros(())
+        for each in record.learnt(logits, out):
+            classes, offsets = jnp.split(each, [labels.NUM_CLASSES], -1)
+            value += loss_fn(classes, truth, **common)
+            if offset_weight:
+                error = losses.offset_error(offsets, truth, spacing_mm=how.spacing_mm, **common)
+                value += offset_weight * error
         if auxiliary:
             # Beside the classes there may be channels of offsets.
             nodes = out["auxiliary"][..., : labels.NUM_CLASSES]
             value += auxiliary * losses.ce(nodes, truth, **common)
-        if offset_weight:
-            error = losses.offset_error(offsets, truth, spacing_mm=how.spacing_mm, **common)
-            value += offset_weight * error
-        found = jnp.argmax(logits, -1)
+        found = jnp.argmax(logits[..., : labels.NUM_CLASSES], -1)
         return value, LossAux(batch_stats, _counts(found, truth, weight), found > 0)
 
     def class_probability(

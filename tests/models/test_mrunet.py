@@ -146,6 +146,43 @@ def test_group_norm_looks_at_a_whole_stack_of_slices():
     assert faint.std() < 0.5 * bright.std()
 
 
+def test_separate_views_find_classes_in_each_slice_by_itself():
+    model = small(norm="none", views="separate", share_views=True)
+    x = normal(0, 1, 8, 4, 8, 1)
+    variables = init(model, x)
+    run = quick_jit(lambda x: model.apply(variables, x)[1])
+    plain = run(x)
+    for view, axis in PLANES.items():
+        logits = plain[f"{view}_logits"]
+        assert logits.shape == (1, 8, 4, 8, 3)
+        changed = x.at[(0, *[slice(None)] * axis, 2)].add(1.0)
+        same = np.isclose(run(changed)[f"{view}_logits"], logits, atol=1e-6)
+        others = tuple(at for at in range(5) if at != axis + 1)
+        np.testing.assert_array_equal(same.all(others), np.arange(x.shape[axis + 1]) != 2)
+
+
+def test_separate_views_learn_from_their_own_loss_only():
+    model = small(norm="none", views="separate")
+    x = normal(0, 1, 4, 4, 4, 1)
+    variables = init(model, x)
+    parts = [f"{view}_logits" for view in PLANES]
+
+    @quick_jit
+    @jax.grad
+    def gradient(parameters, weights):
+        logits, out = model.apply({"params": parameters}, x)
+        squares = [jnp.sum(part**2) for part in (logits, *(out[name] for name in parts))]
+        return jnp.stack(squares) @ weights
+
+    def reached(at):
+        found = gradient(variables["params"], jnp.eye(4)[at])
+        return {name for name, tree in found.items() if any(map(jnp.any, jax.tree.leaves(tree)))}
+
+    assert reached(0) == set(variables["params"]) - {*PLANES, *parts}
+    for at, view in enumerate(PLANES, 1):
+        assert reached(at) == {view, f"{view}_logits"}
+
+
 # Options
 
 
@@ -214,6 +251,7 @@ def test_remat_changes_no_value():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        (dict(views="apart"), ["model.views", "'joint'", "'separate'"]),
         (dict(share_views=1), ["model.share_views", "true or false"]),
         (dict(width_multiplier=-1.0), ["model.width_multiplier", "above 0"]),
         (dict(decoder_widths=(8, 0)), ["model.decoder_widths"]),

@@ -11,11 +11,13 @@ from scipy import ndimage, special
 from spinejax import labels, schema
 from spinejax.cli import main
 from spinejax.configs import spineparsenet, unet3d
+from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError
 from spinejax.losses import offset_error
 from spinejax.models import build_model
 from spinejax.models.layer_table import count_parameters, flops
 from spinejax.models.layers import NORMS
+from spinejax.models.resunet import ResUNet
 from spinejax.models.spineparsenet import GraphReasoning, adjacency, depthwise, interpolate
 from spinejax.tasks import build_task
 from tests.support.cubes import shapes
@@ -38,6 +40,14 @@ def test_network_has_the_count_of_the_public_code(classes, published, norm):
     assert count_parameters(parameters) == published
     encoder = [v for k, v in parameters.items() if k.startswith(("stem", "block", "exit"))]
     assert count_parameters(encoder) == 3_118_280
+
+
+@pytest.mark.parametrize(("classes", "published"), [(20, 11_784_852), (2, 11_779_074)])
+def test_the_network_that_refines_has_the_count_of_the_public_code(classes, published):
+    block = dict(name="spineparsenet", refine_widths=(32, 64, 128, 256, 512))
+    model = build_model(block, out_channels=classes)
+    parameters = shapes(model, 16, 16, 16)[0]["params"]
+    assert count_parameters(parameters["refine"]) == published
 
 
 @pytest.mark.parametrize(
@@ -142,10 +152,10 @@ def test_shapes_are_those_of_the_strides_whatever_the_sides(norm):
 
 @pytest.fixture(scope="module")
 def learnt():
-    """Return a task with auxiliary logits and offsets, its parameters and a batch."""
+    """Return a task with auxiliary logits and offsets, a batch, and its network, run and input."""
     config = spineparsenet.get_config("debug")
     # Without strides no map has a single voxel, of which a group norm leaves nothing.
-    config.model.update({**SMALL, "strides": (1, 1, 1)})
+    config.model.update({**SMALL, "strides": (1, 1, 1), "refine_widths": (4, 8)})
     config.data.cube.size = (4, 8, 8)
     config.loss.update(auxiliary_weight=0.3, offset_weight=1.0)
     task = build_task(config)
@@ -157,33 +167,64 @@ def learnt():
         "stats": jnp.zeros((2, 4)),
         "weight": jnp.ones(2),
     }
+    how = preprocess.from_config(config.data)
+    x = normalise.network_input(batch["image"], config.data.normalise, how.range_hu, jnp.zeros(4))
     leaves, tree = jax.tree.flatten(jax.eval_shape(task.init, jax.random.key(0))["params"])
-    parameters = [0.3 * normal(at, *leaf.shape) for at, leaf in enumerate(leaves)]
-    return task, jax.tree.unflatten(tree, parameters), batch
+    leaves = [0.3 * normal(at, *leaf.shape) for at, leaf in enumerate(leaves)]
+    parameters = jax.tree.unflatten(tree, leaves)
+
+    @quick_jit
+    def run(parameters, of_logits, of_others):
+        """Return logits, intermediates, and gradients of the weighted sum of squares of logits."""
+
+        def squares(parameters):
+            logits, out = task.model.apply({"params": parameters}, x[..., None])
+            others = jnp.sum(out["coarse_logits"] ** 2) + jnp.sum(out["auxiliary"] ** 2)
+            return of_logits * jnp.sum(logits**2) + of_others * others, (logits, out)
+
+        gradients, output = jax.grad(squares, has_aux=True)(parameters)
+        return *output, gradients
+
+    return task, batch, x, parameters, run
 
 
 def test_the_loss_has_the_cross_entropy_of_the_nodes_that_voxels_belong_to(learnt):
-    task, parameters, batch = learnt
+    task, batch, _, parameters, run = learnt
+    logits, out, _ = run(parameters, 1.0, 1.0)
     found = quick_jit(lambda p: task.loss(p, {}, batch, None)[0])(parameters)
-    x = batch["image"][..., None]
-    logits, out = apply(task.model, {"params": parameters}, x)
     truth = labels.to_contiguous(np.asarray(batch["label"])).astype(int)
 
     def entropy(logits):
         return optax.softmax_cross_entropy_with_integer_labels(logits, truth).mean()
 
-    classes, offsets = jnp.split(logits, [labels.NUM_CLASSES], -1)
-    expected = entropy(classes) + 0.3 * entropy(out["auxiliary"][..., : labels.NUM_CLASSES])
-    expected += offset_error(offsets, truth, spacing_mm=2.0)
+    expected = 0.3 * entropy(out["auxiliary"][..., : labels.NUM_CLASSES])
+    for each in (logits, out["coarse_logits"]):
+        classes, offsets = jnp.split(each, [labels.NUM_CLASSES], -1)
+        expected += entropy(classes) + offset_error(offsets, truth, spacing_mm=2.0)
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_gradients_of_the_loss_are_finite_and_reach_every_parameter(learnt):
-    task, parameters, batch = learnt
-    gradients = quick_jit(jax.grad(lambda p: task.loss(p, {}, batch, None)[0]))(parameters)
-    for path, gradient in jax.tree.leaves_with_path(gradients):
+def test_gradients_are_finite_and_reach_every_parameter(learnt):
+    *_, parameters, run = learnt
+    for path, gradient in jax.tree.leaves_with_path(run(parameters, 1.0, 1.0)[-1]):
         assert jnp.isfinite(gradient).all(), path
         assert jnp.abs(gradient).max() > 0, path
+
+
+def test_the_3d_network_learns_nothing_from_the_one_that_refines_its_slices(learnt):
+    *_, parameters, run = learnt
+    for name, group in run(parameters, 1.0, 0.0)[-1].items():
+        sizes = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(group)]
+        assert all(sizes) if name == "refine" else not any(sizes), name
+
+
+def test_the_2d_network_sees_a_slice_of_the_image_and_of_the_coarse_logits(learnt):
+    task, _, x, parameters, run = learnt
+    logits, out, _ = run(parameters, 1.0, 1.0)
+    refine = ResUNet(out_channels=logits.shape[-1], widths=task.model.refine_widths)
+    seen = jnp.concatenate([x[..., None], out["coarse_logits"]], -1)[1, 2:3]
+    expected = apply(refine, {"params": parameters["refine"]}, seen)[0]
+    np.testing.assert_allclose(logits[1, 2], expected[0], atol=1e-3)
 
 
 def test_a_network_without_auxiliary_logits_is_refused_in_one_line():
@@ -229,5 +270,8 @@ def test_config_is_accepted_and_its_debug_cube_fits():
 def test_summarize_prints_the_count_for_all_classes(capsys):
     assert main(["summarize", f"--config={spineparsenet.__file__}"]) == 0
     # Each class has 128 weights to a node, and 256 weights and a bias of the logits.
-    count = 4_231_044 + (labels.NUM_CLASSES - 20) * (128 + 256 + 1)
+    more = labels.NUM_CLASSES - 20
+    count = 4_231_044 + more * (128 + 256 + 1)
+    # The 2D network has a channel of 3x3 weights and one of the logits for each.
+    count += 11_784_852 + more * (9 * 32 + 32 + 1)
     assert f"parameters: {count:,}\n" in capsys.readouterr().out
