@@ -281,7 +281,7 @@ def _curves(workdir: Path, made: list[SweepTable], stage: str = "") -> list[tupl
             seen.update(line.units)
             runs = [lines for folder in own if (lines := _metrics(folder))]
             if runs:
-                groups.append((" · ".join(filter(None, line.place)), runs))
+                groups.append((_row_name(table, line.place), runs))
         tasks = {read_or_empty(workdir / name / "config.json").get("task") for name in seen}
         overlap = "F-score" if tasks == {PATCHES} else "Dice"
         for start in range(0, len(groups), most):
@@ -290,8 +290,21 @@ def _curves(workdir: Path, made: list[SweepTable], stage: str = "") -> list[tupl
             words += ["second network"] if stage else []
             if len(groups) > most:
                 words.append(f"rows {start + 1} to {start + len(part)} of {len(groups)}")
-            found.append((", ".join(words), charts.unit_curves(part, overlap)))
+            title = ", ".join(words)
+            if len(made) == 1:  # it does not begin with the name of a table
+                title = title[:1].upper() + title[1:]
+            found.append((title, charts.unit_curves(part, overlap)))
     return found
+
+
+def _row_name(table: SweepTable, place: tuple[str, ...]) -> str:
+    """Return the words that tell a row from the others; of our own tables, with their labels."""
+    words = []
+    for at, (label, word) in enumerate(zip(table.labels, place, strict=True)):
+        differs = len({line.place[at] for line in table.lines}) > 1
+        if word and (differs or len(table.lines) == 1):
+            words.append(papers.short_name(word) if table.source else f"{label} {word}")
+    return " · ".join(words)
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
