@@ -396,20 +396,20 @@ def _bar_chart(metric: str, at: int, rows: Sequence[BarRow]) -> BarChart:
             y += _HEADING
         name = row.place[-1]
         short = name if len(name) <= _MOST_LETTERS else name[: _MOST_LETTERS - 1].rstrip() + "…"
+        values: list[tuple[str, float | None, float | None, str]]
         values = [("printed", _published_number(row.published[at]), None, row.published[at])]
         ours = row.ours[at]
         if ours is not None:
             values.append(("own", *ours))
-        thick = _BAR
-        names.append((y + thick * len(values) / 2, short, name))
+        names.append((y + _BAR * len(values) / 2, short, name))
         for kind, value, deviation, words in values:
             right = None if value is None else along(value)
             spread = None
             if value is not None and deviation:
                 spread = along(value - deviation), along(value + deviation)
             end = max(BARS_LEFT if right is None else right, spread[1] if spread else 0.0)
-            bars.append(Bar(kind, y, thick - 1, right, spread, words, end + 5))
-            y += thick
+            bars.append(Bar(kind, y, _BAR - 1, right, spread, words, end + 5))
+            y += _BAR
         said = [f"published {row.published[at]}"] + (["ours " + ours[2]] if ours else [])
         spoken.append(f"{name} {', '.join(said)}")
         y += _BETWEEN_ROWS

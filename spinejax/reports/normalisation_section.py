@@ -4,7 +4,8 @@ The slice comes from the scan with the highest Dice, from where most of the spin
 preprocessed as the run does it.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -34,7 +35,8 @@ _WIDEST, _HIGHEST = 360, 480  # pixels of a picture
 _BYTES = 160_000  # of all pictures together
 
 
-class PreparedSlice(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class PreparedSlice:
     """A preprocessed slice: (h, w) int16 HU, its spacing in mm, number, and (4,) of its scan."""
 
     image_hu: np.ndarray

@@ -20,7 +20,7 @@ from spinejax.models import fields
 from spinejax.models.pyramid import ASPP, CHASPP, Pyramid
 from spinejax.reports.run import Run
 
-_REACHES = (32, 128)  # pixels to each side of the output pixel that are searched, in turn
+_MOST_REACH = 64  # pixels to each side of the output pixel that are searched
 _FIELDS = ("root_rates", "branch_rates", "stages")
 _CONTEXT = "context"  # a mean over the whole map, which reaches every pixel
 
@@ -45,7 +45,7 @@ class SamplingFigure(NamedTuple):
 
 @cache
 @numerics.fixed()
-def sampling_points(module: nn.Module) -> np.ndarray:
+def sampling_points(module: nn.Module, reach: int) -> np.ndarray:
     """Return which pixels of the input one output pixel of a module of convolutions depends on.
 
     All weights are set to one and the input is a single pixel of one. Then no two paths cancel,
@@ -54,28 +54,22 @@ def sampling_points(module: nn.Module) -> np.ndarray:
 
     Args:
         module: maps `(b, h, w, c)` to `(b, h, w, c')` with stride 1. Its norm is "none".
+        reach: points are searched at most so many pixels away, along rows and columns.
 
     Returns:
         (n, n) bool, the receptive field, n odd. The output pixel lies in the middle.
 
     Raises:
-        InputError: the receptive field is too large to be searched, or jax finds no device.
+        InputError: jax finds no device.
     """
-    for reach in _REACHES:
-        x = jnp.zeros((1, 2 * reach + 1, 2 * reach + 1, 1)).at[0, reach, reach].set(1)
-        shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
-        variables = jax.tree_util.tree_map_with_path(_weight, shapes)
-        reached = jax.jit(lambda v, x: module.apply(v, x, train=False).sum(-1))(variables, x)
-        # The output pixel that a pixel below and to the right of it reaches lies above and left.
-        rows, columns = np.nonzero(np.asarray(reached)[0, ::-1, ::-1])
-        offsets = np.stack([rows, columns]) - reach
-        side = int(np.abs(offsets).max(initial=0))
-        if side < reach:
-            found = np.zeros((2 * side + 1, 2 * side + 1), bool)
-            found[tuple(offsets + side)] = True
-            found.flags.writeable = False  # later calls return the same array
-            return found
-    raise InputError(f"its receptive field is wider than {2 * _REACHES[-1] - 1} pixels")
+    x = jnp.zeros((1, 2 * reach + 1, 2 * reach + 1, 1)).at[0, reach, reach].set(1)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
+    variables = jax.tree_util.tree_map_with_path(_weight, shapes)
+    reached = jax.jit(module.apply, static_argnames="train")(variables, x, train=False)
+    # The output pixel that a pixel below and to the right of it reaches lies above and left.
+    points = np.asarray(reached)[0, ::-1, ::-1, 0] > 0
+    side = int(np.abs(np.argwhere(points) - reach).max(initial=0))
+    return points[reach - side : reach + side + 1, reach - side : reach + side + 1]
 
 
 def _weight(path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -90,22 +84,29 @@ def section(run: Run) -> dict[str, Any] | None:
     kind, values = _pyramid(block if isinstance(block, Mapping) else {})
     if kind == "none":
         return None
-    rates = dict(root_rates=tuple(values["root_rates"]), branch_rates=tuple(values["branch_rates"]))
+    roots, branches = tuple(values["root_rates"]), tuple(values["branch_rates"])
     stages = int(values["stages"])
-    pyramids: list[tuple[str, str, nn.Module]] = [("aspp", "ASPP", ASPP(**rates, norm="none"))]
+    pyramids: list[tuple[str, str, nn.Module]] = [
+        ("aspp", "ASPP", ASPP(roots, branches, norm="none"))
+    ]
     for number in sorted({1, stages}):
         words = f"CHASPP, {number} stage{'s' if number > 1 else ''}"
         name = "chaspp" if number == stages else ""
-        pyramids.append((name, words, CHASPP(**rates, stages=number, norm="none")))
+        pyramids.append((name, words, CHASPP(roots, branches, number, norm="none")))
+    root, branch = max(roots), max(branches)
+    reach = max(root * branch, stages * (root + branch))  # no path of either kind is longer
+    if reach > _MOST_REACH:
+        problem = f"a tap may lie {reach} pixels away, and {_MOST_REACH} can be shown"
+        return {"problem": f"The sampling points of the pyramid are not drawn: {problem}."}
     try:
-        found = [sampling_points(module) for _, _, module in pyramids]
+        found = [sampling_points(module, reach) for _, _, module in pyramids]
     except InputError as error:
-        return {"problem": f"The sampling points of the pyramid cannot be drawn: {error}."}
+        return {"problem": f"The sampling points of the pyramid cannot be found: {error}."}
     view = max(len(points) for points in found)
     return {
         "problem": "",
-        "rates": f"The root rate is {_list(rates['root_rates'])}, the branch rates are "
-        f"{_list(rates['branch_rates'])}, and ASPP has their products",
+        "rates": f"The {_rates('root', roots)}, the {_rates('branch', branches)}, and ASPP has "
+        "their products",
         "figures": [
             _figure(title + (" (this network)" if name == kind else ""), points, view)
             for (name, title, _), points in zip(pyramids, found, strict=True)
@@ -127,9 +128,11 @@ def _pyramid(block: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return values["pyramid"], values
 
 
-def _list(numbers: Sequence[int]) -> str:
+def _rates(name: str, numbers: Sequence[int]) -> str:
     *others, last = map(str, numbers)
-    return f"{', '.join(others)} and {last}" if others else last
+    return (
+        f"{name} rates are {', '.join(others)} and {last}" if others else f"{name} rate is {last}"
+    )
 
 
 def _figure(title: str, points: np.ndarray, view: int) -> SamplingFigure:
