@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 
@@ -193,6 +194,47 @@ def test_every_form_of_the_report_has_every_published_cell(swept, capsys):
     assert "<script" not in page and "http" not in page
     assert "60.00 $\\pm$ 14.14" in tex and tex.count("\\begin{tabular}") == 3
     assert "VerSe 2019 & 0 to 1" in tex and "−" not in tex and "%)" not in tex.replace("\\%)", "")
+
+
+def test_the_page_has_curves_of_the_units_that_recorded_something(swept):
+    make(swept / "own0" / "vertebrae", step=9)
+    text = page_of(swept)
+    assert "Without a record so far: m; own1." in text
+    # Three seeds of a row of Table 3 share a colour; the second network has curves of its own.
+    titles = re.findall(r"<h3>(\S*)(, second network)?</h3>\s*<div class=\"wide\"", text)
+    assert titles == [("saeed2023_table3", ""), ("mixed", ""), ("mixed", ", second network")]
+    assert 'class="key u1">VerSe 2019 · 0 to 1</th>' in text and 'class="key u2"' not in text
+    assert text.count('<path class="line u1"') == 3 + 1 + 1  # validated once: those are dots
+    assert text.count('<circle class="u1 dot"') == 3 + 1 + 1
+    # Published bars of eight rows and four columns, for two tables; ours of one row.
+    assert text.count('<rect class="printed"') == 2 * 8 * 4
+    assert text.count('<rect class="own"') == 4 and text.count('class="spread"') == 4
+
+
+def page_of(workdir):
+    found = sweep_state.read(workdir)
+    return sweep_page.page(workdir, found, sweep_scores.tables(workdir, found))
+
+
+def test_a_sweep_that_has_not_begun_or_is_damaged_has_a_page(swept):
+    (swept / "s0" / "metrics.jsonl").unlink()
+    (swept / "s0" / "metrics.jsonl").mkdir()
+    assert "Without a record so far: s0; m; own1." in page_of(swept)
+    for units in ((), (SweepUnit("a", (), {"model.norm": "batch"}),)):
+        folder = swept / f"of_{len(units)}"
+        folder.mkdir()
+        sweep_state.write(folder, Sweep("none", "c.py", units))
+        assert "No run has recorded anything yet." in page_of(folder)
+
+
+def test_more_rows_than_colours_are_several_charts(tmp_path):
+    units = tuple(SweepUnit(f"n{i}", (), {"seed": 0, "optim.x": i}) for i in range(14))
+    sweep_state.write(tmp_path, Sweep("many", "c.py", units))
+    for unit in units:
+        make(tmp_path / unit.name, step=3)
+    text = page_of(tmp_path)
+    assert "<h3>Rows 1 to 12 of 14</h3>" in text and "<h3>Rows 13 to 14 of 14</h3>" in text
+    assert 'class="key u12">x 11</th>' in text and 'class="key u2">x 13</th>' in text
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")

@@ -35,8 +35,12 @@ def run(values: FlagValues) -> int:
         path, text = sweep_page.write(values.sweep, values.output, overwrite=values.overwrite)
         print(text)
     else:
+        import jax
+
         from spinejax.reports import page
 
+        # A page computes little, and must not take the memory of a GPU on which a run trains.
+        jax.config.update("jax_platforms", "cpu")
         path = page.write_report(
             values.workdir, values.output, values.before, overwrite=values.overwrite
         )

@@ -1,4 +1,4 @@
-"""Charts of the page: training curves, and one dot per case. `templates/charts.html` draws them.
+"""Charts of the pages: training curves, bars, one dot per case. `templates/charts.html` draws them.
 
 This module computes where lines and dots lie. Colours come from the style sheet, so that charts
 follow light and dark mode and print.
@@ -14,6 +14,17 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 36
 _MOST_POINTS = 400
 _RADIUS = 5
 
+UNIT_KINDS = tuple(f"u{number}" for number in range(1, 13))
+"""Classes of the style sheet for lines that lie in one chart: six colours, solid, then dashed."""
+
+_UNIT_POINTS = 120  # of one line among many
+_UNIT_CHARTS = (("val", "Validation"), ("train", "Training"))
+
+BARS_WIDTH = 360
+BARS_LEFT, BARS_RIGHT = 140, 290  # where bars of 0 and of 100 per cent end
+_BAR, _BETWEEN_ROWS, _HEADING = 12, 7, 20
+_MOST_LETTERS = 23
+
 Points = list[tuple[float, float]]
 
 
@@ -23,7 +34,7 @@ class Curve:
 
     Attributes:
         name: for the legend.
-        kind: class of the style sheet: "train", "val" or "rate".
+        kind: class of the style sheet: "train", "val", "rate" or one of UNIT_KINDS.
         last: its last value, as text.
         paths: (class, SVG path) of its lines.
         dots: (x, y, radius) of its dots.
@@ -81,6 +92,81 @@ class DotChart:
     spoken: str
 
 
+@dataclass(frozen=True)
+class UnitCurves:
+    """Curves of the units of a sweep, and the legend of all their charts.
+
+    Attributes:
+        charts: one for each kind of value that is recorded.
+        legend: (class, name, number of curves, last values in the order of `charts`). The value of
+            several curves is their mean.
+    """
+
+    charts: list[LineChart]
+    legend: list[tuple[str, str, int, list[str]]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar from BARS_LEFT to `right`.
+
+    Attributes:
+        kind: class of the style sheet: "printed" or "own".
+        y: its upper edge.
+        height: its thickness.
+        right: its end, None where the value is no number.
+        spread: ends of the line that stands for the standard deviation, or None.
+        words: the value.
+        words_x: where they begin.
+    """
+
+    kind: str
+    y: float
+    height: float
+    right: float | None
+    spread: tuple[float, float] | None
+    words: str
+    words_x: float
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Horizontal bars of one metric in per cent, one or two for each network.
+
+    Attributes:
+        title: the metric.
+        names: (y of the middle, words that fit, all words) beside the bars.
+        headings: (y of the middle, words) above groups of bars.
+        bars: the bars.
+        columns: (x, words) of the scale.
+        height: of the chart.
+        spoken: the chart in words.
+    """
+
+    title: str
+    names: list[tuple[float, str, str]]
+    headings: list[tuple[float, str]]
+    bars: list[Bar]
+    columns: list[tuple[float, str]]
+    height: float
+    spoken: str
+
+
+@dataclass(frozen=True)
+class BarRow:
+    """A row of a table, for `bar_charts`.
+
+    Attributes:
+        place: words of its label columns.
+        published: its printed cells.
+        ours: (mean, standard deviation or None, text) for each of them, or None.
+    """
+
+    place: tuple[str, ...]
+    published: tuple[str, ...]
+    ours: tuple[tuple[float, float | None, str] | None, ...]
+
+
 def _series(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> Points:
     points = []
     for record in records:
@@ -94,11 +180,11 @@ def _series(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> Point
     return points
 
 
-def _thin(points: Points) -> Points:
-    """Return at most `_MOST_POINTS` points: the means of equal runs of neighbours."""
-    if len(points) <= _MOST_POINTS:
+def _thin(points: Points, most: int = _MOST_POINTS) -> Points:
+    """Return at most `most` points: the means of equal runs of neighbours."""
+    if len(points) <= most:
         return points
-    group = math.ceil(len(points) / _MOST_POINTS)
+    group = math.ceil(len(points) / most)
     runs = [points[i : i + group] for i in range(0, len(points), group)]
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
@@ -240,6 +326,104 @@ def curves(
     charts.append(line_chart(overlap, both("dice"), 0.0))
     charts.append(line_chart("Learning rate", rate, 0.0))
     return charts
+
+
+def unit_curves(
+    groups: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any]]]]], overlap: str = "Dice"
+) -> UnitCurves:
+    """Return validation and training values over the steps of several runs, a line for each run.
+
+    Args:
+        groups: at most as many as UNIT_KINDS has entries; of each the name, and the lines of
+            metrics.jsonl of each of its runs, which share a colour.
+        overlap: the name of "dice".
+    """
+    charts, columns = [], []
+    for kind, prefix in _UNIT_CHARTS:
+        for key, name in (("dice", overlap), ("loss", "loss")):
+            found = [[_series(records, kind, key) for records in runs] for _, runs in groups]
+            if not any(map(any, found)):
+                continue
+            # Training values are of single batches; only their running mean can be compared.
+            draw = _smooth if kind == "train" else list
+            lines = [
+                (group, unit, draw(_thin(points, _UNIT_POINTS)))
+                for (group, _), unit, runs in zip(groups, UNIT_KINDS, found, strict=False)
+                for points in runs
+            ]
+            charts.append(line_chart(f"{prefix} {name}", lines, 0.0))
+            last = [[draw(points)[-1][1] for points in runs if points] for runs in found]
+            columns.append([_mean_words(values) for values in last])
+    legend = [
+        (unit, name, len(runs), [column[at] for column in columns])
+        for at, ((name, runs), unit) in enumerate(zip(groups, UNIT_KINDS, strict=False))
+    ]
+    return UnitCurves(charts, legend)
+
+
+def _mean_words(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = sum(values) / len(values)
+    return f"{mean:.3f}" if abs(mean) < 100 else f"{mean:,.0f}"
+
+
+def bar_charts(metrics: Sequence[str], rows: Sequence[BarRow]) -> list[BarChart]:
+    """Return one chart for each metric: published values, and ours below each of them.
+
+    All bars begin at zero, so that their lengths are in proportion to the values.
+
+    Args:
+        metrics: names of the columns, in per cent.
+        rows: with one cell for each of `metrics`. A first label that neighbours share becomes the
+            heading of their group, where there are two labels.
+    """
+    return [_bar_chart(metric, at, rows) for at, metric in enumerate(metrics)]
+
+
+def _bar_chart(metric: str, at: int, rows: Sequence[BarRow]) -> BarChart:
+    def along(value: float) -> float:
+        return BARS_LEFT + (BARS_RIGHT - BARS_LEFT) * min(max(value, 0.0), 100.0) / 100
+
+    firsts = [row.place[0] for row in rows]
+    grouped = len(rows[0].place) > 1 and len(set(firsts)) <= len(rows) / 2
+    names, headings, bars, spoken = [], [], [], []
+    y, above = 0.0, ""
+    for row in rows:
+        if grouped and row.place[0] != above:
+            above = row.place[0]
+            headings.append((y + _HEADING / 2, above))
+            y += _HEADING
+        name = row.place[-1]
+        short = name if len(name) <= _MOST_LETTERS else name[: _MOST_LETTERS - 1].rstrip() + "…"
+        values: list[tuple[str, float | None, float | None, str]]
+        values = [("printed", _published_number(row.published[at]), None, row.published[at])]
+        ours = row.ours[at]
+        if ours is not None:
+            values.append(("own", *ours))
+        names.append((y + _BAR * len(values) / 2, short, name))
+        for kind, value, deviation, words in values:
+            right = None if value is None else along(value)
+            spread = None
+            if value is not None and deviation:
+                spread = along(value - deviation), along(value + deviation)
+            end = max(BARS_LEFT if right is None else right, spread[1] if spread else 0.0)
+            bars.append(Bar(kind, y, _BAR - 1, right, spread, words, end + 5))
+            y += _BAR
+        said = [f"published {row.published[at]}"] + (["ours " + ours[2]] if ours else [])
+        spoken.append(f"{name} {', '.join(said)}")
+        y += _BETWEEN_ROWS
+    columns = [(along(tick), f"{tick:.0f}") for tick in (0, 50, 100)]
+    return BarChart(metric, names, headings, bars, columns, y, f"{metric}: {'; '.join(spoken)}")
+
+
+def _published_number(cell: str) -> float | None:
+    """Return a printed cell as a number, None where it is a dash or holds several."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def dot_chart(values: Sequence[tuple[str, float]], label: str) -> DotChart | None:

@@ -19,7 +19,9 @@ from spinejax.reports import (
     html,
     mistakes_section,
     network_section,
+    normalisation_section,
     patches_section,
+    pyramid_section,
     slices_section,
     tables,
 )
@@ -43,6 +45,8 @@ _TITLES = {
     "balance": "Training patches",
     "training": "Training",
     "network": "Network",
+    "normalisation": "Input",
+    "pyramid": "Pyramid",
     "papers": "Papers",
     "facts": "What ran",
 }
@@ -124,6 +128,8 @@ def render(run: Run, before: Run | None = None) -> str:
         "balance": patches_section.balance_section(run),
         "training": training(run),
         "network": network_section.section(run),
+        "normalisation": normalisation_section.section(run),
+        "pyramid": pyramid_section.section(run),
         "papers": [
             beside
             for beside in (

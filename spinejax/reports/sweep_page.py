@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 from spinejax import files, sweep_state
 from spinejax.errors import InputError
-from spinejax.reports import html, sweep_scores, tables
+from spinejax.records import read_or_empty
+from spinejax.reports import charts, html, papers, sweep_scores, tables
+from spinejax.reports.charts import BarChart, BarRow, UnitCurves
 from spinejax.reports.sweep_scores import Mean, SweepTable
 from spinejax.reports.tables import DASH, Line, Table, count
+from spinejax.schema import PATCHES, SECOND
+from spinejax.training import log
 
 _COUNTS = ("Test Samples", "Trainable Parameters", "parameters")  # columns of whole numbers
 
@@ -219,6 +223,8 @@ def page(workdir: Path, found: sweep_state.Sweep, made: list[SweepTable]) -> str
         config=found.config,
         workdir=workdir,
         tables=list(map(_section, made)),
+        curves=[*_curves(workdir, made), *_curves(workdir, made, SECOND)],
+        without=[name for name in states if not _metrics(workdir / name)],
         units=[_unit(name, state) for name, state in states.items()],
     )
 
@@ -234,7 +240,79 @@ def _section(table: SweepTable) -> dict[str, Any]:
     return {name: getattr(table, name) for name in fields} | {
         "rows": rows,
         "notes": _notes(table),
+        "bars": _bars(table),
     }
+
+
+def _bars(table: SweepTable) -> list[BarChart]:
+    """Return charts of the columns in per cent, published values beside ours; none of our own."""
+    shares = [c for c, column in enumerate(table.columns) if column.endswith("(%)")]
+    if not (table.source and shares):
+        return []
+    rows = []
+    for line in table.lines:
+        ours = [line.ours[c] for c in shares]
+        rows.append(
+            BarRow(
+                (*line.place[:-1], papers.short_name(line.place[-1])),
+                tuple(line.published[c] for c in shares),
+                tuple(None if m is None else (m.mean, m.std, shown(m)) for m in ours),
+            )
+        )
+    return charts.bar_charts([table.columns[c] for c in shares], rows)
+
+
+def _curves(workdir: Path, made: list[SweepTable], stage: str = "") -> list[tuple[str, UnitCurves]]:
+    """Return (title, curves) of each table: a colour for each row, a line for each of its units.
+
+    Args:
+        workdir: of the sweep.
+        made: the tables.
+        stage: folder of the network within that of a unit: "" or SECOND.
+    """
+    found: list[tuple[str, UnitCurves]] = []
+    most = len(charts.UNIT_KINDS)
+    for table in made:
+        groups: list[tuple[str, list[list[dict[str, Any]]]]] = []
+        seen: set[str] = set()
+        for line in table.lines:
+            # A unit that belongs to several rows is drawn once.
+            own = [workdir / name / stage for name in line.units if name not in seen]
+            seen.update(line.units)
+            runs = [lines for folder in own if (lines := _metrics(folder))]
+            if runs:
+                groups.append((_row_name(table, line.place), runs))
+        tasks = {read_or_empty(workdir / name / "config.json").get("task") for name in seen}
+        overlap = "F-score" if tasks == {PATCHES} else "Dice"
+        for start in range(0, len(groups), most):
+            part = groups[start : start + most]
+            words = [table.name] if len(made) > 1 else []
+            words += ["second network"] if stage else []
+            if len(groups) > most:
+                words.append(f"rows {start + 1} to {start + len(part)} of {len(groups)}")
+            title = ", ".join(words)
+            if len(made) == 1:  # it does not begin with the name of a table
+                title = title[:1].upper() + title[1:]
+            found.append((title, charts.unit_curves(part, overlap)))
+    return found
+
+
+def _row_name(table: SweepTable, place: tuple[str, ...]) -> str:
+    """Return the words that tell a row from the others; of our own tables, with their labels."""
+    words = []
+    for at, (label, word) in enumerate(zip(table.labels, place, strict=True)):
+        differs = len({line.place[at] for line in table.lines}) > 1
+        if word and (differs or len(table.lines) == 1):
+            words.append(papers.short_name(word) if table.source else f"{label} {word}")
+    return " · ".join(words)
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl; none where it cannot be read."""
+    try:
+        return log.read_metrics(folder)
+    except (InputError, OSError):
+        return []
 
 
 def _unit(name: str, state: sweep_state.State) -> dict[str, str]:

@@ -51,7 +51,8 @@ class Mean:
 class SweepLine:
     """One row: words of its label columns, published cells (none in our own tables), and ours.
 
-    `runs` says how many units it has and how many of them are scored, `missing` why others are not.
+    `runs` says how many units it has and how many of them are scored, `missing` why others are not,
+    `units` what they are called.
     """
 
     place: tuple[str, ...]
@@ -59,6 +60,7 @@ class SweepLine:
     ours: tuple[Mean | None, ...]
     runs: tuple[int, int]
     missing: str = ""
+    units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def _published(name: str, members: Sequence[Result]) -> SweepTable:
                 tuple(columns),
                 (sum(r.state.kind == "done" for r in own), len(own)),
                 _why_missing(own),
+                tuple(r.unit.name for r in own),
             )
         )
     marks: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -242,6 +245,7 @@ def own_table(found: Sweep, members: Sequence[Result]) -> SweepTable:
                 tuple(_mean([_own(r, metric) for r in own]) for metric in columns),
                 (sum(r.state.kind == "done" for r in own), len(own)),
                 _why_missing(own),
+                tuple(r.unit.name for r in own),
             )
         )
     short = [key.rpartition(".")[2] for key in keys]

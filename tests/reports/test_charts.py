@@ -169,5 +169,85 @@ def test_dots_stay_inside_and_do_not_cover_each_other(values):
     }
 
 
+def records(top, steps, kinds=("train", "val")):
+    return [
+        dict(step=step, kind=kind, dice=top * step / steps, loss=1 - top * step / steps)
+        for step in range(1, steps + 1)
+        for kind in kinds
+    ]
+
+
+def test_runs_of_a_row_share_a_colour_and_the_legend_has_the_mean_of_their_last_values():
+    groups = [("<a>", [records(0.5, 4), records(0.7, 9)]), ("b", [records(0.25, 6, ("train",))])]
+    found = charts.unit_curves(groups, "F-score")
+    titles = ["Validation F-score", "Validation loss", "Training F-score", "Training loss"]
+    assert [chart.title for chart in found.charts] == titles
+    assert [curve.kind for curve in found.charts[0].curves] == ["u1", "u1"]
+    assert [curve.kind for curve in found.charts[2].curves] == ["u1", "u1", "u2"]
+    assert found.legend == [
+        ("u1", "<a>", 2, ["0.600", "0.400", "0.600", "0.400"]),
+        ("u2", "b", 1, ["–", "–", "0.250", "0.750"]),
+    ]
+    # The longest run ends at the right edge, the shortest earlier, in proportion to its steps.
+    ends = [float(curve.paths[0][1].split("L")[-1].split()[0]) for curve in found.charts[2].curves]
+    across = [(end - charts.LEFT) / (charts.WIDTH - charts.LEFT - charts.RIGHT) for end in ends]
+    assert across == pytest.approx([4 / 9, 1, 6 / 9], abs=0.001)
+    html = parsed(f"<div>{DRAW.unit_curves(found)}</div>")
+    assert [row.find("th").get("class") for row in html.findall(".//tbody/tr")] == [
+        "key u1",
+        "key u2",
+    ]
+
+
+def test_values_that_no_run_recorded_have_no_chart():
+    only = [dict(step=1, kind="val", dice=0.5), dict(step=2, kind="val", loss=float("inf"))]
+    [chart] = charts.unit_curves([("a", [only])]).charts
+    assert chart.title == "Validation Dice" and len(chart.curves[0].dots) == 1
+
+
+def bars(*args):
+    chart, *_ = charts.bar_charts(*args)
+    return chart, parsed(str(DRAW.bar_chart(chart)))
+
+
+def test_lengths_of_bars_are_in_proportion_to_the_values():
+    rows = [
+        charts.BarRow(("One",), ("80.0",), ((40.0, None, "40.00"),)),
+        charts.BarRow(("A very long name of a <network>",), ("20.0",), (None,)),
+        charts.BarRow(("Three",), ("-",), ((60.0, 10.0, "60.00 ± 10.00"),)),
+    ]
+    chart, svg = bars(["DSC (%)"], rows)
+    drawn = [(r.get("class"), float(r.get("width"))) for r in svg.findall(".//rect")]
+    assert [kind for kind, _ in drawn] == ["printed", "own", "printed", "own"]
+    unit = (charts.BARS_RIGHT - charts.BARS_LEFT) / 100
+    assert [width for _, width in drawn] == pytest.approx(
+        [80 * unit, 40 * unit, 20 * unit, 60 * unit]
+    )
+    # The line of a standard deviation is centred on the end of its bar.
+    [spread] = [bar.spread for bar in chart.bars if bar.spread]
+    assert sum(spread) / 2 == pytest.approx(charts.BARS_LEFT + 60 * unit)
+    assert spread[1] - spread[0] == pytest.approx(20 * unit)
+    values = [t.text for t in svg.findall(".//text") if t.get("class", "").startswith("value")]
+    assert values == ["80.0", "40.00", "20.0", "-", "60.00 ± 10.00"]
+    [cut] = [t for t in svg.findall(".//text") if t.find("title") is not None]
+    assert cut.text.endswith("…") and cut.find("title").text == rows[1].place[0]
+    assert "ours 40.00" in svg.find("svg").get("aria-label")
+
+
+def test_bars_and_their_words_do_not_cover_each_other():
+    places = [(group, name) for group in ("2020", "2019") for name in ("a", "b", "c")]
+    rows = [charts.BarRow(place, ("50",), ((100.0, 5.0, "100.00 ± 5.00"),)) for place in places]
+    chart, _ = bars(["x"], rows)
+    assert [words for _, words in chart.headings] == ["2020", "2019"]
+    upper = [bar.y for bar in chart.bars]
+    assert all(low - high >= 11 for high, low in zip(upper, upper[1:], strict=False))  # px of text
+    between = [*(y for y, _ in chart.headings), *(bar.y + bar.height / 2 for bar in chart.bars)]
+    between.sort()
+    assert min(b - a for a, b in zip(between, between[1:], strict=False)) >= 11
+    last = chart.bars[-1]
+    assert last.words_x + 5.7 * len(last.words) < charts.BARS_WIDTH + 10
+    assert max(bar.right for bar in chart.bars) == charts.BARS_RIGHT
+
+
 def test_no_cases_no_dots():
     assert charts.dot_chart([], "Dice") is None
