@@ -88,7 +88,7 @@ def find_sweep(config: str, call: str) -> Sweep:
 
     Args:
         config: see `find`.
-        call: "NAME", or with arguments by name, "NAME(units=32, seed=1)"; words need no quotes.
+        call: "NAME", or with arguments by name, "NAME(trials=32, seed=1)"; words need no quotes.
 
     Raises:
         InputError: the file has no sweep of that name (the message lists its sweeps), `call` cannot
@@ -132,7 +132,7 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise InputError(
             f"--sweep={text}: cannot be read; give a name, or a name with arguments such as "
-            "'random_search(units=32, seed=1)'"
+            "'random_search(trials=32, seed=1)'"
         ) from None
 
 

@@ -294,7 +294,7 @@ def train(
 # Searching.
 
 Sweep = Callable[..., Iterable[Mapping[str, Any]]]
-"""sweep(seed, units, centre, shrink) -> overrides by dotted key, as `configs.search` has one."""
+"""sweep(seed, trials, centre, shrink) -> overrides by dotted key, as `configs.search` has one."""
 
 TOGETHER = tuple(f"optim.{field}" for field in Setting._fields)
 """Fields in which the trials of one group may differ."""
@@ -447,13 +447,13 @@ def _draw(
     try:
         drawn = sweep(
             seed=config.seed + number,
-            units=trials,
+            trials=trials,
             centre=None if centre is None else centre.overrides,
             shrink=1.0 if centre is None else 0.5**number,
         )
         found = [Trial(number, i, dict(overrides)) for i, overrides in enumerate(drawn)]
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}(seed, units, centre, shrink) failed: {error}") from error
+        raise InputError(f"{name}(seed, trials, centre, shrink) failed: {error}") from error
     if not found:
         raise InputError(f"{name} yields no trials; correct it")
     for trial in found:

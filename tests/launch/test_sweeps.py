@@ -219,24 +219,24 @@ def test_pipelines_share_a_first_network_that_is_the_same(capsys, tmp_path):
 
 
 def test_a_sweep_takes_arguments(capsys):
-    words = ("--config=opconvnet", "--sweep=random_search(units=3, seed=1)")
+    words = ("--config=opconvnet", "--sweep=random_search(trials=3, seed=1)")
     three = dry_run(capsys, *words)
     assert len(three) == 3
-    assert three == dry_run(capsys, "--config=opconvnet", "--sweep=random_search(seed=1,units=3)")
-    other = dry_run(capsys, "--config=opconvnet", "--sweep=random_search(units=3)")
+    assert three == dry_run(capsys, "--config=opconvnet", "--sweep=random_search(seed=1,trials=3)")
+    other = dry_run(capsys, "--config=opconvnet", "--sweep=random_search(trials=3)")
     assert three != other
 
 
 @pytest.mark.parametrize(
     ("config", "call", "said"),
     [
-        ("opconvnet", "random_search(unit=3)", "has no argument unit; it has "),
-        ("opconvnet", "random_search(units=many)", "(units=many): must be a whole number"),
-        ("opconvnet", "random_search(units=0)", "units=0 must be at least 1"),
+        ("opconvnet", "random_search(trial=3)", "has no argument trial; it has "),
+        ("opconvnet", "random_search(trials=many)", "(trials=many): must be a whole number"),
+        ("opconvnet", "random_search(trials=0)", "trials=0 must be at least 1"),
         ("opconvnet", "random_search(3)", "cannot be read; give a name, or a name with arguments"),
-        ("opconvnet", "random_search(units=", "cannot be read"),
-        ("opconvnet", "random_search(units=__import__('os'))", "cannot be read"),
-        ("opconvnet", "random(units=3)", "is unknown"),
+        ("opconvnet", "random_search(trials=", "cannot be read"),
+        ("opconvnet", "random_search(trials=__import__('os'))", "cannot be read"),
+        ("opconvnet", "random(trials=3)", "is unknown"),
         ("mrunet", "saeed2023_table8(alone=perhaps)", "must be true or false"),
         ("mrunet", "saeed2023_table8(protocol=papers)", "choose from own, paper"),
         ("chasppraunet", "saeed2023_table3(protocol=papers)", "choose from own, paper"),
