@@ -1,4 +1,4 @@
-"""Units on this machine: one on each GPU, or a few at once on the CPU."""
+"""Units on this machine: one or several on each GPU, or a few at once on the CPU."""
 
 import os
 import shutil
@@ -17,6 +17,15 @@ from spinejax.launch import plan, status, unit
 from spinejax.sweep_state import State, SweepUnit
 
 _ALONE = {"SLURM_NTASKS": "1"}  # inside a Slurm allocation, too, a unit is a single process
+_MEMORY = "XLA_CLIENT_MEM_FRACTION"  # share of a GPU's memory that a process of jax reserves
+# If the user sets one of these, all are left to the user. jaxlib refuses both names of the share.
+_MEMORY_NAMES = (
+    _MEMORY,
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+)
+_RESERVED = 0.75  # jax's own default; the rest holds what CUDA itself needs for each process
 _POLL_S = 0.5
 _REDRAW_S = 5.0
 
@@ -41,17 +50,30 @@ def gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
+def slots(at_once: int, per_unit: int, units_per_gpu: int = 1) -> list[dict[str, str]]:
     """Return the environment of each place that a unit can run in.
+
+    Places that share a GPU divide the share of its memory that jax reserves for one process. A unit
+    that needs more than its part fails, and takes nothing from its neighbours.
 
     Args:
         at_once: most units at a time; 0 for as many as there are GPUs for, or 1 on the CPU.
         per_unit: GPUs of a unit; -1 for one if there is any.
+        units_per_gpu: units that share a GPU. The first places are on different GPUs.
 
     Raises:
-        InputError: the machine has too few GPUs.
+        InputError: the machine has too few GPUs, or units of several GPUs would share one.
     """
     found = gpus()
+    if units_per_gpu > 1 and not (found and per_unit in (-1, 1)):
+        raise InputError(
+            f"--units_per_gpu={units_per_gpu}: "
+            + (
+                f"units that share a GPU have one each, not --gpus={per_unit}; leave one flag out"
+                if per_unit not in (-1, 1)
+                else "this machine has no GPU that can be used; --at_once=N runs N units on the CPU"
+            )
+        )
     if per_unit < 0:
         per_unit = min(1, len(found))
     if per_unit == 0:
@@ -62,8 +84,12 @@ def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
             f"--gpus={per_unit}: this machine has {len(found)} that can be used; leave --gpus out "
             "to run on the CPU, or use --executor=slurm"
         )
+    share = {}
+    if units_per_gpu > 1 and not any(map(os.environ.get, _MEMORY_NAMES)):
+        share = {_MEMORY: f"{_RESERVED / units_per_gpu:.4f}"}
     places = [found[at : at + per_unit] for at in range(0, len(found) - per_unit + 1, per_unit)]
-    return [{**_ALONE, "CUDA_VISIBLE_DEVICES": ",".join(ids)} for ids in places[: at_once or None]]
+    places = (places * units_per_gpu)[: at_once or None]
+    return [{**_ALONE, "CUDA_VISIBLE_DEVICES": ",".join(ids), **share} for ids in places]
 
 
 def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, str]]) -> int:

@@ -17,6 +17,7 @@ HELP = "train and score many variants of a config, here or on Slurm"
 
 _SLURM = "slurm."  # begins the names of the flags for Slurm
 _MOST = 1000  # seeds or folds
+_MOST_PER_GPU = 64
 
 
 def define_flags(values: FlagValues) -> None:
@@ -54,7 +55,8 @@ def define_flags(values: FlagValues) -> None:
     count(
         "at_once",
         0,
-        "Most units at a time; 0: one for each GPU, or one on the CPU, or no limit on Slurm.",
+        "Most units at a time; 0: as many as the GPUs take, or one on the CPU, or no limit on "
+        "Slurm.",
         lower_bound=0,
         flag_values=values,
     )
@@ -63,6 +65,14 @@ def define_flags(values: FlagValues) -> None:
         -1,
         "GPUs of a unit on this machine; -1: one if there is any.",
         lower_bound=-1,
+        flag_values=values,
+    )
+    count(
+        "units_per_gpu",
+        1,
+        "Units that share a GPU of this machine, each with its part of the GPU's memory.",
+        lower_bound=1,
+        upper_bound=_MOST_PER_GPU,
         flag_values=values,
     )
     word("slurm.partition", "", "Partition; without it the cluster's default.", values)
@@ -102,6 +112,7 @@ def run(values: FlagValues) -> int:
         from spinejax.launch import slurm
 
         slurm.check(workdir, options)
+        _check_local_flags(values)
     if values.dry_run:
         for unit in units:
             print(f"{unit.name}: {plan.shown(unit, workdir)}")
@@ -113,7 +124,18 @@ def run(values: FlagValues) -> int:
         return sweep.launch(
             found, units, workdir, lambda units, folder: slurm.submit(executor, units, folder)
         )
-    places = local.slots(values.at_once, values.gpus)
+    places = local.slots(values.at_once, values.gpus, values.units_per_gpu)
     return sweep.launch(
         found, units, workdir, lambda units, folder: local.run(units, folder, places)
     )
+
+
+def _check_local_flags(values: FlagValues) -> None:
+    """Refuse flags that are about this machine's GPUs when Slurm runs the units."""
+    if values.gpus >= 0:
+        raise InputError(f"--gpus={values.gpus} is for this machine; on Slurm give --slurm.gpus")
+    if values.units_per_gpu > 1:
+        raise InputError(
+            f"--units_per_gpu={values.units_per_gpu}: Slurm starts each unit as a job with GPUs of "
+            "its own; submit one job that runs this sweep with --executor=local, see docs/sweeps.md"
+        )

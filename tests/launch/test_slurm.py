@@ -298,6 +298,8 @@ def test_what_would_leave_its_line_of_the_script_is_refused(tmp_path, monkeypatc
         ("--slurm.time=25:61:61", "--slurm.time=25:61:61: give"),
         ("--slurm.more==x", "--slurm.more='=x': give NAME=VALUE"),
         ("--gpus=-2", "--gpus=-2"),
+        ("--gpus=2", "--gpus=2 is for this machine; on Slurm give --slurm.gpus"),
+        ("--units_per_gpu=2", "submit one job that runs this sweep with --executor=local"),
         ("--seeds=1000000000", "--seeds=1000000000"),
         ("--folds=1000000000", "--folds=1000000000"),
     ],
