@@ -928,9 +928,11 @@ def reference(networks: Mapping[str, Mapping[str, Field]]) -> str:
         blocks.setdefault(field.path.rpartition(".")[0], []).append(field)
     for block, members in blocks.items():
         parts += [f"## {block or 'The experiment'}", _table(members, with_tasks=True)]
-    parts.append("## model\n\nThe fields depend on the network, `model.name`. "
+    parts.append(
+        "## model\n\nThe fields depend on the network, `model.name`. "
         "`--config.model=NAME` takes the whole network of another config, with "
-        f"{' and '.join(f'`{path}`' for path in OF_NETWORK)}.")
+        f"{' and '.join(f'`{path}`' for path in OF_NETWORK)}."
+    )
     for network, own in networks.items():
         members = [field for name, field in own.items() if name != "name"]
         parts += [f"### {network}", _table(members, with_tasks=False)]
