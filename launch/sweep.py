@@ -35,10 +35,10 @@ def launch(
         start: runs or submits units.
 
     Raises:
-        InputError: units have no `data.root`; the folder belongs to a run or to another sweep, or
-            another launcher is at work in it; `start` refuses.
+        InputError: a unit's scans or first weights are nowhere; the folder belongs to a run or to
+            another sweep, or another launcher is at work in it; `start` refuses.
     """
-    plan.check_roots(units)
+    plan.check_places(units, workdir)
     with made(workdir, (f"*/{LOG}", f"*/{JOB}"), leftovers=(_LOCK,)):
         known = (workdir / sweep_state.FILE).exists()
         if known:

@@ -162,7 +162,10 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
         return text, {}
     try:
         node = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+        if not isinstance(node, ast.Call) or node.args:
+            raise ValueError
+        names = [word.arg for word in node.keywords]
+        if None in names or len(set(names)) < len(names):
             raise ValueError
         return name.strip(), {
             str(word.arg): word.value.id

@@ -235,6 +235,7 @@ def test_a_sweep_takes_arguments(capsys):
         ("opconvnet", "random_search(trials=0)", "trials=0 must be at least 1"),
         ("opconvnet", "random_search(3)", "cannot be read; give a name, or a name with arguments"),
         ("opconvnet", "random_search(trials=", "cannot be read"),
+        ("opconvnet", "random_search(seed=1, seed=2)", "cannot be read"),
         ("opconvnet", "random_search(trials=__import__('os'))", "cannot be read"),
         ("opconvnet", "random(trials=3)", "is unknown"),
         ("mrunet", "saeed2023_table8(alone=perhaps)", "must be true or false"),
@@ -340,10 +341,22 @@ def test_wrong_sweeps_are_refused_before_anything_starts(capsys, tmp_path, sweep
     assert not folder.exists()
 
 
-def test_units_without_scans_are_not_started(capsys, tmp_path):
-    words = ("--config=tests/support/tiny_sweep.py", "--sweep=four", f"--workdir={tmp_path / 'w'}")
-    assert "data.root is empty; give the folder" in refused(capsys, *words)
-    assert not (tmp_path / "w").exists()
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("seed=0", "data.root is empty; give the folder of the scans with --config.data.root=DIR"),
+        ("data.root=nowhere", "data.root=nowhere is no folder that can be read; give"),
+        ("data.root=/dev/null", "data.root=/dev/null is no folder that can be read; give"),
+        ("train.init_from=nowhere", "train.init_from=nowhere: there is no such model; give"),
+    ],
+)
+def test_units_whose_scans_or_weights_are_nowhere_are_not_started(capsys, tmp_path, field, said):
+    folder = tmp_path / "w"
+    words = ["--config=tests/support/tiny_sweep.py", "--sweep=failing", f"--workdir={folder}"]
+    if "init_from" in field:
+        words.append(f"--config.data.root={tmp_path}")
+    assert f"unit split=official: {said}" in refused(capsys, *words, f"--config.{field}")
+    assert not folder.exists()
 
 
 def test_a_config_without_sweeps_says_how_to_write_one(capsys):
