@@ -13,8 +13,8 @@ from typing import Any
 
 from spinejax import sweep_state
 from spinejax.errors import EXIT_INTERRUPTED, InputError
-from spinejax.launch import plan, status, unit
-from spinejax.sweep_state import State, SweepUnit
+from spinejax.launch import halving, plan, status, unit
+from spinejax.sweep_state import Curve, State, SweepUnit
 
 _ALONE = {"SLURM_NTASKS": "1"}  # inside a Slurm allocation, too, a unit is a single process
 _MEMORY = "XLA_CLIENT_MEM_FRACTION"  # share of a GPU's memory that a process of jax reserves
@@ -28,6 +28,7 @@ _MEMORY_NAMES = (
 _RESERVED = 0.75  # jax's own default; the rest holds what CUDA itself needs for each process
 _POLL_S = 0.5
 _REDRAW_S = 5.0
+_PRUNE_S = 2.0  # between two comparisons of the units
 
 
 def gpus() -> list[str]:
@@ -92,7 +93,12 @@ def slots(at_once: int, per_unit: int, units_per_gpu: int = 1) -> list[dict[str,
     return [{**_ALONE, "CUDA_VISIBLE_DEVICES": ",".join(ids), **share} for ids in places]
 
 
-def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, str]]) -> int:
+def run(
+    units: Sequence[SweepUnit],
+    workdir: Path,
+    places: Sequence[dict[str, str]],
+    prune: int = 0,
+) -> int:
     """Run units, each in the first free place; return the exit status.
 
     Ctrl-C and SIGTERM ask the running units to save and end; a second Ctrl-C ends them at once. The
@@ -102,7 +108,11 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
         units: to run.
         workdir: folder of the sweep.
         places: environment of each place, see `slots`.
+        prune: eta of `halving.worst`, by which bad units are stopped and not started again; 0 runs
+            all units to their end.
     """
+    over = ("done", "pruned") if prune else ("done",)
+    looked = 0.0
     waiting = list(units)
     running: dict[int, tuple[SweepUnit, unit.Child]] = {}
     screen = _Screen(units, workdir)
@@ -114,7 +124,7 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
                 if one is None:
                     break
                 waiting.remove(one)
-                if sweep_state.state(workdir / one.name).kind == "done":
+                if sweep_state.state(workdir / one.name).kind in over:
                     continue
                 place = next(at for at in range(len(places)) if at not in running)
                 words = plan.command(one, workdir)
@@ -131,6 +141,12 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
                 )
                 for _, child in running.values():
                     child.stop() if told == 1 else child.kill()
+            if prune and not asked and time.monotonic() - looked > _PRUNE_S:
+                looked = time.monotonic()
+                why = halving.worst(_curves(units, workdir), prune)
+                for one, child in running.values():
+                    if one.name in why:
+                        child.prune(why[one.name])
             time.sleep(_POLL_S)
             for place, (_, child) in list(running.items()):
                 if child.ended() is not None:
@@ -139,7 +155,18 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
     found = screen.finish()
     if asked:
         return EXIT_INTERRUPTED
-    return 0 if all(state.kind == "done" for state in found.values()) else 1
+    return 0 if all(state.kind in over for state in found.values()) else 1
+
+
+def _curves(units: Sequence[SweepUnit], workdir: Path) -> dict[str, Curve]:
+    """Return the validations of units by name; a damaged unit counts as one that has none."""
+    found = {}
+    for one in units:
+        try:
+            found[one.name] = sweep_state.curve(workdir / one.name)
+        except InputError:
+            found[one.name] = Curve(0, [])
+    return found
 
 
 def _is_taken(one: SweepUnit, workdir: Path) -> bool:

@@ -189,9 +189,7 @@ def check_places(units: Sequence[SweepUnit], workdir: Path) -> None:
     from spinejax.training import model_file  # imports jax
 
     for unit in units:
-        pairs = (word.removeprefix("--config").removeprefix(".") for word in unit.words)
-        fields = dict(pair.split("=", 1) for pair in pairs)
-        config = config_files.get_config(fields.pop(""), fields)
+        config = _config(unit)
         begun = (workdir / unit.name / "config.json").exists()
         for prefix, stage in (("", config), (f"{SECOND}.", config.get(SECOND))):
             if stage is None:
@@ -212,6 +210,44 @@ def check_places(units: Sequence[SweepUnit], workdir: Path) -> None:
                     f"unit {unit.name}: {prefix}train.init_from={init_from}: there is no such "
                     "model; give phantom, FILE.safetensors, or the folder of a run"
                 )
+
+
+def _config(unit: SweepUnit) -> ConfigDict:
+    pairs = (word.removeprefix("--config").removeprefix(".") for word in unit.words)
+    fields = dict(pair.split("=", 1) for pair in pairs)
+    return config_files.get_config(fields.pop(""), fields)
+
+
+def check_prune(units: Sequence[SweepUnit], prune: int, repeated: bool) -> None:
+    """Refuse to stop bad units where that would mean nothing.
+
+    Args:
+        units: of the sweep.
+        prune: eta of `halving.worst`.
+        repeated: whether the units are repeated over seeds or folds.
+
+    Raises:
+        InputError: `prune` is 1 or more than there are units, units are repeated, or one has no
+            scans to validate on.
+    """
+    if prune == 1 or prune > len(units):
+        raise InputError(
+            f"--prune={prune}: give 2 or more, and at most the number of units, {len(units)}; each "
+            "rung keeps the best unit of so many"
+        )
+    if repeated:
+        raise InputError(
+            f"--prune={prune} with --seeds or --folds would stop repetitions of one setting for "
+            "their luck; prune first, then repeat the best settings"
+        )
+    for unit in units:
+        config = _config(unit)
+        data = config.get(SECOND, config).data
+        if not data.val_fraction and data.split in ("ratio", "kfold"):
+            raise InputError(
+                f"--prune={prune}: unit {unit.name} has no scans to validate on; set "
+                "data.val_fraction above 0"
+            )
 
 
 def _is_readable(folder: Path) -> bool:

@@ -70,7 +70,7 @@ def show(workdir: Path, *, watch: bool) -> None:
         continues = sweep_state.is_locked(workdir / _LOCK) or any(
             state.kind == "running" or "job " in state.note
             for state in found.values()
-            if state.kind not in ("done", "failed")
+            if state.kind not in ("done", "failed", "pruned")
         )
         if not watch or not continues:
             return

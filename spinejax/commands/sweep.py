@@ -16,7 +16,7 @@ HELP = "train and score many variants of a config, here or on Slurm"
 
 
 _SLURM = "slurm."  # begins the names of the flags for Slurm
-_MOST = 1000  # seeds or folds
+_MOST = 1000  # seeds, folds, or units of which the best is kept
 _MOST_PER_GPU = 64
 
 
@@ -75,6 +75,15 @@ def define_flags(values: FlagValues) -> None:
         upper_bound=_MOST_PER_GPU,
         flag_values=values,
     )
+    count(
+        "prune",
+        0,
+        "Stop units on this machine that are not among the best 1/N of those that have trained as "
+        "long, by validation Dice (successive halving); 0: none.",
+        lower_bound=0,
+        upper_bound=_MOST,
+        flag_values=values,
+    )
     word("slurm.partition", "", "Partition; without it the cluster's default.", values)
     word("slurm.account", "", "Account; without it the cluster's default.", values)
     word("slurm.time", "24:00:00", "Time limit of a unit, [D-]HH:MM:SS or minutes.", values)
@@ -113,6 +122,8 @@ def run(values: FlagValues) -> int:
 
         slurm.check(workdir, options)
         _check_local_flags(values)
+    if values.prune:
+        plan.check_prune(units, values.prune, bool(values.seeds or values.folds))
     if values.dry_run:
         for unit in units:
             print(f"{unit.name}: {plan.shown(unit, workdir)}")
@@ -126,16 +137,20 @@ def run(values: FlagValues) -> int:
         )
     places = local.slots(values.at_once, values.gpus, values.units_per_gpu)
     return sweep.launch(
-        found, units, workdir, lambda units, folder: local.run(units, folder, places)
+        found, units, workdir, lambda units, folder: local.run(units, folder, places, values.prune)
     )
 
 
 def _check_local_flags(values: FlagValues) -> None:
-    """Refuse flags that are about this machine's GPUs when Slurm runs the units."""
+    """Refuse flags of units on this machine when Slurm runs the units."""
     if values.gpus >= 0:
         raise InputError(f"--gpus={values.gpus} is for this machine; on Slurm give --slurm.gpus")
-    if values.units_per_gpu > 1:
-        raise InputError(
-            f"--units_per_gpu={values.units_per_gpu}: Slurm starts each unit as a job with GPUs of "
-            "its own; submit one job that runs this sweep with --executor=local, see docs/sweeps.md"
-        )
+    for flag, reason in (
+        ("units_per_gpu", "Slurm starts each unit as a job with GPUs of its own"),
+        ("prune", "Slurm runs the units without a launcher that could compare them"),
+    ):
+        if values[flag].value != values[flag].default:
+            raise InputError(
+                f"--{flag}={values[flag].value}: {reason}; submit one job that runs this sweep "
+                "with --executor=local, see docs/sweeps.md"
+            )

@@ -300,6 +300,7 @@ def test_what_would_leave_its_line_of_the_script_is_refused(tmp_path, monkeypatc
         ("--gpus=-2", "--gpus=-2"),
         ("--gpus=2", "--gpus=2 is for this machine; on Slurm give --slurm.gpus"),
         ("--units_per_gpu=2", "submit one job that runs this sweep with --executor=local"),
+        ("--prune=2", "without a launcher that could compare them; submit one job"),
         ("--seeds=1000000000", "--seeds=1000000000"),
         ("--folds=1000000000", "--folds=1000000000"),
     ],

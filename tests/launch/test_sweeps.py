@@ -286,6 +286,13 @@ def test_another_config_lies_beside_and_gets_the_arguments():
         (("--sweep=attention", "--workdir=w", "--config.nonsense=1"), "no field nonsense"),
         (("--sweep=attention", "--workdir=w", "--executor=pbs"), "pbs"),
         (("--sweep=attention", "--workdir=w", "--gpus=64"), "--gpus=64: this machine has"),
+        (("--sweep=attention", "--workdir=w", "--prune=1"), "--prune=1: give 2 or more, and at"),
+        (("--sweep=attention", "--workdir=w", "--prune=5"), "the number of units, 4"),
+        (("--sweep=attention", "--workdir=w", "--prune=2", "--seeds=2"), "for their luck; prune"),
+        (
+            ("--sweep=saeed2023_table3", "--workdir=w", "--prune=2"),
+            "unit verse20,normalise=hu has no scans to validate on",
+        ),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
