@@ -602,6 +602,11 @@ FIELDS: tuple[Field, ...] = (
         "loss.",
     ),
     Field(
+        "train.patience", 0, Whole(), unit="evaluations",
+        meaning="Training ends after so many evaluations in a row without a better one, by "
+        "train.best; 0: it runs to its end.",
+    ),
+    Field(
         "train.log_every_steps", 10, Whole(1), unit="steps", free=True,
         meaning="Period of the log lines.",
     ),

@@ -299,7 +299,7 @@ Sweep = Callable[..., Iterable[Mapping[str, Any]]]
 TOGETHER = tuple(f"optim.{field}" for field in Setting._fields)
 """Fields in which the trials of one group may differ."""
 
-FIXED = ("task", "seed", "data.", "loss.", "train.best")
+FIXED = ("task", "seed", "data.", "loss.", "train.best", "train.patience")
 """Fields, or beginnings of fields, that all trials share, so that their scores are comparable."""
 
 
@@ -379,6 +379,11 @@ def run(
         raise InputError(
             f"model.name={config.model.name!r} has no parameters, so a search trains nothing; "
             "choose another network, or compare settings with `spinejax sweep`"
+        )
+    if config.train.patience:
+        raise InputError(
+            f"train.patience={config.train.patience}: the trials of a search train equally long; "
+            "set it to 0"
         )
     checkpoint.pretrained(config, task)
     _draw(config, sweep, 0, trials, None, mapped)
