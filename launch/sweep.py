@@ -4,6 +4,7 @@ Each unit is a run of its own, `spinejax train ... --evaluate`, in the folder WO
 unit; a user can also start, resume and look at any of them by hand.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -89,3 +90,7 @@ def _alone(workdir: Path) -> Iterator[None]:
                 "stop it with Ctrl-C"
             )
         yield
+
+
+if __name__ == "__main__":  # `python -m launch.sweep` in a clone is `spinejax sweep`
+    os.execv(sys.executable, [sys.executable, "-m", "spinejax", "sweep", *sys.argv[1:]])

@@ -394,3 +394,17 @@ def test_launching_imports_no_jax(tmp_path):
         "assert 'jax' not in sys.modules and 'flax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+@pytest.mark.parametrize("module", ["launch.sweep", "spinejax.launch.sweep"])
+def test_the_module_of_a_clone_is_the_command(module, capsys):
+    words = ["--status", "--workdir=nowhere at all"]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (main(["sweep", *words]), "")
+    assert done.stderr == capsys.readouterr().err != ""

@@ -283,6 +283,8 @@ BAD = {
     "unknown key": (one(optim__learning_rat=0.1), {}, "did you mean optim.learning_rate"),
     "data": (one(data__normalise="unit"), {}, "share data.normalise"),
     "seed": (one(seed=2), {}, "compared with each other, so they must share seed"),
+    "patience": (small, {"train.patience": 2}, "train.patience=2: the trials of a search train"),
+    "own patience": (one(train__patience=2), {}, "must share train.patience"),
     "momentum of adam": (one(optim__momentum=0.5), {"optim.name": "adam"}, "'adam' has no optim."),
     "value": (one(optim__momentum=1.5), {}, "optim.momentum=1.5 must be a number"),
     "type": (one(optim__momentum="high"), {}, "momentum"),
