@@ -6,9 +6,9 @@ Published on VerSe'20 and '19 (Table 5): Dice 93.72 and 94.58 %. The report says
 cannot be compared directly. Arguments: `protocol=paper`, data and training as the paper has them
 (`configs/saeed2023.py`), instead of `own`, this project's; `debug` (minutes on a laptop).
 
-Sweeps: `saeed2023_table3`, `_table5`, `_table9` and `_table11` of the paper, and `attention`, three
-readings of the paper's attention and none. Those of the paper have the argument `protocol`, "paper"
-unless given.
+Sweeps: `saeed2023_table3`, `_table5`, `_table9` and `_table11` of the paper; `attention`, three
+readings of the paper's attention and none; `networks`, other networks of slices with this config's
+data and training. All but `attention` have the argument `protocol`, "paper" unless given.
 """
 
 from typing import Any
@@ -54,6 +54,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def sweep_attention() -> list[Unit]:
     """Yield each kind of attention on the skips, and none."""
     return sweeps.axis("model.attention", ("dot_product", "gate", "residual", "none"))
+
+
+def sweep_networks(protocol: str = common.PAPER) -> list[Unit]:
+    """Yield this network and others of slices, all with this config's data and training."""
+    own = Unit("model=chasppraunet", {"model": f"chasppraunet.py:protocol={protocol}"})
+    others = sweeps.axis("model", ("unet", "dtvnet", "saunet", "multiresunet"))
+    recipe = Unit("", {"config": f"chasppraunet.py:protocol={protocol}"})
+    return sweeps.product([own, *others], [recipe])
 
 
 def _units(number: int, protocol: str, *parts: Sweep) -> list[Unit]:

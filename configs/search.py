@@ -1,9 +1,9 @@
-"""The units of a random search. Nothing here imports jax.
+"""The trials of a random search. Nothing here imports jax.
 
 Every trial of a random search has a new value of every hyper-parameter; a grid repeats the values
 of hyper-parameters that matter little (Bergstra and Bengio, JMLR 13, 2012). The search goes from
 coarse to fine (the "pyramidal approach" of paper B, section IV): each round shrinks the box around
-the best unit so far and searches it again.
+the best trial so far and searches it again.
 """
 
 import math
@@ -25,45 +25,45 @@ BATCH_SIZES = (32, 64, 128, 256)
 
 def random_search(
     seed: int = 0,
-    units: int = 8,
+    trials: int = 8,
     centre: Mapping[str, Any] | None = None,
     shrink: float = 1.0,
 ) -> Iterator[dict[str, int | float]]:
-    """Yield `units` random settings of the optimiser and the batch size.
+    """Yield `trials` random settings of the optimiser and the batch size.
 
     Learning rate, weight decay and 1 - momentum are uniform in their logarithms. The batch size is
     a power of two from 32 to 256. Numbers have three significant digits.
 
     Args:
-        seed: of the draws; the same arguments give the same units.
-        units: number of units, at least 1.
-        centre: a unit of an earlier round; None for the middle of the box.
+        seed: of the draws; the same arguments give the same trials.
+        trials: number of settings, at least 1.
+        centre: a trial of an earlier round; None for the middle of the box.
         shrink: side of the box around `centre` as a share of the whole box's side, in logarithms,
             in (0, 1]; the box is cut off at the ends of the whole box.
 
     Raises:
-        ValueError: `units` or `shrink` is out of range, or `centre` lacks a key.
+        ValueError: `trials` or `shrink` is out of range, or `centre` lacks a key.
     """
-    if units < 1:
-        raise ValueError(f"units={units} must be at least 1")
+    if trials < 1:
+        raise ValueError(f"trials={trials} must be at least 1")
     if not 0 < shrink <= 1:
         raise ValueError(f"shrink={shrink} must lie above 0 and be at most 1")
     missing = set() if centre is None else {*BOX, "train.batch_size"} - set(centre)
     if missing:
         raise ValueError(f"the centre of the search lacks {', '.join(sorted(missing))}")
     rng = np.random.default_rng(seed)
-    for _ in range(units):
-        unit: dict[str, int | float] = {}  # values of fields by dotted key
+    for _ in range(trials):
+        trial: dict[str, int | float] = {}  # values of fields by dotted key
         for key, ends in BOX.items():
             if key == "optim.momentum":
                 middle = None if centre is None else 1 - centre[key]
-                unit[key] = _rounded(1 - _draw(rng, 1 - ends[1], 1 - ends[0], middle, shrink))
+                trial[key] = _rounded(1 - _draw(rng, 1 - ends[1], 1 - ends[0], middle, shrink))
             else:
                 middle = None if centre is None else centre[key]
-                unit[key] = _rounded(_draw(rng, *ends, middle, shrink))
+                trial[key] = _rounded(_draw(rng, *ends, middle, shrink))
         sizes = _near(None if centre is None else centre["train.batch_size"], shrink)
-        unit["train.batch_size"] = int(sizes[rng.integers(len(sizes))])
-        yield unit
+        trial["train.batch_size"] = int(sizes[rng.integers(len(sizes))])
+        yield trial
 
 
 def _draw(

@@ -9,7 +9,8 @@ which are named after the fields that they set. `spinejax sweep` runs the units.
 imports jax.
 
 The key `config` names another config file than the sweep's own, in the same folder, with its
-arguments: `{"config": "unet.py"}`, `{"config": "mrunet.py:table=4"}`.
+arguments: `{"config": "unet.py"}`, `{"config": "mrunet.py:table=4"}`. The key `model` takes
+only the network of another config, `{"model": "unet"}`; data and training stay those of the sweep.
 """
 
 import itertools

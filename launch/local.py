@@ -1,4 +1,4 @@
-"""Units on this machine: one on each GPU, or a few at once on the CPU."""
+"""Units on this machine: one or several on each GPU, or a few at once on the CPU."""
 
 import os
 import shutil
@@ -13,12 +13,22 @@ from typing import Any
 
 from spinejax import sweep_state
 from spinejax.errors import EXIT_INTERRUPTED, InputError
-from spinejax.launch import plan, status, unit
-from spinejax.sweep_state import State, SweepUnit
+from spinejax.launch import halving, plan, status, unit
+from spinejax.sweep_state import Curve, State, SweepUnit
 
 _ALONE = {"SLURM_NTASKS": "1"}  # inside a Slurm allocation, too, a unit is a single process
+_MEMORY = "XLA_CLIENT_MEM_FRACTION"  # share of a GPU's memory that a process of jax reserves
+# If the user sets one of these, all are left to the user. jaxlib refuses both names of the share.
+_MEMORY_NAMES = (
+    _MEMORY,
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+)
+_RESERVED = 0.75  # jax's own default; the rest holds what CUDA itself needs for each process
 _POLL_S = 0.5
 _REDRAW_S = 5.0
+_PRUNE_S = 2.0  # between two comparisons of the units
 
 
 def gpus() -> list[str]:
@@ -41,17 +51,30 @@ def gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
+def slots(at_once: int, per_unit: int, units_per_gpu: int = 1) -> list[dict[str, str]]:
     """Return the environment of each place that a unit can run in.
+
+    Places that share a GPU divide the share of its memory that jax reserves for one process. A unit
+    that needs more than its part fails, and takes nothing from its neighbours.
 
     Args:
         at_once: most units at a time; 0 for as many as there are GPUs for, or 1 on the CPU.
         per_unit: GPUs of a unit; -1 for one if there is any.
+        units_per_gpu: units that share a GPU. The first places are on different GPUs.
 
     Raises:
-        InputError: the machine has too few GPUs.
+        InputError: the machine has too few GPUs, or units of several GPUs would share one.
     """
     found = gpus()
+    if units_per_gpu > 1 and not (found and per_unit in (-1, 1)):
+        raise InputError(
+            f"--units_per_gpu={units_per_gpu}: "
+            + (
+                f"units that share a GPU have one each, not --gpus={per_unit}; leave one flag out"
+                if per_unit not in (-1, 1)
+                else "this machine has no GPU that can be used; --at_once=N runs N units on the CPU"
+            )
+        )
     if per_unit < 0:
         per_unit = min(1, len(found))
     if per_unit == 0:
@@ -62,11 +85,20 @@ def slots(at_once: int, per_unit: int) -> list[dict[str, str]]:
             f"--gpus={per_unit}: this machine has {len(found)} that can be used; leave --gpus out "
             "to run on the CPU, or use --executor=slurm"
         )
+    share = {}
+    if units_per_gpu > 1 and not any(map(os.environ.get, _MEMORY_NAMES)):
+        share = {_MEMORY: f"{_RESERVED / units_per_gpu:.4f}"}
     places = [found[at : at + per_unit] for at in range(0, len(found) - per_unit + 1, per_unit)]
-    return [{**_ALONE, "CUDA_VISIBLE_DEVICES": ",".join(ids)} for ids in places[: at_once or None]]
+    places = (places * units_per_gpu)[: at_once or None]
+    return [{**_ALONE, "CUDA_VISIBLE_DEVICES": ",".join(ids), **share} for ids in places]
 
 
-def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, str]]) -> int:
+def run(
+    units: Sequence[SweepUnit],
+    workdir: Path,
+    places: Sequence[dict[str, str]],
+    prune: int = 0,
+) -> int:
     """Run units, each in the first free place; return the exit status.
 
     Ctrl-C and SIGTERM ask the running units to save and end; a second Ctrl-C ends them at once. The
@@ -76,7 +108,11 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
         units: to run.
         workdir: folder of the sweep.
         places: environment of each place, see `slots`.
+        prune: eta of `halving.worst`, by which bad units are stopped and not started again; 0 runs
+            all units to their end.
     """
+    over = ("done", "pruned") if prune else ("done",)
+    looked = 0.0
     waiting = list(units)
     running: dict[int, tuple[SweepUnit, unit.Child]] = {}
     screen = _Screen(units, workdir)
@@ -88,7 +124,7 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
                 if one is None:
                     break
                 waiting.remove(one)
-                if sweep_state.state(workdir / one.name).kind == "done":
+                if sweep_state.state(workdir / one.name).kind in over:
                     continue
                 place = next(at for at in range(len(places)) if at not in running)
                 words = plan.command(one, workdir)
@@ -105,6 +141,12 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
                 )
                 for _, child in running.values():
                     child.stop() if told == 1 else child.kill()
+            if prune and not asked and time.monotonic() - looked > _PRUNE_S:
+                looked = time.monotonic()
+                why = halving.worst(_curves(units, workdir), prune)
+                for one, child in running.values():
+                    if one.name in why:
+                        child.prune(why[one.name])
             time.sleep(_POLL_S)
             for place, (_, child) in list(running.items()):
                 if child.ended() is not None:
@@ -113,7 +155,18 @@ def run(units: Sequence[SweepUnit], workdir: Path, places: Sequence[dict[str, st
     found = screen.finish()
     if asked:
         return EXIT_INTERRUPTED
-    return 0 if all(state.kind == "done" for state in found.values()) else 1
+    return 0 if all(state.kind in over for state in found.values()) else 1
+
+
+def _curves(units: Sequence[SweepUnit], workdir: Path) -> dict[str, Curve]:
+    """Return the validations of units by name; a damaged unit counts as one that has none."""
+    found = {}
+    for one in units:
+        try:
+            found[one.name] = sweep_state.curve(workdir / one.name)
+        except InputError:
+            found[one.name] = Curve(0, [])
+    return found
 
 
 def _is_taken(one: SweepUnit, workdir: Path) -> bool:

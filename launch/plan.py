@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from spinejax import config_files, schema
 from spinejax.configs import sweeps
 from spinejax.errors import InputError
+from spinejax.files import expanded
 from spinejax.schema import SECOND
 from spinejax.sweep_state import Sweep, SweepUnit
 
@@ -173,21 +175,83 @@ def chosen(sweep: Sweep, pattern: str) -> list[SweepUnit]:
     return found
 
 
-def check_roots(units: Sequence[SweepUnit]) -> None:
-    """Refuse to start units whose scans are nowhere; a dry run may leave `data.root` open.
+def check_places(units: Sequence[SweepUnit], workdir: Path) -> None:
+    """Refuse to start units whose scans or first weights are nowhere; a dry run may lack both.
+
+    Args:
+        units: to be started.
+        workdir: folder of the sweep; a unit that has begun there needs no first weights.
 
     Raises:
-        InputError: a unit reads scans, and its `data.root` is empty.
+        InputError: a unit reads scans, and its `data.root` is empty or no folder that can be read;
+            or what its `train.init_from` names is not there.
     """
+    from spinejax.training import model_file  # imports jax
+
     for unit in units:
-        pairs = (word.removeprefix("--config").removeprefix(".") for word in unit.words)
-        fields = dict(pair.split("=", 1) for pair in pairs)
-        data = config_files.get_config(fields.pop(""), fields).data
-        if data.source == "verse" and not data.root:
+        config = _config(unit)
+        begun = (workdir / unit.name / "config.json").exists()
+        for prefix, stage in (("", config), (f"{SECOND}.", config.get(SECOND))):
+            if stage is None:
+                continue
+            root, init_from = stage.data.root, stage.train.init_from
+            wrong = ""
+            if stage.data.source == "verse" and not root:
+                wrong = "data.root is empty"
+            elif stage.data.source == "verse" and not _is_readable(expanded(root)):
+                wrong = f"data.root={root} is no folder that can be read"
+            if wrong:
+                raise InputError(
+                    f"unit {unit.name}: {prefix}{wrong}; give the folder of the scans with "
+                    f"--config.{prefix}data.root=DIR"
+                )
+            if init_from and not begun and not model_file.located(init_from).exists():
+                raise InputError(
+                    f"unit {unit.name}: {prefix}train.init_from={init_from}: there is no such "
+                    "model; give phantom, FILE.safetensors, or the folder of a run"
+                )
+
+
+def _config(unit: SweepUnit) -> ConfigDict:
+    pairs = (word.removeprefix("--config").removeprefix(".") for word in unit.words)
+    fields = dict(pair.split("=", 1) for pair in pairs)
+    return config_files.get_config(fields.pop(""), fields)
+
+
+def check_prune(units: Sequence[SweepUnit], prune: int, repeated: bool) -> None:
+    """Refuse to stop bad units where that would mean nothing.
+
+    Args:
+        units: of the sweep.
+        prune: eta of `halving.worst`.
+        repeated: whether the units are repeated over seeds or folds.
+
+    Raises:
+        InputError: `prune` is 1 or more than there are units, units are repeated, or one has no
+            scans to validate on.
+    """
+    if prune == 1 or prune > len(units):
+        raise InputError(
+            f"--prune={prune}: give 2 or more, and at most the number of units, {len(units)}; each "
+            "rung keeps the best unit of so many"
+        )
+    if repeated:
+        raise InputError(
+            f"--prune={prune} with --seeds or --folds would stop repetitions of one setting for "
+            "their luck; prune first, then repeat the best settings"
+        )
+    for unit in units:
+        config = _config(unit)
+        data = config.get(SECOND, config).data
+        if not data.val_fraction and data.split in ("ratio", "kfold"):
             raise InputError(
-                f"unit {unit.name}: data.root is empty; give the folder of the scans with "
-                "--config.data.root=DIR"
+                f"--prune={prune}: unit {unit.name} has no scans to validate on; set "
+                "data.val_fraction above 0"
             )
+
+
+def _is_readable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
 
 
 def check_same(old: Sweep, new: Sweep, begun: Sequence[str], workdir: Path) -> None:

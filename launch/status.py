@@ -8,7 +8,7 @@ from spinejax import sweep_state
 from spinejax.sweep_state import State, SweepUnit
 from spinejax.text_table import text_table
 
-_ORDER = ("done", "running", "stopped", "failed", "waiting")
+_ORDER = ("done", "running", "stopped", "pruned", "failed", "waiting")
 
 
 def states(units: Sequence[SweepUnit], workdir: Path) -> dict[str, State]:
@@ -44,7 +44,7 @@ def change(name: str, before: State | None, now: State) -> str | None:
         words.append(f"step {now.step}")
     if now.kind == "done" and now.score is not None:
         words.append(f"Dice {now.score:.4f}")
-    if now.kind == "failed":
+    if now.kind in ("failed", "pruned"):
         words.append(now.note)
     return ", ".join(words)
 

@@ -4,6 +4,7 @@ Each unit is a run of its own, `spinejax train ... --evaluate`, in the folder WO
 unit; a user can also start, resume and look at any of them by hand.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +36,10 @@ def launch(
         start: runs or submits units.
 
     Raises:
-        InputError: units have no `data.root`; the folder belongs to a run or to another sweep, or
-            another launcher is at work in it; `start` refuses.
+        InputError: a unit's scans or first weights are nowhere; the folder belongs to a run or to
+            another sweep, or another launcher is at work in it; `start` refuses.
     """
-    plan.check_roots(units)
+    plan.check_places(units, workdir)
     with made(workdir, (f"*/{LOG}", f"*/{JOB}"), leftovers=(_LOCK,)):
         known = (workdir / sweep_state.FILE).exists()
         if known:
@@ -70,7 +71,7 @@ def show(workdir: Path, *, watch: bool) -> None:
         continues = sweep_state.is_locked(workdir / _LOCK) or any(
             state.kind == "running" or "job " in state.note
             for state in found.values()
-            if state.kind not in ("done", "failed")
+            if state.kind not in ("done", "failed", "pruned")
         )
         if not watch or not continues:
             return
@@ -89,3 +90,7 @@ def _alone(workdir: Path) -> Iterator[None]:
                 "stop it with Ctrl-C"
             )
         yield
+
+
+if __name__ == "__main__":  # `python -m launch.sweep` in a clone is `spinejax sweep`
+    os.execv(sys.executable, [sys.executable, "-m", "spinejax", "sweep", *sys.argv[1:]])

@@ -21,14 +21,16 @@ class Child:
 
     def __init__(self, outcome: Path | None, process: subprocess.Popen, began: float) -> None:
         self._outcome, self._process, self._began = outcome, process, began
+        self._pruned = ""
 
     def ended(self) -> int | None:
         """Return the exit status, negative for a signal, and record it; None while it runs."""
         status = self._process.poll()
         if status is not None and self._outcome is not None:
             seconds = round(time.time() - self._began, 1)
+            why = {"pruned": self._pruned} if self._pruned else {}
             try:
-                write_json(self._outcome, {"status": status, "seconds": seconds})
+                write_json(self._outcome, {"status": status, "seconds": seconds, **why})
             except OSError as error:  # a full disk must not end the other units
                 print(f"{self._outcome}: {error.strerror}", file=sys.stderr)
         return status
@@ -36,6 +38,12 @@ class Child:
     def stop(self) -> None:
         """Ask the unit to save and end."""
         self._signal(signal.SIGTERM)
+
+    def prune(self, why: str) -> None:
+        """Ask the unit once to save and end, and record why; it is not continued."""
+        if not self._pruned:
+            self._pruned = why
+            self.stop()
 
     def kill(self) -> None:
         """End the unit at once; its checkpoints stay."""

@@ -23,7 +23,7 @@ Sweep = Callable[..., Iterable[Any]]
 """A function `sweep_NAME` of a config file, see `spinejax.configs.sweeps`."""
 
 
-def find(name: str) -> Path:
+def find(name: str, flag: str = "--config") -> Path:
     """Return the file of a config.
 
     Args:
@@ -31,6 +31,7 @@ def find(name: str) -> Path:
             after a colon are ignored. A file in the current folder, or in its folder `configs`,
             comes before the packaged config of the same name. "configs/chasppraunet.py" also
             finds the packaged config from a folder that has no `configs`.
+        flag: that gave the name, for messages.
 
     Raises:
         InputError: there is no such config.
@@ -44,13 +45,13 @@ def find(name: str) -> Path:
         if place.suffix == ".py" and place.is_file():
             return place
     if path.exists() and path.suffix == ".py":
-        raise InputError(f"--config={path}: is not a regular file; give --config=FILE.py")
+        raise InputError(f"{flag}={path}: is not a regular file; give {flag}=FILE.py")
     known = sorted(place.stem for place in PACKAGED.glob("*.py") if _is_experiment(place))
     close = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"the packaged configs are {', '.join(known)}"
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise InputError(
-        f"--config={name}: there is no such file{where}; give --config=FILE.py or the name of a "
+        f"{flag}={name}: there is no such file{where}; give {flag}=FILE.py or the name of a "
         f"packaged config: {hint}"
     )
 
@@ -62,7 +63,8 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigD
         name: see `find`; the text after a colon is the argument of `get_config`:
             "chasppraunet:debug", "configs/mrunet.py:table=4".
         overrides: values by dotted key, `{"optim.learning_rate": 1e-3}`, or their text as on the
-            command line, "1e-3".
+            command line, "1e-3". "model" takes a name of a config, whose network replaces the
+            config's own (`take_network`), before fields of "model" are set.
 
     Raises:
         InputError: there is no such config or field, its file fails, or a value has the wrong type.
@@ -78,9 +80,48 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigD
         config = module.get_config(arguments)
     except (Exception, SystemExit) as error:  # the file's own code may raise anything
         raise _failed(file, error) from error
-    for key, value in (overrides or {}).items():
+    fields = dict(overrides or {})
+    for key in ("model", f"{schema.SECOND}.model"):
+        block = config.get(schema.SECOND) if "." in key else config
+        if key in fields and isinstance(block, ConfigDict):
+            take_network(block, _beside(file, fields.pop(key)), f"--config.{key}")
+    for key, value in fields.items():
         _set(config, key, value)
     return config
+
+
+def take_network(config: ConfigDict, name: str, flag: str = "--config.model") -> None:
+    """Give a config the network of another config; its data and training stay.
+
+    The network is the block `model` and the fields `schema.OF_NETWORK`, without which it would be
+    another network: SAU-Net sees the slices beside each slice, D-TVNet learns contours, too.
+
+    Args:
+        config: changed in place.
+        name: of the other config, see `get_config`; "unet", "opconvnet:net=vgg".
+        flag: that gave the name, for messages.
+
+    Raises:
+        InputError: there is no such config.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"{flag}={shown(name)}: must be the name of a config, such as unet")
+    find(name, flag)
+    other = get_config(name).copy_and_resolve_references()
+    config.model = other.model
+    for path in schema.OF_NETWORK:
+        block, field = path.split(".")
+        if field in config.get(block, {}) and field in other.get(block, {}):
+            config[block][field] = other[block][field]
+
+
+def _beside(file: Path, name: Any) -> Any:
+    """Return the name of a config, as a path if a config of that name lies beside `file`."""
+    path, colon, arguments = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not path or path != Path(path).name:
+        return name
+    near = file.with_name(path if path.endswith(".py") else f"{path}.py")
+    return f"{near}{colon}{arguments}" if near.is_file() else name
 
 
 def find_sweep(config: str, call: str) -> Sweep:
@@ -88,7 +129,7 @@ def find_sweep(config: str, call: str) -> Sweep:
 
     Args:
         config: see `find`.
-        call: "NAME", or with arguments by name, "NAME(units=32, seed=1)"; words need no quotes.
+        call: "NAME", or with arguments by name, "NAME(trials=32, seed=1)"; words need no quotes.
 
     Raises:
         InputError: the file has no sweep of that name (the message lists its sweeps), `call` cannot
@@ -121,7 +162,10 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
         return text, {}
     try:
         node = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+        if not isinstance(node, ast.Call) or node.args:
+            raise ValueError
+        names = [word.arg for word in node.keywords]
+        if None in names or len(set(names)) < len(names):
             raise ValueError
         return name.strip(), {
             str(word.arg): word.value.id
@@ -132,7 +176,7 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise InputError(
             f"--sweep={text}: cannot be read; give a name, or a name with arguments such as "
-            "'random_search(units=32, seed=1)'"
+            "'random_search(trials=32, seed=1)'"
         ) from None
 
 

@@ -30,6 +30,9 @@ THIRD = "outlines"
 """Role of the network that outlines the named vertebrae of a pipeline, and its folder in a run."""
 FLIPS = ("left_right", "all")
 """Values of `augment.flip_axes`."""
+OF_NETWORK = ("data.neighbours", "loss.auxiliary_weight")
+"""Fields outside of the block `model` that belong to a network: what it sees beside the slice, and
+the loss of logits that only it has."""
 STREAM = "phantom_stream"
 """Value of `data.source` with which training draws its own phantoms."""
 
@@ -599,6 +602,11 @@ FIELDS: tuple[Field, ...] = (
         "loss.",
     ),
     Field(
+        "train.patience", 0, Whole(), unit="evaluations",
+        meaning="Training ends after so many evaluations in a row without a better one, by "
+        "train.best; 0: it runs to its end.",
+    ),
+    Field(
         "train.log_every_steps", 10, Whole(1), unit="steps", free=True,
         meaning="Period of the log lines.",
     ),
@@ -925,7 +933,11 @@ def reference(networks: Mapping[str, Mapping[str, Field]]) -> str:
         blocks.setdefault(field.path.rpartition(".")[0], []).append(field)
     for block, members in blocks.items():
         parts += [f"## {block or 'The experiment'}", _table(members, with_tasks=True)]
-    parts.append("## model\n\nThe fields depend on the network, `model.name`.")
+    parts.append(
+        "## model\n\nThe fields depend on the network, `model.name`. "
+        "`--config.model=NAME` takes the whole network of another config, with "
+        f"{' and '.join(f'`{path}`' for path in OF_NETWORK)}."
+    )
     for network, own in networks.items():
         members = [field for name, field in own.items() if name != "name"]
         parts += [f"### {network}", _table(members, with_tasks=False)]

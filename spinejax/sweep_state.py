@@ -3,7 +3,8 @@
     <workdir>/sweep.json              the sweep and its units
     <workdir>/<unit>/                 the workdir of the unit's run
     <workdir>/<unit>/unit.log         the output of the run; locked while the run goes on
-    <workdir>/<unit>/outcome.json     exit status of the last start, written when it ends
+    <workdir>/<unit>/outcome.json     exit status of the last start, written when it ends, and why
+                                      the unit was pruned if it was
     <workdir>/<unit>/job.json         the unit's job, if a cluster runs it
     <workdir>/first/                  first networks of pipelines that several units share
 
@@ -18,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from spinejax import records
 from spinejax.errors import EXIT_INTERRUPTED, InputError
@@ -92,11 +93,12 @@ class Sweep:
 class State:
     """The state of a unit.
 
-    kind: "waiting", "running", "stopped" (to be resumed), "failed" or "done".
+    kind: "waiting", "running", "stopped" (to be resumed), "pruned" (stopped because others are
+        better), "failed" or "done".
     step, steps: progress of its current or last training; None before the first step.
     score: Dice of the last validation, or of the test split if the unit is done and scored.
     seconds_left: time that the training still needs at its latest speed; None if unknown.
-    note: why the unit failed, or which network of a pipeline is trained.
+    note: why the unit failed or was pruned, or which network of a pipeline is trained.
     """
 
     kind: str
@@ -105,6 +107,17 @@ class State:
     score: float | None = None
     seconds_left: float | None = None
     note: str = ""
+
+
+class Curve(NamedTuple):
+    """The validations of a unit's training so far.
+
+    steps: length of the whole training; 0 if it has not begun.
+    scores: (step, Dice) of each validation, in order of the steps.
+    """
+
+    steps: int
+    scores: list[tuple[int, float]]
 
 
 def write(workdir: Path, sweep: Sweep) -> None:
@@ -143,22 +156,19 @@ def _state(folder: Path) -> State:
     if not (folder / LOG).exists() and not (folder / "config.json").exists():
         job = job_of(folder)
         return State("waiting", note=f"job {job}" if job else "")
-    stages = [folder]
-    if SECOND in records.read_if_there(folder / "config.json", dict, RESTORE):
-        stages.append(folder / SECOND)
+    stages = _stages(folder)
     now = next((one for one in stages if not (one / "DONE").exists()), stages[-1])
     note = "" if len(stages) == 1 else f"network {stages.index(now) + 1} of {len(stages)}"
     lines = _metrics(now / "metrics.jsonl")
     steps = read_run(now).get("steps")
     step = lines[-1]["step"] if lines else None
-    validated = [line["dice"] for line in lines if line["kind"] == "val" and "dice" in line]
+    validated = _dice(lines)
     if lines and not validated:  # the last validation may lie further back
-        every = _metrics(now / "metrics.jsonl", whole=True)
-        validated = [line["dice"] for line in every if line["kind"] == "val" and "dice" in line]
+        validated = _dice(_metrics(now / "metrics.jsonl", whole=True))
     common: dict[str, Any] = dict(
         step=step,
         steps=steps if isinstance(steps, int) else None,
-        score=validated[-1] if validated else None,
+        score=validated[-1][1] if validated else None,
     )
     if running:
         left = _seconds_left(lines, steps)
@@ -167,9 +177,10 @@ def _state(folder: Path) -> State:
         scores = read_scores(folder / "evaluation" / "test" / "scores.json")
         tested = scores.get("summary", {}).get("binary", {}).get("dice", {}).get("mean")
         return State("done", **{**common, "score": common["score"] if tested is None else tested})
-    status = records.read_if_there(folder / OUTCOME, {"status": int}, REMOVE).get(
-        "status", EXIT_INTERRUPTED
-    )
+    outcome = records.read_if_there(folder / OUTCOME, {"status": int, "pruned?": str}, REMOVE)
+    status = outcome.get("status", EXIT_INTERRUPTED)
+    if status in _STOPPED and outcome.get("pruned"):
+        return State("pruned", **common, note=outcome["pruned"])
     if status in _STOPPED:
         job = job_of(folder)
         waits = job and not (folder / OUTCOME).exists()
@@ -177,6 +188,32 @@ def _state(folder: Path) -> State:
             "stopped", **common, note=", ".join(filter(None, (note, f"job {job}" if waits else "")))
         )
     return State("failed", **common, note=_why(folder / LOG, status))
+
+
+def curve(folder: Path) -> Curve:
+    """Return the validations of a unit; of a pipeline those of its second network.
+
+    Raises:
+        InputError: a file of the unit is damaged.
+    """
+    if not (folder / "config.json").exists():
+        return Curve(0, [])
+    last = _stages(folder)[-1]
+    steps = read_run(last).get("steps", 0)
+    lines = _metrics(last / "metrics.jsonl", whole=True, having='"val"')
+    return Curve(steps, _dice(lines) if steps else [])
+
+
+def _stages(folder: Path) -> list[Path]:
+    """Return the folder of each network of a unit that has begun."""
+    is_pipeline = SECOND in records.read_if_there(folder / "config.json", dict, RESTORE)
+    return [folder, folder / SECOND] if is_pipeline else [folder]
+
+
+def _dice(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Return the step and the Dice of each validation."""
+    found = (line for line in lines if line["kind"] == "val" and "dice" in line)
+    return [(line["step"], line["dice"]) for line in found]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -286,10 +323,11 @@ def _tail(path: Path, size: int = _LAST_LINES) -> str:
         return ""
 
 
-def _metrics(path: Path, *, whole: bool = False) -> list[dict[str, Any]]:
-    """Return the last records of metrics.jsonl, or all."""
+def _metrics(path: Path, *, whole: bool = False, having: str = "") -> list[dict[str, Any]]:
+    """Return the last records of metrics.jsonl, or all; only of lines that hold some text."""
     lines = _tail(path, _WHOLE if whole else _LAST_LINES).split("\n")
-    return [record for record in map(metric, lines) if record is not None]
+    found = (metric(line) for line in lines if having in line)
+    return [record for record in found if record is not None]
 
 
 _LINE = {"step": int, "kind": str}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from spinejax import config_files
+from spinejax import config_files, schema, tasks
 from spinejax.config_files import PACKAGED, find, find_sweep, get_config
 from spinejax.errors import InputError
 
@@ -166,3 +166,60 @@ def test_a_config_that_is_no_regular_file_is_not_called_missing(tmp_path):
     os.mkfifo(tmp_path / "own.py")
     with pytest.raises(InputError, match="own.py: is not a regular file"):
         config_files.get_config(str(tmp_path / "own.py"))
+
+
+@pytest.mark.parametrize("name", ["unet", "dtvnet", "saunet", "multiresunet"])
+@pytest.mark.parametrize("recipe", ["chasppraunet:protocol=paper", "dtvnet:protocol=paper"])
+def test_a_network_of_another_config_changes_nothing_else(recipe, name):
+    ours = schema.flatten(get_config(recipe))
+    theirs = schema.flatten(get_config(name))
+    config = get_config(recipe, {"model": name})
+    tasks.check(config)
+    mixed = schema.flatten(config)
+    is_network = {path: path.startswith("model.") or path in schema.OF_NETWORK for path in mixed}
+    assert {k: v for k, v in mixed.items() if is_network[k]} == {
+        k: v for k, v in theirs.items() if k.startswith("model.") or k in schema.OF_NETWORK
+    }
+    assert all(ours[k] == v for k, v in mixed.items() if not is_network[k])
+
+
+def test_fields_of_a_network_are_set_after_the_network():
+    fields = {"model.growth": "8", "data.neighbours": 2, "model": "saunet"}
+    config = get_config("chasppraunet", fields)
+    assert (config.model.name, config.model.growth, config.data.neighbours) == ("saunet", 8, 2)
+    config = get_config("cascade", {"vertebrae.model": "unet3d"})
+    assert (config.model.name, config.vertebrae.model.name) == ("chasppraunet", "unet3d")
+    assert get_config("unet", {"model": "opconvnet:net=vgg"}).model.name == "vgg"
+
+
+def test_the_network_of_a_config_in_the_same_folder_comes_first(tmp_path):
+    for name, widths in (("mine", (4, 8)), ("unet", (2, 4))):
+        (tmp_path / f"{name}.py").write_text(
+            "from spinejax.configs import unet\n"
+            f"def get_config(arg):\n    config = unet.get_config(arg)\n"
+            f"    config.model.widths = {widths}\n    return config\n"
+        )
+    for name in ("unet", "unet.py"):
+        config = get_config(str(tmp_path / "mine.py"), {"model": name})
+        assert config.model.widths == (2, 4)
+    assert get_config(str(tmp_path / "mine.py"), {"model": "dtvnet"}).model.name == "dtvnet"
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "said"),
+    [
+        ("chasppraunet", {"model": "unet3d"}, "'unet3d' is no network for task='slice_segm"),
+        ("chasppraunet", {"model": "opconvnet"}, "'opconvnet' is no network for task='slice_segm"),
+        ("mrunet", {"model": "unet"}, "'unet' is no network for task='vertebra_recognition'"),
+        ("opconvnet", {"model": "unet"}, "'unet' is no network for task='patch_classification'"),
+        ("chasppraunet", {"model": "unnet"}, "--config.model=unnet: there is no such file"),
+        ("chasppraunet", {"model": ""}, "--config.model=: there is no such file"),
+        ("chasppraunet", {"model": "unet:layers=3"}, "config argument 'layers' is unknown"),
+        ("chasppraunet", {"model": {"name": "unet"}}, "must be the name of a config, such as unet"),
+        ("chasppraunet", {"vertebrae.model": "unet"}, "has no field vertebrae.model"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_in_one_line(config, fields, said):
+    with pytest.raises(InputError) as error:
+        tasks.check(get_config(config, fields))
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -16,7 +16,8 @@ HELP = "train and score many variants of a config, here or on Slurm"
 
 
 _SLURM = "slurm."  # begins the names of the flags for Slurm
-_MOST = 1000  # seeds or folds
+_MOST = 1000  # seeds, folds, or units of which the best is kept
+_MOST_PER_GPU = 64
 
 
 def define_flags(values: FlagValues) -> None:
@@ -54,7 +55,8 @@ def define_flags(values: FlagValues) -> None:
     count(
         "at_once",
         0,
-        "Most units at a time; 0: one for each GPU, or one on the CPU, or no limit on Slurm.",
+        "Most units at a time; 0: as many as the GPUs take, or one on the CPU, or no limit on "
+        "Slurm.",
         lower_bound=0,
         flag_values=values,
     )
@@ -63,6 +65,23 @@ def define_flags(values: FlagValues) -> None:
         -1,
         "GPUs of a unit on this machine; -1: one if there is any.",
         lower_bound=-1,
+        flag_values=values,
+    )
+    count(
+        "units_per_gpu",
+        1,
+        "Units that share a GPU of this machine, each with its part of the GPU's memory.",
+        lower_bound=1,
+        upper_bound=_MOST_PER_GPU,
+        flag_values=values,
+    )
+    count(
+        "prune",
+        0,
+        "Stop units on this machine that are not among the best 1/N of those that have trained as "
+        "long, by validation Dice (successive halving); 0: none.",
+        lower_bound=0,
+        upper_bound=_MOST,
         flag_values=values,
     )
     word("slurm.partition", "", "Partition; without it the cluster's default.", values)
@@ -102,6 +121,9 @@ def run(values: FlagValues) -> int:
         from spinejax.launch import slurm
 
         slurm.check(workdir, options)
+        _check_local_flags(values)
+    if values.prune:
+        plan.check_prune(units, values.prune, bool(values.seeds or values.folds))
     if values.dry_run:
         for unit in units:
             print(f"{unit.name}: {plan.shown(unit, workdir)}")
@@ -113,7 +135,22 @@ def run(values: FlagValues) -> int:
         return sweep.launch(
             found, units, workdir, lambda units, folder: slurm.submit(executor, units, folder)
         )
-    places = local.slots(values.at_once, values.gpus)
+    places = local.slots(values.at_once, values.gpus, values.units_per_gpu)
     return sweep.launch(
-        found, units, workdir, lambda units, folder: local.run(units, folder, places)
+        found, units, workdir, lambda units, folder: local.run(units, folder, places, values.prune)
     )
+
+
+def _check_local_flags(values: FlagValues) -> None:
+    """Refuse flags of units on this machine when Slurm runs the units."""
+    if values.gpus >= 0:
+        raise InputError(f"--gpus={values.gpus} is for this machine; on Slurm give --slurm.gpus")
+    for flag, reason in (
+        ("units_per_gpu", "Slurm starts each unit as a job with GPUs of its own"),
+        ("prune", "Slurm runs the units without a launcher that could compare them"),
+    ):
+        if values[flag].value != values[flag].default:
+            raise InputError(
+                f"--{flag}={values[flag].value}: {reason}; submit one job that runs this sweep "
+                "with --executor=local, see docs/sweeps.md"
+            )

@@ -219,7 +219,7 @@ def _why_missing(own: Sequence[Result]) -> str:
             continue
         at = "" if state.step is None else f" at step {state.step}"
         of = f" of {state.steps}" if at and state.steps else ""
-        why = f": {state.note}" if state.kind == "failed" else ""
+        why = f": {state.note}" if state.kind in ("failed", "pruned") else ""
         words.append(f"{result.unit.name} {state.kind}{at}{of}{why}")
     return "; ".join(words)
 

@@ -386,6 +386,8 @@ def _run(
                 record=record,
                 devices=mapped.count,
                 start=start,
+                judged=start if evaluated else 0,
+                eval_every=lengths.eval_every,
                 best=checkpoints.best(),
             )
             state, at, interrupted = repeat(
@@ -406,13 +408,13 @@ def _run(
         checkpoints.wait()
     if first and not interrupted:
         write_text(workdir / "DONE", f"{at} steps\n", "run")
-    record.update(finished=not interrupted)
+    record.update(finished=not interrupted, steps=lengths.total if interrupted else at)
     return TrainResult(parallel.host_copy(state), interrupted, keeper.best, at)
 
 
 @dataclass(eq=False)
 class _RunKeeper:
-    """Logs and saves a run, and stops it when a number is not finite."""
+    """Logs and saves a run, and stops it when a number is not finite or it no longer improves."""
 
     config: ConfigDict
     task: Task
@@ -423,11 +425,21 @@ class _RunKeeper:
     record: RunRecord
     devices: int
     start: int
+    judged: int  # step of the last evaluation
+    eval_every: int
     best: Meta | None
     score: float | None = None  # of the state that is saved next
     improved: bool = False
     largest: str = ""  # gradient of the update before
-    hopeless: bool = False
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the last `train.patience` evaluations were no better than an earlier one.
+
+        The steps of the last and of the best one say so, so a resumed run knows it, too.
+        """
+        patience, best = self.config.train.patience, self.best
+        return bool(patience and best and self.judged - best.step >= patience * self.eval_every)
 
     def updated(self, at: int, metrics: dict[str, np.ndarray]) -> None:
         if not metrics["finite"]:
@@ -463,6 +475,7 @@ class _RunKeeper:
                 f"the validation loss is not finite at step {at} although the training loss is; "
                 "lower optim.learning_rate, or use train.compute_dtype=float32"
             )
+        self.judged = at
         self.writer.val(at, values)
         self.writer.pictures(at, evaluation.pictures)
         self.say(
@@ -480,6 +493,8 @@ class _RunKeeper:
         self.best = meta if self.improved else self.best
         self.score, self.improved = None, False
         self.record.update()
+        if self.hopeless and self.best:
+            self.say(f"step {at}: training ends, nothing was better than step {self.best.step}")
 
     def say(self, text: str) -> None:
         self.writer.say(text)

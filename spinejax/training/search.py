@@ -294,12 +294,12 @@ def train(
 # Searching.
 
 Sweep = Callable[..., Iterable[Mapping[str, Any]]]
-"""sweep(seed, units, centre, shrink) -> overrides by dotted key, as `configs.search` has one."""
+"""sweep(seed, trials, centre, shrink) -> overrides by dotted key, as `configs.search` has one."""
 
 TOGETHER = tuple(f"optim.{field}" for field in Setting._fields)
 """Fields in which the trials of one group may differ."""
 
-FIXED = ("task", "seed", "data.", "loss.", "train.best")
+FIXED = ("task", "seed", "data.", "loss.", "train.best", "train.patience")
 """Fields, or beginnings of fields, that all trials share, so that their scores are comparable."""
 
 
@@ -380,6 +380,11 @@ def run(
             f"model.name={config.model.name!r} has no parameters, so a search trains nothing; "
             "choose another network, or compare settings with `spinejax sweep`"
         )
+    if config.train.patience:
+        raise InputError(
+            f"train.patience={config.train.patience}: the trials of a search train equally long; "
+            "set it to 0"
+        )
     checkpoint.pretrained(config, task)
     _draw(config, sweep, 0, trials, None, mapped)
     with run_folder.alone(workdir):
@@ -447,13 +452,13 @@ def _draw(
     try:
         drawn = sweep(
             seed=config.seed + number,
-            units=trials,
+            trials=trials,
             centre=None if centre is None else centre.overrides,
             shrink=1.0 if centre is None else 0.5**number,
         )
         found = [Trial(number, i, dict(overrides)) for i, overrides in enumerate(drawn)]
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}(seed, units, centre, shrink) failed: {error}") from error
+        raise InputError(f"{name}(seed, trials, centre, shrink) failed: {error}") from error
     if not found:
         raise InputError(f"{name} yields no trials; correct it")
     for trial in found:

@@ -219,24 +219,25 @@ def test_pipelines_share_a_first_network_that_is_the_same(capsys, tmp_path):
 
 
 def test_a_sweep_takes_arguments(capsys):
-    words = ("--config=opconvnet", "--sweep=random_search(units=3, seed=1)")
+    words = ("--config=opconvnet", "--sweep=random_search(trials=3, seed=1)")
     three = dry_run(capsys, *words)
     assert len(three) == 3
-    assert three == dry_run(capsys, "--config=opconvnet", "--sweep=random_search(seed=1,units=3)")
-    other = dry_run(capsys, "--config=opconvnet", "--sweep=random_search(units=3)")
+    assert three == dry_run(capsys, "--config=opconvnet", "--sweep=random_search(seed=1,trials=3)")
+    other = dry_run(capsys, "--config=opconvnet", "--sweep=random_search(trials=3)")
     assert three != other
 
 
 @pytest.mark.parametrize(
     ("config", "call", "said"),
     [
-        ("opconvnet", "random_search(unit=3)", "has no argument unit; it has "),
-        ("opconvnet", "random_search(units=many)", "(units=many): must be a whole number"),
-        ("opconvnet", "random_search(units=0)", "units=0 must be at least 1"),
+        ("opconvnet", "random_search(trial=3)", "has no argument trial; it has "),
+        ("opconvnet", "random_search(trials=many)", "(trials=many): must be a whole number"),
+        ("opconvnet", "random_search(trials=0)", "trials=0 must be at least 1"),
         ("opconvnet", "random_search(3)", "cannot be read; give a name, or a name with arguments"),
-        ("opconvnet", "random_search(units=", "cannot be read"),
-        ("opconvnet", "random_search(units=__import__('os'))", "cannot be read"),
-        ("opconvnet", "random(units=3)", "is unknown"),
+        ("opconvnet", "random_search(trials=", "cannot be read"),
+        ("opconvnet", "random_search(seed=1, seed=2)", "cannot be read"),
+        ("opconvnet", "random_search(trials=__import__('os'))", "cannot be read"),
+        ("opconvnet", "random(trials=3)", "is unknown"),
         ("mrunet", "saeed2023_table8(alone=perhaps)", "must be true or false"),
         ("mrunet", "saeed2023_table8(protocol=papers)", "choose from own, paper"),
         ("chasppraunet", "saeed2023_table3(protocol=papers)", "choose from own, paper"),
@@ -285,6 +286,13 @@ def test_another_config_lies_beside_and_gets_the_arguments():
         (("--sweep=attention", "--workdir=w", "--config.nonsense=1"), "no field nonsense"),
         (("--sweep=attention", "--workdir=w", "--executor=pbs"), "pbs"),
         (("--sweep=attention", "--workdir=w", "--gpus=64"), "--gpus=64: this machine has"),
+        (("--sweep=attention", "--workdir=w", "--prune=1"), "--prune=1: give 2 or more, and at"),
+        (("--sweep=attention", "--workdir=w", "--prune=5"), "the number of units, 4"),
+        (("--sweep=attention", "--workdir=w", "--prune=2", "--seeds=2"), "for their luck; prune"),
+        (
+            ("--sweep=saeed2023_table3", "--workdir=w", "--prune=2"),
+            "unit verse20,normalise=hu has no scans to validate on",
+        ),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(capsys, tmp_path, words, said):
@@ -340,10 +348,22 @@ def test_wrong_sweeps_are_refused_before_anything_starts(capsys, tmp_path, sweep
     assert not folder.exists()
 
 
-def test_units_without_scans_are_not_started(capsys, tmp_path):
-    words = ("--config=tests/support/tiny_sweep.py", "--sweep=four", f"--workdir={tmp_path / 'w'}")
-    assert "data.root is empty; give the folder" in refused(capsys, *words)
-    assert not (tmp_path / "w").exists()
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("seed=0", "data.root is empty; give the folder of the scans with --config.data.root=DIR"),
+        ("data.root=nowhere", "data.root=nowhere is no folder that can be read; give"),
+        ("data.root=/dev/null", "data.root=/dev/null is no folder that can be read; give"),
+        ("train.init_from=nowhere", "train.init_from=nowhere: there is no such model; give"),
+    ],
+)
+def test_units_whose_scans_or_weights_are_nowhere_are_not_started(capsys, tmp_path, field, said):
+    folder = tmp_path / "w"
+    words = ["--config=tests/support/tiny_sweep.py", "--sweep=failing", f"--workdir={folder}"]
+    if "init_from" in field:
+        words.append(f"--config.data.root={tmp_path}")
+    assert f"unit split=official: {said}" in refused(capsys, *words, f"--config.{field}")
+    assert not folder.exists()
 
 
 def test_a_config_without_sweeps_says_how_to_write_one(capsys):
@@ -374,3 +394,17 @@ def test_launching_imports_no_jax(tmp_path):
         "assert 'jax' not in sys.modules and 'flax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+@pytest.mark.parametrize("module", ["launch.sweep", "spinejax.launch.sweep"])
+def test_the_module_of_a_clone_is_the_command(module, capsys):
+    words = ["--status", "--workdir=nowhere at all"]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (main(["sweep", *words]), "")
+    assert done.stderr == capsys.readouterr().err != ""

@@ -296,6 +296,77 @@ def test_durations_convert_epochs_once(scans):
     assert [s for s in range(8) if lengths.saves(s)] == [2, 3, 4, 6, 7]
 
 
+class Judged(loop._RunKeeper):
+    """A keeper of whole numbers: nothing to log, and nothing to write but the best step."""
+
+    said: list[str] = []
+
+    @classmethod
+    def of(cls, scans, *, best=None, judged=0, **changes):
+        nothing = types.SimpleNamespace(
+            **dict.fromkeys(("save", "update", "val", "pictures"), lambda *args, **more: None),
+            say=cls.said.append,
+        )
+        return cls(
+            config=tiny_config(scans, **changes),
+            task=types.SimpleNamespace(overlap="Dice"),
+            feed=None,
+            names=[],
+            checkpoints=nothing,
+            writer=nothing,
+            record=nothing,
+            devices=1,
+            start=judged,
+            judged=judged,
+            eval_every=10,
+            best=best,
+        )
+
+    def updated(self, at, metrics):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("dice", "patience", "best_at", "end"),
+    [
+        ([0.1, 0.3, 0.2, 0.25, 0.5], 2, 20, 40),
+        ([0.1, 0.3, 0.2, 0.4, 0.3, 0.2], 2, 40, 60),
+        ([0.1, 0.3, 0.3, 0.9], 1, 20, 30),  # as good is not better
+        ([0.5, 0.4, 0.3, 0.2, 0.1], 0, 10, 100),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], 1, 100, 100),
+    ],
+)
+def test_training_ends_when_patience_does_and_a_resumed_one_knows(
+    scans, dice, patience, best_at, end
+):
+    """Against the evaluations counted by hand; there is one every ten steps."""
+
+    def run(start, best=None):
+        keeper = Judged.of(scans, best=best, judged=start, **{"train.patience": patience})
+
+        def judge(at):
+            value = dice[at // 10 - 1] if at <= 10 * len(dice) else 0.0
+            return loop.Evaluation(1.0 - value, value, value, {}, {})
+
+        _, at, interrupted = loop.repeat(
+            start,
+            start=start,
+            evaluated=start > 0,
+            lengths=loop.Durations(100, 10, 7),
+            update=lambda at, batch: (at + 1, {}),
+            judge=judge,
+            batches=(batch for batch in iter(dict, None)),
+            keeper=keeper,
+            stop=signals.Stop(),
+        )
+        assert not interrupted
+        return at, keeper.best
+
+    at, best = run(0)
+    assert (at, best.step) == (end, best_at)
+    assert run(end, best)[0] == end
+
+
 @pytest.mark.parametrize("neighbours", [0, 1])
 def test_validation_dice_is_the_mean_over_cases_of_pooled_dice(
     neighbours, finished, scans, tmp_path

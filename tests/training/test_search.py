@@ -38,7 +38,7 @@ def columns(units):
 
 
 def test_units_are_plain_numbers_of_three_digits_in_the_box():
-    units = list(random_search(seed=3, units=200))
+    units = list(random_search(seed=3, trials=200))
     for unit in units:
         assert {type(value) for key, value in unit.items() if key in BOX} == {float}
         assert type(unit["train.batch_size"]) is int and unit["train.batch_size"] in BATCH_SIZES
@@ -49,7 +49,7 @@ def test_units_are_plain_numbers_of_three_digits_in_the_box():
 
 
 def test_draws_are_uniform_in_the_logarithm():
-    drawn = columns(random_search(seed=0, units=2000))
+    drawn = columns(random_search(seed=0, trials=2000))
     drawn["optim.momentum"] = 1 - drawn["optim.momentum"]
     box = {**BOX, "optim.momentum": (0.01, 0.5)}
     for key, (low, high) in box.items():
@@ -60,13 +60,13 @@ def test_draws_are_uniform_in_the_logarithm():
 
 
 def test_the_seed_decides():
-    assert list(random_search()) == list(random_search(seed=0, units=8, centre=None, shrink=1.0))
+    assert list(random_search()) == list(random_search(seed=0, trials=8, centre=None, shrink=1.0))
     assert list(random_search(seed=1)) != list(random_search(seed=2))
 
 
 @pytest.mark.parametrize("shrink", [0.5, 0.25])
 def test_a_finer_round_lies_around_its_centre(shrink):
-    drawn = columns(random_search(seed=1, units=500, centre=CENTRE, shrink=shrink))
+    drawn = columns(random_search(seed=1, trials=500, centre=CENTRE, shrink=shrink))
     drawn["optim.momentum"] = 1 - drawn["optim.momentum"]
     centre = {**CENTRE, "optim.momentum": 0.1}
     for key, (low, high) in {**BOX, "optim.momentum": (0.01, 0.5)}.items():
@@ -82,7 +82,7 @@ def test_a_finer_round_lies_around_its_centre(shrink):
 
 def test_a_centre_on_the_edge_stays_in_the_box():
     edge = {key: ends[1] for key, ends in BOX.items()} | {"train.batch_size": 256}
-    for unit in random_search(units=100, centre=edge, shrink=0.7):
+    for unit in random_search(trials=100, centre=edge, shrink=0.7):
         assert all(low <= unit[key] <= high for key, (low, high) in BOX.items())
         assert unit["train.batch_size"] in (128, 256)
 
@@ -90,7 +90,7 @@ def test_a_centre_on_the_edge_stays_in_the_box():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"units": 0}, "units=0 must be at least 1"),
+        ({"trials": 0}, "trials=0 must be at least 1"),
         ({"shrink": 0.0}, "shrink=0.0 must lie above 0"),
         ({"centre": {"optim.momentum": 0.5}}, "lacks optim.learning_rate, optim.weight_decay"),
     ],
@@ -104,7 +104,7 @@ def test_bad_arguments_of_the_drawing_are_named(options, words):
 
 
 def test_groups_differ_in_the_optimisers_numbers_only():
-    units = [search.Trial(0, i, u) for i, u in enumerate(random_search(units=30))]
+    units = [search.Trial(0, i, u) for i, u in enumerate(random_search(trials=30))]
     found = search.groups(units, at_once=4)
     assert sorted(u.number for group in found for u in group) == list(range(30))
     for group in found:
@@ -147,9 +147,9 @@ def config(scans):
     return tiny_config(scans, **{"optim.name": "sgd", "train.best": "loss"})
 
 
-def small(seed, units, centre, shrink):
+def small(seed, trials, centre, shrink):
     """A random search with batches that the tiny scans fill."""
-    for unit in random_search(seed, units, centre and {**centre, **BIG}, shrink):
+    for unit in random_search(seed, trials, centre and {**centre, **BIG}, shrink):
         yield {**unit, "train.batch_size": 2 + 2 * (unit["optim.weight_decay"] > 1e-4)}
 
 
@@ -253,8 +253,8 @@ def test_what_was_searched_otherwise_is_refused(config, scans, tmp_path, monkeyp
     with pytest.raises(InputError, match="sweep='small', not 'random_search'"):
         begin(config, tmp_path, monkeypatch, sweep=random_search)
 
-    def changed(seed, units, centre, shrink):
-        yield from small(seed + 1, units, centre, shrink)
+    def changed(seed, trials, centre, shrink):
+        yield from small(seed + 1, trials, centre, shrink)
 
     changed.__name__ = "small"
     with pytest.raises(InputError, match="trial 0 of round 0 was another one"):
@@ -273,7 +273,7 @@ def test_a_search_that_finished_nothing_binds_nobody(config, scans, tmp_path, mo
 
 
 def one(**overrides):
-    def sweep_mine(seed, units, centre, shrink):
+    def sweep_mine(seed, trials, centre, shrink):
         yield {key.replace("__", "."): value for key, value in overrides.items()}
 
     return sweep_mine
@@ -283,12 +283,14 @@ BAD = {
     "unknown key": (one(optim__learning_rat=0.1), {}, "did you mean optim.learning_rate"),
     "data": (one(data__normalise="unit"), {}, "share data.normalise"),
     "seed": (one(seed=2), {}, "compared with each other, so they must share seed"),
+    "patience": (small, {"train.patience": 2}, "train.patience=2: the trials of a search train"),
+    "own patience": (one(train__patience=2), {}, "must share train.patience"),
     "momentum of adam": (one(optim__momentum=0.5), {"optim.name": "adam"}, "'adam' has no optim."),
     "value": (one(optim__momentum=1.5), {}, "optim.momentum=1.5 must be a number"),
     "type": (one(optim__momentum="high"), {}, "momentum"),
     "batch": (one(train__batch_size=3), {"optim.accumulate_steps": 2}, "batch_size=3 does not"),
-    "nothing": (lambda seed, units, centre, shrink: [], {}, "yields no trials"),
-    "arguments": (lambda: [], {}, "(seed, units, centre, shrink) failed"),
+    "nothing": (lambda seed, trials, centre, shrink: [], {}, "yields no trials"),
+    "arguments": (lambda: [], {}, "(seed, trials, centre, shrink) failed"),
     "weights": (small, {"train.init_from": "fantom"}, "did you mean 'phantom'?"),
 }
 
@@ -340,7 +342,7 @@ def test_damaged_files_are_named(config, tmp_path, monkeypatch):
 def test_a_search_finds_what_training_alone_gives(scans, tmp_path):
     config = patch_config(scans, **{"train.steps": 4})
 
-    def sweep_rates(seed, units, centre, shrink):
+    def sweep_rates(seed, trials, centre, shrink):
         for rate, size in ((0.01, 24), (0.02, 12)):
             yield {"optim.learning_rate": rate, "train.batch_size": size}
 
