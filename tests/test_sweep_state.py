@@ -343,6 +343,7 @@ def test_costs_stand_beside_the_scores_of_an_own_sweep(tmp_path):
     [line] = table.lines
     ours = {name: cell.mean for name, cell in zip(table.columns, line.ours, strict=True) if cell}
     assert ours["parameters"] == 1234 and ours["gflops"] == 0.5
+    assert ours["vertebrae_gflops"] == 9.0
     assert ours["train_h"] == 1.5 and ours["predict_s"] == 3.0
     assert "| 1,234 |" in sweep_page.markdown([table])
 

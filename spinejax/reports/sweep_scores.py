@@ -23,10 +23,10 @@ from spinejax.sweep_state import State, Sweep, SweepUnit
 
 _FOLDS = {"data.split": "kfold", "data.folds": None, "data.fold": None}
 
-COSTS = ("parameters", "gflops", "train_h", "predict_s")
+COSTS = ("parameters", "gflops", "vertebrae_gflops", "train_h", "predict_s")
 """Columns of a sweep that is not of a paper: parameters, GFLOPs of a forward pass of one sample,
 hours of training and seconds that the prediction of a scan took; of a pipeline, of both networks
-together, but for the GFLOPs, which are the first network's."""
+together. Its networks see different samples, so the GFLOPs of the second have a column."""
 OWN_METRICS = ("dice", "iou", "precision", "recall", "hd95_mm", "id_rate", "vertebra_dice", *COSTS)
 """Columns of a sweep that is not of a paper; those without any value are left out."""
 
@@ -303,8 +303,8 @@ def _cost(result: Result, metric: str) -> float | None:
         known = map(finite, seconds.values() if isinstance(seconds, Mapping) else ())
         values = [value for value in known if value is not None]
         return statistics.fmean(values) if values else None
-    if metric == "gflops":
-        return finite(result.record.get(metric))
+    if metric.endswith("gflops"):
+        return finite((result.record if metric == "gflops" else result.second).get("gflops"))
     of_both = [
         finite(record.get("seconds" if metric == "train_h" else metric))
         for record in (result.record, result.second)
