@@ -45,13 +45,19 @@ def notes(paper: str, configs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _stages(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the prefix and the flat fields of each network of a config."""
+    """Yield the prefix and the flat fields of each network of a config.
+
+    The papers count epochs. Where steps decide the length of a training, its epochs say so.
+    """
     fields = schema.flatten(schema.complete(config))
     second = f"{schema.SECOND}."
-    if own := {k: v for k, v in fields.items() if not k.startswith(second)}:
-        yield "", own
-    if others := {k.removeprefix(second): v for k, v in fields.items() if k.startswith(second)}:
-        yield second, others
+    own = {k: v for k, v in fields.items() if not k.startswith(second)}
+    others = {k.removeprefix(second): v for k, v in fields.items() if k.startswith(second)}
+    for prefix, stage in (("", own), (second, others)):
+        if stage:
+            steps = stage.pop("train.steps", 0)
+            epochs = {"train.epochs": f"not used (train.steps is {steps})"} if steps else {}
+            yield prefix, stage | epochs
 
 
 def _text(value: Any) -> str:
