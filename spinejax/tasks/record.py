@@ -294,7 +294,9 @@ def foreground(
         logits, out, batch_stats = apply(model, params, batch_stats, x, keys)
         weight = batch["weight"]
         common: dict[str, Any] = dict(weight=weight, axis_name=axis_name)
-        value = sum(loss_fn(each, label, **common) for each in learnt(logits, out))
+        value = jnp.zeros(())
+        for each in learnt(logits, out):
+            value += loss_fn(each, label, **common)
         if auxiliary:
             value += auxiliary * losses.ce(out["auxiliary"], losses.contour(label), **common)
         found = logits[..., 0] > 0
