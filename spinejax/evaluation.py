@@ -12,7 +12,7 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -107,7 +107,8 @@ def evaluate(
     `slices.json`, the best and the worst slices; `times.json`, the seconds that each prediction
     took, and the hardware; `predictions/`; and for a run of patches `patches.json` and
     `network.npz`. An evaluation that was interrupted continues with the scans that it had not
-    predicted.
+    predicted. Several processes of one run share the scans: each predicts its part, then the first
+    scores all of them.
 
     A scan that cannot be read or predicted is logged and left out: `scores.json` has its reason
     under "failed", and the next evaluation predicts the missing scans only.
@@ -137,12 +138,54 @@ def evaluate(
     check_choice("split", split, run_folder.SPLITS)
     folder = results_folder(model, split, data=data, flip=flip, output=output)
     run = _run_of(model)
-    workdir = folder if run is None else run
     if run is None and data is None:
         raise InputError(_NEEDED.format("scans", "--data=DIR"))
-    loaded = predictor.load(
-        model, vertebrae=vertebrae, outlines=outlines, checkpoint=checkpoint, flip=flip
-    )
+    rank, count = parallel.process_index(), parallel.process_count()
+    if count > 1 and run is not None and data is None:
+        run_cases.find(run_folder.read_config(run), run)  # missing phantoms are rendered once
+
+    def load() -> predictor.Model:
+        with parallel.apart():
+            return predictor.load(
+                model, vertebrae=vertebrae, outlines=outlines, checkpoint=checkpoint, flip=flip
+            )
+
+    loaded = parallel.together(load)
+
+    def work(share: slice | None) -> scoring.Scores | None:
+        with parallel.apart():
+            return _evaluate(
+                loaded,
+                folder,
+                run,
+                split=split,
+                data=data,
+                overwrite=overwrite,
+                share=share,
+                progress=silent if rank else progress,
+            )
+
+    if count > 1:
+        parallel.together(lambda: work(slice(rank, None, count)))
+    return cast(scoring.Scores, parallel.from_first(lambda: work(None)))
+
+
+def _evaluate(
+    loaded: predictor.Model,
+    folder: Path,
+    run: Path | None,
+    *,
+    split: str,
+    data: StrPath | None,
+    overwrite: bool,
+    share: slice | None,
+    progress: Progress,
+) -> scoring.Scores | None:
+    """Predict and score, see `evaluate`; with a share only predict these scans, return None.
+
+    The failure of a scan of a share is only logged: the first process tries it again, and says it.
+    """
+    workdir = folder if run is None else run
     config = loaded.config
     failed: dict[str, str] = {}
     splits = run_cases.find(config, workdir) if data is None else {}
@@ -150,7 +193,10 @@ def evaluate(
     cases = {one.id: (one.image, one.labels) for one in usable if one.image and one.labels}
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another split")
-    for name in _NAMES:
+    unfinished = _UNFINISHED
+    if share is not None and share.start:
+        unfinished = f"unfinished-{share.start}.json"  # of this process alone
+    for name in (*_NAMES, unfinished):
         check_output(folder / name, _KIND, overwrite=overwrite)
 
     def write(name: str, content: Any) -> None:
@@ -164,10 +210,11 @@ def evaluate(
         check_output(prediction(case), _KIND, inputs=inputs, overwrite=overwrite)
 
     _, refused = failures.each(cases, check)  # before hours of work
-    unfinished = folder / _UNFINISHED
-    done = records.read_if_there(unfinished, _DONE, "remove it: scans are predicted again")
-    if done.get("digest") != loaded.digest:
-        done = {"digest": loaded.digest, "cases": {}}
+    done: dict[str, Any] = {"digest": loaded.digest, "cases": {}}
+    for path in sorted(folder.glob(_ALL_UNFINISHED)):
+        earlier = records.read_if_there(path, _DONE, "remove it: scans are predicted again")
+        if earlier.get("digest") == loaded.digest:
+            done["cases"] |= earlier["cases"]
     numbers = scanfile.valid_labels(config.data.labels)
     titles = {case: f"{number}/{len(cases)} {case}" for number, case in enumerate(cases, 1)}
 
@@ -177,22 +224,32 @@ def evaluate(
     def read(_: str, files: tuple[Path, Path]) -> tuple[Volume, LabelVolume]:
         return scanfile.read_pair(*files, valid=numbers)
 
+    def is_predicted(case: str) -> bool:
+        if case not in done["cases"] or not is_ours(prediction(case), _KIND):
+            return False
+        return bool(done["cases"][case]["scan"] == state(cases[case][0]))
+
     def predict(case: str, pair: tuple[Volume, LabelVolume]) -> _Predicted:
-        path, before = prediction(case), done["cases"].get(case, {})
-        if before.get("scan") == state(cases[case][0]) and is_ours(path, _KIND):
+        if is_predicted(case):
+            path, before = prediction(case), done["cases"][case]
             logger.info("%s: predicted earlier", titles[case])
             array = scanfile.read_labels(path).array
             return _Predicted(*pair, array, before["named"], before.get("seconds"), None)
         found = loaded.segment(pair[0], name=titles[case], progress=progress)
         return _Predicted(*pair, found.mask, found.named, round(found.seconds, 1), found.labels)
 
-    def evaluate_case(case: str, predicted: _Predicted) -> _Evaluated:
-        volume, reference, array, named, seconds, new = predicted
-        (image, labels), path = cases[case], prediction(case)
+    def keep(case: str, predicted: _Predicted) -> None:
+        volume, _, _, named, seconds, new = predicted
         if new is not None:
-            nifti.write_labels(path, new, volume, kind=_KIND, overwrite=overwrite)
-            done["cases"][case] = {"scan": state(image), "named": named, "seconds": seconds}
-            write(_UNFINISHED, done)
+            nifti.write_labels(prediction(case), new, volume, kind=_KIND, overwrite=overwrite)
+            scan = state(cases[case][0])
+            done["cases"][case] = {"scan": scan, "named": named, "seconds": seconds}
+            write(unfinished, done)
+
+    def evaluate_case(case: str, predicted: _Predicted) -> _Evaluated:
+        keep(case, predicted)
+        volume, reference, array, named, seconds, _ = predicted
+        (image, labels), path = cases[case], prediction(case)
         score = scoring.score_arrays(
             array,
             reference.array,
@@ -210,6 +267,11 @@ def evaluate(
         return _Evaluated(score, by_slice, files_of_case, reference.reserved, seconds)
 
     allowed = {case: files for case, files in cases.items() if case not in refused}
+    if share is not None:
+        own = {case: cases[case] for case in list(cases)[share]}
+        todo = {case: own[case] for case in own if case in allowed and not is_predicted(case)}
+        failures.in_stages(todo, read, predict, keep, alone=False)
+        return None
     results, wrong = failures.in_stages(
         allowed, read, predict, evaluate_case, alone=len(cases) == 1
     )
@@ -240,12 +302,14 @@ def evaluate(
     # Written last: the evaluation is complete if this file exists and names no failure.
     write("scores.json", scores)
     if not failed:
-        remove(unfinished, _KIND)
+        for path in folder.glob(_ALL_UNFINISHED):
+            remove(path, _KIND)
     return scores
 
 
 _KIND = "evaluation"  # of all files in a folder of results
 _UNFINISHED = "unfinished.json"
+_ALL_UNFINISHED = "unfinished*.json"  # of all processes
 _NAMES = (
     "cases.json",
     "network.npz",
@@ -253,7 +317,6 @@ _NAMES = (
     "scores.json",
     "slices.json",
     "times.json",
-    _UNFINISHED,
 )
 _DONE = {"digest": str, "cases": {str: {"scan": str, "named": bool, "seconds?": (float, None)}}}
 

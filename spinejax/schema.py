@@ -561,6 +561,16 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("optim.warmup_steps", 0, Whole(), "Steps over which the learning rate first rises."),
     Field(
+        "optim.scale_rate", "none", Choice(("none", "linear", "sqrt")),
+        meaning="How the learning rate follows the batch of all devices: 'linear' multiplies it by "
+        "batch / base_batch_size (Goyal et al. 2017, section 2.1), 'sqrt' by the root of this "
+        "(Krizhevsky 2014, section 5; for Adam Malladi et al. 2022).",
+    ),
+    Field(
+        "optim.base_batch_size", 0, Whole(0, 65536), unit="samples",
+        meaning="Batch that learning_rate is meant for; 'linear' and 'sqrt' need it.",
+    ),
+    Field(
         "optim.decay_every_epochs", 50.0, Number(0, 1e6, above=True), unit="epochs",
         meaning="Period in which 'step' and 'exponential' multiply the rate by decay_factor.",
     ),
@@ -582,7 +592,14 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "train.batch_size", 8, Whole(1, 65536),
-        meaning="Number of samples in an update, over all devices.",
+        meaning="Number of samples in an update, over all devices, unless batch_size_per_device "
+        "is set.",
+    ),
+    Field(
+        "train.batch_size_per_device", 0, Whole(0, 65536), free=True,
+        meaning="Number of samples in an update on each device; it sets train.batch_size when a "
+        "run begins, and a resumed run keeps that on any number of devices. 0: train.batch_size is "
+        "divided among the devices.",
     ),
     Field(
         "train.eval_every_epochs", 1.0, Number(0, 1e6, above=True), unit="epochs",
@@ -757,6 +774,16 @@ _ENABLED, _ENABLES = "augment.enabled", ("augment.geometry", "augment.intensity"
 """A field of earlier runs, and the two that it has become. Their splits had the run's seed."""
 
 
+def batch_size(train: Mapping[str, Any] | ConfigDict, devices: int) -> int:
+    """Return the number of samples in an update over all devices, of a run that begins.
+
+    Args:
+        train: block of a config. `batch_size_per_device` wins over `batch_size`.
+        devices: number of devices of all processes.
+    """
+    return train["batch_size_per_device"] * devices or train["batch_size"]
+
+
 def block(name: str) -> dict[str, Field]:
     """Return the fields of one block in any task, e.g. "loss", by their last names."""
     within = [field for field in FIELDS if field.path.rpartition(".")[0] == name]
@@ -826,6 +853,12 @@ def _check_together(flat: Mapping[str, Any], prefix: str) -> None:
     if not flat["train.steps"] and not flat["train.epochs"]:
         raise InputError(
             f"{prefix}train.epochs and {prefix}train.steps are both 0; set one of them"
+        )
+    rule = flat["optim.scale_rate"]
+    if rule != "none" and not flat["optim.base_batch_size"]:
+        raise InputError(
+            f"{prefix}optim.scale_rate={rule} needs {prefix}optim.base_batch_size, the batch that "
+            "optim.learning_rate is meant for; set it, or optim.scale_rate=none"
         )
     for low in ("data.phantom.min_spacing_mm", "data.phantom.min_extent_mm"):
         high = low.replace("min", "max")

@@ -50,7 +50,15 @@ def run(values: FlagValues) -> int:
 
 
 def evaluate(model: Path | list[Path], **options: Any) -> None:
-    """Evaluate a model and print its scores; `options` are those of `spinejax.evaluate`."""
+    """Evaluate a model; the first process prints its scores.
+
+    Args:
+        model: see `spinejax.evaluate`.
+        options: those of `spinejax.evaluate`.
+
+    Raises:
+        InputError: as `spinejax.evaluate`, or a scan failed; in all processes of a run.
+    """
     from spinejax import evaluation
     from spinejax.metrics import aggregate
     from spinejax.training import parallel
@@ -58,14 +66,15 @@ def evaluate(model: Path | list[Path], **options: Any) -> None:
     parallel.use_cores()
     started = time.monotonic()
     scores = evaluation.evaluate(model, progress=progress.bars, **options)
-    print(aggregate.case_table(scores))
-    print(aggregate.summary_table(scores))
-    where = {key: options[key] for key in ("split", "data", "flip", "output") if key in options}
-    folder = evaluation.results_folder(model, **where)
-    if (folder / "patches.json").exists():
-        print(aggregate.patch_table(records.read(folder / "patches.json", dict, "remove it")))
-    seconds = time.monotonic() - started
-    print(f"evaluated in {seconds:.0f} s; scores: {folder / 'scores.json'}")
+    if parallel.process_index() == 0:
+        print(aggregate.case_table(scores))
+        print(aggregate.summary_table(scores))
+        where = {key: options[key] for key in ("split", "data", "flip", "output") if key in options}
+        folder = evaluation.results_folder(model, **where)
+        if (folder / "patches.json").exists():
+            print(aggregate.patch_table(records.read(folder / "patches.json", dict, "remove it")))
+        seconds = time.monotonic() - started
+        print(f"evaluated in {seconds:.0f} s; scores: {folder / 'scores.json'}")
     if "failed" in scores:
         failed, done = scores["failed"], scores["cases"]
         rest = "the rest are scored; the same command does the missing ones"

@@ -87,8 +87,9 @@ def _table(pair: tuple[ConfigDict, ConfigDict], names: tuple[str, str]) -> str:
 def _measure(config: ConfigDict) -> tuple[int, float, float]:
     from spinejax.models import layer_table
     from spinejax.tasks import build_task
-    from spinejax.training import step
+    from spinejax.training import loop, step
 
+    config = loop.with_batch(config, devices=1)
     task = build_task(config)
     parameters, giga = layer_table.totals(task.model, task.input_shape)
     return parameters, giga, (step.step_bytes(config) or math.nan) / 2**30

@@ -51,7 +51,8 @@ def run(values: FlagValues) -> int:
             process_id=values.process_id if several else None,
         )
     else:
-        parallel.use_cores([_batch(stage) for stage, _ in pipeline.stages(config, values.workdir)])
+        batches = [_batch(*stage) for stage in pipeline.stages(config, values.workdir)]
+        parallel.use_cores([batch for batch in batches if batch is not None])
     first = parallel.process_index() == 0
     if not first:
         logging.getLogger("spinejax").setLevel(logging.WARNING)
@@ -59,34 +60,44 @@ def run(values: FlagValues) -> int:
     if result.interrupted:
         print(f"interrupted at step {result.step}, saved; the same command resumes")
         return EXIT_INTERRUPTED
+    if values.evaluate:
+        _evaluate_once(values.workdir)
     if first:
-        if values.evaluate:
-            _evaluate_once(values.workdir)
         print(_next(values.workdir))
-    parallel.barrier("evaluation")
+    parallel.barrier("end")
     return 0
 
 
-def _batch(config: ConfigDict) -> tuple[int, int]:
-    """Return what `use_cores` needs to know of a training."""
+def _batch(config: ConfigDict, folder: Path) -> tuple[int, int] | None:
+    """Return what `use_cores` needs to know of a training; None if any number of cores will do."""
     from spinejax.tasks import build_task
-    from spinejax.training import parallel
+    from spinejax.training import loop, parallel, run_folder
 
     stream = build_task(config).stream
     unit = parallel.batch_unit(config.optim.accumulate_steps, stream.group if stream else 1)
-    return config.train.batch_size, unit
+    size = config.train.batch_size
+    if config.train.batch_size_per_device:
+        if not loop.is_begun(folder):
+            return None
+        size = run_folder.checked_config(folder).train.batch_size
+    return size, unit
 
 
 def _evaluate_once(workdir: Path) -> None:
     """Score the test split with the best checkpoint, or with the latest if none was validated."""
-    from spinejax.training import run_folder
+    from spinejax.training import parallel, run_folder
 
-    if not run_folder.recorded_cases(workdir)["test"]:
-        print(f"{workdir}: no test cases to score")
-    elif _is_scored(workdir):
-        print(f"{workdir}: scored before")
-    else:
+    def why_not() -> str:
+        if not run_folder.recorded_cases(workdir)["test"]:
+            return "no test cases to score"
+        return "scored before" if _is_scored(workdir) else ""
+
+    # The first process decides: another host may see the folder some seconds later.
+    reason = parallel.from_first(why_not)
+    if not reason:
         evaluate.evaluate(workdir)
+    elif parallel.process_index() == 0:
+        print(f"{workdir}: {reason}")
 
 
 def _is_scored(workdir: Path) -> bool:

@@ -54,7 +54,9 @@ def check(config: ConfigDict) -> None:
         if stage is not None:
             models.check(stage.model, prefix)
             task = build_task(stage)  # refuses samples that do not fit the network
-            for path in ("train.batch_size", "predict.batch_size"):
+            # How many devices there are is not known here.
+            each = "_per_device" * bool(stage.train.batch_size_per_device)
+            for path in (f"train.batch_size{each}", "predict.batch_size"):
                 size = schema.flatten(stage)[path]
                 if size * math.prod(task.input_shape) > MOST_NUMBERS:
                     sides = "x".join(map(str, task.input_shape))

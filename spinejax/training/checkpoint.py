@@ -349,7 +349,7 @@ def _read(path: Path, step: int, target: dict[str, Any] | None) -> tuple[Meta, d
 
 def _alone() -> ocp.options.MultiprocessingOptions:
     """Return options that let a process read without waiting for the others of its run."""
-    own = parallel.process_index()
+    own = jax.process_index()  # Orbax counts the processes itself, also inside `parallel.apart`
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
     )

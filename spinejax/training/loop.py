@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -23,8 +24,9 @@ from spinejax.errors import InputError
 from spinejax.files import expanded, write_json, write_text
 from spinejax.models.layer_table import count_parameters, gigaflops
 from spinejax.progress import Progress, silent
+from spinejax.sweep_state import read_run
 from spinejax.tasks import Task, build_task
-from spinejax.training import checkpoint, log, parallel, run_cases, run_folder, step
+from spinejax.training import checkpoint, log, optim, parallel, run_cases, run_folder, step
 from spinejax.training.checkpoint import Checkpoints, Meta, begun
 from spinejax.training.log import RunLog
 from spinejax.training.model_file import Network
@@ -205,29 +207,137 @@ def train(
     """
     workdir = expanded(workdir)
     schema.check(config)
-    mapped = parallel.make_parallel(config.train.parallel, devices)
-    # Errors that need no data are raised before the folder is touched.
-    task = build_task(config, axis_name=parallel.AXIS)
-    group = task.stream.group if task.stream else 1
-    mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group)
-    # A run that has begun continues with its own weights.
-    initial = None if begun(workdir) else checkpoint.pretrained(config, task, begin_with)
-    with run_folder.alone(workdir):
-        done = run_folder.finished_step(workdir)
-        if done is not None or begun(workdir):
-            run_folder.check_same(run_folder.checked_config(workdir), config, workdir)
+    ready = _ready(config, workdir, devices, begin_with=begin_with)
+    config = ready.config
+    with ExitStack() as stack:
+        # Only the first process takes the folder; if it may not, no process goes on.
+        parallel.together(lambda: stack.enter_context(run_folder.alone(workdir)))
+        done = _check_begun(config, workdir)
         if done is not None:
-            run_folder.write_config(workdir, config)  # the scans may have moved
+            parallel.together(lambda: run_folder.write_config(workdir, config))  # scans may move
             return _finished(workdir, done)
-        if not task.model.LEARNS:
-            return _without_training(config, workdir, mapped, progress)
+        if not ready.task.model.LEARNS:
+            return _without_training(config, workdir, ready.mapped, progress)
         stop = Stop() if stop is None else stop
         try:
-            return _run(config, workdir, task, mapped, initial, stop, progress)
+            return _run(config, workdir, ready.task, ready.mapped, ready.initial, stop, progress)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise InputError(f"the training {_TOO_LARGE}") from error
+
+
+def with_batch(config: ConfigDict, workdir: Path | None = None, *, devices: int) -> ConfigDict:
+    """Return the config with the batch of all devices as `train.batch_size`.
+
+    A run that has begun keeps its batch, unless the command asks for another one.
+
+    Args:
+        config: of a run.
+        workdir: folder of the run; None for none.
+        devices: number of devices of all processes.
+
+    Raises:
+        InputError: the batch is too large, or the config of the run is damaged.
+    """
+    each = config.train.batch_size_per_device
+    if not each:
+        return config
+    size = schema.batch_size(config.train, devices)
+    if workdir is not None and is_begun(workdir):
+        before = run_folder.checked_config(workdir).train
+        if before.batch_size_per_device == each:
+            size = before.batch_size
+    if not schema.fields(config.task)["train.batch_size"].allowed.fits(size):
+        raise InputError(
+            f"train.batch_size_per_device={each} on {devices} devices is a batch of {size} samples "
+            "(train.batch_size), which is too large; lower it"
+        )
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = size
+    return config
+
+
+def is_begun(workdir: Path) -> bool:
+    """Whether the folder holds a run that a training would resume, or that is finished."""
+    return begun(workdir) or run_folder.finished_step(workdir) is not None
+
+
+class _Ready(NamedTuple):
+    config: ConfigDict
+    mapped: parallel.Parallel
+    task: Task
+    initial: Network | None
+
+
+def _ready(
+    config: ConfigDict,
+    workdir: Path,
+    devices: int | None,
+    *,
+    begin_with: str = "",
+    later: bool = False,
+) -> _Ready:
+    """Make what a run needs beside its data. Nothing is written.
+
+    With `later`, an earlier run of the same command makes the first weights.
+
+    Raises:
+        InputError: whatever can be refused without the data.
+    """
+    mapped = parallel.make_parallel(config.train.parallel, devices)
+    config = with_batch(config, workdir, devices=mapped.count)
+    task = build_task(config, axis_name=parallel.AXIS)
+    group = task.stream.group if task.stream else 1
+    # A run that has begun continues with its own weights.
+    resumes = begun(workdir)
+    mapped.check_batch(config.train.batch_size, config.optim.accumulate_steps, group, begun=resumes)
+    initial = None
+    if not resumes and not later:
+        initial = checkpoint.pretrained(config, task, begin_with)
+    if task.model.LEARNS:
+        stream = config.data.phantom.epoch_batches if config.data.source == schema.STREAM else 0
+        if config.train.steps or stream:  # else the number of scans sets the length
+            optim.build(
+                config.optim,
+                batch_size=config.train.batch_size,
+                total_steps=durations(config, stream).total,
+                steps_per_epoch=max(1, stream),
+            )
+        if initial is None and run_folder.finished_step(workdir) is None:
+            key = step.named_key(config.seed, "init")
+            shapes = jax.eval_shape(task.init, key)["params"]
+            _require_memory(config, task, count_parameters(shapes))
+    return _Ready(config, mapped, task, initial)
+
+
+def _check_begun(config: ConfigDict, workdir: Path) -> int | None:
+    """Refuse another config than that of the run in a folder; return its end if it is finished."""
+    done = run_folder.finished_step(workdir)
+    if done is not None or begun(workdir):
+        run_folder.check_same(run_folder.checked_config(workdir), config, workdir)
+    return done
+
+
+@numerics.fixed()
+def check(
+    config: ConfigDict, workdir: Path, *, later: bool = False, devices: int | None = None
+) -> None:
+    """Refuse a run that `train` would refuse before it reads a scan. Nothing is written.
+
+    Args:
+        config: the experiment; `tasks.check` has accepted it.
+        workdir: folder of the run.
+        later: whether an earlier run of the same command makes the first weights.
+        devices: see `train`.
+
+    Raises:
+        InputError: see `train`.
+    """
+    run_folder.check_owner(workdir)
+    ready = _ready(config, workdir, devices, later=later)
+    if _check_begun(ready.config, workdir) is None:
+        run_cases.check(ready.config)
 
 
 _TOO_LARGE = (
@@ -315,15 +425,20 @@ def _run(
     if initial:
         variables = initial.variables
     else:
-        key = step.named_key(config.seed, "init")
-        _require_memory(config, task, count_parameters(jax.eval_shape(task.init, key)["params"]))
-        variables = initial_variables(task.init, key)
+        variables = initial_variables(task.init, step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
 
-    # From here on the folder belongs to this config.
-    run_folder.write_config(workdir, config)
-    for name, content in feed.record().items() if first else ():
-        write_json(workdir / name, content, "run")
+    if first:
+        logger.info("%s", _batch_and_rate(config, mapped.count))
+    earlier = read_run(workdir).get("processes") if begun(workdir) else None
+
+    def own() -> None:
+        """From here on the folder belongs to this config."""
+        run_folder.write_config(workdir, config)
+        for name, content in feed.record().items() if first else ():
+            write_json(workdir / name, content, "run")
+
+    parallel.together(own)
     spacings = [side for case in feed.train_cases for side in case.spacing_mm]
     record = RunRecord(
         workdir,
@@ -351,14 +466,12 @@ def _run(
         else:
             state, meta = restored
             start, evaluated = meta.step, meta.evaluated
-            if meta.devices != mapped.count:
-                logger.warning(
-                    "step %d was saved on %d devices and training continues on %d: the batches are "
-                    "the same, rounding and dropout are not",
-                    start,
-                    meta.devices,
-                    mapped.count,
-                )
+            processes = parallel.process_count()
+            before = meta.devices, earlier if isinstance(earlier, int) else processes
+            now = mapped.count, processes
+            changes = _changed_devices(config, before, now, start)
+            if changes and first:
+                logger.warning("%s", changes)
         if first:
             log.rewind(workdir, start, evaluated=evaluated)
         parallel.barrier("log")
@@ -410,6 +523,57 @@ def _run(
         write_text(workdir / "DONE", f"{at} steps\n", "run")
     record.update(finished=not interrupted, steps=lengths.total if interrupted else at)
     return TrainResult(parallel.host_copy(state), interrupted, keeper.best, at)
+
+
+def _batch_and_rate(config: ConfigDict, devices: int) -> str:
+    """Return the batch and the learning rate that a config comes to, in words."""
+    fields, size = config.optim, config.train.batch_size
+    text = f"batch: {size} {_plural(size, 'sample')}"
+    if devices > 1:
+        text += f", {size // devices} on each of {devices} devices"
+    if fields.accumulate_steps > 1:
+        text += f" in {fields.accumulate_steps} parts"
+    rate = optim.scaled_rate(fields, size)
+    text += f"; learning rate: {rate:.4g}"
+    if fields.scale_rate != "none":
+        base = fields.base_batch_size
+        text += f" ({fields.learning_rate:.4g} for {base}, {fields.scale_rate})"
+    if fields.warmup_steps:
+        count = fields.warmup_steps
+        text += f" after {count} {_plural(count, 'step')} of warm-up"
+    return text
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else f"{word}s"
+
+
+def _changed_devices(
+    config: ConfigDict, before: tuple[int, int], now: tuple[int, int], step: int
+) -> str:
+    """Return what another number of devices or processes changes in a resumed run; "" for none.
+
+    Args:
+        config: of the run.
+        before: devices and processes that saved the checkpoint.
+        now: those of this start.
+        step: of the checkpoint.
+    """
+    if before == now:
+        return ""
+    was, uses = (
+        f"{devices} {_plural(devices, 'device')} of {count} process{'es' * (count > 1)}"
+        for devices, count in (before, now)
+    )
+    differing = ["rounding", "which channels dropout drops"]
+    if config.optim.accumulate_steps > 1:
+        differing.append("which samples form a part of a batch (optim.accumulate_steps)")
+    size = config.train.batch_size
+    return (
+        f"step {step} was saved on {was}, and training continues on {uses}: each batch still has "
+        f"the same {size} samples, now {size // now[0]} on a device (was {size // before[0]}); "
+        f"{', '.join(differing[:-1])} and {differing[-1]} differ"
+    )
 
 
 @dataclass(eq=False)

@@ -1,9 +1,13 @@
 """Learning-rate schedules and optimisers, built from names and numbers.
 
+The learning rate may follow the batch, see `scaled_rate`. The warm-up begins near zero; that of
+Goyal et al. (2017, section 2.2) begins at the rate that is not scaled.
+
 Learning rate, momentum and weight decay may be traced scalars instead of numbers, so that one
 compiled step serves many settings (`spinejax.training.search`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,6 +86,27 @@ def make_schedule(
     return schedule
 
 
+def scaled_rate(fields: Mapping[str, Any], batch_size: int) -> Any:
+    """Return the learning rate after the warm-up for a batch.
+
+    With k = `batch_size` / `base_batch_size` it is `learning_rate` times
+
+    * none: 1
+    * linear: k (Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.1)
+    * sqrt: sqrt(k), which keeps the variance of SGD's updates (Krizhevsky 2014, "One weird trick",
+      section 5) and is the rule for Adam of Malladi et al. (2022)
+
+    Args:
+        fields: a config's `optim` block; learning_rate may be traced.
+        batch_size: samples in an update over all devices and accumulated parts.
+    """
+    rule = fields["scale_rate"]
+    if rule == "none":
+        return fields["learning_rate"]
+    k = batch_size / fields["base_batch_size"]
+    return fields["learning_rate"] * (k if rule == "linear" else math.sqrt(k))
+
+
 def _is_kernel(params: Any) -> Any:
     """Return True for each kernel; weight decay leaves biases and the scales of norms alone."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
@@ -142,12 +167,13 @@ def make_optimizer(
 
 
 def build(
-    fields: Mapping[str, Any], *, total_steps: int, steps_per_epoch: int
+    fields: Mapping[str, Any], *, batch_size: int, total_steps: int, steps_per_epoch: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Return schedule and optimiser of a config's `optim` block.
 
     Args:
         fields: the block; learning_rate, momentum and weight_decay may be traced.
+        batch_size: samples in an update, see `scaled_rate`.
         total_steps: of the run.
         steps_per_epoch: updates of an epoch, for `decay_every_epochs`.
 
@@ -157,7 +183,7 @@ def build(
     every = round(fields["decay_every_epochs"] * steps_per_epoch)
     schedule = make_schedule(
         fields["schedule"],
-        learning_rate=fields["learning_rate"],
+        learning_rate=scaled_rate(fields, batch_size),
         total_steps=total_steps,
         warmup_steps=fields["warmup_steps"],
         decay_every_steps=max(1, min(every, schema.LARGEST)),

@@ -5,13 +5,14 @@ axis. A mapped function works on one device's share of the batch, with collectiv
 `pmap` and `shard_map` run the same program.
 """
 
+import json
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,7 +20,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spinejax import machine, numerics, schema
-from spinejax.errors import InputError
+from spinejax.errors import InputError, describe
+
+T = TypeVar("T")
 
 AXIS = "data"
 """Name of the device axis, for psum, pmean and synchronised BatchNorm."""
@@ -127,26 +130,37 @@ class Parallel:
     def _sharding(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), spec)
 
-    def check_batch(self, batch_size: int, accumulate_steps: int = 1, group: int = 1) -> None:
+    def check_batch(
+        self, batch_size: int, accumulate_steps: int = 1, group: int = 1, *, begun: bool = False
+    ) -> None:
         """Check that a global batch divides over devices and microbatches.
 
         Args:
             batch_size: samples over all devices.
             accumulate_steps: see `batch_unit`.
             group: see `batch_unit`.
+            begun: whether a run has begun with this batch, and must keep it.
 
         Raises:
-            InputError: it does not; the error names the nearest batch sizes that divide.
+            InputError: it does not; the error names the nearest batch sizes that divide, or how
+                many devices a run that has begun can use.
         """
         unit = self.count * batch_unit(accumulate_steps, group)
         if batch_size % unit:
             below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
             nearest = f"{below} or {above}" if below else str(above)
             drawn = f" and groups of {group} drawn together" if group > 1 else ""
+            remedy = f"use {nearest}"
+            if begun:
+                most = batch_size // batch_unit(accumulate_steps, group)
+                remedy = (
+                    "the run in this folder began with this batch and keeps it; use a number of "
+                    f"devices that divides {most}"
+                )
             raise InputError(
                 f"train.batch_size={batch_size} does not divide by {self.count} devices x "
-                f"{accumulate_steps} accumulated microbatches (optim.accumulate_steps){drawn}; use "
-                f"{nearest}"
+                f"{accumulate_steps} accumulated microbatches (optim.accumulate_steps){drawn}; "
+                f"{remedy}"
             )
 
     def replicate(self, tree: Any) -> Any:
@@ -220,10 +234,16 @@ def make_parallel(kind: str, devices: int | None = None) -> Parallel:
         InputError: there are fewer devices.
     """
     numerics.check_devices()
-    available = jax.devices()
+    schema.check_value("train.parallel", kind)
+    several = jax.process_count() > 1
+    if several and _apart:
+        # pmap would run on the devices of all processes.
+        kind, available = "shard_map", jax.local_devices()
+    else:
+        available = jax.devices()
     if devices is None:
         return Parallel(kind, tuple(available))
-    if jax.process_count() > 1:
+    if several and not _apart:
         raise ValueError("a run of several processes uses all their devices")
     if devices > len(available):
         raise InputError(f"{devices} devices were asked for, and jax sees {len(available)}")
@@ -233,9 +253,9 @@ def make_parallel(kind: str, devices: int | None = None) -> Parallel:
 def make_parallel_dividing(kind: str, batch_size: int) -> Parallel:
     """Map over the largest number of devices that divides batches of this size.
 
-    For a single process that evaluates a run which other devices may have trained.
+    For a process that evaluates alone (`apart`) a run which other devices may have trained.
     """
-    return make_parallel(kind, math.gcd(batch_size, len(jax.devices())))
+    return make_parallel(kind, math.gcd(batch_size, make_parallel(kind).count))
 
 
 def host_copy(tree: Any) -> Any:
@@ -244,21 +264,92 @@ def host_copy(tree: Any) -> Any:
 
 
 def process_index() -> int:
-    """Return the index of this process in the run."""
+    """Return the index of this process in the run; 0 inside `apart`."""
     numerics.check_devices()
-    return jax.process_index()
+    return 0 if _apart else jax.process_index()
 
 
 def process_count() -> int:
-    """Return the number of processes of the run."""
+    """Return the number of processes of the run; 1 inside `apart`."""
     numerics.check_devices()
-    return jax.process_count()
+    return 1 if _apart else jax.process_count()
+
+
+_apart = False  # no context variable: threads that the block starts must see it, too
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let this process work as if it were the only one, on its own devices, while the block runs.
+
+    It waits for no other process, so all of them may work apart on different things at once. They
+    meet again in `together`.
+    """
+    global _apart  # noqa: PLW0603
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
 
 
 def barrier(name: str) -> None:
     """Wait until all processes of the run have reached this call."""
-    if jax.process_count() > 1:
+    if process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do the work of this process, and wait until all processes have done theirs.
+
+    If it fails on one of them, it fails on all: a process that went on alone would wait for the
+    others for ever.
+
+    Raises:
+        InputError: the work failed on another process.
+        Exception: what the work raises on this process.
+    """
+    if process_count() == 1:
+        return work()
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    reasons = _gathered("" if failure is None else describe(failure))
+    if failure is not None:
+        raise failure
+    for number, reason in enumerate(reasons):
+        if reason:
+            raise InputError(f"process {number} of the run failed: {reason}")
+    return result
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Return on all processes what the work returns on the first; the others wait for it.
+
+    Args:
+        work: returns what JSON can hold. Only the first process does it.
+
+    Raises:
+        InputError: the work failed on the first process.
+        Exception: what the work raises, on the first process.
+    """
+    if process_count() == 1:
+        return work()
+    first = process_index() == 0
+    text = together(lambda: json.dumps(work()) if first else "")
+    return json.loads(_gathered(text)[0])
+
+
+def _gathered(text: str) -> list[str]:
+    """Return the texts of all processes, in their order."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(data), np.int32)).reshape(-1)
+    padded = np.zeros(max(1, int(sizes.max())), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def reached_preemption(step: int) -> bool:
@@ -266,6 +357,6 @@ def reached_preemption(step: int) -> bool:
 
     All processes must call this at every step. For a single process the answer is always no.
     """
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return False
     return multihost_utils.reached_preemption_sync_point(step)

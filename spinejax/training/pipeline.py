@@ -9,6 +9,7 @@ the folders `rbm_1`, `rbm_2` ... of its run.
 
 import logging
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from spinejax.config_files import get_config
 from spinejax.errors import InputError, shown
 from spinejax.files import StrPath, expanded
 from spinejax.progress import Progress, silent
-from spinejax.tasks import build_task
 from spinejax.training import checkpoint, loop, parallel, run_folder
 from spinejax.training.loop import TrainResult
 from spinejax.training.signals import Stop, listen
@@ -105,14 +105,14 @@ def train(
             f"{shown(config)} is no config; give a ConfigDict, or the name of one such as 'unet'"
         )
     runs = stages(config, workdir)
-    for stage, folder in runs:  # before the first run trains for hours
-        run_folder.check_owner(folder)
-        if len(runs) > 1 and not checkpoint.begun(folder):
+    for stage, folder in runs:
+        chain = _chain(stage, folder)
+        for one, place in chain if len(runs) + len(chain) > 2 else ():
+            # Refused now, not after other runs have trained for hours.
             try:
-                checkpoint.pretrained(stage, build_task(stage))
+                loop.check(one, place, later=place != chain[0][1], devices=devices)
             except InputError as error:
-                prefix = "" if stage is config else f"{schema.SECOND}."
-                raise InputError(f"{prefix}{error}") from error
+                raise InputError(_of_stage(error, stage is config, one is stage, place)) from error
     stop = Stop() if stop is None else stop
     shares = len(runs) > 1 and parallel.process_count() == 1
     if first is not None and shares and not checkpoint.begun(runs[0][1]):
@@ -121,11 +121,12 @@ def train(
         )
         if result.interrupted:
             return result
-        run_folder.take(expanded(first), runs[0][1], config)
+        mapped = parallel.make_parallel(config.train.parallel, devices)
+        taken = loop.with_batch(config, expanded(first), devices=mapped.count)
+        run_folder.take(expanded(first), runs[0][1], taken)
     for stage, folder in runs:
-        before = [] if checkpoint.begun(folder) else pretraining(stage, folder)
         begin_with = ""
-        for one, place in [*before, (stage, folder)]:
+        for one, place in _chain(stage, folder):
             result = loop.train(
                 one, place, begin_with=begin_with, progress=progress, devices=devices, stop=stop
             )
@@ -133,6 +134,25 @@ def train(
                 return result
             begin_with = str(place)
     return result
+
+
+def _chain(config: ConfigDict, folder: Path) -> list[tuple[ConfigDict, Path]]:
+    """Return the runs of a network: those that pretrain it if it has not begun, then its own."""
+    before = [] if checkpoint.begun(folder) else pretraining(config, folder)
+    return [*before, (config, folder)]
+
+
+def _of_stage(error: InputError, first: bool, own: bool, place: Path) -> str:
+    """Return the message of an error with the block of the config, or the folder, it belongs to."""
+    text = str(error)
+    if not own:
+        return f"{place.name}: {text}"
+    if first:
+        return text
+    return f"{schema.SECOND}{'.' if _FIELD.match(text) else ': '}{text}"
+
+
+_FIELD = re.compile(r"(train|optim|data|model|loss|augment|predict)\.[a-z_]+")  # a field's name
 
 
 _LOOK_S = 2.0  # between two looks at a folder in which another process trains

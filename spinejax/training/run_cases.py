@@ -51,7 +51,10 @@ def _phantoms(config: ConfigDict, workdir: Path, progress: Progress) -> Path:
     root, fields = workdir / "phantoms", config.data.phantom
     # phantoms.json is written last: without it the folder is incomplete.
     done, wanted = root / "phantoms.json", fields.to_dict()
-    if parallel.process_index() == 0 and records.read_or_empty(done) != wanted:
+
+    def render() -> None:
+        if parallel.process_index() != 0 or records.read_or_empty(done) == wanted:
+            return
         dataset.write_dataset(
             root,
             fields.cases,
@@ -66,7 +69,8 @@ def _phantoms(config: ConfigDict, workdir: Path, progress: Progress) -> Path:
             progress=progress,
         )
         write_json(done, wanted, "phantom")
-    parallel.barrier("phantoms")
+
+    parallel.together(render)
     return root
 
 
@@ -83,26 +87,8 @@ def find(
     if streams and config.data.phantom.cases == 0:
         return {name: [] for name in SPLITS}
     root = dataset_root(config, workdir, progress=progress)
-    index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
     real = config.data.source == "verse"
-    edition = config.data.edition
-    if edition and real:  # phantoms belong to no edition
-        index = verse.of_edition(index, edition)
-        if not index:
-            raise InputError(
-                f"{root} has no scan of data.edition={edition}; give its folder as data.root, or "
-                'data.edition="" for all scans in the folder'
-            )
-    usable = verse.usable(index)
-    if not real:
-        # An earlier start that saved nothing may have rendered more phantoms.
-        wanted = {dataset.case_name(number) for number in range(config.data.phantom.cases)}
-        usable = [case for case in usable if case.id in wanted]
-    if not usable:
-        raise InputError(
-            f"{root} has no scan with both CT and mask; `spinejax doctor --data={root}` names the "
-            "missing files"
-        )
+    index, usable = _usable(config, root)
     lacking = [c.id for c in index if not (c.image and c.labels) and c.duplicate_of is None]
     if lacking and parallel.process_index() == 0:
         logger.warning(
@@ -137,6 +123,43 @@ def find(
     if begun(workdir):
         _check_same_cases(workdir, split)
     return split
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse a config whose folder of scans is missing or has none to train with.
+
+    Only names of files are read. Phantoms need no folder.
+
+    Raises:
+        InputError: as `find`.
+    """
+    if config.data.source == "verse":
+        _usable(config, dataset_root(config, Path()))
+
+
+def _usable(config: ConfigDict, root: Path) -> tuple[list[Case], list[Case]]:
+    """Return all cases of a folder, and those with CT and mask."""
+    index = verse.index_dataset(root, exclude_gl=config.data.exclude_gl)
+    real = config.data.source == "verse"
+    edition = config.data.edition
+    if edition and real:  # phantoms belong to no edition
+        index = verse.of_edition(index, edition)
+        if not index:
+            raise InputError(
+                f"{root} has no scan of data.edition={edition}; give its folder as data.root, or "
+                'data.edition="" for all scans in the folder'
+            )
+    usable = verse.usable(index)
+    if not real:
+        # An earlier start that saved nothing may have rendered more phantoms.
+        wanted = {dataset.case_name(number) for number in range(config.data.phantom.cases)}
+        usable = [case for case in usable if case.id in wanted]
+    if not usable:
+        raise InputError(
+            f"{root} has no scan with both CT and mask; `spinejax doctor --data={root}` names the "
+            "missing files"
+        )
+    return index, usable
 
 
 def _cache_folder(config: ConfigDict, workdir: Path) -> Path:
@@ -211,9 +234,7 @@ def prepare(
             list(chosen.values()), settings, folder, labels=config.data.labels, progress=progress
         )
 
-    if first:
-        entries = prepared(progress)
-    parallel.barrier("cache")
+    entries = parallel.together(lambda: prepared(progress) if first else [])
     if not first:
         entries = prepared(silent)
     by_id = dict(zip(chosen, entries, strict=True))

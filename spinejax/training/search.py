@@ -385,6 +385,11 @@ def run(
             f"train.patience={config.train.patience}: the trials of a search train equally long; "
             "set it to 0"
         )
+    if config.train.batch_size_per_device:
+        raise InputError(
+            f"train.batch_size_per_device={config.train.batch_size_per_device}: the trials of a "
+            "search have the batch train.batch_size on any number of devices; set it to 0"
+        )
     checkpoint.pretrained(config, task)
     _draw(config, sweep, 0, trials, None, mapped)
     with run_folder.alone(workdir):

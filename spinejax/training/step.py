@@ -58,11 +58,15 @@ def from_config(
 ) -> tuple[Callable[[TrainState, Batch], Any], optax.GradientTransformation]:
     """Return the training step of a config (`make_train_step`) and its optimiser.
 
-    `changes` replaces fields of the block `optim`; see `optim.build` for those that may be traced.
+    `train.batch_size` of the config is that of all devices, see `loop.with_batch`. `changes`
+    replaces fields of the block `optim`; see `optim.build` for those that may be traced.
     """
     fields: dict[str, Any] = {**config.optim, **changes}
     schedule, optimizer = optim.build(
-        fields, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+        fields,
+        batch_size=config.train.batch_size,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
     )
     update = make_train_step(
         task,
@@ -185,7 +189,7 @@ def parameter_names(params: Any) -> list[str]:
 
 
 def step_bytes(config: ConfigDict) -> int | None:
-    """Return the bytes that XLA reserves for an update of the config's batch on one device.
+    """Return the bytes that XLA reserves for an update of `train.batch_size` on one device.
 
     They hold parameters, optimiser, batch and all intermediate arrays. Nothing is run. The samples
     are assumed to come from a data set, not from a stream of phantoms. None if the backend does not

@@ -3,12 +3,13 @@
 Imported by the tests of training, and run by them as a process of its own:
 
     python -m tests.support.tiny_run SCANS WORKDIR [key=json ...] \
-        [--processes=2 --process=0 --port=N]
+        [--processes=2 --process=0 --port=N] [--evaluate=SPLIT]
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -61,6 +62,22 @@ def tiny_config(root: Path, **changes: object) -> ConfigDict:
     return config
 
 
+def _check_that_all_fail(parallel: Any) -> None:
+    """Check that the failure of process 1 is an error of one line in every process."""
+    from spinejax.errors import InputError
+
+    def work() -> None:
+        if parallel.process_index() == 1:
+            raise InputError("scan.nii.gz: is damaged; remove it")
+
+    try:
+        parallel.together(work)
+    except InputError as error:
+        assert str(error).endswith("scan.nii.gz: is damaged; remove it")
+        return
+    raise AssertionError("nothing failed")
+
+
 def main(argv: list[str]) -> int:
     """Train in this process; the exit status is that of the command line."""
     from spinejax.errors import InputError
@@ -79,6 +96,11 @@ def main(argv: list[str]) -> int:
         )
     try:
         result = loop.train(tiny_config(Path(root), **changes), workdir)
+        if "evaluate" in flags:
+            from spinejax import evaluation
+
+            evaluation.evaluate(workdir, split=flags["evaluate"])
+            _check_that_all_fail(parallel)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

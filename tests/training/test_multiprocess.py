@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from spinejax import evaluation
 from spinejax.training import checkpoint, log
 from tests.support.tiny_run import EXIT_INTERRUPTED, write_scans
 
@@ -36,7 +37,9 @@ def base(tmp_path_factory) -> Path:
     return base
 
 
-def start(base: Path, name: str, processes: int, devices: int, **changes: object) -> list:
+def start(
+    base: Path, name: str, processes: int, devices: int, evaluate: str = "", **changes: object
+) -> list:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,6 +51,7 @@ def start(base: Path, name: str, processes: int, devices: int, **changes: object
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **changes}.items()]
     command = [sys.executable, str(HERE / "tiny_run.py"), str(base / "scans"), str(base / name)]
+    command += [f"--evaluate={evaluate}"] * bool(evaluate)
     started = []
     for process in range(processes):
         rank = [f"--processes={processes}", f"--process={process}", f"--port={port}"]
@@ -85,7 +89,7 @@ def alone(base) -> Path:
 
 @pytest.mark.parametrize("kind", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(alone, kind):
-    finish(start(alone, kind, 2, 2, **{"train.parallel": kind}))
+    finish(start(alone, kind, 2, 2, "train", **{"train.parallel": kind}))
     assert_close(end(alone, kind), end(alone, "alone"))
     lines = [log.read_metrics(alone / name) for name in (kind, "alone")]
     for two, one in zip(*lines, strict=True):
@@ -93,6 +97,19 @@ def test_two_processes_equal_one(alone, kind):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert two["dice"] == pytest.approx(one["dice"], abs=1e-3)
     assert json.loads((alone / kind / "run.json").read_text())["processes"] == 2
+    # Both processes predicted scans of the training split; the scores are those of one process.
+    results = alone / kind / "evaluation" / "train"
+    assert {"unfinished.json", "unfinished-1.json"} <= {
+        json.loads(line)["name"]
+        for line in (results / ".spinejax-files.jsonl").read_text().split("\n")
+        if line
+    }
+    assert not list(results.glob("unfinished*"))
+    scores = json.loads((results / "scores.json").read_text())
+    expected = evaluation.evaluate(alone / kind, split="train", output=alone / f"{kind}-scores")
+    assert list(scores["cases"]) == list(expected["cases"])
+    for case, one in scores["cases"].items():
+        assert one["voxels"] == pytest.approx(expected["cases"][case]["voxels"], abs=5)
 
 
 def test_sigterm_to_one_process_stops_both_and_one_process_can_go_on(alone):

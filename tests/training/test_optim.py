@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from spinejax import schema
 from spinejax.errors import InputError
 from spinejax.training import optim
 
@@ -44,6 +45,34 @@ def test_warmup_rises_linearly_and_then_starts_the_schedule():
 def test_warmup_as_long_as_the_run_is_refused():
     with pytest.raises(InputError, match="optim.warmup_steps=9 leaves no step"):
         values("cosine", 9, warmup_steps=9)
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "rate"),
+    [
+        ("none", 8192, 0.1),
+        ("linear", 8192, 3.2),  # Goyal et al. 2017, section 5.1: 0.1 kn / 256
+        ("sqrt", 1024, 0.2),
+        ("linear", 64, 0.025),
+    ],
+)
+def test_the_rate_follows_the_batch(rule, batch, rate):
+    fields = {"learning_rate": 0.1, "scale_rate": rule, "base_batch_size": 256}
+    assert optim.scaled_rate(fields, batch) == pytest.approx(rate)
+    schedule, _ = optim.build(
+        {
+            **schema.defaults()["optim"],
+            **fields,
+            "schedule": "constant",
+            "warmup_steps": 3,
+        },
+        batch_size=batch,
+        total_steps=10,
+        steps_per_epoch=5,
+    )
+    np.testing.assert_allclose(
+        [schedule(t) for t in range(5)], rate * np.minimum(1, (np.arange(5) + 1) / 4), rtol=1e-6
+    )
 
 
 def updates(name: str, gradients: list[np.ndarray], start: np.ndarray, **options: float):

@@ -80,6 +80,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do():
         four.check_batch(10)
     with pytest.raises(InputError, match=r"batch_size=4 .* 4 devices x 2 .* use 8$"):
         four.check_batch(4, 2)
+    with pytest.raises(InputError, match=r"began with this batch .* devices that divides 3$"):
+        four.check_batch(6, 2, begun=True)
 
 
 def test_more_devices_than_there_are_is_refused():
@@ -96,6 +98,29 @@ def test_an_evaluation_uses_as_many_devices_as_divide_the_batches(monkeypatch, d
     mapped = parallel.make_parallel_dividing("pmap", 16)
     assert mapped.count == used
     mapped.check_batch(16)
+
+
+def test_a_lone_process_works_together_with_nobody():
+    assert parallel.together(lambda: 3) == 3
+    assert parallel.from_first(lambda: ("a", None)) == ("a", None)
+    with pytest.raises(ZeroDivisionError):
+        parallel.together(lambda: 1 // 0)
+
+
+def test_a_process_apart_has_its_own_devices_and_no_others(monkeypatch):
+    own = jax.local_devices()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "devices", lambda: own * 2)
+    monkeypatch.setattr(jax, "local_devices", lambda: own)
+    with pytest.raises(ZeroDivisionError), parallel.apart():
+        assert (parallel.process_index(), parallel.process_count()) == (0, 1)
+        mapped = parallel.make_parallel_dividing("pmap", 8)
+        assert mapped.devices == tuple(own) and mapped.kind == "shard_map"
+        parallel.barrier("nobody else comes here")
+        raise ZeroDivisionError
+    assert (parallel.process_index(), parallel.process_count()) == (1, 2)
+    assert parallel.make_parallel("pmap").count == 2 * len(own)
 
 
 def test_one_process_is_its_own_first():

@@ -176,6 +176,7 @@ def test_optimisers_take_traced_numbers(name, schedule):
         name=name,
         schedule=schedule,
         warmup_steps=1,
+        scale_rate="none",
         decay_every_epochs=0.5,
         decay_factor=0.5,
         clip_norm=1.0,
@@ -185,7 +186,7 @@ def test_optimisers_take_traced_numbers(name, schedule):
 
     def updated(setting):
         _, optimizer = optim.build(
-            {**fields, **setting._asdict()}, total_steps=8, steps_per_epoch=4
+            {**fields, **setting._asdict()}, batch_size=8, total_steps=8, steps_per_epoch=4
         )
         state, p = optimizer.init(params), params
         for gradient in gradients:
