@@ -53,6 +53,7 @@ def test_the_network_that_refines_has_the_count_of_the_public_code(classes, publ
 @pytest.mark.parametrize(
     ("strides", "rate"), [((1, 1, 1), 1), ((1, 2, 2), 1), ((2, 2, 2), 1), ((1, 1, 1), 2)]
 )
+@pytest.mark.usefixtures("form")
 def test_depthwise_convolution_is_that_of_flax(strides, rate):
     x, kernel = normal(0, 2, 5, 6, 7, 3), normal(1, 3, 3, 3, 1, 3)
     conv = nn.Conv(
