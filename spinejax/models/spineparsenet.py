@@ -54,6 +54,8 @@ Refine = Annotated[tuple[int, ...], Several(Whole(1, 8192), least=0)]
 Pair = Annotated[tuple[int, ...], Several(Whole(1, 8192), 2)]
 
 
+# Jitted to be traced once for the many layers of one shape.
+@partial(jax.jit, static_argnums=(2, 3))
 def depthwise(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], rate: int = 1
 ) -> jax.Array:
@@ -86,8 +88,6 @@ def depthwise(
     )
 
 
-# Jitted to be traced once for the many layers of one shape.
-@partial(jax.jit, static_argnames=("strides", "rate"))
 def _shifted(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], rate: int) -> jax.Array:
     n, sides = kernel.shape[0], x.shape[1:4]
     margin = rate * (n // 2)
