@@ -12,8 +12,9 @@ disk and sees no patient. The ablation adds one thing at a time, at equal effort
     --config=configs/phantom_to_real.py:step=intensity     + augmentation of intensities (default)
 
 The default fits two CPU cores: pixels of 2 mm and half of the paper's channels. `:paper_size`, for
-a GPU, has 1 mm and the paper's network and batch. `:plane=axial` and `:plane=coronal` see slices of
-other planes; runs of several planes can be averaged. Arguments: also `debug` (seconds).
+a GPU, has 1 mm and the paper's network and batch, and computes in bfloat16; parameters, statistics
+of norms, logits and loss stay float32. `:plane=axial` and `:plane=coronal` see slices of other
+planes; runs of several planes can be averaged. Arguments: also `debug` (seconds).
 """
 
 from ml_collections import ConfigDict
@@ -71,6 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.train.steps = 100_000 if paper_size else 4000
     config.train.batch_size = 32 if paper_size else 8
+    config.train.compute_dtype = "bfloat16" if paper_size else "float32"
     config.train.checkpoint_every_steps = 200
     config.optim.learning_rate = 3e-3
     config.optim.ema_decay = 0.99

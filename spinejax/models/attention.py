@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from spinejax.models.layers import ConvNorm, Dtype, Normed, average_pool_to, normed
 from spinejax.schema import Choice
 
-QUERY_CHUNK = 512  # scores of at most this many queries are in memory at once
+QUERY_CHUNK = 512  # on CPUs, scores of at most this many queries are in memory at once
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -56,12 +56,33 @@ def _join(x: jax.Array) -> jax.Array:
     return x.swapaxes(0, 1).reshape(b, chunks * chunk, d)
 
 
-@jax.custom_vjp
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Return softmax(q k^T / sqrt(d)) v for q `(b, n, d)`, k `(b, m, d)`, v `(b, m, e)`.
+    """Return softmax(q k^T / sqrt(d)) v for q `(b, n, d)`, k and v `(b, m, d)`.
 
     Paper A, equations (1) and (2); the factor 1 / sqrt(d) keeps the scores of order one at the
     start of training. Softmax is over the m keys, in float32.
+
+    CPUs compute it in chunks (`attend_in_chunks`), GPUs and TPUs at once (`attend_at_once`).
+    """
+    return jax.lax.platform_dependent(
+        query, key, value, cpu=attend_in_chunks, default=attend_at_once
+    )
+
+
+@jax.checkpoint
+def attend_at_once(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Return the same by `jax.nn.dot_product_attention`, with one head.
+
+    The backward pass computes the scores again. So those of one attention are in memory at a time,
+    and not those of all attentions of a network.
+    """
+    heads = [x[:, :, None] for x in (query, key, value)]
+    return jax.nn.dot_product_attention(*heads)[:, :, 0]
+
+
+@jax.custom_vjp
+def attend_in_chunks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Return the same from chunks of the queries, one after the other.
 
     A slice of 256 x 256 has 65,536 queries; for 1,024 keys that is 268 MB of scores, so queries go
     through in chunks and the backward pass computes each chunk's scores again, from the saved
@@ -115,7 +136,7 @@ def _attend_backward(
     )
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+attend_in_chunks.defvjp(_attend_forward, _attend_backward)
 
 
 class DotProductAttention(nn.Module):

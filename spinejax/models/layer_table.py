@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from spinejax.models.layers import MaxPool
-from spinejax.models.mobilenet import DEPTHWISE
 
 HEADER = ("layer", "type", "output shape", "parameters")
 
@@ -129,8 +128,6 @@ def _equation_flops(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * per_output
-    if params.get("name") == DEPTHWISE:  # a convolution that is not written as one
-        return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[1].aval.shape[:-1])
     inner = [_jaxpr_flops(jaxpr) for jaxpr in _jaxprs_in(params)]
     if name == "cond":
         return max(inner, default=0)

@@ -3,10 +3,15 @@
 Arrays are `(b, h, w, c)`. Pooling, norms, upsampling, dropout and logits also accept cubes
 `(b, x, y, z, c)`; 2D convolutions also accept stacks of slices `(b, n, h, w, c)`. Parameters are
 float32; computations run in a module's `dtype`.
+
+Some convolutions have a form of their own on CPUs. `jax.lax.platform_dependent` chooses between it
+and XLA's convolution when the program is lowered, so that a program for a GPU or TPU holds only the
+latter, even if it is lowered on a machine that has none (`docs/scaling.md`).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -283,17 +288,121 @@ class Norm(Normed):
         return x
 
 
+# Convolutions as functions: XLA's, and its equals on CPUs
+
+_CHANNELS_LAST = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+"""Number of sides -> meaning of the axes of x, kernel and result."""
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    rate: int = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """Convolve by XLA's own convolution.
+
+    Args:
+        x: `(..., *sides, c)`.
+        kernel: `(*taps, c / groups, width)`.
+        strides: in pixels, one for each side.
+        padding: zeros before and after each side.
+        rate: dilation.
+        groups: of channels that do not see one another.
+
+    Returns:
+        `(..., *sides', width)`.
+    """
+    n = len(strides)
+    y = jax.lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[-n - 1 :]),
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=[rate] * n,
+        dimension_numbers=_CHANNELS_LAST[n],
+        feature_group_count=groups,
+    )
+    return y.reshape(*x.shape[: -n - 1], *y.shape[1:])
+
+
+def convolve_as_product(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """Convolve in 2D by one matrix product over shifted copies of the image.
+
+    Args and result are those of `convolve`, with one stride for both sides.
+    """
+    n, width = kernel.shape[0], kernel.shape[-1]
+    x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), *padding, (0, 0)))
+    for axis in (-2, -3):  # the taps end up in the order of the kernel: row, column, channel
+        last = (x.shape[axis] - n) // stride * stride + 1
+        taps = [jax.lax.slice_in_dim(x, tap, tap + last, stride, axis=axis) for tap in range(n)]
+        x = jnp.concatenate(taps, axis=-1)
+    return x @ kernel.reshape(-1, width)
+
+
+def convolve_by_maps(x: jax.Array, kernel: jax.Array, *, rate: int) -> jax.Array:
+    """Convolve in 2D by multiplications and additions of whole maps, zeros around.
+
+    Args and result are those of `convolve` at stride 1, without groups.
+    """
+    height, width, channels = x.shape[-3:]
+    n = kernel.shape[0]
+    around = (rate * (n // 2), rate * (n // 2))
+    x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), around, around, (0, 0)))
+    maps = {
+        (i, j, c): x[..., i * rate : i * rate + height, j * rate : j * rate + width, c]
+        for i in range(n)
+        for j in range(n)
+        for c in range(channels)
+    }
+    out = [sum(at * kernel[*tap, o] for tap, at in maps.items()) for o in range(kernel.shape[-1])]
+    return jnp.stack(out, axis=-1)
+
+
+def convolve_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve cubes at stride 1, zeros around, by one 2D convolution.
+
+    Each plane of x is laid beside its neighbours along that axis, as channels.
+
+    Args:
+        x: `(b, x, y, z, c)`.
+        kernel: `(n, n, n, c, width)`, n odd.
+
+    Returns:
+        `(b, x, y, z, width)`.
+    """
+    b, depth, height, width, c = x.shape
+    n = kernel.shape[0]
+    x = jnp.pad(x, ((0, 0), (n // 2, n // 2), (0, 0), (0, 0), (0, 0)))
+    x = jnp.concatenate([x[:, tap : tap + depth] for tap in range(n)], axis=-1)
+    x = jax.lax.conv_general_dilated(
+        x.reshape(b * depth, height, width, n * c),
+        # (x, y, z, in, out) -> (y, z, (x, in), out)
+        kernel.transpose(1, 2, 0, 3, 4).reshape(n, n, n * c, -1),
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return x.reshape(b, depth, height, width, -1)
+
+
 # 2D convolutions
 
 
 class ProductConv(nn.Module):
-    """Convolution written as one matrix product over shifted copies of the image.
+    """Convolution that CPUs compute as one matrix product over shifted copies of the image.
 
-    It equals `nn.Conv`, with the same parameters. For a single network it costs a third more. But
-    on CPUs XLA is slow at the grouped convolutions into which `vmap` over networks turns `nn.Conv`,
-    at convolutions in a loop, and at maps smaller than the kernel. Milliseconds of CPU time of one
-    training step (2 cores, jax 0.10.2), for OP-convNet with 128 patches a network, and for VGG-11,
-    whose last maps are 2 x 2, a patch:
+    It equals `nn.Conv`, with the same parameters, and on GPUs and TPUs it is `nn.Conv`. For a
+    single network the product costs a third more. But on CPUs XLA is slow at the grouped
+    convolutions into which `vmap` over networks turns `nn.Conv`, at convolutions in a loop, and at
+    maps smaller than the kernel. Milliseconds of CPU time of one training step (2 cores, jax
+    0.10.2), for OP-convNet with 128 patches a network, and for VGG-11, whose last maps are 2 x 2, a
+    patch:
 
                   OP-convNet: alone   8 under vmap   8 in lax.map   VGG-11
         nn.Conv                  64            228            780       80
@@ -319,24 +428,19 @@ class ProductConv(nn.Module):
         """Map `(..., h, w, c)` to `(..., h', w', width)`."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.width)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x, weights = x.astype(self.dtype), kernel.astype(self.dtype).reshape(-1, self.width)
-
+        strides = (self.stride, self.stride)
         if isinstance(self.padding, int):
             sides = [(self.padding, self.padding)] * 2
         else:
-            strides = (self.stride, self.stride)
             sides = jax.lax.padtype_to_pads(
                 x.shape[-3:-1], shape[:2], strides, self.padding.upper()
             )
-        x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), *sides, (0, 0)))
-        for axis in (-2, -3):  # the taps end up in the order of the kernel: row, column, channel
-            last = (x.shape[axis] - self.kernel) // self.stride * self.stride + 1
-            taps = [
-                jax.lax.slice_in_dim(x, tap, tap + last, self.stride, axis=axis)
-                for tap in range(self.kernel)
-            ]
-            x = jnp.concatenate(taps, axis=-1)
-        x = x @ weights
+        x = jax.lax.platform_dependent(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            cpu=partial(convolve_as_product, stride=self.stride, padding=sides),
+            default=partial(convolve, strides=strides, padding=sides),
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
             x = x + bias.astype(self.dtype)
@@ -344,11 +448,12 @@ class ProductConv(nn.Module):
 
 
 class PlanesConv(nn.Module):
-    """Convolution to few channels, written as multiplications and additions of whole maps.
+    """Convolution to few channels, which CPUs compute as sums of whole maps.
 
-    It equals `nn.Conv` at stride 1 with zeros around, with the same parameters. XLA's convolutions
-    on CPUs need many channels; `make bench NAMES=layers` compares both. It is for prediction: a
-    training step of CHASPPRAU-Net becomes slower with it.
+    It equals `nn.Conv` at stride 1 with zeros around, with the same parameters, and on GPUs and
+    TPUs it is `nn.Conv`. XLA's convolutions on CPUs need many channels; `make bench NAMES=layers`
+    compares both. It is for prediction: on CPUs a training step of CHASPPRAU-Net becomes slower
+    with it.
 
     Attributes:
         width: channels out.
@@ -366,20 +471,16 @@ class PlanesConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `(..., h, w, c)` to `(..., h, w, width)`."""
-        height, width, channels = x.shape[-3:]
-        n, rate = self.kernel, self.rate
-        kernel = self.param("kernel", self.kernel_init, (n, n, channels, self.width))
-        x, weights = x.astype(self.dtype), kernel.astype(self.dtype)
-        around = (rate * (n // 2), rate * (n // 2))
-        x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 3), around, around, (0, 0)))
-        maps = {
-            (i, j, c): x[..., i * rate : i * rate + height, j * rate : j * rate + width, c]
-            for i in range(n)
-            for j in range(n)
-            for c in range(channels)
-        }
-        out = [sum(at * weights[*tap, o] for tap, at in maps.items()) for o in range(self.width)]
-        x = jnp.stack(out, axis=-1)
+        n, margin = self.kernel, self.rate * (self.kernel // 2)
+        kernel = self.param("kernel", self.kernel_init, (n, n, x.shape[-1], self.width))
+        x = jax.lax.platform_dependent(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            cpu=partial(convolve_by_maps, rate=self.rate),
+            default=partial(
+                convolve, strides=(1, 1), padding=[(margin, margin)] * 2, rate=self.rate
+            ),
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
             x = x + bias.astype(self.dtype)
@@ -402,7 +503,7 @@ def conv2d(
     train: bool,
     name: str = "conv",
 ) -> jax.Array:
-    """Convolve in the form that is fastest for these shapes on this backend.
+    """Convolve in the form that is fastest for these shapes on CPUs, and by XLA's on GPUs and TPUs.
 
     All forms have the parameters of `nn.Conv` and give the same values up to rounding. Call this
     where a module may be made, in a method with `nn.compact`.
@@ -424,10 +525,9 @@ def conv2d(
     common: dict[str, Any] = dict(use_bias=use_bias, kernel_init=HE_NORMAL, dtype=dtype, name=name)
     # This is "SAME" at stride 1; stride 2 is centred on the first pixel, as published.
     padding = rate * (kernel // 2)
-    on_cpu, spatial = jax.default_backend() == "cpu", kernel > 1
-    if on_cpu and spatial and width <= _FEW and stride == 1 and not train:
+    if kernel > 1 and width <= _FEW and stride == 1 and not train:
         return PlanesConv(width, kernel, rate, **common)(x)
-    few_in = on_cpu and spatial and x.shape[-1] <= _FEW
+    few_in = kernel > 1 and x.shape[-1] <= _FEW
     if rate == 1 and (min(x.shape[-3:-1]) < kernel or few_in):
         return ProductConv(width, kernel, stride, padding, **common)(x)
     side = (kernel, kernel)
@@ -497,12 +597,12 @@ class ConvBlock(Normed):
 
 
 class Conv3D(nn.Module):
-    """3D convolution at stride 1 with zeros around, written as one 2D convolution.
+    """3D convolution at stride 1 with zeros around, which CPUs compute as one 2D convolution.
 
-    It equals `nn.Conv` with padding "SAME", with the same parameters. Each plane of x is laid
-    beside its neighbours along that axis, as channels, because on CPUs XLA's 2D convolutions are
-    fast and its 3D convolutions are slow. Milliseconds of CPU time of one 3x3x3 layer, forward and
-    with its gradient (2 busy cores, jax 0.10.2):
+    It equals `nn.Conv` with padding "SAME", with the same parameters, and on GPUs and TPUs it is
+    `nn.Conv`. On CPUs XLA's 2D convolutions are fast and its 3D convolutions are slow
+    (`convolve_planes`). Milliseconds of CPU time of one 3x3x3 layer, forward and with its gradient
+    (2 busy cores, jax 0.10.2):
 
         cube, channels          48^3, 17 to 16   24^3, 64 to 64   12^3, 144 to 96
         nn.Conv                     302 / 900        113 / 387          36 / 148
@@ -524,25 +624,18 @@ class Conv3D(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `(b, x, y, z, c)` to `(b, x, y, z, width)`."""
-        b, depth, height, width, c = x.shape
         n = self.kernel
-        kernel = self.param("kernel", HE_NORMAL, (n, n, n, c, self.width))
-        x, weights = x.astype(self.dtype), kernel.astype(self.dtype)
-
-        x = jnp.pad(x, ((0, 0), (n // 2, n // 2), (0, 0), (0, 0), (0, 0)))
-        x = jnp.concatenate([x[:, tap : tap + depth] for tap in range(n)], axis=-1)
-        x = jax.lax.conv_general_dilated(
-            x.reshape(b * depth, height, width, n * c),
-            # (x, y, z, in, out) -> (y, z, (x, in), out)
-            weights.transpose(1, 2, 0, 3, 4).reshape(n, n, n * c, self.width),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        kernel = self.param("kernel", HE_NORMAL, (n, n, n, x.shape[-1], self.width))
+        x = jax.lax.platform_dependent(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            cpu=convolve_planes,
+            default=partial(convolve, strides=(1, 1, 1), padding=[(n // 2, n // 2)] * 3),
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
             x = x + bias.astype(self.dtype)
-        return x.reshape(b, depth, height, width, self.width)
+        return x
 
 
 class ConvNorm3D(Normed):

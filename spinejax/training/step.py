@@ -188,6 +188,33 @@ def parameter_names(params: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
+def arguments(
+    config: ConfigDict, task: Task, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
+    """Return the shapes of the arguments of `make_train_step`'s step: state and whole batch.
+
+    Nothing is computed. The batch holds samples of a data set, which a stream replaces.
+    """
+    averaged = config.optim.ema_decay > 0
+    state = jax.eval_shape(
+        lambda key: create_state(task.init(key), optimizer, ema=averaged),
+        jax.random.key(0),
+    )
+    rows = config.train.batch_size
+
+    def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    channels = [2 * task.neighbours + 1] * bool(task.neighbours)
+    return state, {
+        "image": of(jnp.int16, *task.sample_shape, *channels),
+        "label": of(jnp.uint8, *task.sample_shape),
+        "stats": of(jnp.float32, 4),
+        "weight": of(jnp.float32),
+        **{name: of(jnp.int32) for name in ("case", "index", "position")},
+    }
+
+
 def step_bytes(config: ConfigDict) -> int | None:
     """Return the bytes that XLA reserves for an update of `train.batch_size` on one device.
 
@@ -201,24 +228,8 @@ def step_bytes(config: ConfigDict) -> int | None:
     if not task.model.LEARNS:
         return None
     update, optimizer = from_config(config, task, total_steps=1, steps_per_epoch=1)
-    averaged = config.optim.ema_decay > 0
-    state = jax.eval_shape(
-        lambda key: create_state(task.init(key), optimizer, ema=averaged),
-        jax.random.key(0),
-    )
-    rows = config.train.batch_size
-
-    def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, rows, *shape), dtype)
-
-    channels = [2 * task.neighbours + 1] * bool(task.neighbours)
-    batch = {
-        "image": of(jnp.int16, *task.sample_shape, *channels),
-        "label": of(jnp.uint8, *task.sample_shape),
-        "stats": of(jnp.float32, 4),
-        "weight": of(jnp.float32),
-        **{name: of(jnp.int32) for name in ("case", "index", "position")},
-    }
+    state, rows = arguments(config, task, optimizer)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), rows)
     # One device of the axis; the state is updated in place, as in training.
     mapped = jax.jit(jax.vmap(update, in_axes=(None, 0), axis_name=AXIS), donate_argnums=0)
     plan = mapped.lower(state, batch).compile().memory_analysis()

@@ -15,7 +15,6 @@ from spinejax.models.mobilenet import (
     DepthwiseConv,
     InvertedResidual,
     MobileNetV2,
-    depthwise,
     scale_width,
 )
 from tests.support.networks import init, normal, quick_jit
@@ -113,6 +112,7 @@ def test_head_is_not_narrowed_by_a_multiplier_below_1():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("sides", [(6, 8), (7, 5), (1, 2)])
+@pytest.mark.usefixtures("form")
 def test_depthwise_and_its_gradient_equal_a_grouped_convolution(sides, stride):
     x, kernel = normal(0, 2, *sides, 4), normal(1, 3, 3, 1, 4)
 
@@ -130,12 +130,10 @@ def test_depthwise_and_its_gradient_equal_a_grouped_convolution(sides, stride):
         out, pull = jax.vjp(function, x, kernel)
         return out, pull(normal(2, *out.shape))
 
-    ours, theirs = quick_jit(
-        lambda: (
-            with_gradients(lambda x, kernel: depthwise(x, kernel, stride)),
-            with_gradients(grouped),
-        )
-    )()
+    def layer(x, kernel):
+        return DepthwiseConv(stride).apply({"params": {"kernel": kernel}}, x)
+
+    ours, theirs = quick_jit(lambda: (with_gradients(layer), with_gradients(grouped)))()
     for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -150,8 +148,8 @@ def test_depthwise_of_a_stack_is_that_of_each_slice():
 
 
 def test_depthwise_counts_as_the_convolution_that_it_is():
-    x, kernel = jnp.zeros((2, 8, 6, 5)), jnp.zeros((3, 3, 1, 5))
-    assert flops(lambda x, k: depthwise(x, k, 2), x, kernel) == 2 * (2 * 4 * 3 * 5) * 9
+    x, variables = jnp.zeros((2, 8, 6, 5)), {"params": {"kernel": jnp.zeros((3, 3, 1, 5))}}
+    assert flops(DepthwiseConv(stride=2).apply, variables, x) == 2 * (2 * 4 * 3 * 5) * 9
 
 
 @pytest.mark.parametrize(("width", "stride", "added"), [(4, 1, True), (4, 2, False), (6, 1, False)])

@@ -13,7 +13,13 @@ from spinejax.configs import chasppraunet, unet
 from spinejax.errors import InputError
 from spinejax.losses import dice_ce
 from spinejax.models import build_model
-from spinejax.models.attention import ATTENTIONS, Attention, attend
+from spinejax.models.attention import (
+    ATTENTIONS,
+    Attention,
+    attend,
+    attend_at_once,
+    attend_in_chunks,
+)
 from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import (
     NORMS,
@@ -128,18 +134,19 @@ def test_upsample_equals_a_transposed_convolution():
 
 def assert_equal_functions(found, plain, x, **how):
     """Both modules have the same parameters, and for them the same values and gradients."""
-    params = plain.init(jax.random.key(1), x)["params"]
+    params = init(plain, x)["params"]
     shapes = jax.tree.map(jnp.shape, params)
-    assert jax.tree.map(jnp.shape, found.init(jax.random.key(1), x, **how)["params"]) == shapes
+    same = jax.eval_shape(lambda: found.init(jax.random.key(1), x, **how)["params"])
+    assert jax.tree.map(jnp.shape, same) == shapes
     params = jax.tree.map(lambda p: p + 0.1 * normal(2, *p.shape), params)
-    weight = normal(3, *plain.apply({"params": params}, x).shape)
+    weight = normal(3, *jax.eval_shape(plain.apply, {"params": params}, x).shape)
 
     def run(module, **how):
         def total(params, x):
             y = module.apply({"params": params}, x, **how)
             return jnp.sum(y * weight), y
 
-        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, x)
+        return quick_jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, x)
 
     def close(a, b):
         np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-4)
@@ -153,7 +160,6 @@ def test_group_norm_equals_flax(shape):
     assert_equal_functions(GroupNorm(groups), nn.GroupNorm(groups), 3 + 2 * normal(0, *shape))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # each has its own form
 @pytest.mark.parametrize(
     ("channels", "width", "kernel", "rate"),
     [
@@ -166,9 +172,8 @@ def test_group_norm_equals_flax(shape):
         (4, 3, 1, 1),
     ],
 )
-def test_convolutions_of_few_channels_equal_flax(
-    channels, width, kernel, rate, backend, monkeypatch
-):
+@pytest.mark.usefixtures("form")
+def test_convolutions_of_few_channels_equal_flax(channels, width, kernel, rate):
     class Plain(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -176,7 +181,6 @@ def test_convolutions_of_few_channels_equal_flax(
             side = (kernel, kernel)
             return nn.Conv(width, side, padding=padding, kernel_dilation=rate, name="conv")(x)
 
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     found = ConvNorm(width, kernel, rate, activate=False, norm="none")
     assert_equal_functions(found, Plain(), normal(0, 2, 9, 8, channels), train=False)
 
@@ -211,33 +215,52 @@ def softmax_attention(query, key, value):
 
 
 @pytest.mark.parametrize("queries", [12, 1000, 1536])
+@pytest.mark.usefixtures("form")
 def test_attention_equals_the_papers_equations_in_one_chunk_or_several(queries):
-    query, key, value = normal(0, 2, queries, 5), normal(1, 2, 9, 5), normal(2, 2, 9, 4)
+    query, key, value = normal(0, 2, queries, 5), normal(1, 2, 9, 5), normal(2, 2, 9, 5)
     expected = softmax_attention(*(np.asarray(x, np.float64) for x in (query, key, value)))
     np.testing.assert_allclose(attend(query, key, value), expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("form")
 def test_attention_gradient_equals_that_of_the_plain_formula():
-    query, key, value = normal(0, 2, 1536, 5), normal(1, 2, 9, 5), normal(2, 2, 9, 4)
-    weight = normal(3, 2, 1536, 4)
+    query, key, value = normal(0, 2, 1536, 5), normal(1, 2, 9, 5), normal(2, 2, 9, 5)
+    weight = normal(3, 2, 1536, 5)
 
     def plain(query, key, value):
         scores = jnp.einsum("bnd,bmd->bnm", query, key) / math.sqrt(5)
         return jax.nn.softmax(scores) @ value
 
     def gradients(function):
-        return jax.grad(lambda *args: jnp.sum(function(*args) * weight), (0, 1, 2))(
-            query, key, value
-        )
+        total = jax.grad(lambda *args: jnp.sum(function(*args) * weight), (0, 1, 2))
+        return quick_jit(total)(query, key, value)
 
     for found, expected in zip(gradients(attend), gradients(plain), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@pytest.mark.usefixtures("form")
 def test_attention_survives_scores_that_overflow_an_exponential():
     key = jnp.eye(3)[None] * 300
-    out = attend(key, key, normal(0, 1, 3, 2))
-    np.testing.assert_allclose(out, normal(0, 1, 3, 2), atol=1e-6)
+    out = attend(key, key, normal(0, 1, 3, 3))
+    np.testing.assert_allclose(out, normal(0, 1, 3, 3), atol=1e-6)
+
+
+def test_attention_in_bfloat16_is_the_same_in_both_forms():
+    inputs = [normal(seed, 2, 600, 8).astype(jnp.bfloat16) for seed in range(3)]
+
+    def with_gradients(attention):
+        out, pull = jax.vjp(attention, *inputs)
+        return out, *pull(normal(3, *out.shape).astype(jnp.bfloat16))
+
+    chunks, whole = quick_jit(
+        lambda: tuple(map(with_gradients, (attend_in_chunks, attend_at_once)))
+    )()
+    for found, expected in zip(chunks, whole, strict=True):
+        assert found.dtype == expected.dtype == jnp.bfloat16
+        found, expected = (np.asarray(x, np.float32) for x in (found, expected))
+        # bfloat16 has eight significant bits.
+        np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ATTENTIONS if kind != "none"])

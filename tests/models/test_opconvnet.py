@@ -154,6 +154,7 @@ def test_forward_pass_equals_scipys(variant):
     ("kernel", "stride", "padding", "sides"),
     [(3, 1, "VALID", (7, 8)), (3, 2, "SAME", (8, 9)), (2, 3, "VALID", (11, 9)), (3, 2, 1, (2, 1))],
 )
+@pytest.mark.usefixtures("form")
 def test_product_and_its_gradients_equal_the_convolution(kernel, stride, padding, sides):
     product = ProductConv(
         5, kernel, stride, padding.lower() if isinstance(padding, str) else padding

@@ -53,6 +53,7 @@ def test_the_network_that_refines_has_the_count_of_the_public_code(classes, publ
 @pytest.mark.parametrize(
     ("strides", "rate"), [((1, 1, 1), 1), ((1, 2, 2), 1), ((2, 2, 2), 1), ((1, 1, 1), 2)]
 )
+@pytest.mark.usefixtures("form")
 def test_depthwise_convolution_is_that_of_flax(strides, rate):
     x, kernel = normal(0, 2, 5, 6, 7, 3), normal(1, 3, 3, 3, 1, 3)
     conv = nn.Conv(
@@ -64,7 +65,7 @@ def test_depthwise_convolution_is_that_of_flax(strides, rate):
         feature_group_count=3,
         use_bias=False,
     )
-    found = depthwise(x, kernel, strides, rate)
+    found = depthwise.__wrapped__(x, kernel, strides, rate)
     np.testing.assert_allclose(found, conv.apply({"params": {"kernel": kernel}}, x), atol=1e-4)
 
 

@@ -53,6 +53,7 @@ def test_a_norm_has_scale_and_offset_in_place_of_the_bias(norm):
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.usefixtures("form")
 def test_conv3d_and_its_gradient_equal_flax(kernel):
     x = normal(0, 2, 4, 5, 6, 3)
     layer = Conv3D(4, kernel)
