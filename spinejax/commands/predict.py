@@ -40,7 +40,7 @@ def define_flags(values: FlagValues) -> None:
 
 def run(values: FlagValues) -> int:
     """Segment the scans; a bad file is named and the other files are segmented."""
-    from spinejax import labels, plausible, predictor, scoring
+    from spinejax import labels, plausible, predictor
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
     from spinejax.training import model_file, parallel
@@ -64,7 +64,7 @@ def run(values: FlagValues) -> int:
         flip=values.flip,
         calibration=values.calibration,
     )
-    valid = scoring.comparable_labels(model.config.data.labels)
+    valid = scanfile.valid_labels(model.config.data.labels, strict=False)
 
     def check(name: str, _: Path) -> None:
         inputs = [*scans.values(), *references.values()]
