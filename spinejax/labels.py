@@ -184,7 +184,9 @@ def likely_numberings(found: Sequence[int], given: str | None = None) -> tuple[s
             return ()
     fitting = []
     for other in NUMBERINGS:
-        steps = () if other == given else _steps(found, other)
+        if other == "spineps" and "verse" in fitting:
+            continue  # it has VerSe's numbers
+        steps = None if other == given else _steps(found, other)
         if steps and all(0 < step <= 2 for step in steps):
             fitting.append(other)
     return tuple(fitting)

@@ -115,7 +115,7 @@ def test_labels_are_listed_from_head_to_foot():
         ((33, 32, 31), "verse", ("totalsegmentator", "totalsegmentator_v1")),
         ((1, 2, 31, 81, 32, 91, 41, 92, 42, 50), "verse", ("totalspineseg",)),
         ((20, 120, 220, 21, 121, 26), "verse", ("spineps",)),
-        ((18, 19, 20), "totalsegmentator", ("verse", "spineps")),
+        ((18, 19, 20), "totalsegmentator", ("verse",)),
         ((41, 45, 42, 44, 49, 50), "verse", ()),  # subregions of SPINEPS
         ((1,), "verse", ()),  # a binary mask
         ((), "verse", ()),

@@ -224,6 +224,22 @@ def test_a_volume_without_finite_numbers_is_refused(array, words):
         as_volume(Volume(array, np.diag([-1.0, -1, 1, 1])))
 
 
+def test_labels_are_saved_for_slicer_too(tmp_path):
+    volume = Volume(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1, 1, 1]))
+    mask = np.zeros((4, 5, 6), np.uint8)
+    mask[1:3, 2, 4], mask[1, 2, 1] = 19, 20
+    for named, names in ((True, ("T12", "L1")), (False, ("spine",))):
+        found = Segmentation(mask if named else (mask > 0).view(np.uint8), volume, "a", named)
+        paths = found.save(tmp_path / str(named), picture=False, formats=["seg.nrrd"])
+        assert paths[-1].name == "a.seg.nrrd"
+        header = paths[-1].read_bytes().partition(b"\n\n")[0].decode()
+        assert tuple(re.findall(r"Segment\d_Name:=(.*)", header)) == names
+        (extension,) = nib.load(paths[0]).header.extensions
+        assert re.findall(rb">([^<>]+)</Label>", extension.get_content())[0].decode() == names[0]
+    with pytest.raises(InputError, match="formats = 'nrrd' is unknown"):
+        found.save(tmp_path, picture=False, formats=["nrrd"])
+
+
 @pytest.mark.parametrize("name", ["", "/abs", "a/b", "../x", "a\0b", 3])
 def test_a_name_does_not_lead_out_of_the_folder(name, tmp_path):
     volume = Volume(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1, 1, 1]))

@@ -106,7 +106,7 @@ def case_id(path: str | os.PathLike[str]) -> str:
     `sub-verse521_dir-ax`.
     """
     name = stem(path)
-    kind = r"(_seg-[a-z0-9]+)?_(ct|seg|msk|mask|labels?|pred)$"
+    kind = r"(_seg-[a-z0-9]+)?[._](ct|seg|msk|mask|labels?|pred)$"
     return safe_name(re.sub(kind, "", name, flags=re.IGNORECASE) or name)
 
 

@@ -291,10 +291,11 @@ def label_values(path: Path, stream: BinaryIO, layout: Layout, *, wrap: bool) ->
 def write(
     path: Path, header: bytes, array: np.ndarray, layout: Layout, *, kind: str, overwrite: bool
 ) -> None:
-    """Write a header and the voxels of an array (x, y, z), gzipped if the name ends in .gz.
+    """Write a header and the voxels of an array (x, y, z).
 
-    The file appears whole or not at all, see `files.atomic_path` for `kind` and `overwrite`. The
-    same input gives the same bytes.
+    Both are gzipped if the name ends in .gz, and the voxels alone if it ends in .nrrd. The file
+    appears whole or not at all, see `files.atomic_path` for `kind` and `overwrite`. The same input
+    gives the same bytes.
 
     Raises:
         InputError: the file may not be replaced, the folder cannot be written, or the disk is full.
@@ -304,7 +305,11 @@ def write(
         atomic_path(path, kind, overwrite=overwrite) as temporary,
         temporary.open("wb") as raw,
     ):
-        if path.name.lower().endswith(".gz"):
+        name = path.name.lower()
+        if name.endswith(".nrrd"):
+            raw.write(header)
+            header = b""
+        if name.endswith((".gz", ".nrrd")):
             with gzip.GzipFile(
                 filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=raw, mtime=0
             ) as stream:
