@@ -39,8 +39,8 @@ logger = logging.getLogger("spinejax")
 _HEADERS = {348: (Nifti1Header, b"n+1", 352), 540: (Nifti2Header, b"n+2", 544)}
 _UNITS = {1: ("meter", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
 
-# NIFTI_ECODE_IGNORE of nifti1.h, which TotalSegmentator gives to such tables, too. nibabel 5.4 gives
-# no content of extensions with Caret's own code, 30.
+# NIFTI_ECODE_IGNORE of nifti1.h, as TotalSegmentator gives to such tables. nibabel 5.4 gives no
+# content of extensions with the code of Caret, 30.
 _LABEL_TABLE = 0
 
 _Header = Nifti1Header | Nifti2Header
