@@ -376,9 +376,10 @@ def _label_table(names: Mapping[int, str]) -> bytes:
     table = ElementTree.SubElement(volume, "LabelTable")
     for label, name in sorted(names.items()):
         rgb = labels.RGB.get(label, (255, 255, 255))
-        parts = zip(("Red", "Green", "Blue"), rgb, strict=True)
-        colour = {part: f"{value / 255:.6g}" for part, value in parts}
-        ElementTree.SubElement(table, "Label", Key=str(label), **colour, Alpha="1").text = name
+        row = ElementTree.SubElement(table, "Label", {"Key": str(label), "Alpha": "1"})
+        for part, value in zip(("Red", "Green", "Blue"), rgb, strict=True):
+            row.set(part, f"{value / 255:.6g}")
+        row.text = name
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
 
