@@ -22,8 +22,9 @@ from spinejax.inference.instances import Instance, Instances
 from spinejax.inference.pieces import VOLUME_ML
 from spinejax.inference.sequence import Calibration, Naming, Record, label_instances
 from spinejax.io.centroid_json import read_centroids
-from spinejax.io.scanfile import read_volume
+from spinejax.io.scanfile import read_labels, read_volume
 from spinejax.predictor import Segmentation, as_volume
+from spinejax.reports.run import read_run
 from spinejax.tasks import build_task
 from spinejax.volume import Volume
 from tests.support.cli_runs import fails
@@ -308,6 +309,29 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
     by_scan = html.split("By scan")[1].split("</table>")[0]
     assert all(f'<th scope="row">{case}</th>' in by_scan for case in scores["cases"])
     assert "Second network" in html and "Training of the second network" in html
+
+
+def test_references_in_the_numbers_of_another_program(scans, run, tmp_path):
+    """They are read, scored and reported as VerSe ids; without the name the error gives it."""
+    case = case_of(run)
+    image = nib.load(scans / "labels" / f"{case}.nii.gz")
+    verse = np.asarray(image.dataobj)
+    total = np.zeros_like(verse)
+    for label, number in zip(IDS, (32, 31, 30), strict=True):  # T12, L1, L2
+        total[verse == label] = number
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(scans / "images" / f"{case}.nii.gz", tmp_path / "images")
+    nib.save(nib.Nifti1Image(total, image.affine), tmp_path / "labels" / f"{case}.nii.gz")
+    options = {"data": tmp_path, "checkpoint": "latest"}
+    with pytest.raises(InputError, match="--labels=totalsegmentator of score, evaluate"):
+        spinejax.evaluate(run, **options)
+    scores = spinejax.evaluate(run, labels="totalsegmentator", **options)
+    assert scores["summary"]["vertebrae"]["id_rate"] == 1.0
+    found = read_run(run).read_case(case, results_folder(run, data=tmp_path).name)[1]
+    truth = read_labels(scans / "labels" / f"{case}.nii.gz").array
+    np.testing.assert_array_equal(found["labels"], truth)
+    assert set(np.unique(found["prediction"])) == {0, *IDS}
 
 
 def test_an_interrupted_evaluation_continues_with_the_next_scan(scans, run, caplog, monkeypatch):
