@@ -177,11 +177,10 @@ def _judge(
     progress: Progress,
 ) -> tuple[list[Judged], list[Calibration]]:
     """Predict scans; return those with known names, and the model's calibration for each."""
-    numbers = scanfile.valid_labels("verse")
     titles = {name: f"{number}/{len(cases)} {name}" for number, name in enumerate(cases, 1)}
 
     def predict(name: str, files: _Files) -> tuple[Judged, Calibration] | None:
-        volume, reference = scanfile.read_pair(*files, valid=numbers)
+        volume, reference = scanfile.read_pair(*files)
         found = model.segment(volume, name=titles[name], progress=progress)
         logger.info("%s: %s", titles[name], found.summary())
         if found.record is None or found.record.evidence is None:

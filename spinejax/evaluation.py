@@ -39,6 +39,7 @@ from spinejax.io import nifti, scanfile
 from spinejax.labels import reserved_note
 from spinejax.metrics import slice_dice
 from spinejax.metrics.classification import Counts, count, f_score, patch_scores, pooled
+from spinejax.numberings import BINARY
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.training import model_file, parallel, run_cases, run_folder, step, validation
@@ -94,6 +95,7 @@ def evaluate(
     split: str = "test",
     checkpoint: str = "best",
     data: StrPath | None = None,
+    labels: str | None = None,
     output: StrPath | None = None,
     vertebrae: StrPath | Sequence[StrPath] | None = None,
     outlines: StrPath | Sequence[StrPath] | None = None,
@@ -120,6 +122,8 @@ def evaluate(
         checkpoint: of runs, "best" or "latest".
         data: a folder of other scans: every CT with a mask in it is evaluated, and `split` is
             ignored.
+        labels: the numbers in the reference masks, one of `numberings.NAMES`; None takes
+            `data.labels` of the model.
         output: folder of the results; None takes `results_folder`.
         vertebrae: see `predictor.load`.
         outlines: see `predictor.load`.
@@ -160,6 +164,7 @@ def evaluate(
                 run,
                 split=split,
                 data=data,
+                labels=labels,
                 overwrite=overwrite,
                 share=share,
                 progress=silent if rank else progress,
@@ -177,6 +182,7 @@ def _evaluate(
     *,
     split: str,
     data: StrPath | None,
+    labels: str | None,
     overwrite: bool,
     share: slice | None,
     progress: Progress,
@@ -187,6 +193,8 @@ def _evaluate(
     """
     workdir = folder if run is None else run
     config = loaded.config
+    numbering = labels or config.data.labels
+    numbers = scanfile.valid_labels(numbering)
     failed: dict[str, str] = {}
     splits = run_cases.find(config, workdir) if data is None else {}
     usable = splits[split] if data is None else plain_folders.with_masks(expanded(data), failed)
@@ -215,7 +223,6 @@ def _evaluate(
         earlier = records.read_if_there(path, _DONE, "remove it: scans are predicted again")
         if earlier.get("digest") == loaded.digest:
             done["cases"] |= earlier["cases"]
-    numbers = scanfile.valid_labels(config.data.labels)
     titles = {case: f"{number}/{len(cases)} {case}" for number, case in enumerate(cases, 1)}
 
     def state(image: Path) -> str:
@@ -249,19 +256,20 @@ def _evaluate(
     def evaluate_case(case: str, predicted: _Predicted) -> _Evaluated:
         keep(case, predicted)
         volume, reference, array, named, seconds, _ = predicted
-        (image, labels), path = cases[case], prediction(case)
+        (image, mask), path = cases[case], prediction(case)
         score = scoring.score_arrays(
             array,
             reference.array,
             volume.affine,
             case,
-            vertebrae=named and config.data.labels == "verse",
+            vertebrae=named and numbering != BINARY,
         )
         views = (slice_view(array, config.data.plane) for array in (array, reference.array))
         files_of_case = {
             "image": _within(workdir, image),
-            "labels": _within(workdir, labels),
+            "labels": _within(workdir, mask),
             "prediction": _within(workdir, path),
+            "numbering": numbering,
         }
         by_slice = slice_dice.slice_dice(*views, axis=0)
         return _Evaluated(score, by_slice, files_of_case, reference.reserved, seconds)

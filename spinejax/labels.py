@@ -7,16 +7,13 @@ in scores, in references and in predictions (`drop_reserved`). The contiguous cl
 output are 0 for background, 1-25 as in VerSe, and 26 for T13.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-NAMES: dict[int, str] = {
-    **{i: f"C{i}" for i in range(1, 8)},
-    **{i + 7: f"T{i}" for i in range(1, 13)},
-    **{i + 19: f"L{i}" for i in range(1, 7)},
-    28: "T13",
-}
+from spinejax.numberings import NUMBERINGS
+
+NAMES: dict[int, str] = dict(NUMBERINGS["verse"].vertebrae)
 """VerSe id -> name."""
 
 VERSE_IDS: tuple[int, ...] = (*range(1, 26), 28)
@@ -46,6 +43,31 @@ _SUCCESSORS: dict[int, tuple[int, ...]] = {
     28: (20,),
     25: (),
 }
+
+
+RGB: dict[int, tuple[int, int, int]] = {
+    1: (105, 235, 212), 2: (133, 106, 245), 3: (228, 73, 25), 4: (220, 216, 72),
+    5: (105, 193, 252), 6: (25, 157, 120), 7: (63, 242, 189),
+    8: (69, 124, 253), 9: (146, 172, 24), 10: (27, 176, 206), 11: (44, 246, 151),
+    12: (106, 115, 251), 13: (96, 153, 29), 14: (69, 202, 232), 15: (193, 227, 25),
+    16: (155, 97, 234), 17: (178, 121, 35), 18: (209, 161, 239), 19: (246, 202, 112),
+    28: (174, 89, 219),
+    20: (156, 133, 26), 21: (93, 232, 245), 22: (171, 198, 62), 23: (51, 143, 199),
+    24: (230, 66, 70), 25: (248, 182, 254),
+}  # fmt: skip
+"""VerSe id -> colour. Neighbours differ with every common form of colour blindness, too."""
+
+SNOMED: dict[int, str] = {
+    1: "14806007", 2: "39976000", 3: "113205007", 4: "5329002", 5: "36978003", 6: "36054005",
+    7: "87391001",
+    8: "64864005", 9: "53733008", 10: "1626008", 11: "73071006", 12: "56401006", 13: "45296009",
+    14: "62487009", 15: "11068009", 16: "82687006", 17: "7610001", 18: "12989004", 19: "23215003",
+    20: "66794005", 21: "14293000", 22: "36470004", 23: "11994002", 24: "49668003",
+}  # fmt: skip
+"""VerSe id -> SNOMED CT code, from DICOM PS3.16, CID 7603; it has none of L6 and T13."""
+
+SNOMED_VERTEBRA = "51282000"
+"""SNOMED CT code of a vertebra of any level."""
 
 
 def name(verse_id: int) -> str:
@@ -104,6 +126,87 @@ def can_end_lumbar(verse_id: int) -> bool:
     At the end of the scan's field of view, any vertebra may be the last one.
     """
     return name(verse_id) in ("L4", "L5", "L6")
+
+
+def verse_ids(numbering: str) -> dict[int, int]:
+    """Return number -> VerSe id for every number of a numbering; 0 for what is no vertebra."""
+    of = NUMBERINGS[numbering]
+    return dict.fromkeys(of.numbers, 0) | {i: id_of(one) for i, one in of.vertebrae.items()}
+
+
+def translate(array: np.ndarray, ids: Mapping[int, int]) -> None:
+    """Replace numbers by VerSe ids, in place.
+
+    Args:
+        array: uint8, any shape with at least one axis.
+        ids: number -> VerSe id, for every number in `array`.
+    """
+    table = np.zeros(256, np.uint8)
+    table[list(ids)] = list(ids.values())
+    for part in array.T:  # slice by slice, because indexing makes a copy
+        part[...] = table[part]
+
+
+def from_head_to_foot(array: np.ndarray) -> tuple[int, ...]:
+    """Return the labels above 0 in a mask, the highest first, by the mean height of their voxels.
+
+    Args:
+        array: (x, y, z) uint8, z from foot to head.
+    """
+    counts = np.zeros((array.shape[2], 256))
+    for z in range(array.shape[2]):  # bincount copies its input to 8 bytes each
+        counts[z] = np.bincount(array[:, :, z].ravel(order="K"), minlength=256)
+    total = counts.sum(axis=0)
+    found = np.flatnonzero(total[1:]) + 1
+    height = np.arange(array.shape[2]) @ counts[:, found] / total[found]
+    return tuple(found[np.argsort(-height, kind="stable")].tolist())
+
+
+def likely_numberings(found: Sequence[int], given: str | None = None) -> tuple[str, ...]:
+    """Return the numberings that a mask seems to have instead of the one that was given.
+
+    A mask has a numbering if that knows all its numbers, if it shows at least two vertebrae, and if
+    they follow one another from head to foot, with no more than one level between them left out.
+    The given numbering is doubted only if it does not know a number, if it knows no vertebra in the
+    mask, or if the vertebrae are not in order. VerSe's numbers grow from head to foot, and those of
+    TotalSegmentator from foot to head. So even numbers that both have tell the two apart.
+
+    Args:
+        found: the numbers in the mask, see `from_head_to_foot`.
+        given: the name of the numbering that the user gave; None where it is known to be wrong.
+
+    Returns:
+        The names, the likeliest first; none where `given` may be right or nothing else fits.
+    """
+    if given is not None:
+        steps = _steps(found, given)
+        if steps is not None and all(step > 0 for step in steps):
+            return ()
+    fitting = []
+    for other in NUMBERINGS:
+        if other == "spineps" and "verse" in fitting:
+            continue  # it has VerSe's numbers
+        steps = None if other == given else _steps(found, other)
+        if steps and all(0 < step <= 2 for step in steps):
+            fitting.append(other)
+    return tuple(fitting)
+
+
+def _steps(found: Sequence[int], numbering: str) -> list[float] | None:
+    """Return the steps between the vertebrae of a mask in levels; None if it has another numbering.
+
+    It has another one if a number is unknown or no number is that of a vertebra.
+    """
+    of = NUMBERINGS[numbering]
+    ranks = [order(id_of(of.vertebrae[i])) for i in found if i in of.vertebrae]
+    if not ranks or not of.numbers.issuperset(found):
+        return None
+    return [lower - upper for upper, lower in zip(ranks, ranks[1:], strict=False)]
+
+
+def likely_words(numberings: Iterable[str]) -> str:
+    """Return what the numbers of a mask look like, e.g. "those of totalsegmentator"."""
+    return "those of " + " or ".join(numberings)
 
 
 def drop_reserved(array: np.ndarray) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ from spinejax.inference import cascade, ensemble, masks, planes, windows2d
 from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
 from spinejax.inference.windows3d import make_cube_predictor
-from spinejax.io import centroid_json, grids, nifti, scanfile, voxels
+from spinejax.io import centroid_json, grids, nifti, scanfile, slicer, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, OUTLINES, SECOND, SLICES, THIRD
 from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
@@ -237,6 +237,7 @@ class Segmentation:
         *,
         reference: np.ndarray | None = None,
         picture: bool = True,
+        formats: Collection[str] = (),
         overwrite: bool = False,
     ) -> tuple[Path, ...]:
         """Write labels, centroids, record and picture; each file appears whole or not at all.
@@ -251,6 +252,8 @@ class Segmentation:
                 record), and `<name>_quicklook.png`. None takes the name of the scan.
             reference: (x, y, z) true labels on the grid of `mask`, to be drawn in the picture.
             picture: whether to draw it.
+            formats: further formats of the labels, of `FORMATS`: "seg.nrrd" writes
+                `<name>.seg.nrrd`, a segmentation for 3D Slicer with names and colours.
             overwrite: replace other files, too, except the scan.
 
         Returns:
@@ -263,16 +266,22 @@ class Segmentation:
         from spinejax.reports import figures  # only pictures need it
 
         name = self.name if name is None else name
-        targets = outputs(folder, name, named=self.named, picture=picture)
+        targets = outputs(folder, name, named=self.named, picture=picture, formats=formats)
         source = () if self.scan.disk is None else [self.scan.disk.path]
         for path, kind in targets.items():
             check_output(path, kind, inputs=source, overwrite=overwrite)
         paths = tuple(targets)
-        nifti.write_labels(paths[0], self.labels, self.scan, overwrite=overwrite)
+        names = {1: "spine"}
+        if self.named:
+            names = {i: labels.NAMES[i] for i in labels.from_head_to_foot(self.mask)}
+        nifti.write_labels(paths[0], self.labels, self.scan, names=names, overwrite=overwrite)
         if self.named:
             centroid_json.write_centroids(paths[1], self.centroids, self.scan, overwrite=overwrite)
             centroid_json.write_markups(paths[2], self.centroids, self.scan, overwrite=overwrite)
             write_json(paths[3], self._record(), "record", overwrite=overwrite)
+        for path in paths:
+            if path.name.endswith(slicer.ENDING):
+                slicer.write_segmentation(path, self.labels, self.scan, names, overwrite=overwrite)
         if picture:
             figures.quicklook(
                 self.scan,
@@ -286,17 +295,32 @@ class Segmentation:
         return paths
 
 
-def outputs(folder: StrPath, name: str, *, named: bool, picture: bool = True) -> dict[Path, str]:
+FORMATS = {slicer.ENDING[1:]: slicer.ENDING}
+"""Format of labels beside NIfTI -> the ending of its files."""
+
+
+def outputs(
+    folder: StrPath,
+    name: str,
+    *,
+    named: bool,
+    picture: bool = True,
+    formats: Collection[str] = (),
+) -> dict[Path, str]:
     """Return the files that `Segmentation.save` writes, in its order, with their kinds.
 
     Raises:
-        InputError: `name` is a path, which might lead out of the folder, or empty.
+        InputError: `name` is a path, which might lead out of the folder, or empty; or a format is
+            unknown.
     """
     if not isinstance(name, str) or not name or "/" in name or os.sep in name or "\0" in name:
         raise InputError(f"name = {shown(name)} cannot name files; give a word without slashes")
     found = {"_seg.nii.gz": "labels"}
     if named:
         found |= {"_ctd.json": "centroids", "_ctd.mrk.json": "centroids", ".json": "record"}
+    for one in formats:
+        check_choice("formats", one, FORMATS)
+        found[FORMATS[one]] = "labels"
     if picture:
         found["_quicklook.png"] = "picture"
     return {expanded(folder) / f"{name}{ending}": kind for ending, kind in found.items()}

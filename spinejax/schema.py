@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from spinejax import numberings
 from spinejax.errors import InputError, check_choice, shown
 from spinejax.text_table import text_table
 
@@ -267,12 +268,13 @@ FIELDS: tuple[Field, ...] = (
         meaning="Folder of the scans: VerSe in any layout, or the folders images/ and labels/.",
     ),
     Field(
-        "data.labels", "verse", Choice(("verse", "binary")), tasks=_MASKS,
-        meaning="Numbers in the masks: VerSe's ids, or any number above 0 for a vertebra.",
+        "data.labels", "verse", Choice(numberings.NAMES), tasks=_MASKS,
+        meaning="Numbers in the masks: VerSe's ids, those of another program, or with 'binary' any "
+        "number above 0 for a vertebra.",
     ),
     Field(
-        "data.labels", "verse", Choice(("verse",)), tasks=_VOLUMES,
-        meaning="Numbers in the masks: VerSe's ids, which tell vertebrae apart.",
+        "data.labels", "verse", Choice(tuple(numberings.NUMBERINGS)), tasks=_VOLUMES,
+        meaning="Numbers in the masks: VerSe's ids, or those of another program.",
     ),
     Field(
         "data.edition", "", Choice(("", "verse19", "verse20")),

@@ -33,12 +33,13 @@ from spinejax.files import StrPath, check_output, expanded, write_json
 from spinejax.io import file_names, scanfile
 from spinejax.io.centroid_json import Points
 from spinejax.io.grids import on_grid_of
-from spinejax.labels import MAX_ID, foreign_note, reserved_note
+from spinejax.labels import MAX_ID, foreign_note, likely_numberings, likely_words, reserved_note
 from spinejax.metrics import aggregate, boundary, classification, identification, overlap, surface
 from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
 from spinejax.metrics.identification import NSD_TOLERANCE_MM, ScanScore
 from spinejax.metrics.surface import SurfaceDistances
+from spinejax.numberings import BINARY
 from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume
 
@@ -233,13 +234,45 @@ def score_arrays(
     return score
 
 
-def comparable_labels(labels: str) -> Collection[int] | None:
-    """Return the argument `valid` of `scanfile.read_labels` for masks that are to be compared.
+class _Notes:
+    """What is to be said about the numbers in masks, once for all of them.
 
-    Raises:
-        InputError: `labels` is neither "verse" nor "binary".
+    `kinds` are the numberings that the user gave: "prediction" and "reference" -> name.
     """
-    return None if scanfile.valid_labels(labels) is None else range(256)
+
+    def __init__(self, kinds: Mapping[str, str]) -> None:
+        self._kinds = kinds
+        self._reserved: dict[str, tuple[int, ...]] = {}
+        self._foreign: dict[str, tuple[int, ...]] = {}
+        self._likely: dict[str, tuple[str, ...]] = {}
+        self._instead: dict[str, str] = {}
+
+    def add(self, side: str, path: str, mask: LabelVolume) -> None:
+        """Look at a mask of the prediction or the reference."""
+        if BINARY in self._kinds.values():
+            return
+        self._reserved[path] = mask.reserved
+        likely = likely_numberings(mask.found, self._kinds[side])
+        if likely:
+            self._likely[path] = likely
+            self._instead.setdefault(side, likely[0])
+        elif self._kinds[side] == "verse":
+            self._foreign[path] = tuple(i for i in sorted(mask.found) if i > MAX_ID)
+
+    def lines(self) -> list[str]:
+        """Return the warnings."""
+        found = [reserved_note(self._reserved), foreign_note(self._foreign)]
+        if self._likely:
+            first, likely = next(iter(self._likely.items()))
+            what = f"the numbers of {first} look"
+            if len(self._likely) > 1:
+                what = f"the numbers of {len(self._likely)} masks (first: {first}) look"
+            right = {**self._kinds, **self._instead}
+            flags = f"labels={right['prediction']}"
+            if right["reference"] != right["prediction"]:
+                flags += f" and reference_labels={right['reference']}"
+            found.append(f"{what} like {likely_words(likely)}; score with {flags}")
+        return [note for note in found if note is not None]
 
 
 def score(
@@ -247,6 +280,7 @@ def score(
     reference: StrPath,
     *,
     labels: str = "verse",
+    reference_labels: str | None = None,
     reference_centroids: StrPath | None = None,
     output: StrPath | None = None,
     overwrite: bool = False,
@@ -269,9 +303,14 @@ def score(
     Args:
         prediction: NIfTI or MetaImage label file, a folder of them, or a `Segmentation`.
         reference: NIfTI or MetaImage label file; a folder of them if `prediction` is a folder.
-        labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0; only the
-            foreground of "binary" labels is scored. Of VerSe's numbers, sacrum and coccyx count as
-            background in both masks (`labels.drop_reserved`), with one warning.
+        labels: the numbers in the files, one of `numberings.NAMES`. Those of other programs become
+            VerSe ids, and what is no vertebra becomes background. "verse" takes any numbers from 0
+            to 255. "binary" takes any whole numbers from 0; then only the foreground is scored. Of
+            VerSe's numbers, sacrum and coccyx count as background in both masks
+            (`labels.drop_reserved`), with one warning. Masks that seem to have other numbers than
+            these cause a warning that names the likely ones (`labels.likely_numberings`). A
+            `Segmentation` always has VerSe's.
+        reference_labels: the numbers in the reference, where they differ from `labels`.
         reference_centroids: JSON file of the reference's centroids, or a folder of them, in any of
             the conventions of `io.centroids`; None takes the centroids of the masks.
         output: JSON file to write the scores to.
@@ -283,11 +322,12 @@ def score(
             or two for one case, no case is in both, a pair is on different grids, or centroids are
             missing or belong to another reference; `output` may not be written.
     """
-    if reference_centroids is not None and labels != "verse":
+    kinds = {"prediction": labels, "reference": reference_labels or labels}
+    if reference_centroids is not None and BINARY in kinds.values():
         raise InputError(
             "centroids are of numbered vertebrae; leave out --reference_centroids or --labels"
         )
-    valid = comparable_labels(labels)
+    valid = {side: scanfile.valid_labels(kind, strict=False) for side, kind in kinds.items()}
     failed: dict[str, str] = {}
     pairs, missing = _pairs(prediction, expanded(reference), failed)
     points: dict[str, Path] = {}
@@ -298,8 +338,7 @@ def score(
         read = [path for pair in pairs.values() for path in pair if isinstance(path, Path)]
         read = [part for path in read for part in _parts(path)]
         check_output(output, "scores", inputs=[*read, *points.values()], overwrite=overwrite)
-    reserved: dict[str, tuple[int, ...]] = {}
-    foreign: dict[str, tuple[int, ...]] = {}
+    notes = _Notes(kinds)
     with progress("scoring", len(pairs), "scan") as bar:
 
         def score_pair(name: str, pair: "tuple[Path | Segmentation, Path]") -> PairScore:
@@ -310,9 +349,8 @@ def score(
                     name,
                     valid,
                     centroids,
-                    vertebrae=labels == "verse",
-                    reserved=reserved,
-                    foreign=foreign,
+                    vertebrae=BINARY not in kinds.values(),
+                    notes=notes,
                 )
             finally:
                 bar.advance()
@@ -321,9 +359,8 @@ def score(
     failed |= wrong
     if not scores:
         raise failures.summary(failed, len(failed), "nothing is scored")
-    for note in (reserved_note(reserved), foreign_note(foreign)):
-        if note is not None:
-            logger.warning("%s", note)
+    for note in notes.lines():
+        logger.warning("%s", note)
     collected = collect(scores, missing, failed)
     if output is not None:
         write_json(output, collected, "scores", overwrite=overwrite)
@@ -342,29 +379,22 @@ def _score_files(
     prediction: "Path | Segmentation",
     reference: Path,
     name: str,
-    valid: Collection[int] | None,
+    valid: Mapping[str, Collection[int] | None],
     centroids: Path | None,
     *,
     vertebrae: bool,
-    reserved: dict[str, tuple[int, ...]],
-    foreign: dict[str, tuple[int, ...]],
+    notes: _Notes,
 ) -> PairScore:
-    """Score two files.
-
-    `reserved` gets their labels that are no vertebrae, `foreign` those that VerSe does not have.
-    """
-    true = scanfile.read_labels(reference, valid)
+    """Score two files; `notes` gets what is to be said about their numbers."""
+    true = scanfile.read_labels(reference, valid["reference"])
     if isinstance(prediction, Path):
-        found, where = scanfile.read_labels(prediction, valid), prediction
+        found, where = scanfile.read_labels(prediction, valid["prediction"]), prediction
     else:
         scan = prediction.scan
         found = LabelVolume(prediction.labels, scan.native_affine, scan.disk)
         where = Path(prediction.name)
-    reserved |= {str(reference): true.reserved, str(where): found.reserved}
-    if vertebrae:
-        for path, mask in ((reference, true), (where, found)):
-            ids = np.flatnonzero(np.bincount(mask.array[mask.array > MAX_ID]))
-            foreign[str(path)] = tuple(map(int, ids))
+    notes.add("prediction", str(where), found)
+    notes.add("reference", str(reference), true)
     return score_arrays(
         on_grid_of(true, found, reference, where),
         true.array,

@@ -176,6 +176,9 @@ class LabelVolume(Volume):
         array: (x, y, z) uint8 VerSe ids.
         reserved: labels of the file that are no vertebrae, and are background in `array`; see
             `labels.drop_reserved`.
+        found: all labels of the file before any was translated, from head to foot; empty if any
+            number was allowed, or without a file.
     """
 
     reserved: tuple[int, ...] = ()
+    found: tuple[int, ...] = ()

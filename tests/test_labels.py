@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from spinejax import labels
+from spinejax.numberings import NUMBERINGS
 
 
 def test_ids_and_names_are_those_of_verse():
@@ -69,3 +70,66 @@ def test_other_successions_are_not_legal():
     # 24 steps of the usual order up to L6; T11 -> L1, T12 -> T13 and T13 -> L1 besides.
     assert len(pairs) == 24 + 3
     assert not any(labels.can_end_lumbar(i) for i in (1, 19, 22, 28))
+
+
+# From the class maps of the programs: wasserth/TotalSegmentator map_to_binary.py (`total`,
+# `total_v1`), neuropoly/totalspineseg README.md, Hendrik-code/spineps README.md.
+PUBLISHED = {
+    "totalsegmentator": {"L5": 27, "L1": 31, "T12": 32, "T1": 43, "C7": 44, "C1": 50},
+    "totalsegmentator_v1": {"L5": 18, "L1": 22, "T12": 23, "T1": 34, "C7": 35, "C1": 41},
+    "totalspineseg": {"C1": 11, "C7": 17, "T1": 21, "T12": 32, "L1": 41, "L5": 45},
+    "spineps": {"C1": 1, "C7": 7, "T1": 8, "T12": 19, "T13": 28, "L1": 20, "L6": 25},
+}
+
+
+@pytest.mark.parametrize("numbering", PUBLISHED)
+def test_numbers_of_other_programs_become_verse_ids(numbering):
+    of = NUMBERINGS[numbering]
+    numbers = {name: number for number, name in of.vertebrae.items()}
+    assert {name: numbers[name] for name in PUBLISHED[numbering]} == PUBLISHED[numbering]
+    assert len(numbers) == len(of.vertebrae) and not set(of.vertebrae) & set(of.others)
+    array = np.array(sorted(of.numbers), np.uint8).reshape(1, -1, 1)
+    ids = array.copy()
+    labels.translate(ids, labels.verse_ids(numbering))
+    for before, after in zip(array.ravel().tolist(), ids.ravel().tolist(), strict=True):
+        named = before in of.vertebrae
+        assert after == (labels.id_of(of.vertebrae[before]) if named else 0)
+
+
+def test_labels_are_listed_from_head_to_foot():
+    array = np.zeros((2, 3, 9), np.uint8)
+    array[:, :, 0], array[:, 0, 4], array[0, 0, 5:8] = 30, 200, 7
+    assert labels.from_head_to_foot(array) == (7, 200, 30)
+    assert labels.from_head_to_foot(np.zeros((2, 2, 2), np.uint8)) == ()
+
+
+@pytest.mark.parametrize(
+    ("found", "given", "likely"),
+    [
+        ((20, 21, 22), "verse", ()),
+        ((18, 20, 21, 26), "verse", ()),  # no T12; sacrum
+        ((12, 13, 19, 20), "verse", ()),  # a prediction that missed vertebrae
+        ((51, 110, 33, 32, 31, 30, 1, 5), "verse", ("totalsegmentator",)),  # organs, too
+        # The numbers alone could be VerSe's T11 to L5, but they grow from foot to head.
+        ((24, 23, 22, 21, 20, 19, 18), "verse", ("totalsegmentator_v1",)),
+        ((33, 32, 31), "verse", ("totalsegmentator", "totalsegmentator_v1")),
+        ((1, 2, 31, 81, 32, 91, 41, 92, 42, 50), "verse", ("totalspineseg",)),
+        ((20, 120, 220, 21, 121, 26), "verse", ("spineps",)),
+        ((18, 19, 20), "totalsegmentator", ("verse",)),
+        ((41, 45, 42, 44, 49, 50), "verse", ()),  # subregions of SPINEPS
+        ((1,), "verse", ()),  # a binary mask
+        ((), "verse", ()),
+        ((255, 100), "verse", ()),
+        ((31, 32), None, ("totalspineseg",)),
+    ],
+    ids=str,
+)
+def test_numbers_in_a_mask_tell_which_program_wrote_it(found, given, likely):
+    assert labels.likely_numberings(found, given) == likely
+
+
+def test_every_level_has_a_colour_and_dicom_codes_are_unique():
+    assert set(labels.RGB) == set(labels.NAMES)
+    # CID 7603 of DICOM has C1 to C7, T1 to T12, L1 to L5.
+    assert set(labels.SNOMED) == set(range(1, 25))
+    assert len({*labels.SNOMED.values(), labels.SNOMED_VERTEBRA}) == 25

@@ -22,8 +22,9 @@ from spinejax.inference.instances import Instance, Instances
 from spinejax.inference.pieces import VOLUME_ML
 from spinejax.inference.sequence import Calibration, Naming, Record, label_instances
 from spinejax.io.centroid_json import read_centroids
-from spinejax.io.scanfile import read_volume
+from spinejax.io.scanfile import read_labels, read_volume
 from spinejax.predictor import Segmentation, as_volume
+from spinejax.reports.run import read_run
 from spinejax.tasks import build_task
 from spinejax.volume import Volume
 from tests.support.cli_runs import fails
@@ -224,6 +225,22 @@ def test_a_volume_without_finite_numbers_is_refused(array, words):
         as_volume(Volume(array, np.diag([-1.0, -1, 1, 1])))
 
 
+def test_labels_are_saved_for_slicer_too(tmp_path):
+    volume = Volume(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1, 1, 1]))
+    mask = np.zeros((4, 5, 6), np.uint8)
+    mask[1:3, 2, 4], mask[1, 2, 1] = 19, 20
+    for named, names in ((True, ("T12", "L1")), (False, ("spine",))):
+        found = Segmentation(mask if named else (mask > 0).view(np.uint8), volume, "a", named)
+        paths = found.save(tmp_path / str(named), picture=False, formats=["seg.nrrd"])
+        assert paths[-1].name == "a.seg.nrrd"
+        header = paths[-1].read_bytes().partition(b"\n\n")[0].decode()
+        assert tuple(re.findall(r"Segment\d_Name:=(.*)", header)) == names
+        (extension,) = nib.load(paths[0]).header.extensions
+        assert re.findall(rb">([^<>]+)</Label>", extension.get_content())[0].decode() == names[0]
+    with pytest.raises(InputError, match="formats = 'nrrd' is unknown"):
+        found.save(tmp_path, picture=False, formats=["nrrd"])
+
+
 @pytest.mark.parametrize("name", ["", "/abs", "a/b", "../x", "a\0b", 3])
 def test_a_name_does_not_lead_out_of_the_folder(name, tmp_path):
     volume = Volume(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, -1, 1, 1]))
@@ -292,6 +309,29 @@ def test_evaluate_and_report_say_who_is_named_right(run, capsys):
     by_scan = html.split("By scan")[1].split("</table>")[0]
     assert all(f'<th scope="row">{case}</th>' in by_scan for case in scores["cases"])
     assert "Second network" in html and "Training of the second network" in html
+
+
+def test_references_in_the_numbers_of_another_program(scans, run, tmp_path):
+    """They are read, scored and reported as VerSe ids; without the name the error gives it."""
+    case = case_of(run)
+    image = nib.load(scans / "labels" / f"{case}.nii.gz")
+    verse = np.asarray(image.dataobj)
+    total = np.zeros_like(verse)
+    for label, number in zip(IDS, (32, 31, 30), strict=True):  # T12, L1, L2
+        total[verse == label] = number
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(scans / "images" / f"{case}.nii.gz", tmp_path / "images")
+    nib.save(nib.Nifti1Image(total, image.affine), tmp_path / "labels" / f"{case}.nii.gz")
+    options = {"data": tmp_path, "checkpoint": "latest"}
+    with pytest.raises(InputError, match="--labels=totalsegmentator of score, evaluate"):
+        spinejax.evaluate(run, **options)
+    scores = spinejax.evaluate(run, labels="totalsegmentator", **options)
+    assert scores["summary"]["vertebrae"]["id_rate"] == 1.0
+    found = read_run(run).read_case(case, results_folder(run, data=tmp_path).name)[1]
+    truth = read_labels(scans / "labels" / f"{case}.nii.gz").array
+    np.testing.assert_array_equal(found["labels"], truth)
+    assert set(np.unique(found["prediction"])) == {0, *IDS}
 
 
 def test_an_interrupted_evaluation_continues_with_the_next_scan(scans, run, caplog, monkeypatch):

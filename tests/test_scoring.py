@@ -28,7 +28,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
 def vertebrae(seed: int = 0, shape=(30, 34, 24)) -> np.ndarray:
     rng = np.random.default_rng(seed)
     body = ndimage.gaussian_filter(rng.standard_normal(shape), 2) > 0.03
-    return (body * np.repeat([20, 21, 22], shape[2] // 3)).astype(np.uint8)
+    return (body * np.repeat([22, 21, 20], shape[2] // 3)).astype(np.uint8)  # z grows upwards
 
 
 def by_scipy(prediction, reference, spacing, axial):

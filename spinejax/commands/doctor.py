@@ -6,7 +6,7 @@ from importlib import metadata
 from absl.flags import FlagValues
 
 from spinejax import progress
-from spinejax.commands.parsing import path_flag
+from spinejax.commands.parsing import labels_flag, path_flag
 from spinejax.errors import InputError
 
 HELP = "show versions and devices; check a data set"
@@ -28,6 +28,7 @@ PACKAGES = (
 def define_flags(values: FlagValues) -> None:
     """Define the flags."""
     path_flag(values, "data", "Folder of a data set to check.")
+    labels_flag(values, "The numbers in the masks.")
 
 
 def run(values: FlagValues) -> int:
@@ -39,7 +40,7 @@ def run(values: FlagValues) -> int:
         return 0
     from spinejax.datasets import doctor
 
-    report = doctor.doctor(values.data, progress=progress.bars)
+    report = doctor.doctor(values.data, numbering=values.labels, progress=progress.bars)
     print("\n".join(report.lines))
     count = len(report.problems)
     print(f"\n{count or 'no'} problem{'s' * (count != 1)}")

@@ -21,6 +21,9 @@ def define_flags(values: FlagValues) -> None:
         "split", "test", ["train", "val", "test"], "Which scans of the run's data.", values
     )
     parsing.path_flag(values, "data", "Folder of other CTs with masks to score instead.")
+    parsing.labels_flag(
+        values, "The numbers in the masks; by default data.labels of the model.", None
+    )
     parsing.path_flag(
         values,
         "output",
@@ -40,6 +43,7 @@ def run(values: FlagValues) -> int:
         split=values.split,
         checkpoint=values.checkpoint,
         data=values.data,
+        labels=values.labels,
         output=values.output,
         vertebrae=values.vertebrae or None,
         outlines=values.outlines or None,

@@ -15,7 +15,7 @@ from absl import flags
 from absl.flags import FlagValues
 from ml_collections import ConfigDict
 
-from spinejax import config_files
+from spinejax import config_files, numberings
 from spinejax.errors import InputError, did_you_mean
 from spinejax.files import expanded
 
@@ -97,6 +97,18 @@ def path_flag(
         flags.DEFINE(parser, name, None, text, values, short_name=short)
     if required:
         flags.mark_flag_as_required(name, values)
+
+
+def labels_flag(values: FlagValues, text: str, default: str | None = "verse") -> None:
+    """Define --labels, the numbering of masks."""
+    flags.DEFINE_enum(
+        "labels",
+        default,
+        list(numberings.NAMES),
+        f"{text} verse: VerSe ids; another program: its numbers; binary: every number above 0 is "
+        "vertebra.",
+        values,
+    )
 
 
 def _models_flag(values: FlagValues, name: str, text: str) -> None:

@@ -5,12 +5,13 @@ import resource
 import sys
 from pathlib import Path
 
+from absl import flags
 from absl.flags import FlagValues
 
 import spinejax
 from spinejax import failures, progress
 from spinejax.commands import parsing
-from spinejax.errors import InputError
+from spinejax.errors import InputError, check_choice
 from spinejax.files import check_output, made
 
 logger = logging.getLogger("spinejax")
@@ -35,12 +36,18 @@ def define_flags(values: FlagValues) -> None:
     parsing.path_flag(
         values, "reference", "Label file or folder; the picture shows it beside the prediction."
     )
+    flags.DEFINE_list(
+        "formats",
+        [],
+        "Further formats of the labels: seg.nrrd, for 3D Slicer with names and colours.",
+        values,
+    )
     parsing.overwrite_flag(values)
 
 
 def run(values: FlagValues) -> int:
     """Segment the scans; a bad file is named and the other files are segmented."""
-    from spinejax import labels, plausible, predictor, scoring
+    from spinejax import labels, plausible, predictor
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
     from spinejax.training import model_file, parallel
@@ -50,6 +57,8 @@ def run(values: FlagValues) -> int:
     models = parsing.models(values) or model_file.PACKAGED[0]
     if scanfile.is_scan(output) and not output.is_dir():
         raise InputError(f"{output}: --output is a folder; its files get the names of their scans")
+    for one in values.formats:
+        check_choice("--formats", one, predictor.FORMATS)
     unlisted: dict[str, str] = {}
     scans = _scans(values.input, unlisted)
     references = (
@@ -64,11 +73,12 @@ def run(values: FlagValues) -> int:
         flip=values.flip,
         calibration=values.calibration,
     )
-    valid = scoring.comparable_labels(model.config.data.labels)
+    valid = scanfile.valid_labels(model.config.data.labels, strict=False)
 
     def check(name: str, _: Path) -> None:
         inputs = [*scans.values(), *references.values()]
-        for path, kind in predictor.outputs(output, name, named=model.named).items():
+        targets = predictor.outputs(output, name, named=model.named, formats=values.formats)
+        for path, kind in targets.items():
             check_output(path, kind, inputs=inputs, overwrite=values.overwrite)
 
     reserved: dict[str, tuple[int, ...]] = {}
@@ -96,7 +106,9 @@ def run(values: FlagValues) -> int:
         if truth is not None:
             reserved[str(references[name])] = truth.reserved
         drawn = None if truth is None else truth.array
-        paths = found.save(output, name, reference=drawn, overwrite=values.overwrite)
+        paths = found.save(
+            output, name, reference=drawn, formats=values.formats, overwrite=values.overwrite
+        )
         lines = [f"{name}: {found.summary()} ({found.seconds:.1f} s, {_peak_gb():.1f} GB)"]
         print("\n".join([*lines, *(f"  {path}" for path in paths)]), flush=True)
         little = found.volume_ml < plausible.LEAST_FOUND_ML

@@ -5,8 +5,9 @@ from absl.flags import FlagValues
 
 import spinejax
 from spinejax import failures, progress
-from spinejax.commands.parsing import overwrite_flag, path_flag
+from spinejax.commands.parsing import labels_flag, overwrite_flag, path_flag
 from spinejax.errors import InputError
+from spinejax.numberings import NAMES
 
 HELP = "compare label files or folders with a reference"
 
@@ -16,11 +17,12 @@ def define_flags(values: FlagValues) -> None:
     path_flag(values, "prediction", "Label file or folder.", required=True)
     path_flag(values, "reference", "Label file or folder.", required=True)
     path_flag(values, "output", "JSON file to write.", required=True, is_file=True, short="o")
+    labels_flag(values, "The numbers in the files.")
     flags.DEFINE_enum(
-        "labels",
-        "verse",
-        ["verse", "binary"],
-        "verse: VerSe ids up to 255; binary: every number above 0 is vertebra.",
+        "reference_labels",
+        None,
+        list(NAMES),
+        "The numbers in the reference, where they differ from --labels.",
         values,
     )
     path_flag(
@@ -43,6 +45,7 @@ def run(values: FlagValues) -> int:
         values.prediction,
         values.reference,
         labels=values.labels,
+        reference_labels=values.reference_labels,
         reference_centroids=values.reference_centroids,
         output=output,
         overwrite=values.overwrite,

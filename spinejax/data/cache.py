@@ -46,7 +46,7 @@ from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, MachineError
 from spinejax.files import StrPath, crc32, open_regular, write_json
 from spinejax.io import grids, scanfile
-from spinejax.labels import reserved_note
+from spinejax.labels import likely_numberings, likely_words, reserved_note
 from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume, Volume
 
@@ -312,9 +312,15 @@ def _prepare_case(
     scan, marks = scanfile.read_pair(image, labels, valid=valid)
     if valid is None:
         np.minimum(marks.array, 1, out=marks.array)
+    likely = () if valid is None else likely_numberings(marks.found, kind)
+    hint = ""
+    if likely:
+        hint = f"its numbers look like {likely_words(likely)}: set data.labels={likely[0]}"
     if not marks.array.any():
-        raise InputError(f"{labels}: no voxel is labelled; complete the mask or leave the case out")
-    notes = {"doubts": plausible.check(scan, str(image)), "reserved": list(marks.reserved)}
+        what = hint or "complete the mask or leave the case out"
+        raise InputError(f"{labels}: no voxel is labelled; {what}")
+    doubts = plausible.check(scan, str(image)) + [f"the mask {labels}: {hint}"] * bool(hint)
+    notes = {"doubts": doubts, "reserved": list(marks.reserved)}
     try:
         _write_entry(grids.straight(scan), grids.straight(marks), entry, settings, notes)
     except OSError as error:  # the scan is in memory, so only the disk of the cache can fail

@@ -23,6 +23,7 @@ from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, describe
 from spinejax.io import centroid_json, metaimage, scanfile
 from spinejax.io.grids import relation
+from spinejax.numberings import BINARY
 from spinejax.progress import Progress, silent
 from spinejax.text_table import text_table
 from spinejax.volume import LabelVolume, Volume
@@ -89,18 +90,24 @@ class DoctorReport:
 class _Finding:
     """The contents of one case.
 
-    `is_verse` is False if the numbers of its mask are no VerSe ids. `voxels` is the digest of its
-    CT, "" without.
+    `is_verse` is False if its mask does not have the numbering that the user gave, or does not tell
+    vertebrae apart. `likely` names the numberings that it seems to have instead. `voxels` is the
+    digest of its CT, "" without.
     """
 
     ids: tuple[int, ...] = ()
     is_verse: bool = True
+    likely: tuple[str, ...] = ()
     voxels: str = ""
     problems: list[str] = field(default_factory=list)
 
 
 def doctor(
-    root: str | os.PathLike[str], exclude_gl: bool = False, *, progress: Progress = silent
+    root: str | os.PathLike[str],
+    exclude_gl: bool = False,
+    *,
+    numbering: str = "verse",
+    progress: Progress = silent,
 ) -> DoctorReport:
     """Read and check every scan, mask and centroid file of a dataset.
 
@@ -110,6 +117,7 @@ def doctor(
     Args:
         root: folder of a dataset, see `verse.index_dataset`.
         exclude_gl: leave out the `gl*` scans.
+        numbering: the numbers in the masks, one of `numberings.NAMES`.
         progress: shows how many scans are read.
 
     Returns:
@@ -132,14 +140,14 @@ def doctor(
         progress("reading scans", len(cases), "scan") as bar,
     ):
         for case, finding in zip(
-            cases, pool.map(lambda case: _examine(case, root), cases), strict=True
+            cases, pool.map(lambda case: _examine(case, root, numbering), cases), strict=True
         ):
             findings.append(finding)
             problems += [_line(case.id, text) for text in (*case.problems, *finding.problems)]
             bar.advance()
     problems += _copies(cases, findings)
     lines = _summary(root, cases)
-    lines += _numbering(cases, findings)
+    lines += _numbering(cases, findings, numbering)
     lines += _table(cases, findings)
     lines += _histogram(cases, findings)
     return DoctorReport(lines, problems)
@@ -164,7 +172,7 @@ def _copies(cases: Sequence[Case], findings: Sequence[_Finding]) -> Iterable[str
             )
 
 
-def _examine(case: Case, root: Path) -> _Finding:
+def _examine(case: Case, root: Path, numbering: str) -> _Finding:
     """Read and check the files of one case."""
     finding = _Finding()
     image: Volume | None = None
@@ -179,11 +187,15 @@ def _examine(case: Case, root: Path) -> _Finding:
         image = _without_voxels(image)  # which frees the memory before the mask is read
     with _noting(finding):
         if case.labels:
-            mask, finding.is_verse = _read_mask(case.labels, case.edition)
+            mask, finding.is_verse = _read_mask(case.labels, case.edition, numbering)
     if mask is not None and case.labels is not None:
         ids = _present(mask)
         # A mask with no number but 1 is binary: no scan shows C1 alone.
         finding.is_verse = finding.is_verse and not (case.edition is None and ids == (1,))
+        if numbering != BINARY:
+            found = mask.found or labels.from_head_to_foot(mask.array)
+            finding.likely = labels.likely_numberings(found, numbering)
+            finding.is_verse = finding.is_verse and not finding.likely
         if finding.is_verse:
             finding.ids = ids
             finding.problems += _check_mask(ids, mask.reserved, _shown(case.labels, root))
@@ -207,10 +219,14 @@ def _noting(finding: _Finding) -> Iterator[None]:
         finding.problems.append(describe(error))
 
 
-def _read_mask(path: Path, edition: str | None) -> tuple[LabelVolume, bool]:
-    """Return a mask and whether its numbers are VerSe ids; outside of VerSe they may be others."""
+def _read_mask(path: Path, edition: str | None, numbering: str) -> tuple[LabelVolume, bool]:
+    """Return a mask and whether its numbers are those of `numbering`; outside VerSe others may be.
+
+    Masks of "binary" numbers have no ids.
+    """
+    valid = scanfile.valid_labels(numbering)
     try:
-        return scanfile.read_labels(path), True
+        return scanfile.read_labels(path, valid), valid is not None
     except InputError:
         if edition is not None:
             raise
@@ -355,19 +371,24 @@ def _summary(root: Path, cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-def _numbering(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
-    """Return how many masks have other numbers than VerSe ids."""
-    others = [
-        case.labels
-        for case, finding in zip(cases, findings, strict=True)
-        if not finding.is_verse and case.labels
-    ]
-    if not others:
+def _numbering(cases: Sequence[Case], findings: Sequence[_Finding], given: str) -> list[str]:
+    """Return how many masks have other numbers than those that were said to be in them."""
+    if given == BINARY:
         return []
-    return [
-        f"masks     {len(others)} have numbers that are no VerSe ids (first: {others[0].name}); "
-        "train with --config.data.labels=binary"
-    ]
+    others: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for case, finding in zip(cases, findings, strict=True):
+        if not finding.is_verse and case.labels:
+            others[finding.likely].append(case.labels)
+    lines = []
+    for likely, paths in others.items():
+        what = f"{len(paths)} have numbers that "
+        what += "are no VerSe ids" if given == "verse" else f"are not those of {given}"
+        hint = f"train with --config.data.labels={BINARY}"
+        if likely:
+            what = f"{len(paths)} have numbers that look like {labels.likely_words(likely)}"
+            hint = f"add --labels={likely[0]}, and train with --config.data.labels={likely[0]}"
+        lines.append(f"masks     {what} (first: {paths[0].name}); {hint}")
+    return lines
 
 
 def _table(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:

@@ -10,7 +10,7 @@ from spinejax import failures, labels
 from spinejax.datasets import verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.io import file_names, scanfile
+from spinejax.io import file_names, scanfile, slicer
 from spinejax.io.centroid_json import Points, label_at, read_centroids
 from spinejax.io.file_names import FileName
 from spinejax.volume import LabelVolume
@@ -324,7 +324,10 @@ def _one_each(
     """
     alone = failed is None or len(cases) == 1
     found = {}
-    for case, (first, *others) in cases.items():
+    for case, names in cases.items():
+        # `predict --formats=seg.nrrd` writes the same labels a second time.
+        kept = [one for one in names if not one.path.name.endswith(slicer.ENDING)] or names
+        first, *others = kept
         if not others:
             found[case] = first
             continue

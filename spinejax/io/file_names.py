@@ -49,7 +49,7 @@ _NNUNET_DIRS = {
 _NNUNET_SUBSET = {"tr": "train", "ts": "test", "val": "val"}
 
 _LABEL_SUFFIX = re.compile(
-    r"(?:^|[-_])(msk|seg|mask|masks|label|labels|segmentation|gt)$", re.IGNORECASE
+    r"(?:^|[-_.])(msk|seg|mask|masks|label|labels|segmentation|gt)$", re.IGNORECASE
 )
 _CENTROID_SUFFIX = re.compile(r"[-_](?:iso[-_]ctd|ctd[-_]iso|ctd)$", re.IGNORECASE)
 _ISO_CENTROID = re.compile(r"[-_](?:iso[-_]ctd|ctd[-_]iso)$", re.IGNORECASE)

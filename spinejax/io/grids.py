@@ -61,7 +61,7 @@ def match_labels(
                 f"{name}: no labelled voxel of the mask lies inside {image_name} ({why}); check "
                 "that the two belong together, and both headers' voxel sizes (mm, not m or cm)"
             )
-    return LabelVolume(array, image.native_affine, labels.disk, labels.reserved)
+    return LabelVolume(array, image.native_affine, labels.disk, labels.reserved, labels.found)
 
 
 def relation(

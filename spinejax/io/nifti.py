@@ -11,11 +11,13 @@ name. Analyze files and .hdr/.img pairs are refused. Header fields are those of 
 
 import logging
 import math
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from xml.etree import ElementTree
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
@@ -23,7 +25,7 @@ from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.quaternions import fillpositive, quat2mat
 from nibabel.spatialimages import SpatialImage
 
-from spinejax import geometry
+from spinejax import geometry, labels
 from spinejax.errors import InputError
 from spinejax.files import StrPath, check_output, expanded
 from spinejax.io import contents, voxels
@@ -36,6 +38,10 @@ logger = logging.getLogger("spinejax")
 # Bytes of the header -> its class, first bytes of its magic, where voxels start at the earliest.
 _HEADERS = {348: (Nifti1Header, b"n+1", 352), 540: (Nifti2Header, b"n+2", 544)}
 _UNITS = {1: ("meter", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
+
+# NIFTI_ECODE_IGNORE of nifti1.h, as TotalSegmentator gives to such tables. nibabel 5.4 gives no
+# content of extensions with the code of Caret, 30.
+_LABEL_TABLE = 0
 
 _Header = Nifti1Header | Nifti2Header
 
@@ -99,6 +105,7 @@ def write_labels(
     array: np.ndarray,
     like: Volume,
     *,
+    names: Mapping[int, str] | None = None,
     overwrite: bool = False,
     kind: str = "labels",
 ) -> None:
@@ -113,6 +120,9 @@ def write_labels(
         array: (x, y, z) uint8 in the order of the file, that is, on the grid of `like.native`.
             Labels on the grid of `like.array` go through `like.to_native` first.
         like: the scan.
+        names: label -> name. They are written into an extension of the header, as the table of
+            labels in XML that Caret has and that TotalSegmentator writes and reads
+            (wasserth/TotalSegmentator, `totalsegmentator/nifti_ext_header.py`).
         overwrite: replace a file that this program did not write, too, unless it is the scan.
         kind: of file, see `files.check_output`.
 
@@ -126,7 +136,15 @@ def write_labels(
         raise ValueError(
             f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
         )
-    _write(expanded(path), array, like, np.dtype(np.uint8), kind=kind, overwrite=overwrite)
+    _write(
+        expanded(path),
+        array,
+        like,
+        np.dtype(np.uint8),
+        extension=_label_table(names) if names else b"",
+        kind=kind,
+        overwrite=overwrite,
+    )
 
 
 def write_volume(
@@ -315,10 +333,11 @@ def _write(
     slope: float = 1.0,
     inter: float = 0.0,
     *,
+    extension: bytes = b"",
     kind: str,
     overwrite: bool,
 ) -> None:
-    """Write an array on the grid of `like.native`."""
+    """Write an array on the grid of `like.native`; `extension` is the text of a Caret extension."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: the name of the output must end in .nii or .nii.gz; rename it")
     disk = like.disk
@@ -335,12 +354,34 @@ def _write(
     header["intent_name"] = header["aux_file"] = b""
     header["descrip"] = b"spinejax"
     first = _HEADERS[int(header["sizeof_hdr"])][2]
-    header["vox_offset"] = first
+    # Its length, its code, its text; whole blocks of 16 bytes.
+    length = -(-(8 + len(extension)) // 16) * 16 if extension else 0
+    header["vox_offset"] = first + length
     block = header.binaryblock
-    # Four zero bytes after the header mean "no extension".
-    block += bytes(first - len(block))
+    # The first of four bytes after the header says whether there is an extension.
+    block += bytes([bool(extension)]) + bytes(first - len(block) - 1)
+    if extension:
+        order = ">" if header.endianness == ">" else "<"
+        block += struct.pack(f"{order}ii", length, _LABEL_TABLE) + extension.ljust(
+            length - 8, b"\0"
+        )
     layout = Layout((x, y, z), header.get_data_dtype(), slope, inter)
     voxels.write(path, block, array, layout, kind=kind, overwrite=overwrite)
+
+
+def _label_table(names: Mapping[int, str]) -> bytes:
+    """Return names and colours of labels as the XML of a Caret extension."""
+    root = ElementTree.Element("CaretExtension")
+    volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
+    table = ElementTree.SubElement(volume, "LabelTable")
+    for label, name in sorted(names.items()):
+        rgb = labels.RGB.get(label, (255, 255, 255))
+        row = ElementTree.SubElement(table, "Label", {"Key": str(label), "Alpha": "1"})
+        for part, value in zip(("Red", "Green", "Blue"), rgb, strict=True):
+            row.set(part, f"{value / 255:.6g}")
+        row.text = name
+    ElementTree.SubElement(volume, "VolumeType").text = "Label"
+    return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
 
 
 def _new_header(like: Volume) -> _Header:

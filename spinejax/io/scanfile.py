@@ -6,7 +6,7 @@ The ending of the name decides. Everything is written as NIfTI (`nifti.py`).
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
@@ -16,6 +16,7 @@ from spinejax.errors import InputError
 from spinejax.files import expanded
 from spinejax.io import metaimage, nifti, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
+from spinejax.numberings import BINARY
 from spinejax.volume import LabelVolume, Volume
 
 VERSE_LABELS = range(29)
@@ -105,18 +106,27 @@ def case_id(path: str | os.PathLike[str]) -> str:
     `sub-verse521_dir-ax`.
     """
     name = stem(path)
-    kind = r"(_seg-[a-z0-9]+)?_(ct|seg|msk|mask|labels?|pred)$"
+    kind = r"(_seg-[a-z0-9]+)?[._](ct|seg|msk|mask|labels?|pred)$"
     return safe_name(re.sub(kind, "", name, flags=re.IGNORECASE) or name)
 
 
-def valid_labels(kind: str) -> Collection[int] | None:
+def valid_labels(numbering: str, *, strict: bool = True) -> Collection[int] | None:
     """Return the argument `valid` of `read_labels` for a value of `data.labels`.
+
+    Args:
+        numbering: one of `numberings.NAMES`.
+        strict: refuse numbers that VerSe does not have; else they are kept. Numbers that another
+            numbering does not have are always refused.
 
     Raises:
         InputError: there is no such value.
     """
-    schema.check_value("data.labels", kind)
-    return VERSE_LABELS if kind == "verse" else None
+    schema.check_value("data.labels", numbering)
+    if numbering == BINARY:
+        return None
+    if numbering == "verse":
+        return VERSE_LABELS if strict else range(256)
+    return labels.verse_ids(numbering)
 
 
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -157,8 +167,9 @@ def read_labels(
 
     Args:
         path: a NIfTI or MetaImage file.
-        valid: the allowed labels; None allows all whole numbers from 0, none of which is special,
-            and wraps numbers above 255 into 1 to 255.
+        valid: the allowed labels; a mapping also says which VerSe id each becomes, see
+            `valid_labels`. None allows all whole numbers from 0, none of which is special, and
+            wraps numbers above 255 into 1 to 255.
 
     Raises:
         InputError: as for `read_volume`; or a value is negative, not one of `valid`, or no whole
@@ -166,9 +177,36 @@ def read_labels(
     """
     path = expanded(path)
     with _format(path).opened(path) as (stream, layout, affine, disk):
-        array = voxels.label_values(path, stream, layout, valid)
-    reserved = () if valid is None else labels.drop_reserved(array)
-    return LabelVolume(array, affine, disk, reserved)
+        array = voxels.label_values(path, stream, layout, wrap=valid is None)
+    if valid is None:
+        return LabelVolume(array, affine, disk)
+    found = labels.from_head_to_foot(LabelVolume(array, affine).array)
+    unknown = sorted(set(found) - set(valid))
+    if unknown:
+        shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        raise InputError(f"{path}: label {shown} is out of range; {_remedy(valid, found)}")
+    if isinstance(valid, Mapping):
+        labels.translate(array, valid)
+        return LabelVolume(array, affine, disk, found=found)
+    return LabelVolume(array, affine, disk, labels.drop_reserved(array), found)
+
+
+def _remedy(valid: Collection[int], found: Sequence[int]) -> str:
+    """Return what to do about a mask with the labels `found`, some of which are not allowed."""
+    likely = labels.likely_numberings(found)
+    if likely:
+        return (
+            f"the mask's numbers look like {labels.likely_words(likely)}; use "
+            f"data.labels={likely[0]} (--labels={likely[0]} of score, evaluate and doctor)"
+        )
+    runs: list[list[int]] = []
+    for label in sorted(valid):
+        if runs and label == runs[-1][1] + 1:
+            runs[-1][1] = label
+        else:
+            runs.append([label, label])
+    allowed = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs)
+    return f"allowed are {allowed}; renumber the mask, or {voxels.ANY_NUMBER}"
 
 
 def shape_of(path: Path) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,6 +29,11 @@ logger = logging.getLogger("spinejax")
 
 AIR_HU = -1024
 """HU of air, the lowest value of a calibrated CT. Lower values, NaN and infinities become it."""
+
+ANY_NUMBER = (
+    "use data.labels=binary (--labels=binary of score), which takes any number for vertebra"
+)
+"""What to do about a mask with other numbers, for messages."""
 
 _SLAB_VOXELS = 2**21
 # A deflate stream expands at most by this factor (zlib's technical notes).
@@ -241,26 +246,21 @@ def from_array(
     return Volume(intensities(path, stream, Layout((x, y, z), array.dtype)), affine, disk)
 
 
-def label_values(
-    path: Path, stream: BinaryIO, layout: Layout, valid: Collection[int] | None
-) -> np.ndarray:
+def label_values(path: Path, stream: BinaryIO, layout: Layout, *, wrap: bool) -> np.ndarray:
     """Return labels, (x, y, z) uint8.
 
-    If `valid` is None, all whole numbers from 0 are allowed. Numbers above 255 are wrapped into 1
-    to 255. That keeps foreground and background apart, and also labels in the usual steps of 1 or
-    100.
+    If `wrap` is true, numbers above 255 are wrapped into 1 to 255. That keeps foreground and
+    background apart, and also labels in the usual steps of 1 or 100.
 
     Raises:
-        InputError: the stream ends too early; or a value is negative, not one of `valid`, or no
-            whole number (to 0.01, or to half a step of the stored numbers if they are scaled).
+        InputError: the stream ends too early; or a value is negative, above 255 without `wrap`, or
+            no whole number (to 0.01, or to half a step of the stored numbers if they are scaled).
     """
-    allowed = range(256) if valid is None else valid
     slack = 0.01
     if layout.scaled and layout.dtype.kind in "iu":
         # Writers that quantise floats move a label by up to half a step from its whole number.
         slack = max(slack, min(0.1, 0.51 * abs(layout.slope)))
     out = np.empty(layout.shape, np.uint8, order="F")
-    counts = np.zeros(256, np.int64)
     for start, stored in _slabs(path, stream, layout):
         values = stored
         if stored.dtype.kind == "f" or layout.scaled:
@@ -274,30 +274,28 @@ def label_values(
                     "is this the mask, and was it resampled without interpolation?"
                 )
         low, high = values.min(), values.max()
-        if low < 0 or (high > 255 and valid is not None):
+        if low < 0:
             raise InputError(
-                f"{path}: label {float(low if low < 0 else high):g} is out of range; "
-                f"{_remedy(valid)}"
+                f"{path}: label {float(low):g} is out of range; labels are not negative"
+            )
+        if high > 255 and not wrap:
+            raise InputError(
+                f"{path}: label {float(high):g} is out of range; renumber the mask, or {ANY_NUMBER}"
             )
         if high > 255:
             values = np.where(values > 255, (values - 1) % 255 + 1, values)
-        slab = values.astype(np.uint8)
-        counts += np.bincount(slab.ravel(order="K"), minlength=256)
-        out[:, :, start : start + slab.shape[2]] = slab
-    unknown = [int(label) for label in np.flatnonzero(counts) if int(label) not in allowed]
-    if unknown:
-        names = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
-        raise InputError(f"{path}: label {names} is out of range; {_remedy(valid)}")
+        out[:, :, start : start + values.shape[2]] = values
     return out
 
 
 def write(
     path: Path, header: bytes, array: np.ndarray, layout: Layout, *, kind: str, overwrite: bool
 ) -> None:
-    """Write a header and the voxels of an array (x, y, z), gzipped if the name ends in .gz.
+    """Write a header and the voxels of an array (x, y, z).
 
-    The file appears whole or not at all, see `files.atomic_path` for `kind` and `overwrite`. The
-    same input gives the same bytes.
+    Both are gzipped if the name ends in .gz, and the voxels alone if it ends in .nrrd. The file
+    appears whole or not at all, see `files.atomic_path` for `kind` and `overwrite`. The same input
+    gives the same bytes.
 
     Raises:
         InputError: the file may not be replaced, the folder cannot be written, or the disk is full.
@@ -307,7 +305,11 @@ def write(
         atomic_path(path, kind, overwrite=overwrite) as temporary,
         temporary.open("wb") as raw,
     ):
-        if path.name.lower().endswith(".gz"):
+        name = path.name.lower()
+        if name.endswith(".nrrd"):
+            raw.write(header)
+            header = b""
+        if name.endswith((".gz", ".nrrd")):
             with gzip.GzipFile(
                 filename="", mode="wb", compresslevel=_COMPRESSION, fileobj=raw, mtime=0
             ) as stream:
@@ -354,19 +356,6 @@ def _is_int16(values: np.ndarray) -> bool:
     if values.min() < bounds.min or values.max() > bounds.max:
         return False
     return values.dtype.kind in "iu" or bool((values == np.rint(values)).all())
-
-
-def _remedy(valid: Collection[int] | None) -> str:
-    if valid is None:
-        return "labels are not negative"
-    if isinstance(valid, range) and valid.step == 1:
-        allowed = f"{valid.start} to {valid.stop - 1}"
-    else:
-        allowed = ", ".join(map(str, sorted(valid)))
-    return (
-        f"allowed are {allowed}; renumber the mask, or use data.labels=binary (--labels=binary of "
-        "score), which takes any number for vertebra"
-    )
 
 
 def _write_voxels(stream: BinaryIO, header: bytes, array: np.ndarray, layout: Layout) -> None:

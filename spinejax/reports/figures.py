@@ -28,24 +28,6 @@ from spinejax import files, geometry, labels, overlay
 from spinejax.metrics.body_centres import body_centres
 from spinejax.volume import PLANES, Volume, slice_view
 
-LEVEL_RGB: dict[int, tuple[int, int, int]] = dict(
-    zip(
-        sorted(labels.NAMES, key=labels.order),
-        (
-            *((105, 235, 212), (133, 106, 245), (228, 73, 25), (220, 216, 72)),  # C1
-            *((105, 193, 252), (25, 157, 120), (63, 242, 189)),
-            *((69, 124, 253), (146, 172, 24), (27, 176, 206), (44, 246, 151)),  # T1
-            *((106, 115, 251), (96, 153, 29), (69, 202, 232), (193, 227, 25)),
-            *((155, 97, 234), (178, 121, 35), (209, 161, 239), (246, 202, 112)),
-            (174, 89, 219),  # T13
-            *((156, 133, 26), (93, 232, 245), (171, 198, 62), (51, 143, 199)),  # L1
-            *((230, 66, 70), (248, 182, 254)),
-        ),
-        strict=True,
-    )
-)
-"""VerSe id -> colour. Neighbours differ with every common form of colour blindness, too."""
-
 REFERENCE_LINE_RGB = (255, 255, 255)
 """White: the outline of the reference where the prediction has one colour a level."""
 
@@ -61,7 +43,7 @@ BOTH_OUTLINE, REFERENCE_LINE = 201, 202
 
 def _palette() -> np.ndarray:
     table = np.zeros((256, 4), np.uint8)
-    fills = {label: (rgb, 96) for label, rgb in LEVEL_RGB.items()} | {
+    fills = {label: (rgb, 96) for label, rgb in labels.RGB.items()} | {
         _OTHER: ((200, 200, 200), 96),
         PREDICTION: (overlay.PREDICTION_RGB, 96),
         REFERENCE: (overlay.REFERENCE_RGB, 96),
@@ -656,7 +638,7 @@ def quicklook_png(
     draw.text((_MARGIN, 64), f"{voxels}, {volume.orientation}", _FAINT, _font(15), "ls")
     found = "prediction" if prediction.any() else "prediction (empty)"
     if centroids:
-        entries = [(f"{found}, one colour a level", LEVEL_RGB[20])]
+        entries = [(f"{found}, one colour a level", labels.RGB[20])]
         entries += [("reference", REFERENCE_LINE_RGB)] if reference is not None else []
     else:
         entries = [(found, overlay.PREDICTION_RGB)]

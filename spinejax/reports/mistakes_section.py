@@ -473,13 +473,14 @@ def _read_before(
     given = paths.get("labels")
     if given is not None and given.is_file():
         # Two sets of phantoms have the same names.
-        theirs = scanfile.read_labels(given, before.valid_labels)
+        theirs = scanfile.read_labels(given, before.valid_labels("labels", case, split))
         same = theirs.shape == volume.shape and np.array_equal(
             match_labels(volume, theirs).array, reference
         )
         if not same:
             raise InputError(f"what the earlier run scored as {case} is another scan.")
-    predicted = scanfile.read_labels(paths["prediction"], before.valid_labels)
+    valid = before.valid_labels("prediction", case, split)
+    predicted = scanfile.read_labels(paths["prediction"], valid)
     return match_labels(volume, predicted).array
 
 

@@ -12,6 +12,7 @@ from spinejax import records, schema, sweep_state
 from spinejax.errors import InputError
 from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
+from spinejax.numberings import BINARY
 from spinejax.reports.tables import OWN_SPLITS, vertebra_summary
 from spinejax.training import run_folder
 from spinejax.volume import Volume
@@ -29,7 +30,8 @@ class Run:
         record: run.json, empty where there is none.
         evaluations: split -> score file, the test split first.
         patches: split -> file of patch scores, where there is one.
-        cases: split -> case id -> paths ("image", "labels", "prediction").
+        cases: split -> case id -> paths ("image", "labels", "prediction"), and "numbering", the
+            numbers in the labels.
         finished: whether training ended.
     """
 
@@ -88,11 +90,22 @@ class Run:
             if paths.get(name)
         }
 
-    @property
-    def valid_labels(self) -> Collection[int] | None:
-        """The argument `valid` of `scanfile.read_labels` for the masks of the run."""
-        binary = (self.config.get("data") or {}).get("labels") == "binary"
-        return None if binary else range(256)
+    def valid_labels(
+        self, kind: str, case: str, split: str | None = None
+    ) -> Collection[int] | None:
+        """Return the argument `valid` of `scanfile.read_labels` for a mask of a case.
+
+        Args:
+            kind: "labels" or "prediction".
+            case: case id.
+            split: by default that which the page is about.
+        """
+        paths = self.cases.get(split or self.split or "", {}).get(case, {})
+        numbers = (self.config.get("data") or {}).get("labels", "verse")
+        numbers = paths.get("numbering", numbers)  # older versions did not write it
+        if kind == "prediction" and numbers != BINARY:
+            numbers = "verse"
+        return scanfile.valid_labels(numbers, strict=False)
 
     def read_case(
         self, case: str, split: str | None = None
@@ -111,7 +124,9 @@ class Run:
                 raise InputError(f"{path} is gone")
         volume = scanfile.read_volume(files["image"])
         masks = {
-            name: match_labels(volume, scanfile.read_labels(path, self.valid_labels)).array
+            name: match_labels(
+                volume, scanfile.read_labels(path, self.valid_labels(name, case, split))
+            ).array
             for name, path in files.items()
             if name != "image" and path.is_file()
         }

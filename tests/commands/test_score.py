@@ -103,3 +103,60 @@ def test_labels_that_verse_does_not_have_are_said(tmp_path, capsys, label):
     for kind, said in (("verse", 1), ("binary", 0)):
         assert main(["score", *words, f"--labels={kind}"]) == 0
         assert capsys.readouterr().err.count(f"does not have ({label}) in 1 mask (first") == said
+
+
+def save(path, array):
+    nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1, 1, 1])), path)
+    return path
+
+
+def spine(*numbers):
+    """One box of 4 voxels for each number, from head to foot."""
+    array = np.zeros((6, 6, 5 * len(numbers)), np.uint8)
+    for i, number in enumerate(numbers):
+        array[2:4, 2:4, array.shape[2] - 5 * i - 4 : array.shape[2] - 5 * i] = number
+    return array
+
+
+def test_masks_in_the_numbers_of_another_program(tmp_path, capsys):
+    """The wrong numbering is said, with the flags that are right; with them the score is 1."""
+    verse = save(tmp_path / "verse.nii.gz", spine(19, 20, 21))
+    total = save(tmp_path / "total.nii.gz", spine(32, 31, 30))
+    out = tmp_path / "scores.json"
+
+    def score(prediction, reference, *words):
+        arguments = [f"--prediction={prediction}", f"--reference={reference}", f"-o={out}"]
+        assert main(["score", *arguments, *words]) == 0
+        scores = json.loads(out.read_text())["summary"]
+        return scores.get("vertebrae", {}).get("id_rate"), capsys.readouterr().err
+
+    rate, said = score(total, total)
+    assert rate is None
+    assert said.count("\n") == 1 and "look like those of totalsegmentator" in said
+    assert said.endswith("score with labels=totalsegmentator\n")
+    assert score(total, total, "--labels=totalsegmentator") == (1.0, "")
+    rate, said = score(verse, total)
+    assert rate is None and "labels=verse and reference_labels=totalsegmentator" in said
+    assert score(verse, total, "--reference_labels=totalsegmentator") == (1.0, "")
+    rate, said = score(verse, total, "--labels=totalsegmentator")
+    assert "labels=verse and reference_labels=totalsegmentator" in said
+    assert score(total, total, "--labels=binary") == (None, "")
+    odd = save(tmp_path / "odd.nii.gz", spine(47, 41, 90))
+    words = ["score", f"--prediction={odd}", f"--reference={odd}", f"-o={out}"]
+    fails(capsys, [*words, "--labels=totalspineseg"], "label 47, 90 is out of range", "0 to 2, 11")
+
+
+def test_the_example_of_totalsegmentator_scores_1_against_itself(real_data, tmp_path, capsys):
+    mask = real_data / "totalsegmentator" / "example_vertebrae_totalseg-ids.nii.gz"
+    verse = real_data / "totalsegmentator" / "example_vertebrae_verse-ids.nii.gz"
+    out = tmp_path / "scores.json"
+    words = ["score", f"--prediction={mask}", f"--output={out}"]
+    assert main([*words, f"--reference={mask}"]) == 0
+    assert "score with labels=totalsegmentator\n" in capsys.readouterr().err
+    for reference, flags in ((mask, []), (verse, ["--reference_labels=verse"])):
+        labels = ["--labels=totalsegmentator", *flags]
+        assert main([*words, f"--reference={reference}", *labels]) == 0
+        vertebrae = json.loads(out.read_text())["summary"]["vertebrae"]
+        assert vertebrae["id_rate"] == vertebrae["dice_mean"] == 1.0
+        assert vertebrae["n_reference"] == 7
+        assert not capsys.readouterr().err

@@ -230,3 +230,24 @@ def test_scans_under_several_names_are_named(tmp_path):
         nifti.write_labels(tmp_path / f"labels/{name}.nii.gz", boxes(20), Volume(boxes(20), LPS))
     (problem,) = doctor(tmp_path).problems
     assert problem.startswith("a, c: one scan under several names")
+
+
+def test_masks_in_the_numbers_of_another_program(tmp_path):
+    """The numbering is guessed and said in one line; given, the same masks have no problem."""
+    for name, numbers in (("a", (32, 31, 30)), ("b", (31, 30, 29)), ("c", (20, 21))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image = Volume(tissue(SHAPE, ord(name)), LPS)
+        nifti.write_volume(tmp_path / "images" / f"{name}.nii.gz", image)
+        mask = LabelVolume(boxes(*numbers), LPS)
+        nifti.write_labels(tmp_path / "labels" / f"{name}.nii.gz", mask.native, mask)
+    report = doctor(tmp_path)
+    (line,) = [line for line in report.lines if line.startswith("masks")]
+    assert "2 have numbers that look like those of totalsegmentator" in line
+    assert "add --labels=totalsegmentator, and train with" in line
+    (tmp_path / "labels" / "c.nii.gz").unlink()
+    report = doctor(tmp_path, numbering="totalsegmentator")
+    assert [problem for problem in report.problems if "no mask for" not in problem] == []
+    assert "T12 1" in text_of(report) and "L1 2  L2 2  L3 1" in text_of(report)
+    assert not any(line.startswith("masks") for line in report.lines)
+    report = doctor(tmp_path, numbering="binary")
+    assert not any(line.startswith("masks") for line in report.lines)

@@ -98,3 +98,11 @@ def test_a_file_in_place_of_a_folder_is_called_a_file(tmp_path):
         plain_folders.real_scans(path)
     with pytest.raises(InputError, match="no such folder"):
         plain_folders.real_scans(tmp_path / "nowhere")
+
+
+def test_a_segmentation_for_slicer_beside_its_labels_is_no_second_file(tmp_path):
+    """`predict --formats=seg.nrrd` writes both into one folder."""
+    for name in ("a_seg.nii.gz", "a.seg.nrrd", "b_seg.nii.gz"):
+        (tmp_path / name).touch()
+    files = {case: path.name for case, (_, path) in plain_folders.label_files(tmp_path).items()}
+    assert files == {"a": "a_seg.nii.gz", "b": "b_seg.nii.gz"}

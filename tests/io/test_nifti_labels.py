@@ -70,6 +70,24 @@ def test_which_labels_are_valid_can_be_said(tmp_path):
         scanfile.read_labels(path, {0, 41})
 
 
+def test_masks_of_other_programs_become_verse_ids(tmp_path):
+    marks = np.zeros((4, 4, 6), np.uint8)
+    marks[1, 1] = (26, 27, 28, 0, 5, 31)  # S1, L5, L4, background, an organ, L1
+    path = save(tmp_path / "a.nii.gz", marks, np.eye(4))
+    valid = scanfile.valid_labels("totalsegmentator")
+    read = scanfile.read_labels(path, valid)
+    assert read.native[1, 1].tolist() == [0, 24, 23, 0, 0, 20]
+    assert read.found == (31, 5, 28, 27, 26) and read.reserved == ()
+    image = save(tmp_path / "ct.nii.gz", np.zeros((4, 4, 6), np.int16), np.eye(4))
+    np.testing.assert_array_equal(
+        scanfile.read_pair(image, path, valid=valid)[1].native, read.native
+    )
+    marks[1, 1, 4:] = (29, 30)
+    path = save(tmp_path / "b.nii.gz", marks, np.eye(4))
+    with pytest.raises(InputError, match="29, 30 is out of range; .* use data.labels=totalsegm"):
+        scanfile.read_labels(path)
+
+
 def test_numbers_beyond_255_are_read_where_any_will_do(tmp_path):
     labels = np.zeros((6, 6, 6), np.int32)
     labels[0].flat[:21] = 100 * np.arange(21)

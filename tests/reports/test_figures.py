@@ -248,10 +248,10 @@ def test_every_level_has_its_colour_in_every_picture():
     volume, mask, centres = curved_spine()
     picture = pixels(figures.quicklook_png(volume, mask, centroids=centres))
     for label in centres:
-        assert has_colour(picture[80:], figures.LEVEL_RGB[label]).any(), label
-    assert len(set(figures.LEVEL_RGB.values())) == len(labels.NAMES)
+        assert has_colour(picture[80:], labels.RGB[label]).any(), label
+    assert len(set(labels.RGB.values())) == len(labels.NAMES)
     order = sorted(labels.NAMES, key=labels.order)
-    colours = np.array([figures.LEVEL_RGB[label] for label in order], float)
+    colours = np.array([labels.RGB[label] for label in order], float)
     assert np.linalg.norm(np.diff(colours, axis=0), axis=1).min() > 80
 
 
