@@ -54,7 +54,7 @@ def _look(head: bytes) -> tuple[str, str]:
         if head.startswith(magic):
             return what, remedy
     if head[128:132] == b"DICM":
-        return "a DICOM file", "convert its whole series to .nii.gz, e.g. with dcm2niix"
+        return "a DICOM file", "give the folder of its series"
     if head[257:262] == b"ustar":
         return "a tar archive", _UNPACK
     if head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c"):

@@ -54,7 +54,7 @@ _LABEL_SUFFIX = re.compile(
 _CENTROID_SUFFIX = re.compile(r"[-_](?:iso[-_]ctd|ctd[-_]iso|ctd)$", re.IGNORECASE)
 _ISO_CENTROID = re.compile(r"[-_](?:iso[-_]ctd|ctd[-_]iso)$", re.IGNORECASE)
 _SEG_ENTITY = re.compile(r"_seg-([a-z0-9]+)(?=_|$)", re.IGNORECASE)
-_CT_SUFFIX = re.compile(r"(?:^|[-_])ct$", re.IGNORECASE)
+_CT_SUFFIX = re.compile(r"(?:^|[-_])(ct|dicom|dcm)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"_0000$")
 _OTHER_CHANNEL = re.compile(r"_000[1-9]$")
 _VERSE_ID = re.compile(r"(?<![a-z])(verse|gl)(\d{1,4})(?!\d)", re.IGNORECASE)

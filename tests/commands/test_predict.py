@@ -113,7 +113,7 @@ def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run
     (tmp_path / "dicom").mkdir()
     (tmp_path / "dicom/IM0001").write_bytes(b"\0" * 128 + b"DICM")
     arguments[2] = f"--input={tmp_path / 'dicom'}"
-    fails(capsys, arguments, "no CT", "convert DICOM")
+    fails(capsys, arguments, "IM0001", "cannot be read")
 
 
 def test_what_somebody_else_wrote_is_not_replaced(dataset, run, tmp_path, capsys):
