@@ -1,5 +1,6 @@
 """DICOM series against SimpleITK's own reader, and against positions in closed form."""
 
+import locale
 import logging
 import math
 import zipfile
@@ -18,6 +19,7 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry
+from spinejax.datasets import verse
 from spinejax.errors import InputError
 from spinejax.io import dicom, grids, nifti, scanfile
 from tests.support.dicom_files import PATIENT, image, save, series, write
@@ -113,8 +115,16 @@ def test_gantry_tilt_is_a_sheared_grid_and_is_said(tmp_path, shown, degrees):
     np.testing.assert_allclose(back.native_affine, volume.native_affine, atol=1e-4)
 
 
+@pytest.fixture
+def own_locale():
+    """ITK's writer of compressed DICOM, which only this file calls, changes that of the process."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
 @pytest.mark.parametrize("how", ["RLE", "JPEG", "JPEG2000"])
-def test_compressed_images_are_decoded(tmp_path, how):
+def test_compressed_images_are_decoded(tmp_path, how, own_locale):
     hu = values((16, 12, 4))
     for k, ds in enumerate(series(hu, AXIAL)):
         path = save(tmp_path / f"{k}.dcm", ds)
@@ -399,6 +409,14 @@ def test_dicom_scans_in_a_folder_of_scans(tmp_path):
         (tmp_path / name).touch()
     with zipfile.ZipFile(tmp_path / "f.zip", "w") as out:
         out.write(tmp_path / "c/IM0000", "x/IM0000")
+
+    cases = {case.id: case for case in verse.index_dataset(tmp_path)}
+    assert cases.keys() == {"a", "b", "c", "d", "f"}
+    for case in "bc":
+        assert (
+            cases[case].image.is_dir()
+            and cases[case].labels == tmp_path / f"{case}/{case}_seg.nii.gz"
+        )
 
     def listed(root):
         found = (p / n for p, _, names in scanfile.walk(root) for n in names)
