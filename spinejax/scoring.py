@@ -267,8 +267,8 @@ def score(
     Memory holds one pair at a time.
 
     Args:
-        prediction: NIfTI or MetaImage label file, a folder of them, or a `Segmentation`.
-        reference: NIfTI or MetaImage label file; a folder of them if `prediction` is a folder.
+        prediction: NIfTI, NRRD or MetaImage label file, a folder of them, or a `Segmentation`.
+        reference: such a label file; a folder of them if `prediction` is a folder.
         labels: "verse", numbers from 0 to 255, or "binary", any whole numbers from 0; only the
             foreground of "binary" labels is scored. Of VerSe's numbers, sacrum and coccyx count as
             background in both masks (`labels.drop_reserved`), with one warning.

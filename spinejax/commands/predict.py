@@ -25,8 +25,8 @@ def define_flags(values: FlagValues) -> None:
     parsing.path_flag(
         values,
         "input",
-        "A CT (DICOM folder or zip, NIfTI, MetaImage), or a folder of CTs; may be given without "
-        "--input.",
+        "A CT (DICOM folder or zip, NIfTI, NRRD, MetaImage), or a folder of CTs; may be given "
+        "without --input.",
         required=True,
         several=True,
         short="i",

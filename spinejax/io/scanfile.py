@@ -1,4 +1,4 @@
-"""Scans and label maps of all supported formats: DICOM, NIfTI and MetaImage.
+"""Scans and label maps of all supported formats: DICOM, NIfTI, NRRD and MetaImage.
 
 The ending of the name decides; what has none of them and is a folder or a DICOM file is a DICOM
 series. Everything is written as NIfTI (`nifti.py`).
@@ -16,7 +16,7 @@ from urllib.parse import quote
 from spinejax import failures, labels, schema
 from spinejax.errors import InputError
 from spinejax.files import expanded
-from spinejax.io import dicom, metaimage, nifti, voxels
+from spinejax.io import dicom, metaimage, nifti, nrrd, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
 from spinejax.io.voxels import Source
 from spinejax.volume import LabelVolume, Volume
@@ -24,10 +24,10 @@ from spinejax.volume import LabelVolume, Volume
 VERSE_LABELS = range(29)
 """The numbers of VerSe's masks."""
 
-ENDINGS = "DICOM, .nii, .nii.gz, .mha or .mhd"
+ENDINGS = "DICOM, .nii, .nii.gz, .nrrd, .mha or .mhd"
 """The formats of scans, for messages."""
 
-_ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad])$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad]|nrrd)$", re.IGNORECASE)
 _DICOM_ENDING = re.compile(r"\.(zip|dcm|dicom|ima)$", re.IGNORECASE)
 
 
@@ -202,7 +202,7 @@ def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 
 def read_volume(path: str | os.PathLike[str], *, series: int | None = None) -> Volume:
-    """Read a CT: a DICOM folder, zip archive or file, or a NIfTI or MetaImage file.
+    """Read a CT: a DICOM folder, zip archive or file, or a NIfTI, NRRD or MetaImage file.
 
     The slope and intercept of NIfTI and DICOM are applied. NaN, both infinities, and values below
     -1024 HU (fillers outside the scan circle, such as -2048) become -1024. Trailing axes of length
@@ -235,7 +235,7 @@ def read_labels(
     In masks of VerSe ids, sacrum and coccyx become background (`labels.drop_reserved`).
 
     Args:
-        path: a NIfTI or MetaImage file.
+        path: a NIfTI, NRRD or MetaImage file.
         valid: the allowed labels; None allows all whole numbers from 0, none of which is special,
             and wraps numbers above 255 into 1 to 255.
 
@@ -263,6 +263,8 @@ def shape_of(path: Path) -> tuple[int, ...]:
 def _format(path: Path) -> ModuleType:
     if is_dicom(path):
         return dicom
+    if nrrd.is_nrrd(path):
+        return nrrd
     return metaimage if metaimage.is_metaimage(path) else nifti
 
 

@@ -174,7 +174,7 @@ IMAGES = {
     "tar": Bad(zipped(bytes(257) + b"ustar" + bytes(300)), "tar archive.*unpack"),
     "zipped_twice": Bad(zipped(GOOD), "gzip.*unpack"),
     "png": Bad(raw(b"\x89PNG\r\n\x1a\n" + bytes(60)), "PNG"),
-    "nrrd": Bad(raw(b"NRRD0004\n"), "NRRD.*convert"),
+    "nrrd": Bad(raw(b"NRRD0004\n"), "NRRD.*nrrd"),
     "hdf5": Bad(raw(b"\x89HDF\r\n\x1a\n" + bytes(60)), "HDF5"),
     "mha_as_nifti": Bad(mha(), r"MetaImage.*\.mha"),
     "nifti_as_mha": Bad(saved(ct()), r"\.nii", ending=".mha"),
