@@ -308,9 +308,9 @@ def _files(path: Path) -> Iterator[list[_File]]:
     """
     if path.is_dir():
         found = []
-        for file in _below(path):  # a file that cannot be read may be a slice
-            with voxels.reporting(file), open_regular(file) as stream:
-                found.append(_File(file, str(file.relative_to(path)), stream.read(_HEAD_BYTES)))
+        for one in _below(path):  # a file that cannot be read may be a slice
+            with voxels.reporting(one), open_regular(one) as stream:
+                found.append(_File(one, str(one.relative_to(path)), stream.read(_HEAD_BYTES)))
         yield _dicom_only(path, found)
     elif path.suffix.lower() == ".zip":
         with tempfile.TemporaryDirectory(prefix="spinejax-") as folder:
@@ -324,12 +324,9 @@ def _files(path: Path) -> Iterator[list[_File]]:
 def _dicom_only(path: Path, files: Iterable[_File]) -> list[_File]:
     found = [file for file in files if _is_dicom_head(file.head) or _NAMED.search(file.name)]
     if not found:
-        remedy = (
-            "unpack it and give the scan in it"
-            if path.suffix.lower() == ".zip"
-            else ("give the folder of a DICOM series, or a scan")
-        )
-        raise InputError(f"{path}: holds no DICOM file; {remedy}")
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder without DICOM files; give that of a series")
+        raise InputError(f"{path}: holds no DICOM file; unpack it and give the scan in it")
     return found
 
 

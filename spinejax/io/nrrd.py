@@ -79,7 +79,7 @@ def opened(path: Path) -> Iterator[Source]:
         raise InputError(
             f"{path}: truncated or damaged voxels; copy or download it again"
         ) from None
-    stream = io.BytesIO(np.ascontiguousarray(array).data)  # type: ignore[arg-type]
+    stream = io.BytesIO(np.ascontiguousarray(array).data)
     del array
     yield Source(cast(BinaryIO, stream), layout, affine, grid)
 

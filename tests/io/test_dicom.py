@@ -3,6 +3,7 @@
 import locale
 import logging
 import math
+import os
 import zipfile
 
 import numpy as np
@@ -19,7 +20,8 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry
-from spinejax.datasets import verse
+from spinejax.data import cache
+from spinejax.datasets import copies, verse
 from spinejax.errors import InputError
 from spinejax.io import dicom, grids, nifti, scanfile
 from tests.support.dicom_files import PATIENT, image, save, series, write
@@ -228,10 +230,10 @@ BAD = {
     "a single slice": (_edited(lambda images: images[:1]), "holds no scan.*a single slice"),
     "cut": (_cut, r"3\.dcm cannot be read: truncated"),
     "pointer": (_pointer, r"9\.dcm cannot be read"),
-    "no file": (lambda folder: folder.mkdir() or folder, "holds no DICOM file"),
+    "no file": (lambda folder: folder.mkdir() or folder, "without DICOM files"),
     "text": (
         lambda folder: (folder.mkdir(), (folder / "README").write_text("x")) and folder,
-        "holds no DICOM file",
+        "without DICOM files",
     ),
 }  # fmt: skip
 
@@ -455,3 +457,23 @@ def test_rotation_of_a_series_turns_its_grid(tmp_path):
     affine[:3, :3] = turn @ affine[:3, :3]
     volume = scanfile.read_volume(write(tmp_path, series(values(), affine)))
     np.testing.assert_allclose(volume.native_affine, affine, atol=1e-5)
+
+
+def test_a_change_of_any_file_is_noticed_by_the_cache(tmp_path):
+    images = series(values((4, 4, 3)), AXIAL)
+    folder = write(tmp_path / "ct", images)
+
+    def digest():
+        for path in folder.iterdir():  # content of recent files is not remembered
+            os.utime(path, (0, len(path.read_bytes())))
+        known = cache.digests_in(tmp_path)
+        found = known.of_voxels(folder)
+        known.save()
+        return found
+
+    before = digest()
+    assert digest() == before == copies.voxel_digest(scanfile.read_volume(folder))
+    first = folder / "IM0000"
+    content = first.read_bytes()
+    first.write_bytes(content[:-2] + b"\x07\x07")
+    assert digest() != before
