@@ -301,8 +301,8 @@ def score(
     Memory holds one pair at a time.
 
     Args:
-        prediction: NIfTI or MetaImage label file, a folder of them, or a `Segmentation`.
-        reference: NIfTI or MetaImage label file; a folder of them if `prediction` is a folder.
+        prediction: NIfTI, NRRD or MetaImage label file, a folder of them, or a `Segmentation`.
+        reference: such a label file; a folder of them if `prediction` is a folder.
         labels: the numbers in the files, one of `numberings.NAMES`. Those of other programs become
             VerSe ids, and what is no vertebra becomes background. "verse" takes any numbers from 0
             to 255. "binary" takes any whole numbers from 0; then only the foreground is scored. Of

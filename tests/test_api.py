@@ -69,14 +69,16 @@ def test_the_examples_and_their_results_are_typed(tmp_path):
 
 def test_import_is_light_and_the_names_are_there():
     code = (
-        "import sys, spinejax; heavy = {'jax', 'flax', 'numpy', 'nibabel', 'matplotlib', 'scipy'};"
+        "import sys, spinejax;"
+        "heavy = {'jax', 'flax', 'numpy', 'nibabel', 'matplotlib', 'scipy', 'SimpleITK'};"
         "print(sorted(heavy & set(sys.modules)));"
         "print(sorted(name for name in sys.modules if name.startswith('spinejax')));"
-        "import spinejax.training.loop; print(callable(spinejax.train));"
+        "import spinejax.training.loop; print('SimpleITK' in sys.modules);"
+        "print(callable(spinejax.train));"
         "print(all(getattr(spinejax, name) is not None for name in spinejax.__all__))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "['spinejax']", "True", "True"]
+    assert done.stdout.splitlines() == ["[]", "['spinejax']", "False", "True", "True"]
     assert set(spinejax.__all__) <= set(dir(spinejax))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         spinejax.nothing  # noqa: B018

@@ -36,7 +36,7 @@ LEVEL = {name: level for level, row in enumerate(FLOORS) for name in row}
 # Only these files know these libraries.
 ONLY = {
     "nibabel": {"io/nifti.py"},
-    "SimpleITK": {"io/metaimage.py"},
+    "SimpleITK": {"io/itk.py"},
     "safetensors": {"training/model_file.py"},
     "orbax": {"training/checkpoint.py"},
     "grain": {f"data/{name}.py" for name in ("feeds", "slice_feed", "patch_feed", "cube_feed")},

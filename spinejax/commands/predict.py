@@ -25,7 +25,8 @@ def define_flags(values: FlagValues) -> None:
     parsing.path_flag(
         values,
         "input",
-        "A CT (NIfTI, MetaImage), or a folder of CTs; may be given without --input.",
+        "A CT (DICOM folder or zip, NIfTI, NRRD, MetaImage), or a folder of CTs; may be given "
+        "without --input.",
         required=True,
         several=True,
         short="i",
@@ -33,6 +34,12 @@ def define_flags(values: FlagValues) -> None:
     parsing.path_flag(values, "output", "Folder for labels and pictures.", required=True, short="o")
     parsing.model_flags(values)
     parsing.calibration_flag(values)
+    flags.DEFINE_integer(
+        "series",
+        None,
+        "Number of the DICOM series; by default the CT series that shows most.",
+        flag_values=values,
+    )
     parsing.path_flag(
         values, "reference", "Label file or folder; the picture shows it beside the prediction."
     )
@@ -85,8 +92,8 @@ def run(values: FlagValues) -> int:
 
     def read(name: str, path: Path) -> tuple[Volume, LabelVolume | None]:
         if name not in references:
-            return scanfile.read_volume(path), None
-        return scanfile.read_pair(path, references[name], valid=valid)
+            return scanfile.read_volume(path, series=values.series), None
+        return scanfile.read_pair(path, references[name], valid=valid, series=values.series)
 
     def segment(
         name: str, pair: tuple[Volume, LabelVolume | None]

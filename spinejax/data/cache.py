@@ -172,8 +172,13 @@ class ContentDigests:
             finally:
                 logger.disabled = False
 
-        # The voxels of a MetaImage may lie apart from its header.
-        return self._remembered(scanfile.parts(path)[-1], f" voxels of {path.name}", digest)
+        # The voxels of a MetaImage may lie apart from its header, those of DICOM in many files.
+        *others, last = scanfile.parts(path)
+        what = f" voxels of {path.name}"
+        if path.is_dir():
+            together = "".join(map(self.of, others)).encode()
+            what += f" {hashlib.sha256(together).hexdigest()}"
+        return self._remembered(last, what, digest)
 
     def _remembered(self, path: Path, what: str, digest: Callable[[BinaryIO], str]) -> str:
         name = f"{path.absolute()}{what}"
@@ -377,7 +382,7 @@ def _write_entry(
 
 
 def _digest(digests: ContentDigests, path: Path) -> str:
-    """Return the digest of all files that hold the image: a MetaImage has its voxels apart."""
+    """Return the digest of all files that hold the image: MetaImage and DICOM have several."""
     return "+".join(digests.of(part) for part in scanfile.parts(path))
 
 

@@ -21,7 +21,7 @@ from spinejax import geometry, labels, plausible
 from spinejax.datasets import copies, splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, describe
-from spinejax.io import centroid_json, metaimage, scanfile
+from spinejax.io import centroid_json, dicom, scanfile
 from spinejax.io.grids import relation
 from spinejax.numberings import BINARY
 from spinejax.progress import Progress, silent
@@ -92,13 +92,14 @@ class _Finding:
 
     `is_verse` is False if its mask does not have the numbering that the user gave, or does not tell
     vertebrae apart. `likely` names the numberings that it seems to have instead. `voxels` is the
-    digest of its CT, "" without.
+    digest of its CT, "" without. `series` describes the DICOM series of its CT.
     """
 
     ids: tuple[int, ...] = ()
     is_verse: bool = True
     likely: tuple[str, ...] = ()
     voxels: str = ""
+    series: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
 
 
@@ -124,16 +125,11 @@ def doctor(
         The inventory and the problems.
 
     Raises:
-        InputError: `root` is missing, is no folder, holds no scans, or holds MetaImage files and
-            SimpleITK is not installed.
+        InputError: `root` is missing, is no folder, or holds no scans.
     """
-    root = Path(root)
+    root = scanfile.named(Path(root))
     unlisted: dict[str, str] = {}
     cases = verse.index_dataset(root, exclude_gl, unlisted)
-    paths = (path for case in cases for path in (case.image, case.labels) if path)
-    needing = next(filter(metaimage.is_metaimage, paths), None)
-    if needing is not None:  # one error here instead of a problem for each file
-        metaimage.require_simpleitk(needing)
     findings, problems = [], list(unlisted.values())
     with (
         ThreadPoolExecutor(_THREADS) as pool,
@@ -147,6 +143,7 @@ def doctor(
             bar.advance()
     problems += _copies(cases, findings)
     lines = _summary(root, cases)
+    lines += _series(findings, cases)
     lines += _numbering(cases, findings, numbering)
     lines += _table(cases, findings)
     lines += _histogram(cases, findings)
@@ -157,6 +154,14 @@ def _line(case: str, text: str) -> str:
     """Return a problem on one line that names its case once; file names may hold line ends."""
     text = " ".join(text.split())
     return text if text.startswith(f"{case}.") else f"{case}: {text}"
+
+
+def _series(findings: Sequence[_Finding], cases: Sequence[Case]) -> Iterable[str]:
+    """List the DICOM series of each case."""
+    for case, finding in zip(cases, findings, strict=True):
+        if finding.series:
+            yield f"DICOM series of {case.id}, by number:"
+            yield from (f"  {one}" for one in finding.series)
 
 
 def _copies(cases: Sequence[Case], findings: Sequence[_Finding]) -> Iterable[str]:
@@ -179,6 +184,8 @@ def _examine(case: Case, root: Path, numbering: str) -> _Finding:
     mask: LabelVolume | None = None
     with _noting(finding):
         if case.image:
+            if scanfile.is_dicom(case.image):
+                finding.series = tuple(map(str, dicom.series_in(case.image)))
             image = scanfile.read_volume(case.image)
             finding.voxels = copies.voxel_digest(image)
             name = _shown(case.image, root)
@@ -234,7 +241,7 @@ def _read_mask(path: Path, edition: str | None, numbering: str) -> tuple[LabelVo
 
 
 def _shown(path: Path, root: Path) -> str:
-    return str(path.relative_to(root))
+    return path.name if path == root else str(path.relative_to(root))
 
 
 def _without_voxels(volume: Volume) -> Volume:

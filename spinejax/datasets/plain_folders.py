@@ -100,7 +100,8 @@ def scan_files(source: Path, failed: dict[str, str] | None = None) -> dict[str, 
     """Find the CT of a file, or the CTs under a folder, by case id.
 
     The folder may have any layout of a data set and may hold masks, too: files whose name or folder
-    says "mask", as earlier predictions do, are passed over.
+    says "mask", as earlier predictions do, are passed over. A DICOM folder is one CT, see
+    `scanfile.walk`, of the name of the folder.
 
     Args:
         source: a file or a folder.
@@ -112,16 +113,15 @@ def scan_files(source: Path, failed: dict[str, str] | None = None) -> dict[str, 
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check --input")
+    source = scanfile.named(source)
     outer = _nnunet_folder(source if source.is_dir() else source.parent)
     if not source.is_dir():
         return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
     scans: dict[str, list[FileName]] = {}
-    for path in sorted(
-        folder / name
-        for folder, _, names in scanfile.walk(source, failed)
-        for name in names
-        if scanfile.is_scan(name)
-    ):
+    paths = sorted(path for path in _files(source, failed) if scanfile.is_listed(path))
+    if paths[:1] == [source]:
+        return {scanfile.case_id(source): source}
+    for path in paths:
         name = file_names.parse(path, (*outer, *path.relative_to(source).parts[:-1]))
         if name.role != "image":
             continue
@@ -130,10 +130,7 @@ def scan_files(source: Path, failed: dict[str, str] | None = None) -> dict[str, 
     if not found and failed:
         raise InputError(next(iter(failed.values())))
     if not found:
-        raise InputError(
-            f"{source}: no CT ({scanfile.ENDINGS}) in it; check --input, and convert DICOM to "
-            "NIfTI first, e.g. with dcm2niix"
-        )
+        raise InputError(f"{source}: no CT ({scanfile.ENDINGS}) in it; check --input")
     return found
 
 

@@ -79,17 +79,17 @@ def index_dataset(
     Args:
         root: a VerSe download (subject-based, MICCAI'19 or MICCAI'20, one or both editions, any
             depth of folders), or a dataset with `images/` and `labels/`, or nnU-Net's
-            `imagesTr/labelsTr`. Files are NIfTI or MetaImage.
+            `imagesTr/labelsTr`. Scans are DICOM folders and archives, NIfTI, NRRD or MetaImage.
         exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
         failed: gets the folders that cannot be listed, see `scanfile.walk`.
 
     Raises:
         InputError: `root` is missing, is no folder, holds no scans, or cannot be listed.
     """
-    root = Path(root)
+    root = scanfile.named(Path(root))
     if not root.exists():
         raise InputError(f"dataset folder {root} does not exist; check the path")
-    if not root.is_dir():
+    if not root.is_dir() and not root.name.lower().endswith(".zip"):
         raise InputError(f"{root} is not a folder; data.root must be the folder of the dataset")
     names = _names(root, failed)
     if not any(name.role in ("image", "labels") for name in names):
@@ -156,9 +156,9 @@ def _names(root: Path, failed: dict[str, str] | None) -> list[FileName]:
             for name in folders
             if not name.startswith(".") and name.lower() not in _SKIPPED_FOLDERS
         )
-        parts = folder.relative_to(root).parts
+        parts = () if folder == root.parent else folder.relative_to(root).parts
         for file in sorted(files):
-            if file_names.is_relevant(file):
+            if file_names.is_relevant(file) or scanfile.is_listed(folder / file):
                 name = file_names.parse(folder / file, parts, outer)
                 if name.role != "other":
                     names.append(name)
@@ -227,7 +227,7 @@ def _groups(items: Iterable[_T], key: Callable[[_T], object]) -> dict[object, li
 
 def _missing(draft: _Draft, is_verse: bool, root: Path) -> list[str]:
     present = next(path for path in (draft.image, draft.labels, draft.centroids) if path)
-    shown = present.relative_to(root)
+    shown = present.name if present == root else present.relative_to(root)
     problems = []
     if draft.image is None:
         problems.append(f"no CT for {shown}")

@@ -1,1 +1,1 @@
-"""Scans and label maps in and out: NIfTI, MetaImage, centroids, file names, grids that differ."""
+"""Scans and label maps in and out: their formats, centroids, file names, grids that differ."""

@@ -22,7 +22,7 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK),
     (b"7z\xbc\xaf", "a 7-zip archive", _UNPACK),
     (b"Rar!", "a RAR archive", _UNPACK),
-    (b"NRRD", "a NRRD file", _CONVERT),
+    (b"NRRD", "a NRRD file", "end its name in .nrrd"),
     (b"\x89HDF", "an HDF5 or MINC file", _CONVERT),
     (b"CDF", "a MINC file", _CONVERT),
     (b"\x93NUMPY", "a NumPy array", "save it as NIfTI together with its affine"),
@@ -54,7 +54,7 @@ def _look(head: bytes) -> tuple[str, str]:
         if head.startswith(magic):
             return what, remedy
     if head[128:132] == b"DICM":
-        return "a DICOM file", "convert its whole series to .nii.gz, e.g. with dcm2niix"
+        return "a DICOM file", "give the folder of its series"
     if head[257:262] == b"ustar":
         return "a tar archive", _UNPACK
     if head[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c"):

@@ -55,6 +55,7 @@ _CENTROID_SUFFIX = re.compile(r"[-_](?:iso[-_]ctd|ctd[-_]iso|ctd)$", re.IGNORECA
 _ISO_CENTROID = re.compile(r"[-_](?:iso[-_]ctd|ctd[-_]iso)$", re.IGNORECASE)
 _SEG_ENTITY = re.compile(r"_seg-([a-z0-9]+)(?=_|$)", re.IGNORECASE)
 _CT_SUFFIX = re.compile(r"(?:^|[-_])ct$", re.IGNORECASE)
+_DICOM_FOLDER = re.compile(r"(?:^|[-_])(dicom|dcm)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"_0000$")
 _OTHER_CHANNEL = re.compile(r"_000[1-9]$")
 _VERSE_ID = re.compile(r"(?<![a-z])(verse|gl)(\d{1,4})(?!\d)", re.IGNORECASE)
@@ -165,6 +166,8 @@ def parse(path: Path, folders: tuple[str, ...], outer: tuple[str, ...] = ()) -> 
         name = _SEG_ENTITY.sub("", _CENTROID_SUFFIX.sub("", stem))
     else:
         role, name = _image_or_labels(stem, lower)
+    if "." not in path.name:  # a folder of DICOM files
+        name = _DICOM_FOLDER.sub("", name)
     name = _CT_SUFFIX.sub("", name).strip("-_")
     if not name and folders:  # one folder per scan, e.g. s0001/ct.nii.gz beside s0001/mask.nii.gz
         kept = [f for f in folders if f.lower() not in _IMAGE_DIRS | _LABEL_DIRS]

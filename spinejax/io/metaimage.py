@@ -1,10 +1,9 @@
 """MetaImage files in: .mha, and .mhd with a .raw or .zraw file beside it.
 
-No other module uses SimpleITK (the `dicom` extra). SimpleITK makes the grid from the fields of the
-header, because it knows all spellings of a grid. It gets a header with checked fields alone,
-because it prints lines of its own about a field that it cannot read. This module reads the voxels
-slab by slab, as those of NIfTI files: ITK would hold a scan twice, and returns an image even if
-compressed voxels are damaged or missing.
+SimpleITK makes the grid from the fields of the header, because it knows all spellings of a grid. It
+gets a header with checked fields alone, because it prints lines of its own about a field that it
+cannot read. This module reads the voxels slab by slab, as those of NIfTI files: ITK would hold a
+scan twice, and returns an image even if compressed voxels are damaged or missing.
 
 ITK's world is LPS+ (x grows to the patient's left, y to posterior), and ours is RAS+: x and y
 change sign. The fields of the header are those of MetaIO's documentation
@@ -22,14 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO, cast
 
 import numpy as np
 
 from spinejax import geometry
 from spinejax.errors import InputError, shown
-from spinejax.io import contents, voxels
+from spinejax.io import contents, itk, voxels
 from spinejax.io.voxels import Layout, Source
 from spinejax.volume import DiskGrid
 
@@ -73,22 +71,6 @@ def is_metaimage(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in (".mha", ".mhd")
 
 
-def require_simpleitk(path: str | os.PathLike[str]) -> ModuleType:
-    """Return the module SimpleITK.
-
-    Raises:
-        InputError: it is not installed; `path` is the file that needs it.
-    """
-    try:
-        import SimpleITK
-    except ImportError:
-        raise InputError(
-            f"{path}: reading MetaImage needs SimpleITK; pip install 'spinejax[dicom]', or convert "
-            "the file to .nii.gz"
-        ) from None
-    return SimpleITK
-
-
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     """Return the files of an image: its header and, if it is separate, its voxel file.
 
@@ -117,7 +99,7 @@ def opened(path: Path) -> Iterator[Source]:
     """Open an image and check its header.
 
     Raises:
-        InputError: SimpleITK is not installed; else see `scanfile.read_volume`.
+        InputError: see `scanfile.read_volume`.
     """
     header = _read_header(path)
     layout, grid = _layout_and_grid(path, header)
@@ -213,7 +195,7 @@ def _data_file(path: Path, name: str) -> Path:
 
 def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
     """Return the layout of the voxels in their file, and their grid in space."""
-    sitk = require_simpleitk(path)
+    sitk = itk.library()
     _check_fields(path, header.fields)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("MetaImageIO")

@@ -1,12 +1,14 @@
-"""Scans and label maps from files of all supported formats: NIfTI and MetaImage.
+"""Scans and label maps of all supported formats: DICOM, NIfTI, NRRD and MetaImage.
 
-The ending of the name decides. Everything is written as NIfTI (`nifti.py`).
+The ending of the name decides; what has none of them and is a folder or a DICOM file is a DICOM
+series. Everything is written as NIfTI (`nifti.py`).
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
@@ -14,18 +16,20 @@ from urllib.parse import quote
 from spinejax import failures, labels, schema
 from spinejax.errors import InputError
 from spinejax.files import expanded
-from spinejax.io import metaimage, nifti, voxels
+from spinejax.io import dicom, metaimage, nifti, nrrd, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
+from spinejax.io.voxels import Source
 from spinejax.numberings import BINARY
 from spinejax.volume import LabelVolume, Volume
 
 VERSE_LABELS = range(29)
 """The numbers of VerSe's masks."""
 
-ENDINGS = ".nii, .nii.gz, .mha or .mhd"
-"""The endings of scan files, for messages."""
+ENDINGS = "DICOM, .nii, .nii.gz, .nrrd, .mha or .mhd"
+"""The formats of scans, for messages."""
 
-_ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad])$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad]|nrrd)$", re.IGNORECASE)
+_DICOM_ENDING = re.compile(r"\.(zip|dcm|dicom|ima)$", re.IGNORECASE)
 
 
 def is_scan(path: str | os.PathLike[str]) -> bool:
@@ -34,16 +38,34 @@ def is_scan(path: str | os.PathLike[str]) -> bool:
     return bool(_ENDING.search(name)) and not name.startswith(".")
 
 
+def named(root: Path) -> Path:
+    """Return a path whose last part is a name, which "." and ".." are not."""
+    return root.resolve() if root.name in ("", "..") else root
+
+
+def is_listed(path: Path) -> bool:
+    """Return whether one of the files that `walk` lists is a scan: its folders and archives are."""
+    return is_scan(path) or path.suffix.lower() == ".zip" or path.is_dir()
+
+
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is read as DICOM: a folder, a zip archive, or a DICOM file."""
+    return not _ENDING.search(Path(path).name) and dicom.is_dicom(Path(path))
+
+
 def walk(
     root: Path, failed: dict[str, str] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Walk a folder like `os.walk`; links are followed, loops of links are not.
 
-    A folder that is named like a scan and holds no file is one of the files, so that its reader
-    says what is wrong with it.
+    A DICOM scan is one of the files: a folder that holds DICOM files; or one whose DICOM files, all
+    in folders below, are of one study, and which holds no other scan; or a zip archive with DICOM
+    files. If `root` itself is one, it is a file of the folder above. Other zip archives are left
+    out. A folder that is named like a scan and holds no file is one of the files, too, so that its
+    reader says what is wrong with it.
 
     Args:
-        root: the folder.
+        root: the folder, or a DICOM scan.
         failed: gets the reason for every folder that cannot be listed, which is logged, too; None
             refuses such a folder.
 
@@ -59,23 +81,69 @@ def walk(
             raise problem from error
         failures.note(str(error.filename), problem, failed)
 
+    series = _dicom_folders(root)
+    if root in series or not root.is_dir():
+        yield root.parent, [], [root.name]
+        yield root, [], _beside_dicom(root)
+        return
+    for folder, folders, files in _walk(root, refuse):
+        files[:] = [
+            name
+            for name in files
+            if not name.lower().endswith(".zip") or dicom.holds_dicom(folder / name)
+        ]
+        for name in list(folders):
+            empty = is_scan(name) and not any(there for _, _, there in os.walk(folder / name))
+            if empty or folder / name in series:
+                folders.remove(name)
+                files.append(name)
+        found = [folder / name for name in files if folder / name in series]
+        yield folder, folders, files
+        for one in found:
+            yield one, [], _beside_dicom(one)
+
+
+def _beside_dicom(folder: Path) -> list[str]:
+    """Return the masks and other scans among the files of a DICOM series."""
+    return sorted(filter(is_scan, os.listdir(folder))) if folder.is_dir() else []
+
+
+def _walk(
+    root: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk a folder like `os.walk`; links are followed, loops of links are not."""
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=onerror, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        for name in filter(is_scan, list(folders)):
-            if not any(inside for _, _, inside in os.walk(Path(folder, name))):
-                folders.remove(name)
-                files.append(name)
         yield Path(folder), folders, files
+
+
+def _dicom_folders(root: Path) -> set[Path]:
+    """Return the largest folders under and with `root` that are a DICOM scan each, see `walk`."""
+    studies: dict[Path, set[str]] = {}
+    direct: set[Path] = set()
+    mixed: set[Path] = set()
+    for folder, _, files in _walk(root):
+        study = dicom.study_in(folder, files)
+        above = (folder, *folder.parents)[: len(folder.relative_to(root).parts) + 1]
+        if study is not None:
+            direct.add(folder)
+            for one in above:
+                studies.setdefault(one, set()).add(study)
+        if any(map(is_scan, files)):
+            mixed.update(above)
+    one_study = {one for one, found in studies.items() if len(found) == 1 and one not in mixed}
+    scans = direct | one_study
+    return {one for one in scans if scans.isdisjoint(one.parents)}
 
 
 def stem(path: str | os.PathLike[str]) -> str:
     """Return the name of a file without the ending of its format."""
-    return _ENDING.sub("", Path(path).name)
+    return _DICOM_ENDING.sub("", _ENDING.sub("", Path(path).name))
 
 
 _MOST_BYTES = 200  # a file system's limit is 255, and `_quicklook.png` and such are added
@@ -130,20 +198,30 @@ def valid_labels(numbering: str, *, strict: bool = True) -> Collection[int] | No
 
 
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Return the files of an image: the file itself, and the voxel file of a MetaImage.
+    """Return the files of an image: the file itself; of a MetaImage, the voxel file, too.
+
+    Those of a DICOM folder are the files of all its series.
 
     Raises:
-        InputError: the header does not name the voxel file, or that is missing.
+        InputError: the header does not name the voxel file, or that is missing; or a file of a
+            folder cannot be read.
     """
+    if is_dicom(path):
+        return dicom.parts(Path(path))
     return metaimage.parts(path) if metaimage.is_metaimage(path) else (Path(path),)
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a CT from a NIfTI or MetaImage file.
+def read_volume(path: str | os.PathLike[str], *, series: int | None = None) -> Volume:
+    """Read a CT: a DICOM folder, zip archive or file, or a NIfTI, NRRD or MetaImage file.
 
-    The slope and intercept of NIfTI are applied. NaN, both infinities, and values below -1024 HU
-    (fillers outside the scan circle, such as -2048) become -1024. Trailing axes of length one are
-    dropped.
+    The slope and intercept of NIfTI and DICOM are applied. NaN, both infinities, and values below
+    -1024 HU (fillers outside the scan circle, such as -2048) become -1024. Trailing axes of length
+    one are dropped.
+
+    Args:
+        path: the folder or file.
+        series: number of the DICOM series. None takes the CT series that shows most, and says which
+            in the log if there are several.
 
     Returns:
         A volume of int16 if all values are whole numbers that fit, else of float32.
@@ -151,10 +229,11 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     Raises:
         InputError: the file is missing, truncated, of another format, or no single 3D image of
             numbers; it has no usable affine or no finite value; its header claims more voxels than
-            the file or the memory can hold; or it is a MetaImage and SimpleITK is not installed.
+            the file or the memory can hold; or a DICOM series cannot be trusted, see
+            `dicom.opened`.
     """
     path = expanded(path)
-    with _format(path).opened(path) as (stream, layout, affine, disk):
+    with _opened(path, series) as (stream, layout, affine, disk):
         return Volume(voxels.intensities(path, stream, layout), affine, disk)
 
 
@@ -166,7 +245,7 @@ def read_labels(
     In masks of VerSe ids, sacrum and coccyx become background (`labels.drop_reserved`).
 
     Args:
-        path: a NIfTI or MetaImage file.
+        path: a NIfTI, NRRD or MetaImage file.
         valid: the allowed labels; a mapping also says which VerSe id each becomes, see
             `valid_labels`. None allows all whole numbers from 0, none of which is special, and
             wraps numbers above 255 into 1 to 255.
@@ -176,7 +255,7 @@ def read_labels(
             number (to 0.01, or to half a quantisation step if the file has a slope).
     """
     path = expanded(path)
-    with _format(path).opened(path) as (stream, layout, affine, disk):
+    with _opened(path) as (stream, layout, affine, disk):
         array = voxels.label_values(path, stream, layout, wrap=valid is None)
     if valid is None:
         return LabelVolume(array, affine, disk)
@@ -220,7 +299,22 @@ def shape_of(path: Path) -> tuple[int, ...]:
 
 
 def _format(path: Path) -> ModuleType:
+    if is_dicom(path):
+        return dicom
+    if nrrd.is_nrrd(path):
+        return nrrd
     return metaimage if metaimage.is_metaimage(path) else nifti
+
+
+def _opened(path: Path, series: int | None = None) -> AbstractContextManager[Source]:
+    """Open a scan with the reader of its format."""
+    found = _format(path)
+    if found is dicom:
+        return dicom.opened(path, series)
+    if series is not None:
+        raise InputError(f"{path}: is no DICOM and has no series {series}; leave --series out")
+    opened: AbstractContextManager[Source] = found.opened(path)
+    return opened
 
 
 def read_pair(
@@ -228,8 +322,12 @@ def read_pair(
     labels_path: str | os.PathLike[str],
     tolerance_mm: float = TOLERANCE_MM,
     valid: Collection[int] | None = VERSE_LABELS,
+    *,
+    series: int | None = None,
 ) -> tuple[Volume, LabelVolume]:
     """Read a CT and its label map, which may have another format, axis order or grid.
+
+    The arguments are those of `read_volume`, `read_labels` and `grids.match_labels`.
 
     Returns:
         The CT, and the labels on its grid (see `grids.match_labels`).
@@ -238,5 +336,5 @@ def read_pair(
         InputError: as for `read_volume` and `read_labels`; the two do not overlap in space, or no
             label lies on the CT's grid.
     """
-    image = read_volume(image_path)
+    image = read_volume(image_path, series=series)
     return image, match_labels(image, read_labels(labels_path, valid), tolerance_mm)

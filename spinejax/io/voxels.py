@@ -1,6 +1,6 @@
 """The voxels of a file, slab by slab: opening, checking, converting and writing them.
 
-This module knows gzip, types, slope and intercept. `nifti.py` and `metaimage.py` know headers.
+This module knows gzip, types, slope and intercept. The modules of the formats know headers.
 Voxels are stored with the first axis fastest, so that a slab along the last axis is contiguous.
 """
 

@@ -16,6 +16,7 @@ import pytest
 
 from spinejax.cli import main
 from spinejax.files import LIST
+from tests.support import dicom_files
 from tests.support.cli_runs import (
     AFFINE,
     ROOT,
@@ -113,7 +114,35 @@ def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run
     (tmp_path / "dicom").mkdir()
     (tmp_path / "dicom/IM0001").write_bytes(b"\0" * 128 + b"DICM")
     arguments[2] = f"--input={tmp_path / 'dicom'}"
-    fails(capsys, arguments, "no CT", "convert DICOM")
+    fails(capsys, arguments, "holds no CT image")
+
+
+def test_a_dicom_folder_gives_the_labels_of_its_nifti_twin(dataset, run, tmp_path, capsys):
+    """Results are called after the folder; nothing tells who the patient is."""
+    ct = nib.load(ct_of(dataset))
+    folder = tmp_path / "case 7"
+    hu = np.asarray(ct.dataobj).clip(-1024)
+    part = hu[:, :, : hu.shape[2] // 2]
+    dicom_files.write(folder / "MUSTER_ERIKA", dicom_files.series(hu, ct.affine))
+    dicom_files.write(folder / "2", dicom_files.series(part, ct.affine, SeriesInstanceUID="1.2.9"))
+    out = tmp_path / "out"
+    for source in (folder, ct_of(dataset)):
+        assert main(["predict", str(source), "-o", str(out), "--workdir", str(run)]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "reading series 4" in printed and "--series=N" in printed
+    ours, twin = (nib.load(out / f"{name}_seg.nii.gz") for name in ("case 7", "sub-verse500"))
+    np.testing.assert_array_equal(ours.dataobj, twin.dataobj)
+    np.testing.assert_allclose(ours.affine, twin.affine, atol=1e-4)
+    assert main(["predict", str(folder), "-o", str(out), "--workdir", str(run), "--series=5"]) == 0
+    assert nib.load(out / "case 7_seg.nii.gz").shape == part.shape
+    written = b"".join(
+        gzip.decompress(data) if path.suffix == ".gz" else data
+        for path in out.iterdir()
+        for data in (path.read_bytes(),)
+    )
+    printed += "".join(capsys.readouterr())
+    for word in ("muster", "erika", "4711"):
+        assert word not in printed.lower() and word.encode() not in written.lower()
 
 
 def test_what_somebody_else_wrote_is_not_replaced(dataset, run, tmp_path, capsys):

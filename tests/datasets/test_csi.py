@@ -3,10 +3,9 @@
 File names as in code that reads the data: `case1.mhd`, `case1_label.mhd`, voxels in .raw beside.
 """
 
-import sys
-
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from spinejax import schema
 from spinejax.cli import main
@@ -19,8 +18,6 @@ from spinejax.errors import InputError
 from spinejax.io import nifti, scanfile
 from spinejax.volume import Volume
 from tests.support.nifti_files import tissue
-
-sitk = pytest.importorskip("SimpleITK", reason="needs the dicom extra (SimpleITK)")
 
 AXIAL = SlicePreprocess(plane="axial", mode="resize", size=(16, 16))
 SPACING = (0.5, 0.5, 1.0)  # exact in the float32 of NIfTI headers
@@ -215,12 +212,6 @@ def test_doctor_takes_masks_of_ones_for_binary_and_names_the_bad_ones(tmp_path):
     empty, damaged = report.problems
     assert empty == "c2: labels/c2.nii.gz is empty"
     assert damaged.startswith(f"c4: {tmp_path / 'labels/c4.raw'}: ")
-
-
-def test_doctor_asks_for_simpleitk_once(csi, monkeypatch):
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(InputError, match=r"case1.mhd: .*pip install 'spinejax\[dicom\]'"):
-        doctor(csi)
 
 
 def test_from_metaimage_to_scores_and_a_prediction(csi, twins, tmp_path, capsys):

@@ -1,19 +1,17 @@
 """MetaImage files against SimpleITK itself, which writes them and knows where voxels lie."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry, scoring
 from spinejax.errors import InputError
 from spinejax.io import metaimage, nifti, scanfile, voxels
 from tests.support.nifti_files import one_line
-
-sitk = pytest.importorskip("SimpleITK", reason="needs the dicom extra (SimpleITK)")
 
 SHAPE = (9, 8, 7)
 AXES = np.eye(3)
@@ -428,11 +426,3 @@ def test_parts_are_what_the_voxels_depend_on(tmp_path):
     path = save(tmp_path / "b.mhd", values(), compressed=True)
     assert scanfile.parts(path) == (path, tmp_path / "b.zraw")
     assert scanfile.parts(tmp_path / "c.nii.gz") == (tmp_path / "c.nii.gz",)
-
-
-def test_without_simpleitk_one_line_says_what_to_install(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.mhd", values())
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(InputError, match=r"pip install 'spinejax\[dicom\]'") as error:
-        scanfile.read_volume(path)
-    assert one_line(error).startswith(f"{path}: ")

@@ -17,6 +17,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from tests.support import dicom_files
+
 AFFINE = np.diag([-4.0, -4.0, 4.0, 1.0])
 SHAPE = (24, 24, 32)
 LEVELS = (20, 19, 18)
@@ -139,6 +141,13 @@ def device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def series(path: Path, without: slice = slice(0)) -> None:
+    """Write a good CT as a folder of DICOM files, less those of some slices."""
+    images = dicom_files.series(ct(), AFFINE)
+    del images[without]
+    dicom_files.write(path, images)
+
+
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n".encode()
 HTML = b"<!DOCTYPE html>\n<html><body>Quota exceeded</body></html>\n"
 DICOM = b"\0" * 128 + b"DICM" + bytes(200)
@@ -157,13 +166,15 @@ IMAGES = {
     "xml": Bad(raw(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"), AGAIN),
     "json": Bad(raw(b'{"error": "login"}'), f"JSON.*{AGAIN}"),
     "text": Bad(raw(b"not a scan\n" * 9), "plain text"),
-    "dicom": Bad(raw(DICOM), "DICOM.*dcm2niix"),
-    "dicom_mha": Bad(raw(DICOM), "DICOM.*dcm2niix", ending=".mha"),
+    "dicom": Bad(raw(DICOM), "DICOM.*folder of its series"),
+    "dicom_mha": Bad(raw(DICOM), "DICOM.*folder of its series", ending=".mha"),
+    "dicom_gap": Bad(lambda path: series(path, slice(9, 12)), "3 slices are missing", ending=""),
+    "dicom_good": Bad(lambda path: series(path), "", False, ending=""),
     "zip": Bad(raw(b"PK\x03\x04" + bytes(60)), "zip archive.*unpack"),
     "tar": Bad(zipped(bytes(257) + b"ustar" + bytes(300)), "tar archive.*unpack"),
     "zipped_twice": Bad(zipped(GOOD), "gzip.*unpack"),
     "png": Bad(raw(b"\x89PNG\r\n\x1a\n" + bytes(60)), "PNG"),
-    "nrrd": Bad(raw(b"NRRD0004\n"), "NRRD.*convert"),
+    "nrrd": Bad(raw(b"NRRD0004\n"), "NRRD.*nrrd"),
     "hdf5": Bad(raw(b"\x89HDF\r\n\x1a\n" + bytes(60)), "HDF5"),
     "mha_as_nifti": Bad(mha(), r"MetaImage.*\.mha"),
     "nifti_as_mha": Bad(saved(ct()), r"\.nii", ending=".mha"),

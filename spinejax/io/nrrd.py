@@ -1,0 +1,161 @@
+"""NRRD files in, with their voxels in the same file (.nrrd), through SimpleITK.
+
+The fields are those of the format's definition (https://teem.sourceforge.net/nrrd/format.html). ITK
+turns every known space into LPS+; ours is RAS+, so x and y change sign.
+"""
+
+import io
+import logging
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from spinejax import geometry
+from spinejax.errors import InputError, shown
+from spinejax.io import contents, itk, voxels
+from spinejax.io.voxels import Layout, Source
+from spinejax.volume import DiskGrid
+
+logger = logging.getLogger("spinejax")
+
+_MAX_HEADER = 1 << 16
+_SPACES = {
+    "right-anterior-superior", "ras", "left-anterior-superior", "las",
+    "left-posterior-superior", "lps",
+}  # fmt: skip
+_COMPRESSED = ("gz", "gzip", "bz2", "bzip2")
+_TYPES = ("Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt64", "Float32",
+          "Float64")  # fmt: skip
+_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def is_nrrd(path: Path) -> bool:
+    """Return whether the name ends in .nrrd."""
+    return path.suffix.lower() == ".nrrd"
+
+
+def shape_of(path: Path) -> tuple[int, ...]:
+    """Return the three sides of a scan, from its header alone.
+
+    Raises:
+        InputError: the header cannot be read.
+    """
+    reader, _, _ = _read_header(path)
+    return tuple(int(side) for side in reader.GetSize()[:3])
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """Open an image and check its header.
+
+    Raises:
+        InputError: see `scanfile.read_volume`.
+    """
+    reader, fields, most = _read_header(path)
+    sitk = itk.library()
+    dtypes = {getattr(sitk, f"sitk{name}"): np.dtype(name.lower()) for name in _TYPES}
+    dtype = dtypes.get(reader.GetPixelID())
+    if dtype is None:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise InputError(
+            f"{path}: voxels are of type {kind}; convert it to one 3D scan of int16 or float32"
+        )
+    x, y, z = (int(side) for side in reader.GetSize()[:3])
+    layout = Layout((x, y, z), dtype)
+    voxels.check_claim(path, layout, 0, most)
+    affine = _affine(path, reader, fields)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    # A qform of NIfTI holds rotations only, so a sheared grid is written as sform alone.
+    rigid = np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
+    grid = DiskGrid(path, layout.shape, affine, 1, affine, int(rigid), "mm")
+    try:
+        array = itk.library().GetArrayFromImage(reader.Execute())
+    except RuntimeError:
+        raise InputError(
+            f"{path}: truncated or damaged voxels; copy or download it again"
+        ) from None
+    stream = io.BytesIO(np.ascontiguousarray(array).data)
+    del array
+    yield Source(cast(BinaryIO, stream), layout, affine, grid)
+
+
+def _read_header(path: Path) -> tuple[Any, dict[str, str], int]:
+    """Return a reader that has read the header, its fields, and how many bytes voxels can take."""
+    with voxels.opened_regular(path) as (file, size):
+        block = file.read(_MAX_HEADER)
+    if not block.startswith(b"NRRD"):
+        raise InputError(f"{path}: {contents.explain(block[: contents.HEAD_BYTES], 'a NRRD file')}")
+    end = re.search(rb"\r?\n\r?\n", block)
+    fields = _fields(block[: end.start()] if end else block)
+    if "data file" in fields or "datafile" in fields:
+        raise InputError(f"{path}: its voxels are in another file; save it as one .nrrd or .nii.gz")
+    if end is None:
+        raise InputError(f"{path}: its header has no end; copy or download it again")
+    _check_fields(path, fields)
+    reader = itk.library().ImageFileReader()
+    reader.SetImageIO("NrrdImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        lines = [line.rpartition("] ")[2] for line in str(error).splitlines() if "[nrrd]" in line]
+        reason = lines[-1].replace(str(path), "the header") if lines else "not in the format"
+        raise InputError(
+            f"{path}: ITK cannot read its header ({shown(reason)}); export the scan again"
+        ) from None
+    ratio = voxels.MAX_DEFLATE_RATIO if fields.get("encoding", "").lower() in _COMPRESSED else 1
+    return reader, fields, (size - end.end()) * ratio
+
+
+def _fields(header: bytes) -> dict[str, str]:
+    lines = header.decode("latin-1").splitlines()[1:]
+    pairs = (line.partition(":") for line in lines if not line.startswith("#"))
+    return {key.strip().lower(): value.strip() for key, colon, value in pairs if colon}
+
+
+def _check_fields(path: Path, fields: dict[str, str]) -> None:
+    words = fields.get("sizes", "").split()
+    if not words or not all(re.fullmatch(r"[1-9]\d{0,8}", word, re.ASCII) for word in words):
+        raise InputError(f"{path}: the header's sizes make no image; copy or download it again")
+    sides = [int(word) for word in words]
+    times = " x ".join(words)
+    if len(sides) < 3:
+        raise InputError(f"{path}: is a {len(sides)}D image ({times}); give a 3D scan")
+    if len(sides) > 3 and (1 not in (sides[0], math.prod(sides[3:]))):
+        raise InputError(
+            f"{path}: holds several volumes or channels ({times}); give one 3D scan or label map"
+        )
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"", "mm"}
+    if units:
+        raise InputError(
+            f"{path}: its lengths are in {shown(sorted(units)[0])}; save it with lengths in mm"
+        )
+    space = fields.get("space", "").lower()
+    if space not in _SPACES:
+        said = f"the space {shown(space)}" if space else "no space"
+        logger.warning(
+            "%s: the header gives %s, so its orientation is unknown; assuming LPS", path, said
+        )
+
+
+def _affine(path: Path, reader: Any, fields: dict[str, str]) -> np.ndarray:
+    """Return the affine (4, 4) to RAS mm."""
+    if not {"space directions", "spacings"} & fields.keys():
+        logger.warning("%s: the header gives no voxel size; assuming 1 mm, as ITK does", path)
+    axes = reader.GetDimension()
+    direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
+    affine = np.eye(4)
+    affine[:3, :3] = direction * reader.GetSpacing()[:3]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    affine = _TO_RAS @ affine
+    if not geometry.is_usable_affine(affine):
+        raise InputError(
+            f"{path}: the header's grid is unusable ({geometry.affine_problem(affine)}); export "
+            "the scan again"
+        )
+    return affine
