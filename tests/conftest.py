@@ -11,9 +11,13 @@ from absl import flags
 
 from tests.support.pipeline_run import block_pipeline, block_scans  # noqa: F401 - fixtures
 
-# The tests compile much and run little. With little optimisation and without fusion emitters XLA
-# compiles in half the time. JAX reads these variables when it is imported: not by the lines above.
-COMPILE_FAST = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+# The tests compile much and run little. Without optimisation and without fusion emitters XLA
+# compiles in a fraction of the time. JAX reads these variables when it is imported: not by the
+# lines above.
+COMPILE_FAST = (
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
 if COMPILE_FAST not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
 # The workers of pytest-xdist and the programs that tests start use what another has compiled.
