@@ -25,7 +25,6 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from spinejax import geometry
 from spinejax.errors import InputError, shown
 from spinejax.io import contents, itk, voxels
 from spinejax.io.voxels import Layout, Source
@@ -49,7 +48,6 @@ _KNOWN = {
 }  # fmt: skip
 # Headers of sheared grids (a tilted gantry) may give directions that are slightly longer than 1.
 _MOST_STRETCHED = 0.2
-_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -224,15 +222,7 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
     layout = Layout((x, y, z), dtype.newbyteorder(">" if big else "<"))
     axes = reader.GetDimension()
     direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = direction * reader.GetSpacing()[:3]
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    affine = _TO_RAS @ affine
-    if not geometry.is_usable_affine(affine):
-        raise InputError(
-            f"{path}: the header's grid is unusable ({geometry.affine_problem(affine)}); export "
-            "the scan again"
-        )
+    affine = itk.affine_of(path, reader)
     lengths = np.linalg.norm(direction, axis=0)
     if not (np.abs(lengths - 1) <= _MOST_STRETCHED).all():
         raise InputError(

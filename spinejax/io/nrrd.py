@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from spinejax import geometry
 from spinejax.errors import InputError, shown
 from spinejax.io import contents, itk, voxels
 from spinejax.io.voxels import Layout, Source
@@ -31,7 +30,6 @@ _SPACES = {
 _COMPRESSED = ("gz", "gzip", "bz2", "bzip2")
 _TYPES = ("Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt64", "Float32",
           "Float64")  # fmt: skip
-_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def is_nrrd(path: Path) -> bool:
@@ -147,15 +145,4 @@ def _affine(path: Path, reader: Any, fields: dict[str, str]) -> np.ndarray:
     """Return the affine (4, 4) to RAS mm."""
     if not {"space directions", "spacings"} & fields.keys():
         logger.warning("%s: the header gives no voxel size; assuming 1 mm, as ITK does", path)
-    axes = reader.GetDimension()
-    direction = np.reshape(reader.GetDirection(), (axes, axes))[:3, :3]
-    affine = np.eye(4)
-    affine[:3, :3] = direction * reader.GetSpacing()[:3]
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    affine = _TO_RAS @ affine
-    if not geometry.is_usable_affine(affine):
-        raise InputError(
-            f"{path}: the header's grid is unusable ({geometry.affine_problem(affine)}); export "
-            "the scan again"
-        )
-    return affine
+    return itk.affine_of(path, reader)
