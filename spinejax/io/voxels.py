@@ -280,8 +280,8 @@ def label_values(path: Path, stream: BinaryIO, layout: Layout, *, wrap: bool) ->
             )
         if high > 255 and not wrap:
             raise InputError(
-                f"{path}: label {float(high):g} is out of range; allowed are 0 to 255; renumber the "
-                f"mask, or {ANY_NUMBER}"
+                f"{path}: label {float(high):g} is out of range; allowed are 0 to 255; renumber "
+                f"the mask, or {ANY_NUMBER}"
             )
         if high > 255:
             values = np.where(values > 255, (values - 1) % 255 + 1, values)
