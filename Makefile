@@ -81,7 +81,7 @@ model-check: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.check_model --out=$(MODEL)-check $(REAL)
 
 # The files run in this order: the longest begin first, so that none of them runs alone at the end.
-LONG := tests/launch/ tests/training/
+LONG := tests/launch/ tests/training/ tests/test_examples.py tests/test_prototyping.py tests/test_predictor.py
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  $(LONG) $(filter-out $(LONG),$(wildcard tests/*/ tests/test_*.py))

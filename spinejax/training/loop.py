@@ -285,6 +285,7 @@ def _ready(
     Raises:
         InputError: whatever can be refused without the data.
     """
+    run_folder.check_owner(workdir)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     config = with_batch(config, workdir, devices=mapped.count)
     task = build_task(config, axis_name=parallel.AXIS)
@@ -334,7 +335,6 @@ def check(
     Raises:
         InputError: see `train`.
     """
-    run_folder.check_owner(workdir)
     ready = _ready(config, workdir, devices, later=later)
     if _check_begun(ready.config, workdir) is None:
         run_cases.check(ready.config)
@@ -428,8 +428,6 @@ def _run(
         variables = initial_variables(task.init, step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
 
-    if first:
-        logger.info("%s", _batch_and_rate(config, mapped.count))
     earlier = read_run(workdir).get("processes") if begun(workdir) else None
 
     def own() -> None:
@@ -489,6 +487,7 @@ def _run(
                 progress=progress,
             ) as writer,
         ):
+            writer.say(_batch_and_rate(config, mapped.count))
             keeper = _RunKeeper(
                 config=config,
                 task=task,

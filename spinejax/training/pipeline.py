@@ -105,6 +105,8 @@ def train(
             f"{shown(config)} is no config; give a ConfigDict, or the name of one such as 'unet'"
         )
     runs = stages(config, workdir)
+    for _, folder in runs:
+        run_folder.check_owner(folder)
     for stage, folder in runs:
         chain = _chain(stage, folder)
         for one, place in chain if len(runs) + len(chain) > 2 else ():

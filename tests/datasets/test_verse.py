@@ -298,7 +298,7 @@ def test_bad_roots_are_refused_in_one_line(tmp_path):
     for root, text in (
         ("none", "does not exist"),
         ("file.txt", "not a folder"),
-        ("empty", "no .nii"),
+        ("empty", "no DICOM, .nii"),
     ):
         with pytest.raises(InputError, match=text) as error:
             verse.index_dataset(tmp_path / root)

@@ -34,7 +34,7 @@ def small():
         ("data.preprocess.mode", "resample", "isotropic"),
         ("data.plane", "axial", "sagittal"),
         ("data.preprocess.intensity", "op_window", "clamp"),
-        ("data.labels", "binary", "VerSe's ids"),
+        ("data.labels", "binary", "choose one of .*'totalsegmentator'.*'verse'"),
         ("data.normalise", "percent", "percent"),
     ],
 )

@@ -78,8 +78,8 @@ def test_accumulated_gradients_are_the_mean_over_the_microbatches():
     whole, parts = run(state, batch), accumulated(state, batch)
     # Parts of equal size: the mean of their cross entropies is that of the whole.
     assert_trees_close(whole[0].params, parts[0].params)
-    assert whole[1]["loss"] == pytest.approx(float(parts[1]["loss"]), rel=1e-6)
-    assert whole[1]["dice"] == pytest.approx(float(parts[1]["dice"]), rel=1e-6)
+    assert whole[1]["loss"] == pytest.approx(float(parts[1]["loss"]), rel=1e-5)
+    assert whole[1]["dice"] == pytest.approx(float(parts[1]["dice"]), rel=1e-5)
 
 
 def test_the_average_follows_with_its_decay():
@@ -100,11 +100,11 @@ def test_augmentation_hangs_on_the_position_and_not_on_the_row():
     loss = run(state, batch)[1]["loss"]
     order = np.random.default_rng(3).permutation(8)
     shuffled = {name: value[order] for name, value in batch.items()}
-    assert run(state, shuffled)[1]["loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert run(state, shuffled)[1]["loss"] == pytest.approx(float(loss), rel=1e-5)
     moved = {**batch, "position": batch["position"][::-1].copy()}
-    assert run(state, moved)[1]["loss"] != pytest.approx(float(loss), rel=1e-6)
+    assert run(state, moved)[1]["loss"] != pytest.approx(float(loss), rel=1e-5)
     later = state.replace(step=jnp.int32(1))
-    assert run(later, batch)[1]["loss"] != pytest.approx(float(loss), rel=1e-6)
+    assert run(later, batch)[1]["loss"] != pytest.approx(float(loss), rel=1e-5)
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters():
