@@ -132,7 +132,7 @@ def test_a_stopped_run_resumes_bit_for_bit(finished, scans, tmp_path, at):
     assert json.loads((tmp_path / "run.json").read_text())["starts"] == 2
 
 
-def test_the_first_step_says_that_it_compiles(scans, tmp_path):
+def test_a_run_says_its_batch_and_rate_and_that_the_first_step_compiles(scans, tmp_path):
     said = []
 
     @contextmanager
@@ -140,7 +140,8 @@ def test_the_first_step_says_that_it_compiles(scans, tmp_path):
         yield types.SimpleNamespace(advance=lambda *_: None, say=said.append)
 
     loop.train(tiny_config(scans), tmp_path, progress=recorded, stop=StopAt(1))
-    assert said[0] == "compiling the first step" and said[1].startswith("compiled in ")
+    assert said[:2] == ["batch: 4 samples; learning rate: 0.1", "compiling the first step"]
+    assert said[2].startswith("compiled in ")
 
 
 def test_a_finished_run_is_not_run_again(finished, scans, caplog):
