@@ -261,65 +261,18 @@ def test_a_multi_frame_image_is_refused(tmp_path):
 
 
 def _study(folder):
-    """A localiser, a thick and a thin reconstruction, a part of the region, and a report."""
+    """A localiser, a thick and a thin reconstruction, a part of the region, and a screenshot."""
     thin = AXIAL @ np.diag([1, 1, 0.5, 1])
-    other = {"StudyInstanceUID": "1.2.3"}
-    write(
-        folder / "1",
-        series(
-            values((8, 7, 2)),
-            AXIAL,
-            SeriesInstanceUID="1.1",
-            SeriesNumber=1,
-            ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
-            **other,
-        ),
-    )
-    write(
-        folder / "2",
-        series(
-            values(),
-            AXIAL,
-            SeriesInstanceUID="1.2",
-            SeriesNumber=2,
-            SeriesDescription=f"Thick {PATIENT}",
-            **other,
-        ),
-    )
-    write(
-        folder / "3",
-        series(
-            values((8, 7, 12)),
-            thin,
-            SeriesInstanceUID="1.3",
-            SeriesNumber=3,
-            SeriesDescription="Thin",
-            **other,
-        ),
-    )
-    write(
-        folder / "4",
-        series(
-            values((8, 7, 7)),
-            thin,
-            SeriesInstanceUID="1.4",
-            SeriesNumber=3,
-            SeriesDescription="Part",
-            **other,
-        ),
-    )
-    write(
-        folder / "5",
-        series(
-            values((8, 7, 13)),
-            AXIAL,
-            SeriesInstanceUID="1.5",
-            SeriesNumber=9,
-            SOPClassUID=SecondaryCaptureImageStorage,
-            **other,
-        ),
-    )
-    return folder  # fmt: skip
+    for name, slices, affine, fields in (
+        ("1", 2, AXIAL, {"SeriesNumber": 1, "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
+        ("2", SHAPE[2], AXIAL, {"SeriesNumber": 2, "SeriesDescription": f"Thick {PATIENT}"}),
+        ("3", 12, thin, {"SeriesNumber": 3, "SeriesDescription": "Thin"}),
+        ("4", 7, thin, {"SeriesNumber": 3, "SeriesDescription": "Part"}),
+        ("5", 13, AXIAL, {"SeriesNumber": 9, "SOPClassUID": SecondaryCaptureImageStorage}),
+    ):
+        uids = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": f"1.{name}"}
+        write(folder / name, series(values((8, 7, slices)), affine, **uids, **fields))
+    return folder
 
 
 def test_the_series_that_shows_most_is_taken_and_others_by_number(tmp_path, shown):

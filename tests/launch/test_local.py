@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from jaxlib import xla_client
 
 from spinejax import sweep_state
 from spinejax.cli import main
@@ -54,7 +55,6 @@ def test_what_the_user_says_about_gpu_memory_counts(two_gpus, name):
 
 
 def test_jaxlib_knows_the_variable(two_gpus):
-    xla_client = pytest.importorskip("jaxlib.xla_client")
     two_gpus.setenv(MEMORY, local.slots(0, -1, 4)[0][MEMORY])
     assert xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"] == 0.75 / 4
 
