@@ -1,12 +1,13 @@
-"""The 3D network of SpineParseNet (Pang et al., 2021), which paper B compares with in Table 3.
+"""SpineParseNet (Pang et al., 2021), a 3D and a 2D network, which paper B compares with in Table 3.
 
     spinejax train --config=configs/spineparsenet.py --config.data.root=DIR --workdir=runs/parse
 
 Its recipe, in so far as the public code says it: cross entropy of the classes and 0.3 times that of
-the graph's logits, Adam with L2, 150 epochs with a fifth of the rate after each third. Unlike there
-all parts learn at the same time, the 2D network sees the slices of a cube, and strides are the same
-along all axes, as our voxels are. Table 3 prints Dice 87.3 %. `--config.model.refine_widths='()'`
-leaves the 2D network out. Arguments: `protocol=paper`, training of paper B, whose masks have no
+the graph's logits, Adam with L2, 150 epochs with a fifth of the rate after each third. The
+public code trains the 2D network after the 3D one, on whole slices, and strides within slices only.
+Here both learn together, the 2D network sees the slices of a cube, and strides are equal along all
+axes, as our voxels are. Table 3 prints Dice 87.3 %. `--config.model.refine_widths='()'` leaves the
+2D network out. Arguments: `protocol=paper`, training of paper B, whose masks have no
 names, so that the data stay VerSe's; `debug` (minutes on a laptop).
 """
 

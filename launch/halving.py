@@ -7,9 +7,9 @@ eta**-k of the training, for k from 1 to the largest with eta**k <= n, so that a
 trained to its end.
 
 Chosen here: a unit that is not among the best is stopped; the paper's waits and may be promoted
-later, which needs workers without work. The best unit of a rung is never stopped. A unit answers
-for the highest rung that it has reached, and for it again whenever another unit arrives, so the
-result depends on nothing but the scores: a launcher that is killed need not have noted anything.
+later, which needs workers without work. The best unit of a rung is never stopped. A unit is
+compared at the highest rung that it has reached, and again whenever another unit reaches that rung.
+The decision depends on the scores alone, so a launcher that was killed needs no record.
 """
 
 from collections.abc import Mapping

@@ -112,7 +112,9 @@ def run(
             all units to their end.
     """
     over = ("done", "pruned") if prune else ("done",)
-    looked = 0.0
+    curves = _curves(units, workdir) if prune else {}
+    why = halving.worst(curves, prune) if prune else {}
+    looked = time.monotonic()
     waiting = list(units)
     running: dict[int, tuple[SweepUnit, unit.Child]] = {}
     screen = _Screen(units, workdir)
@@ -125,6 +127,9 @@ def run(
                     break
                 waiting.remove(one)
                 if sweep_state.state(workdir / one.name).kind in over:
+                    continue
+                if one.name in why:  # a launcher that was killed had not noted it
+                    unit.note_pruned(workdir / one.name, why[one.name])
                     continue
                 place = next(at for at in range(len(places)) if at not in running)
                 words = plan.command(one, workdir)
@@ -143,14 +148,16 @@ def run(
                     child.stop() if told == 1 else child.kill()
             if prune and not asked and time.monotonic() - looked > _PRUNE_S:
                 looked = time.monotonic()
-                why = halving.worst(_curves(units, workdir), prune)
+                curves |= _curves([one for one, _ in running.values()], workdir)
+                why = halving.worst(curves, prune)
                 for one, child in running.values():
                     if one.name in why:
                         child.prune(why[one.name])
             time.sleep(_POLL_S)
-            for place, (_, child) in list(running.items()):
+            for place, (one, child) in list(running.items()):
                 if child.ended() is not None:
                     del running[place]
+                    curves |= _curves([one], workdir) if prune else {}
             screen.refresh()
     found = screen.finish()
     if asked:

@@ -232,13 +232,13 @@ def check_prune(units: Sequence[SweepUnit], prune: int, repeated: bool) -> None:
     """
     if prune == 1 or prune > len(units):
         raise InputError(
-            f"--prune={prune}: give 2 or more, and at most the number of units, {len(units)}; each "
-            "rung keeps the best unit of so many"
+            f"--prune={prune}: a rung keeps the best 1/N of the units; give N from 2 to the number "
+            f"of units, {len(units)}"
         )
     if repeated:
         raise InputError(
-            f"--prune={prune} with --seeds or --folds would stop repetitions of one setting for "
-            "their luck; prune first, then repeat the best settings"
+            f"--prune={prune} with --seeds or --folds would stop the seeds or folds of one "
+            "setting one by one; prune first, then repeat the best settings"
         )
     for unit in units:
         config = _config(unit)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from spinejax.errors import InputError
+from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.files import check_output, write_json
 from spinejax.sweep_state import LOG, OUTCOME, take_lock
 
@@ -55,6 +55,11 @@ class Child:
                 os.killpg(self._process.pid, number)  # it leads a group of its own
             except ProcessLookupError:
                 pass
+
+
+def note_pruned(folder: Path, why: str) -> None:
+    """Record that a unit which does not run is pruned, as `Child.ended` does for one that did."""
+    write_json(folder / OUTCOME, {"status": EXIT_INTERRUPTED, "seconds": 0.0, "pruned": why})
 
 
 def start(

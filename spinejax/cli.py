@@ -133,8 +133,9 @@ def _show_messages() -> None:
 def _thread_failed(failure: "threading.ExceptHookArgs | sys.UnraisableHookArgs") -> None:
     """Show what a background thread or an exit function raised, in one line.
 
-    What follows from an error that the main thread says is not shown: each thread that writes meets
-    a full disk, and Orbax then drops coroutines whose event loop is closed.
+    Two errors are shown in debug logs only, because the main thread reports their cause: a full
+    disk, which each writing thread meets, and coroutines that Orbax drops when its event loop is
+    closed.
     """
     error = failure.exc_value
     if error is None or isinstance(error, SystemExit):

@@ -93,8 +93,8 @@ def get_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigD
 def take_network(config: ConfigDict, name: str, flag: str = "--config.model") -> None:
     """Give a config the network of another config; its data and training stay.
 
-    The network is the block `model` and the fields `schema.OF_NETWORK`, without which it would be
-    another network: SAU-Net sees the slices beside each slice, D-TVNet learns contours, too.
+    The network is the block `model` and the fields `schema.OF_NETWORK`: SAU-Net also sees the
+    neighbouring slices, and D-TVNet also learns contours.
 
     Args:
         config: changed in place.

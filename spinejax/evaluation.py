@@ -36,10 +36,10 @@ from spinejax.files import (
 )
 from spinejax.inference import activations
 from spinejax.io import nifti, scanfile
+from spinejax.label_schemes import BINARY
 from spinejax.labels import reserved_note
 from spinejax.metrics import slice_dice
 from spinejax.metrics.classification import Counts, count, f_score, patch_scores, pooled
-from spinejax.numberings import BINARY
 from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.training import model_file, parallel, run_cases, run_folder, step, validation
@@ -122,7 +122,7 @@ def evaluate(
         checkpoint: of runs, "best" or "latest".
         data: a folder of other scans: every CT with a mask in it is evaluated, and `split` is
             ignored.
-        labels: the numbers in the reference masks, one of `numberings.NAMES`; None takes
+        labels: the numbers in the reference masks, one of `label_schemes.NAMES`; None takes
             `data.labels` of the model.
         output: folder of the results; None takes `results_folder`.
         vertebrae: see `predictor.load`.
@@ -193,8 +193,8 @@ def _evaluate(
     """
     workdir = folder if run is None else run
     config = loaded.config
-    numbering = labels or config.data.labels
-    numbers = scanfile.valid_labels(numbering)
+    scheme = labels or config.data.labels
+    numbers = scanfile.valid_labels(scheme)
     failed: dict[str, str] = {}
     splits = run_cases.find(config, workdir) if data is None else {}
     usable = splits[split] if data is None else plain_folders.with_masks(expanded(data), failed)
@@ -226,7 +226,8 @@ def _evaluate(
     titles = {case: f"{number}/{len(cases)} {case}" for number, case in enumerate(cases, 1)}
 
     def state(image: Path) -> str:
-        return f"{image.resolve()} {image.stat().st_mtime_ns}"
+        changed = max(path.stat().st_mtime_ns for path in scanfile.parts(image))
+        return f"{image.resolve()} {changed}"
 
     def read(_: str, files: tuple[Path, Path]) -> tuple[Volume, LabelVolume]:
         return scanfile.read_pair(*files, valid=numbers)
@@ -262,14 +263,14 @@ def _evaluate(
             reference.array,
             volume.affine,
             case,
-            vertebrae=named and numbering != BINARY,
+            vertebrae=named and scheme != BINARY,
         )
         views = (slice_view(array, config.data.plane) for array in (array, reference.array))
         files_of_case = {
             "image": _within(workdir, image),
             "labels": _within(workdir, mask),
             "prediction": _within(workdir, path),
-            "numbering": numbering,
+            "scheme": scheme,
         }
         by_slice = slice_dice.slice_dice(*views, axis=0)
         return _Evaluated(score, by_slice, files_of_case, reference.reserved, seconds)

@@ -15,6 +15,9 @@ from scipy import ndimage
 
 from spinejax.errors import InputError
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the world of DICOM, ITK and the phantoms to that of NIfTI, which is ours."""
+
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 _WORLD = {
     letter: (axis, sign)

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from spinejax.numberings import NUMBERINGS
+from spinejax.label_schemes import SCHEMES
 
-NAMES: dict[int, str] = dict(NUMBERINGS["verse"].vertebrae)
+NAMES: dict[int, str] = dict(SCHEMES["verse"].vertebrae)
 """VerSe id -> name."""
 
 VERSE_IDS: tuple[int, ...] = (*range(1, 26), 28)
@@ -128,9 +128,9 @@ def can_end_lumbar(verse_id: int) -> bool:
     return name(verse_id) in ("L4", "L5", "L6")
 
 
-def verse_ids(numbering: str) -> dict[int, int]:
-    """Return number -> VerSe id for every number of a numbering; 0 for what is no vertebra."""
-    of = NUMBERINGS[numbering]
+def verse_ids(scheme: str) -> dict[int, int]:
+    """Return number -> VerSe id for every number of a scheme; 0 for what is no vertebra."""
+    of = SCHEMES[scheme]
     return dict.fromkeys(of.numbers, 0) | {i: id_of(one) for i, one in of.vertebrae.items()}
 
 
@@ -162,18 +162,18 @@ def from_head_to_foot(array: np.ndarray) -> tuple[int, ...]:
     return tuple(found[np.argsort(-height, kind="stable")].tolist())
 
 
-def likely_numberings(found: Sequence[int], given: str | None = None) -> tuple[str, ...]:
-    """Return the numberings that a mask seems to have instead of the one that was given.
+def likely_schemes(found: Sequence[int], given: str | None = None) -> tuple[str, ...]:
+    """Return the schemes that a mask seems to have instead of the one that was given.
 
-    A mask has a numbering if that knows all its numbers, if it shows at least two vertebrae, and if
+    A mask has a scheme if that knows all its numbers, if it shows at least two vertebrae, and if
     they follow one another from head to foot, with no more than one level between them left out.
-    The given numbering is doubted only if it does not know a number, if it knows no vertebra in the
+    The given scheme is doubted only if it does not know a number, if it knows no vertebra in the
     mask, or if the vertebrae are not in order. VerSe's numbers grow from head to foot, and those of
     TotalSegmentator from foot to head. So even numbers that both have tell the two apart.
 
     Args:
         found: the numbers in the mask, see `from_head_to_foot`.
-        given: the name of the numbering that the user gave; None where it is known to be wrong.
+        given: the name of the scheme that the user gave; None where it is known to be wrong.
 
     Returns:
         The names, the likeliest first; none where `given` may be right or nothing else fits.
@@ -183,7 +183,7 @@ def likely_numberings(found: Sequence[int], given: str | None = None) -> tuple[s
         if steps is not None and all(step > 0 for step in steps):
             return ()
     fitting = []
-    for other in NUMBERINGS:
+    for other in SCHEMES:
         if other == "spineps" and "verse" in fitting:
             continue  # it has VerSe's numbers
         steps = None if other == given else _steps(found, other)
@@ -192,27 +192,27 @@ def likely_numberings(found: Sequence[int], given: str | None = None) -> tuple[s
     return tuple(fitting)
 
 
-def _steps(found: Sequence[int], numbering: str) -> list[float] | None:
-    """Return the steps between the vertebrae of a mask in levels; None if it has another numbering.
+def _steps(found: Sequence[int], scheme: str) -> list[float] | None:
+    """Return the steps between the vertebrae of a mask in levels; None if it has another scheme.
 
     It has another one if a number is unknown or no number is that of a vertebra.
     """
-    of = NUMBERINGS[numbering]
+    of = SCHEMES[scheme]
     ranks = [order(id_of(of.vertebrae[i])) for i in found if i in of.vertebrae]
     if not ranks or not of.numbers.issuperset(found):
         return None
     return [lower - upper for upper, lower in zip(ranks, ranks[1:], strict=False)]
 
 
-def likely_words(numberings: Iterable[str]) -> str:
+def likely_words(schemes: Iterable[str]) -> str:
     """Return what the numbers of a mask look like, e.g. "those of totalsegmentator"."""
-    return "those of " + " or ".join(numberings)
+    return "those of " + " or ".join(schemes)
 
 
 def drop_reserved(array: np.ndarray) -> tuple[int, ...]:
     """Set the sacrum and the coccyx to background, in place.
 
-    An array with a number above 28 has another numbering and is left alone.
+    An array with a number above 28 has another scheme and is left alone.
 
     Args:
         array: integer labels, any shape.

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from spinejax import numberings
+from spinejax import label_schemes
 from spinejax.errors import InputError, check_choice, shown
 from spinejax.text_table import text_table
 
@@ -268,12 +268,12 @@ FIELDS: tuple[Field, ...] = (
         meaning="Folder of the scans: VerSe in any layout, or the folders images/ and labels/.",
     ),
     Field(
-        "data.labels", "verse", Choice(numberings.NAMES), tasks=_MASKS,
+        "data.labels", "verse", Choice(label_schemes.NAMES), tasks=_MASKS,
         meaning="Numbers in the masks: VerSe's ids, those of another program, or with 'binary' any "
         "number above 0 for a vertebra.",
     ),
     Field(
-        "data.labels", "verse", Choice(tuple(numberings.NUMBERINGS)), tasks=_VOLUMES,
+        "data.labels", "verse", Choice(tuple(label_schemes.SCHEMES)), tasks=_VOLUMES,
         meaning="Numbers in the masks: VerSe's ids, or those of another program.",
     ),
     Field(
@@ -551,7 +551,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     # Optimiser (the defaults are paper A's, section 4.2).
     Field("optim.name", "adam", Choice(("adam", "adamw", "sgd")), "Optimiser."),
-    Field("optim.learning_rate", 1e-3, Number(1e-12, 1e6), "Learning rate after the warm-up."),
+    Field("optim.learning_rate", 1e-3, Number(1e-12, 1e6), "Learning rate after the warm-up, for "
+          "a batch of base_batch_size where scale_rate is set."),
     Field("optim.momentum", 0.9, _SHARE, "Momentum of 'sgd'."),
     Field(
         "optim.weight_decay", 0.0, _WEIGHT,
@@ -565,7 +566,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "optim.scale_rate", "none", Choice(("none", "linear", "sqrt")),
         meaning="How the learning rate follows the batch of all devices: 'linear' multiplies it by "
-        "batch / base_batch_size (Goyal et al. 2017, section 2.1), 'sqrt' by the root of this "
+        "batch / base_batch_size (Goyal et al. 2017, section 2.1), 'sqrt' by the square root of it "
         "(Krizhevsky 2014, section 5; for Adam Malladi et al. 2022).",
     ),
     Field(
@@ -598,7 +599,7 @@ FIELDS: tuple[Field, ...] = (
         "is set.",
     ),
     Field(
-        "train.batch_size_per_device", 0, Whole(0, 65536), free=True,
+        "train.batch_size_per_device", 0, Whole(0, 65536),
         meaning="Number of samples in an update on each device; it sets train.batch_size when a "
         "run begins, and a resumed run keeps that on any number of devices. 0: train.batch_size is "
         "divided among the devices.",

@@ -33,13 +33,13 @@ from spinejax.files import StrPath, check_output, expanded, write_json
 from spinejax.io import file_names, scanfile
 from spinejax.io.centroid_json import Points
 from spinejax.io.grids import on_grid_of
-from spinejax.labels import MAX_ID, foreign_note, likely_numberings, likely_words, reserved_note
+from spinejax.label_schemes import BINARY
+from spinejax.labels import MAX_ID, foreign_note, likely_schemes, likely_words, reserved_note
 from spinejax.metrics import aggregate, boundary, classification, identification, overlap, surface
 from spinejax.metrics.boundary import BoundaryCounts
 from spinejax.metrics.classification import Counts
 from spinejax.metrics.identification import NSD_TOLERANCE_MM, ScanScore
 from spinejax.metrics.surface import SurfaceDistances
-from spinejax.numberings import BINARY
 from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume
 
@@ -237,7 +237,7 @@ def score_arrays(
 class _Notes:
     """What is to be said about the numbers in masks, once for all of them.
 
-    `kinds` are the numberings that the user gave: "prediction" and "reference" -> name.
+    `kinds` are the schemes that the user gave: "prediction" and "reference" -> name.
     """
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
@@ -252,7 +252,7 @@ class _Notes:
         if BINARY in self._kinds.values():
             return
         self._reserved[path] = mask.reserved
-        likely = likely_numberings(mask.found, self._kinds[side])
+        likely = likely_schemes(mask.found, self._kinds[side])
         if likely:
             self._likely[path] = likely
             self._instead.setdefault(side, likely[0])
@@ -303,12 +303,12 @@ def score(
     Args:
         prediction: NIfTI, NRRD or MetaImage label file, a folder of them, or a `Segmentation`.
         reference: such a label file; a folder of them if `prediction` is a folder.
-        labels: the numbers in the files, one of `numberings.NAMES`. Those of other programs become
-            VerSe ids, and what is no vertebra becomes background. "verse" takes any numbers from 0
-            to 255. "binary" takes any whole numbers from 0; then only the foreground is scored. Of
-            VerSe's numbers, sacrum and coccyx count as background in both masks
+        labels: the numbers in the files, one of `label_schemes.NAMES`. Those of other programs
+            become VerSe ids, and what is no vertebra becomes background. "verse" takes any numbers
+            from 0 to 255. "binary" takes any whole numbers from 0; then only the foreground is
+            scored. Of VerSe's numbers, sacrum and coccyx count as background in both masks
             (`labels.drop_reserved`), with one warning. Masks that seem to have other numbers than
-            these cause a warning that names the likely ones (`labels.likely_numberings`). A
+            these cause a warning that names the likely ones (`labels.likely_schemes`). A
             `Segmentation` always has VerSe's.
         reference_labels: the numbers in the reference, where they differ from `labels`.
         reference_centroids: JSON file of the reference's centroids, or a folder of them, in any of

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "spinejax"
 # one another, except inside a package.
 FLOORS = [
     {"errors"},
-    {"files", "progress", "text_table", "machine", "failures", "numerics", "numberings"},
+    {"files", "progress", "text_table", "machine", "failures", "numerics", "label_schemes"},
     {"geometry", "labels", "records", "schema", "compile_cache", "white_noise"},
     {"config_files", "sweep_state"},
     {"volume", "configs"},

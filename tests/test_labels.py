@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from spinejax import labels
-from spinejax.numberings import NUMBERINGS
+from spinejax.label_schemes import SCHEMES
 
 
 def test_ids_and_names_are_those_of_verse():
@@ -82,15 +82,15 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("numbering", PUBLISHED)
-def test_numbers_of_other_programs_become_verse_ids(numbering):
-    of = NUMBERINGS[numbering]
+@pytest.mark.parametrize("scheme", PUBLISHED)
+def test_numbers_of_other_programs_become_verse_ids(scheme):
+    of = SCHEMES[scheme]
     numbers = {name: number for number, name in of.vertebrae.items()}
-    assert {name: numbers[name] for name in PUBLISHED[numbering]} == PUBLISHED[numbering]
+    assert {name: numbers[name] for name in PUBLISHED[scheme]} == PUBLISHED[scheme]
     assert len(numbers) == len(of.vertebrae) and not set(of.vertebrae) & set(of.others)
     array = np.array(sorted(of.numbers), np.uint8).reshape(1, -1, 1)
     ids = array.copy()
-    labels.translate(ids, labels.verse_ids(numbering))
+    labels.translate(ids, labels.verse_ids(scheme))
     for before, after in zip(array.ravel().tolist(), ids.ravel().tolist(), strict=True):
         named = before in of.vertebrae
         assert after == (labels.id_of(of.vertebrae[before]) if named else 0)
@@ -125,7 +125,7 @@ def test_labels_are_listed_from_head_to_foot():
     ids=str,
 )
 def test_numbers_in_a_mask_tell_which_program_wrote_it(found, given, likely):
-    assert labels.likely_numberings(found, given) == likely
+    assert labels.likely_schemes(found, given) == likely
 
 
 def test_every_level_has_a_colour_and_dicom_codes_are_unique():

@@ -40,7 +40,7 @@ def run(values: FlagValues) -> int:
         return 0
     from spinejax.datasets import doctor
 
-    report = doctor.doctor(values.data, numbering=values.labels, progress=progress.bars)
+    report = doctor.doctor(values.data, scheme=values.labels, progress=progress.bars)
     print("\n".join(report.lines))
     count = len(report.problems)
     print(f"\n{count or 'no'} problem{'s' * (count != 1)}")

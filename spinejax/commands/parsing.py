@@ -15,7 +15,7 @@ from absl import flags
 from absl.flags import FlagValues
 from ml_collections import ConfigDict
 
-from spinejax import config_files, numberings
+from spinejax import config_files, label_schemes
 from spinejax.errors import InputError, did_you_mean
 from spinejax.files import expanded
 
@@ -100,13 +100,13 @@ def path_flag(
 
 
 def labels_flag(values: FlagValues, text: str, default: str | None = "verse") -> None:
-    """Define --labels, the numbering of masks."""
+    """Define --labels, the numbers in masks."""
     flags.DEFINE_enum(
         "labels",
         default,
-        list(numberings.NAMES),
-        f"{text} verse: VerSe ids; another program: its numbers; binary: every number above 0 is "
-        "vertebra.",
+        list(label_schemes.NAMES),
+        f"{text} verse: VerSe's ids; totalsegmentator, totalsegmentator_v1, totalspineseg, "
+        "spineps: the numbers of that program; binary: every number above 0 is vertebra.",
         values,
     )
 

@@ -37,7 +37,7 @@ def define_flags(values: FlagValues) -> None:
     flags.DEFINE_integer(
         "series",
         None,
-        "Number of the DICOM series; by default the CT series that shows most.",
+        "Number of the DICOM series; by default the CT series with the largest volume.",
         flag_values=values,
     )
     parsing.path_flag(

@@ -7,7 +7,7 @@ import spinejax
 from spinejax import failures, progress
 from spinejax.commands.parsing import labels_flag, overwrite_flag, path_flag
 from spinejax.errors import InputError
-from spinejax.numberings import NAMES
+from spinejax.label_schemes import NAMES
 
 HELP = "compare label files or folders with a reference"
 

@@ -46,7 +46,7 @@ from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, MachineError
 from spinejax.files import StrPath, crc32, open_regular, write_json
 from spinejax.io import grids, scanfile
-from spinejax.labels import likely_numberings, likely_words, reserved_note
+from spinejax.labels import likely_schemes, likely_words, reserved_note
 from spinejax.progress import Progress, silent
 from spinejax.volume import LabelVolume, Volume
 
@@ -317,7 +317,7 @@ def _prepare_case(
     scan, marks = scanfile.read_pair(image, labels, valid=valid)
     if valid is None:
         np.minimum(marks.array, 1, out=marks.array)
-    likely = () if valid is None else likely_numberings(marks.found, kind)
+    likely = () if valid is None else likely_schemes(marks.found, kind)
     hint = ""
     if likely:
         hint = f"its numbers look like {likely_words(likely)}: set data.labels={likely[0]}"

@@ -23,7 +23,7 @@ from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, describe
 from spinejax.io import centroid_json, dicom, scanfile
 from spinejax.io.grids import relation
-from spinejax.numberings import BINARY
+from spinejax.label_schemes import BINARY
 from spinejax.progress import Progress, silent
 from spinejax.text_table import text_table
 from spinejax.volume import LabelVolume, Volume
@@ -90,13 +90,13 @@ class DoctorReport:
 class _Finding:
     """The contents of one case.
 
-    `is_verse` is False if its mask does not have the numbering that the user gave, or does not tell
-    vertebrae apart. `likely` names the numberings that it seems to have instead. `voxels` is the
+    `is_as_given` is False if its mask does not have the scheme that the user gave, or does not tell
+    vertebrae apart. `likely` names the schemes that it seems to have instead. `voxels` is the
     digest of its CT, "" without. `series` describes the DICOM series of its CT.
     """
 
     ids: tuple[int, ...] = ()
-    is_verse: bool = True
+    is_as_given: bool = True
     likely: tuple[str, ...] = ()
     voxels: str = ""
     series: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ def doctor(
     root: str | os.PathLike[str],
     exclude_gl: bool = False,
     *,
-    numbering: str = "verse",
+    scheme: str = "verse",
     progress: Progress = silent,
 ) -> DoctorReport:
     """Read and check every scan, mask and centroid file of a dataset.
@@ -118,7 +118,7 @@ def doctor(
     Args:
         root: folder of a dataset, see `verse.index_dataset`.
         exclude_gl: leave out the `gl*` scans.
-        numbering: the numbers in the masks, one of `numberings.NAMES`.
+        scheme: the numbers in the masks, one of `label_schemes.NAMES`.
         progress: shows how many scans are read.
 
     Returns:
@@ -136,7 +136,7 @@ def doctor(
         progress("reading scans", len(cases), "scan") as bar,
     ):
         for case, finding in zip(
-            cases, pool.map(lambda case: _examine(case, root, numbering), cases), strict=True
+            cases, pool.map(lambda case: _examine(case, root, scheme), cases), strict=True
         ):
             findings.append(finding)
             problems += [_line(case.id, text) for text in (*case.problems, *finding.problems)]
@@ -144,7 +144,7 @@ def doctor(
     problems += _copies(cases, findings)
     lines = _summary(root, cases)
     lines += _series(findings, cases)
-    lines += _numbering(cases, findings, numbering)
+    lines += _scheme(cases, findings, scheme)
     lines += _table(cases, findings)
     lines += _histogram(cases, findings)
     return DoctorReport(lines, problems)
@@ -177,7 +177,7 @@ def _copies(cases: Sequence[Case], findings: Sequence[_Finding]) -> Iterable[str
             )
 
 
-def _examine(case: Case, root: Path, numbering: str) -> _Finding:
+def _examine(case: Case, root: Path, scheme: str) -> _Finding:
     """Read and check the files of one case."""
     finding = _Finding()
     image: Volume | None = None
@@ -194,23 +194,23 @@ def _examine(case: Case, root: Path, numbering: str) -> _Finding:
         image = _without_voxels(image)  # which frees the memory before the mask is read
     with _noting(finding):
         if case.labels:
-            mask, finding.is_verse = _read_mask(case.labels, case.edition, numbering)
+            mask, finding.is_as_given = _read_mask(case.labels, case.edition, scheme)
     if mask is not None and case.labels is not None:
         ids = _present(mask)
         # A mask with no number but 1 is binary: no scan shows C1 alone.
-        finding.is_verse = finding.is_verse and not (case.edition is None and ids == (1,))
-        if numbering != BINARY:
+        finding.is_as_given = finding.is_as_given and not (case.edition is None and ids == (1,))
+        if scheme != BINARY:
             found = mask.found or labels.from_head_to_foot(mask.array)
-            finding.likely = labels.likely_numberings(found, numbering)
-            finding.is_verse = finding.is_verse and not finding.likely
-        if finding.is_verse:
+            finding.likely = labels.likely_schemes(found, scheme)
+            finding.is_as_given = finding.is_as_given and not finding.likely
+        if finding.is_as_given:
             finding.ids = ids
             finding.problems += _check_mask(ids, mask.reserved, _shown(case.labels, root))
         if image is not None and case.image is not None:
             shown = _shown(case.labels, root), _shown(case.image, root)
             with _noting(finding):
                 finding.problems += _check_grids(image, mask, *shown)
-    if case.centroids and finding.is_verse:
+    if case.centroids and finding.is_as_given:
         with _noting(finding):
             finding.problems += _check_centroids(case, image, mask, finding.ids, root)
     return finding
@@ -226,12 +226,12 @@ def _noting(finding: _Finding) -> Iterator[None]:
         finding.problems.append(describe(error))
 
 
-def _read_mask(path: Path, edition: str | None, numbering: str) -> tuple[LabelVolume, bool]:
-    """Return a mask and whether its numbers are those of `numbering`; outside VerSe others may be.
+def _read_mask(path: Path, edition: str | None, scheme: str) -> tuple[LabelVolume, bool]:
+    """Return a mask and whether its numbers are those of `scheme`; outside VerSe others may be.
 
     Masks of "binary" numbers have no ids.
     """
-    valid = scanfile.valid_labels(numbering)
+    valid = scanfile.valid_labels(scheme)
     try:
         return scanfile.read_labels(path, valid), valid is not None
     except InputError:
@@ -378,13 +378,13 @@ def _summary(root: Path, cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-def _numbering(cases: Sequence[Case], findings: Sequence[_Finding], given: str) -> list[str]:
+def _scheme(cases: Sequence[Case], findings: Sequence[_Finding], given: str) -> list[str]:
     """Return how many masks have other numbers than those that were said to be in them."""
     if given == BINARY:
         return []
     others: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for case, finding in zip(cases, findings, strict=True):
-        if not finding.is_verse and case.labels:
+        if not finding.is_as_given and case.labels:
             others[finding.likely].append(case.labels)
     lines = []
     for likely, paths in others.items():

@@ -8,7 +8,7 @@ meaning that of PS3.3: C.7.6.2 (positions), C.8.2.1 (CT image), C.7.6.1 (image t
 DICOM's world is LPS+ and ours is RAS+: x and y change sign.
 
 Names of patients and their numbers may be anywhere: in fields, in descriptions of series, in names
-of files. No message repeats them; see `_without_names`.
+of files. No message repeats them (`_without_names`), but the path that the user gave.
 """
 
 import io
@@ -32,8 +32,8 @@ from spinejax import geometry
 from spinejax.errors import InputError, MachineError
 from spinejax.files import open_regular
 from spinejax.io import itk, voxels
+from spinejax.io.grids import disk_grid
 from spinejax.io.voxels import Layout, Source
-from spinejax.volume import DiskGrid
 
 logger = logging.getLogger("spinejax")
 
@@ -69,7 +69,6 @@ _MOST_TILT_DEG = 45.0
 _LEAST_TILT_DEG = 0.5  # as in geometry.straight_grid
 # Of two series of one region, the one with more voxels is taken.
 _ONE_REGION = 0.9
-_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AGAIN = "export the series again"
 
 
@@ -156,7 +155,7 @@ def is_dicom(path: Path) -> bool:
 def holds_dicom(path: Path) -> bool:
     """Return whether a zip archive holds DICOM files; one that cannot be read does not."""
     try:
-        with open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
+        with voxels.opened_regular(path) as (raw, _), zipfile.ZipFile(raw) as archive:
             for member in _members(archive)[:20]:
                 with archive.open(member) as file:
                     if _is_dicom_head(file.read(_HEAD_BYTES)):
@@ -168,6 +167,8 @@ def holds_dicom(path: Path) -> bool:
 
 def study_in(folder: Path, names: Iterable[str]) -> str | None:
     """Return the study of the first DICOM file directly in a folder; None if it holds none.
+
+    The study is "" if the file does not say it.
 
     Args:
         folder: the folder.
@@ -233,15 +234,14 @@ def opened(path: Path, series: int | None = None) -> Iterator[Source]:
         found = _series(path, files)
         chosen = _choose(path, found, series)
         where = f"{path}: series {chosen.number}"
-        affine = _TO_RAS @ _checked_affine(where, chosen)
+        affine = geometry.LPS_TO_RAS @ _checked_affine(where, chosen)
         _note(path, chosen, found, chose=series is None)
         tags = [image.tags for image in chosen.images]
         whole = all(float(one[k]).is_integer() for one in tags for k in ("slope", "intercept"))
         x, y, z = _size(chosen)
         layout = Layout((x, y, z), np.dtype("<i4" if whole else "<f8"))
         voxels.check_claim(path, layout, 0, layout.nbytes)
-        rigid = _tilt_deg(affine) < _LEAST_TILT_DEG / 10  # a qform cannot hold shear
-        grid = DiskGrid(path, layout.shape, affine, 1, affine, int(rigid), "mm")
+        grid = disk_grid(path, layout.shape, affine)
         stream = cast(BinaryIO, _Pixels(where, chosen, layout))
         yield Source(stream, layout, affine, grid)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spinejax.io import scanfile
+from spinejax.io.scanfile import IMAGE_DIRS, LABEL_DIRS
 
 # Patients of VerSe'19 with several series. The subject-based and the MICCAI'20 names contain the
 # patient ("sub-verse401_split-verse253", "verse401_verse253"). The MICCAI'19 names do not
@@ -37,11 +38,6 @@ SERIES_OF_PATIENT: dict[str, tuple[str, ...]] = {
     "verse417": ("verse277", "verse278"),
 }
 
-_IMAGE_DIRS = {"images", "image", "imgs", "img", "ct", "cts", "scans", "volumes", "rawdata"}
-_LABEL_DIRS = {
-    "labels", "label", "labeled", "labelled", "masks", "mask", "msk", "seg", "segs",
-    "segmentation", "segmentations", "gt",
-}  # fmt: skip
 _CENTROID_DIRS = {"ctd", "centroids", "landmarks", "snapshots"}
 _NNUNET_DIRS = {
     f"{kind}{part}": (kind, part) for kind in ("images", "labels") for part in ("tr", "ts", "val")
@@ -170,7 +166,7 @@ def parse(path: Path, folders: tuple[str, ...], outer: tuple[str, ...] = ()) -> 
         name = _DICOM_FOLDER.sub("", name)
     name = _CT_SUFFIX.sub("", name).strip("-_")
     if not name and folders:  # one folder per scan, e.g. s0001/ct.nii.gz beside s0001/mask.nii.gz
-        kept = [f for f in folders if f.lower() not in _IMAGE_DIRS | _LABEL_DIRS]
+        kept = [f for f in folders if f.lower() not in IMAGE_DIRS | LABEL_DIRS]
         name = kept[-1] if kept else folders[-1]
         lower = lower[: lower.index(name.lower())]
     name = scanfile.safe_name(name)
@@ -221,9 +217,9 @@ def _image_or_labels(stem: str, folders: list[str]) -> tuple[str, str]:
             if _OTHER_CHANNEL.search(stem):
                 return "other", stem
             return "image", _CHANNEL.sub("", stem)
-        if folder in _LABEL_DIRS:
+        if folder in LABEL_DIRS:
             return "labels", stem
-        if folder in _IMAGE_DIRS:
+        if folder in IMAGE_DIRS:
             return "image", _CHANNEL.sub("", stem)
         if folder == "derivatives":  # it also holds results of other programs
             return "other", stem
@@ -244,7 +240,7 @@ def _collection(folders: list[str], base: str, ids: tuple[str, ...]) -> tuple[st
     for folder in folders:
         if folder in _NNUNET_DIRS:
             kept.append(_NNUNET_DIRS[folder][1])
-        elif folder in _IMAGE_DIRS | _LABEL_DIRS | _CENTROID_DIRS or folder == "derivatives":
+        elif folder in IMAGE_DIRS | LABEL_DIRS | _CENTROID_DIRS or folder == "derivatives":
             continue
         elif folder.startswith("sub-") or folder == base:
             continue

@@ -10,7 +10,7 @@ import numpy as np
 from spinejax import geometry
 from spinejax.errors import InputError
 from spinejax.io.voxels import AIR_HU
-from spinejax.volume import LabelVolume, Volume
+from spinejax.volume import DiskGrid, LabelVolume, Volume
 
 logger = logging.getLogger("spinejax")
 
@@ -18,6 +18,20 @@ V = TypeVar("V", bound=Volume)
 
 TOLERANCE_MM = 0.5
 """Two grids whose corners are at most this far apart are the same grid."""
+
+
+def disk_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> DiskGrid:
+    """Return the grid of a file that is no NIfTI, in the terms of NIfTI.
+
+    Args:
+        path: the file.
+        shape: of its voxels.
+        affine: (4, 4) to RAS mm.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    # A qform of NIfTI holds rotations only, so a sheared grid is written as sform alone.
+    rigid = np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
+    return DiskGrid(path, shape, affine, 1, affine, int(rigid), "mm")
 
 
 def match_labels(

@@ -9,8 +9,6 @@ import numpy as np
 from spinejax import geometry
 from spinejax.errors import InputError
 
-_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from ITK's LPS
-
 
 def library() -> ModuleType:
     """Return the module SimpleITK; ITK's warnings, which it prints by itself, are off."""
@@ -35,7 +33,7 @@ def affine_of(path: Path, reader: Any) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = direction * reader.GetSpacing()[:3]
     affine[:3, 3] = reader.GetOrigin()[:3]
-    affine = _TO_RAS @ affine
+    affine = geometry.LPS_TO_RAS @ affine
     if not geometry.is_usable_affine(affine):
         raise InputError(
             f"{path}: the header's grid is unusable ({geometry.affine_problem(affine)}); export "

@@ -27,6 +27,7 @@ import numpy as np
 
 from spinejax.errors import InputError, shown
 from spinejax.io import contents, itk, voxels
+from spinejax.io.grids import disk_grid
 from spinejax.io.voxels import Layout, Source
 from spinejax.volume import DiskGrid
 
@@ -230,10 +231,7 @@ def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:
             f"{', '.join(f'{length:.3g}' for length in lengths)}, not 1, so the voxel size is in "
             "doubt; export the scan again"
         )
-    # A qform of NIfTI holds rotations only, so a sheared grid is written as sform alone.
-    rigid = np.allclose(direction.T @ direction, np.eye(3), atol=1e-4)
-    grid = DiskGrid(path, layout.shape, affine, 1, affine, int(rigid), "mm")
-    return layout, grid
+    return layout, disk_grid(path, layout.shape, affine)
 
 
 def _check_fields(path: Path, fields: dict[str, str]) -> None:

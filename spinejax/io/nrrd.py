@@ -17,8 +17,8 @@ import numpy as np
 
 from spinejax.errors import InputError, shown
 from spinejax.io import contents, itk, voxels
+from spinejax.io.grids import disk_grid
 from spinejax.io.voxels import Layout, Source
-from spinejax.volume import DiskGrid
 
 logger = logging.getLogger("spinejax")
 
@@ -67,10 +67,7 @@ def opened(path: Path) -> Iterator[Source]:
     layout = Layout((x, y, z), dtype)
     voxels.check_claim(path, layout, 0, most)
     affine = _affine(path, reader, fields)
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    # A qform of NIfTI holds rotations only, so a sheared grid is written as sform alone.
-    rigid = np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
-    grid = DiskGrid(path, layout.shape, affine, 1, affine, int(rigid), "mm")
+    grid = disk_grid(path, layout.shape, affine)
     try:
         array = itk.library().GetArrayFromImage(reader.Execute())
     except RuntimeError:
@@ -106,6 +103,11 @@ def _read_header(path: Path) -> tuple[Any, dict[str, str], int]:
         raise InputError(
             f"{path}: ITK cannot read its header ({shown(reason)}); export the scan again"
         ) from None
+    if math.prod(reader.GetSize()[3:]) != 1:  # a first axis of length one whose kind is not given
+        raise InputError(
+            f"{path}: its first axis ({fields['sizes']}) may be one of channels or of space; give "
+            "one 3D scan or label map"
+        )
     ratio = voxels.MAX_DEFLATE_RATIO if fields.get("encoding", "").lower() in _COMPRESSED else 1
     return reader, fields, (size - end.end()) * ratio
 

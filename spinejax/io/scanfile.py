@@ -1,10 +1,11 @@
 """Scans and label maps of all supported formats: DICOM, NIfTI, NRRD and MetaImage.
 
-The ending of the name decides; what has none of them and is a folder or a DICOM file is a DICOM
-series. Everything is written as NIfTI (`nifti.py`).
+The ending of the name decides the format. A folder, a zip archive or a DICOM file without one of
+these endings is read as DICOM. Everything is written as NIfTI (`nifti.py`).
 """
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,8 +20,17 @@ from spinejax.files import expanded
 from spinejax.io import dicom, metaimage, nifti, nrrd, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
 from spinejax.io.voxels import Source
-from spinejax.numberings import BINARY
+from spinejax.label_schemes import BINARY
 from spinejax.volume import LabelVolume, Volume
+
+logger = logging.getLogger("spinejax")
+
+IMAGE_DIRS = {"images", "image", "imgs", "img", "ct", "cts", "scans", "volumes", "rawdata"}
+LABEL_DIRS = {
+    "labels", "label", "labeled", "labelled", "masks", "mask", "msk", "seg", "segs",
+    "segmentation", "segmentations", "gt",
+}  # fmt: skip
+"""Names of folders that hold scans, and of folders that hold masks."""
 
 VERSE_LABELS = range(29)
 """The numbers of VerSe's masks."""
@@ -126,18 +136,30 @@ def _dicom_folders(root: Path) -> set[Path]:
     """Return the largest folders under and with `root` that are a DICOM scan each, see `walk`."""
     studies: dict[Path, set[str]] = {}
     direct: set[Path] = set()
-    mixed: set[Path] = set()
+    with_scan: set[Path] = set()
+    scan_below: set[Path] = set()
     for folder, _, files in _walk(root):
         study = dicom.study_in(folder, files)
         above = (folder, *folder.parents)[: len(folder.relative_to(root).parts) + 1]
         if study is not None:
             direct.add(folder)
-            for one in above:
-                studies.setdefault(one, set()).add(study)
+            for one in above:  # without a number of the study, a folder is one
+                studies.setdefault(one, set()).add(study or str(folder))
         if any(map(is_scan, files)):
-            mixed.update(above)
-    one_study = {one for one, found in studies.items() if len(found) == 1 and one not in mixed}
-    scans = direct | one_study
+            with_scan.add(folder)
+            scan_below.update(above[1:])
+    alone = {one for one, found in studies.items() if len(found) == 1 and one not in scan_below}
+    for folder in sorted(direct - alone):
+        logger.warning(
+            "%s: its own DICOM files are left out, because folders below hold other scans; move "
+            "them into a folder of their own",
+            folder,
+        )
+    scans = {
+        one
+        for one in alone
+        if one in direct or not (one in with_scan or one.name.lower() in IMAGE_DIRS | LABEL_DIRS)
+    }
     return {one for one in scans if scans.isdisjoint(one.parents)}
 
 
@@ -178,23 +200,23 @@ def case_id(path: str | os.PathLike[str]) -> str:
     return safe_name(re.sub(kind, "", name, flags=re.IGNORECASE) or name)
 
 
-def valid_labels(numbering: str, *, strict: bool = True) -> Collection[int] | None:
+def valid_labels(scheme: str, *, strict: bool = True) -> Collection[int] | None:
     """Return the argument `valid` of `read_labels` for a value of `data.labels`.
 
     Args:
-        numbering: one of `numberings.NAMES`.
+        scheme: one of `label_schemes.NAMES`.
         strict: refuse numbers that VerSe does not have; else they are kept. Numbers that another
-            numbering does not have are always refused.
+            scheme does not have are always refused.
 
     Raises:
         InputError: there is no such value.
     """
-    schema.check_value("data.labels", numbering)
-    if numbering == BINARY:
+    schema.check_value("data.labels", scheme)
+    if scheme == BINARY:
         return None
-    if numbering == "verse":
+    if scheme == "verse":
         return VERSE_LABELS if strict else range(256)
-    return labels.verse_ids(numbering)
+    return labels.verse_ids(scheme)
 
 
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -272,7 +294,7 @@ def read_labels(
 
 def _remedy(valid: Collection[int], found: Sequence[int]) -> str:
     """Return what to do about a mask with the labels `found`, some of which are not allowed."""
-    likely = labels.likely_numberings(found)
+    likely = labels.likely_schemes(found)
     if likely:
         return (
             f"the mask's numbers look like {labels.likely_words(likely)}; use "

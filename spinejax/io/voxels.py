@@ -7,6 +7,7 @@ Voxels are stored with the first axis fastest, so that a slab along the last axi
 import errno
 import gzip
 import logging
+import lzma
 import math
 import os
 import zlib
@@ -116,7 +117,7 @@ def reporting(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: no such file; check the path") from None
     except PermissionError:
         raise InputError(f"{path}: permission denied; check the rights on the file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
         raise InputError(
             f"{path}: truncated or damaged compressed file; copy or download it again"
         ) from None

@@ -13,8 +13,8 @@ input after its ReLU, as in the public code, whose ReLU works in place.
 
 A 2D network (`models.resunet`) then refines the result slice by slice. It sees the sagittal slices
 and, as further channels, the coarse logits of each class. Here it sees the slices of a cube, and it
-learns at the same time as the 3D network, which learns nothing from it; there, it is trained after
-the 3D network, on whole slices.
+learns at the same time as the 3D network, which learns nothing from it. The public code trains it
+after the 3D network, on whole slices.
 """
 
 import itertools

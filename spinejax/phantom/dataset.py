@@ -263,11 +263,11 @@ def draw_case(
         cut = np.union1d(labels[:, :, 0], labels[:, :, -1])
         kept = {int(i) for i in ids[whole] if i not in cut}
     lookup = np.array([i if i in kept else 0 for i in range(256)], np.uint8)
-    affine = acquisition.LPS_TO_RAS @ scan.affine
+    affine = geometry.LPS_TO_RAS @ scan.affine
     stored, affine = geometry.reorient(image, affine, scan.orientation)
     volume = Volume(np.ascontiguousarray(stored), affine)
     centres = {
-        int(i): geometry.world_to_voxel(volume.affine, acquisition.LPS_TO_RAS[:3, :3] @ point)
+        int(i): geometry.world_to_voxel(volume.affine, geometry.LPS_TO_RAS[:3, :3] @ point)
         for i, point in zip(ids, points.astype(float), strict=True)
         if int(i) in kept
     }

@@ -12,7 +12,7 @@ from spinejax import records, schema, sweep_state
 from spinejax.errors import InputError
 from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
-from spinejax.numberings import BINARY
+from spinejax.label_schemes import BINARY
 from spinejax.reports.tables import OWN_SPLITS, vertebra_summary
 from spinejax.training import run_folder
 from spinejax.volume import Volume
@@ -30,7 +30,7 @@ class Run:
         record: run.json, empty where there is none.
         evaluations: split -> score file, the test split first.
         patches: split -> file of patch scores, where there is one.
-        cases: split -> case id -> paths ("image", "labels", "prediction"), and "numbering", the
+        cases: split -> case id -> paths ("image", "labels", "prediction"), and "scheme", the
             numbers in the labels.
         finished: whether training ended.
     """
@@ -102,7 +102,7 @@ class Run:
         """
         paths = self.cases.get(split or self.split or "", {}).get(case, {})
         numbers = (self.config.get("data") or {}).get("labels", "verse")
-        numbers = paths.get("numbering", numbers)  # older versions did not write it
+        numbers = paths.get("scheme", numbers)  # older versions did not write it
         if kind == "prediction" and numbers != BINARY:
             numbers = "verse"
         return scanfile.valid_labels(numbers, strict=False)

@@ -207,12 +207,13 @@ def train(
     """
     workdir = expanded(workdir)
     schema.check(config)
-    ready = _ready(config, workdir, devices, begin_with=begin_with)
+    # What differs between hosts, such as a folder that one of them lacks, is refused on all.
+    ready = parallel.together(lambda: _ready(config, workdir, devices, begin_with=begin_with))
     config = ready.config
     with ExitStack() as stack:
         # Only the first process takes the folder; if it may not, no process goes on.
         parallel.together(lambda: stack.enter_context(run_folder.alone(workdir)))
-        done = _check_begun(config, workdir)
+        done = parallel.together(lambda: _check_begun(config, workdir))
         if done is not None:
             parallel.together(lambda: run_folder.write_config(workdir, config))  # scans may move
             return _finished(workdir, done)
@@ -520,7 +521,7 @@ def _run(
         checkpoints.wait()
     if first and not interrupted:
         write_text(workdir / "DONE", f"{at} steps\n", "run")
-    record.update(finished=not interrupted, steps=lengths.total if interrupted else at)
+    record.update(finished=not interrupted)
     return TrainResult(parallel.host_copy(state), interrupted, keeper.best, at)
 
 

@@ -105,16 +105,7 @@ def train(
             f"{shown(config)} is no config; give a ConfigDict, or the name of one such as 'unet'"
         )
     runs = stages(config, workdir)
-    for _, folder in runs:
-        run_folder.check_owner(folder)
-    for stage, folder in runs:
-        chain = _chain(stage, folder)
-        for one, place in chain if len(runs) + len(chain) > 2 else ():
-            # Refused now, not after other runs have trained for hours.
-            try:
-                loop.check(one, place, later=place != chain[0][1], devices=devices)
-            except InputError as error:
-                raise InputError(_of_stage(error, stage is config, one is stage, place)) from error
+    parallel.together(lambda: _check(config, runs, devices))
     stop = Stop() if stop is None else stop
     shares = len(runs) > 1 and parallel.process_count() == 1
     if first is not None and shares and not checkpoint.begun(runs[0][1]):
@@ -136,6 +127,19 @@ def train(
                 return result
             begin_with = str(place)
     return result
+
+
+def _check(config: ConfigDict, runs: list[tuple[ConfigDict, Path]], devices: int | None) -> None:
+    """Refuse now what would be refused only after other runs have trained for hours."""
+    for _, folder in runs:
+        run_folder.check_owner(folder)
+    for stage, folder in runs:
+        chain = _chain(stage, folder)
+        for one, place in chain if len(runs) + len(chain) > 2 else ():
+            try:
+                loop.check(one, place, later=place != chain[0][1], devices=devices)
+            except InputError as error:
+                raise InputError(_of_stage(error, stage is config, one is stage, place)) from error
 
 
 def _chain(config: ConfigDict, folder: Path) -> list[tuple[ConfigDict, Path]]:

@@ -444,10 +444,8 @@ class RunRecord:
             self._record["initial"] = begun_from
         self._write()
 
-    def update(self, *, finished: bool = False, steps: int | None = None) -> None:
-        """Write the duration so far, summed over all starts, and the length if it has changed."""
-        if steps is not None:
-            self._record["steps"] = steps
+    def update(self, *, finished: bool = False) -> None:
+        """Write the duration so far, summed over all starts."""
         self._record["seconds"] = round(self._seconds + time.monotonic() - self._began, 3)
         if finished:
             self._record["finished"] = _now()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from spinejax import geometry
 from spinejax.data import normalise, preprocess
 from spinejax.inference import patch_scan
 from spinejax.models.opconvnet import OPConvNet
@@ -54,7 +55,7 @@ def chest_slice(side, how):
     hu, _ = acquisition.render_volume(parameters, shape, affine, 0.5)
     noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(hu.shape[:2]), 0.6)
     image = np.clip(hu + 25.0 * (noise / noise.std())[..., None], -1024, 3071)
-    volume = Volume(np.round(image).astype(np.int16), acquisition.LPS_TO_RAS @ affine)
+    volume = Volume(np.round(image).astype(np.int16), geometry.LPS_TO_RAS @ affine)
     return next(preprocess.preprocess_slabs(volume, how))[1][0]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from spinejax import numerics, overlay
+from spinejax import geometry, numerics, overlay
 from spinejax.io import scanfile
 from spinejax.labels import id_of
 from spinejax.phantom import centroids
@@ -248,7 +248,7 @@ def phantom(row: Row, column: str) -> tuple[Volume, np.ndarray]:
     x, y, z = (int(n) for n in shape)
     plan = scan_plan.Scan((x, y, z), affine, "LPS", protocol, scan_plan.Storage())
     hu, _ = acquisition.acquire(person, plan)
-    return Volume(hu, acquisition.LPS_TO_RAS @ affine), shape // 2
+    return Volume(hu, geometry.LPS_TO_RAS @ affine), shape // 2
 
 
 # The figure

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spinejax import geometry
 from spinejax.phantom import anatomy, centroids
 from spinejax.phantom.scanner import acquisition, scan_plan
 from spinejax.volume import Volume
@@ -36,7 +37,7 @@ def coarse_and_fine(shape, spacing_mm):
     person, affine, protocol = spine(small, FINER * spacing_mm)
     hu, _ = acquisition.render_volume(person, small, affine, 0.6, protocol=protocol)
     hu = np.clip(acquisition.scanned(hu, affine, person, protocol), -1024, 3071).astype(np.int16)
-    affine = acquisition.LPS_TO_RAS @ affine
+    affine = geometry.LPS_TO_RAS @ affine
     large = np.empty([n for side in small for n in (side, FINER)], np.int16)
     large[...] = hu[:, None, :, None, :, None]
     fine = affine @ np.diag([1 / FINER, 1 / FINER, 1 / FINER, 1.0])

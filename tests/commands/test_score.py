@@ -119,7 +119,7 @@ def spine(*numbers):
 
 
 def test_masks_in_the_numbers_of_another_program(tmp_path, capsys):
-    """The wrong numbering is said, with the flags that are right; with them the score is 1."""
+    """The wrong scheme is said, with the flags that are right; with them the score is 1."""
     verse = save(tmp_path / "verse.nii.gz", spine(19, 20, 21))
     total = save(tmp_path / "total.nii.gz", spine(32, 31, 30))
     out = tmp_path / "scores.json"

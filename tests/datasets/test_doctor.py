@@ -233,7 +233,7 @@ def test_scans_under_several_names_are_named(tmp_path):
 
 
 def test_masks_in_the_numbers_of_another_program(tmp_path):
-    """The numbering is guessed and said in one line; given, the same masks have no problem."""
+    """The scheme is guessed and said in one line; given, the same masks have no problem."""
     for name, numbers in (("a", (32, 31, 30)), ("b", (31, 30, 29)), ("c", (20, 21))):
         (tmp_path / "images").mkdir(exist_ok=True)
         image = Volume(tissue(SHAPE, ord(name)), LPS)
@@ -245,9 +245,9 @@ def test_masks_in_the_numbers_of_another_program(tmp_path):
     assert "2 have numbers that look like those of totalsegmentator" in line
     assert "add --labels=totalsegmentator, and train with" in line
     (tmp_path / "labels" / "c.nii.gz").unlink()
-    report = doctor(tmp_path, numbering="totalsegmentator")
+    report = doctor(tmp_path, scheme="totalsegmentator")
     assert [problem for problem in report.problems if "no mask for" not in problem] == []
     assert "T12 1" in text_of(report) and "L1 2  L2 2  L3 1" in text_of(report)
     assert not any(line.startswith("masks") for line in report.lines)
-    report = doctor(tmp_path, numbering="binary")
+    report = doctor(tmp_path, scheme="binary")
     assert not any(line.startswith("masks") for line in report.lines)

@@ -385,6 +385,40 @@ def test_dicom_scans_in_a_folder_of_scans(tmp_path):
     assert listed(tmp_path / "f.zip") == {"f.zip"}
 
 
+def test_stray_dicom_files_hide_no_other_scan(tmp_path, shown):
+    one = series(values((4, 4, 2)), AXIAL)
+    write(tmp_path / "downloads", one[:1])
+    for name in ("a_ct.nii.gz", "rawdata/b_ct.nii.gz"):
+        (tmp_path / "downloads" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "downloads" / name).touch()
+    assert {case.id for case in verse.index_dataset(tmp_path / "downloads")} == {"a", "b"}
+    assert "downloads: its own DICOM files are left out" in shown.text
+
+
+def test_patients_without_a_number_of_the_study_stay_apart(tmp_path):
+    for name in ("p1", "p2"):
+        write(tmp_path / "anon" / name, series(values((4, 4, 2)), AXIAL, StudyInstanceUID=""))
+    assert {case.id for case in verse.index_dataset(tmp_path)} == {"p1", "p2"}
+
+
+def test_a_single_patient_in_images_is_found_like_several(tmp_path):
+    write(tmp_path / "images/p1", series(values((4, 4, 2)), AXIAL))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/p1.nii.gz").touch()
+    [case] = verse.index_dataset(tmp_path)
+    assert case.id == "p1" and case.labels == tmp_path / "labels/p1.nii.gz"
+
+
+def test_a_damaged_archive_among_scans_is_left_out(tmp_path):
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.dcm", np.random.default_rng(0).bytes(5000))
+    data = bytearray(path.read_bytes())
+    data[60:90] = bytes(30)
+    path.write_bytes(data)
+    assert not dicom.holds_dicom(path)
+
+
 def _places(heights):
     """Images of which only the place matters."""
     return [

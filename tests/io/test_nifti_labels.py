@@ -110,7 +110,7 @@ def test_sacrum_and_coccyx_become_background(tmp_path):
     read = scanfile.read_labels(path, None)
     assert read.native[0, 0].tolist() == [20, 26, 27, 28]
     assert read.reserved == ()
-    # In another numbering, 26 and 27 are something else.
+    # In another scheme, 26 and 27 are something else.
     marks[1, 1, 1] = 31
     read = scanfile.read_labels(save(path, marks), range(256))
     np.testing.assert_array_equal(read.native, marks)

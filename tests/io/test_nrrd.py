@@ -90,6 +90,16 @@ def _series(folder):
     return path
 
 
+def _leading_axis(folder):
+    """A first axis of length one of which the header does not say what it is."""
+    path = folder / "a.nrrd"
+    header = (
+        "NRRD0004\ntype: short\ndimension: 4\nsizes: 1 4 5 6\nendian: little\nencoding: raw\n\n"
+    )
+    path.write_bytes(header.encode() + np.arange(120, dtype="<i2").tobytes())
+    return path
+
+
 def _color(folder):
     path = folder / "a.nrrd"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 3), "u1"), isVector=True), str(path))
@@ -110,6 +120,7 @@ BAD = {
     "gzip cut": (lambda d: _cut(save(d / "a.nrrd", values(), True), 0.8), "truncated or damaged"),
     "volumes": (_series, "several volumes"),
     "colours": (_color, "several volumes or channels|type vector"),
+    "first axis": (_leading_axis, "may be one of channels or of space"),
     "apart": (_changed(b"encoding", b"data file: a.raw\nencoding"), "in another file"),
     "metres": (_changed(b"endian", b'space units: "m" "m" "m"\nendian'), "lengths are in 'm'"),
     "huge": (_changed(b"sizes: 9 8 7", b"sizes: 9000 8000 7000"), "can hold"),

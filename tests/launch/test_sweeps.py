@@ -288,7 +288,7 @@ def test_another_config_lies_beside_and_gets_the_arguments():
         (("--sweep=attention", "--workdir=w", "--gpus=64"), "--gpus=64: this machine has"),
         (("--sweep=attention", "--workdir=w", "--prune=1"), "--prune=1: give 2 or more, and at"),
         (("--sweep=attention", "--workdir=w", "--prune=5"), "the number of units, 4"),
-        (("--sweep=attention", "--workdir=w", "--prune=2", "--seeds=2"), "for their luck; prune"),
+        (("--sweep=attention", "--workdir=w", "--prune=2", "--seeds=2"), "one by one; prune"),
         (
             ("--sweep=saeed2023_table3", "--workdir=w", "--prune=2"),
             "unit verse20,normalise=hu has no scans to validate on",

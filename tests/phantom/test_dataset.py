@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from spinejax import plausible
+from spinejax import geometry, plausible
 from spinejax.datasets import verse
 from spinejax.errors import InputError
 from spinejax.io import centroid_json, nifti, scanfile
 from spinejax.phantom import dataset
-from spinejax.phantom.scanner import acquisition, scan_plan
+from spinejax.phantom.scanner import scan_plan
 from spinejax.volume import Volume
 
 LIMITS = {"max_spacing_mm": 3.0, "min_spacing_mm": 1.5, "max_extent_mm": 200.0}
@@ -168,7 +168,7 @@ def test_processes_write_the_same_bytes_as_one(written, tmp_path, workers):
 def test_values_survive_every_type_on_disk(tmp_path, storage):
     rng = np.random.default_rng(0)
     hu = rng.integers(-2048, 3072, (6, 5, 4)).astype(np.int16)
-    affine = acquisition.LPS_TO_RAS @ np.diag([0.5, 0.6, 2.0, 1.0])
+    affine = geometry.LPS_TO_RAS @ np.diag([0.5, 0.6, 2.0, 1.0])
     path = tmp_path / "a.nii"
     nifti.write_volume(
         path, Volume(hu, affine), storage.dtype, slope=storage.slope, inter=storage.inter

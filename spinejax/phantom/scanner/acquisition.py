@@ -17,8 +17,6 @@ from spinejax.phantom.scanner import noise_field, physics, view
 from spinejax.phantom.scanner.scan_plan import Protocol, Scan
 
 Array = jax.Array
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Phantoms live in LPS millimetres, files in NIfTI's RAS+ world."""
 
 _TILE = (16, 16, 8)  # voxels of one block
 _TILES = 64  # blocks of one compiled call

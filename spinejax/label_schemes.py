@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Numbering:
+class LabelScheme:
     """The numbers in the masks of one program.
 
     Attributes:
@@ -65,20 +65,20 @@ _VERSE = {**_down(1, (*_C, *_T, *_L)), 28: "T13"}
 _TOTAL = _up(27, _C1_TO_L5)
 _TOTAL_V1 = _up(18, _C1_TO_L5)
 
-NUMBERINGS: dict[str, Numbering] = {
-    "verse": Numbering(_VERSE, (26, 27)),
-    "totalsegmentator": Numbering(_TOTAL, _besides(_TOTAL, 117)),
-    "totalsegmentator_v1": Numbering(_TOTAL_V1, _besides(_TOTAL_V1, 104)),
-    "totalspineseg": Numbering(
+SCHEMES: dict[str, LabelScheme] = {
+    "verse": LabelScheme(_VERSE, (26, 27)),
+    "totalsegmentator": LabelScheme(_TOTAL, _besides(_TOTAL, 117)),
+    "totalsegmentator_v1": LabelScheme(_TOTAL_V1, _besides(_TOTAL_V1, 104)),
+    "totalspineseg": LabelScheme(
         {**_down(11, _C), **_down(21, _T), **_down(41, _L)},
         (1, 2, 50, *range(63, 68), *range(71, 83), *range(91, 96), 100),
     ),
-    "spineps": Numbering(_VERSE, (26, 27, *range(29, 34), *range(101, 134), *range(201, 234))),
+    "spineps": LabelScheme(_VERSE, (26, 27, *range(29, 34), *range(101, 134), *range(201, 234))),
 }
-"""Name of a numbering -> its numbers."""
+"""Name of a scheme -> its numbers."""
 
 BINARY = "binary"
 """The name for masks that do not tell vertebrae apart: every number above 0 is a vertebra."""
 
-NAMES = (*NUMBERINGS, BINARY)
+NAMES = (*SCHEMES, BINARY)
 """The values of `data.labels` and of `--labels`."""
