@@ -90,7 +90,9 @@ def _first(config: ConfigDict) -> str:
     if SECOND not in config:
         return ""
     fields = schema.flatten(schema.plain(config))
-    own = {k: v for k, v in fields.items() if not (k.startswith(f"{SECOND}.") or schema.is_free(k))}
+    sets = "train.batch_size_per_device"  # free, but the batch of a run that begins depends on it
+    own = {k: v for k, v in fields.items() if k == sets or not schema.is_free(k)}
+    own = {k: v for k, v in own.items() if not k.startswith(f"{SECOND}.")}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -599,7 +599,7 @@ FIELDS: tuple[Field, ...] = (
         "is set.",
     ),
     Field(
-        "train.batch_size_per_device", 0, Whole(0, 65536),
+        "train.batch_size_per_device", 0, Whole(0, 65536), free=True,
         meaning="Number of samples in an update on each device; it sets train.batch_size when a "
         "run begins, and a resumed run keeps that on any number of devices. 0: train.batch_size is "
         "divided among the devices.",

@@ -286,7 +286,7 @@ def test_another_config_lies_beside_and_gets_the_arguments():
         (("--sweep=attention", "--workdir=w", "--config.nonsense=1"), "no field nonsense"),
         (("--sweep=attention", "--workdir=w", "--executor=pbs"), "pbs"),
         (("--sweep=attention", "--workdir=w", "--gpus=64"), "--gpus=64: this machine has"),
-        (("--sweep=attention", "--workdir=w", "--prune=1"), "--prune=1: give 2 or more, and at"),
+        (("--sweep=attention", "--workdir=w", "--prune=1"), "--prune=1: a rung keeps the best 1/N"),
         (("--sweep=attention", "--workdir=w", "--prune=5"), "the number of units, 4"),
         (("--sweep=attention", "--workdir=w", "--prune=2", "--seeds=2"), "one by one; prune"),
         (
