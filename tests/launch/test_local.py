@@ -125,5 +125,9 @@ def test_bad_units_are_stopped_and_not_started_again(tmp_path, monkeypatch, caps
     # The same command starts nothing; one without --prune continues what was stopped.
     FakeRun.started.clear()
     assert local.run(units, tmp_path, [{}] * 9, prune=3) == 0 and FakeRun.started == []
+    # A launcher that was killed before it could note why finds out anew, without a start.
+    (tmp_path / "0.1" / sweep_state.OUTCOME).unlink()
+    assert local.run(units, tmp_path, [{}] * 9, prune=3) == 0 and FakeRun.started == []
+    assert sweep_state.state(tmp_path / "0.1").kind == "pruned"
     assert local.run(units[:1], tmp_path, [{}]) == 0 and FakeRun.started == ["0.1"]
     assert sweep_state.state(tmp_path / "0.1").kind == "done"

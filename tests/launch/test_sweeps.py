@@ -218,6 +218,14 @@ def test_pipelines_share_a_first_network_that_is_the_same(capsys, tmp_path):
     assert set(first_of("saeed2023_table10(alone=true)").values()) == {""}
 
 
+def test_a_first_network_depends_on_the_batch_of_each_device():
+    configs = [
+        config_files.get_config("cascade", {"train.batch_size_per_device": n}) for n in (2, 2, 4)
+    ]
+    same, again, other = map(plan._first, configs)
+    assert same == again != other
+
+
 def test_a_sweep_takes_arguments(capsys):
     words = ("--config=opconvnet", "--sweep=random_search(trials=3, seed=1)")
     three = dry_run(capsys, *words)
