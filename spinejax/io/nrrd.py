@@ -135,16 +135,16 @@ def _check_fields(path: Path, fields: dict[str, str]) -> None:
         raise InputError(
             f"{path}: its lengths are in {shown(sorted(units)[0])}; save it with lengths in mm"
         )
+
+
+def _affine(path: Path, reader: Any, fields: dict[str, str]) -> np.ndarray:
+    """Return the affine (4, 4) to RAS mm; say what the header leaves open."""
     space = fields.get("space", "").lower()
     if space not in _SPACES:
         said = f"the space {shown(space)}" if space else "no space"
         logger.warning(
             "%s: the header gives %s, so its orientation is unknown; assuming LPS", path, said
         )
-
-
-def _affine(path: Path, reader: Any, fields: dict[str, str]) -> np.ndarray:
-    """Return the affine (4, 4) to RAS mm."""
     if not {"space directions", "spacings"} & fields.keys():
         logger.warning("%s: the header gives no voxel size; assuming 1 mm, as ITK does", path)
     return itk.affine_of(path, reader)
