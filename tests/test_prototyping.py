@@ -15,7 +15,7 @@ PAGE = PAGE.split("\n## ")[0]
 MODULE, CONFIG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [COMMANDS] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 SMALLER = {
-    "--min_spacing_mm": "--max_extent_mm=120 --min_spacing_mm",
+    "--min_spacing_mm=2": "--max_extent_mm=120 --min_spacing_mm=4 --max_spacing_mm=4",
     "--at_once": "'--config.model.widths=(4,8)' --config.train.steps=2 "
     "'--config.data.size=(32,32)' --at_once",
 }
