@@ -16,7 +16,7 @@ from jax import lax
 from spinejax.phantom.body import column
 from spinejax.phantom.body.render import render
 from spinejax.phantom.draws import Draws, draw
-from spinejax.phantom.once import kept
+from spinejax.phantom.once import in_steps, kept
 from spinejax.phantom.person.anatomy import anatomy
 from spinejax.phantom.scanner import physics, scan_plan, view
 from spinejax.volume import PLANES
@@ -408,7 +408,7 @@ def outline_sample(
 def batch_of(
     one: Callable[[Array], dict[str, Array]], key: Array, positions: Array, group: int = 1
 ) -> dict[str, Array]:
-    """Draw the samples of a batch at `positions` (b,), one after the other.
+    """Draw the samples of a batch at `positions` (b,): one after the other on a CPU (`once`).
 
     Args:
         one: key -> sample; or, with `group` g > 1, key -> g samples.
@@ -418,7 +418,8 @@ def batch_of(
         group: g.
     """
     groups = positions[::group] // group
-    drawn = lax.map(lambda p: one(jax.random.fold_in(key, p)), groups)
+    each = lambda p: one(jax.random.fold_in(key, p))  # noqa: E731
+    drawn = lax.map(each, groups) if in_steps() else jax.vmap(each)(groups)
     if group == 1:
         return drawn
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn)

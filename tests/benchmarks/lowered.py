@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.lowered
 
-Prints the table of `docs/scaling.md`: for each network, the training step is lowered to StableHLO
-for CUDA, on any machine, and the operations are counted. Nothing is compiled and nothing is run.
+Prints the tables of `docs/scaling.md`: for each network, the training step is lowered to StableHLO
+for CUDA, on any machine, and the operations are counted; for phantoms, the loops of the program
+that draws a batch are. Nothing is compiled and nothing is run.
 The networks are small, but have all kinds of layers of their configs. `spineparsenet` is its 3D
 network alone: its 2D network is `resunet`.
 """
@@ -14,10 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
+from spinejax.configs import phantom_to_real
+from spinejax.phantom import once, online
 from spinejax.tasks import build_task
 from spinejax.training import parallel, step
 
@@ -137,9 +141,42 @@ def row(name: str) -> tuple[str, ...]:
 HEAD = ("network", *COLUMNS)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+class Loops(NamedTuple):
+    """Loops of a program, those within others included; the body of each counts once."""
+
+    open: int  # how many end on a condition that depends on data
+    fixed: int  # how many make a fixed number of turns
+
+
+def loops(jaxpr: Any) -> Loops:
+    """Count the loops of a closed jaxpr."""
+    opened = fixed = 0
+    for equation in jaxpr.eqns:
+        opened += equation.primitive.name == "while"
+        fixed += equation.primitive.name == "scan"
+        for inner in jaxprs_in_params(equation.params):
+            more = loops(inner)
+            opened, fixed = opened + more.open, fixed + more.fixed
+    return Loops(opened, fixed)
+
+
+DRAWN_FOR = {"in steps, as on CPUs": "cpu", "at once, as on GPUs": "gpu"}
+PHANTOM_HEAD = ("8 slices of 80 x 128", "loops that end on data", "loops of fixed length")
+
+
+def phantom_row(form: str) -> tuple[str, ...]:
+    """Return a row of the second table; `form` is a key of DRAWN_FOR."""
+    stream = online.of_slices(phantom_to_real.get_config())
+    positions = jax.ShapeDtypeStruct((8,), "int32")
+    with once.drawn_for(DRAWN_FOR[form]):
+        draw = jax.make_jaxpr(lambda key, at: stream.draw(key, at))
+        found = loops(draw(jax.eval_shape(lambda: jax.random.key(0)), positions).jaxpr)
+    return (form, str(found.open), str(found.fixed))
+
+
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> str:
     """Return the table in Markdown."""
-    lines = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *rows]
+    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -147,6 +184,8 @@ def main() -> int:
     """Print the table."""
     print(f"jax {jax.__version__}")
     print(table([row(name) for name in NETWORKS]))
+    print()
+    print(table([phantom_row(form) for form in DRAWN_FOR], PHANTOM_HEAD))
     return 0
 
 

@@ -32,6 +32,21 @@ def test_every_network_that_learns_has_a_row():
     assert set(lowered.NETWORKS) == {name for name, model in MODELS.items() if model.LEARNS}
 
 
+@pytest.mark.parametrize("form", lowered.DRAWN_FOR)
+def test_phantoms_are_drawn_by_the_loops_in_the_docs(form):
+    shown = re.search(rf"^\| {form} \|.*$", DOCS.read_text(), re.MULTILINE)
+    found = lowered.phantom_row(form)
+    assert f"| {' | '.join(found)} |" == shown[0], "python -m tests.benchmarks.lowered"
+
+
+def test_loops_count_with_those_within_them():
+    def program(x, n):
+        inner = lambda _, y: jax.lax.fori_loop(0, n, lambda _, z: z + 1.0, y)  # noqa: E731
+        return jax.lax.fori_loop(0, 3, inner, x)
+
+    assert lowered.loops(jax.make_jaxpr(program)(1.0, 2).jaxpr) == lowered.Loops(open=1, fixed=1)
+
+
 @pytest.mark.parametrize("name", lowered.NETWORKS)
 def test_a_training_step_lowers_to_the_operations_in_the_docs(name):
     shown = re.search(rf"^\| {name} \|.*$", DOCS.read_text(), re.MULTILINE)

@@ -4,12 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from spinejax.phantom.body import shapes
 from spinejax.phantom.body.shapes import FAR, local
 from spinejax.phantom.body.tissues import sine
-from spinejax.phantom.once import when
+from spinejax.phantom.once import turns, when
 from spinejax.phantom.person.skeleton import ANGLE
 
 Array = jax.Array
@@ -196,9 +195,11 @@ def ribs(p: Array, psi: Array, wall: Array, ribs: dict[str, Array]) -> tuple[Arr
     far = jnp.full(p.shape[:1], FAR)
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
     order, count = near(p, ribs["low"], ribs["high"])
-    bone = lax.fori_loop(
-        0, count, lambda i, d: jnp.minimum(d, shapes.capsule(x, y, z, ribs["shape"][order[i]])), far
-    )
+
+    def capsule(i: Array, d: Array) -> Array:
+        return jnp.minimum(d, shapes.capsule(x, y, z, ribs["shape"][order[i]]))
+
+    bone = turns(0, count, order.shape[0], capsule, far)
     # A rib climbs little, and falls by its slope times its angle.
     hit = (z.min() < ribs["z"] + 24.0) & (z.max() > ribs["z"] - 3.4 * ribs["slope"] - 12.0)
     hit &= jnp.any(jnp.abs(wall) < 12.0)
@@ -209,4 +210,4 @@ def ribs(p: Array, psi: Array, wall: Array, ribs: dict[str, Array]) -> tuple[Arr
         hard, soft = _rib(wall, psi, z, ribs, jax.tree.map(lambda a: a[bands[i]], rows))
         return jnp.minimum(best[0], hard), jnp.minimum(best[1], soft)
 
-    return lax.fori_loop(0, jnp.sum(hit), band, (bone, far))
+    return turns(0, jnp.sum(hit), hit.shape[0], band, (bone, far))

@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from spinejax.phantom.body import shapes
 from spinejax.phantom.body.shapes import FAR, local
 from spinejax.phantom.body.warp import unwarp
-from spinejax.phantom.once import kept
+from spinejax.phantom.once import kept, turns
 
 Array = jax.Array
 
@@ -71,4 +70,4 @@ def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
             "z": jnp.where(wins, z, best["z"]),
         }
 
-    return lax.fori_loop(first, last, add, start)
+    return turns(first, last, hit.shape[0], add, start)

@@ -13,7 +13,7 @@ from jax import lax
 
 from spinejax.phantom.body import bones, column, marrow, scene, shapes, tissues
 from spinejax.phantom.body.warp import warp
-from spinejax.phantom.once import kept, when
+from spinejax.phantom.once import in_steps, kept, when
 
 Array = jax.Array
 RIM_MM = 0.3
@@ -123,6 +123,9 @@ def render(
         vertebra is labelled; `view.whole_vertebrae` returns those that a field of view keeps.
     """
     points_mm = jnp.asarray(points_mm, jnp.float32)
+    if not in_steps():
+        hu, label = render_block(points_mm.reshape(-1, 3), parameters, edge_mm, distractors)
+        return hu.reshape(points_mm.shape[:-1]), label.reshape(points_mm.shape[:-1])
     if points_mm.ndim > 2:
         # Level by level: the last axis of sagittal slices and of cubes runs along the body.
         points_mm = jnp.moveaxis(points_mm, -2, 0)

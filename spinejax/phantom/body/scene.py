@@ -4,13 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from spinejax.phantom.body import bones, shapes, tissues
 from spinejax.phantom.body.bones import near
 from spinejax.phantom.body.shapes import FAR, local
 from spinejax.phantom.body.tissues import inside
-from spinejax.phantom.once import when
+from spinejax.phantom.once import turns, when
 from spinejax.phantom.person.surroundings import PROFILE
 
 Array = jax.Array
@@ -92,7 +91,7 @@ def things(
         held = items["core"][k] + 6.0 * soft - dots
         return below * (1.0 - wall) + items["wall"][k] * (wall - core) + held * core
 
-    return lax.fori_loop(0, count, draw, hu)
+    return turns(0, count, order.shape[0], draw, hu)
 
 
 def _back(x: Array, y: Array, thickness: Array) -> Array:

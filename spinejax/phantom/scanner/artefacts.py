@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from spinejax.phantom.body.tissues import sine
 from spinejax.phantom.body.warp import unwarp
+from spinejax.phantom.once import turns
 
 Array = jax.Array
 
@@ -111,4 +111,4 @@ def metal(points: Array, parameters: dict[str, Any], protocol: dict[str, Array])
         towards = away[other, :2] / jnp.maximum(flat[other], 1e-3)
         return total + fall * (value - 1.6 * mate[other] * band(towards, 3.5))
 
-    return lax.fori_loop(0, jnp.sum(reach), add, jnp.zeros_like(x))
+    return turns(0, jnp.sum(reach), reach.shape[0], add, jnp.zeros_like(x))
