@@ -325,6 +325,22 @@ def _qform(header: _Header) -> np.ndarray:
     return affine
 
 
+def encoded(array: np.ndarray, affine: np.ndarray, *, slope: float = 1, inter: float = 0) -> bytes:
+    """Return a small array as the bytes of a NIfTI-1 file, not compressed.
+
+    Args:
+        array: (x, y, z) uint8, sides below 2**15.
+        affine: (4, 4), from voxel indices to mm in NIfTI's RAS+ world.
+        slope: stored value * slope + inter is the value in HU.
+        inter: see `slope`.
+    """
+    header = _new_header(Volume(array, affine))
+    header.set_data_dtype(array.dtype)
+    header["scl_slope"], header["scl_inter"] = slope, inter
+    header["vox_offset"] = 352
+    return header.binaryblock.ljust(352, b"\0") + array.tobytes(order="F")
+
+
 def _write(
     path: Path,
     array: np.ndarray,
