@@ -325,7 +325,14 @@ def _qform(header: _Header) -> np.ndarray:
     return affine
 
 
-def encoded(array: np.ndarray, affine: np.ndarray, *, slope: float = 1, inter: float = 0) -> bytes:
+def encoded(
+    array: np.ndarray,
+    affine: np.ndarray,
+    *,
+    slope: float = 1,
+    inter: float = 0,
+    is_map: bool = False,
+) -> bytes:
     """Return a small array as the bytes of a NIfTI-1 file, not compressed.
 
     Args:
@@ -333,8 +340,10 @@ def encoded(array: np.ndarray, affine: np.ndarray, *, slope: float = 1, inter: f
         affine: (4, 4), from voxel indices to mm in NIfTI's RAS+ world.
         slope: stored value * slope + inter is the value in HU.
         inter: see `slope`.
+        is_map: whether the values are labels; the header says so (NIFTI_INTENT_LABEL).
     """
     header = _new_header(Volume(array, affine))
+    header["intent_code"] = 1002 if is_map else 0
     header.set_data_dtype(array.dtype)
     header["scl_slope"], header["scl_inter"] = slope, inter
     header["vox_offset"] = 352

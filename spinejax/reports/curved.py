@@ -9,12 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import make_smoothing_spline
 
 from spinejax import geometry
 
 _APART_MM = 5.0
 """Centres that lie closer together than this are one point of the curve."""
+
+_STIFFNESS = 1.6e5
+"""mm^4. A smoothing spline with this times the density of its points keeps 97 % of a bend with a
+wavelength of 300 mm, and 2 % of one of 50 mm: errors of single centres, no bends of a spine."""
 
 _SHARPEST_COS = 0.5
 """An end of the spine that turns by more than 60 degrees is no body: the scan cuts the vertebra."""
@@ -40,9 +44,10 @@ class Curve(NamedTuple):
 
 
 def centreline(centres_mm: np.ndarray, step_mm: float, beyond_mm: float) -> Curve:
-    """Return the smooth curve through the centres of vertebral bodies.
+    """Return the smooth curve along the centres of vertebral bodies.
 
-    A cubic spline over the length of the chords, continued straight at both ends.
+    A smoothing spline over the length of the chords, which does not follow the error of a single
+    centre; a parabola of four centres, a line of fewer. It goes on straight at both ends.
 
     Args:
         centres_mm: (n, 3) from head to foot, at least one, RAS+.
@@ -62,10 +67,20 @@ def centreline(centres_mm: np.ndarray, step_mm: float, beyond_mm: float) -> Curv
     if len(points) == 1:
         points = np.stack([points[0], points[0] - (0, 0, 1)])  # straight down
     chords = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
-    spline = CubicSpline(chords, points, bc_type="natural")
     end = float(chords[-1]) if len(kept) > 1 else 0.0
-    curve = spline(np.linspace(0, end, 2 + int(4 * end / step_mm)))
-    first, last = (d / np.linalg.norm(d) for d in spline([0, end], 1))
+    fine = np.linspace(0, end, 2 + int(4 * end / step_mm))
+    sides = []
+    for side in points.T:
+        if len(points) < 5:
+            sides.append(np.polyval(np.polyfit(chords, side, len(points) // 2), fine))
+        else:
+            stiff = _STIFFNESS * (len(points) - 1) / end
+            sides.append(make_smoothing_spline(chords, side, lam=stiff)(fine))
+    curve = np.stack(sides, axis=1)
+    first, last = points[1] - points[0], points[-1] - points[-2]
+    if end:
+        first, last = curve[1] - curve[0], curve[-1] - curve[-2]
+    first, last = first / np.linalg.norm(first), last / np.linalg.norm(last)
     curve = np.concatenate(
         [curve[:1] - beyond_mm * first, curve, curve[-1:] + beyond_mm * last], axis=0
     )

@@ -22,11 +22,11 @@
     const common = {
       backColor: [0, 0, 0, 1], crosshairColor: [1, 0.82, 0.25, 0.9], fontColor: [0.93, 0.95, 0.96, 1],
       isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false,
-      dragMode: DRAG_MODE.windowing, logLevel: "error", loadingText: "", crosshairGap: 3,
+      dragMode: DRAG_MODE.windowing, logLevel: "error", loadingText: "", crosshairWidth: 0.5, crosshairWidthUnit: "mm", crosshairGap: 4,
       isCornerOrientationText: false, scrollRequiresFocus: true,
     };
-    const planes = new Niivue({...common, crosshairWidth: 0.6});
-    const render = new Niivue({...common, crosshairWidth: 0.6, isOrientCube: false});
+    const planes = new Niivue({...common});
+    const render = new Niivue({...common});
     await planes.attachToCanvas(get("planes"));
     await render.attachToCanvas(get("render"));
 
@@ -134,7 +134,11 @@
       button.addEventListener("click", () => windowed(button.dataset.window));
     const opacity = () => planes.setOpacity(1, get("opacity").value / 100);
     get("opacity").addEventListener("input", opacity);
-    get("outlines").addEventListener("change", () => planes.setAtlasOutline(get("outlines").checked ? 1 : 0));
+    get("outlines").addEventListener("change", () => {
+      const only = get("outlines").checked;  // NiiVue draws an outline over what is clear, too
+      planes.volumes[1].setColormapLabel({...table, A: table.A.map((a) => (only ? 0 : a))});
+      planes.setAtlasOutline(only ? 1 : 0);
+    });
     new ResizeObserver(() => show(view)).observe(stage);
     addEventListener("hashchange", () => {
       const button = named(decodeURIComponent(location.hash.slice(1)));

@@ -51,7 +51,7 @@ _SPINE_RGB = overlay.PREDICTION_RGB  # of labels without names, as in the other 
 _BEYOND_MM = 30.0
 _REACH_MM = {"sagittal": (-45.0, 65.0), "coronal": (-55.0, 55.0)}
 _TOWARD = {"sagittal": (0.0, -1.0, 0.0), "coronal": (-1.0, 0.0, 0.0)}
-_OFF_MM = 8.0
+_OFF_MM = 12.0
 _CURVED_ROWS = 900
 _CURVED_BYTES = 250_000
 _THUMBNAIL = (150, 220)
@@ -79,6 +79,11 @@ class Reduced(NamedTuple):
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size in mm along each axis."""
         return geometry.spacing_mm(self.affine)
+
+    @property
+    def extent_mm(self) -> list[float]:
+        """Size in mm along each axis."""
+        return [round(n * mm, 2) for n, mm in zip(self.scan.shape, self.spacing_mm, strict=True)]
 
 
 def reduce(scan: Volume, mask: np.ndarray, most_voxels: int = MOST_VOXELS) -> Reduced:
@@ -179,12 +184,11 @@ def page(
             for i in found
         ],
         "windows": WINDOWS,
-        "extent_mm": [
-            round(n * mm, 2) for n, mm in zip(small.scan.shape, small.spacing_mm, strict=True)
-        ],
+        "extent_mm": small.extent_mm,
         "middle_mm": _middle(small, centres).round(2).tolist(),
     }
     scan_bytes = nifti.encoded(small.scan, small.affine, slope=STEP_HU, inter=LOWEST_HU)
+    mask_bytes = nifti.encoded(small.mask, small.affine, is_map=True)
     thumbnail = _thumbnail(pictures, small)
     rows = vertebra_rows(record, centres)
     return html.render(
@@ -200,6 +204,7 @@ def page(
         pictures=[picture for picture, _ in pictures],
         facts=facts(record),
         small=small,
+        extent_mm=small.extent_mm,
         least_hu=LOWEST_HU,
         most_hu=LOWEST_HU + 255 * STEP_HU,
         step_hu=STEP_HU,
@@ -208,7 +213,7 @@ def page(
         windows=WINDOWS,
         niivue=_base64(niivue()),
         scan=_base64(gzip.compress(scan_bytes, 9, mtime=0)),
-        mask=_base64(gzip.compress(nifti.encoded(small.mask, small.affine), 9, mtime=0)),
+        mask=_base64(gzip.compress(mask_bytes, 9, mtime=0)),
         script=Markup(_text("viewer.js")),  # ours: it holds no user's text
         licences=Markup(entities.escape(_text("niivue/LICENSE"), quote=False)),
     )
@@ -459,6 +464,9 @@ _TOLD = (
 """What a record says that `doubts` and the table show."""
 
 
+_FACTS = {"model": "Digest of the model", "seconds": "Seconds to find it", "spinejax": "spinejax"}
+
+
 def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what the record says of the scan as a whole and of the model, as (name, value)."""
     found = []
@@ -471,6 +479,8 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _fact(key: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         return [fact for name, one in value.items() for fact in _fact(f"{key}, {name}", one)]
+    if key in _FACTS:
+        return [(_FACTS[key], f"{value:g}" if isinstance(value, float) else str(value))]
     ending, unit = next(((e, u) for e, u in _UNITS if key.endswith(e)), ("", ""))
     name = key.removesuffix(ending).replace("_", " ")
     name = name[:1].upper() + name[1:]

@@ -35,7 +35,7 @@ def test_a_bent_tube_is_drawn_as_a_straight_column(toward):
     inside = picture[4:-4] > 500
     offsets = np.linspace(-20, 20, 81)
     middle = (inside * offsets).sum(axis=1) / inside.sum(axis=1)
-    assert np.abs(middle).max() < 0.6
+    assert np.abs(middle).max() < 1  # a voxel
     # 16 mm times the cosine of the bend, up to 3 % less, and 1 mm for the voxels at each side.
     width = inside.sum(axis=1) * 0.5
     assert width.min() >= 14.5 and width.max() <= 17
@@ -74,3 +74,12 @@ def test_the_centre_of_a_cut_vertebra_behind_the_bodies_does_not_bend_the_curve(
     cut = np.array([[0.0, -40.0, 5.0]])
     line = curved.centreline(np.concatenate([cut, bodies]), 1.0, 10)
     np.testing.assert_allclose(line.points[:, :2], 0, atol=1e-9)
+
+
+def test_the_error_of_one_centre_tilts_no_row():
+    points = np.array([[0.0, 0.0, -25.0 * n] for n in range(7)])
+    points[3, 0] = 5.0
+    line = curved.centreline(points, 1.0, 10)
+    assert line.tangents[:, 2].max() < -np.cos(np.radians(4))
+    exact = np.degrees(np.arctan2(5.0, 25.0))
+    assert exact > 11  # the tilt of a curve through all centres
