@@ -1,4 +1,4 @@
-"""HTML from the templates of this folder. Jinja2 escapes values; CSS and scripts are in the page."""
+"""HTML from the templates of this folder. Jinja2 escapes values; the page holds CSS and scripts."""
 
 import shlex
 from collections.abc import Iterable

@@ -202,6 +202,8 @@ def page(
         table=record_table(record, rows),
         rows=rows,
         pictures=[picture for picture, _ in pictures],
+        curvature=curvature(record),
+        note=str(record.get("note") or ""),
         facts=facts(record),
         small=small,
         extent_mm=small.extent_mm,
@@ -393,10 +395,13 @@ _COLUMNS = (
     Column("height_anterior_mm", "Anterior height, mm", 1),
     Column("height_middle_mm", "Middle height, mm", 1),
     Column("height_posterior_mm", "Posterior height, mm", 1),
+    Column("depth_mm", "Depth, mm", 1),
     Column("wedge", "Anterior / posterior", 2),
     Column("biconcave", "Middle / posterior", 2),
     Column("crush", "Posterior / neighbours", 2),
     Column("genant", "Genant", None),
+    Column("distance_below_mm", "To the next below, mm", 1),
+    Column("angle_below_deg", "To the next below, °", 1),
 )
 
 
@@ -443,7 +448,7 @@ def record_table(
         for column in columns:
             value = one.get(column.key)
             if value is None:
-                reasons = one.get("reasons") or {}
+                reasons = one.get("not_measured") or {}
                 line.append(Cell(DASH, str(reasons.get(column.key) or row.note or "not measured")))
             elif column.digits is None or isinstance(value, str | bool):
                 line.append(Cell(str(value)))
@@ -458,13 +463,33 @@ _UNITS = (("_mm", " mm"), ("_deg", "°"), ("_ml", " ml"), ("_hu", " HU"), ("_s",
 
 
 _TOLD = (
-    "case", "vertebrae", "namings", "variants", "warnings", "not_found", "certain", "reversed",
-    "no_vertebra",
+    "case", "vertebrae", "spine", "namings", "variants", "warnings", "not_found", "certain",
+    "reversed", "no_vertebra", "summary", "note",
 )  # fmt: skip
-"""What a record says that `doubts` and the table show."""
+"""What a record says that other parts of the page show."""
+
+_FACTS = {
+    "spinejax": "spinejax",
+    "model": "Digest of the model",
+    "input": "Digest of the scan",
+    "seconds": "Seconds to find it",
+    "peak_gb": "Memory, GB",
+    "calibrated": "Probabilities calibrated",
+}
 
 
-_FACTS = {"model": "Digest of the model", "seconds": "Seconds to find it", "spinejax": "spinejax"}
+def curvature(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the curves of the spine, as (name, Cobb angle with its end vertebrae)."""
+    found = []
+    for name, one in (record.get("spine") or {}).items():
+        if not isinstance(one, Mapping):
+            continue
+        angle = one.get("cobb_deg")
+        words = f"{DASH} ({one.get('not_measured') or 'not measured'})"
+        if angle is not None:
+            words = f"{angle:.1f}°, {one.get('upper')} to {one.get('lower')}".replace("-", "−")
+        found.append((f"{name[:1].upper()}{name[1:]}".replace("_", " "), words))
+    return found
 
 
 def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -479,11 +504,9 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _fact(key: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         return [fact for name, one in value.items() for fact in _fact(f"{key}, {name}", one)]
-    if key in _FACTS:
-        return [(_FACTS[key], f"{value:g}" if isinstance(value, float) else str(value))]
     ending, unit = next(((e, u) for e, u in _UNITS if key.endswith(e)), ("", ""))
     name = key.removesuffix(ending).replace("_", " ")
-    name = name[:1].upper() + name[1:]
+    name = _FACTS.get(key, name[:1].upper() + name[1:])
     if value is None:
         return [(name, DASH)]
     if isinstance(value, list | tuple):

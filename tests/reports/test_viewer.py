@@ -174,7 +174,7 @@ def test_a_missing_number_is_a_dash_with_the_reason():
     for one in found["vertebrae"]:
         one |= {"height_anterior_mm": 24.04, "hu_mean": -12.4, "genant": None}
     found["vertebrae"][0] |= {"height_anterior_mm": None, "next_name": "T12"}
-    found["vertebrae"][1] |= {"hu_mean": None, "reasons": {"hu_mean": "metal"}}
+    found["vertebrae"][1] |= {"hu_mean": None, "not_measured": {"hu_mean": "metal"}}
     rows = viewer.vertebra_rows(found, {20: np.zeros(3)})
     titles, cells = viewer.record_table(found, rows)
     assert titles == ["Name right, %", "Margin", "Else", "Core, mean HU", "Anterior height, mm"]
@@ -182,6 +182,20 @@ def test_a_missing_number_is_a_dash_with_the_reason():
     assert cells[1][3:] == [("–", "metal"), ("24.0", "")]
     assert rows[0].mm == [0, 0, 0] and rows[1].mm is None
     assert 'title="metal">–</td>' in page(found)
+
+
+def test_curves_have_their_angle_or_the_reason():
+    spine_ = {
+        "lumbar_lordosis": {"cobb_deg": -41.26, "upper": "L1", "lower": "L5"},
+        "coronal": {"cobb_deg": None, "not_measured": "fewer than 3 bodies"},
+    }
+    found = record(spine=spine_, note="No diagnosis.")
+    assert viewer.curvature(found) == [
+        ("Lumbar lordosis", "−41.3°, L1 to L5"),
+        ("Coronal", "– (fewer than 3 bodies)"),
+    ]
+    text = page(found)
+    assert "−41.3°, L1 to L5" in text and "No diagnosis." in text
 
 
 @pytest.mark.parametrize(
@@ -333,6 +347,7 @@ def test_an_address_with_a_name_opens_there_and_the_views_change(chromium, tmp_p
     }.items():  # fmt: skip
         chromium.click(f'[data-view="{view}"]')
         shown = "getComputedStyle(document.getElementById('{}-box')).display !== 'none'"
+        chromium.wait(f"document.querySelector('[aria-pressed=true]').dataset.view === '{view}'")
         assert chromium.value(shown.format("planes")) is planes
         assert chromium.value(shown.format("render")) is render
     chromium.click('[data-window="Soft tissue"]')
@@ -351,8 +366,9 @@ def test_the_index_is_sorted_by_a_click(chromium, tmp_path):
     names = "[...document.querySelectorAll('tbody th a')].map(e => e.textContent).join('')"
     assert chromium.wait(names) == "ab"
     chromium.click("thead th:nth-child(2) button")
-    assert chromium.value(names) == "ba"
+    chromium.wait(f"{names} === 'ba'")
     chromium.click("thead th:nth-child(5) button")  # certain before uncertain
+    chromium.wait("document.querySelector('th:nth-child(5)').ariaSort === 'ascending'")
     assert chromium.value(names) == "ba"
     chromium.click("thead th:nth-child(5) button")
-    assert chromium.value(names) == "ab"
+    chromium.wait(f"{names} === 'ab'")

@@ -100,6 +100,7 @@ class Browser:
         )  # fmt: skip
         self._call("Page.navigate", url="about:blank")  # else another fragment loads nothing
         self._call("Page.navigate", url=page.as_uri() + fragment)
+        self.wait("location.protocol === 'file:' && document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""
