@@ -67,18 +67,18 @@ def centreline(centres_mm: np.ndarray, step_mm: float, beyond_mm: float) -> Curv
     if len(points) == 1:
         points = np.stack([points[0], points[0] - (0, 0, 1)])  # straight down
     chords = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
-    end = float(chords[-1]) if len(kept) > 1 else 0.0
-    fine = np.linspace(0, end, 2 + int(4 * end / step_mm))
+    along = float(chords[-1]) if len(kept) > 1 else 0.0
+    fine = np.linspace(0, along, 2 + int(4 * along / step_mm))
     sides = []
     for side in points.T:
         if len(points) < 5:
             sides.append(np.polyval(np.polyfit(chords, side, len(points) // 2), fine))
         else:
-            stiff = _STIFFNESS * (len(points) - 1) / end
+            stiff = _STIFFNESS * (len(points) - 1) / along
             sides.append(make_smoothing_spline(chords, side, lam=stiff)(fine))
     curve = np.stack(sides, axis=1)
     first, last = points[1] - points[0], points[-1] - points[-2]
-    if end:
+    if along:
         first, last = curve[1] - curve[0], curve[-1] - curve[-2]
     first, last = first / np.linalg.norm(first), last / np.linalg.norm(last)
     curve = np.concatenate(
