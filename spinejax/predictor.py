@@ -40,7 +40,7 @@ from spinejax import (
 )
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
-from spinejax.files import StrPath, check_output, expanded, write_json
+from spinejax.files import StrPath, check_output, expanded, write_json, write_text
 from spinejax.inference import cascade, ensemble, masks, planes, windows2d
 from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
@@ -237,10 +237,11 @@ class Segmentation:
         *,
         reference: np.ndarray | None = None,
         picture: bool = True,
+        page: bool = True,
         formats: Collection[str] = (),
         overwrite: bool = False,
     ) -> tuple[Path, ...]:
-        """Write labels, centroids, record and picture; each file appears whole or not at all.
+        """Write labels, centroids, record, page and picture; each file appears whole or not at all.
 
         Earlier results of this program are replaced, other files are not: a mask that was corrected
         by hand stays.
@@ -249,9 +250,11 @@ class Segmentation:
             folder: where the files go; made if missing.
             name: the files are called `<name>_seg.nii.gz` and, if vertebrae are named,
                 `<name>_ctd.json` (VerSe), `<name>_ctd.mrk.json` (3D Slicer) and `<name>.json` (the
-                record), and `<name>_quicklook.png`. None takes the name of the scan.
+                record), `<name>.html` (the page) and `<name>_quicklook.png`. None takes the name of
+                the scan.
             reference: (x, y, z) true labels on the grid of `mask`, to be drawn in the picture.
             picture: whether to draw it.
+            page: whether to write the page with the viewer, see `reports.viewer`.
             formats: further formats of the labels, of `FORMATS`: "seg.nrrd" writes
                 `<name>.seg.nrrd`, a segmentation for 3D Slicer with names and colours.
             overwrite: replace other files, too, except the scan.
@@ -263,10 +266,12 @@ class Segmentation:
             InputError: a file may not be replaced (nothing is written then), `name` is a path, the
                 folder cannot be written, or the disk is full.
         """
-        from spinejax.reports import figures  # only pictures need it
+        from spinejax.reports import figures, viewer  # only pictures and pages need them
 
         name = self.name if name is None else name
-        targets = outputs(folder, name, named=self.named, picture=picture, formats=formats)
+        targets = outputs(
+            folder, name, named=self.named, picture=picture, page=page, formats=formats
+        )
         source = () if self.scan.disk is None else [self.scan.disk.path]
         for path, kind in targets.items():
             check_output(path, kind, inputs=source, overwrite=overwrite)
@@ -279,6 +284,17 @@ class Segmentation:
             centroid_json.write_centroids(paths[1], self.centroids, self.scan, overwrite=overwrite)
             centroid_json.write_markups(paths[2], self.centroids, self.scan, overwrite=overwrite)
             write_json(paths[3], self._record(), "record", overwrite=overwrite)
+        if page:
+            text = viewer.page(
+                self.scan,
+                self.mask,
+                self._record(),
+                self.centroids,
+                title=name,
+                summary=self.summary(),
+                named=self.named,
+            )
+            write_text(expanded(folder) / f"{name}.html", text, "page", overwrite=overwrite)
         for path in paths:
             if path.name.endswith(slicer.ENDING):
                 slicer.write_segmentation(path, self.labels, self.scan, names, overwrite=overwrite)
@@ -305,6 +321,7 @@ def outputs(
     *,
     named: bool,
     picture: bool = True,
+    page: bool = True,
     formats: Collection[str] = (),
 ) -> dict[Path, str]:
     """Return the files that `Segmentation.save` writes, in its order, with their kinds.
@@ -318,6 +335,8 @@ def outputs(
     found = {"_seg.nii.gz": "labels"}
     if named:
         found |= {"_ctd.json": "centroids", "_ctd.mrk.json": "centroids", ".json": "record"}
+    if page:
+        found[".html"] = "page"
     for one in formats:
         check_choice("formats", one, FORMATS)
         found[FORMATS[one]] = "labels"

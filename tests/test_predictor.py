@@ -139,7 +139,7 @@ def test_without_a_landmark_the_numbering_is_uncertain(tmp_path):
     words = re.search(r"numbering uncertain: (L.-L.) \((.*?)\) or (L.-L.) \((.*?)\)", str(found))
     assert words and {words[1], words[3]} == {"L1-L3", "L2-L4"}
     assert float(words[2]) == pytest.approx(float(words[4]), abs=0.2)
-    found.save(tmp_path, picture=False)
+    found.save(tmp_path, picture=False, page=False)
     written = json.loads((tmp_path / "case.json").read_text())
     assert not written["certain"] and written["calibrated"]
     names = [one["names"] for one in written["namings"][:2]]
@@ -181,7 +181,7 @@ def test_a_file_an_image_and_an_array_are_the_same_scan(dtype, tmp_path):
     for name, given in (("file", path), ("image", nib.load(path))):
         volume = as_volume(given)
         found = Segmentation(volume.to_canonical(labels_), volume, name)
-        assert found.save(tmp_path / "out", picture=False) == (
+        assert found.save(tmp_path / "out", picture=False, page=False) == (
             tmp_path / "out" / f"{name}_seg.nii.gz",
         )
         np.testing.assert_array_equal(found.labels, labels_)
@@ -231,7 +231,7 @@ def test_labels_are_saved_for_slicer_too(tmp_path):
     mask[1:3, 2, 4], mask[1, 2, 1] = 19, 20
     for named, names in ((True, ("T12", "L1")), (False, ("spine",))):
         found = Segmentation(mask if named else (mask > 0).view(np.uint8), volume, "a", named)
-        paths = found.save(tmp_path / str(named), picture=False, formats=["seg.nrrd"])
+        paths = found.save(tmp_path / str(named), picture=False, page=False, formats=["seg.nrrd"])
         assert paths[-1].name == "a.seg.nrrd"
         header = paths[-1].read_bytes().partition(b"\n\n")[0].decode()
         assert tuple(re.findall(r"Segment\d_Name:=(.*)", header)) == names
@@ -295,6 +295,8 @@ def test_predict_writes_labels_centroids_and_a_picture(scans, run, tmp_path, cap
     assert found["namings"][0]["names"] == ["T12", "L1", "L2"]
     assert set(found["variants"]) == {"T13", "L6", "no T12", "no L5"}
     assert (tmp_path / f"{case}_quicklook.png").stat().st_size > 10_000
+    page = (tmp_path / f"{case}.html").read_text("utf-8")
+    assert "T12 to L2, 3 vertebrae" in page and 'data-name="L1"' in page
 
 
 def test_evaluate_and_report_say_who_is_named_right(run, capsys):

@@ -49,6 +49,12 @@ def define_flags(values: FlagValues) -> None:
         "Further formats of the labels: seg.nrrd, for 3D Slicer with names and colours.",
         values,
     )
+    flags.DEFINE_bool(
+        "page",
+        True,
+        "Write a page with a viewer for each scan, and an index of the folder's pages.",
+        flag_values=values,
+    )
     parsing.overwrite_flag(values)
 
 
@@ -57,6 +63,7 @@ def run(values: FlagValues) -> int:
     from spinejax import labels, plausible, predictor
     from spinejax.datasets import plain_folders
     from spinejax.io import scanfile
+    from spinejax.reports import viewer
     from spinejax.training import model_file, parallel
     from spinejax.volume import LabelVolume, Volume
 
@@ -82,11 +89,18 @@ def run(values: FlagValues) -> int:
     )
     valid = scanfile.valid_labels(model.config.data.labels, strict=False)
 
-    def check(name: str, _: Path) -> None:
+    def check(name: str, path: Path) -> None:
         inputs = [*scans.values(), *references.values()]
-        targets = predictor.outputs(output, name, named=model.named, formats=values.formats)
-        for path, kind in targets.items():
-            check_output(path, kind, inputs=inputs, overwrite=values.overwrite)
+        targets = predictor.outputs(
+            output, name, named=model.named, page=values.page, formats=values.formats
+        )
+        if values.page and len(scans) > 1 and f"{name}.html".casefold() == viewer.INDEX:
+            raise InputError(
+                f"{path}: its page would be {viewer.INDEX}, the index of the folder; rename the "
+                "scan, predict it alone, or add --nopage"
+            )
+        for target, kind in targets.items():
+            check_output(target, kind, inputs=inputs, overwrite=values.overwrite)
 
     reserved: dict[str, tuple[int, ...]] = {}
 
@@ -114,7 +128,12 @@ def run(values: FlagValues) -> int:
             reserved[str(references[name])] = truth.reserved
         drawn = None if truth is None else truth.array
         paths = found.save(
-            output, name, reference=drawn, formats=values.formats, overwrite=values.overwrite
+            output,
+            name,
+            reference=drawn,
+            page=values.page,
+            formats=values.formats,
+            overwrite=values.overwrite,
         )
         lines = [f"{name}: {found.summary()} ({found.seconds:.1f} s, {_peak_gb():.1f} GB)"]
         print("\n".join([*lines, *(f"  {path}" for path in paths)]), flush=True)
@@ -123,9 +142,15 @@ def run(values: FlagValues) -> int:
             logger.warning("%s: %s", allowed[name], why)
 
     _, refused = failures.each(scans, check)  # before hours of work
+    if values.page and len(scans) > 1:
+        check_output(output / viewer.INDEX, "index", overwrite=values.overwrite)
     with made(output, results=("*",)):
         allowed = {name: path for name, path in scans.items() if name not in refused}
         _, failed = failures.in_stages(allowed, read, segment, save, alone=len(scans) == 1)
+        if values.page:
+            index = viewer.write_index(output, overwrite=values.overwrite)
+            if index is not None:
+                print(f"index of the pages: {index}", flush=True)
         note = labels.reserved_note(reserved)
         if note is not None:
             logger.warning("%s", note)

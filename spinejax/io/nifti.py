@@ -325,6 +325,31 @@ def _qform(header: _Header) -> np.ndarray:
     return affine
 
 
+def encoded(
+    array: np.ndarray,
+    affine: np.ndarray,
+    *,
+    slope: float = 1,
+    inter: float = 0,
+    is_map: bool = False,
+) -> bytes:
+    """Return a small array as the bytes of a NIfTI-1 file, not compressed.
+
+    Args:
+        array: (x, y, z) uint8, sides below 2**15.
+        affine: (4, 4), from voxel indices to mm in NIfTI's RAS+ world.
+        slope: stored value * slope + inter is the value in HU.
+        inter: see `slope`.
+        is_map: whether the values are labels; the header says so (NIFTI_INTENT_LABEL).
+    """
+    header = _new_header(Volume(array, affine))
+    header["intent_code"] = 1002 if is_map else 0
+    header.set_data_dtype(array.dtype)
+    header["scl_slope"], header["scl_inter"] = slope, inter
+    header["vox_offset"] = 352
+    return header.binaryblock.ljust(352, b"\0") + array.tobytes(order="F")
+
+
 def _write(
     path: Path,
     array: np.ndarray,

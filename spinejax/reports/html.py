@@ -1,4 +1,4 @@
-"""HTML from the templates of this folder. Jinja2 escapes every value; CSS is part of the page."""
+"""HTML from the templates of this folder. Jinja2 escapes values; the page holds CSS and scripts."""
 
 import shlex
 from collections.abc import Iterable
@@ -53,7 +53,7 @@ _TEMPLATES.globals["command"] = command
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page: one HTML document without scripts that loads nothing.
+    """Return a page: one HTML document that loads nothing.
 
     Args:
         template: name of a file in `templates`.

@@ -36,10 +36,11 @@ def test_labels_lie_on_the_grid_of_the_scan_and_can_be_scored(dataset, run, tmp_
     prediction = out / "sub-verse500_seg.nii.gz"
     picture = out / "sub-verse500_quicklook.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    *_, summary, first, second = capsys.readouterr().out.splitlines()
+    *_, summary, first, page, second = capsys.readouterr().out.splitlines()
     found = r"(\d+ ml of spine written|no spine found, the labels are empty)"
     assert re.fullmatch(rf"sub-verse500: {found} \(\d+\.\d s, \d+\.\d GB\)", summary)
-    assert [first, second] == [f"  {prediction}", f"  {picture}"]
+    named = [prediction, out / "sub-verse500.html", picture]
+    assert [first, page, second] == [f"  {path}" for path in named]
     image, source = nib.load(prediction), nib.load(ct)
     assert image.shape == source.shape and image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(image.affine, source.affine)
@@ -101,6 +102,7 @@ def test_folders_of_data_sets_are_predicted_again_and_again(layout, dataset, run
             shutil.copy(source, path)
     arguments = ["predict", f"--workdir={run}", f"--input={root}", f"--output={root / 'out'}"]
     expected = {f"a{n}_{kind}" for n in (500, 501) for kind in ("seg.nii.gz", "quicklook.png")}
+    expected |= {"a500.html", "a501.html", "index.html"}
     for more in ([f"--reference={root}"], []):
         assert main([*arguments, *more]) == 0
         assert {path.name for path in (root / "out").iterdir()} == expected | {LIST}
@@ -143,6 +145,41 @@ def test_a_dicom_folder_gives_the_labels_of_its_nifti_twin(dataset, run, tmp_pat
     printed += "".join(capsys.readouterr())
     for word in ("muster", "erika", "4711"):
         assert word not in printed.lower() and word.encode() not in written.lower()
+
+
+def test_pages_of_somebody_else_stay_and_nopage_writes_none(dataset, run, tmp_path, capsys):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    out.mkdir()
+    for name in ("a", "index"):
+        shutil.copy(ct_of(dataset), scans / f"{name}.nii.gz")
+    arguments = ["predict", f"--workdir={run}", f"--input={scans}", f"--output={out}"]
+    (out / "a.html").write_text("mine")
+    fails(capsys, arguments, "a.html", "did not write this file", "2 of 2 scans failed")
+    assert (out / "a.html").read_text() == "mine" and not (out / "a_seg.nii.gz").exists()
+    (out / "index.html").write_text("mine")
+    fails(capsys, arguments, "index.html", "did not write this file")
+    assert (out / "index.html").read_text() == "mine"
+    assert main([*arguments, "--nopage"]) == 0
+    assert {path.name for path in out.glob("*.html")} == {"a.html", "index.html"}
+    assert (out / "a.html").read_text() == (out / "index.html").read_text() == "mine"
+
+    alone = tmp_path / "alone"
+    arguments[2:] = [f"--input={scans / 'index.nii.gz'}", f"--output={alone}"]
+    assert main(arguments) == 0
+    assert (alone / "index_seg.nii.gz").exists() and (alone / "index.html").exists()
+    capsys.readouterr()
+
+
+def test_a_later_scan_joins_the_index_of_the_folder(dataset, run, tmp_path, capsys):
+    out = tmp_path / "out"
+    for number, pages in ((500, 0), (501, 2)):
+        ct = ct_of(dataset, number)
+        assert main(["predict", f"--workdir={run}", str(ct), f"--output={out}"]) == 0
+        printed = capsys.readouterr().out
+        assert ("index of the pages" in printed) == (pages > 0) == (out / "index.html").exists()
+    found = (out / "index.html").read_text("utf-8")
+    assert 'href="sub-verse500.html"' in found and 'href="sub-verse501.html"' in found
 
 
 def test_what_somebody_else_wrote_is_not_replaced(dataset, run, tmp_path, capsys):
