@@ -59,7 +59,7 @@ def naming(names, probability):
 def record(names, **changes):
     ids = tuple(labels.id_of(name) for name in names.split())
     fields = dict(
-        labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids),
+        labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids), others=(0,) * len(ids),
         probabilities=(0.99,) * len(ids), namings=(Naming(ids, 0.99),),
         variants={"T13": 0.8, "L6": 0.01}, calibration=Calibration(0.5, 0.01), anomalies=(),
         skipped=(), cut=(), dropped=(), unnamed=0, reversed=False,
