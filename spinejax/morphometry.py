@@ -3,12 +3,13 @@
 A vertebra's label covers body and arch, and heights are those of the body. It is found in a frame
 of its own, whose axes point to the right, to the front and up:
 
-1. *Up* begins as the direction from the centre of the next body below to that of the next one
-   above. *Front* is the direction from the centre of mass of the whole vertebra to that of its
-   body, because the arch lies behind.
+1. *Up* begins as the direction from the next vertebra below to the next one above, *front* as that
+   of the patient. On the midline, through the vertebra's centre of mass, the body is what lies
+   furthest in front; behind it is the canal.
 2. Lines from the body's centre to the front, to the back, to the right and to the left, at mid
-   height, leave the label at the walls of the body. To the back this is the canal. They give
-   `depth_mm` and `width_mm`, the median over the lines, and centre the frame.
+   height, leave the label at the walls of the body, or at the canal. They give `depth_mm`, the
+   median over the lines, and centre the frame. *Front* is now the direction from the vertebra's
+   centre of mass to that of its body, because the arch lies behind.
 3. Columns upwards and downwards from mid height leave the label at the end plates. A plane is
    fitted to each end plate. The mean of the two normals is the new *up*. Steps 2 and 3 are
    repeated.
@@ -77,7 +78,8 @@ _ROUNDS = 3
 _STEP_MM = (1.5, 1.5, 1.0)  # of the samples along the axes of the frame
 _REACH_MM = (42.0, 39.0, 34.0)  # of the samples, on each side
 _MIDLINE_MM = 4.5  # half the width of the narrowest canals is about 8
-_PLAUSIBLE_MM = {"width": (8.0, 80.0), "depth": (6.0, 60.0), "height": (3.0, 55.0)}
+_PLAUSIBLE_MM = {"depth": (6.0, 60.0), "height": (3.0, 55.0)}
+_WIDEST = 1.4  # the width of a body to its depth: that of the cervical ones, and of L5
 _RIM = 0.75  # end plates are fitted within this share of width and depth
 _BORDER = 0.75  # voxels: a surface this close to the border is that of the scan
 
@@ -95,7 +97,6 @@ class Morphometry:
         height_anterior_mm: of the body in front.
         height_middle_mm: in the middle.
         height_posterior_mm: behind.
-        width_mm: of the body at mid height.
         depth_mm: of the body at mid height, from front to canal.
         wedge: anterior to posterior height.
         biconcave: middle to posterior height.
@@ -106,6 +107,7 @@ class Morphometry:
         missing: which of these are None -> why.
         upper: (3,) unit normal of the upper end plate, upwards, in RAS+.
         lower: (3,) of the lower end plate, upwards, too.
+        centre: (3,) of the body, mm in RAS+.
     """
 
     volume_ml: float | None = None
@@ -114,7 +116,6 @@ class Morphometry:
     height_anterior_mm: float | None = None
     height_middle_mm: float | None = None
     height_posterior_mm: float | None = None
-    width_mm: float | None = None
     depth_mm: float | None = None
     wedge: float | None = None
     biconcave: float | None = None
@@ -125,10 +126,13 @@ class Morphometry:
     missing: dict[str, str] = field(default_factory=dict)
     upper: np.ndarray | None = None
     lower: np.ndarray | None = None
+    centre: np.ndarray | None = None
 
 
-NUMBERS: tuple[str, ...] = tuple(Morphometry.__dataclass_fields__)[:14]
+NUMBERS: tuple[str, ...] = tuple(Morphometry.__dataclass_fields__)[:13]
 """The names of the measures of a vertebra."""
+_OF_BODY = tuple(name for name in NUMBERS[1:11] if name not in ("crush", "genant"))
+_OF_HEIGHT = tuple(name for name in _OF_BODY if "height" in name or name in ("wedge", "biconcave"))
 
 
 @dataclass(frozen=True)
@@ -174,13 +178,16 @@ def measure(
     """
     boxes = dict(enumerate(ndimage.find_objects(array, labels.MAX_ID), start=1))
     ids = sorted((i for i in centroids if boxes.get(i)), key=labels.order)
-    centres = {i: geometry.voxel_to_world(scan.affine, centroids[i]) for i in ids}
+    masks = {i: _mask(array, scan, i, boxes[i]) for i in ids}
     found = {}
     for place, label in enumerate(ids):
         above, below = ids[max(0, place - 1)], ids[min(len(ids) - 1, place + 1)]
-        up = centres[above] - centres[below] if above != below else np.array([0.0, 0.0, 1.0])
-        found[label] = _vertebra(array, scan, label, boxes[label], centres[label], up, label in cut)
-    return _compared(found, centres)
+        up = np.array([0.0, 0.0, 1.0])
+        if above != below:
+            up = _unit(masks[above].mass - masks[below].mass)
+        centre = geometry.voxel_to_world(scan.affine, centroids[label])
+        found[label] = _vertebra(masks[label], scan, label, centre, up, label in cut)
+    return _compared(found)
 
 
 def curves(found: Mapping[int, Morphometry]) -> dict[str, Curve]:
@@ -238,9 +245,7 @@ def grade(loss: float) -> int:
     return sum(loss >= limit for limit in GRADES)
 
 
-def _compared(
-    found: dict[int, Morphometry], centres: Mapping[int, np.ndarray]
-) -> dict[int, Morphometry]:
+def _compared(found: dict[int, Morphometry]) -> dict[int, Morphometry]:
     """Return the measures with those that need neighbours: crush, grade, distance, angle."""
     result = dict(found)
     below = {a: b for a, b in pairwise(found) if b in labels.successors(a)}
@@ -262,14 +267,16 @@ def _compared(
             changes["genant"] = grade(1.0 - min(ratios))
         if label in below:
             other = found[below[label]]
-            apart = centres[label] - centres[below[label]]
-            changes["distance_below_mm"] = float(np.linalg.norm(apart))
+            if one.centre is not None and other.centre is not None:
+                changes["distance_below_mm"] = float(np.linalg.norm(one.centre - other.centre))
+            else:
+                missing["distance_below_mm"] = "one of the two bodies was not measured"
             axes = _axis(one), _axis(other)
             if axes[0] is not None and axes[1] is not None:
                 cosine = float(np.clip(axes[0] @ axes[1], -1.0, 1.0))
                 changes["angle_below_deg"] = math.degrees(math.acos(cosine))
             else:
-                missing["angle_below_deg"] = "one of the two bodies has no two end plates"
+                missing["angle_below_deg"] = "one of the two bodies was not measured"
         else:
             why = "the next vertebra below is not in the labels"
             missing |= dict.fromkeys(("distance_below_mm", "angle_below_deg"), why)
@@ -292,12 +299,22 @@ class _Mask:
 
     own: np.ndarray
     """(x, y, z) uint8, with a border of zeros."""
+    count: int
+    """Its voxels."""
+    mass: np.ndarray
+    """(3,) their centre, mm."""
     to_voxel: np.ndarray
     """(4, 4), from the world to indices of `own`."""
     start: np.ndarray
     """(3,) index of the first voxel of `own` in the scan."""
     whole: tuple[int, ...]
     """Voxels of the scan."""
+
+    @property
+    def touches(self) -> bool:
+        """Whether it has voxels at a border of the scan."""
+        last = self.start + self.own.shape
+        return bool((self.start < 0).any() or (last > self.whole).any())
 
     def sample(self, frame: "_Frame", steps: Steps) -> np.ndarray:
         """Return the interpolated label (u, v, w) at steps along the axes of a frame."""
@@ -348,49 +365,44 @@ class _Walls:
     label or does not leave it."""
 
 
-def _vertebra(
-    array: np.ndarray,
-    scan: Volume,
-    label: int,
-    box: tuple[slice, ...],
-    centre: np.ndarray,
-    up: np.ndarray,
-    cut: bool,
-) -> Morphometry:
+def _mask(array: np.ndarray, scan: Volume, label: int, box: tuple[slice, ...]) -> _Mask:
     own = np.pad((array[box] == label).view(np.uint8), 1)
     start = np.array([side.start for side in box]) - 1
-    touches = any(
-        side.start == 0 or side.stop == n for side, n in zip(box, array.shape, strict=True)
-    )
-    count = int(np.count_nonzero(own))
-    missing: dict[str, str] = {}
-    volume = None
-    if touches or cut:
-        missing["volume_ml"] = "the scan's edge cuts the vertebra"
-    else:
-        volume = count * scan.voxel_ml
     affine = scan.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ start
-    mask = _Mask(own, np.linalg.inv(affine), start, array.shape)
-    of_body = [name for name in NUMBERS[1:12] if name != "genant"]
-    if label == _ATLAS:
-        missing |= dict.fromkeys(of_body, "C1 has no body")
-        return Morphometry(volume, missing=missing)
-    sums = [np.arange(n) @ own.sum(axis=tuple({0, 1, 2} - {i}), dtype=np.int64)
-            for i, n in enumerate(own.shape)]  # fmt: skip
+    count = int(np.count_nonzero(own))
+    sums = [
+        np.arange(n) @ own.sum(axis=tuple({0, 1, 2} - {i}), dtype=np.int64)
+        for i, n in enumerate(own.shape)
+    ]
     mass = geometry.voxel_to_world(affine, np.array(sums) / count)
+    return _Mask(own, count, mass, np.linalg.inv(affine), start, array.shape)
+
+
+def _vertebra(
+    mask: _Mask, scan: Volume, label: int, centre: np.ndarray, up: np.ndarray, cut: bool
+) -> Morphometry:
+    missing: dict[str, str] = {}
+    volume = None
+    if mask.touches or cut:
+        missing["volume_ml"] = "the scan's edge cuts the vertebra"
+    else:
+        volume = mask.count * scan.voxel_ml
+    if label == _ATLAS:
+        missing |= dict.fromkeys(_OF_BODY, "C1 has no body")
+        return Morphometry(volume, missing=missing)
     try:
-        frame, walls, steps = _body(mask, centre, mass, _unit(up), axis=label == _AXIS)
+        frame, walls, steps = _body(mask, centre, up, axis=label == _AXIS)
     except _Unmeasurable as why:
-        missing |= dict.fromkeys(of_body, str(why))
+        missing |= dict.fromkeys(_OF_BODY, str(why))
         return Morphometry(volume, missing=missing)
     sizes: dict[str, Any] = {
-        "width_mm": 2.0 * walls.half_width,
         "depth_mm": 2.0 * walls.half_depth,
+        "centre": frame.centre,
         "lower": _normal(frame, steps, walls, walls.bottom, label),
     }
     if label == _AXIS:
-        missing |= dict.fromkeys(of_body[2:5] + of_body[7:], "the dens hides the upper end plate")
+        missing |= dict.fromkeys(_OF_HEIGHT, "the dens hides the upper end plate")
     else:
         heights = {f"height_{k}_mm": v for k, v in _heights(walls, steps).items()}
         front, middle, behind = heights.values()
@@ -403,14 +415,13 @@ def _vertebra(
 
 
 def _body(
-    mask: _Mask, centre: np.ndarray, mass: np.ndarray, up: np.ndarray, *, axis: bool
+    mask: _Mask, centre: np.ndarray, up: np.ndarray, *, axis: bool
 ) -> tuple[_Frame, _Walls, Steps]:
     """Find the body of a vertebra; see the module's docstring.
 
     Args:
         mask: of the vertebra.
-        centre: (3,) a point in the body, mm.
-        mass: (3,) centre of mass of the vertebra, mm.
+        centre: (3,) a point at the height of the body, mm.
         up: (3,) unit vector, roughly upwards.
         axis: whether it is C2, which has no upper end plate.
 
@@ -423,7 +434,7 @@ def _body(
     )
     steps = u, v, w
     zero = [len(one) // 2 for one in steps]
-    frame = _turned(centre, up, centre - mass)
+    frame = _started(mask, centre, up, steps)
     for last in (False,) * (_ROUNDS - 1) + (True,):
         inside = mask.sample(frame, steps)
         top, bottom = _exits(inside, 2, zero[2], _STEP_MM[2])
@@ -437,28 +448,33 @@ def _body(
         # At least one level of a low body.
         levels |= np.arange(len(w)) == zero[2]
         midline = inside[np.ix_(np.abs(u) < _MIDLINE_MM, np.full(len(v), True), levels)]
-        across = inside[np.ix_(np.full(len(u), True), np.abs(v) < _MIDLINE_MM, levels)]
         front, behind = (
             _median(side, "depth") for side in _exits(midline, 1, zero[1], _STEP_MM[1])
         )
+        # In front of the middle, where no process begins.
+        fore = np.abs(v - 0.5 * (front - behind) - 0.15 * (front + behind)) < 0.1 * (front + behind)
+        across = inside[np.ix_(np.full(len(u), True), fore, levels)]
         right, left = (_median(side, "width") for side in _exits(across, 0, zero[0], _STEP_MM[0]))
-        for name, size in {"width": right + left, "depth": front + behind}.items():
-            _check(name, size)
-        walls = _Walls(0.5 * (right + left), 0.5 * (front + behind), top, -bottom)
+        half_depth = 0.5 * (front + behind)
+        _check("depth", 2.0 * half_depth)
+        # Where the processes at the sides begin far in front, the lines run into them.
+        right, left = (min(side, _WIDEST * half_depth) for side in (right, left))
+        walls = _Walls(0.5 * (right + left), half_depth, top, -bottom)
         if last:
             break
         middle = np.array([0.5 * (right - left), 0.5 * (front - behind), 0.5 * (high - low)])
         if axis:
             middle[2] = 0.0
             frame = frame.moved(middle)
+            frame = _turned(frame.centre, frame.axes[2], frame.centre - mask.mass)
             continue
-        inner = _Frame(frame.centre, frame.axes)
         shifted = (u - middle[0], v - middle[1], w)
         planes = [_plane(shifted, walls, side, 0.9) for side in (walls.top, walls.bottom)]
         slopes = np.mean([plane[1:] for plane in planes], axis=0)
         middle[2] = 0.5 * (planes[0][0] + planes[1][0])
-        upwards = inner.axes[2] - slopes @ inner.axes[:2]
-        frame = _turned(inner.moved(middle).centre, _unit(upwards), inner.axes[1])
+        upwards = frame.axes[2] - slopes @ frame.axes[:2]
+        moved = frame.moved(middle).centre
+        frame = _turned(moved, _unit(upwards), moved - mask.mass)
     # What is left of the offset from the middle belongs to the columns.
     columns = (u - 0.5 * (right - left), v - 0.5 * (front - behind), w)
     frame = frame.moved(np.array([0.5 * (right - left), 0.5 * (front - behind), 0.0]))
@@ -474,6 +490,22 @@ def _body(
     if not axis:
         _check("height", float(np.nanmedian((walls.top - walls.bottom)[used])))
     return frame, walls, columns
+
+
+def _started(mask: _Mask, centre: np.ndarray, up: np.ndarray, steps: Steps) -> _Frame:
+    """Return the first frame: the body is what lies furthest in front on the midline."""
+    u, v, w = steps
+    frame = _turned(centre, up, np.array([0.0, 1.0, 0.0]))
+    off = frame.axes @ (mask.mass - centre)
+    frame = frame.moved(np.array([off[0], 0.0, 0.0]))
+    near = (u[np.abs(u) < _MIDLINE_MM], v, w[np.abs(w) <= 3.0])
+    inside = mask.sample(frame, near).mean(axis=(0, 2)) > 0.5
+    runs, count = ndimage.label(inside)
+    places = [np.flatnonzero(runs == number) for number in range(1, count + 1)]
+    places = [run for run in places if len(run) * _STEP_MM[1] >= _PLAUSIBLE_MM["depth"][0]]
+    if not places:
+        raise _Unmeasurable("no vertebral body was found in the label")
+    return frame.moved(np.array([0.0, float(v[places[-1]].mean()), 0.0]))
 
 
 def _check(name: str, size: float) -> None:

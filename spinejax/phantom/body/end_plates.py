@@ -15,8 +15,8 @@ from spinejax.phantom.body import shapes
 from spinejax.phantom.body.render import RIM_MM
 from spinejax.phantom.body.warp import unwarp
 
-_STEP_MM = 0.1
-_COLUMNS = 41  # across and along the depth
+_STEP_MM = 0.25
+_COLUMNS = 31  # across and along the depth
 
 
 @dataclass(frozen=True, eq=False)
