@@ -260,11 +260,15 @@ def _compared(found: dict[int, Morphometry]) -> dict[int, Morphometry]:
             changes["crush"] = height / float(np.mean(heights))
         elif height is not None:
             missing["crush"] = "no neighbour was measured"
+        else:
+            missing["crush"] = missing["height_posterior_mm"]
         if label not in _GRADED:
             missing["genant"] = "the grade is defined from T4 to L4"
         elif one.wedge is not None and one.biconcave is not None:
             ratios = [one.wedge, one.biconcave, changes.get("crush") or 1.0]
             changes["genant"] = grade(1.0 - min(ratios))
+        else:
+            missing["genant"] = missing["height_posterior_mm"]
         if label in below:
             other = found[below[label]]
             if one.centre is not None and other.centre is not None:
