@@ -86,10 +86,10 @@ def test_a_tilted_body_has_the_heights_of_the_upright_one(front, behind, lean, s
     array, scan = spine([(front, behind)], tilts=[lean], sides=[side], spacing=spacing)
     one = measured(array, scan)[20]
     voxel = max(spacing)
-    assert one.height_middle_mm == pytest.approx(0.5 * (front + behind), abs=0.7 * voxel)
+    assert one.height_middle_mm == pytest.approx(0.5 * (front + behind), abs=1.0 * voxel)
     slope = 0.325 * (front - behind)
     assert one.height_anterior_mm - one.height_posterior_mm == pytest.approx(
-        2 * slope, abs=0.8 * voxel
+        2 * slope, abs=1.2 * voxel
     )
 
 

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from itertools import pairwise
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,7 +44,7 @@ def truth_of(parameters, slot, protocol):
 
     def shown(points):
         person = end_plates.in_person(points, parameters, slot)
-        return np.asarray(view.shown_at(jnp.asarray(person), protocol)) @ RAS
+        return np.asarray(_shown_at(jnp.asarray(person), protocol)) @ RAS
 
     top, bottom = shown(body.top), shown(body.bottom)
     high = np.linalg.norm(top - bottom, axis=-1)
@@ -64,14 +65,25 @@ def truth_of(parameters, slot, protocol):
     half = 0.25 * (body.top - body.bottom)[..., 2][inner].min()
     points = middle[core][:, None] + np.linspace(-half, half, 9)[:, None] * np.array([0, 0, 1.0])
     place = end_plates.in_person(points.reshape(-1, 3), parameters, slot)
-    hu, _ = render(parameters, jnp.asarray(place), edge_mm=0.3)
-    # The tube's voltage, beam hardening and calibration belong to the scan.
-    hu = hu + (protocol["voltage"] - 1.0) * jnp.maximum(hu, 0.0) + protocol["offset"]
-    seen = view.shown_at(jnp.asarray(place), protocol)
-    outline = scene.outline(seen[:, 2], parameters["profile"])
-    hu = hu + artefacts.attenuation(seen, outline, protocol)["shade"]
+    hu = np.asarray(_hu(jnp.asarray(place), parameters, protocol))
     found |= {"hu_mean": float(np.mean(hu)), "hu_median": float(np.median(hu))}
     return found, normals
+
+
+_shown_at = jax.jit(view.shown_at)
+
+
+@jax.jit
+def _hu(points, parameters, protocol):
+    """Return the HU of points (n, 3) without noise and with little blur.
+
+    The tube's voltage, beam hardening and calibration belong to the scan.
+    """
+    hu, _ = render(parameters, points, edge_mm=0.3)
+    hu = hu + (protocol["voltage"] - 1.0) * jnp.maximum(hu, 0.0) + protocol["offset"]
+    seen = view.shown_at(points, protocol)
+    outline = scene.outline(seen[:, 2], parameters["profile"])
+    return hu + artefacts.attenuation(seen, outline, protocol)["shade"]
 
 
 def _normal(points):

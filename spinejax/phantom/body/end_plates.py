@@ -91,4 +91,10 @@ def in_person(points: np.ndarray, parameters: dict[str, Any], slot: int) -> np.n
     """Return the places of points (..., 3) of a vertebra's frame, canonical LPS mm."""
     spine = parameters["spine"]
     turned = np.asarray(points) @ np.asarray(spine["rotation"][slot], float).T
-    return np.asarray(unwarp(jnp.asarray(turned + np.asarray(spine["origin"][slot])), parameters))
+    place = jnp.asarray(turned + np.asarray(spine["origin"][slot]), jnp.float32)
+    return np.asarray(_unwarped(place, parameters["warp"]))
+
+
+@jax.jit  # otherwise each call compiles a loop of its own
+def _unwarped(points: jax.Array, waves: Any) -> jax.Array:
+    return unwarp(points, {"warp": waves})
