@@ -11,15 +11,18 @@ or the caller names it.
 packaged models are such files.
 """
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +36,7 @@ from spinejax import (
     labels,
     losses,
     machine,
+    morphometry,
     numerics,
     plausible,
     records,
@@ -40,7 +44,7 @@ from spinejax import (
 )
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
-from spinejax.files import StrPath, check_output, expanded, write_json, write_text
+from spinejax.files import StrPath, check_output, expanded, is_ours, write_json, write_text
 from spinejax.inference import cascade, ensemble, masks, planes, windows2d
 from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
@@ -101,6 +105,7 @@ class Segmentation:
         record: the decisions of the decoder that names vertebrae; None where it found none.
         model: the digest of the model.
         seconds: that finding it took, without reading and writing files.
+        warnings: what is doubtful about the scan or the result, without paths.
     """
 
     mask: np.ndarray
@@ -111,6 +116,7 @@ class Segmentation:
     record: Record | None = None
     model: str = ""
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Segmentation of {self.name}: {self.summary()}>"
@@ -144,6 +150,18 @@ class Segmentation:
             )
             if verse_id in self.centroids
         )
+
+    @cached_property
+    def measures(self) -> dict[int, morphometry.Morphometry]:
+        """VerSe id -> heights, HU, angles and other measures of each vertebra in `labels`."""
+        if self.record is None:
+            return {}
+        return morphometry.measure(self.mask, self.scan, self.centroids, cut=self.record.cut)
+
+    @property
+    def curves(self) -> dict[str, morphometry.Curve]:
+        """The curves of the spine, see `morphometry.curves`."""
+        return morphometry.curves(self.measures)
 
     @property
     def volume_ml(self) -> float:
@@ -196,13 +214,25 @@ class Segmentation:
             "case": self.name,
             "spinejax": __version__,
             "model": self.model,
+            "input": _input_digest(self.scan),
+            "versions": {
+                "python": platform.python_version(),
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+            },
             "seconds": round(self.seconds, 1),
+            "peak_gb": round(machine.peak_bytes() / 1e9, 1),
             "hardware": parallel.hardware(),
+            "summary": self.summary(),
+            "warnings": list(self.warnings),
+            "note": _NOTE,
         }
         record = self.record
         if record is None:
-            return found | {"vertebrae": []}
-        numbers = zip(record.labels, record.probabilities, record.margins, strict=True)
+            return found | {"vertebrae": [], "spine": {}}
+        numbers = zip(
+            record.labels, record.probabilities, record.margins, record.others, strict=True
+        )
         return found | {
             "calibrated": record.calibrated,
             "certain": record.certain,
@@ -212,11 +242,22 @@ class Segmentation:
                     "id": verse_id,
                     "probability": round(probability, 4),
                     "margin": round(margin, 4) if math.isfinite(margin) else None,
+                    "next_name": labels.name(other) if other else None,
                     "cut": verse_id in record.cut,
                     "written": verse_id in self.centroids,
+                    **self._measures(verse_id),
                 }
-                for verse_id, probability, margin in numbers
+                for verse_id, probability, margin, other in numbers
             ],
+            "spine": {
+                name: {
+                    "cobb_deg": _rounded(curve.cobb_deg, 1),
+                    "upper": curve.upper,
+                    "lower": curve.lower,
+                    "not_measured": curve.missing or None,
+                }
+                for name, curve in self.curves.items()
+            },
             "namings": [
                 {
                     "names": [labels.name(i) for i in one.labels],
@@ -228,6 +269,24 @@ class Segmentation:
             "not_found": [labels.name(i) for i in record.skipped],
             "no_vertebra": record.unnamed,
             "reversed": record.reversed,
+        }
+
+    def _measures(self, verse_id: int) -> dict[str, Any]:
+        """Return the place and the measures of a vertebra for the record's file."""
+        one = self.measures.get(verse_id)
+        if one is None:
+            why = "left out of the labels"
+            one = morphometry.Morphometry(missing=dict.fromkeys(morphometry.NUMBERS, why))
+        at = self.centroids.get(verse_id)
+        world = None if at is None else geometry.voxel_to_world(self.scan.affine, at)
+        return {
+            "centre_mm": _point(world),
+            "centre_voxel": _point(None if at is None else self.scan.native_index(at)),
+            **{
+                name: _rounded(getattr(one, name), _DIGITS.get(name.rpartition("_")[2], 3))
+                for name in morphometry.NUMBERS
+            },
+            "not_measured": one.missing,
         }
 
     def save(
@@ -280,15 +339,16 @@ class Segmentation:
         if self.named:
             names = {i: labels.NAMES[i] for i in labels.from_head_to_foot(self.mask)}
         nifti.write_labels(paths[0], self.labels, self.scan, names=names, overwrite=overwrite)
+        record = self._record() if self.named or page else {}
         if self.named:
             centroid_json.write_centroids(paths[1], self.centroids, self.scan, overwrite=overwrite)
             centroid_json.write_markups(paths[2], self.centroids, self.scan, overwrite=overwrite)
-            write_json(paths[3], self._record(), "record", overwrite=overwrite)
+            write_json(paths[3], record, "record", overwrite=overwrite)
         if page:
             text = viewer.page(
                 self.scan,
                 self.mask,
-                self._record(),
+                record,
                 self.centroids,
                 title=name,
                 summary=self.summary(),
@@ -345,6 +405,72 @@ def outputs(
     return {expanded(folder) / f"{name}{ending}": kind for ending, kind in found.items()}
 
 
+TABLE = "vertebrae.csv"
+"""The table of a folder of results."""
+
+_COLUMNS = (
+    "case", "name", "id", "probability", "margin", "next_name", "cut", "written",
+    "centre_x_mm", "centre_y_mm", "centre_z_mm", *morphometry.NUMBERS,
+)  # fmt: skip
+
+
+def write_table(folder: StrPath, *, overwrite: bool = False) -> Path:
+    """Write `vertebrae.csv`: a row a vertebra, of all records that `Segmentation.save` has written.
+
+    Records that were changed since are left out.
+
+    Args:
+        folder: of the records.
+        overwrite: replace a file that this program did not write, too.
+
+    Returns:
+        The path of the table.
+
+    Raises:
+        InputError: the table may not be replaced, or the folder cannot be written.
+    """
+    path = expanded(folder) / TABLE
+    check_output(path, "table", overwrite=overwrite)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for file in sorted(path.parent.glob("*.json")):
+        if not is_ours(file, "record"):
+            continue
+        found = records.read(file, {"case": str, "vertebrae": [dict]}, "predict its scan again")
+        for one in found["vertebrae"]:
+            centre = one.get("centre_mm") or [None] * 3
+            axes = {f"centre_{axis}_mm": at for axis, at in zip("xyz", centre, strict=True)}
+            writer.writerow({"case": found["case"], **one, **axes})
+    write_text(path, text.getvalue(), "table", overwrite=overwrite)
+    return path
+
+
+_NOTE = (
+    "Heights, ratios, grades and angles are measurements by a program. They are no diagnosis, and "
+    "a person has to check them."
+)
+_DIGITS = {"ml": 2, "mm": 2, "mean": 1, "median": 1, "deg": 1}
+"""Decimal places in the record, by the last word of a measure's name."""
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _point(at: np.ndarray | None) -> list[float] | None:
+    return None if at is None else [round(float(one), 2) for one in at]
+
+
+def _input_digest(scan: Volume) -> str:
+    """Return the digest of a scan's voxels and affine, whatever its format and orientation."""
+    affine = np.round(scan.affine, 3) + 0.0  # + 0.0 makes -0 to 0
+    found = hashlib.sha256(f"{scan.array.dtype} {scan.shape}".encode() + affine.tobytes())
+    for part in scan.array.T:
+        found.update(np.ascontiguousarray(part).data)
+    return found.hexdigest()
+
+
 def _names(ids: Sequence[int]) -> str:
     return ", ".join(labels.name(i) for i in ids)
 
@@ -397,13 +523,15 @@ class Model:
         if not name:
             name = "scan" if volume.disk is None else scanfile.case_id(volume.disk.path)
         where = _where(volume, name)
-        for doubt in plausible.check(volume, where):
+        doubts = plausible.check(volume, where)
+        for doubt in doubts:
             logger.warning("%s: %s", where, doubt)
         machine.require(self.estimate_bytes(volume), where)
         upright = grids.straight(volume)
         found = replace(self._segment(upright, name, progress), model=self.digest)
         found = found if upright is volume else _on_grid_of(volume, found)
-        return replace(found, seconds=time.monotonic() - began)
+        seconds = time.monotonic() - began
+        return replace(found, seconds=seconds, warnings=(*doubts, *found.warnings))
 
     def estimate_bytes(self, scan: Volume) -> int:
         """Estimate the bytes that `segment` needs for a scan, beside scan and network."""
@@ -689,11 +817,13 @@ def load(
     draw = _outliner(third, flip=flip) if third else None
 
     def segment(volume: Volume, title: str, progress: Progress) -> Segmentation:
-        spine = find(volume, title, progress) if find else None
+        spine, notes = find(volume, title, progress) if find else (None, ())
         if name:
             found = name(volume, spine, title, progress)
+            found = replace(found, warnings=(*notes, *found.warnings))
             return draw(found, progress) if draw else found
-        return Segmentation(spine, volume, title)  # type: ignore[arg-type] # then there is a mask
+        # Then there is a mask.
+        return Segmentation(spine, volume, title, warnings=notes)  # type: ignore[arg-type]
 
     digest = _digest([*first, *second, *third], flip=flip)
     return Model(config, first[0].variables, digest, name is not None, segment, memory)
@@ -798,7 +928,7 @@ def _task(run: Network, kind: type[_Kind]) -> _Kind:
     return task
 
 
-_Find = Callable[[Volume, str, Progress], np.ndarray]
+_Find = Callable[[Volume, str, Progress], tuple[np.ndarray, tuple[str, ...]]]
 _Name = Callable[[Volume, np.ndarray | None, str, Progress], Segmentation]
 
 
@@ -831,7 +961,8 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
     known = [run.pixels_mm for run in runs if run.pixels_mm is not None]
     pixels_mm = (min(mm[0] for mm in known), max(mm[1] for mm in known)) if known else None
 
-    def find(volume: Volume, title: str, progress: Progress) -> np.ndarray:
+    def find(volume: Volume, title: str, progress: Progress) -> tuple[np.ndarray, tuple[str, ...]]:
+        notes: list[str] = []
         where = _where(volume, title)
         for network in networks:
             count = volume.shape[PLANES[network.plane]]
@@ -845,13 +976,18 @@ def _masker(runs: Sequence[Network], *, flip: bool) -> tuple[_Find, Callable[[Vo
                     f"check the voxel size "
                     f"({' x '.join(f'{side:.3g}' for side in volume.spacing_mm)} mm)"
                 )
-            _warn_of_scale(grid.spacing_mm, pixels_mm, where)
+            note = _other_scale(grid.spacing_mm, pixels_mm)
+            if note is not None:
+                logger.warning("%s: %s", where, note)
+                notes.append(note)
         if shared:
-            return planes.predict_scan(
+            mask = planes.predict_scan(
                 networks, volume, scans, search=search, title=title, progress=progress
             )
-        with progress(title, grid.n_slices, "slice") as bar:
-            return masks.predict_scan(predict, volume, scans, advance=bar.advance)
+        else:
+            with progress(title, grid.n_slices, "slice") as bar:
+                mask = masks.predict_scan(predict, volume, scans, advance=bar.advance)
+        return mask, tuple(dict.fromkeys(notes))
 
     if shared:
         held = windows2d.WHOLE_BYTES if whole else 0
@@ -880,13 +1016,13 @@ def _namer(runs: Sequence[Network], *, flip: bool) -> tuple[_Name, cascade.CubeS
         used = cubes if spine is not None else replace(cubes, prior="none")
         with progress(title, cascade.count_windows(volume, spine, used), "cube") as bar:
             found = cascade.label_scan(predict, volume, spine, used, advance=bar.advance)
+        notes: tuple[str, ...] = ()
         if found.record is not None and found.record.reversed:
-            logger.warning(
-                "%s: the names would fit far better from foot to head; check the orientation in "
-                "the header. The labels follow the header",
-                _where(volume, title),
-            )
-        return Segmentation(found.labels, volume, title, True, found.centroids, found.record)
+            logger.warning("%s: %s", _where(volume, title), _REVERSED)
+            notes = (_REVERSED,)
+        return Segmentation(
+            found.labels, volume, title, True, found.centroids, found.record, warnings=notes
+        )
 
     return name, replace(cubes, prior="none")
 
@@ -936,20 +1072,24 @@ def _where(volume: Volume, title: str) -> str:
     return title if volume.disk is None else str(volume.disk.path)
 
 
-def _warn_of_scale(
-    pixels_mm: tuple[float, float], trained_mm: tuple[float, float] | None, where: str
-) -> None:
-    """Warn if the network's pixels of this scan differ much in size from those of training."""
+_REVERSED = (
+    "the names would fit far better from foot to head; check the orientation in the header. The "
+    "labels follow the header"
+)
+
+
+def _other_scale(
+    pixels_mm: tuple[float, float], trained_mm: tuple[float, float] | None
+) -> str | None:
+    """Return a warning if the network's pixels differ much in size from those of training."""
     if trained_mm is None:
-        return
+        return None
     low, high = trained_mm
-    if min(pixels_mm) * OTHER_SCALE < low or max(pixels_mm) > high * OTHER_SCALE:
-        logger.warning(
-            "%s: the network sees its slices in pixels of %.2f x %.2f mm and was trained on pixels "
-            "of %.2f to %.2f mm, so the spine looks larger or smaller than in training; expect a "
-            "poor result, or train with data.preprocess.mode=resample",
-            where,
-            *pixels_mm,
-            low,
-            high,
-        )
+    if min(pixels_mm) * OTHER_SCALE >= low and max(pixels_mm) <= high * OTHER_SCALE:
+        return None
+    seen = " x ".join(f"{side:.2f}" for side in pixels_mm)
+    return (
+        f"the network sees its slices in pixels of {seen} mm and was trained on pixels of "
+        f"{low:.2f} to {high:.2f} mm, so the spine looks larger or smaller than in training; "
+        "expect a poor result, or train with data.preprocess.mode=resample"
+    )

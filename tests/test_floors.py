@@ -16,7 +16,7 @@ FLOORS = [
     {"geometry", "labels", "records", "schema", "compile_cache", "white_noise"},
     {"config_files", "sweep_state"},
     {"volume", "configs"},
-    {"io", "plausible"},
+    {"io", "plausible", "morphometry"},
     {"datasets"},
     {"data"},
     {"phantom", "augment", "models", "losses", "metrics", "overlay"},

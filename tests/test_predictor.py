@@ -1,5 +1,6 @@
 """Two runs as one pipeline, from the command line: what it writes, and which runs do not fit."""
 
+import csv
 import json
 import logging
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import spinejax
-from spinejax import geometry, labels, predictor
+from spinejax import geometry, labels, morphometry, predictor
 from spinejax.cli import main
 from spinejax.configs import cascade
 from spinejax.data import preprocess
@@ -59,7 +60,7 @@ def naming(names, probability):
 def record(names, **changes):
     ids = tuple(labels.id_of(name) for name in names.split())
     fields = dict(
-        labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids),
+        labels=ids, cost=1.0, margin=5.0, margins=(5.0,) * len(ids), others=(0,) * len(ids),
         probabilities=(0.99,) * len(ids), namings=(Naming(ids, 0.99),),
         variants={"T13": 0.8, "L6": 0.01}, calibration=Calibration(0.5, 0.01), anomalies=(),
         skipped=(), cut=(), dropped=(), unnamed=0, reversed=False,
@@ -145,6 +146,74 @@ def test_without_a_landmark_the_numbering_is_uncertain(tmp_path):
     names = [one["names"] for one in written["namings"][:2]]
     assert sorted(names) == [["L1", "L2", "L3"], ["L2", "L3", "L4"]]
     assert all(one["probability"] < 0.7 for one in written["vertebrae"])
+
+
+def two_bodies(name="case", ids=(20, 21), **changes):
+    """A segmentation of two boxes."""
+    mask = np.zeros((20, 20, 60), np.uint8)
+    mask[4:16, 4:16, 40:50], mask[4:16, 4:16, 12:22] = ids
+    volume = Volume(np.full(mask.shape, 100, np.int16), AFFINE)
+    points = {ids[0]: np.array([9.5, 9.5, 44.5]), ids[1]: np.array([9.5, 9.5, 16.5])}
+    names = " ".join(labels.name(i) for i in ids)
+    return Segmentation(volume.to_canonical(mask), volume, name, True, points,
+                        record(names, **changes))  # fmt: skip
+
+
+def test_the_table_has_a_row_for_each_vertebra_of_all_records(tmp_path):
+    two_bodies("b", others=(21, 0)).save(tmp_path, picture=False)
+    two_bodies('a, "x"').save(tmp_path, picture=False)
+    two_bodies("changed").save(tmp_path, picture=False)
+    (tmp_path / "changed.json").write_text("{}")
+    (tmp_path / "other.json").write_text("not ours")
+    path = predictor.write_table(tmp_path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["name"]) for row in rows] == [
+        ('a, "x"', "L1"), ('a, "x"', "L2"), ("b", "L1"), ("b", "L2")
+    ]  # fmt: skip
+    assert [row["next_name"] for row in rows[2:]] == ["L2", ""]
+    assert all(float(row["volume_ml"]) == pytest.approx(12 * 12 * 10 * 8e-3) for row in rows)
+    two_bodies("c").save(tmp_path, picture=False)
+    assert predictor.write_table(tmp_path).read_text().count("\n") == 1 + 6
+
+
+def test_a_table_of_somebody_else_stays(tmp_path):
+    two_bodies().save(tmp_path, picture=False)
+    (tmp_path / predictor.TABLE).write_text("mine")
+    with pytest.raises(InputError, match="did not write this file"):
+        predictor.write_table(tmp_path)
+    assert (tmp_path / predictor.TABLE).read_text() == "mine"
+    predictor.write_table(tmp_path, overwrite=True)
+    assert (tmp_path / predictor.TABLE).read_text().startswith("case,name,")
+
+
+def test_a_vertebra_that_was_left_out_has_no_measures_in_the_record(tmp_path):
+    found = two_bodies(cut=(20,), dropped=(20,))
+    del found.centroids[20]
+    found.mask[found.mask == 20] = 0
+    found.save(tmp_path, picture=False)
+    first, second = json.loads((tmp_path / "case.json").read_text())["vertebrae"]
+    assert first["cut"] and not first["written"] and first["centre_mm"] is None
+    assert first["volume_ml"] is None
+    assert set(first["not_measured"].values()) == {"left out of the labels"}
+    assert second["volume_ml"] is not None and "volume_ml" not in second["not_measured"]
+
+
+def test_the_digest_of_the_input_is_that_of_voxels_and_grid():
+    rng = np.random.default_rng(0)
+    array = rng.integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
+    digests = set()
+    for code in ("LPS", "RAS", "PIR"):
+        turned, affine = geometry.reorient(array, AFFINE, code)
+        scan = Volume(np.ascontiguousarray(turned), affine)
+        digests.add(Segmentation(np.zeros(scan.shape, np.uint8), scan, "x")._record()["input"])
+    assert len(digests) == 1
+    array[2, 3, 4] += 1
+    moved = AFFINE.copy()
+    moved[0, 3] += 1
+    for scan in (Volume(array, AFFINE), Volume(array, moved)):
+        digests.add(Segmentation(np.zeros(scan.shape, np.uint8), scan, "x")._record()["input"])
+    assert len(digests) == 3
 
 
 def test_the_line_of_a_mask_without_names_gives_its_volume():
@@ -292,6 +361,21 @@ def test_predict_writes_labels_centroids_and_a_picture(scans, run, tmp_path, cap
     assert found["model"] == spinejax.load(run).digest and not found["calibrated"]
     assert [one["name"] for one in found["vertebrae"]] == ["T12", "L1", "L2"]
     assert all(0 <= one["probability"] <= 1 and one["written"] for one in found["vertebrae"])
+    assert found["summary"].startswith("T12-L2 written") and found["warnings"] == []
+    assert found["peak_gb"] > 0 and found["versions"]["numpy"] == np.__version__
+    for one in found["vertebrae"]:
+        point = points[one["id"]]
+        np.testing.assert_allclose(one["centre_voxel"], point, atol=0.006)
+        np.testing.assert_allclose(one["centre_mm"], (AFFINE @ [*point, 1])[:3], atol=0.02)
+        absent = {name for name in morphometry.NUMBERS if one[name] is None}
+        assert absent == set(one["not_measured"])
+        if one["volume_ml"] is not None:
+            assert one["volume_ml"] == pytest.approx((labels == one["id"]).sum() * 8e-3, abs=0.01)
+    assert set(found["spine"]) == {"coronal", *morphometry.CURVES}
+    rows = list(csv.DictReader((tmp_path / "vertebrae.csv").open()))
+    assert [(row["case"], row["name"]) for row in rows] == [(case, n) for n in ("T12", "L1", "L2")]
+    assert float(rows[0]["probability"]) == found["vertebrae"][0]["probability"]
+    assert printed.splitlines()[-1] == str(tmp_path / "vertebrae.csv")
     assert found["namings"][0]["names"] == ["T12", "L1", "L2"]
     assert set(found["variants"]) == {"T13", "L6", "no T12", "no L5"}
     assert (tmp_path / f"{case}_quicklook.png").stat().st_size > 10_000

@@ -1,15 +1,13 @@
 """`spinejax predict`: segment a CT, or every CT of a folder."""
 
 import logging
-import resource
-import sys
 from pathlib import Path
 
 from absl import flags
 from absl.flags import FlagValues
 
 import spinejax
-from spinejax import failures, progress
+from spinejax import failures, machine, progress
 from spinejax.commands import parsing
 from spinejax.errors import InputError, check_choice
 from spinejax.files import check_output, made
@@ -135,12 +133,16 @@ def run(values: FlagValues) -> int:
             formats=values.formats,
             overwrite=values.overwrite,
         )
-        lines = [f"{name}: {found.summary()} ({found.seconds:.1f} s, {_peak_gb():.1f} GB)"]
+        peak_gb = machine.peak_bytes() / 1e9
+        lines = [f"{name}: {found.summary()} ({found.seconds:.1f} s, {peak_gb:.1f} GB)"]
         print("\n".join([*lines, *(f"  {path}" for path in paths)]), flush=True)
         little = found.volume_ml < plausible.LEAST_FOUND_ML
         if little and (why := plausible.why_nothing(found.scan)) is not None:
             logger.warning("%s: %s", allowed[name], why)
 
+    table = output / predictor.TABLE
+    if model.named:
+        check_output(table, "table", overwrite=values.overwrite)
     _, refused = failures.each(scans, check)  # before hours of work
     if values.page and len(scans) > 1:
         check_output(output / viewer.INDEX, "index", overwrite=values.overwrite)
@@ -151,6 +153,8 @@ def run(values: FlagValues) -> int:
             index = viewer.write_index(output, overwrite=values.overwrite)
             if index is not None:
                 print(f"index of the pages: {index}", flush=True)
+        if model.named and len(failed) < len(allowed):
+            print(predictor.write_table(output, overwrite=values.overwrite))
         note = labels.reserved_note(reserved)
         if note is not None:
             logger.warning("%s", note)
@@ -178,9 +182,3 @@ def _scans(sources: list[Path], unlisted: dict[str, str]) -> dict[str, Path]:
             )
             failures.note(name, problem, unlisted, alone=len(found) == 1)
     return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
-
-
-def _peak_gb() -> float:
-    """Return the largest memory of this process so far, in GB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

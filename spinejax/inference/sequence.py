@@ -198,6 +198,9 @@ class Record:
     """The least of `margins`; infinite without labels."""
     margins: tuple[float, ...]
     """For each label, the extra cost of the best sequence that names the vertebra differently."""
+    others: tuple[int, ...]
+    """For each label, the VerSe id that this sequence gives to the vertebra; 0 for no vertebra, and
+    where no other sequence is legal."""
     probabilities: tuple[float, ...]
     """For each label, the probability that it is the vertebra's name."""
     namings: tuple[Naming, ...]
@@ -316,6 +319,7 @@ def label_instances(
         cost=best.cost,
         margin=best.margin if named else math.inf,
         margins=_of_labels(best, best.margins),
+        others=_others_of_labels(best),
         probabilities=_of_labels(best, best.probabilities),
         namings=best.namings,
         variants=best.variants,
@@ -338,6 +342,15 @@ def _of_labels(found: "Sequence", values: tuple[float, ...]) -> tuple[float, ...
         if label:
             least[label] = min(value, least.get(label, math.inf))
     return tuple(least.values())
+
+
+def _others_of_labels(found: "Sequence") -> tuple[int, ...]:
+    """Return for each label the other name of the instance whose margin is the least."""
+    least: dict[int, tuple[float, int]] = {}
+    for label, margin, other in zip(found.labels, found.margins, found.others, strict=True):
+        if label and (label not in least or margin < least[label][0]):
+            least[label] = margin, other
+    return tuple(other for _, other in least.values())
 
 
 def decode(
@@ -447,6 +460,9 @@ class Sequence:
     """The least of `margins`; infinite without instances."""
     margins: tuple[float, ...]
     """For each instance, the extra cost of the best sequence that names it differently."""
+    others: tuple[int, ...]
+    """For each instance, the VerSe id that this sequence gives it; 0 for no vertebra, and where no
+    other sequence is legal."""
     probabilities: tuple[float, ...]
     """For each instance, the probability of its label."""
     namings: tuple[Naming, ...]
@@ -552,7 +568,7 @@ def decode_sequence(
     if not 0 <= level_error < 1:
         raise InputError(f"level_error = {level_error} must be at least 0 and below 1")
     if n == 0:
-        return Sequence((), 0.0, math.inf, (), (), (), {}, (), ())
+        return Sequence((), 0.0, math.inf, (), (), (), (), {}, (), ())
     allowed = frozenset(anomalies)
     frame = _frame(n, centroids_mm, cut, sizes, room_mm, allowed, costs)
     own = _own_costs(scores, anomalies, costs, errors=level_error > 0)
@@ -592,6 +608,7 @@ def decode_sequence(
         cost=cost,
         margin=float(margins.min()),
         margins=tuple(map(float, margins)),
+        others=_ids(np.where(np.isfinite(margins), through.argmin(axis=1), NUM_LABELS).tolist()),
         probabilities=tuple(
             float(np.clip(probability[i, label], 0.0, 1.0)) for i, label in enumerate(path)
         ),

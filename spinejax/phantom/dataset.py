@@ -241,10 +241,15 @@ def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any
 
 
 @numerics.fixed()
-def draw_case(
+def plan_case(
     seed: int, index: int, limits: dict[str, Any]
-) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], scan_plan.Storage]:
-    """One case: CT in HU, mask uint8 and centroids by id (voxel indices), both on the CT's grid."""
+) -> tuple[Any, scan_plan.Scan, np.ndarray, np.ndarray]:
+    """Draw the person and the scan of a case.
+
+    Returns:
+        What `anatomy` and `scan_plan.plan_scan` return; (26,) bool, the vertebrae that the scan
+        shows whole; (26, 3) where it shows the body centroids, canonical LPS mm.
+    """
     parameters, key = _draw(seed, index, limits.get("rates", {}))
     rng = np.random.default_rng([seed, index])
     for attempt in range(_ATTEMPTS):
@@ -254,6 +259,15 @@ def draw_case(
         whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
         if whole.any():
             break
+    return parameters, scan, whole, points
+
+
+@numerics.fixed()
+def draw_case(
+    seed: int, index: int, limits: dict[str, Any]
+) -> tuple[Volume, np.ndarray, dict[int, np.ndarray], scan_plan.Storage]:
+    """One case: CT in HU, mask uint8 and centroids by id (voxel indices), both on the CT's grid."""
+    parameters, scan, whole, points = plan_case(seed, index, limits)
     image, labels = acquisition.acquire(parameters, scan)
     ids = np.asarray(parameters["spine"]["id"])
     if limits.get("label_cut"):

@@ -182,6 +182,12 @@ def test_equals_brute_force(seed, n, anomalies, known, room, forbidden):
     for k, (label, margin) in enumerate(zip(found.labels, found.margins, strict=True)):
         others = [cost for ids, cost in ranked if ids[k] != label]
         assert margin == pytest.approx(min(others, default=math.inf) - found.cost, abs=1e-6)
+        if margin == math.inf:
+            assert found.others[k] == 0
+            continue
+        assert found.others[k] != label
+        named_so = [cost for ids, cost in ranked if ids[k] == found.others[k]]
+        assert margin == pytest.approx(min(named_so) - found.cost, abs=1e-6)
     assert set(found.anomalies) <= anomalies
     whole = sum(math.exp(ranked[0][1] - cost) for _, cost in ranked)
     chance = {ids: math.exp(ranked[0][1] - cost) / whole for ids, cost in ranked}
