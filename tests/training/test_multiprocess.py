@@ -15,13 +15,15 @@ import pytest
 
 from spinejax import evaluation
 from spinejax.training import checkpoint, log
+from tests.support.tensorboard_events import pictures
 from tests.support.tiny_run import EXIT_INTERRUPTED, write_scans
 
 HERE = Path(__file__).parents[1] / "support"
 # No dropout, which depends on the device, and SGD, which does not blow up rounding.
 SETTINGS = {
     "train.steps": 30,
-    "train.pictures": 0,
+    "train.pictures": 1,
+    "train.eval_every_steps": 7,
     "model.dropout": 0.0,
     "optim.name": "sgd",
     "optim.clip_norm": 0.0,
@@ -99,6 +101,11 @@ def test_two_processes_equal_one(alone, kind):
         assert (two["step"], two["kind"]) == (one["step"], one["kind"])
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert two["dice"] == pytest.approx(one["dice"], abs=1e-3)
+    validated = [line["step"] for line in lines[0] if line["kind"] == "val"]
+    assert validated == [7, 14, 21, 28, 30]
+    shown = [pictures(alone / name) for name in (kind, "alone")]
+    assert shown[0].keys() == shown[1].keys()
+    assert sorted(step for step, _ in shown[0]) == validated
     assert json.loads((alone / kind / "run.json").read_text())["processes"] == 2
     # Both processes predicted and scored scans of the training split, each its own; the scores are
     # those of one process.
