@@ -12,7 +12,7 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -109,8 +109,8 @@ def evaluate(
     `slices.json`, the best and the worst slices; `times.json`, the seconds that each prediction
     took, and the hardware; `predictions/`; and for a run of patches `patches.json` and
     `network.npz`. An evaluation that was interrupted continues with the scans that it had not
-    predicted. Several processes of one run share the scans: each predicts its part, then the first
-    scores all of them.
+    predicted. Several processes of one run share the scans: each predicts and scores its part, and
+    the first writes the results of all.
 
     A scan that cannot be read or predicted is logged and left out: `scores.json` has its reason
     under "failed", and the next evaluation predicts the missing scans only.
@@ -156,23 +156,23 @@ def evaluate(
 
     loaded = parallel.together(load)
 
-    def work(share: slice | None) -> scoring.Scores | None:
+    how: dict[str, Any] = dict(split=split, data=data, overwrite=overwrite)
+    shown = silent if rank else progress
+
+    def share() -> _Share:
         with parallel.apart():
+            numbered = slice(rank, None, count)
             return _evaluate(
-                loaded,
-                folder,
-                run,
-                split=split,
-                data=data,
-                labels=labels,
-                overwrite=overwrite,
-                share=share,
-                progress=silent if rank else progress,
+                loaded, folder, run, labels=labels, share=numbered, progress=shown, **how
             )
 
-    if count > 1:
-        parallel.together(lambda: work(slice(rank, None, count)))
-    return cast(scoring.Scores, parallel.from_first(lambda: work(None)))
+    shares = parallel.from_all(share)
+
+    def write() -> scoring.Scores:
+        with parallel.apart():
+            return _write(loaded, folder, run, shares, progress=shown, **how)
+
+    return parallel.from_first(write)
 
 
 def _evaluate(
@@ -184,13 +184,10 @@ def _evaluate(
     data: StrPath | None,
     labels: str | None,
     overwrite: bool,
-    share: slice | None,
+    share: slice,
     progress: Progress,
-) -> scoring.Scores | None:
-    """Predict and score, see `evaluate`; with a share only predict these scans, return None.
-
-    The failure of a scan of a share is only logged: the first process tries it again, and says it.
-    """
+) -> "_Share":
+    """Predict and score the scans of a share, see `evaluate`."""
     workdir = folder if run is None else run
     config = loaded.config
     scheme = labels or config.data.labels
@@ -202,13 +199,10 @@ def _evaluate(
     if not cases:
         raise InputError(f"{workdir}: the {split} split has no cases; choose another split")
     unfinished = _UNFINISHED
-    if share is not None and share.start:
+    if share.start:
         unfinished = f"unfinished-{share.start}.json"  # of this process alone
     for name in (*_NAMES, unfinished):
         check_output(folder / name, _KIND, overwrite=overwrite)
-
-    def write(name: str, content: Any) -> None:
-        write_json(folder / name, content, _KIND, overwrite=overwrite)
 
     def prediction(case: str) -> Path:
         return folder / "predictions" / f"{case}_seg.nii.gz"
@@ -217,7 +211,9 @@ def _evaluate(
         inputs = [path for files in cases.values() for path in files]
         check_output(prediction(case), _KIND, inputs=inputs, overwrite=overwrite)
 
-    _, refused = failures.each(cases, check)  # before hours of work
+    own = {case: cases[case] for case in list(cases)[share]}
+    alone = len(cases) == 1
+    _, refused = failures.each(own, check, alone=alone)  # before hours of work
     done: dict[str, Any] = {"digest": loaded.digest, "cases": {}}
     for path in sorted(folder.glob(_ALL_UNFINISHED)):
         earlier = records.read_if_there(path, _DONE, "remove it: scans are predicted again")
@@ -252,7 +248,7 @@ def _evaluate(
             nifti.write_labels(prediction(case), new, volume, kind=_KIND, overwrite=overwrite)
             scan = state(cases[case][0])
             done["cases"][case] = {"scan": scan, "named": named, "seconds": seconds}
-            write(unfinished, done)
+            write_json(folder / unfinished, done, _KIND, overwrite=overwrite)
 
     def evaluate_case(case: str, predicted: _Predicted) -> _Evaluated:
         keep(case, predicted)
@@ -275,16 +271,36 @@ def _evaluate(
         by_slice = slice_dice.slice_dice(*views, axis=0)
         return _Evaluated(score, by_slice, files_of_case, reference.reserved, seconds)
 
-    allowed = {case: files for case, files in cases.items() if case not in refused}
-    if share is not None:
-        own = {case: cases[case] for case in list(cases)[share]}
-        todo = {case: own[case] for case in own if case in allowed and not is_predicted(case)}
-        failures.in_stages(todo, read, predict, keep, alone=False)
-        return None
-    results, wrong = failures.in_stages(
-        allowed, read, predict, evaluate_case, alone=len(cases) == 1
-    )
-    failed |= refused | wrong
+    allowed = {case: files for case, files in own.items() if case not in refused}
+    results, wrong = failures.in_stages(allowed, read, predict, evaluate_case, alone=alone)
+    return _Share(splits, list(cases), results, failed | refused | wrong)
+
+
+def _write(
+    loaded: predictor.Model,
+    folder: Path,
+    run: Path | None,
+    shares: Sequence["_Share"],
+    *,
+    split: str,
+    data: StrPath | None,
+    overwrite: bool,
+    progress: Progress,
+) -> scoring.Scores:
+    """Write the results of all shares, see `evaluate`."""
+    workdir = folder if run is None else run
+    config = loaded.config
+
+    def write(name: str, content: Any) -> None:
+        write_json(folder / name, content, _KIND, overwrite=overwrite)
+
+    found = {case: one for share in shares for case, one in share.results.items()}
+    wrong = {case: reason for share in shares for case, reason in share.failed.items()}
+    # In the order of one process: files that are no case, then cases.
+    cases = shares[0].cases
+    failed = {name: wrong.pop(name) for name in list(wrong) if name not in cases}
+    failed |= {case: wrong[case] for case in cases if case in wrong}
+    results = {case: found[case] for case in cases if case in found}
     note = reserved_note({case: one.reserved for case, one in results.items()})
     if note is not None:
         logger.warning("%s", note)
@@ -299,7 +315,8 @@ def _evaluate(
     write("slices.json", chosen)
     if config.task == "patch_classification" and data is None:
         kept = {
-            name: [one for one in those if one.id not in failed] for name, those in splits.items()
+            name: [one for one in those if one.id not in failed]
+            for name, those in shares[0].splits.items()
         }
         patches, arrays = _score_patches(config, loaded.variables, workdir, split, kept, progress)
         write("patches.json", patches)
@@ -350,6 +367,19 @@ class _Evaluated(NamedTuple):
     files: dict[str, str]
     reserved: tuple[int, ...]
     seconds: float | None
+
+
+class _Share(NamedTuple):
+    """What a process found.
+
+    `splits` and `cases` are those of all processes: the cases of each split of the run, and the ids
+    of the scans to score. `results` are those of its share, `failed` has the reasons.
+    """
+
+    splits: dict[str, list[Case]]
+    cases: list[str]
+    results: dict[str, _Evaluated]
+    failed: dict[str, str]
 
 
 def _within(workdir: Path, path: Path) -> str:

@@ -86,15 +86,19 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
 
 
 def test_only_parallel_knows_pmap() -> None:
-    users = {
-        str(path.relative_to(PACKAGE))
-        for path in modules()
-        if any(
-            isinstance(node, ast.Attribute) and node.attr in ("pmap", "shard_map")
-            for node in ast.walk(ast.parse(path.read_text()))
-        )
-    }
-    assert users <= {"training/parallel.py"}
+    def users(name: str) -> set[str]:
+        return {
+            str(path.relative_to(PACKAGE))
+            for path in modules()
+            if any(
+                isinstance(node, ast.Attribute) and node.attr == name
+                for node in ast.walk(ast.parse(path.read_text()))
+            )
+        }
+
+    assert users("pmap") == {"training/parallel.py"}
+    # Prediction divides its work over the devices of one process.
+    assert users("shard_map") == {"training/parallel.py", "inference/devices.py"}
 
 
 def test_data_and_configs_load_without_jax() -> None:

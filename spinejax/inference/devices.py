@@ -1,16 +1,39 @@
-"""Running a network on batches that are divided among all local devices."""
+"""Running a network on arrays that are divided among all local devices.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+A call returns before the device has computed. `behind` lets the host work on one call's results
+while the device works on the next, and `fetch` is where results come to the host.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+T = TypeVar("T")
+
+
+def fetch(array: Any) -> np.ndarray:
+    """Return an array on the host, after the device has computed it."""
+    return np.asarray(array)
+
+
+def behind(parts: Iterator[T], count: int = 1) -> Iterator[T]:
+    """Yield each part after the next `count` were made, so that the device has these to work on."""
+    waiting: deque[T] = deque()
+    for part in parts:
+        waiting.append(part)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
 
 def over_local_devices(
     function: Callable[..., jax.Array], variables: Mapping[str, Any], batch_size: int
-) -> tuple[Callable[..., np.ndarray], int]:
+) -> tuple[Callable[..., jax.Array], int]:
     """Compile a network for all local devices, or on CPUs for at most `batch_size` of them.
 
     Args:
@@ -19,8 +42,9 @@ def over_local_devices(
         batch_size: rows in one call.
 
     Returns:
-        The compiled function of the arrays, and the number of rows that it takes: `batch_size`
-        rounded up to a multiple of the number of devices.
+        The compiled function of the arrays, which does not wait for its result, and the number of
+        rows that it takes: `batch_size` rounded up to a multiple of the number of devices. The
+        arrays must not change afterwards.
     """
     devices = np.array(jax.local_devices())
     if jax.default_backend() == "cpu":
@@ -30,7 +54,39 @@ def over_local_devices(
     held = jax.device_put(dict(variables), NamedSharding(mesh, PartitionSpec()))
     compiled = jax.jit(function)
 
-    def call(*arrays: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(held, *jax.device_put(arrays, divided)))
+    def call(*arrays: np.ndarray) -> jax.Array:
+        return compiled(held, *jax.device_put(arrays, divided))
 
     return call, -(-batch_size // len(devices)) * len(devices)
+
+
+def one_each(
+    function: Callable[..., jax.Array], variables: Mapping[str, Any]
+) -> tuple[Callable[..., jax.Array], int]:
+    """Compile a function that each local device applies to one element of its arguments.
+
+    Args:
+        function: (variables, *elements) -> element.
+        variables: every device holds a copy.
+
+    Returns:
+        The compiled function of arrays (devices, ...), which gives (devices, ...) without waiting
+        for it, and the number of devices. Arrays of the host must not change afterwards.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    divided, whole = PartitionSpec("data"), PartitionSpec()
+    held = jax.device_put(dict(variables), NamedSharding(mesh, whole))
+
+    def of_first(held: Any, arrays: tuple[jax.Array, ...]) -> jax.Array:
+        return function(held, *(array[0] for array in arrays))[None]
+
+    compiled = jax.jit(
+        jax.shard_map(
+            of_first, mesh=mesh, in_specs=(whole, divided), out_specs=divided, check_vma=False
+        )
+    )
+
+    def call(*arrays: np.ndarray | jax.Array) -> jax.Array:
+        return compiled(held, jax.device_put(arrays, NamedSharding(mesh, divided)))
+
+    return call, mesh.size

@@ -5,13 +5,15 @@ sagittal slice has no such mirror image.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from spinejax.inference.masks import StackPredictor
 
-AnyCubes = Callable[..., np.ndarray]
-"""(cubes (b, x, y, z), ..., stats) -> (b, x, y, z, ...): `CubePredictor` or `outlines.Outliner`."""
+AnyCubes = Callable[..., Any]
+"""(cubes (b, x, y, z), ..., stats) -> (b, x, y, z, ...): `CubePredictor` or `outlines.Outliner`.
+Arrays of jax stay on their devices."""
 
 
 def mean_stack(predictors: Sequence[StackPredictor]) -> StackPredictor:
@@ -58,9 +60,11 @@ def mirrored_stack(predict: StackPredictor) -> StackPredictor:
 def mean_cubes(predictors: Sequence[AnyCubes]) -> AnyCubes:
     """Return a predictor of the mean over several networks of cubes, offsets included."""
 
-    def predict(*arrays: np.ndarray) -> np.ndarray:
-        found = [predictor(*arrays) for predictor in predictors]
-        return found[0] if len(found) == 1 else np.stack(found).mean(0, dtype=np.float32)
+    def predict(*arrays: np.ndarray) -> Any:
+        total = predictors[0](*arrays)
+        for other in predictors[1:]:
+            total = total + other(*arrays)
+        return total / np.float32(len(predictors)) if len(predictors) > 1 else total
 
     return predict
 
@@ -73,13 +77,15 @@ def mirrored_cubes(predict: AnyCubes, *, offsets: bool = False) -> AnyCubes:
         offsets: whether its last three channels are offsets in x, y and z.
     """
 
-    def both(*arrays: np.ndarray) -> np.ndarray:
+    def both(*arrays: np.ndarray) -> Any:
         seen = predict(*arrays)
         *cubes, stats = arrays
         mirror = predict(*(np.ascontiguousarray(cube[:, ::-1]) for cube in cubes), stats)
-        mirror = mirror[:, ::-1].copy()
+        mirror = mirror[:, ::-1]
         if offsets:
-            mirror[..., -3] *= -1
+            signs = np.ones(mirror.shape[-1], np.float32)
+            signs[-3] = -1
+            mirror = mirror * signs
         return (seen + mirror) / np.float32(2)
 
     return both

@@ -8,7 +8,7 @@ highest one.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,14 @@ import numpy as np
 from spinejax import geometry
 from spinejax.data import feeds, normalise, preprocess
 from spinejax.data.preprocess import SliceGeometry, SlicePreprocess
-from spinejax.inference.devices import over_local_devices
+from spinejax.inference.devices import behind, fetch, over_local_devices
 from spinejax.inference.windows3d import Size
 from spinejax.metrics.body_centres import body_centres
 from spinejax.volume import Volume
 
-Outliner = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Outliner = Callable[[np.ndarray, np.ndarray], Any]
 """(image (b, x, y, z) int16 HU preprocessed, stats (4,) of the scan) -> (b, x, y, z) float32
-probability that a voxel belongs to the vertebra that the cube is about."""
+probability, of numpy or jax, that a voxel belongs to the vertebra that the cube is about."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,18 @@ def outline(
     below = np.nextafter(np.float16(settings.threshold), np.float16(-1))
     best = np.full(old.shape, below)
     ids = list(starts)
-    for at in range(0, len(ids), settings.batch_size):
-        chunk = ids[at : at + settings.batch_size]
-        # A short last batch is filled up with its first cube.
-        full = chunk + chunk[:1] * (settings.batch_size - len(chunk))
-        fill = settings.preprocess.fill_hu
-        cubes = [feeds.window(image, starts[i], settings.size, fill) for i in full]
-        for verse_id, found in zip(chunk, predict(np.stack(cubes), stats), strict=False):
+
+    def calls(image: np.ndarray) -> Iterator[tuple[list[int], Any]]:
+        for at in range(0, len(ids), settings.batch_size):
+            chunk = ids[at : at + settings.batch_size]
+            # A short last batch is filled up with its first cube.
+            full = chunk + chunk[:1] * (settings.batch_size - len(chunk))
+            fill = settings.preprocess.fill_hu
+            cubes = [feeds.window(image, starts[i], settings.size, fill) for i in full]
+            yield chunk, predict(np.stack(cubes), stats)
+
+    for chunk, batch in behind(calls(image)):
+        for verse_id, found in zip(chunk, fetch(batch), strict=False):
             least = LEAST_SHARE * np.count_nonzero(old == verse_id) * part.voxel_ml
             if np.count_nonzero(found >= settings.threshold) * _voxel_ml(grid) >= least:
                 _add(verse_id, found, starts[verse_id], image.shape, (best, new, kept))
@@ -227,7 +232,7 @@ def make_outliner(
     """
     compiled, rows = over_local_devices(probability, variables, batch_size)
 
-    def predict(image: np.ndarray, stats: np.ndarray) -> np.ndarray:
+    def predict(image: np.ndarray, stats: np.ndarray) -> jax.Array:
         return compiled(image, np.tile(stats, (rows, 1)))
 
     return predict, rows

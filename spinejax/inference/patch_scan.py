@@ -25,7 +25,10 @@ For the default network and one pixel, the second convolution takes 74 k multipl
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +38,7 @@ from jax import lax
 from scipy import special
 
 from spinejax import schema
+from spinejax.inference.devices import behind, fetch, one_each, over_local_devices
 from spinejax.inference.masks import StackPredictor
 from spinejax.models.layers import max_pool
 from spinejax.models.opconvnet import OPConvNet
@@ -55,11 +59,33 @@ ToInput = Callable[[jax.Array, jax.Array], jax.Array]
 SliceLogits = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(slice (h, w) int16 preprocessed HU, stats (4,) float32) -> (h, w, classes) float32 logits."""
 
-# An evaluation yields the logits of all wanted patches in parts: (padded slice, wanted (h, w) bool,
-# stats) -> rows (b,), columns (b,), logits (at least b, classes). Row and column of a patch are its
-# first pixel in the padded slice, which is its centre in the slice.
-_Part = tuple[np.ndarray, np.ndarray, jax.Array]
-_Evaluate = Callable[[np.ndarray, np.ndarray, jax.Array], Iterator[_Part]]
+StackLogits = Callable[[Iterable[np.ndarray], np.ndarray], Iterator[np.ndarray]]
+"""(slices, stats) -> the logits of one slice after the other, as `SliceLogits`."""
+
+
+@dataclass
+class _Slice:
+    """A slice that is evaluated.
+
+    Attributes:
+        padded: the slice, see `pad_slice`.
+        wanted: (h, w) bool, the pixels whose patches are evaluated.
+        result: (h, w, classes) float32, their logits as far as they are known, and all others.
+        missing: the number of wanted pixels whose logits are not known.
+    """
+
+    padded: np.ndarray
+    wanted: np.ndarray
+    result: np.ndarray
+    missing: int
+
+
+# An evaluation yields the logits of all wanted patches in parts: (slices, stats) -> places, logits.
+# Of each place, a slice with rows (b,) and columns (b,), there is a row of logits (places, at least
+# b, classes). Row and column of a patch are its first pixel in the padded slice, which is its
+# centre in the slice.
+_Place = tuple[_Slice, np.ndarray, np.ndarray]
+_Evaluate = Callable[[Iterable[_Slice], np.ndarray], Iterator[tuple[list[_Place], jax.Array]]]
 
 
 class SplitNetwork(NamedTuple):
@@ -86,10 +112,9 @@ class _Tap(NamedTuple):
 def make_stack_predictor(model: Any, variables: Mapping[str, Any], **how: Any) -> StackPredictor:
     """Return a function that computes the probability of vertebra at every pixel of a stack.
 
-    See `foreground_probability`. Arguments, errors and memory are those
-    of `make_slice_logits`.
+    See `foreground_probability`. Arguments, errors and memory are those of `make_slice_logits`.
     """
-    slice_logits = make_slice_logits(model, variables, **how)
+    stack_logits = _make_stack_logits(model, variables, **how)
 
     def predict(
         stack: np.ndarray,
@@ -98,16 +123,43 @@ def make_stack_predictor(model: Any, variables: Mapping[str, Any], **how: Any) -
         within: np.ndarray | None = None,
     ) -> np.ndarray:
         result = np.zeros(stack.shape, np.float32)
-        for index, image in enumerate(stack):
-            if within is None or within[index].any():
-                result[index] = foreground_probability(slice_logits(image, stats))
+        wanted = [i for i in range(len(stack)) if within is None or within[i].any()]
+        if len(wanted) < len(stack):
+            advance(len(stack) - len(wanted))
+        for i, logits in zip(wanted, stack_logits((stack[i] for i in wanted), stats), strict=True):
+            result[i] = foreground_probability(logits)
             advance(1)
         return result
 
     return predict
 
 
-def make_slice_logits(
+def make_slice_logits(model: Any, variables: Mapping[str, Any], **how: Any) -> SliceLogits:
+    """Return a function that computes the logits of every pixel of a slice of any size.
+
+    All shapes on the device are fixed, so that each part is compiled once. Tiles, or batches of
+    patches, are divided among all local devices. Each holds at most two tiles at a time, 4 kB for
+    each pixel of a tile with the default network, and under 100 MB with intermediate results.
+
+    Args:
+        model: classifier of patches (b, n, n, 1), which returns (logits (b, classes), rest).
+        variables: of the model.
+        **how: `patch`, n, the side of a patch in pixels; `to_input`, the normalisation of training;
+            `fill_hu`, the value outside a slice and of an empty patch; `padding`, "zero" for
+            `fill_hu` beyond the borders, or "reflect", which reflects a slice smaller than half a
+            patch repeatedly; `batch_size`, patches in one call, if patches are cut (on CPUs 64 to
+            128 patches of 32 x 32 pixels are fastest); `skip_empty`, whether to evaluate empty
+            patches only once; `tile`, side of a tile in pixels, if no patches are cut;
+            `without_patches`, False cuts patches whatever the model.
+
+    Raises:
+        InputError: unknown padding, or a patch too small for OP-convNet.
+    """
+    stack_logits = _make_stack_logits(model, variables, **how)
+    return lambda image, stats: next(stack_logits([image], stats))
+
+
+def _make_stack_logits(
     model: Any,
     variables: Mapping[str, Any],
     *,
@@ -119,62 +171,55 @@ def make_slice_logits(
     skip_empty: bool = True,
     tile: int = TILE,
     without_patches: bool = True,
-) -> SliceLogits:
-    """Return a function that computes the logits of every pixel of a slice of any size.
+) -> StackLogits:
+    """Return a function that computes the logits of slices one after the other.
 
-    All shapes on the device are fixed, so that each part is compiled once. The device (the first
-    local one) holds at most two tiles at a time, 4 kB for each pixel of a tile with the default
-    network, and under 100 MB with intermediate results.
-
-    Args:
-        model: classifier of patches (b, n, n, 1), which returns (logits (b, classes), rest).
-        variables: of the model.
-        patch: n, the side of a patch in pixels.
-        to_input: the normalisation of training.
-        fill_hu: the value outside a slice and of an empty patch.
-        padding: `"zero"` for `fill_hu` beyond the borders, or `"reflect"`, which reflects a slice
-            smaller than half a patch repeatedly.
-        batch_size: patches in one call, if patches are cut. On CPUs 64 to 128 patches of 32 x 32
-            pixels are fastest.
-        skip_empty: whether to evaluate empty patches only once.
-        tile: side of a tile in pixels, if no patches are cut.
-        without_patches: False cuts patches whatever the model.
-
-    Raises:
-        InputError: unknown padding, or a patch too small for OP-convNet.
+    See `make_slice_logits`. While the host collects the logits of one slice, the devices work on
+    the next one.
     """
     schema.check_value("predict.padding", padding)
-    held = jax.device_put(dict(variables), jax.local_devices()[0])
 
-    @jax.jit
+    # The default of GPUs is TF32; with its ten bits, both ways would give different numbers.
+    @jax.default_matmul_precision("float32")
     def network(held: Any, images: jax.Array, stats: jax.Array) -> jax.Array:
-        many = jnp.broadcast_to(stats, (len(images), *stats.shape))
-        return model.apply(held, to_input(images, many)[..., None], train=False)[0]
+        return model.apply(held, to_input(images, stats)[..., None], train=False)[0]
 
+    of_few, few = over_local_devices(network, variables, 1)
+    empty = np.full((few, patch, patch), fill_hu, np.int16)
     halves = None
     if without_patches and isinstance(model, OPConvNet):
         halves = split_network(model, patch)
     if halves is None:
-        evaluate = _by_patches(lambda *arrays: network(held, *arrays), patch, batch_size)
+        evaluate = _by_patches(network, variables, patch, batch_size)
     else:
-        evaluate = _by_tiles(halves, held["params"], to_input, patch, tile)
+        evaluate = _by_tiles(halves, variables["params"], to_input, patch, tile)
 
-    # The default of GPUs is TF32; with its ten bits, both ways would give different numbers.
-    @jax.default_matmul_precision("float32")
-    def slice_logits(image: np.ndarray, stats: np.ndarray) -> np.ndarray:
-        padded = pad_slice(image, patch, fill_hu, padding)
-        wanted = np.ones(image.shape, bool)
-        of_scan = jnp.asarray(stats, jnp.float32)
-        of_empty = network(held, jnp.full((1, patch, patch), fill_hu, jnp.int16), of_scan)
-        result = np.empty((*image.shape, of_empty.shape[-1]), np.float32)
-        if skip_empty:
-            wanted = patches_with_content(padded, patch, fill_hu)
-            result[~wanted] = np.asarray(of_empty)
-        for rows, columns, logits in _one_behind(evaluate(padded, wanted, of_scan)):
-            result[rows, columns] = np.asarray(logits)[: len(rows)]
-        return result
+    def stack_logits(images: Iterable[np.ndarray], stats: np.ndarray) -> Iterator[np.ndarray]:
+        stats = np.asarray(stats, np.float32)
+        of_empty = fetch(of_few(empty, np.tile(stats, (few, 1))))[0]
+        begun: deque[_Slice] = deque()
 
-    return slice_logits
+        def slices() -> Iterator[_Slice]:
+            for image in images:
+                padded = pad_slice(image, patch, fill_hu, padding)
+                wanted = np.ones(image.shape, bool)
+                result = np.empty((*image.shape, len(of_empty)), np.float32)
+                if skip_empty:
+                    wanted = patches_with_content(padded, patch, fill_hu)
+                    result[~wanted] = of_empty
+                begun.append(_Slice(padded, wanted, result, int(wanted.sum())))
+                yield begun[-1]
+
+        for places, logits in behind(evaluate(slices(), stats)):
+            for (one, rows, columns), found in zip(places, fetch(logits), strict=False):
+                one.result[rows, columns] = found[: len(rows)]
+                one.missing -= len(rows)
+            while begun and not begun[0].missing:
+                yield begun.popleft().result
+        for one in begun:
+            yield one.result
+
+    return stack_logits
 
 
 def foreground_probability(logits: np.ndarray) -> np.ndarray:
@@ -219,18 +264,25 @@ def patches_with_content(padded: np.ndarray, patch: int, fill_hu: int) -> np.nda
 
 
 def _by_patches(
-    network: Callable[[np.ndarray, jax.Array], jax.Array], patch: int, batch_size: int
+    network: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    variables: Mapping[str, Any],
+    patch: int,
+    batch_size: int,
 ) -> _Evaluate:
-    """Return an evaluation by batches of patches."""
+    """Return an evaluation by batches of patches, each divided among all local devices."""
+    compiled, size = over_local_devices(network, variables, batch_size)
 
-    def evaluate(padded: np.ndarray, wanted: np.ndarray, stats: jax.Array) -> Iterator[_Part]:
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (patch, patch))
-        rows, columns = np.nonzero(wanted)
-        for first in range(0, len(rows), batch_size):
-            some = slice(first, first + batch_size)
-            images = np.zeros((batch_size, patch, patch), padded.dtype)
-            images[: len(rows[some])] = windows[rows[some], columns[some]]
-            yield rows[some], columns[some], network(images, stats)
+    def evaluate(
+        slices: Iterable[_Slice], stats: np.ndarray
+    ) -> Iterator[tuple[list[_Place], jax.Array]]:
+        for one in slices:
+            windows = np.lib.stride_tricks.sliding_window_view(one.padded, (patch, patch))
+            rows, columns = np.nonzero(one.wanted)
+            for first in range(0, len(rows), size):
+                y, x = rows[first : first + size], columns[first : first + size]
+                images = np.zeros((size, patch, patch), one.padded.dtype)
+                images[: len(y)] = windows[y, x]
+                yield [(one, y, x)], compiled(images, np.tile(stats, (size, 1)))[None]
 
     return evaluate
 
@@ -238,28 +290,52 @@ def _by_patches(
 def _by_tiles(
     halves: SplitNetwork, params: Params, to_input: ToInput, patch: int, tile: int
 ) -> _Evaluate:
-    """Return an evaluation by tiles; the last layers are evaluated for wanted patches only."""
+    """Return an evaluation by tiles, one on each local device at a time.
 
-    @jax.jit
+    The last layers are evaluated for wanted patches only.
+    """
+
+    @jax.default_matmul_precision("float32")
     def features(params: Any, image: jax.Array, stats: jax.Array) -> jax.Array:
         return halves.features(params, to_input(image, stats))
 
-    @jax.jit
+    @jax.default_matmul_precision("float32")
     def classify(params: Any, features: jax.Array, at: jax.Array) -> jax.Array:
         return halves.classify(params, features[at])
 
-    def evaluate(padded: np.ndarray, wanted: np.ndarray, stats: jax.Array) -> Iterator[_Part]:
-        # Room for tiles that reach beyond the last patch; no patch there is wanted.
-        padded = np.pad(padded, (0, tile))
-        for top, left in _tiles(wanted, tile):
-            side = tile + patch - 1
-            of_tile = features(params, padded[top : top + side, left : left + side], stats)
-            rows, columns = np.nonzero(wanted[top : top + tile, left : left + tile])
-            for first in range(0, len(rows), _ROWS):
-                y, x = rows[first : first + _ROWS], columns[first : first + _ROWS]
-                at = np.zeros(_ROWS, np.int32)
-                at[: len(y)] = y * tile + x
-                yield y + top, x + left, classify(params, of_tile, at)
+    features_of, devices = one_each(features, params)
+    classes_of, _ = one_each(classify, params)
+    side = tile + patch - 1
+
+    def tiles(slices: Iterable[_Slice]) -> Iterator[tuple[_Slice, np.ndarray, int, int]]:
+        for one in slices:
+            # Room for tiles that reach beyond the last patch; no patch there is wanted.
+            padded = np.pad(one.padded, (0, tile))
+            for top, left in _tiles(one.wanted, tile):
+                yield one, padded[top : top + side, left : left + side], top, left
+
+    def evaluate(
+        slices: Iterable[_Slice], stats: np.ndarray
+    ) -> Iterator[tuple[list[_Place], jax.Array]]:
+        every = tiles(slices)
+        while group := list(islice(every, devices)):
+            images = np.zeros((devices, side, side), group[0][1].dtype)
+            images[: len(group)] = [image for _, image, _, _ in group]
+            of_tiles = features_of(images, np.tile(stats, (devices, 1)))
+            found = [
+                np.nonzero(one.wanted[top : top + tile, left : left + tile])
+                for one, _, top, left in group
+            ]
+            for first in range(0, max(len(rows) for rows, _ in found), _ROWS):
+                at = np.zeros((devices, _ROWS), np.int32)
+                places = []
+                for i, ((one, _, top, left), (rows, columns)) in enumerate(
+                    zip(group, found, strict=True)
+                ):
+                    y, x = rows[first : first + _ROWS], columns[first : first + _ROWS]
+                    at[i, : len(y)] = y * tile + x
+                    places.append((one, y + top, x + left))
+                yield places, classes_of(of_tiles, at)
 
     return evaluate
 
@@ -279,20 +355,6 @@ def _tiles(wanted: np.ndarray, tile: int) -> Iterator[tuple[int, int]]:
             yield top, left
             columns = columns[columns >= left + tile]
         rows = rows[rows >= top + tile]
-
-
-def _one_behind(parts: Iterator[_Part]) -> Iterator[_Part]:
-    """Yield each part after the next one was requested: the device works while results are read.
-
-    At most one part is pending, not a whole slice.
-    """
-    waiting = None
-    for part in parts:
-        if waiting is not None:
-            yield waiting
-        waiting = part
-    if waiting is not None:
-        yield waiting
 
 
 def split_network(model: OPConvNet, patch: int) -> SplitNetwork | None:

@@ -1,18 +1,18 @@
 """Slices of any size: a network of slices in overlapping windows of one static shape."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from spinejax import geometry
-from spinejax.inference.devices import over_local_devices
+from spinejax.inference.devices import behind, fetch, over_local_devices
 from spinejax.inference.masks import StackPredictor
 
-PredictBatch = Callable[[np.ndarray], np.ndarray]
+PredictBatch = Callable[[np.ndarray], Any]
 """(b, wh, ww) int16 preprocessed HU, with neighbouring slices (b, wh, ww, c) -> (b, wh, ww) float32
-foreground probability."""
+foreground probability, of numpy or jax."""
 
 
 def blend_weights(window: tuple[int, int]) -> np.ndarray:
@@ -79,20 +79,26 @@ def predict_stack(
     result = np.zeros((count, *padded_shape), np.float32)
     batch = np.full((batch_size, *window, *channels), fill, np.int16)
     padded = np.full((*padded_shape, *channels), fill, np.int16)
-    filled, done = -1, 0
-    for first in range(0, len(jobs), batch_size):
-        chunk = jobs[first : first + batch_size]
-        for row, (index, (top, left)) in enumerate(chunk):
-            if index != filled:
-                padded[
-                    padding[0][0] : padding[0][0] + height, padding[1][0] : padding[1][0] + width
-                ] = stack[index]
-                filled = index
-            batch[row] = padded[top : top + window[0], left : left + window[1]]
-        # A short last batch still holds earlier windows in its last rows; their results are unused.
-        # The copy is needed because the device may read a host buffer after the call has returned.
-        probability = predict_batch(batch.copy())
-        for row, (index, (top, left)) in enumerate(chunk):
+
+    def calls() -> Iterator[tuple[int, Any]]:
+        filled = -1
+        for first in range(0, len(jobs), batch_size):
+            for row, (index, (top, left)) in enumerate(jobs[first : first + batch_size]):
+                if index != filled:
+                    padded[
+                        padding[0][0] : padding[0][0] + height,
+                        padding[1][0] : padding[1][0] + width,
+                    ] = stack[index]
+                    filled = index
+                batch[row] = padded[top : top + window[0], left : left + window[1]]
+            # A short last batch still holds earlier windows in its last rows; their results are
+            # unused. The device may read a host buffer after the call has returned, so copy it.
+            yield first, predict_batch(batch.copy())
+
+    done = 0
+    for first, found in behind(calls()):
+        probability = fetch(found)
+        for row, (index, (top, left)) in enumerate(jobs[first : first + batch_size]):
             result[index, top : top + window[0], left : left + window[1]] += (
                 weights * probability[row]
             )
@@ -177,6 +183,6 @@ def make_whole_predictor(
     ) -> np.ndarray:
         found = compiled(dict(variables), stack, np.tile(stats, (len(stack), 1)))
         advance(len(stack))
-        return np.asarray(found)
+        return fetch(found)
 
     return predict

@@ -3,25 +3,27 @@
 Windows are weighted by a Gaussian, as in nnU-Net (Isensee et al., Nature Methods 2021), because a
 voxel near the border of a window has little context. The probabilities of all classes are held for
 one layer of windows only. Layers go from foot to head, and slices that no later layer reaches are
-decided.
+decided. On a GPU or TPU the layer lies there, and only the classes come to the host.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spinejax.geometry import window_starts
-from spinejax.inference.devices import over_local_devices
+from spinejax.inference.devices import behind, fetch, over_local_devices
 
 Size = tuple[int, int, int]
 
-CubePredictor = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+CubePredictor = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 """(image (b, x, y, z) int16 HU preprocessed, spine (b, x, y, z) uint8 0 or 1, stats (4,) of the
-scan) -> (b, x, y, z, c) float32 probabilities of the classes. With offsets, three more channels
-hold the offset to the vertebra's centre in cm."""
+scan) -> (b, x, y, z, c) float32 probabilities of the classes, of numpy or jax. With offsets, three
+more channels hold the offset to the vertebra's centre in cm."""
 
 _SIGMA = 1 / 8  # of the side of the window
 _LEAST_WEIGHT = 1e-3
@@ -181,6 +183,7 @@ def predict_classes(
     batch_size: int,
     fill: int,
     offsets: bool = False,
+    on_device: bool | None = None,
     advance: Callable[[int], object] = lambda windows: None,
 ) -> Classes:
     """Return the most probable classes of every voxel.
@@ -199,6 +202,8 @@ def predict_classes(
         batch_size: windows in one call.
         fill: HU beyond the borders of the scan.
         offsets: whether the last three channels are offsets.
+        on_device: whether the windows are joined on the device of the network; None asks
+            `blends_on_device`.
         advance: called with the number of windows done since the last call.
 
     Returns:
@@ -208,70 +213,223 @@ def predict_classes(
     padding = _padding(shape, window)
     image = np.pad(image, padding, constant_values=fill)
     mask = None if spine is None else np.pad(spine, padding)
-    weights = gaussian_weights(window)[..., None]
     x, y, z = image.shape
     first, second, share = (np.full((x, y, z), value, np.uint8) for value in (0, 0, 255))
     ways = np.zeros((x, y, z, 3), np.float16) if offsets else None
     classes = Classes(first, second, share, ways)
-    sums: np.ndarray | None = None
+
+    def calls() -> Iterator[tuple[int, list[Size], Any]]:
+        """Yield the first slice of each batch's layer, its corners, and its probabilities."""
+        for start, corners in layers((x, y, z), window, overlap, mask):
+            for at in range(0, len(corners), batch_size):
+                chunk = corners[at : at + batch_size]
+                # A short last batch is filled up with its first window.
+                full = chunk + chunk[:1] * (batch_size - len(chunk))
+                cubes = np.stack([image[_box(c, window)] for c in full])
+                masks = (
+                    np.zeros(cubes.shape, np.uint8)
+                    if mask is None
+                    else np.stack([mask[_box(c, window)] for c in full])
+                )
+                yield start, chunk, predict(cubes, masks, stats)
+
+    sums: _HostSums | _DeviceSums | None = None
     base = 0
+    decided: tuple[int, int, Classes] | None = None
 
-    def settle(slices: int) -> None:
-        """Decide the lowest slices of `sums` and move the others down."""
-        nonlocal base
-        if sums is not None:
-            for i, row in enumerate(sums):  # row by row, to keep the copies small
-                for whole, part in zip(classes, _decided(row[:, :slices], offsets), strict=True):
-                    if whole is not None:
-                        whole[i, :, base : base + slices] = part
-                row[:, : window[2] - slices] = row[:, slices:].copy()
-                row[:, window[2] - slices :] = 0
-        base += slices
+    def write() -> None:
+        """Write what was decided; the device has decided it before the calls that followed."""
+        nonlocal decided
+        if decided is not None:
+            low, slices, found = decided
+            for whole, part in zip(classes, found, strict=True):
+                if whole is not None:
+                    whole[:, :, low : low + slices] = fetch(part)[:x, :y, :slices]
+        decided = None
 
-    for start, corners in layers((x, y, z), window, overlap, mask):
-        settle(start - base)
-        for at in range(0, len(corners), batch_size):
-            chunk = corners[at : at + batch_size]
-            # A short last batch is filled up with its first window.
-            full = chunk + chunk[:1] * (batch_size - len(chunk))
-            cubes = np.stack([image[_box(c, window)] for c in full])
-            masks = (
-                np.zeros(cubes.shape, np.uint8)
-                if mask is None
-                else np.stack([mask[_box(c, window)] for c in full])
-            )
-            found = predict(cubes, masks, stats)
-            if sums is None:
-                sums = np.zeros((x, y, window[2], found.shape[-1]), np.float32)
-            for corner, probability in zip(chunk, found, strict=False):
-                sums[_box(corner, window)[:2]] += weights * probability
-            advance(len(chunk))
-    settle(z - base)
+    for start, chunk, found in behind(calls()):
+        if sums is None:
+            sums = _sums((x, y), window, found, offsets=offsets, on_device=on_device)
+        write()
+        if start > base:
+            # Beyond a window there is nothing to decide, if layers were left out.
+            slices = min(start - base, window[2])
+            decided = base, slices, sums.settle(slices)
+            base = start
+        sums.add(chunk, found)
+        del found  # before the next call makes room for its own
+        advance(len(chunk))
+    write()
+    if sums is not None:
+        slices = min(z - base, window[2])
+        decided = base, slices, sums.settle(slices)
+        write()
     inner = tuple(slice(b, b + n) for (b, _), n in zip(padding, shape, strict=True))
     first, second, share = (np.ascontiguousarray(part[inner]) for part in (first, second, share))
     return Classes(first, second, share, None if ways is None else ways[inner])
 
 
-def _decided(sums: np.ndarray, offsets: bool) -> Classes:
-    """Return the classes for weighted sums over windows (..., c), all 0 where no window was."""
+def blends_on_device(platform: str, needed: int, free: int | None) -> bool:
+    """Return whether the sums of windows are held where the network computes them.
+
+    On a CPU both places are the same memory, and NumPy needs less of it.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu".
+        needed: bytes of the sums and of what is computed from them.
+        free: bytes that the device has left; None if it does not say. Half of them are for the
+            network.
+    """
+    return platform != "cpu" and (free is None or 2 * needed <= free)
+
+
+_ROUND = 32
+"""On a device the sides of the sums are multiples of it, so that programs fit several scans."""
+
+
+def _sums(
+    sides: tuple[int, int], window: Size, found: Any, *, offsets: bool, on_device: bool | None
+) -> "_HostSums | _DeviceSums":
+    """Return empty sums for one layer of windows.
+
+    Args:
+        sides: voxels of the scan along x and y.
+        window: voxels of a window.
+        found: the first call's probabilities (b, x, y, z, c).
+        offsets: see `predict_classes`.
+        on_device: see `predict_classes`.
+    """
+    if on_device is None:
+        on_device = False
+        if isinstance(found, jax.Array):
+            device = _first_device(found)
+            memory = device.memory_stats() or {}
+            limit, used = memory.get("bytes_limit"), memory.get("bytes_in_use", 0)
+            voxels = np.prod([-(-side // _ROUND) * _ROUND for side in sides]) * window[2]
+            # The sums before and after a layer is decided, and the best of them.
+            needed = 3 * 4 * int(voxels) * found.shape[-1]
+            free = None if limit is None else limit - used
+            on_device = blends_on_device(device.platform, needed, free)
+    weights = gaussian_weights(window)[..., None]
+    return (_DeviceSums if on_device else _HostSums)(sides, weights, found, offsets)
+
+
+class _HostSums:
+    """Weighted sums over windows of one layer, (x, y, window, c) float32, in NumPy."""
+
+    def __init__(
+        self, sides: tuple[int, int], weights: np.ndarray, found: Any, offsets: bool
+    ) -> None:
+        self._weights, self._offsets = weights, offsets
+        self._sums = np.zeros((*sides, weights.shape[2], found.shape[-1]), np.float32)
+
+    def add(self, corners: Sequence[Size], found: Any) -> None:
+        """Add windows at their corners."""
+        width, height, *_ = self._weights.shape
+        for (x, y, _), probability in zip(corners, fetch(found), strict=False):
+            rows = self._sums[x : x + width, y : y + height]
+            for row, weights, part in zip(rows, self._weights, probability, strict=True):
+                row += weights * part  # row by row, to keep the copies small
+
+    def settle(self, slices: int) -> Classes:
+        """Decide the lowest slices, and move the others down."""
+        width, height, depth, _ = self._sums.shape
+        shape = width, height, slices
+        ways = np.empty((*shape, 3), np.float16) if self._offsets else None
+        first, second, share = (np.empty(shape, np.uint8) for _ in range(3))
+        classes = Classes(first, second, share, ways)
+        for i, row in enumerate(self._sums):  # row by row, to keep the copies small
+            parts = _decided(row[:, :slices], np, offsets=self._offsets)
+            for whole, part in zip(classes, parts, strict=True):
+                if whole is not None:
+                    whole[i] = part
+            row[:, : depth - slices] = row[:, slices:].copy()
+            row[:, depth - slices :] = 0
+        return classes
+
+
+class _DeviceSums:
+    """The same sums on the first device that the network computes on; only classes leave it."""
+
+    def __init__(
+        self, sides: tuple[int, int], weights: np.ndarray, found: Any, offsets: bool
+    ) -> None:
+        self._device = _first_device(found) if isinstance(found, jax.Array) else None
+        self._weights, self._offsets = jax.device_put(weights, self._device), offsets
+        rounded = (-(-side // _ROUND) * _ROUND for side in sides)
+        zeros = jnp.zeros((*rounded, weights.shape[2], found.shape[-1]), jnp.float32)
+        self._sums = jax.device_put(zeros, self._device)
+
+    def add(self, corners: Sequence[Size], found: Any) -> None:
+        """Add windows at their corners, and wait until they were computed.
+
+        The wait keeps the host from filling the device with the probabilities of later calls.
+        """
+        at = np.zeros((len(found), 2), np.int32)
+        at[: len(corners)] = np.array(corners)[:, :2]
+        here = jax.device_put(found, self._device)
+        self._sums = _added(self._sums, self._weights, here, at, len(corners))
+        jax.block_until_ready(found)
+
+    def settle(self, slices: int) -> Classes:
+        """Decide the lowest slices, and move the others down; without waiting."""
+        self._sums, classes = _settled(self._sums, slices, offsets=self._offsets)
+        return classes
+
+
+def _first_device(array: jax.Array) -> jax.Device:
+    return min(array.devices(), key=lambda device: device.id)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _added(
+    sums: jax.Array, weights: jax.Array, found: jax.Array, corners: jax.Array, count: jax.Array
+) -> jax.Array:
+    """Return the sums with the first `count` windows of `found` at `corners` (b, 2)."""
+
+    def add(i: jax.Array, sums: jax.Array) -> jax.Array:
+        corner = (corners[i, 0], corners[i, 1], 0, 0)
+        before = jax.lax.dynamic_slice(sums, corner, found.shape[1:])
+        more = jnp.where(i < count, weights * found[i], 0)
+        return jax.lax.dynamic_update_slice(sums, before + more, corner)
+
+    return jax.lax.fori_loop(0, len(found), add, sums)
+
+
+@partial(jax.jit, donate_argnums=0, static_argnames="offsets")
+def _settled(sums: jax.Array, slices: jax.Array, *, offsets: bool) -> tuple[jax.Array, Classes]:
+    """Return the sums moved down by `slices`, and the classes of all slices."""
+    depth = sums.shape[2]
+    there = jnp.arange(depth)[:, None] < depth - slices
+    return jnp.where(there, jnp.roll(sums, -slices, 2), 0), _decided(sums, jnp, offsets=offsets)
+
+
+def _decided(sums: Any, xp: Any, *, offsets: bool) -> Classes:
+    """Return the classes for weighted sums over windows (..., c), all 0 where no window was.
+
+    `xp` is numpy or jax.numpy, like `sums`.
+    """
     if not offsets:
-        return _two_best(sums)
+        return _two_best(sums, xp)
     # The probabilities of a voxel add up to 1, so their weighted sums add up to the weight.
     weight = sums[..., :-3].sum(-1, keepdims=True)
-    mean = np.divide(sums[..., -3:], weight, out=np.zeros_like(sums[..., -3:]), where=weight > 0)
-    return _two_best(sums[..., :-3])._replace(offsets_mm=(10.0 * mean).astype(np.float16))
+    mean = sums[..., -3:] / xp.where(weight > 0, weight, 1)
+    return _two_best(sums[..., :-3], xp)._replace(offsets_mm=(10.0 * mean).astype(np.float16))
 
 
-def _two_best(sums: np.ndarray) -> Classes:
+def _two_best(sums: Any, xp: Any) -> Classes:
     """Return the two best classes for weights (..., c), all 0 where no window was."""
-    rest = sums.copy()
     first = sums.argmax(-1)
-    best = np.take_along_axis(sums, first[..., None], -1)[..., 0]
-    np.put_along_axis(rest, first[..., None], -1.0, -1)
+    best = xp.take_along_axis(sums, first[..., None], -1)[..., 0]
+    if xp is np:  # faster than a comparison
+        rest = sums.copy()
+        np.put_along_axis(rest, first[..., None], -1.0, -1)
+    else:
+        rest = jnp.where(jnp.arange(sums.shape[-1]) == first[..., None], -1.0, sums)
     second = rest.argmax(-1)
-    total = best + np.maximum(rest.max(-1), 0.0)
-    share = np.divide(best, total, out=np.ones_like(total), where=total > 0)
-    rounded = np.round(255.0 * share).astype(np.uint8)
+    total = best + xp.maximum(rest.max(-1), 0)
+    share = xp.where(total > 0, best / xp.where(total > 0, total, 1), 1)
+    rounded = xp.round(255.0 * share).astype(np.uint8)
     return Classes(first.astype(np.uint8), second.astype(np.uint8), rounded)
 
 
@@ -294,7 +452,7 @@ def make_cube_predictor(
     """
     compiled, rows = over_local_devices(probability, variables, batch_size)
 
-    def predict(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> np.ndarray:
+    def predict(image: np.ndarray, spine: np.ndarray, stats: np.ndarray) -> jax.Array:
         return compiled(image, spine, np.tile(stats, (rows, 1)))
 
     return predict, rows

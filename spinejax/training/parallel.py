@@ -8,6 +8,7 @@ axis. A mapped function works on one device's share of the batch, with collectiv
 import json
 import math
 import os
+import pickle
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -316,7 +317,7 @@ def together(work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:
         failure = error
-    reasons = _gathered("" if failure is None else describe(failure))
+    reasons = _texts("" if failure is None else describe(failure))
     if failure is not None:
         raise failure
     for number, reason in enumerate(reasons):
@@ -339,17 +340,38 @@ def from_first(work: Callable[[], T]) -> T:
         return work()
     first = process_index() == 0
     text = together(lambda: json.dumps(work()) if first else "")
-    return json.loads(_gathered(text)[0])
+    return json.loads(_texts(text)[0])
 
 
-def _gathered(text: str) -> list[str]:
+def from_all(work: Callable[[], T]) -> list[T]:
+    """Return on all processes what the work returned on each, in their order.
+
+    Args:
+        work: returns what can be pickled.
+
+    Raises:
+        InputError: the work failed on another process.
+        Exception: what the work raises on this process.
+    """
+    if process_count() == 1:
+        return [work()]
+    # The processes of a run trust one another.
+    return [pickle.loads(data) for data in _gathered(together(lambda: pickle.dumps(work())))]
+
+
+def _texts(text: str) -> list[str]:
     """Return the texts of all processes, in their order."""
-    data = np.frombuffer(text.encode(), np.uint8)
+    return [data.decode() for data in _gathered(text.encode())]
+
+
+def _gathered(content: bytes) -> list[bytes]:
+    """Return the bytes of all processes, in their order."""
+    data = np.frombuffer(content, np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(data), np.int32)).reshape(-1)
     padded = np.zeros(max(1, int(sizes.max())), np.uint8)
     padded[: len(data)] = data
     rows = multihost_utils.process_allgather(padded)
-    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+    return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
 
 def reached_preemption(step: int) -> bool:

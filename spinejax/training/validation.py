@@ -79,9 +79,15 @@ class _Pictures:
                 self._found[name] = amount, picture
 
     def drawn(self) -> dict[str, np.ndarray]:
-        """Return the pictures by name."""
-        names = [name for name in self._wanted.values() if name in self._found]
-        return {name: self._found[name][1] for name in names}
+        """Return the pictures of all processes by name; all of them must call this."""
+        if not self._wanted:
+            return {}
+        found: dict[str, tuple[int, np.ndarray]] = {}
+        for share in parallel.from_all(lambda: self._found):
+            for name, one in share.items():
+                if name not in found or one[0] > found[name][0]:
+                    found[name] = one
+        return {name: found[name][1] for name in self._wanted.values() if name in found}
 
 
 def evaluate(
@@ -101,7 +107,7 @@ def evaluate(
         mapped: the devices.
         variables: replicated {"params", "batch_stats"}; of a population with a leading axis k.
         feed: with at least one validation case.
-        pictures: how many to draw, of slices that this process evaluates itself.
+        pictures: how many to draw.
         stop: asked at every batch.
     """
     cached = feed.val_cases

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from spinejax.configs import phantom_to_real
-from spinejax.inference.devices import over_local_devices
+from spinejax.inference.devices import fetch, over_local_devices
 from spinejax.losses import ce
 from spinejax.models import build_model
 from spinejax.training import parallel
@@ -50,7 +50,7 @@ def ours(model, parameters, image, label):
         jax.block_until_ready(held)
         return float(value)
 
-    return lambda: forward(image), one_step
+    return lambda: fetch(forward(image)), one_step
 
 
 def theirs(model, parameters, image, label):

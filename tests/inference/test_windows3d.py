@@ -1,11 +1,13 @@
 """Windows of cubes over a scan: what they cover, how they are joined, in how much memory."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinejax.inference import windows3d
+from spinejax.inference import devices, windows3d
 
 NO_STATS = np.zeros(4, np.float32)
 
@@ -196,3 +198,82 @@ def test_gaussian_weights_peak_in_the_middle_and_never_vanish():
     # One standard deviation is an eighth of the window.
     ratio = weights[8, 4, 15 + 4] / weights[8, 4, 15]
     assert ratio == pytest.approx(np.exp(-0.5 * ((3.5 / 4) ** 2 - (0.5 / 4) ** 2)), rel=1e-4)
+
+
+def of_noise(variables, image, spine, stats):
+    """A network whose answer depends on the whole window; three channels of offsets."""
+    x = image[..., None].astype(jnp.float32) * jnp.array([0.3, 0.5, 0.7, 1.1])
+    x = jnp.sin(x + variables["shift"] + image.mean((1, 2, 3), keepdims=True)[..., None])
+    return jnp.concatenate([jax.nn.softmax(x), 3 * x[..., :3]], -1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows_joined_on_the_device_are_those_joined_by_numpy(masked):
+    rng = np.random.default_rng(7)
+    shape, window = (21, 13, 50), (8, 6, 10)
+    image = rng.integers(1, 9, shape).astype(np.int16)
+    spine = np.zeros(shape, np.uint8)
+    spine[4:12, 3:9, 5:14] = spine[9:11, 5, 38:44] = 1  # with layers between that are left out
+    predict, rows = windows3d.make_cube_predictor(
+        of_noise, {"shift": np.float32(0.1)}, batch_size=3
+    )
+    # A plain weighted mean in float64.
+    total, weights = np.zeros((*shape, 7)), np.zeros((*shape, 1))
+    weight = windows3d.gaussian_weights(window)[..., None].astype(float)
+    given = spine if masked else None
+    for _, corners in windows3d.layers(shape, window, 0.3, given):
+        for c in corners:
+            box = tuple(slice(a, a + n) for a, n in zip(c, window, strict=True))
+            cubes = np.stack([image[box]] * rows)
+            total[box] += weight * np.asarray(predict(cubes, cubes > 0, NO_STATS))[0]
+            weights[box] += weight
+    best = -np.sort(-total[..., :4], -1)
+    clear = best[..., 0] - best[..., 1] > 1e-5 * weights[..., 0]
+    read = weights[..., 0] > 0
+    how = dict(window=window, overlap=0.3, batch_size=rows, fill=0, offsets=True)
+    for on_device in (False, True):
+        done = []
+        found = windows3d.predict_classes(
+            predict, image, given, NO_STATS, on_device=on_device, advance=done.append, **how
+        )
+        np.testing.assert_array_equal(found.first[clear], total[..., :4].argmax(-1)[clear])
+        assert clear[read].mean() > 0.99
+        share = best[read, 0] / (best[read, 0] + best[read, 1])
+        np.testing.assert_allclose(found.share[read] / 255, share, atol=0.51 / 255)
+        mm = 10 * total[..., 4:] / np.where(read[..., None], weights, 1)
+        np.testing.assert_allclose(found.offsets_mm, mm, rtol=2e-3, atol=2e-2)
+        assert (found.share[~read] == 255).all() and not found.first[~read].any()
+        assert read.all() != masked
+        assert sum(done) == windows3d.count_windows(
+            shape, given, shifts=1, window=window, overlap=0.3
+        )
+
+
+def test_only_classes_come_from_the_device(monkeypatch):
+    crossed = []
+
+    def counting(array):
+        crossed.append(array.nbytes)
+        return devices.fetch(array)
+
+    monkeypatch.setattr(windows3d, "fetch", counting)
+    image = np.random.default_rng(1).integers(0, 9, (32, 32, 48)).astype(np.int16)
+    predict, rows = windows3d.make_cube_predictor(
+        of_noise, {"shift": np.float32(0.1)}, batch_size=1
+    )
+    how = dict(window=(16, 16, 16), overlap=0.5, batch_size=rows, fill=0)
+    for on_device in (True, False):
+        windows3d.predict_classes(predict, image, None, NO_STATS, on_device=on_device, **how)
+        if on_device:
+            # Three bytes a voxel and layer; layers are 8 slices apart.
+            assert sum(crossed) == 3 * 32 * 32 * 16 * 5
+            crossed.clear()
+    assert sum(crossed) > 4 * 7 * 16**3 * 3 * 3 * 5
+
+
+def test_where_windows_are_joined():
+    assert not windows3d.blends_on_device("cpu", 1, None)
+    assert not windows3d.blends_on_device("cpu", 1, 100)
+    assert windows3d.blends_on_device("gpu", 50, 100)
+    assert not windows3d.blends_on_device("gpu", 51, 100)
+    assert windows3d.blends_on_device("tpu", 51, None)

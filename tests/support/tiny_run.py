@@ -3,7 +3,7 @@
 Imported by the tests of training, and run by them as a process of its own:
 
     python -m tests.support.tiny_run SCANS WORKDIR [key=json ...] \
-        [--processes=2 --process=0 --port=N] [--evaluate=SPLIT]
+        [--processes=2 --process=0 --port=N] [--evaluate=SPLIT --damaged=FOLDER]
 """
 
 import json
@@ -78,6 +78,33 @@ def _check_that_all_fail(parallel: Any) -> None:
     raise AssertionError("nothing failed")
 
 
+def _evaluate(workdir: Path, split: str, damaged: Path) -> None:
+    """Evaluate a split, write which cases this process scored, and a folder with a damaged scan."""
+    from spinejax import evaluation, scoring
+    from spinejax.commands import evaluate
+    from spinejax.errors import InputError
+    from spinejax.training import parallel
+
+    scored: list[str] = []
+    score_arrays = scoring.score_arrays
+
+    def noting(*arrays: Any, **options: Any) -> Any:
+        scored.append(arrays[3])
+        return score_arrays(*arrays, **options)
+
+    scoring.score_arrays = noting
+    rank = parallel.process_index()
+    evaluation.evaluate(workdir, split=split)
+    (workdir / f"scored-{rank}.json").write_text(json.dumps(scored))
+    try:
+        evaluate.evaluate(workdir, data=damaged)
+    except InputError as error:
+        assert "1 of 4 scans failed: " in str(error), error
+        (workdir / f"error-{rank}.txt").write_text(str(error))
+    else:
+        raise AssertionError("nothing failed")
+
+
 def main(argv: list[str]) -> int:
     """Train in this process; the exit status is that of the command line."""
     from spinejax.errors import InputError
@@ -97,9 +124,7 @@ def main(argv: list[str]) -> int:
     try:
         result = loop.train(tiny_config(Path(root), **changes), workdir)
         if "evaluate" in flags:
-            from spinejax import evaluation
-
-            evaluation.evaluate(workdir, split=flags["evaluate"])
+            _evaluate(Path(workdir), flags["evaluate"], Path(flags["damaged"]))
             _check_that_all_fail(parallel)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

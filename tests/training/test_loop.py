@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import struct
 import types
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
 import spinejax
 from spinejax.errors import InputError
 from spinejax.metrics import classification
 from spinejax.training import checkpoint, log, loop, run_cases, run_folder, signals
 from spinejax.volume import with_neighbours
+from tests.support.tensorboard_events import events
 from tests.support.tiny_run import tiny_config, write_scans
 
 
@@ -53,19 +52,6 @@ def numbers(workdir: Path) -> list[dict]:
     """Lines of metrics.jsonl without the times."""
     times = ("seconds", "samples_per_s")
     return [{k: v for k, v in line.items() if k not in times} for line in log.read_metrics(workdir)]
-
-
-def events(workdir: Path) -> list[event_pb2.Event]:
-    found = []
-    for file in sorted((workdir / "tensorboard").iterdir()):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<Q", data, at)
-            event = event_pb2.Event()
-            event.ParseFromString(data[at + 12 : at + 12 + length])
-            found.append(event)
-            at += 16 + length
-    return found
 
 
 def test_a_finished_run_says_what_it_did(finished):

@@ -15,13 +15,15 @@ import pytest
 
 from spinejax import evaluation
 from spinejax.training import checkpoint, log
+from tests.support.tensorboard_events import pictures
 from tests.support.tiny_run import EXIT_INTERRUPTED, write_scans
 
 HERE = Path(__file__).parents[1] / "support"
 # No dropout, which depends on the device, and SGD, which does not blow up rounding.
 SETTINGS = {
     "train.steps": 30,
-    "train.pictures": 0,
+    "train.pictures": 1,
+    "train.eval_every_steps": 7,
     "model.dropout": 0.0,
     "optim.name": "sgd",
     "optim.clip_norm": 0.0,
@@ -34,6 +36,8 @@ SETTINGS = {
 def base(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("processes")
     write_scans(base / "scans")
+    write_scans(base / "damaged")
+    (base / "damaged" / "images" / "case1.nii.gz").write_bytes(b"")  # of the second process
     return base
 
 
@@ -51,7 +55,8 @@ def start(
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **changes}.items()]
     command = [sys.executable, str(HERE / "tiny_run.py"), str(base / "scans"), str(base / name)]
-    command += [f"--evaluate={evaluate}"] * bool(evaluate)
+    if evaluate:
+        command += [f"--evaluate={evaluate}", f"--damaged={base / 'damaged'}"]
     started = []
     for process in range(processes):
         rank = [f"--processes={processes}", f"--process={process}", f"--port={port}"]
@@ -96,8 +101,14 @@ def test_two_processes_equal_one(alone, kind):
         assert (two["step"], two["kind"]) == (one["step"], one["kind"])
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert two["dice"] == pytest.approx(one["dice"], abs=1e-3)
+    validated = [line["step"] for line in lines[0] if line["kind"] == "val"]
+    assert validated == [7, 14, 21, 28, 30]
+    shown = [pictures(alone / name) for name in (kind, "alone")]
+    assert shown[0].keys() == shown[1].keys()
+    assert sorted(step for step, _ in shown[0]) == validated
     assert json.loads((alone / kind / "run.json").read_text())["processes"] == 2
-    # Both processes predicted scans of the training split; the scores are those of one process.
+    # Both processes predicted and scored scans of the training split, each its own; the scores are
+    # those of one process.
     results = alone / kind / "evaluation" / "train"
     assert {"unfinished.json", "unfinished-1.json"} <= {
         json.loads(line)["name"]
@@ -110,6 +121,18 @@ def test_two_processes_equal_one(alone, kind):
     assert list(scores["cases"]) == list(expected["cases"])
     for case, one in scores["cases"].items():
         assert one["voxels"] == pytest.approx(expected["cases"][case]["voxels"], abs=5)
+    scored = [json.loads((alone / kind / f"scored-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(one) for one in scored] == [1, 1]
+    assert sorted(scored[0] + scored[1]) == sorted(scores["cases"])
+    # What failed on one process is one line on both, and the other scans are scored.
+    errors = [(alone / kind / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert errors[0] == errors[1] and "case1.nii.gz" in errors[0] and "\n" not in errors[0]
+    folder = evaluation.results_folder(alone / kind, data=alone / "damaged")
+    damaged = json.loads((folder / "scores.json").read_text())
+    assert (list(damaged["cases"]), list(damaged["failed"])) == (
+        ["case0", "case2", "case3"],
+        ["case1"],
+    )
 
 
 def test_sigterm_to_one_process_stops_both_and_one_process_can_go_on(alone):
