@@ -143,9 +143,7 @@ def _write(
     if case.labels is None:
         scan = scanfile.read_volume(source)
     else:
-        scan, marks = scanfile.read_pair(
-            source, case.labels, valid=scanfile.valid_labels(scheme)
-        )
+        scan, marks = scanfile.read_pair(source, case.labels, valid=scanfile.valid_labels(scheme))
     for doubt in plausible.check(scan, str(source)):
         logger.warning("%s: %s", source, doubt)
     outputs = [image] if marks is None else [image, mask]

@@ -79,7 +79,8 @@ def index_dataset(
     Args:
         root: a VerSe download (subject-based, MICCAI'19 or MICCAI'20, one or both editions, any
             depth of folders), or a dataset with `images/` and `labels/`, or nnU-Net's
-            `imagesTr`, `labelsTr` and `imagesTs`. Scans are DICOM folders and archives, NIfTI, NRRD or MetaImage.
+            `imagesTr`, `labelsTr` and `imagesTs`. Scans are DICOM folders and archives, NIfTI, NRRD
+            or MetaImage.
         exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
         failed: gets the folders that cannot be listed, see `scanfile.walk`.
 
