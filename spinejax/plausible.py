@@ -60,20 +60,33 @@ def check(volume: Volume, name: str) -> list[str]:
             look like, and what to do.
     """
     sample = _sample(volume.array)
-    problem = (
-        _impossible_grid(volume)
-        or _label_map(volume.array, sample)
-        or _impossible_values(volume.array, sample)
-    )
+    problem = _impossible_grid(volume)
+    if problem is None and (labels := label_map(volume)) is not None:
+        problem = f"{labels}; give the CT"
+    problem = problem or _impossible_values(volume.array, sample)
     if problem is not None:
         raise InputError(f"{name}: {problem}")
     doubts = (_doubtful_grid(volume, sample), _doubtful_values(sample))
     return [doubt for doubt in doubts if doubt is not None]
 
 
-def is_label_map(volume: Volume) -> bool:
-    """Return whether a volume that was read as a CT holds labels, or 0 and 1, and no HU."""
-    return _label_map(volume.array, _sample(volume.array)) is not None
+def label_map(volume: Volume) -> str | None:
+    """Return how a volume that was read as a CT shows that it is a label map; None if it is none.
+
+    Masks of zeros and ones count as label maps.
+    """
+    array, values = volume.array, np.unique(_sample(volume.array))
+    low, high = float(array.min()), float(array.max())
+    # To 0.01, as labels are read.
+    whole = bool((np.abs(values - np.rint(values)) <= 0.01).all())
+    if not whole or low < 0 or high == low or _flatness(array) <= 0.9:
+        return None
+    # Masks of a whole body have more than a hundred labels. So have pictures with grey values, in
+    # which flat regions lie outside of the body.
+    if len(values) > 64 and (high > 255 or _flatness(array, above=0) <= 0.6):
+        return None
+    some = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if values[4:].size else "")
+    return f"holds only the numbers {some} in flat regions, so it is a label map"
 
 
 def why_nothing(volume: Volume) -> str | None:
@@ -141,22 +154,6 @@ def _impossible_values(array: np.ndarray, sample: np.ndarray) -> str | None:
             f"than 1000, so they were rescaled (to 0-1, or by mean and deviation?); {_GIVE_HU}"
         )
     return None
-
-
-def _label_map(array: np.ndarray, sample: np.ndarray) -> str | None:
-    """Return what a label map is refused with; None for what is none."""
-    values = np.unique(sample)
-    low, high = float(array.min()), float(array.max())
-    # To 0.01, as labels are read.
-    whole = bool((np.abs(values - np.rint(values)) <= 0.01).all())
-    if not whole or low < 0 or high == low or _flatness(array) <= 0.9:
-        return None
-    # Masks of a whole body have more than a hundred labels. So have pictures with grey values, in
-    # which flat regions lie outside of the body.
-    if len(values) > 64 and (high > 255 or _flatness(array, above=0) <= 0.6):
-        return None
-    some = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if values[4:].size else "")
-    return f"holds only the numbers {some} in flat regions, so it is a label map; give the CT"
 
 
 def _flatness(array: np.ndarray, above: float = -np.inf) -> float:

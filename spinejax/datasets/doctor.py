@@ -126,8 +126,8 @@ class _Finding:
 
     `is_as_given` is False if its mask does not have the scheme that the user gave, or does not tell
     vertebrae apart. `likely` names the schemes that it seems to have instead. `voxels` is the
-    digest of its CT, "" without. `series` describes the DICOM series of its CT. `is_label_map` says
-    that what is named like a CT holds labels.
+    digest of its CT, "" without. `series` describes the DICOM series of its CT. `label_map`
+    says how what is named like a CT shows that it is a label map.
     """
 
     ids: tuple[int, ...] = ()
@@ -135,7 +135,7 @@ class _Finding:
     likely: tuple[str, ...] = ()
     voxels: str = ""
     series: tuple[str, ...] = ()
-    is_label_map: bool = False
+    label_map: str = ""
     grid: str = ""
     picture: str = ""
     problems: list[str] = field(default_factory=list)
@@ -203,12 +203,12 @@ def doctor(
         )
         for case, finding in zip(cases, findings, strict=True)
     ]
-    scans = [case for case, one in zip(cases, findings, strict=True) if not one.is_label_map]
+    scans = [case for case, one in zip(cases, findings, strict=True) if not one.label_map]
     lines = _summary(root, scans)
     lines += _label_maps(cases, findings)
     lines += _series(findings, cases)
     lines += _scheme(cases, findings, scheme)
-    lines += _table(scans, [one for one in findings if not one.is_label_map])
+    lines += _table(scans, [one for one in findings if not one.label_map])
     lines += _histogram(cases, findings)
     return DoctorReport(lines, problems, found, list(unlisted.values()))
 
@@ -218,11 +218,11 @@ def _advise(cases: Sequence[Case], findings: Sequence[_Finding], root: Path) -> 
     scans = [
         case
         for case, finding in zip(cases, findings, strict=True)
-        if case.image and not finding.is_label_map
+        if case.image and not finding.label_map
     ]
     for case, finding in zip(cases, findings, strict=True):
         path = case.image
-        if path is None or not finding.is_label_map:
+        if path is None or not finding.label_map:
             continue
         owners = [
             other
@@ -240,7 +240,7 @@ def _advise(cases: Sequence[Case], findings: Sequence[_Finding], root: Path) -> 
             what = f"name it {owner.id}_seg{ending} if it is the mask of {owner.id}"
             if owner.labels is not None:
                 what = f"move it away: {owner.id} has another mask"
-        text = f"{_shown(path, root)} is a label map and no CT; {what}"
+        text = f"{_shown(path, root)}: {finding.label_map}; {what}"
         # Without a mask or centroids is what such a file should be.
         kept = [one for one in finding.problems if case.labels or one not in case.problems]
         finding.problems[:] = [text, *kept]
@@ -250,7 +250,7 @@ def _label_maps(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str
     paths = [
         case.image
         for case, finding in zip(cases, findings, strict=True)
-        if finding.is_label_map and case.image
+        if finding.label_map and case.image
     ]
     if not paths:
         return []
@@ -296,13 +296,13 @@ def _examine(case: Case, root: Path, scheme: str, look: Look | None) -> _Finding
                 finding.series = tuple(map(str, dicom.series_in(case.image)))
             image = scanfile.read_volume(case.image)
             finding.grid = _grid(image)
-            finding.is_label_map = plausible.is_label_map(image)
+            finding.label_map = plausible.label_map(image) or ""
             name = _shown(case.image, root)
-            if not finding.is_label_map:
+            if not finding.label_map:
                 finding.voxels = copies.voxel_digest(image)
                 finding.problems += [f"{name}: {doubt}" for doubt in plausible.check(image, name)]
     drawn: tuple[Volume | None, LabelVolume | None] = image, None
-    if image is not None and finding.is_label_map:
+    if image is not None and finding.label_map:
         numbers = np.clip(image.native, 0, 255).astype(np.uint8)
         drawn = None, LabelVolume(numbers, image.native_affine)
     if image is not None:
