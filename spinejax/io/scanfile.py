@@ -319,7 +319,7 @@ def _remedy(valid: Collection[int], found: Sequence[int]) -> str:
     if likely:
         return (
             f"the mask's numbers look like {labels.likely_words(likely)}; use "
-            f"data.labels={likely[0]} (--labels={likely[0]} of score, evaluate and doctor)"
+            f"data.labels={likely[0]} (--labels={likely[0]} of score, evaluate, convert and doctor)"
         )
     runs: list[list[int]] = []
     for label in sorted(valid):
