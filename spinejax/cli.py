@@ -19,6 +19,7 @@ from spinejax.errors import InputError, describe, describe_os_error, did_you_mea
 COMMANDS = (
     "phantom",
     "doctor",
+    "convert",
     "prepare",
     "summarize",
     "config",

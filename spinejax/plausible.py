@@ -60,11 +60,33 @@ def check(volume: Volume, name: str) -> list[str]:
             look like, and what to do.
     """
     sample = _sample(volume.array)
-    problem = _impossible_grid(volume) or _impossible_values(volume.array, sample)
+    problem = _impossible_grid(volume)
+    if problem is None and (labels := label_map(volume)) is not None:
+        problem = f"{labels}; give the CT"
+    problem = problem or _impossible_values(volume.array, sample)
     if problem is not None:
         raise InputError(f"{name}: {problem}")
     doubts = (_doubtful_grid(volume, sample), _doubtful_values(sample))
     return [doubt for doubt in doubts if doubt is not None]
+
+
+def label_map(volume: Volume) -> str | None:
+    """Return how a volume that was read as a CT shows that it is a label map; None if it is none.
+
+    Masks of zeros and ones count as label maps.
+    """
+    array, values = volume.array, np.unique(_sample(volume.array))
+    low, high = float(array.min()), float(array.max())
+    # To 0.01, as labels are read.
+    whole = bool((np.abs(values - np.rint(values)) <= 0.01).all())
+    if not whole or low < 0 or high == low or _flatness(array) <= 0.9:
+        return None
+    # Masks of a whole body have more than a hundred labels. So have pictures with grey values, in
+    # which flat regions lie outside of the body.
+    if len(values) > 64 and (high > 255 or _flatness(array, above=0) <= 0.6):
+        return None
+    some = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if values[4:].size else "")
+    return f"holds only the numbers {some} in flat regions, so it is a label map"
 
 
 def why_nothing(volume: Volume) -> str | None:
@@ -113,21 +135,19 @@ def _impossible_grid(volume: Volume) -> str | None:
 
 
 def _impossible_values(array: np.ndarray, sample: np.ndarray) -> str | None:
-    values = np.unique(sample)
     low, high = float(array.min()) + 0.0, float(array.max())
     if low == high:
         return f"every voxel is {low:g}; the scan is empty, export it again"
     if np.quantile(sample, 0.99) > _MOST_VALUE:
         return f"its values reach {high:.3g}, but HU end near 30000, even in metal; {_GIVE_HU}"
-    whole = bool((values == np.rint(values)).all())
-    if whole and low >= 0 and len(values) <= 64 and _flatness(array) > 0.9:
-        some = ", ".join(f"{value:g}" for value in values[:4]) + (
-            ", ..." if values[4:].size else ""
-        )
-        return f"holds only the numbers {some} in flat regions, so it is a label map; give the CT"
     if high < _AIR_HU:
         return None  # air, which is a doubt
     middle = np.quantile(sample, 0.999) - np.quantile(sample, 0.001)
+    if low >= 0 and high <= 1:
+        return (
+            f"its values lie between {low:.3g} and {high:.3g}, so they are probabilities, or were "
+            f"rescaled to 0-1; {_GIVE_HU}"
+        )
     if high - low <= _NARROW_HU or (middle <= _NARROW_HU and high - low <= 20 * _NARROW_HU):
         return (
             f"its values lie between {low:.3g} and {high:.3g}, but those of a body in HU span more "
@@ -136,8 +156,13 @@ def _impossible_values(array: np.ndarray, sample: np.ndarray) -> str | None:
     return None
 
 
-def _flatness(array: np.ndarray) -> float:
-    """Return the share of equal neighbours, of the axis along which it is largest."""
+def _flatness(array: np.ndarray, above: float = -np.inf) -> float:
+    """Return the share of equal neighbours, of the axis along which it is largest.
+
+    Args:
+        array: (x, y, z).
+        above: pairs whose first value is at most this do not count.
+    """
     shares = [0.0]
     for axis, length in enumerate(array.shape):
         if length > 1:
@@ -146,7 +171,9 @@ def _flatness(array: np.ndarray) -> float:
             for first in (0, 1):
                 steps[axis] = slice(first, length - 1 + first, -(-length // _SIDE))
                 pairs.append(array[tuple(steps)])
-            shares.append(float((pairs[0] == pairs[1]).mean()))
+            counted = pairs[0] > above
+            if counted.any():
+                shares.append(float((pairs[0] == pairs[1])[counted].mean()))
     return max(shares)
 
 

@@ -148,12 +148,22 @@ def test_intensities_of_a_crop_without_air_are_named(case):
     assert "\n" not in doubt
 
 
+def organs(shape):
+    """Labels of 117 organs, each a block, in background."""
+    blocks = np.zeros((4, 5, 6))
+    blocks.flat[:117] = np.arange(1, 118)
+    whole = np.kron(blocks, np.ones((12, 10, 4)))
+    return np.pad(whole, [(0, n - m) for n, m in zip(shape, whole.shape, strict=True)])
+
+
 IMPOSSIBLE = {
     "constant": (lambda hu: 0 * hu, "every voxel is 0"),
     "mask": (lambda hu: (hu > 150) * 20, "label map"),
     "labels": (lambda hu: np.where(hu > 650, 21, np.where(hu > 150, 20, 0)), "label map"),
+    "organs": (lambda hu: organs(hu.shape), "label map"),
+    "mask with noise of floats": (lambda hu: (hu > 150) * 19.9999, "label map"),
     "mask of thousands": (lambda hu: (hu > 150) * 1000, "label map"),
-    "0 to 1": (lambda hu: scaled(hu, -1000, 1000, 1.0), "between 0 and 0"),
+    "0 to 1": (lambda hu: scaled(hu, -1000, 1000, 1.0), "between 0 and 0.*probabilities"),
     "-1 to 1": (lambda hu: scaled(hu, -1000, 1000, 2.0) - 1, "between -1 and 0"),
     "standardised": (lambda hu: (hu - hu.mean()) / hu.std(), "rescaled"),
     "per mille": (lambda hu: hu / 1000, "rescaled"),

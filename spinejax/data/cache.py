@@ -302,7 +302,8 @@ def _prepare_case(
     case: Case, settings: SlicePreprocess, root: Path, digests: ContentDigests, kind: str
 ) -> CachedCase:
     image, labels = Path(case.image or ""), Path(case.labels or "")
-    key = _entry_key(settings, _digest(digests, image), _digest(digests, labels), kind)
+    numbers = scanfile.numbering(labels, kind)
+    key = _entry_key(settings, _digest(digests, image), _digest(digests, labels), numbers)
     entry = root / key
     cached = _read_entry(case.id, entry, settings)
     if cached is not None:

@@ -9,7 +9,7 @@ import logging
 import os
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from spinejax import geometry, labels, plausible
 from spinejax.datasets import copies, splits, verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, describe
-from spinejax.io import centroid_json, dicom, scanfile
+from spinejax.io import centroid_json, dicom, nnunet, scanfile
 from spinejax.io.grids import relation
 from spinejax.label_schemes import BINARY
 from spinejax.progress import Progress, silent
@@ -78,12 +78,46 @@ EXPECTED_BOTH = (374, 355, 4505)
 """Scans, patients and vertebrae of both editions together."""
 
 
+Look = Callable[[Volume | None, LabelVolume | None, bool], str]
+"""Makes a picture of CT and mask; the last argument says whether the labels are VerSe ids."""
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What was found in the files of one scan.
+
+    Attributes:
+        id: of the case.
+        subset: "train", "val" or "test" if the folders say so.
+        ids: the VerSe ids in the mask from head to foot; empty for other numbers.
+        voxels: along each side, and their size in mm, as text; "" if no file could be read.
+        problems: one line each, without the name of the case.
+        picture: what `Look` made; "" without.
+    """
+
+    id: str
+    subset: str | None
+    ids: tuple[int, ...]
+    voxels: str
+    problems: tuple[str, ...]
+    picture: str
+
+
 @dataclass(frozen=True)
 class DoctorReport:
-    """The inventory, line by line, and the problems, one line each with the name of the file."""
+    """The inventory of a data set.
+
+    Attributes:
+        lines: the inventory, line by line.
+        problems: one line each with the name of the file.
+        cases: what was found, scan by scan.
+        others: the problems that are no scan's: folders that cannot be listed.
+    """
 
     lines: list[str]
     problems: list[str]
+    cases: list[CaseReport]
+    others: list[str]
 
 
 @dataclass
@@ -92,7 +126,8 @@ class _Finding:
 
     `is_as_given` is False if its mask does not have the scheme that the user gave, or does not tell
     vertebrae apart. `likely` names the schemes that it seems to have instead. `voxels` is the
-    digest of its CT, "" without. `series` describes the DICOM series of its CT.
+    digest of its CT, "" without. `series` describes the DICOM series of its CT. `label_map`
+    says how what is named like a CT shows that it is a label map.
     """
 
     ids: tuple[int, ...] = ()
@@ -100,6 +135,9 @@ class _Finding:
     likely: tuple[str, ...] = ()
     voxels: str = ""
     series: tuple[str, ...] = ()
+    label_map: str = ""
+    grid: str = ""
+    picture: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -108,6 +146,7 @@ def doctor(
     exclude_gl: bool = False,
     *,
     scheme: str = "verse",
+    look: Look | None = None,
     progress: Progress = silent,
 ) -> DoctorReport:
     """Read and check every scan, mask and centroid file of a dataset.
@@ -119,6 +158,7 @@ def doctor(
         root: folder of a dataset, see `verse.index_dataset`.
         exclude_gl: leave out the `gl*` scans.
         scheme: the numbers in the masks, one of `label_schemes.NAMES`.
+        look: makes the picture of a scan; None for no pictures, which takes less memory.
         progress: shows how many scans are read.
 
     Returns:
@@ -130,24 +170,93 @@ def doctor(
     root = scanfile.named(Path(root))
     unlisted: dict[str, str] = {}
     cases = verse.index_dataset(root, exclude_gl, unlisted)
-    findings, problems = [], list(unlisted.values())
+    findings: list[_Finding] = []
     with (
         ThreadPoolExecutor(_THREADS) as pool,
         progress("reading scans", len(cases), "scan") as bar,
     ):
         for case, finding in zip(
-            cases, pool.map(lambda case: _examine(case, root, scheme), cases), strict=True
+            cases, pool.map(lambda case: _examine(case, root, scheme, look), cases), strict=True
         ):
+            finding.problems[:0] = case.problems
             findings.append(finding)
-            problems += [_line(case.id, text) for text in (*case.problems, *finding.problems)]
             bar.advance()
-    problems += _copies(cases, findings)
-    lines = _summary(root, cases)
+    _advise(cases, findings, root)
+    problems = list(unlisted.values())
+    for case, finding in zip(cases, findings, strict=True):
+        problems += [_line(case.id, text) for text in finding.problems]
+    equal = _copies(cases, findings)
+    problems += [f"{', '.join(ids)}: {_EQUAL}" for ids in equal]
+    for ids in equal:
+        for case, finding in zip(cases, findings, strict=True):
+            if case.id in ids:
+                names = ", ".join(other for other in ids if other != case.id)
+                finding.problems.append(f"equals {names}; remove all but one")
+    found = [
+        CaseReport(
+            case.id,
+            case.subset,
+            finding.ids,
+            finding.grid,
+            tuple(_line(case.id, text).removeprefix(f"{case.id}: ") for text in finding.problems),
+            finding.picture,
+        )
+        for case, finding in zip(cases, findings, strict=True)
+    ]
+    scans = [case for case, one in zip(cases, findings, strict=True) if not one.label_map]
+    lines = _summary(root, scans)
+    lines += _label_maps(cases, findings)
     lines += _series(findings, cases)
     lines += _scheme(cases, findings, scheme)
-    lines += _table(cases, findings)
+    lines += _table(scans, [one for one in findings if not one.label_map])
     lines += _histogram(cases, findings)
-    return DoctorReport(lines, problems)
+    return DoctorReport(lines, problems, found, list(unlisted.values()))
+
+
+def _advise(cases: Sequence[Case], findings: Sequence[_Finding], root: Path) -> None:
+    """Say what to do about label maps that are named like CTs."""
+    scans = [
+        case
+        for case, finding in zip(cases, findings, strict=True)
+        if case.image and not finding.label_map
+    ]
+    for case, finding in zip(cases, findings, strict=True):
+        path = case.image
+        if path is None or not finding.label_map:
+            continue
+        owners = [
+            other
+            for other in scans
+            if other.image
+            and other.image.parent == path.parent
+            and case.id.lower().startswith((f"{other.id.lower()}_", f"{other.id.lower()}-"))
+        ]
+        ending = path.name.removeprefix(scanfile.stem(path))
+        what = "end its name with _seg and begin it like that of its CT"
+        if case.labels is not None:
+            what = "put the CT in its place"
+        elif owners:
+            owner = max(owners, key=lambda other: len(other.id))
+            what = f"name it {owner.id}_seg{ending} if it is the mask of {owner.id}"
+            if owner.labels is not None:
+                what = f"move it away: {owner.id} has another mask"
+        text = f"{_shown(path, root)}: {finding.label_map}; {what}"
+        # Without a mask or centroids is what such a file should be.
+        kept = [one for one in finding.problems if case.labels or one not in case.problems]
+        finding.problems[:] = [text, *kept]
+
+
+def _label_maps(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[str]:
+    paths = [
+        case.image
+        for case, finding in zip(cases, findings, strict=True)
+        if finding.label_map and case.image
+    ]
+    if not paths:
+        return []
+    one = len(paths) == 1
+    what = "is a label map, but named like a CT" if one else "are label maps, but named like CTs"
+    return [f"others    {len(paths)} {what} (first: {paths[0].name}); see below"]
 
 
 def _line(case: str, text: str) -> str:
@@ -164,20 +273,19 @@ def _series(findings: Sequence[_Finding], cases: Sequence[Case]) -> Iterable[str
             yield from (f"  {one}" for one in finding.series)
 
 
-def _copies(cases: Sequence[Case], findings: Sequence[_Finding]) -> Iterable[str]:
-    """Name the scans that lie under several names, beyond those that the index knows."""
+_EQUAL = "one scan under several names (equal voxels); remove all but one"
+
+
+def _copies(cases: Sequence[Case], findings: Sequence[_Finding]) -> list[list[str]]:
+    """Return the scans that lie under several names, beyond those that the index knows."""
     by_digest: dict[str, list[str]] = defaultdict(list)
     for case, finding in zip(cases, findings, strict=True):
         if finding.voxels and case.duplicate_of is None:
             by_digest[finding.voxels].append(case.id)
-    for ids in by_digest.values():
-        if len(ids) > 1:
-            yield (
-                f"{', '.join(ids)}: one scan under several names (equal voxels); remove all but one"
-            )
+    return [ids for ids in by_digest.values() if len(ids) > 1]
 
 
-def _examine(case: Case, root: Path, scheme: str) -> _Finding:
+def _examine(case: Case, root: Path, scheme: str, look: Look | None) -> _Finding:
     """Read and check the files of one case."""
     finding = _Finding()
     image: Volume | None = None
@@ -187,10 +295,19 @@ def _examine(case: Case, root: Path, scheme: str) -> _Finding:
             if scanfile.is_dicom(case.image):
                 finding.series = tuple(map(str, dicom.series_in(case.image)))
             image = scanfile.read_volume(case.image)
-            finding.voxels = copies.voxel_digest(image)
+            finding.grid = _grid(image)
+            finding.label_map = plausible.label_map(image) or ""
             name = _shown(case.image, root)
-            finding.problems += [f"{name}: {doubt}" for doubt in plausible.check(image, name)]
+            if not finding.label_map:
+                finding.voxels = copies.voxel_digest(image)
+                finding.problems += [f"{name}: {doubt}" for doubt in plausible.check(image, name)]
+    drawn: tuple[Volume | None, LabelVolume | None] = image, None
+    if image is not None and finding.label_map:
+        numbers = np.clip(image.native, 0, 255).astype(np.uint8)
+        drawn = None, LabelVolume(numbers, image.native_affine)
     if image is not None:
+        if look is None:
+            drawn = None, None
         image = _without_voxels(image)  # which frees the memory before the mask is read
     with _noting(finding):
         if case.labels:
@@ -210,10 +327,21 @@ def _examine(case: Case, root: Path, scheme: str) -> _Finding:
             shown = _shown(case.labels, root), _shown(case.image, root)
             with _noting(finding):
                 finding.problems += _check_grids(image, mask, *shown)
+        finding.grid = finding.grid or _grid(mask)
+        drawn = drawn[0], mask
     if case.centroids and finding.is_as_given:
         with _noting(finding):
             finding.problems += _check_centroids(case, image, mask, finding.ids, root)
+    if look is not None and drawn != (None, None):
+        with _noting(finding):
+            finding.picture = look(*drawn, mask is not None and finding.is_as_given)
     return finding
+
+
+def _grid(volume: Volume) -> str:
+    """Return the voxels of a file along each side and their size."""
+    spacing = " x ".join(f"{mm:.3g}" for mm in geometry.spacing_mm(volume.native_affine))
+    return f"{_sides(volume.native.shape)}, {spacing} mm"
 
 
 @contextmanager
@@ -235,7 +363,7 @@ def _read_mask(path: Path, edition: str | None, scheme: str) -> tuple[LabelVolum
     try:
         return scanfile.read_labels(path, valid), valid is not None
     except InputError:
-        if edition is not None:
+        if edition is not None or nnunet.of_mask(path) is not None:
             raise
         return scanfile.read_labels(path, valid=None), False
 
@@ -382,11 +510,11 @@ def _scheme(cases: Sequence[Case], findings: Sequence[_Finding], given: str) -> 
     """Return how many masks have other numbers than those that were said to be in them."""
     if given == BINARY:
         return []
+    lines = _named(cases) if given == "verse" else []
     others: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for case, finding in zip(cases, findings, strict=True):
         if not finding.is_as_given and case.labels:
             others[finding.likely].append(case.labels)
-    lines = []
     for likely, paths in others.items():
         what = f"{len(paths)} have numbers that "
         what += "are no VerSe ids" if given == "verse" else f"are not those of {given}"
@@ -395,6 +523,19 @@ def _scheme(cases: Sequence[Case], findings: Sequence[_Finding], given: str) -> 
             what = f"{len(paths)} have numbers that look like {labels.likely_words(likely)}"
             hint = f"add --labels={likely[0]}, and train with --config.data.labels={likely[0]}"
         lines.append(f"masks     {what} (first: {paths[0].name}); {hint}")
+    return lines
+
+
+def _named(cases: Sequence[Case]) -> list[str]:
+    """Return what nnU-Net's files say about the numbers in masks."""
+    lines = []
+    for path in {case.labels.parent: case.labels for case in cases if case.labels}.values():
+        dataset = nnunet.of_mask(path)
+        if dataset is not None:
+            number = len({one for one in dataset.ids.values() if one})
+            others = f"; background: {', '.join(dataset.others)}" if dataset.others else ""
+            where = f"{dataset.path.parent.name}/{dataset.path.name}"
+            lines.append(f"labels    {number} vertebrae by their names in {where}{others}")
     return lines
 
 

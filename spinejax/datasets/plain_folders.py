@@ -10,7 +10,7 @@ from spinejax import failures, labels
 from spinejax.datasets import verse
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError
-from spinejax.io import file_names, scanfile, slicer
+from spinejax.io import file_names, nnunet, scanfile, slicer
 from spinejax.io.centroid_json import Points, label_at, read_centroids
 from spinejax.io.file_names import FileName
 from spinejax.volume import LabelVolume
@@ -109,12 +109,15 @@ def scan_files(source: Path, failed: dict[str, str] | None = None) -> dict[str, 
             there are several CTs; None refuses such a folder.
 
     Raises:
-        InputError: `source` does not exist, or holds no CT that can be used.
+        InputError: `source` does not exist, holds no CT that can be used, or is a data set of
+            several channels in nnU-Net's layout.
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check --input")
     source = scanfile.named(source)
-    outer = _nnunet_folder(source if source.is_dir() else source.parent)
+    folder = source if source.is_dir() else source.parent
+    outer = _nnunet_folder(folder)
+    nnunet.check_channels(folder.resolve().parent if outer else folder)
     if not source.is_dir():
         return {file_names.parse(source, outer).id or scanfile.case_id(source): source}
     scans: dict[str, list[FileName]] = {}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spinejax.errors import InputError
-from spinejax.io import file_names, scanfile
+from spinejax.io import file_names, nnunet, scanfile
 from spinejax.io.file_names import FileName
 
 _SKIPPED_FOLDERS = {"__macosx", "lost+found"}
@@ -79,12 +79,14 @@ def index_dataset(
     Args:
         root: a VerSe download (subject-based, MICCAI'19 or MICCAI'20, one or both editions, any
             depth of folders), or a dataset with `images/` and `labels/`, or nnU-Net's
-            `imagesTr/labelsTr`. Scans are DICOM folders and archives, NIfTI, NRRD or MetaImage.
+            `imagesTr`, `labelsTr` and `imagesTs`. Scans are DICOM folders and archives, NIfTI, NRRD
+            or MetaImage.
         exclude_gl: leave out the `gl*` scans, which one redistribution licenses differently.
         failed: gets the folders that cannot be listed, see `scanfile.walk`.
 
     Raises:
-        InputError: `root` is missing, is no folder, holds no scans, or cannot be listed.
+        InputError: `root` is missing, is no folder, holds no scans, or cannot be listed; or
+            nnU-Net's `dataset.json` is damaged or names several channels.
     """
     root = scanfile.named(Path(root))
     if not root.exists():
@@ -156,6 +158,8 @@ def _names(root: Path, failed: dict[str, str] | None) -> list[FileName]:
             for name in folders
             if not name.startswith(".") and name.lower() not in _SKIPPED_FOLDERS
         )
+        if nnunet.NAME in files and "imagestr" in map(str.lower, folders):
+            nnunet.check_channels(folder)
         parts = () if folder == root.parent else folder.relative_to(root).parts
         for file in sorted(files):
             if file_names.is_relevant(file) or scanfile.is_listed(folder / file):

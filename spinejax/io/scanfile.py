@@ -17,7 +17,7 @@ from urllib.parse import quote
 from spinejax import failures, labels, schema
 from spinejax.errors import InputError
 from spinejax.files import expanded
-from spinejax.io import dicom, metaimage, nifti, nrrd, voxels
+from spinejax.io import dicom, metaimage, nifti, nnunet, nrrd, voxels
 from spinejax.io.grids import TOLERANCE_MM, match_labels
 from spinejax.io.voxels import Source
 from spinejax.label_schemes import BINARY
@@ -219,6 +219,16 @@ def valid_labels(scheme: str, *, strict: bool = True) -> Collection[int] | None:
     return labels.verse_ids(scheme)
 
 
+def numbering(path: str | os.PathLike[str], scheme: str) -> str:
+    """Return what decides the meaning of a mask's numbers: the scheme, or names in nnU-Net's file.
+
+    Raises:
+        InputError: as for `nnunet.mask_ids`.
+    """
+    named = nnunet.mask_ids(expanded(path)) if scheme == "verse" else None
+    return scheme if named is None else f"{scheme} {sorted(named.items())}"
+
+
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     """Return the files of an image: the file itself; of a MetaImage, the voxel file, too.
 
@@ -264,24 +274,35 @@ def read_labels(
 ) -> LabelVolume:
     """Read a label map of any numeric type on disk, as uint8.
 
-    In masks of VerSe ids, sacrum and coccyx become background (`labels.drop_reserved`).
+    In masks of VerSe ids, sacrum and coccyx become background (`labels.drop_reserved`). Where a
+    mask lies in nnU-Net's layout, the names in its `dataset.json` count instead of VerSe's numbers.
 
     Args:
         path: a NIfTI, NRRD or MetaImage file.
         valid: the allowed labels; a mapping also says which VerSe id each becomes, see
-            `valid_labels`. None allows all whole numbers from 0, none of which is special, and
-            wraps numbers above 255 into 1 to 255.
+            `valid_labels`. A range means VerSe's numbers. None allows all whole numbers from 0,
+            none of which is special, and wraps numbers above 255 into 1 to 255.
 
     Raises:
         InputError: as for `read_volume`; or a value is negative, not one of `valid`, or no whole
             number (to 0.01, or to half a quantisation step if the file has a slope).
     """
     path = expanded(path)
+    named = nnunet.mask_ids(path) if isinstance(valid, range) else None
     with _opened(path) as (stream, layout, affine, disk):
         array = voxels.label_values(path, stream, layout, wrap=valid is None)
     if valid is None:
         return LabelVolume(array, affine, disk)
     found = labels.from_head_to_foot(LabelVolume(array, affine).array)
+    if named is not None:
+        if unnamed := sorted(set(found) - set(named)):
+            raise InputError(
+                f"{path}: label {unnamed[0]} is none of {nnunet.NAME}, or the one to ignore; "
+                "correct the mask or that file, or leave the mask out"
+            )
+        labels.translate(array, named)
+        ids = tuple(dict.fromkeys(named[one] for one in found if named[one]))
+        return LabelVolume(array, affine, disk, found=ids)
     unknown = sorted(set(found) - set(valid))
     if unknown:
         shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
@@ -298,7 +319,7 @@ def _remedy(valid: Collection[int], found: Sequence[int]) -> str:
     if likely:
         return (
             f"the mask's numbers look like {labels.likely_words(likely)}; use "
-            f"data.labels={likely[0]} (--labels={likely[0]} of score, evaluate and doctor)"
+            f"data.labels={likely[0]} (--labels={likely[0]} of score, evaluate, convert and doctor)"
         )
     runs: list[list[int]] = []
     for label in sorted(valid):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
@@ -311,6 +311,20 @@ def jpegs(pictures: Sequence[np.ndarray], most_bytes: int) -> list[bytes]:
         if sum(map(len, found)) <= most_bytes:
             break
     return found
+
+
+_THUMBNAIL, _THUMBNAIL_BYTES = (150, 220), 12_000
+
+
+def thumbnail(pixels: np.ndarray) -> str:
+    """Return a picture, made small, as the data URI of a JPEG.
+
+    Args:
+        pixels: (h, w, 3) uint8 RGB.
+    """
+    image = ImageOps.contain(Image.fromarray(pixels), _THUMBNAIL)
+    (jpeg,) = jpegs([np.asarray(image)], _THUMBNAIL_BYTES)
+    return data_uri(jpeg, "jpeg")
 
 
 def centre(mask: np.ndarray) -> tuple[int, int, int] | None:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image, ImageOps
+from PIL import Image
 
 from spinejax import files, geometry, labels, overlay
 from spinejax.inference.sequence import Naming
@@ -54,7 +54,6 @@ _TOWARD = {"sagittal": (0.0, -1.0, 0.0), "coronal": (-1.0, 0.0, 0.0)}
 _OFF_MM = 12.0
 _CURVED_ROWS = 900
 _CURVED_BYTES = 250_000
-_THUMBNAIL = (150, 220)
 _ENTRY = re.compile(r'<script type="application/json" id="entry">(.*?)</script>', re.DOTALL)
 _ENTRY_WITHIN = 200_000  # characters from the start of a page
 _JPEG = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
@@ -286,9 +285,7 @@ def _thumbnail(pictures: Sequence[tuple[figures.Picture, np.ndarray]], small: Re
         _, y, z = small.spacing_mm
         size = (max(1, round(pixels.shape[0] * z / y)), pixels.shape[1])
         pixels = figures.resize(pixels, size, smooth=True)
-    image = ImageOps.contain(Image.fromarray(pixels), _THUMBNAIL)
-    (jpeg,) = figures.jpegs([np.asarray(image)], 12_000)
-    return figures.data_uri(jpeg, "jpeg")
+    return figures.thumbnail(pixels)
 
 
 # Words and tables.

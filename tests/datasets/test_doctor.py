@@ -251,3 +251,38 @@ def test_masks_in_the_numbers_of_another_program(tmp_path):
     assert not any(line.startswith("masks") for line in report.lines)
     report = doctor(tmp_path, scheme="binary")
     assert not any(line.startswith("masks") for line in report.lines)
+
+
+def test_a_label_map_is_no_ct(tmp_path):
+    image = Volume(tissue(SHAPE, 0), LPS)
+    mask = LabelVolume(boxes(20, 21, 22), LPS)
+    nifti.write_volume(tmp_path / "p1.nii.gz", image)
+    for name in ("p1_vertebrae", "lone"):
+        nifti.write_labels(tmp_path / f"{name}.nii.gz", mask.native, mask)
+    body = Volume((boxes(20, 21, 22) > 0).astype(np.float32), LPS)  # zeros and ones as HU
+    nifti.write_volume(tmp_path / "p2_ct.nii.gz", body, "float32")
+    nifti.write_labels(tmp_path / "p2_seg.nii.gz", mask.native, mask)
+    report = doctor(tmp_path)
+    assert "scans     1 listed, of 1 patients; 0 usable (CT and mask)" in report.lines
+    assert "others    3 are label maps, but named like CTs (first: lone.nii.gz); see below" in (
+        report.lines
+    )
+    what = "holds only the numbers 0, 20, 21, 22 in flat regions, so it is a label map"
+    assert report.problems == [
+        f"lone.nii.gz: {what}; end its name with _seg and begin it like that of its CT",
+        "p1: no mask for p1.nii.gz",
+        f"p1_vertebrae.nii.gz: {what}; name it p1_seg.nii.gz if it is the mask of p1",
+        "p2: p2_ct.nii.gz: holds only the numbers 0, 1 in flat regions, so it is a label map; put "
+        "the CT in its place",
+    ]
+    (tmp_path / "p1_vertebrae.nii.gz").rename(tmp_path / "p1_seg.nii.gz")
+    assert any("1 usable" in line for line in doctor(tmp_path).lines)
+
+
+def test_probabilities_are_no_ct_and_no_mask(tmp_path):
+    shares = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+    for name in ("a_ct", "a_seg"):
+        nifti.write_volume(tmp_path / f"{name}.nii.gz", Volume(shares, LPS), "float32")
+    ct, mask = doctor(tmp_path).problems
+    assert "probabilities" in ct and "a_ct.nii.gz" in ct
+    assert "labels are whole numbers" in mask and "a_seg.nii.gz" in mask
