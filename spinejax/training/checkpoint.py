@@ -16,9 +16,11 @@ run was killed just before, its step is used without checksums.
 import logging
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +139,8 @@ class Checkpoints:
             InputError: the folder cannot be written, or Orbax cannot open a damaged step.
         """
         self._paths = {which: folder(workdir, which) for which in FOLDERS}
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._pending: Callable[[], None] | None = None  # returns when the last save is on disk
         try:
             for path in self._paths.values():
                 path.mkdir(parents=True, exist_ok=True)
@@ -166,8 +170,10 @@ class Checkpoints:
             if kind is None:  # else the exception from inside the block says more
                 raise
         finally:
+            self._writer.shutdown()
             for manager in self._managers.values():
-                manager.close()
+                with suppress(Exception):  # Orbax raises what the last save raised once more
+                    manager.close()
 
     def wait(self) -> None:
         """Block until all saves are on disk.
@@ -175,14 +181,18 @@ class Checkpoints:
         Raises:
             InputError: one failed, for example because the disk is full.
         """
-        for which, manager in self._managers.items():
-            try:
-                manager.wait_until_finished()
-            except (OSError, ValueError, RuntimeError) as error:
-                raise _write_error(self._paths[which], error) from error
-            self._empty_trash(self._paths[which])
-            if parallel.process_index() == 0:
-                self._write_checksums(self._paths[which])
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending()
+
+    def _finish(self, which: str) -> None:
+        try:
+            self._managers[which].wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _write_error(self._paths[which], error) from error
+        self._empty_trash(self._paths[which])
+        if parallel.process_index() == 0:
+            self._write_checksums(self._paths[which])
 
     @staticmethod
     def _write_checksums(path: Path) -> None:
@@ -197,8 +207,12 @@ class Checkpoints:
     def save(self, state: TrainState, meta: Meta, *, best: bool, latest: bool = True) -> None:
         """Save the state under "latest", and its network under "best" if asked.
 
-        Returns as soon as the arrays are copied; a background thread writes them. The best is on
-        disk before the latest is begun: a run killed between the two repeats the evaluation.
+        Returns as soon as the last save is on disk and the arrays of this one are copied; a thread
+        in the background writes them and their checksums. The best is on disk before the latest is
+        begun: a run killed between the two repeats the evaluation.
+
+        With several processes, only the latest is written in the background, and its checksums
+        follow at the next save: the processes have to meet at barriers in one order.
 
         Args:
             state: replicated; the caller may donate it afterwards.
@@ -215,12 +229,24 @@ class Checkpoints:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, optimizer)))
         # Room for both copies, uncompressed, before old ones are deleted; files fill whole blocks.
         run_folder.require_room(self._paths["latest"], 2 * size + 2**20)
+        items = {}
         if best:
-            network = {**inference_variables(variables), "ema": None}
-            self._write("best", meta, {"variables": network})
-            self.wait()
+            items["best"] = {"variables": {**inference_variables(variables), "ema": None}}
         if latest:
-            self._write("latest", meta, {"variables": variables, "optimizer": optimizer})
+            items["latest"] = {"variables": variables, "optimizer": optimizer}
+
+        def write() -> None:
+            for which in items:
+                self._write(which, meta, items[which])
+                self._finish(which)
+
+        if parallel.process_count() == 1:
+            self._pending = self._writer.submit(write).result
+            return
+        for which in items:
+            self.wait()
+            self._write(which, meta, items[which])
+            self._pending = partial(self._finish, which)
 
     def _write(self, which: str, meta: Meta, items: dict[str, Any]) -> None:
         manager = self._managers[which]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -61,6 +62,23 @@ def damage(folder: Path) -> None:
             for i in range(0, len(data), 7):
                 data[i] ^= 0x55
             file.write_bytes(bytes(data))
+
+
+def test_a_save_returns_before_it_is_on_disk(tmp_path, monkeypatch):
+    go, write = threading.Event(), Checkpoints._write
+
+    def held(*args):
+        assert go.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(Checkpoints, "_write", held)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(1), Meta(1, True, 0.5, 1), best=True)
+        assert kept(tmp_path, "best") == kept(tmp_path, "latest") == []
+        go.set()
+        checkpoints.wait()
+        for which in checkpoint.FOLDERS:
+            assert (checkpoint.folder(tmp_path, which) / "1" / "crc32.json").is_file()
 
 
 def test_a_state_comes_back_bit_for_bit_with_its_types(tmp_path):
