@@ -635,6 +635,11 @@ FIELDS: tuple[Field, ...] = (
         meaning="Number of pictures that each evaluation writes.",
     ),
     Field(
+        "train.trackers", (), Several(Choice(("mlflow", "wandb")), least=0, most=2), free=True,
+        meaning="Programs beside TensorBoard that get the metrics, in the folder of the run: "
+        "MLflow, Weights & Biases.",
+    ),
+    Field(
         "train.compute_dtype", "float32", Choice(("float32", "bfloat16")),
         meaning="Precision of the computation; parameters and losses are float32.",
     ),

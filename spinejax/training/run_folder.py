@@ -78,11 +78,14 @@ _NAMES = (
     "config.json",
     "evaluation",
     "metrics.jsonl",
+    "mlflow",
     "patches.json",
     "run.json",
     "search.json",
     "search.jsonl",
     "tensorboard",
+    "trackers.json",
+    "wandb",
 )
 
 
