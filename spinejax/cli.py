@@ -22,6 +22,7 @@ COMMANDS = (
     "prepare",
     "summarize",
     "config",
+    "inspect",
     "train",
     "search",
     "evaluate",

@@ -949,6 +949,17 @@ def describe(config: ConfigDict, networks: Networks) -> str:
     return "\n".join(lines)
 
 
+def at_defaults(config: ConfigDict, networks: Networks) -> ConfigDict:
+    """Return a checked config with its fields at their defaults; task and network stay."""
+    network = networks(config.model.name).values()
+    known = {f.path: f.default for f in (*fields(config.task).values(), *network)}
+    flat = {path: known[path] for path in flatten(config) if path in known}
+    found = nested(flat | {"name": config.name, "task": config.task})
+    if SECOND in config:
+        found[SECOND] = at_defaults(config[SECOND], networks).to_dict()
+    return ConfigDict(found)
+
+
 def differences(config: ConfigDict, other: ConfigDict) -> str:
     """Return the fields in which two configs differ, "-" where a config lacks the field."""
     before, after = flatten(plain(config)), flatten(plain(other))

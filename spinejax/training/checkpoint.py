@@ -119,6 +119,24 @@ def begun(workdir: Path) -> bool:
     return bool(_steps(folder(workdir, "latest")))
 
 
+def saved(workdir: Path) -> list[tuple[str, int, Meta | None]]:
+    """Return the saved states of a run: "latest" or "best", the step, and the facts about it.
+
+    Within each of the two the newest comes first. The facts are None where they cannot be read.
+    """
+
+    def facts(path: Path, step: int) -> Meta | None:
+        try:
+            return _read_meta(path, step)
+        except InputError:
+            return None
+
+    places = {which: folder(workdir, which) for which in FOLDERS}
+    return [
+        (which, step, facts(path, step)) for which, path in places.items() for step in _steps(path)
+    ]
+
+
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     variables = {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
     return variables, {"opt_state": state.opt_state, "step": state.step}
