@@ -238,6 +238,22 @@ def test_mlflow_does_not_take_a_step_twice(tmp_path, monkeypatch):
 
 
 @lenient
+def test_the_environment_names_a_store_of_mlflow_that_runs_share(tmp_path, monkeypatch):
+    needs("mlflow")
+    place = f"sqlite:///{tmp_path}/shared.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        one = trackers.Mlflow(trackers.Start(tmp_path / name, 0, {"seed": 1}))
+        one.scalars(1, {"train/loss": 0.5})
+        one.close(trackers.FINISHED)
+        assert not any((tmp_path / name).iterdir())
+    client = importlib.import_module("mlflow").MlflowClient(place)
+    runs = client.search_runs([client.get_experiment_by_name(trackers.PROJECT).experiment_id])
+    assert {run.info.run_name for run in runs} == {f"{tmp_path.name}/{name}" for name in "ab"}
+
+
+@lenient
 def test_wandb_writes_both_starts_of_a_run_offline_under_one_id(scans, tmp_path, monkeypatch):
     needs("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
