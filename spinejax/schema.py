@@ -650,6 +650,12 @@ FIELDS: tuple[Field, ...] = (
         "packaged one; FILE.safetensors; or the folder of a run. '': random weights.",
     ),
     Field(
+        "train.init_partly", False, Flag(),
+        meaning="The model of init_from may be another network, such as one with another last "
+        "layer or other input channels: arrays of the same name and shape are taken, the others "
+        "are random and listed.",
+    ),
+    Field(
         "train.parallel", "pmap", Choice(("pmap", "shard_map")), free=True,
         meaning="How devices share a batch.",
     ),

@@ -117,13 +117,13 @@ class RunLog:
         self._batch_size = batch_size
         self._sample, self._overlap = sample, overlap
         self._first, self._shown = True, start_step
-        self.interrupted = False
-        """Whether the run is to be resumed; set it before the block ends."""
         earlier = read_metrics(workdir)
         now = time.monotonic()
         self._started = now - (earlier[-1].get("seconds", 0.0) if earlier else 0.0)
         self._since = (start_step, now)
         self._rate = 0.0
+        self.interrupted = False
+        """Whether the run is to be resumed; set it before the block ends."""
         if not active:
             return
         try:

@@ -435,6 +435,8 @@ def _run(
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
     if initial:
         variables = initial.variables
+        for line in initial.training.get("random", ()):
+            logger.info("begins with random weights: %s", line)
     else:
         variables = initial_variables(task.init, step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
