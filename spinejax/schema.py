@@ -645,15 +645,15 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field("train.remat", False, Flag(), "Recompute in the backward pass, to save memory."),
     Field(
-        "train.init_from", "", Text(),
-        meaning="Model with the same network, whose weights are the initial weights: phantom, the "
-        "packaged one; FILE.safetensors; or the folder of a run. '': random weights.",
-    ),
-    Field(
         "train.init_partly", False, Flag(),
         meaning="The model of init_from may be another network, such as one with another last "
         "layer or other input channels: arrays of the same name and shape are taken, the others "
         "are random and listed.",
+    ),
+    Field(
+        "train.init_from", "", Text(),
+        meaning="Model with the same network, whose weights are the initial weights: phantom, the "
+        "packaged one; FILE.safetensors; or the folder of a run. '': random weights.",
     ),
     Field(
         "train.parallel", "pmap", Choice(("pmap", "shard_map")), free=True,
