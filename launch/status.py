@@ -24,7 +24,7 @@ def table(found: dict[str, State]) -> str:
         if state.step is not None and state.steps:
             step += f"/{state.steps}"
         score = "" if state.score is None else f"{state.score:.4f}"
-        rows.append((name, state.kind, step, score, _duration(state.seconds_left), state.note))
+        rows.append((name, state.kind, step, score, duration(state.seconds_left), state.note))
     return f"{text_table(rows, 'llrrrl')}\n{summary(found)}"
 
 
@@ -49,7 +49,8 @@ def change(name: str, before: State | None, now: State) -> str | None:
     return ", ".join(words)
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Return hours, minutes and seconds, such as "1:02:03"; "" for None."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)

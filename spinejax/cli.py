@@ -23,6 +23,7 @@ COMMANDS = (
     "prepare",
     "summarize",
     "config",
+    "inspect",
     "train",
     "search",
     "evaluate",

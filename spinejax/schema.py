@@ -635,10 +635,21 @@ FIELDS: tuple[Field, ...] = (
         meaning="Number of pictures that each evaluation writes.",
     ),
     Field(
+        "train.trackers", (), Several(Choice(("mlflow", "wandb")), least=0, most=2), free=True,
+        meaning="Programs beside TensorBoard that get the metrics, in the folder of the run: "
+        "MLflow, Weights & Biases.",
+    ),
+    Field(
         "train.compute_dtype", "float32", Choice(("float32", "bfloat16")),
         meaning="Precision of the computation; parameters and losses are float32.",
     ),
     Field("train.remat", False, Flag(), "Recompute in the backward pass, to save memory."),
+    Field(
+        "train.init_partly", False, Flag(),
+        meaning="The model of init_from may be another network, such as one with another last "
+        "layer or other input channels: arrays of the same name and shape are taken, the others "
+        "are random and listed.",
+    ),
     Field(
         "train.init_from", "", Text(),
         meaning="Model with the same network, whose weights are the initial weights: phantom, the "
@@ -942,6 +953,17 @@ def describe(config: ConfigDict, networks: Networks) -> str:
             lines.append(f"{prefix}{field.path}  {value!r}{unit}{default}")
             lines += textwrap.wrap(text, 96, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
+
+
+def at_defaults(config: ConfigDict, networks: Networks) -> ConfigDict:
+    """Return a checked config with its fields at their defaults; task and network stay."""
+    network = networks(config.model.name).values()
+    known = {f.path: f.default for f in (*fields(config.task).values(), *network)}
+    flat = {path: known[path] for path in flatten(config) if path in known}
+    found = nested(flat | {"name": config.name, "task": config.task})
+    if SECOND in config:
+        found[SECOND] = at_defaults(config[SECOND], networks).to_dict()
+    return ConfigDict(found)
 
 
 def differences(config: ConfigDict, other: ConfigDict) -> str:

@@ -171,7 +171,7 @@ def _state(folder: Path) -> State:
         score=validated[-1][1] if validated else None,
     )
     if running:
-        left = _seconds_left(lines, steps)
+        left = seconds_left(lines, steps)
         return State("running", **common, seconds_left=left, note=note)
     if _is_done(folder, stages):
         scores = read_scores(folder / "evaluation" / "test" / "scores.json")
@@ -287,7 +287,13 @@ def _is_done(folder: Path, stages: list[Path]) -> bool:
     return not cases.get("test") or (scores.exists() and "failed" not in read_scores(scores))
 
 
-def _seconds_left(lines: list[dict[str, Any]], steps: Any) -> float | None:
+def seconds_left(lines: list[dict[str, Any]], steps: Any) -> float | None:
+    """Return the time that a training still needs at its latest speed; None if it is unknown.
+
+    Args:
+        lines: records of metrics.jsonl, see `metric`.
+        steps: of the whole run.
+    """
     trained = [line for line in lines if line["kind"] == "train" and "seconds" in line]
     trained = trained[-_RATE_STEPS:]
     if len(trained) < 2 or not isinstance(steps, int):

@@ -40,7 +40,9 @@ ONLY = {
     "safetensors": {"training/model_file.py"},
     "orbax": {"training/checkpoint.py"},
     "grain": {f"data/{name}.py" for name in ("feeds", "slice_feed", "patch_feed", "cube_feed")},
-    "tensorboardX": {"training/log.py"},
+    "tensorboardX": {"training/trackers.py"},
+    "mlflow": {"training/trackers.py"},
+    "wandb": {"training/trackers.py"},
 }
 
 

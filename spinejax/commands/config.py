@@ -47,22 +47,26 @@ def run(values: FlagValues) -> int:
     config = parsing.config(values)
     tasks.check(config)
     if values.against:
-        other = _other(values.against)
-        try:
-            tasks.check(other)
-        except InputError as error:
-            raise InputError(f"--against={values.against}: {error}") from error
-        print(schema.differences(config, other))
+        print(schema.differences(config, against(values.against)))
     else:
         print(schema.describe(config, models.fields))
     return 0
 
 
-def _other(name: str) -> ConfigDict:
-    """Return the config of a run's folder, or the config of a name."""
-    folder = expanded(name)
-    if not (folder / "config.json").exists():
-        return config_files.get_config(name)
+def against(name: str) -> ConfigDict:
+    """Return what --against names: the config of a run's folder, or a config.
+
+    Raises:
+        InputError: there is neither, or a field is wrong.
+    """
+    from spinejax import tasks
     from spinejax.training.run_folder import read_config
 
-    return read_config(folder)
+    folder = expanded(name)
+    is_run = (folder / "config.json").exists()
+    config = read_config(folder) if is_run else config_files.get_config(name)
+    try:
+        tasks.check(config)
+    except InputError as error:
+        raise InputError(f"--against={name}: {error}") from error
+    return config

@@ -39,7 +39,8 @@ from spinejax.tasks import Task
 from spinejax.training import model_file, parallel, run_folder
 from spinejax.training.model_file import Network
 from spinejax.training.run_folder import read_config
-from spinejax.training.state import TrainState, inference_variables
+from spinejax.training.state import TrainState, inference_variables, initial_variables
+from spinejax.training.step import named_key
 
 logger = logging.getLogger("spinejax")
 
@@ -119,6 +120,24 @@ def _steps(path: Path) -> list[int]:
 def begun(workdir: Path) -> bool:
     """Return whether a run has saved a state in `workdir` that can be resumed."""
     return bool(_steps(folder(workdir, "latest")))
+
+
+def saved(workdir: Path) -> list[tuple[str, int, Meta | None]]:
+    """Return the saved states of a run: "latest" or "best", the step, and the facts about it.
+
+    Within each of the two the newest comes first. The facts are None where they cannot be read.
+    """
+
+    def facts(path: Path, step: int) -> Meta | None:
+        try:
+            return _read_meta(path, step)
+        except InputError:
+            return None
+
+    places = {which: folder(workdir, which) for which in FOLDERS}
+    return [
+        (which, step, facts(path, step)) for which, path in places.items() for step in _steps(path)
+    ]
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -528,10 +547,11 @@ def read_networks(
 
 
 def pretrained(config: ConfigDict, task: Task, source: StrPath = "") -> Network | None:
-    """Return the network with whose variables training begins.
+    """Return the network with whose variables training begins, complete.
 
     It is the first network with the same role, and for slices of the same plane, of the model that
-    `source` or else `train.init_from` names. None if both are empty.
+    `source` or else `train.init_from` names. None if both are empty. With `train.init_partly`,
+    arrays that do not fit are random, and "random" in `training` lists them.
 
     Raises:
         InputError: there is no such model, or it has no such network.
@@ -560,9 +580,22 @@ def pretrained(config: ConfigDict, task: Task, source: StrPath = "") -> Network 
         )
     found = [replace(one, variables=task.model.adopted(one.variables)) for one in found]
     wrong = [model_file.misfit(task, network.variables) for network in found]
-    if all(wrong):
+    if not all(wrong):
+        return found[wrong.index("")]
+    if not config.train.init_partly:
         raise InputError(
             f"train.init_from={source}: another network: {wrong[0]}; give a model with the same "
-            "`model` and task, or '' to begin with random weights"
+            "`model` and task, train.init_partly=true to take what fits, or '' to begin with "
+            "random weights"
         )
-    return found[wrong.index("")]
+    fresh = initial_variables(task.init, named_key(config.seed, "init"))
+    fitting = [model_file.fitted(one.variables, fresh) for one in found]
+    number = min(range(len(found)), key=lambda one: len(fitting[one][1]))
+    variables, lines = fitting[number]
+    if len(lines) == len(jax.tree.leaves(fresh)):
+        raise InputError(
+            f"train.init_from={source}: another network, of which nothing fits: {lines[0]}; give "
+            "another model, or '' to begin with random weights"
+        )
+    training = {**found[number].training, "random": lines}
+    return replace(found[number], variables=variables, training=training)

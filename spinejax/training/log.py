@@ -1,20 +1,19 @@
-"""The log of a run: metrics.jsonl, TensorBoard events and the progress bar."""
+"""The log of a run: metrics.jsonl, the trackers such as TensorBoard, and the progress bar."""
 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorboardX
 
 from spinejax import sweep_state
 from spinejax.errors import is_disk_full
 from spinejax.files import check_output, open_regular, write_text
 from spinejax.progress import Progress, silent
-from spinejax.training import run_folder
+from spinejax.training import run_folder, trackers
 
 logger = logging.getLogger("spinejax")
 
@@ -91,6 +90,8 @@ class RunLog:
         batch_size: int,
         sample: str = "slices",
         overlap: str = "Dice",
+        track: Sequence[str] = (),
+        fields: Mapping[str, Any] | None = None,
         active: bool = True,
         progress: Progress = silent,
     ) -> None:
@@ -103,11 +104,13 @@ class RunLog:
             batch_size: samples of an update.
             sample: word for the samples, in the plural.
             overlap: word for the Dice.
+            track: names of trackers beside TensorBoard.
+            fields: the config for the trackers, by dotted key.
             active: whether to write at all.
             progress: shows the updates.
 
         Raises:
-            InputError: the files cannot be written.
+            InputError: the files cannot be written, or a tracker does not start.
         """
         self._active = active
         self._workdir = workdir
@@ -119,14 +122,19 @@ class RunLog:
         self._started = now - (earlier[-1].get("seconds", 0.0) if earlier else 0.0)
         self._since = (start_step, now)
         self._rate = 0.0
+        self.interrupted = False
+        """Whether the run is to be resumed; set it before the block ends."""
         if not active:
             return
         try:
             check_output(workdir / "metrics.jsonl")
             self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-            # Without `purge_step` TensorBoard shows steps that are trained again as a second line.
-            self._events = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=start_step + 1
+            self._trackers = trackers.begin(
+                track,
+                workdir=workdir,
+                start_step=start_step,
+                total_steps=total_steps,
+                fields=fields or {},
             )
         except OSError as error:
             raise run_folder.not_writable(workdir, error) from error
@@ -143,7 +151,13 @@ class RunLog:
             self._showing.__exit__(*error)
             try:
                 self._file.close()
-                self._events.close()
+                self._trackers.close(
+                    trackers.FAILED
+                    if error[0] is not None
+                    else trackers.INTERRUPTED
+                    if self.interrupted
+                    else trackers.FINISHED
+                )
             except OSError as problem:
                 if error[0] is None:  # else the exception from inside the block says more
                     raise run_folder.full(self._workdir) from problem
@@ -189,19 +203,17 @@ class RunLog:
         try:
             self._file.write(text)
             self._file.flush()
+            named = {f"{kind}/{name}": float(value) for name, value in values.items()}
+            self._trackers.scalars(step, named)
         except OSError as error:
             if is_disk_full(error):
                 raise run_folder.full(self._workdir) from error
             raise
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", float(value), step)
 
     def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Write pictures (h, w, 3) uint8 to TensorBoard, by name."""
-        if not self._active:
-            return
-        for name, image in images.items():
-            self._events.add_image(name, image, step, dataformats="HWC")
+        """Give pictures (h, w, 3) uint8 to the trackers, by name."""
+        if self._active and images:
+            self._trackers.pictures(step, images)
 
     def say(self, text: str) -> None:
         """Show a line of text beside the bar."""

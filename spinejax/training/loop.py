@@ -26,7 +26,16 @@ from spinejax.models.layer_table import count_parameters, gigaflops
 from spinejax.progress import Progress, silent
 from spinejax.sweep_state import read_run
 from spinejax.tasks import Task, build_task
-from spinejax.training import checkpoint, log, optim, parallel, run_cases, run_folder, step
+from spinejax.training import (
+    checkpoint,
+    log,
+    optim,
+    parallel,
+    run_cases,
+    run_folder,
+    step,
+    trackers,
+)
 from spinejax.training.checkpoint import Checkpoints, Meta, begun
 from spinejax.training.log import RunLog
 from spinejax.training.model_file import Network
@@ -289,6 +298,7 @@ def _ready(
     run_folder.check_owner(workdir)
     mapped = parallel.make_parallel(config.train.parallel, devices)
     config = with_batch(config, workdir, devices=mapped.count)
+    trackers.check(config.train.trackers)
     task = build_task(config, axis_name=parallel.AXIS)
     group = task.stream.group if task.stream else 1
     # A run that has begun continues with its own weights.
@@ -425,6 +435,8 @@ def _run(
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
     if initial:
         variables = initial.variables
+        for line in initial.training.get("random", ()):
+            logger.info("begins with random weights: %s", line)
     else:
         variables = initial_variables(task.init, step.named_key(config.seed, "init"))
     state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
@@ -484,6 +496,8 @@ def _run(
                 batch_size=config.train.batch_size,
                 sample=task.sample,
                 overlap=task.overlap,
+                track=config.train.trackers,
+                fields=schema.flatten(schema.plain(config)),
                 active=first,
                 progress=progress,
             ) as writer,
@@ -518,6 +532,7 @@ def _run(
                 keeper=keeper,
                 stop=stop,
             )
+            writer.interrupted = interrupted
         checkpoints.wait()
     if first and not interrupted:
         write_text(workdir / "DONE", f"{at} steps\n", "run")

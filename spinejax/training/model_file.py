@@ -283,6 +283,24 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def fitted(
+    variables: Mapping[str, Any], fresh: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the variables `fresh` of a network with those of another wherever name and shape fit.
+
+    Returns:
+        The variables, and a line for each array that stays fresh.
+    """
+    theirs, ours = _flat(variables), _flat(fresh)
+    taken, lines = {}, []
+    for leaf, array in sorted(ours.items()):
+        there = tuple(theirs[leaf].shape) if leaf in theirs else "absent"
+        taken[leaf] = theirs[leaf] if there == array.shape else np.asarray(array)
+        if there != array.shape:
+            lines.append(f"{leaf} is {there} there and {array.shape} here")
+    return {"batch_stats": {}, **traverse_util.unflatten_dict(taken, sep="/")}, lines
+
+
 def misfit(task: Task, variables: Mapping[str, Any]) -> str:
     """Return how variables differ from those of a task's network; "" if they fit."""
     theirs = _flat(variables)

@@ -78,11 +78,14 @@ _NAMES = (
     "config.json",
     "evaluation",
     "metrics.jsonl",
+    "mlflow",
     "patches.json",
     "run.json",
     "search.json",
     "search.jsonl",
     "tensorboard",
+    "trackers.json",
+    "wandb",
 )
 
 
@@ -326,7 +329,8 @@ def recorded_training(workdir: Path) -> dict[str, Any]:
     Returns:
         Those of these that run.json has: "commit" of the code, "steps", "parameters" (a number),
         "seconds", "hardware", "versions" of the packages, and "initial", the same of the network
-        with whose parameters it began, with "config", the name of its config, and "seed".
+        with whose parameters it began, with "config", the name of its config, "seed", and "random",
+        a line for each array that did not fit.
     """
     found = read_run(workdir)
     wanted = ("commit", "steps", "parameters", "seconds", "hardware", "versions", "initial")

@@ -9,10 +9,11 @@ import pytest
 from safetensors import safe_open
 
 import spinejax
+from spinejax.config_files import get_config
 from spinejax.errors import InputError
 from spinejax.predictor import export
 from spinejax.tasks import build_task
-from spinejax.training import checkpoint, loop, model_file, run_folder
+from spinejax.training import checkpoint, loop, model_file, run_folder, step
 from spinejax.training.signals import Stop
 from tests.support.pipeline_run import pipeline_config
 from tests.support.tiny_run import tiny_config, write_scans
@@ -121,6 +122,48 @@ def test_what_cannot_be_begun_with_is_refused_before_the_folder_is_made(scans, e
     with pytest.raises(InputError, match=r"no network of axial slices, only of sagittal; set data"):
         loop.train(axial, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+THREE_CHANNELS = {"data.neighbours": 1, "model.in_channels": 3}
+
+
+@pytest.mark.parametrize(
+    "changes", [THREE_CHANNELS, {"model.widths": (4, 8, 8)}], ids=["channels", "deeper"]
+)
+def test_what_fits_is_taken_on_request(scans, earlier, tmp_path, caplog, changes):
+    caplog.set_level("INFO", logger="spinejax")
+    config = config_from(scans, earlier, **changes, **{"train.init_partly": True})
+    loop.train(config, tmp_path)
+    ours, theirs = (
+        dict(jax.tree.leaves_with_path(best(folder)["params"])) for folder in (tmp_path, earlier)
+    )
+    fits = [path for path in ours if path in theirs and ours[path].shape == theirs[path].shape]
+    assert 0 < len(fits) < len(ours)
+    for path in fits:
+        np.testing.assert_allclose(ours[path], theirs[path], atol=1e-5)
+    begin = "begins with random weights: "
+    lines = [text.removeprefix(begin) for text in caplog.messages if text.startswith(begin)]
+    assert len(lines) == len(ours) - len(fits)
+    assert run_folder.recorded_training(tmp_path)["initial"]["random"] == lines
+    if changes == THREE_CHANNELS:
+        (line,) = lines
+        assert line.endswith("kernel is (3, 3, 1, 4) there and (3, 3, 3, 4) here")
+
+
+def test_arrays_that_do_not_fit_begin_like_those_of_a_run_without(scans, earlier):
+    config = config_from(scans, earlier, **THREE_CHANNELS, **{"train.init_partly": True})
+    found = jax.tree.leaves(first_weights(config)["params"])
+    random = jax.jit(build_task(config).init)(step.named_key(config.seed, "init"))["params"]
+    (kernel,) = (array for array in found if array.shape == (3, 3, 3, 4))
+    fresh = [array for array in jax.tree.leaves(random) if array.shape == kernel.shape]
+    np.testing.assert_allclose(kernel, fresh[0], atol=1e-6)
+
+
+def test_a_network_of_which_nothing_fits_is_refused(scans, earlier):
+    config = config_from(scans, earlier, **{"train.init_partly": True})
+    config.model = get_config("multiresunet").model
+    with pytest.raises(InputError, match="another network, of which nothing fits"):
+        first_weights(config)
 
 
 def test_both_networks_of_a_pipeline_begin_with_a_model(block_scans, block_pipeline, tmp_path):
