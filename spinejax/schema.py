@@ -628,7 +628,12 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "train.log_every_steps", 10, Whole(1), unit="steps", free=True,
-        meaning="Period of the log lines.",
+        meaning="Period of the log lines; between them no number leaves the device.",
+    ),
+    Field(
+        "train.steps_per_call", 1, Whole(1, 1024), unit="steps", free=True,
+        meaning="The most updates in one call of a GPU or TPU; more than 1 helps a network whose "
+        "update takes a few milliseconds or less.",
     ),
     Field(
         "train.pictures", 4, Whole(0, 1000), free=True,

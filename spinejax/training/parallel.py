@@ -123,6 +123,11 @@ class Parallel:
         return len(self.devices)
 
     @property
+    def platform(self) -> str:
+        """Kind of the devices: "cpu", "gpu" or "tpu"."""
+        return self.devices[0].platform
+
+    @property
     def local_count(self) -> int:
         """Number of devices of this process."""
         return sum(d.process_index == jax.process_index() for d in self.devices)
@@ -168,7 +173,9 @@ class Parallel:
         return jax.device_put(tree, self._sharding(PartitionSpec()))
 
     def put(self, batch: Any) -> Any:
-        """Prepare this process's share of a batch, leaves (b_local, ...), for a mapped function.
+        """Put this process's share of a batch, leaves (b_local, ...), on its devices.
+
+        Returns at once; the copies are made in the background. The result is for a mapped function.
 
         Raises:
             ValueError: b_local is no multiple of the number of local devices.
@@ -178,7 +185,10 @@ class Parallel:
         if any(size % n for size in sizes):
             raise ValueError(f"batches of {sorted(sizes)} rows do not split over {n} local devices")
         if self.kind == "pmap":
-            return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+            own = [d for d in self.devices if d.process_index == jax.process_index()]
+            sharding = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec(AXIS))
+            rows = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+            return jax.device_put(rows, sharding)
         sharding = self._sharding(PartitionSpec(AXIS))
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
@@ -352,11 +362,12 @@ def _gathered(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def reached_preemption(step: int) -> bool:
+def reached_preemption(call: int) -> bool:
     """Return whether any process of the run received SIGTERM; the same answer on all processes.
 
-    All processes must call this at every step. For a single process the answer is always no.
+    All processes must call this equally often, with 1, 2, 3, ... For a single process the answer is
+    always no.
     """
     if process_count() == 1:
         return False
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(call)
