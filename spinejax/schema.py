@@ -650,8 +650,9 @@ FIELDS: tuple[Field, ...] = (
         "packaged one; FILE.safetensors; or the folder of a run. '': random weights.",
     ),
     Field(
-        "train.parallel", "pmap", Choice(("pmap", "shard_map")), free=True,
-        meaning="How devices share a batch.",
+        "train.parallel", "auto", Choice(("auto", "pmap", "shard_map")), free=True,
+        meaning="How devices share a batch; auto: pmap in one process, shard_map in several. Both "
+        "run the same program.",
     ),
     # Prediction of whole scans.
     Field(

@@ -20,12 +20,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spinejax import machine, numerics, schema
-from spinejax.errors import InputError, describe
+from spinejax.errors import InputError, check_choice, describe
 
 T = TypeVar("T")
 
 AXIS = "data"
 """Name of the device axis, for psum, pmean and synchronised BatchNorm."""
+
+KINDS = ("pmap", "shard_map")
 
 
 def initialize_distributed(
@@ -109,13 +111,13 @@ def hardware() -> str:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Maps functions by `kind`, a value of `train.parallel`, over `devices` of all processes."""
+    """Maps functions by `kind`, one of `KINDS`, over `devices` of all processes."""
 
     kind: str
     devices: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        schema.check_value("train.parallel", self.kind)
+        check_choice("kind", self.kind, KINDS)
 
     @property
     def count(self) -> int:
@@ -240,12 +242,17 @@ class Parallel:
 def make_parallel(kind: str, devices: int | None = None) -> Parallel:
     """Map over all devices of all processes, or over the first `devices` of a single process.
 
+    `kind` is a value of `train.parallel`. "auto" is pmap for one process. With several, pmap
+    converts each array of the state at each call, which shard_map does not.
+
     Raises:
         InputError: there are fewer devices.
     """
     numerics.check_devices()
     schema.check_value("train.parallel", kind)
     several = jax.process_count() > 1
+    if kind == "auto":
+        kind = "shard_map" if several else "pmap"
     if several and _apart:
         # pmap would run on the devices of all processes.
         kind, available = "shard_map", jax.local_devices()
