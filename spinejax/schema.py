@@ -448,8 +448,16 @@ FIELDS: tuple[Field, ...] = (
         meaning="Standard deviation, along each axis, of the error of the body's centre in "
         "training; the network that names vertebrae errs, too.",
     ),
-    Field("data.threads", 2, Whole(0, 256), "Threads that read samples.", free=True),
+    Field(
+        "data.threads", -1, Whole(-1, 256), free=True,
+        meaning="Threads that read samples, in each worker if there are workers; -1: one for each "
+        "core, at most 16, shared among the workers.",
+    ),
     Field("data.prefetch", 4, Whole(0, 1024), "Batches that are read ahead.", free=True),
+    Field(
+        "data.workers", 0, Whole(0, 256), free=True,
+        meaning="Processes that read training samples; 0: the threads of the training process.",
+    ),
     # Phantoms.
     Field(
         "data.phantom.cases", 12, Whole(0, 100_000),

@@ -134,6 +134,7 @@ def feed_options(config: ConfigDict) -> dict[str, Any]:
         seed=config.seed,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
+        workers=config.data.workers,
     )
 
 
