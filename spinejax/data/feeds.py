@@ -128,7 +128,7 @@ class ScanFeed(ABC):
         *,
         batch_size: int,
         seed: int,
-        threads: int = -1,
+        threads: int | None = None,
         prefetch: int = 4,
         workers: int = 0,
     ) -> None:
@@ -140,7 +140,7 @@ class ScanFeed(ABC):
             batch_size: samples over all processes.
             seed: of all random choices, not negative.
             threads: number of reading threads, of each worker if there are any; 0 reads in the
-                caller, -1 shares the cores that the process may use among the workers.
+                caller, None shares the cores that the process may use among the workers.
             prefetch: number of batches that the threads keep ready; 0 also reads in the caller.
             workers: number of processes that read training batches; 0 for none. They need a
                 `__main__` guard in a script.
@@ -151,15 +151,15 @@ class ScanFeed(ABC):
         Share(batch_size)
         if seed < 0:
             raise InputError(f"seed {seed} must not be negative")
-        if threads < -1 or prefetch < 0 or workers < 0:
+        if threads is None:
+            threads = max(1, min(MOST_THREADS, machine.cores() // max(1, workers)))
+        if threads < 0 or prefetch < 0 or workers < 0:
             raise InputError(
-                f"data.threads {threads} must be at least -1, data.prefetch {prefetch} and "
-                f"data.workers {workers} at least 0"
+                f"data.threads {threads}, data.prefetch {prefetch} and data.workers {workers} must "
+                "not be negative"
             )
         self.train_cases, self.val_cases = train_cases, val_cases
         self._batch_size, self._seed = batch_size, seed
-        if threads < 0:
-            threads = max(1, min(MOST_THREADS, machine.cores() // max(1, workers)))
         self._threads, self._prefetch, self._workers = threads, prefetch, workers
 
     @property
@@ -238,7 +238,7 @@ class ScanFeed(ABC):
 
 
 MOST_THREADS = 16
-"""The most threads that `threads=-1` starts."""
+"""The most threads that a feed starts unless it is told a number."""
 
 
 def _begin_worker(index: int, count: int) -> None:
