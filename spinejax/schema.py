@@ -644,6 +644,11 @@ FIELDS: tuple[Field, ...] = (
         "update takes a few milliseconds or less.",
     ),
     Field(
+        "train.profile_steps", (0, 0), Several(Whole(), 2), unit="steps", free=True,
+        meaning="First and last step of a profile for TensorBoard and Perfetto, in profile/ of the "
+        "run; 0, 0: none.",
+    ),
+    Field(
         "train.pictures", 4, Whole(0, 1000), free=True,
         meaning="Number of pictures that each evaluation writes.",
     ),
@@ -870,6 +875,12 @@ def _check_together(flat: Mapping[str, Any], prefix: str) -> None:
     if not flat["train.steps"] and not flat["train.epochs"]:
         raise InputError(
             f"{prefix}train.epochs and {prefix}train.steps are both 0; set one of them"
+        )
+    begin, end = flat["train.profile_steps"]
+    if begin > end or (end and not begin):
+        raise InputError(
+            f"{prefix}train.profile_steps={begin}, {end} must be the first and the last step, from "
+            "1 on, or 0, 0 for no profile"
         )
     rule = flat["optim.scale_rate"]
     if rule != "none" and not flat["optim.base_batch_size"]:

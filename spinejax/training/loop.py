@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -243,6 +243,53 @@ def _ahead(
             ready.append(put(stacked(list(islice(batches, count)))))
             at += count
         yield ready.popleft()
+
+
+@contextmanager
+def profiled(
+    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
+    folder: Path,
+    *,
+    steps: tuple[int, int],
+    lengths: Durations,
+    start: int,
+) -> Iterator[Callable[[State, Any], tuple[State, dict[str, jax.Array]]]]:
+    """Give an `update` for `repeat` that also writes a profile of some steps.
+
+    Args:
+        update: see `repeat`.
+        folder: where jax makes a folder for the profile.
+        steps: the first and the last step to profile; (0, 0) for none. Calls are profiled whole.
+        lengths: see `repeat`.
+        start: see `repeat`.
+    """
+    at, tracing = start, False
+
+    def end() -> None:
+        nonlocal tracing
+        if tracing:
+            jax.profiler.stop_trace()
+        tracing = False
+
+    def call(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        nonlocal at, tracing
+        to = at + lengths.call(at)
+        if not tracing and at < steps[1] and to >= steps[0]:
+            jax.block_until_ready(state)  # what ran before is no part of the profile
+            jax.profiler.start_trace(folder, create_perfetto_trace=True)
+            tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=to):
+            state, metrics = update(state, batch)
+        at = to
+        if tracing and at >= steps[1]:
+            jax.block_until_ready(metrics)
+            end()
+        return state, metrics
+
+    try:
+        yield call if steps[1] > start else update
+    finally:
+        end()
 
 
 def stacked(batches: Sequence[Batch]) -> Batch:
@@ -579,6 +626,13 @@ def _run(
                 active=first,
                 progress=progress,
             ) as writer,
+            profiled(
+                update,
+                workdir / "profile",
+                steps=config.train.profile_steps if first else (0, 0),
+                lengths=lengths,
+                start=start,
+            ) as update,
         ):
             writer.say(_batch_and_rate(config, mapped.count))
             if lengths.per_call < config.train.steps_per_call:

@@ -1,5 +1,7 @@
 """Several updates in one call of the device: the same training, in fewer calls."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -73,6 +75,45 @@ def test_a_divergence_is_named_with_its_step_and_samples(scans, tmp_path, loopin
     assert named > 1
     steps = list(range(1, named)) if "train.steps_per_call" in changes else []
     assert [line["step"] for line in numbers(tmp_path / "seldom")] == steps
+
+
+@pytest.mark.parametrize("start", [0, 4])
+def test_a_profile_holds_the_steps_that_are_asked_for(tmp_path, start):
+    """In calls of two steps, from 3 to 5 or to where the training ends: whole calls."""
+    lengths = loop.Durations(total=10, eval_every=10, save_every=0, per_call=2)
+    given = loop.profiled(
+        lambda state, batch: (state + 1, {"loss": state}),
+        tmp_path,
+        steps=(3, 5),
+        lengths=lengths,
+        start=start,
+    )
+    with given as update:
+        state = jax.numpy.zeros(())
+        for _ in range(start, 10, 2):
+            state, _ = update(state, None)
+    (file,) = tmp_path.rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    found = {int(e["args"]["step_num"]) for e in events if "step_num" in e.get("args", {})}
+    assert found == {4, 6} - set(range(start + 1))
+
+
+def test_no_profile_is_written_where_none_is_asked_for(tmp_path):
+    for steps, start in (((0, 0), 0), ((1, 3), 3)):
+        lengths = loop.Durations(total=5, eval_every=5, save_every=0)
+        options = dict(steps=steps, lengths=lengths, start=start)
+        with loop.profiled(len, tmp_path, **options) as update:
+            assert update is len
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_of_a_run_lies_in_its_folder(scans, tmp_path):  # noqa: F811
+    changes = {"train.steps": 3, "train.profile_steps": (2, 3)}
+    loop.train(patch_config(scans, **changes), tmp_path, devices=1)
+    assert len(list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))) == 1
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+    with pytest.raises(InputError, match=r"train\.profile_steps=3, 2 must be the first and the"):
+        loop.train(patch_config(scans, **{"train.profile_steps": (3, 2)}), tmp_path / "other")
 
 
 def test_on_a_gpu_a_call_is_one_loop_without_the_host():
