@@ -448,8 +448,16 @@ FIELDS: tuple[Field, ...] = (
         meaning="Standard deviation, along each axis, of the error of the body's centre in "
         "training; the network that names vertebrae errs, too.",
     ),
-    Field("data.threads", 2, Whole(0, 256), "Threads that read samples.", free=True),
+    Field(
+        "data.threads", -1, Whole(-1, 256), free=True,
+        meaning="Threads that read samples, in each worker if there are workers; -1: one for each "
+        "core, at most 16, shared among the workers.",
+    ),
     Field("data.prefetch", 4, Whole(0, 1024), "Batches that are read ahead.", free=True),
+    Field(
+        "data.workers", 0, Whole(0, 256), free=True,
+        meaning="Processes that read training samples; 0: the threads of the training process.",
+    ),
     # Phantoms.
     Field(
         "data.phantom.cases", 12, Whole(0, 100_000),
@@ -628,7 +636,17 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "train.log_every_steps", 10, Whole(1), unit="steps", free=True,
-        meaning="Period of the log lines.",
+        meaning="Period of the log lines; between them no number leaves the device.",
+    ),
+    Field(
+        "train.steps_per_call", 1, Whole(1, 1024), unit="steps", free=True,
+        meaning="The most updates in one call of a GPU or TPU; more than 1 helps a network whose "
+        "update takes a few milliseconds or less.",
+    ),
+    Field(
+        "train.profile_steps", (0, 0), Several(Whole(), 2), unit="steps", free=True,
+        meaning="First and last step of a profile for TensorBoard and Perfetto, in profile/ of the "
+        "run; 0, 0: none.",
     ),
     Field(
         "train.pictures", 4, Whole(0, 1000), free=True,
@@ -656,8 +674,9 @@ FIELDS: tuple[Field, ...] = (
         "packaged one; FILE.safetensors; or the folder of a run. '': random weights.",
     ),
     Field(
-        "train.parallel", "pmap", Choice(("pmap", "shard_map")), free=True,
-        meaning="How devices share a batch.",
+        "train.parallel", "auto", Choice(("auto", "pmap", "shard_map")), free=True,
+        meaning="How devices share a batch; auto: pmap in one process, shard_map in several. Both "
+        "run the same program.",
     ),
     # Prediction of whole scans.
     Field(
@@ -867,6 +886,12 @@ def _check_together(flat: Mapping[str, Any], prefix: str) -> None:
     if not flat["train.steps"] and not flat["train.epochs"]:
         raise InputError(
             f"{prefix}train.epochs and {prefix}train.steps are both 0; set one of them"
+        )
+    begin, end = flat["train.profile_steps"]
+    if begin > end or (end and not begin):
+        raise InputError(
+            f"{prefix}train.profile_steps={begin}, {end} must be the first and the last step, from "
+            "1 on, or 0, 0 for no profile"
         )
     rule = flat["optim.scale_rate"]
     if rule != "none" and not flat["optim.base_batch_size"]:

@@ -146,7 +146,7 @@ class OutlineFeed(ScanFeed):
         shift: np.ndarray,
         jitter: float,
         centres: Centres,
-        **reading: int,
+        **reading: Any,
     ) -> None:
         """Set up.
 
@@ -156,7 +156,7 @@ class OutlineFeed(ScanFeed):
             shift: (3,) voxels from a vertebra's centre to the centre of its cube.
             jitter: standard deviation in voxels of the error of the centre in training.
             centres: finds the centres of the vertebrae of a scan.
-            **reading: batch size, seed, threads and prefetch, see `ScanFeed`.
+            **reading: batch size, seed, threads, prefetch and workers, see `ScanFeed`.
 
         Raises:
             InputError: a number cannot be used.
@@ -198,14 +198,14 @@ class CubeFeed(ScanFeed):
         split: Mapping[str, Sequence[CachedCase]],
         *,
         size: Size,
-        **reading: int,
+        **reading: Any,
     ) -> None:
         """Set up.
 
         Args:
             split: preprocessed scans of "train" and "val".
             size: (x, y, z) voxels.
-            **reading: batch size, seed, threads and prefetch, see `ScanFeed`.
+            **reading: batch size, seed, threads, prefetch and workers, see `ScanFeed`.
 
         Raises:
             InputError: a number cannot be used.

@@ -9,6 +9,10 @@ reads every n-th sample of one global stream, starting with the p-th. Together t
 of a single process, in another order that `"position"` gives.
 """
 
+import os
+import signal
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -17,7 +21,9 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
+from spinejax import machine
 from spinejax.data.cache import CachedCase
 from spinejax.errors import InputError
 from spinejax.volume import with_neighbours
@@ -122,8 +128,9 @@ class ScanFeed(ABC):
         *,
         batch_size: int,
         seed: int,
-        threads: int = 2,
+        threads: int | None = None,
         prefetch: int = 4,
+        workers: int = 0,
     ) -> None:
         """Set up.
 
@@ -132,8 +139,11 @@ class ScanFeed(ABC):
             val_cases: preprocessed scans.
             batch_size: samples over all processes.
             seed: of all random choices, not negative.
-            threads: number of reading threads; 0 reads in the caller.
+            threads: number of reading threads, of each worker if there are any; 0 reads in the
+                caller, None shares the cores that the process may use among the workers.
             prefetch: number of batches that the threads keep ready; 0 also reads in the caller.
+            workers: number of processes that read training batches; 0 for none. They need a
+                `__main__` guard in a script.
 
         Raises:
             InputError: a number cannot be used.
@@ -141,13 +151,16 @@ class ScanFeed(ABC):
         Share(batch_size)
         if seed < 0:
             raise InputError(f"seed {seed} must not be negative")
-        if threads < 0 or prefetch < 0:
+        if threads is None:
+            threads = max(1, min(MOST_THREADS, machine.cores() // max(1, workers)))
+        if threads < 0 or prefetch < 0 or workers < 0:
             raise InputError(
-                f"data.threads {threads} and data.prefetch {prefetch} must not be negative"
+                f"data.threads {threads}, data.prefetch {prefetch} and data.workers {workers} must "
+                "not be negative"
             )
         self.train_cases, self.val_cases = train_cases, val_cases
         self._batch_size, self._seed = batch_size, seed
-        self._threads, self._prefetch = threads, prefetch
+        self._threads, self._prefetch, self._workers = threads, prefetch, workers
 
     @property
     @abstractmethod
@@ -186,7 +199,7 @@ class ScanFeed(ABC):
         if start_step < 0:
             raise InputError(f"start_step {start_step} must not be negative")
         share = Share(self._batch_size, process_index, process_count)
-        return self._read(self._training(share)[start_step:], share)
+        return self._read(self._training(share)[start_step:], share, self._workers)
 
     def val(
         self, *, process_index: int = 0, process_count: int = 1
@@ -203,17 +216,44 @@ class ScanFeed(ABC):
         """Return nothing; feeds that count their samples override this."""
         return {}
 
-    def _read(self, batches: grain.MapDataset, share: Share) -> Generator[Batch, None, None]:
+    def _read(
+        self, batches: grain.MapDataset, share: Share, workers: int = 0
+    ) -> Generator[Batch, None, None]:
         # Grain's own defaults would read 500 batches ahead.
-        ahead = self._prefetch if self._threads else 0
+        ahead = -(-self._prefetch // max(1, workers)) if self._threads else 0
         threads = self._threads if ahead else 0
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        iterator = iter(batches.to_iter_dataset(options))
+        reading = batches.to_iter_dataset(options)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads flags, outside of absl's programs, too
+                flags.FLAGS.mark_as_parsed()
+            # Grain hands worker w the batches w, w + workers, ..., and puts them back in order.
+            reading = reading.mp_prefetch(grain.MultiprocessingOptions(workers), _begin_worker)
+        iterator = iter(reading)
         try:
             for batch in iterator:
                 yield batch | {"position": share.positions}
         finally:
             iterator.close()
+
+
+MOST_THREADS = 16
+"""The most threads that a feed starts unless it is told a number."""
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Let a worker live as long as the process that reads from it, and no longer."""
+    # Signals for the whole group ask the run to stop; it reads on until it has saved.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def seed_of(seed: int, purpose: str) -> tuple[int, ...]:

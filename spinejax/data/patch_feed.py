@@ -49,7 +49,7 @@ class PatchFeed(ScanFeed):
         batch_size: int,
         seed: int,
         margin: int = 0,
-        **reading: int,
+        **reading: Any,
     ) -> None:
         """Find the class of every patch (a pass over the cached labels) and set up.
 
@@ -66,7 +66,7 @@ class PatchFeed(ScanFeed):
             seed: of order, under-sampling and the split of patches.
             margin: pixels around a training patch, for augmentation to draw from; validation
                 patches have none.
-            **reading: threads and prefetch, see `ScanFeed`.
+            **reading: threads, prefetch and workers, see `ScanFeed`.
 
         Raises:
             InputError: a value cannot be used, there are no training scans, a patch is larger than

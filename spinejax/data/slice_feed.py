@@ -75,7 +75,7 @@ class SliceFeed(ScanFeed):
         size: tuple[int, int],
         spine_free_fraction: float = 0.1,
         neighbours: int = 0,
-        **reading: int,
+        **reading: Any,
     ) -> None:
         """Set up.
 
@@ -85,7 +85,7 @@ class SliceFeed(ScanFeed):
             spine_free_fraction: share of slices without any foreground. It counts whole slices: a
                 crop of a slice with vertebrae may miss them.
             neighbours: slices on each side that a sample also holds, as channels.
-            **reading: batch size, seed, threads and prefetch, see `ScanFeed`.
+            **reading: batch size, seed, threads, prefetch and workers, see `ScanFeed`.
 
         Raises:
             InputError: a value cannot be used, or a scan has no neighbouring slices.

@@ -132,8 +132,9 @@ def feed_options(config: ConfigDict) -> dict[str, Any]:
     return dict(
         batch_size=config.train.batch_size,
         seed=config.seed,
-        threads=config.data.threads,
+        threads=config.data.threads if config.data.threads >= 0 else None,
         prefetch=config.data.prefetch,
+        workers=config.data.workers,
     )
 
 

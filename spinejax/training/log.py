@@ -117,6 +117,7 @@ class RunLog:
         self._batch_size = batch_size
         self._sample, self._overlap = sample, overlap
         self._first, self._shown = True, start_step
+        self._scores = ""
         earlier = read_metrics(workdir)
         now = time.monotonic()
         self._started = now - (earlier[-1].get("seconds", 0.0) if earlier else 0.0)
@@ -162,15 +163,15 @@ class RunLog:
                 if error[0] is None:  # else the exception from inside the block says more
                     raise run_folder.full(self._workdir) from problem
 
-    def advance(self, step: int, loss: float, dice: float) -> None:
-        """Move the bar to `step`; its text changes when it is drawn next."""
+    def advance(self, step: int) -> None:
+        """Move the bar to `step`; it shows the loss that was logged last."""
         if not self._active:
             return
         rate = self._samples_per_s(step)
         if self._first:
             # The first update includes the compilation, so its speed is left out.
             self._first, self._since = False, (step, time.monotonic())
-        text = f"loss {loss:.4f}, {self._overlap} {dice:.4f}, {rate:.1f} {self._sample}/s"
+        text = f"{self._scores}{rate:.1f} {self._sample}/s"
         self._bar.advance(step - self._shown, text)
         self._shown = step
 
@@ -187,6 +188,7 @@ class RunLog:
         rate = self._samples_per_s(step)
         self._since = (step, time.monotonic())
         self._line(step, "train", {**values, "samples_per_s": rate})
+        self._scores = f"loss {values['loss']:.4f}, {self._overlap} {values['dice']:.4f}, "
 
     def val(self, step: int, values: Mapping[str, float]) -> None:
         """Log an evaluation of the state at `step`; its duration does not count for the speed."""

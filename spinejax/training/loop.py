@@ -8,9 +8,11 @@ next. `repeat` is this loop, for any state; the search trains many settings at o
 import logging
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -53,14 +55,27 @@ logger = logging.getLogger("spinejax")
 
 State = TypeVar("State")
 
+IN_FLIGHT = 2
+"""Calls that are started before the first of them is waited for, and batches put ahead of need."""
+
+ONE_BY_ONE = ("cpu",)
+"""Platforms on which a call makes one update. In loops, XLA's CPU backend computes the gradients of
+convolutions some 30 times slower (jax 0.10.2), and rounds them differently."""
+
 
 @dataclass(frozen=True)
 class Durations:
-    """Lengths in steps, at least 1; with `save_every` 0 a state is saved when it is evaluated."""
+    """Lengths in steps, at least 1; with `save_every` 0 a state is saved when it is evaluated.
+
+    log_every: period in which metrics are fetched from the device.
+    per_call: the most updates of a call of the device.
+    """
 
     total: int
     eval_every: int
     save_every: int
+    log_every: int = 1
+    per_call: int = 1
 
     def evaluates(self, at: int) -> bool:
         """Whether the state of this step is evaluated."""
@@ -70,9 +85,24 @@ class Durations:
         """Whether the state of this step is saved."""
         return self.evaluates(at) or (self.save_every > 0 and at > 0 and at % self.save_every == 0)
 
+    def logs(self, at: int) -> bool:
+        """Whether the metrics of the update that led to this step are logged."""
+        return at % self.log_every == 0
 
-def durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
-    """Convert epochs to steps; fields in steps win over those in epochs."""
+    def call(self, at: int) -> int:
+        """Number of updates of the call that begins at this step.
+
+        A call ends where a state is evaluated or saved, so `per_call` changes neither.
+        """
+        left = [period - at % period for period in (self.eval_every, self.save_every) if period]
+        return min(self.per_call, self.total - at, *left)
+
+
+def durations(config: ConfigDict, steps_per_epoch: int, platform: str = "cpu") -> Durations:
+    """Convert epochs to steps; fields in steps win over those in epochs.
+
+    `platform` is that of the devices, see `ONE_BY_ONE`.
+    """
     train = config.train
     total = train.steps or max(1, math.ceil(train.epochs * steps_per_epoch))
     if total > schema.LARGEST:
@@ -81,7 +111,26 @@ def durations(config: ConfigDict, steps_per_epoch: int) -> Durations:
             f"{schema.LARGEST} steps that can be counted; lower it, or set train.steps"
         )
     by_epochs = max(1, round(train.eval_every_epochs * steps_per_epoch))
-    return Durations(total, train.eval_every_steps or by_epochs, train.checkpoint_every_steps)
+    return Durations(
+        total,
+        eval_every=train.eval_every_steps or by_epochs,
+        save_every=train.checkpoint_every_steps,
+        log_every=train.log_every_steps,
+        per_call=1 if platform in ONE_BY_ONE else train.steps_per_call,
+    )
+
+
+class Call(NamedTuple):
+    """Consecutive updates that one call of the device has made.
+
+    first: the step that the first of them led to.
+    last: the step that the last of them led to.
+    metrics: of each update, see `step.several`; leaves (updates, ...), on the device.
+    """
+
+    first: int
+    last: int
+    metrics: dict[str, jax.Array]
 
 
 class Keeper(Protocol):
@@ -93,8 +142,11 @@ class Keeper(Protocol):
     @property
     def hopeless(self) -> bool: ...  # noqa: D102
 
-    def updated(self, at: int, metrics: dict[str, np.ndarray]) -> None:
-        """Take the metrics of the update that led to step `at`; the next may have started."""
+    def advanced(self, at: int) -> None:
+        """Show that the updates up to step `at` are done."""
+
+    def updated(self, calls: Sequence[Call]) -> None:
+        """Take the metrics of the calls since the last ones; what is needed is fetched here."""
 
     def evaluated(self, at: int, evaluation: Evaluation) -> None:
         """Take the evaluation of the state at step `at`."""
@@ -112,64 +164,151 @@ def repeat(
     start: int,
     evaluated: bool = False,
     lengths: Durations,
-    update: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]],
+    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
     judge: Callable[[State], Evaluation | None] | None,
     batches: Generator[Batch, None, None],
+    put: Callable[[Batch], Any],
     keeper: Keeper,
     stop: Stop,
 ) -> tuple[State, int, bool]:
     """Update `state` until the last step, a request to stop, or a hopeless state.
 
-    Metrics are fetched one step late, so that the loop never waits for the device.
+    The device always has a call to do: `IN_FLIGHT` calls are started before the first of them is
+    waited for, and their batches are on the device before. Metrics stay there until an update is
+    logged, or its state is evaluated or saved.
 
     Args:
         state: at step `start`; its buffers are donated.
         start: updates done before.
         evaluated: whether the state has been evaluated.
-        lengths: when to evaluate, save and end.
-        update: (state, batch) -> (next state, metrics).
+        lengths: when to evaluate, save, log and end, and how many updates a call makes.
+        update: (state, what `put` returns) -> (next state, metrics), as `step.several`.
         judge: evaluates a state, None if it was asked to stop; None where nothing validates.
         batches: from batch `start` on; closed here.
+        put: begins to copy the batches of a call to the device, leaves (b, updates, ...).
         keeper: receives metrics, evaluations and states.
-        stop: asked at every step.
+        stop: asked before every call.
 
     Returns:
         The last state, its step, and whether a request to stop ended the loop.
     """
-    waiting: tuple[int, dict[str, jax.Array]] | None = None
+    running: deque[Call] = deque()
+    done: list[Call] = []
 
-    def hand_over(newer: tuple[int, dict[str, jax.Array]] | None = None) -> None:
-        nonlocal waiting
-        older, waiting = waiting, newer
-        if older is not None:
-            keeper.updated(older[0], jax.device_get(older[1]))
+    def wait(left: int = 0) -> None:
+        """Wait until at most `left` calls run; with none left, all metrics are handed over."""
+        due = left == 0
+        while len(running) > left:
+            call = running.popleft()
+            jax.block_until_ready(call.metrics)
+            done.append(call)
+            keeper.advanced(call.last)
+            due = due or any(map(lengths.logs, range(call.first, call.last + 1)))
+        if due and done:
+            keeper.updated(done)
+            done.clear()
 
     at = start
+    ahead = _ahead(batches, put, lengths, start)
     try:
         while True:
             interrupted = stop.agreed(at)
             if judge and lengths.evaluates(at) and not evaluated and not interrupted:
-                hand_over()
+                wait()
                 found = judge(state)
                 interrupted, evaluated = found is None, found is not None
                 if found is not None:
                     keeper.evaluated(at, found)
             if interrupted or lengths.saves(at):
-                hand_over()
+                wait()
                 keeper.save(state, at, evaluated=evaluated)
             if interrupted or at >= lengths.total or keeper.hopeless:
-                hand_over()
+                wait()
                 return state, at, interrupted
             began = time.monotonic()
             if at == start:
                 keeper.say("compiling the first step")
-            state, metrics = update(state, next(batches))
+            state, metrics = update(state, next(ahead))
             if at == start:
                 keeper.say(f"compiled in {time.monotonic() - began:.0f} s")
-            at, evaluated = at + 1, False
-            hand_over((at, metrics))
+            first, at, evaluated = at + 1, at + lengths.call(at), False
+            running.append(Call(first, at, metrics))
+            wait(IN_FLIGHT)
     finally:
         batches.close()
+
+
+def _ahead(
+    batches: Iterator[Batch], put: Callable[[Batch], Any], lengths: Durations, at: int
+) -> Iterator[Any]:
+    """Yield the batches of each call from step `at` on, and put those of the next calls before.
+
+    Nothing is read beyond the last step.
+    """
+    ready: deque[Any] = deque()
+    while ready or at < lengths.total:
+        while at < lengths.total and len(ready) <= IN_FLIGHT:
+            count = lengths.call(at)
+            ready.append(put(stacked(list(islice(batches, count)))))
+            at += count
+        yield ready.popleft()
+
+
+@contextmanager
+def profiled(
+    update: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
+    folder: Path,
+    *,
+    steps: tuple[int, int],
+    lengths: Durations,
+    start: int,
+) -> Iterator[Callable[[State, Any], tuple[State, dict[str, jax.Array]]]]:
+    """Give an `update` for `repeat` that also writes a profile of some steps.
+
+    Args:
+        update: see `repeat`.
+        folder: where jax makes a folder for the profile.
+        steps: the first and the last step to profile; (0, 0) for none. Calls are profiled whole.
+        lengths: see `repeat`.
+        start: see `repeat`.
+    """
+    at, tracing = start, False
+
+    def end() -> None:
+        nonlocal tracing
+        if tracing:
+            jax.profiler.stop_trace()
+        tracing = False
+
+    def call(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        nonlocal at, tracing
+        to = at + lengths.call(at)
+        if not tracing and at < steps[1] and to >= steps[0]:
+            jax.block_until_ready(state)  # what ran before is no part of the profile
+            jax.profiler.start_trace(folder, create_perfetto_trace=True)
+            tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=to):
+            state, metrics = update(state, batch)
+        at = to
+        if tracing and at >= steps[1]:
+            jax.block_until_ready(metrics)
+            end()
+        return state, metrics
+
+    try:
+        yield call if steps[1] > start else update
+    finally:
+        end()
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Return the batches of one call, leaves (b, ...), as one of leaves (b, updates, ...).
+
+    Samples stay the first axis, along which devices share a batch.
+    """
+    if len(batches) == 1:
+        return {name: rows[:, None] for name, rows in batches[0].items()}
+    return {name: np.stack([b[name] for b in batches], axis=1) for name in batches[0]}
 
 
 class TrainResult(NamedTuple):
@@ -427,11 +566,11 @@ def _run(
         config, workdir, cases=cases, wanted=("train", "val"), progress=progress
     )
     feed = task.feed(cached)
-    lengths = durations(config, feed.per_epoch)
+    lengths = durations(config, feed.per_epoch, mapped.platform)
     update, optimizer = step.from_config(
         config, task, total_steps=lengths.total, steps_per_epoch=feed.per_epoch
     )
-    update = mapped.map(update, sharded=(False, False), donate=True)
+    update = mapped.map(step.several(update), sharded=(False, False), donate=True)
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
     if initial:
         variables = initial.variables
@@ -501,8 +640,20 @@ def _run(
                 active=first,
                 progress=progress,
             ) as writer,
+            profiled(
+                update,
+                workdir / "profile",
+                steps=config.train.profile_steps if first else (0, 0),
+                lengths=lengths,
+                start=start,
+            ) as update,
         ):
             writer.say(_batch_and_rate(config, mapped.count))
+            if lengths.per_call < config.train.steps_per_call:
+                writer.say(
+                    f"train.steps_per_call={config.train.steps_per_call}: on a "
+                    f"{mapped.platform.upper()} each call makes one step"
+                )
             keeper = _RunKeeper(
                 config=config,
                 task=task,
@@ -522,13 +673,14 @@ def _run(
                 start=start,
                 evaluated=evaluated,
                 lengths=lengths,
-                update=lambda state, batch: update(state, mapped.put(batch)),
+                update=update,
                 judge=judge if feed.val_cases else None,
                 batches=feed.train(
                     start_step=start,
                     process_index=parallel.process_index(),
                     process_count=parallel.process_count(),
                 ),
+                put=mapped.put,
                 keeper=keeper,
                 stop=stop,
             )
@@ -609,7 +761,7 @@ class _RunKeeper:
     best: Meta | None
     score: float | None = None  # of the state that is saved next
     improved: bool = False
-    largest: str = ""  # gradient of the update before
+    before: Call | None = None  # whose metrics were taken last
 
     @property
     def hopeless(self) -> bool:
@@ -620,31 +772,48 @@ class _RunKeeper:
         patience, best = self.config.train.patience, self.best
         return bool(patience and best and self.judged - best.step >= patience * self.eval_every)
 
-    def updated(self, at: int, metrics: dict[str, np.ndarray]) -> None:
-        if not metrics["finite"]:
-            raise InputError(self._divergence(at, metrics))
-        leaf_max = metrics["leaf_max"]
-        self.largest = f"{leaf_max.max():.3g} in {self.names[int(leaf_max.argmax())]}"
-        if at % self.config.train.log_every_steps == 0:
-            scalars = ("loss", "dice", "accuracy", "learning_rate", "grad_norm")
-            self.writer.train(at, {name: float(metrics[name]) for name in scalars})
-        self.writer.advance(at, float(metrics["loss"]), float(metrics["dice"]))
+    def advanced(self, at: int) -> None:
+        self.writer.advance(at)
 
-    def _divergence(self, at: int, metrics: dict[str, np.ndarray]) -> str:
+    def updated(self, calls: Sequence[Call]) -> None:
+        finite = jax.device_get([call.metrics["finite"] for call in calls])
+        earlier = [self.before, *calls]
+        for call, fine, before in zip(calls, finite, earlier, strict=False):
+            bad = int(np.argmin(fine))
+            steps = range(call.first, call.last + 1)
+            logged = [s for s in steps if s % self.config.train.log_every_steps == 0]
+            if logged:
+                scalars = ("loss", "dice", "accuracy", "learning_rate", "grad_norm")
+                values = jax.device_get({name: call.metrics[name] for name in scalars})
+            for at in logged:
+                if fine.all() or at < steps[bad]:
+                    row = at - call.first
+                    self.writer.train(at, {name: float(x[row]) for name, x in values.items()})
+            if not fine.all():
+                raise InputError(self._divergence(call, bad, before))
+        self.before = calls[-1]
+
+    def _divergence(self, call: Call, row: int, before: Call | None) -> str:
+        metrics = {name: x[row] for name, x in jax.device_get(call.metrics).items()}
         cases, sample = self.feed.train_cases, self.task.sample
         rows = zip(metrics["case"].tolist(), metrics["index"].tolist(), strict=True)
         where = ", ".join(sorted({f"{cases[case].id}[{index}]" for case, index in rows}))
         leaf_max = metrics["leaf_max"]
         # NaN counts as larger than any number.
         worst = int(np.where(np.isnan(leaf_max), np.inf, leaf_max).argmax())
-        before = f" (in the update before: {self.largest})" if self.largest else ""
+        largest = ""
+        earlier, place = (call, row - 1) if row else (before, -1)
+        if earlier is not None:
+            values = jax.device_get(earlier.metrics["leaf_max"])[place]
+            name = self.names[int(values.argmax())]
+            largest = f" (in the update before: {values.max():.3g} in {name})"
         bad = int((~np.isfinite(leaf_max)).sum())
         return (
-            f"training diverged at step {at}: loss {metrics['loss']:.6g}, largest gradient "
-            f"{leaf_max[worst]:.3g} in {self.names[worst]}{before}, {bad} of {len(leaf_max)} "
-            f"gradients not finite; {sample} of the batch: {where}; look at these {sample}, or "
-            "lower optim.learning_rate or optim.clip_norm; the saved checkpoints are from before "
-            "and whole"
+            f"training diverged at step {call.first + row}: loss {metrics['loss']:.6g}, largest "
+            f"gradient {leaf_max[worst]:.3g} in {self.names[worst]}{largest}, {bad} of "
+            f"{len(leaf_max)} gradients not finite; {sample} of the batch: {where}; look at these "
+            f"{sample}, or lower optim.learning_rate or optim.clip_norm; the saved checkpoints are "
+            "from before and whole"
         )
 
     def evaluated(self, at: int, evaluation: Evaluation) -> None:

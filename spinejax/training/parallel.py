@@ -21,12 +21,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spinejax import machine, numerics, schema
-from spinejax.errors import InputError, describe
+from spinejax.errors import InputError, check_choice, describe
 
 T = TypeVar("T")
 
 AXIS = "data"
 """Name of the device axis, for psum, pmean and synchronised BatchNorm."""
+
+KINDS = ("pmap", "shard_map")
 
 
 def initialize_distributed(
@@ -110,18 +112,23 @@ def hardware() -> str:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Maps functions by `kind`, a value of `train.parallel`, over `devices` of all processes."""
+    """Maps functions by `kind`, one of `KINDS`, over `devices` of all processes."""
 
     kind: str
     devices: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        schema.check_value("train.parallel", self.kind)
+        check_choice("kind", self.kind, KINDS)
 
     @property
     def count(self) -> int:
         """Number of devices of all processes."""
         return len(self.devices)
+
+    @property
+    def platform(self) -> str:
+        """Kind of the devices: "cpu", "gpu" or "tpu"."""
+        return self.devices[0].platform
 
     @property
     def local_count(self) -> int:
@@ -169,7 +176,9 @@ class Parallel:
         return jax.device_put(tree, self._sharding(PartitionSpec()))
 
     def put(self, batch: Any) -> Any:
-        """Prepare this process's share of a batch, leaves (b_local, ...), for a mapped function.
+        """Put this process's share of a batch, leaves (b_local, ...), on its devices.
+
+        Returns at once; the copies are made in the background. The result is for a mapped function.
 
         Raises:
             ValueError: b_local is no multiple of the number of local devices.
@@ -179,7 +188,10 @@ class Parallel:
         if any(size % n for size in sizes):
             raise ValueError(f"batches of {sorted(sizes)} rows do not split over {n} local devices")
         if self.kind == "pmap":
-            return jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+            own = [d for d in self.devices if d.process_index == jax.process_index()]
+            sharding = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec(AXIS))
+            rows = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+            return jax.device_put(rows, sharding)
         sharding = self._sharding(PartitionSpec(AXIS))
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
@@ -231,12 +243,17 @@ class Parallel:
 def make_parallel(kind: str, devices: int | None = None) -> Parallel:
     """Map over all devices of all processes, or over the first `devices` of a single process.
 
+    `kind` is a value of `train.parallel`. "auto" is pmap for one process. With several, pmap
+    converts each array of the state at each call, which shard_map does not.
+
     Raises:
         InputError: there are fewer devices.
     """
     numerics.check_devices()
     schema.check_value("train.parallel", kind)
     several = jax.process_count() > 1
+    if kind == "auto":
+        kind = "shard_map" if several else "pmap"
     if several and _apart:
         # pmap would run on the devices of all processes.
         kind, available = "shard_map", jax.local_devices()
@@ -374,11 +391,12 @@ def _gathered(content: bytes) -> list[bytes]:
     return [bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
 
-def reached_preemption(step: int) -> bool:
+def reached_preemption(call: int) -> bool:
     """Return whether any process of the run received SIGTERM; the same answer on all processes.
 
-    All processes must call this at every step. For a single process the answer is always no.
+    All processes must call this equally often, with 1, 2, 3, ... For a single process the answer is
+    always no.
     """
     if process_count() == 1:
         return False
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(call)

@@ -41,7 +41,7 @@ from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
 from spinejax.training import checkpoint, parallel, run_cases, run_folder, step
-from spinejax.training.loop import durations, repeat
+from spinejax.training.loop import Call, durations, repeat
 from spinejax.training.signals import Stop, listen
 from spinejax.training.state import (
     TrainState,
@@ -176,6 +176,7 @@ class _MembersKeeper:
     by: str
     say: Callable[[str], None]
     advance: Callable[[], object]
+    at: int = 0
     losses: list[np.ndarray] = field(default_factory=list)
     best: dict[int, Outcome] = field(default_factory=dict)
     diverged: dict[int, int] = field(default_factory=dict)
@@ -185,10 +186,16 @@ class _MembersKeeper:
         """Whether all members have diverged."""
         return len(self.diverged) == self.members
 
-    def updated(self, at: int, metrics: dict[str, np.ndarray]) -> None:
-        self.losses.append(metrics["loss"])
-        self._mark(at, metrics["finite"])
-        self.advance()
+    def advanced(self, at: int) -> None:
+        for _ in range(at - self.at):
+            self.advance()
+        self.at = at
+
+    def updated(self, calls: Sequence[Call]) -> None:
+        for call, metrics in zip(calls, jax.device_get([c.metrics for c in calls]), strict=True):
+            self.losses.extend(metrics["loss"])
+            for at, finite in enumerate(metrics["finite"], call.first):
+                self._mark(at, finite)
 
     def evaluated(self, at: int, evaluation: Evaluation) -> None:
         self._mark(at, np.isfinite(evaluation.loss))
@@ -254,11 +261,11 @@ def train(
         InputError: schedule or optimiser cannot be built, or `train.init_from` names no model of
             this network.
     """
-    lengths = durations(config, feed.per_epoch)
+    lengths = durations(config, feed.per_epoch, mapped.platform)
     train_step, begin = population_step(
         task, config, total_steps=lengths.total, steps_per_epoch=feed.per_epoch
     )
-    update = mapped.map(train_step, sharded=(False, False), donate=True)
+    update = mapped.map(step.several(train_step), sharded=(False, False), donate=True)
     score = mapped.map(make_eval_step(task), sharded=(False, True), donate=False)
     initial = checkpoint.pretrained(config, task)
     if initial:
@@ -275,13 +282,14 @@ def train(
         mapped.replicate(begin(settings, variables)),
         start=0,
         lengths=lengths,
-        update=lambda population, batch: update(population, mapped.put(batch)),
+        update=update,
         judge=judge,
         batches=feed.train(
             start_step=0,
             process_index=parallel.process_index(),
             process_count=parallel.process_count(),
         ),
+        put=mapped.put,
         keeper=keeper,
         stop=stop,
     )

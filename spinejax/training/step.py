@@ -162,6 +162,29 @@ def make_train_step(
     return step
 
 
+def several(
+    update: Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]],
+) -> Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]:
+    """Return call(state, batches) -> (state, metrics), one program that updates once a batch.
+
+    Args:
+        update: as `make_train_step` returns it.
+
+    Returns:
+        A function whose `batches` have leaves (b, updates, ...), and whose metrics have leaves
+        (updates, ...). It returns the state that `update` would, called so many times.
+    """
+
+    def call(state: Any, batches: Batch) -> tuple[Any, dict[str, jax.Array]]:
+        rows = {name: jnp.moveaxis(x, 1, 0) for name, x in batches.items()}
+        if len(next(iter(rows.values()))) > 1:
+            return jax.lax.scan(update, state, rows)
+        state, metrics = update(state, {name: x[0] for name, x in rows.items()})
+        return state, {name: x[None] for name, x in metrics.items()}
+
+    return call
+
+
 def make_eval_step(
     task: Task,
 ) -> Callable[[dict[str, Any], Batch], tuple[dict[str, jax.Array], jax.Array]]:

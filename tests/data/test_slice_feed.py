@@ -1,19 +1,25 @@
 """The input pipeline: exact resume, exact sharding, controlled shares, every pixel once."""
 
 import itertools
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
+import grain
 import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spinejax import machine
 from spinejax.data import cache, feeds
 from spinejax.data.preprocess import SlicePreprocess
 from spinejax.data.slice_feed import RandomWindow, SliceFeed
@@ -98,6 +104,79 @@ def test_resuming_at_a_step_gives_the_same_batches(cached, start, threads):
     resumed = take(cached, 3, start_step=start, threads=threads, prefetch=threads)
     for a, b in zip(straight[start:], resumed, strict=True):
         assert_equal(a, b)
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 3, "threads": 0}])
+def test_workers_read_the_stream_of_the_process_itself(cached, options):
+    straight = take(cached, 9, threads=0)
+    for a, b in zip(straight[2:], take(cached, 7, start_step=2, **options), strict=True):
+        assert_equal(a, b)
+
+
+def test_a_killed_process_leaves_no_worker_behind(cached, tmp_path):
+    """Neither do signals for the whole group end a worker while the process reads on."""
+    program = tmp_path / "read.py"
+    program.write_text(
+        "import multiprocessing, pickle, sys, time\n"
+        "from spinejax.data.slice_feed import SliceFeed\n"
+        "if __name__ == '__main__':\n"
+        "    cached = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+        "    feed = SliceFeed({'train': cached, 'val': []}, size=(32, 24), batch_size=8, seed=3,\n"
+        "                     workers=2)\n"
+        "    batches = feed.train()\n"
+        "    next(batches), next(batches)\n"
+        "    children = multiprocessing.active_children()\n"
+        "    print(*[child.pid for child in children], flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    for _ in range(20):\n"
+        "        next(batches)\n"
+        "    print('read on', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, str(program), pickle.dumps(list(cached)).hex()]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            workers = [int(word) for word in process.stdout.readline().split()]
+            assert len(workers) == 2
+            for worker in workers:
+                os.kill(worker, signal.SIGTERM)
+                os.kill(worker, signal.SIGINT)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "read on\n"
+        finally:
+            process.kill()
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists that is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_threads_come_from_the_cores_that_the_process_may_use(cached, monkeypatch):
+    found = []
+
+    class Options(grain.ReadOptions):
+        def __post_init__(self):
+            found.append((self.num_threads, self.prefetch_buffer_size))
+            super().__post_init__()
+
+    monkeypatch.setattr(machine, "cores", lambda: 6)
+    monkeypatch.setattr(feeds.grain, "ReadOptions", Options)
+    take(cached, 1)
+    take(cached, 1, threads=3, prefetch=2)
+    monkeypatch.setattr(machine, "cores", lambda: 256)
+    take(cached, 1)
+    assert found == [(6, 4), (3, 2), (16, 4)]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

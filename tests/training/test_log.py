@@ -20,8 +20,8 @@ def test_the_bar_has_a_speed_at_logged_steps_too(tmp_path):
     options = dict(start_step=0, total_steps=4, batch_size=8, progress=recorded)
     with log.RunLog(tmp_path, **options) as writer:
         for step in range(1, 5):
-            writer.train(step, {"loss": 1.0})
-            writer.advance(step, 1.0, 0.5)
+            writer.train(step, {"loss": 1.0, "dice": 0.5})
+            writer.advance(step)
     assert shown[0] == ("training", 4, "step") and [step[0] for step in shown[1:]] == [1] * 4
     assert "slices/s" in shown[-1][1] and " 0.0 slices/s" not in shown[-1][1]
     assert all(line["samples_per_s"] > 0 for line in log.read_metrics(tmp_path))

@@ -1,5 +1,6 @@
 """Whole runs on four tiny scans: what they leave behind, how they resume, what they refuse."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import spinejax
 from spinejax.errors import InputError
@@ -283,6 +286,83 @@ def test_durations_convert_epochs_once(scans):
     assert [s for s in range(8) if lengths.saves(s)] == [2, 3, 4, 6, 7]
 
 
+class Recorder:
+    """A keeper that writes down what it is given, and when."""
+
+    hopeless = False
+
+    def __init__(self, start: int) -> None:
+        self.found: list[tuple[str, int]] = []
+        self.updates = [start]
+
+    def advanced(self, at):
+        self.found.append(("done", at))
+
+    def updated(self, calls):
+        for call in calls:
+            self.updates += call.metrics["step"]
+            assert call.metrics["step"] == list(range(call.first, call.last + 1))
+        self.found.append(("metrics", self.updates[-1]))
+
+    def evaluated(self, at, evaluation):
+        assert self.updates[-1] == at
+        self.found.append(("evaluated", at))
+
+    def save(self, state, at, *, evaluated):
+        assert self.updates[-1] == state == at
+        self.found.append(("saved", at))
+
+    def say(self, text):
+        pass
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    total=st.integers(1, 30),
+    periods=st.tuples(st.integers(1, 12), st.integers(0, 12), st.integers(1, 12)),
+    per_call=st.integers(1, 9),
+    start=st.integers(0, 29),
+)
+def test_the_loop_does_the_same_steps_in_calls_of_any_length(total, periods, per_call, start):
+    """Against the steps counted one by one."""
+    start = min(start, total - 1)
+    lengths = loop.Durations(total, *periods, per_call)
+    keeper, put, used = Recorder(start), [], []
+
+    def take(batch):
+        put.extend(batch["number"][0])
+        return batch["number"][0]
+
+    def update(at, numbers):
+        used.extend(numbers)
+        # The batch of this call and of the next ones are on the device, and no more.
+        assert len(put) - len(used) <= loop.IN_FLIGHT * per_call
+        assert len(numbers) <= per_call
+        return at + len(numbers), {"step": [at + 1 + i for i in range(len(numbers))]}
+
+    end = loop.repeat(
+        start,
+        start=start,
+        lengths=lengths,
+        update=update,
+        judge=lambda at: loop.Evaluation(0.0, 0.0, 0.0, {}, {}),
+        batches=({"number": np.array([number])} for number in itertools.count(start)),
+        put=take,
+        keeper=keeper,
+        stop=signals.Stop(),
+    )
+    assert end == (total, total, False)
+    steps = list(range(start, total + 1))
+    assert put == used == steps[:-1] and keeper.updates == steps
+    at = {kind: [n for k, n in keeper.found if k == kind] for kind in ("evaluated", "saved")}
+    assert at["evaluated"] == [n for n in steps if lengths.evaluates(n)]
+    assert at["saved"] == [n for n in steps if lengths.saves(n)]
+    # Metrics leave the device only where something is logged, evaluated or saved.
+    fetched = [n for kind, n in keeper.found if kind == "metrics"]
+    for before, last in itertools.pairwise([start, *fetched]):
+        assert any(lengths.logs(n) or lengths.saves(n) for n in range(before + 1, last + 1))
+
+
 class Judged(loop._RunKeeper):
     """A keeper of whole numbers: nothing to log, and nothing to write but the best step."""
 
@@ -309,7 +389,10 @@ class Judged(loop._RunKeeper):
             best=best,
         )
 
-    def updated(self, at, metrics):
+    def advanced(self, at):
+        pass
+
+    def updated(self, calls):
         pass
 
 
@@ -343,6 +426,7 @@ def test_training_ends_when_patience_does_and_a_resumed_one_knows(
             update=lambda at, batch: (at + 1, {}),
             judge=judge,
             batches=(batch for batch in iter(dict, None)),
+            put=lambda batch: batch,
             keeper=keeper,
             stop=signals.Stop(),
         )

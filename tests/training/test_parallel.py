@@ -123,6 +123,13 @@ def test_a_process_apart_has_its_own_devices_and_no_others(monkeypatch):
     assert parallel.make_parallel("pmap").count == 2 * len(own)
 
 
+def test_several_processes_map_without_converting_the_state(monkeypatch):
+    assert parallel.make_parallel("auto").kind == "pmap"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert parallel.make_parallel("auto").kind == "shard_map"
+    assert parallel.make_parallel("pmap").kind == "pmap"
+
+
 def test_one_process_is_its_own_first():
     assert (parallel.process_index(), parallel.process_count()) == (0, 1)
     assert not parallel.reached_preemption(0)
