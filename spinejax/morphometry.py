@@ -422,21 +422,25 @@ def _vertebra(
         return Morphometry(volume, missing=missing)
     try:
         frame, walls, steps = _body(mask, centre, up, axis=label == _AXIS)
+        lower = _normal(frame, steps, walls, walls.bottom, label)
+        upper = None if label == _AXIS else _normal(frame, steps, walls, walls.top, label)
     except _Unmeasurable as why:
         missing |= dict.fromkeys(_OF_BODY, str(why))
         return Morphometry(volume, missing=missing)
     sizes: dict[str, Any] = {
         "depth_mm": 2.0 * walls.half_depth,
         "centre": frame.centre,
-        "lower": _normal(frame, steps, walls, walls.bottom, label),
+        "upper": upper,
+        "lower": lower,
     }
+    heights = {f"height_{k}_mm": v for k, v in _heights(walls, steps).items()}
     if label == _AXIS:
         missing |= dict.fromkeys(_OF_HEIGHT, "the dens hides the upper end plate")
+    elif not all(map(math.isfinite, heights.values())):
+        missing |= dict.fromkeys(_OF_HEIGHT, "the body is too small, or an end plate is not whole")
     else:
-        heights = {f"height_{k}_mm": v for k, v in _heights(walls, steps).items()}
         front, middle, behind = heights.values()
         sizes |= heights | {"wedge": front / behind, "biconcave": middle / behind}
-        sizes["upper"] = _normal(frame, steps, walls, walls.top, label)
     mean, median, why_not = _core_hu(scan, frame, walls, steps, low=label == _AXIS)
     if why_not:
         missing |= dict.fromkeys(("hu_mean", "hu_median"), why_not)
@@ -621,14 +625,16 @@ def _normal(frame: _Frame, steps: Steps, walls: _Walls, side: np.ndarray, label:
 
 
 def _heights(walls: _Walls, steps: Steps) -> dict[str, float]:
-    """Return the heights of the three `BANDS`, mm."""
+    """Return the heights of the three `BANDS`, mm; NaN where no column of a band has one."""
     near = np.abs(steps[0])[:, None] <= ACROSS * walls.half_width
     depth = 0.5 - 0.5 * steps[1][None] / walls.half_depth
     high = walls.top - walls.bottom
-    return {
-        name: float(np.nanmean(high[near & (depth >= low) & (depth <= most)]))
-        for name, (low, most) in BANDS.items()
-    }
+    found = {}
+    for name, (low, most) in BANDS.items():
+        columns = high[near & (depth >= low) & (depth <= most)]
+        columns = columns[np.isfinite(columns)]
+        found[name] = float(columns.mean()) if columns.size else math.nan
+    return found
 
 
 def _core_hu(

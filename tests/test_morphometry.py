@@ -74,6 +74,18 @@ def test_heights_depth_and_volume_are_those_of_the_drawing():
         assert one.hu_mean == one.hu_median == hu
 
 
+@pytest.mark.parametrize("first", [4, 20])
+@pytest.mark.parametrize("scale", [0.15, 0.2, 0.22, 0.25, 0.28, 0.4])
+def test_a_body_that_is_too_small_has_reasons_in_place_of_numbers(first, scale):
+    array, scan = spine([(28.0, 28.0)], first=first)
+    small = Volume(scan.array, LPS @ np.diag([scale, scale, scale, 1.0]))
+    one = measured(array, small)[first]
+    for name in morphometry.NUMBERS:
+        value = getattr(one, name)
+        assert (value is None) == (name in one.missing), name
+        assert value is None or math.isfinite(value), name
+
+
 @given(
     front=st.floats(14, 30),
     behind=st.floats(20, 30),

@@ -144,7 +144,7 @@ def run(values: FlagValues) -> int:
     if model.named:
         check_output(table, "table", overwrite=values.overwrite)
     _, refused = failures.each(scans, check)  # before hours of work
-    if values.page and len(scans) > 1:
+    if values.page and len(scans) + len(list(output.glob("*.html"))) > 1:
         check_output(output / viewer.INDEX, "index", overwrite=values.overwrite)
     with made(output, results=("*",)):
         allowed = {name: path for name, path in scans.items() if name not in refused}

@@ -66,8 +66,12 @@ def convert(
     """
     check_choice("--layout", layout, LAYOUTS)
     root, output = scanfile.named(files.expanded(root)), files.expanded(output)
-    if output.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{output}: lies in the data set; choose a folder outside of {root}")
+    inner, outer = output.resolve(), root.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise InputError(
+            f"{output}: lies in the data set, or the data set in it; choose a folder outside of "
+            f"{root}"
+        )
     if layout == "verse" and scheme == BINARY:
         raise InputError(
             f"--labels={BINARY}: VerSe's layout needs the names of vertebrae; use --layout=nnunet"
@@ -124,6 +128,11 @@ def _targets(cases: Mapping[str, Case], output: Path, layout: str) -> dict[str, 
         else:
             # BIDS has letters and digits in a patient's name, and the index cuts it at "_".
             bids = name if name.startswith("sub-") else f"sub-{re.sub('[^A-Za-z0-9]', '', name)}"
+            if bids == "sub-":
+                raise InputError(
+                    f"{case.image}: VerSe's layout needs a name of the letters A to Z and digits; "
+                    "rename the scan"
+                )
             folder, patient = output / _SUBSETS[case.subset], bids.partition("_")[0]
             image = folder / "rawdata" / patient / f"{bids}_ct.nii.gz"
             mask = folder / "derivatives" / patient / f"{bids}_seg-vert_msk.nii.gz"

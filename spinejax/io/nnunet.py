@@ -56,7 +56,7 @@ def read(path: Path) -> Dataset | None:
     ids: dict[int, int] = {0: 0}
     for name, found in numbers.items():
         label = vertebra(name)
-        if name.strip().lower() == "ignore":
+        if _ignored(name):
             continue  # voxels that nobody annotated: neither vertebra nor background
         for number in found:
             if label and not number:
@@ -67,9 +67,17 @@ def read(path: Path) -> Dataset | None:
                     f"{path}: {number} is both {other} and {labels.name(label)}; {_REMEDY}"
                 )
             ids[number] = label or ids.get(number, 0)
-    others = [name for name, found in numbers.items() if found != [0] and not vertebra(name)]
+    others = [
+        name
+        for name, found in numbers.items()
+        if found != [0] and not vertebra(name) and not _ignored(name)
+    ]
     names = [str(name) for _, name in sorted(content[channels].items())]
     return Dataset(path, names, ids, others)
+
+
+def _ignored(name: str) -> bool:
+    return name.strip().lower() == "ignore"
 
 
 def _numbers(path: Path, entries: Mapping[str, object]) -> dict[str, list[int]]:

@@ -118,7 +118,8 @@ def straighten(
     """
     towards = np.asarray(toward, np.float64)
     across = towards - (curve.tangents @ towards)[:, None] * curve.tangents
-    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    # Where the curve runs along `toward`, there is nothing across it.
+    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)
     first, last = reach_mm
     offsets = np.linspace(first, last, 1 + round((last - first) / curve.step_mm))
     places = curve.points[:, None] + offsets[:, None] * across[:, None]

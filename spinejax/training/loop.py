@@ -628,17 +628,20 @@ def _run(
         # Signals are handled from here on; before, the default handling loses nothing.
         with (
             listen(stop),
-            RunLog(
-                workdir,
-                start_step=start,
-                total_steps=lengths.total,
-                batch_size=config.train.batch_size,
-                sample=task.sample,
-                overlap=task.overlap,
-                track=config.train.trackers,
-                fields=schema.flatten(schema.plain(config)),
-                active=first,
-                progress=progress,
+            # A tracker that does not start on the first process ends all of them.
+            parallel.together(
+                lambda: RunLog(
+                    workdir,
+                    start_step=start,
+                    total_steps=lengths.total,
+                    batch_size=config.train.batch_size,
+                    sample=task.sample,
+                    overlap=task.overlap,
+                    track=config.train.trackers,
+                    fields=schema.flatten(schema.plain(config)),
+                    active=first,
+                    progress=progress,
+                )
             ) as writer,
             profiled(
                 update,

@@ -80,6 +80,7 @@ _NAMES = (
     "metrics.jsonl",
     "mlflow",
     "patches.json",
+    "profile",
     "run.json",
     "search.json",
     "search.jsonl",
