@@ -29,7 +29,13 @@ def define_flags(values: FlagValues) -> None:
         several=True,
         short="i",
     )
-    parsing.path_flag(values, "output", "Folder for labels and pictures.", required=True, short="o")
+    parsing.path_flag(
+        values,
+        "output",
+        "Folder for labels, records, pages and pictures.",
+        required=True,
+        short="o",
+    )
     parsing.model_flags(values)
     parsing.calibration_flag(values)
     flags.DEFINE_integer(

@@ -332,9 +332,8 @@ def doubts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     left_out = [one["name"] for one in vertebrae if one.get("written") is False]
     kept = [one["name"] for one in vertebrae if one.get("cut") and one["name"] not in left_out]
     if kept:
-        found.append(
-            ("Cut by the edge of the scan", f"{_and(kept)}: measures are of the visible part.")
-        )
+        words = "no volume is measured, and no height of a body that the edge cuts."
+        found.append(("Cut by the edge of the scan", f"{_and(kept)}: {words}"))
     if left_out:
         verb = "reach" if len(left_out) > 1 else "reaches"
         found.append(("Left out", f"{_and(left_out)} {verb} beyond the edge of the scan."))
