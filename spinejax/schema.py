@@ -636,8 +636,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "train.log_every_steps", 10, Whole(1), unit="steps", free=True,
-        meaning="Period of the log lines. Metrics stay on the device until a line, an evaluation or a "
-        "save.",
+        meaning="Period of the log lines. Metrics stay on the device until a line, an evaluation "
+        "or a save.",
     ),
     Field(
         "train.steps_per_call", 1, Whole(1, 1024), unit="steps", free=True,
