@@ -1,6 +1,7 @@
 """Data sets in nnU-Net's and VerSe's layout: what is written, and the way there and back."""
 
 import json
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -13,10 +14,12 @@ from spinejax.datasets import conversion, verse
 from spinejax.errors import InputError
 from spinejax.io import scanfile
 from spinejax.phantom.dataset import write_dataset
+from tests.support import nifti_files
 from tests.support.cli_runs import fails, snapshot
 from tests.support.nifti_files import tissue
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
+save = partial(nifti_files.save, affine=AFFINE)
 SHAPE = (20, 22, 24)
 
 
@@ -32,12 +35,6 @@ def box(*numbers):
     for i, number in enumerate(numbers):
         array[6:14, 6:14, 18 - 5 * i : 22 - 5 * i] = number
     return array
-
-
-def save(path, array, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.Nifti1Image(array, affine).to_filename(path)
-    return path
 
 
 def read(case):
@@ -96,7 +93,7 @@ def test_masks_get_the_grid_of_their_ct(tmp_path):
     save(tmp_path / "d" / "a_ct.nii.gz", tissue(SHAPE, 0).astype(np.int16))
     turned = np.ascontiguousarray(box(19, 28, 20)[::-1])
     flipped = AFFINE @ np.array([[-1, 0, 0, 19], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    save(tmp_path / "d" / "a_seg.nii.gz", turned, flipped)
+    save(tmp_path / "d" / "a_seg.nii.gz", turned, affine=flipped)
     conversion.convert(tmp_path / "d", tmp_path / "out", "nnunet")
     written = nib.load(tmp_path / "out" / "labelsTr" / "a.nii.gz")
     np.testing.assert_allclose(written.affine, AFFINE)

@@ -1,8 +1,8 @@
 """Masks in nnU-Net's layout: their numbers mean what `dataset.json` says."""
 
 import json
+from functools import partial
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,17 +13,13 @@ from spinejax.datasets import plain_folders, verse
 from spinejax.datasets.doctor import doctor
 from spinejax.errors import InputError
 from spinejax.io import nnunet, scanfile
+from tests.support import nifti_files
 from tests.support.nifti_files import tissue
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
+save = partial(nifti_files.save, affine=AFFINE)
 SHAPE = (24, 24, 30)
 NAMES = {"background": 0, "disc": 1, "vertebrae_L2": 2, "L1": 3, "T13": 4, "sacrum": 5}
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.Nifti1Image(array, AFFINE).to_filename(path)
-    return path
 
 
 def mask(*numbers):

@@ -4,8 +4,8 @@ import base64
 import io
 import re
 import shutil
+from functools import partial
 
-import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,12 +14,13 @@ from spinejax import labels, overlay
 from spinejax.cli import main
 from spinejax.reports import data_page
 from spinejax.volume import LabelVolume, Volume
-from tests.support import browser
+from tests.support import browser, nifti_files
 from tests.support.cli_runs import fails
 from tests.support.dicom_files import PATIENT, series, write
 from tests.support.nifti_files import tissue
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])  # LPS
+save = partial(nifti_files.save, affine=AFFINE)
 SHAPE = (30, 60, 60)
 
 
@@ -28,12 +29,6 @@ def mask(*numbers, shape=SHAPE):
     for i, number in enumerate(numbers):
         array[10:20, 36:52, 40 - 20 * i : 54 - 20 * i] = number
     return array
-
-
-def save(path, array, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.Nifti1Image(array, affine).to_filename(path)
-    return path
 
 
 def pixels(uri):

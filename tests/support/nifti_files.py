@@ -48,6 +48,7 @@ def save(path, array, affine=None, image=nib.Nifti1Image, **fields):
     made = image(array, oblique_affine() if affine is None else affine)
     for name, value in fields.items():
         made.header[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(made, path)
     return path
 
