@@ -72,5 +72,6 @@ def test_help_says_what_is_required_what_may_be_chosen_and_the_defaults(capsys):
     assert "usage: spinejax predict INPUT --output=OUTPUT [--flag=value" in out
     assert "usage: spinejax sweep --workdir=WORKDIR [--flag=value" in out
     assert "Which weights to use. (best|latest, default best)" in out
-    assert re.search(r"^  -o, --output +Folder for labels and pictures\. \(required\)$", out, re.M)
+    output = r"^  -o, --output +Folder for labels, records, pages and pictures\. \(required\)$"
+    assert re.search(output, out, re.M)
     assert all(len(line) < 100 for line in out.splitlines())
