@@ -167,10 +167,18 @@ def evaluate(
             )
 
     shares = parallel.from_all(share)
+    patches = None
+    scored = {case for one in shares for case in one.results}
+    if scored and run is not None and data is None and loaded.config.task == _OF_PATCHES:
+        kept = {
+            name: [one for one in those if name != split or one.id in scored]
+            for name, those in shares[0].splits.items()
+        }
+        patches = _score_patches(loaded.config, loaded.variables, run, split, kept, shown)
 
     def write() -> scoring.Scores:
         with parallel.apart():
-            return _write(loaded, folder, run, shares, progress=shown, **how)
+            return _write(loaded, folder, run, shares, patches, **how)
 
     return parallel.from_first(write)
 
@@ -281,14 +289,13 @@ def _write(
     folder: Path,
     run: Path | None,
     shares: Sequence["_Share"],
+    patches: tuple[dict[str, Any], list[CachedCase]] | None,
     *,
     split: str,
     data: StrPath | None,
     overwrite: bool,
-    progress: Progress,
 ) -> scoring.Scores:
-    """Write the results of all shares, see `evaluate`."""
-    workdir = folder if run is None else run
+    """Write the results of all shares and those of `_score_patches`, see `evaluate`."""
     config = loaded.config
 
     def write(name: str, content: Any) -> None:
@@ -313,13 +320,11 @@ def _write(
     by_slice = {case: one.by_slice for case, one in results.items()}
     chosen = {"plane": config.data.plane, **slice_dice.best_and_worst(by_slice)}
     write("slices.json", chosen)
-    if config.task == "patch_classification" and data is None:
-        kept = {
-            name: [one for one in those if one.id not in failed]
-            for name, those in shares[0].splits.items()
-        }
-        patches, arrays = _score_patches(config, loaded.variables, workdir, split, kept, progress)
-        write("patches.json", patches)
+    if patches is not None:
+        of_patches, chosen_cases = patches
+        size, rule = config.data.patches.size, config.data.patches.label_rule
+        write("patches.json", {**of_patches, "rule_dice": rule_dice(chosen_cases, size, rule)})
+        arrays = _network(config, build_task(config), loaded.variables, chosen_cases)
         with (
             atomic_path(folder / "network.npz", _KIND, overwrite=overwrite) as temporary,
             temporary.open("wb") as file,
@@ -333,6 +338,7 @@ def _write(
     return scores
 
 
+_OF_PATCHES = "patch_classification"
 _KIND = "evaluation"  # of all files in a folder of results
 _UNFINISHED = "unfinished.json"
 _ALL_UNFINISHED = "unfinished*.json"  # of all processes
@@ -461,8 +467,8 @@ def _score_patches(
     split: str,
     cases: Mapping[str, Sequence[Case]],
     progress: Progress,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Classify the patches of a split.
+) -> tuple[dict[str, Any], list[CachedCase]]:
+    """Classify the patches of a split; the processes of a run share its scans.
 
     Args:
         config: of a run of the task patch_classification.
@@ -473,8 +479,7 @@ def _score_patches(
         progress: shows the progress of preprocessing.
 
     Returns:
-        The content of patches.json, `metrics.classification.patch_scores` with "rule_dice" of the
-        split; and the arrays of network.npz.
+        `metrics.classification.patch_scores`, and the scans that are at least as large as a patch.
 
     Raises:
         InputError: scans that cannot be used, as in training.
@@ -482,32 +487,48 @@ def _score_patches(
     cached = run_cases.prepare(
         config, workdir, cases=cases, wanted=tuple({"train", "val", split}), progress=progress
     )
-    task = build_task(config, axis_name=parallel.AXIS)
-    trained: Any = task.feed({name: cached[name] for name in ("train", "val")})
-    by_scan = config.copy_and_resolve_references()
-    # Every patch of the split is scored, even if training split patches instead of scans.
-    by_scan.data.patches.split_unit = "scan"
-    chosen = _that_fit(cached[split], config.data.patches.size)
-    # A feed needs training patches of both classes. The scans that were trained on have both.
-    scored: Any = build_task(by_scan).feed({"train": trained.train_cases, "val": chosen})
-    classify = _classifier(config, task, variables)
-    balanced = pooled(classify(_Balanced(trained)).values())
+    rank, count = parallel.process_index(), parallel.process_count()
     fields = config.data.patches
+    chosen = _that_fit(cached[split], fields.size)
+
+    def classified() -> tuple[tuple[Counts, int] | None, dict[str, Counts]]:
+        """Return the counts and the number of balanced patches, of the first process; the rest."""
+        with parallel.apart():
+            task = build_task(config, axis_name=parallel.AXIS)
+            trained: Any = task.feed({name: cached[name] for name in ("train", "val")})
+            classify = _classifier(config, task, variables)
+            balanced = None
+            if rank == 0:
+                found = pooled(classify(_Balanced(trained)).values())
+                balanced = found, trained.counts()["balanced_total"]
+            own = chosen[rank::count]
+            if not own:
+                return balanced, {}
+            by_scan = config.copy_and_resolve_references()
+            # Every patch of the split is scored, even if training split patches instead of scans.
+            by_scan.data.patches.split_unit = "scan"
+            # A feed needs training patches of both classes. The scans that were trained on have
+            # both.
+            return balanced, classify(
+                build_task(by_scan).feed({"train": trained.train_cases, "val": own})
+            )
+
+    shares = parallel.from_all(classified)
+    counts = {case: one for _, share in shares for case, one in share.items()}
     scores = patch_scores(
-        classify(scored),
+        {case.id: counts[case.id] for case in chosen},
         size=fields.size,
         stride=fields.stride,
         label_rule=fields.label_rule,
-        balanced_training=(balanced, trained.counts()["balanced_total"]),
+        balanced_training=shares[0][0],
     )
-    scores["rule_dice"] = rule_dice(chosen, fields.size, fields.label_rule)
-    return scores, _network(config, task, variables, chosen)
+    return scores, chosen
 
 
 def _that_fit(cases: Sequence[CachedCase], size: int) -> list[CachedCase]:
     """Return the cases large enough for a patch; smaller scans are still segmented."""
     fit = [case for case in cases if min(case.shape[1:]) >= size]
-    for case in cases:
+    for case in cases if parallel.process_index() == 0 else ():
         if case not in fit:
             logger.warning(
                 "case %s has slices of %dx%d pixels, smaller than a patch of %d; its pixels are "

@@ -19,6 +19,12 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+def open_files() -> int:
+    """Return how many files this process may have open at once; 4096 if there is no lower limit."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 4096 if soft == resource.RLIM_INFINITY else min(4096, soft)
+
+
 def available_bytes() -> int | None:
     """Return how many bytes this process may still take; None if the system does not tell.
 

@@ -9,16 +9,19 @@ not.
       <key>/image.npy          (n, h, w) int16 HU
       <key>/label.npy          (n, h, w) uint8 VerSe ids; 0 and 1 of binary labels
       <key>/meta.json          settings, grid, statistics, foreground pixels, checksums
+      <key>/<name>.npz         what follows from the labels and takes long to find (`kept`)
       .spinejax-tmp-<host>-<pid>-*/    an entry being written
 
 An entry is written in a temporary folder which is then renamed, so it exists whole or not at all:
 after an interruption the same call continues with the missing entries. If two processes make the
-same entry at once, both succeed and the first rename wins. The bytes of an entry are compared with
-its checksums whenever it is prepared; a damaged entry is made again.
+same entry at once, both succeed and the first rename wins. So nothing here needs locks, which
+network file systems may lack. The bytes of an entry are compared with its checksums whenever it is
+prepared; a damaged entry is made again.
 """
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -27,11 +30,12 @@ import secrets
 import socket
 import threading
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,6 +61,7 @@ FORMAT = 2
 
 _DIGESTS = "digests.json"
 _FILES = ("image.npy", "label.npy", "meta.json")  # of an entry
+_KEPT = re.compile(r"[a-z0-9-]+\.npz")  # names of further files of an entry
 _TEMPORARY = re.compile(r"\.spinejax-tmp-(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{16}")
 _DAMAGED = "damaged"  # an entry that is being removed, in a temporary folder
 _IMAGE, _LABEL = np.dtype("<i2"), np.dtype("u1")
@@ -112,16 +117,46 @@ def _memory_map(path: StrPath) -> np.ndarray:
         return np.load(path, mmap_mode="r")
 
 
-@lru_cache(maxsize=256)
+# Every open map holds a file descriptor. VerSe's 374 scans have 748 files; a common limit is 1024.
+@lru_cache(maxsize=machine.open_files() // 2)
 def _open_array(path: str) -> np.ndarray:
-    # Every open map holds a file descriptor. VerSe's 374 scans, with two files each, come near the
-    # common limit of 1024 per process. Reopening a file takes microseconds.
     try:
         return _memory_map(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"cache file {path} cannot be read ({error}); delete its folder and run again"
         ) from error
+
+
+def kept(case: CachedCase, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return an array that follows from a scan, and keep it beside the scan.
+
+    It is made once for all runs and processes that use the cache. Where it cannot be written, it is
+    made each time.
+
+    Args:
+        case: the scan.
+        name: says what the array is and what it depends on besides the scan, with the version of
+            the code that makes it: small letters, digits and hyphens.
+        make: returns the array.
+    """
+    path = case.path / f"{name}.npz"
+    if _KEPT.fullmatch(path.name) is None:
+        raise ValueError(f"{path.name} is no name of a file of an entry")
+    with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            content = io.BytesIO(archive.read("array.npy"))  # and compares it with its checksum
+        with _ONE_HEADER:
+            return np.lib.format.read_array(content, allow_pickle=False)
+    array = make()
+    with suppress(OSError):
+        temporary = _temporary_folder(case.path.parent)
+        try:
+            np.savez_compressed(temporary / path.name, array=array)
+            os.replace(temporary / path.name, path)
+        finally:
+            _remove_temporary(temporary)
+    return array
 
 
 # A file may change again without a new time stamp if it changed less than this time ago.
@@ -206,10 +241,44 @@ class ContentDigests:
         """Write the new digests; if that fails, files are only read again later."""
         if self._changed and self._path.parent.is_dir():
             try:
-                known = dict(sorted(self._known.items()))
-                write_json(self._path, known, "digests", overwrite=self._is_known)
+                # Other processes may have written theirs meanwhile.
+                now = records.read_or_empty(self._path)
+                others = now if all(map(_is_record, now.values())) else {}
+                known = dict(sorted((others | self._known).items()))
+                write_json(self._path, known, "digests", overwrite=self._is_known or bool(others))
             except (OSError, InputError):
                 pass
+
+
+def seen_from(
+    cache_dir: str | os.PathLike[str], entries: Sequence[CachedCase], *, wait_s: float = 90.0
+) -> list[CachedCase]:
+    """Return entries that other processes prepared, as this process reaches them.
+
+    A network file system may show a new folder to other hosts only after a while, by default up to
+    a minute on NFS; this waits for it.
+
+    Args:
+        cache_dir: the folder of the cache, under its name on this host.
+        entries: as `prepare` returned them elsewhere.
+        wait_s: the longest time to wait, in seconds.
+
+    Raises:
+        InputError: an entry did not appear.
+    """
+    root = Path(cache_dir).absolute()
+    found = [replace(entry, path=root / entry.path.name) for entry in entries]
+    until = time.monotonic() + wait_s
+    while missing := [e for e in found if not all((e.path / name).exists() for name in _FILES)]:
+        if time.monotonic() > until:
+            raise InputError(
+                f"cache folder {root}: does not show case {missing[0].id} here, which another "
+                "process has prepared; set data.cache_dir to a folder that all hosts share"
+            )
+        time.sleep(0.5)
+        with suppress(OSError):
+            os.listdir(root)  # a reason for the file system to ask its server
+    return found
 
 
 def digests_in(cache_dir: str | os.PathLike[str]) -> ContentDigests:
@@ -465,12 +534,17 @@ def _publish(temporary: Path, entry: Path, settings: SlicePreprocess) -> None:
         try:
             os.rename(temporary, entry)
             return
+        except FileNotFoundError:
+            # A network file system may rename, lose the answer, try again and find nothing.
+            if _read_entry("", entry, settings) is None:
+                raise
+            return
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
         if _read_entry("", entry, settings) is not None:
             return  # another process was first
-        if not entry.is_dir() or set(os.listdir(entry)) - set(_FILES):
+        if not entry.is_dir() or not all(map(_is_ours, os.listdir(entry))):
             raise InputError(
                 f"{entry}: is damaged, and holds what no entry of a cache holds; move it away and "
                 "run again"
@@ -482,6 +556,11 @@ def _publish(temporary: Path, entry: Path, settings: SlicePreprocess) -> None:
             pass  # another process moved it away
         finally:
             _remove_temporary(damaged)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file of an entry has this name."""
+    return name in _FILES or _KEPT.fullmatch(name) is not None
 
 
 def _npy(path: Path, shape: tuple[int, int, int], dtype: np.dtype) -> BinaryIO:
@@ -518,10 +597,10 @@ def _remove_stale(root: Path) -> None:
 def _remove_temporary(folder: Path) -> None:
     """Remove a temporary folder and the entry in it; anything else in it stays."""
     for inner in (folder / _DAMAGED, folder):
-        for name in _FILES:
-            with suppress(OSError):
-                (inner / name).unlink()
         with suppress(OSError):
+            for name in filter(_is_ours, os.listdir(inner)):
+                with suppress(OSError):
+                    (inner / name).unlink()
             inner.rmdir()
 
 

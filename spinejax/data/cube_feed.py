@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from spinejax import labels
-from spinejax.data.cache import CachedCase
+from spinejax.data.cache import CachedCase, kept
 from spinejax.data.feeds import (
     EndlessShuffle,
     ScanFeed,
@@ -37,9 +37,12 @@ CENTRED_SHARE = 2 / 3
 @lru_cache(maxsize=512)
 def _label_counts(scan: CachedCase) -> tuple[np.ndarray, np.ndarray]:
     """Return the VerSe ids of a scan (k,), and the voxels of each id in each slice (k, n)."""
-    counts = np.stack(
-        [np.bincount(part.ravel(), minlength=labels.MAX_ID + 1) for part in scan.label], axis=1
-    )
+
+    def count() -> np.ndarray:
+        parts = [np.bincount(part.ravel(), minlength=labels.MAX_ID + 1) for part in scan.label]
+        return np.stack(parts, axis=1)
+
+    counts = kept(scan, "label-counts-1", count)
     present = np.flatnonzero(counts.any(1))
     present = present[present > 0]
     return present, counts[present]

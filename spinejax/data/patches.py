@@ -13,12 +13,12 @@ needs them.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from spinejax import schema
-from spinejax.data.cache import CachedCase
+from spinejax.data.cache import CachedCase, kept
 from spinejax.errors import InputError
 
 BACKGROUND, VERTEBRA = 0, 1
@@ -125,7 +125,8 @@ def index_patches(
 ) -> PatchIndex:
     """Return the patches of every slice of every case.
 
-    Only the labels of slices with foreground are read, one slice at a time.
+    Only the labels of slices with foreground are read, one slice at a time. The classes of a case
+    are kept in the cache.
 
     Args:
         cases: the scans; none gives an empty index.
@@ -159,10 +160,9 @@ def index_patches(
         )
     classes = np.zeros(offsets[-1], np.uint8)
     for case, grid, start, stop in zip(cases, grids, offsets, offsets[1:], strict=False):
-        own = classes[start:stop].reshape(grid)
-        label = case.label
-        for position in np.flatnonzero(case.foreground_counts):
-            own[position] = patch_classes(label[position], size, stride, label_rule)
+        name = f"patches-{size}-{stride}-{label_rule}-1"
+        own = kept(case, name, partial(_classes, case, tuple(grid), size, stride, label_rule))
+        classes[start:stop] = own.ravel()
         if not own.any():
             _log.warning(
                 "case %s: none of its %d patches is vertebra under data.patches.label_rule=%s and "
@@ -174,6 +174,16 @@ def index_patches(
                 case.foreground_counts.sum(),
             )
     return PatchIndex(cases, size, stride, label_rule, grids, offsets, classes)
+
+
+def _classes(
+    case: CachedCase, grid: tuple[int, int, int], size: int, stride: int, rule: str
+) -> np.ndarray:
+    """Return the classes of the patches of a case, `grid` of uint8."""
+    classes, label = np.zeros(grid, np.uint8), case.label
+    for position in np.flatnonzero(case.foreground_counts):
+        classes[position] = patch_classes(label[position], size, stride, rule)
+    return classes
 
 
 class TrainingPatches:

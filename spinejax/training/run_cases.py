@@ -101,9 +101,7 @@ def find(
         )
     copied: list[list[str]] = []
     if real:
-        digests = cache.digests_in(_cache_folder(config, workdir))
-        copied = copies.same_scans(usable, digests.of_voxels)
-        digests.save()
+        copied = parallel.from_first(lambda: _copies(usable, _cache_folder(config, workdir)))
         usable = copies.as_one_patient(usable, copied)
     split = splits.split_cases(
         usable,
@@ -166,6 +164,13 @@ def _cache_folder(config: ConfigDict, workdir: Path) -> Path:
     return expanded(config.data.cache_dir or workdir / "cache")
 
 
+def _copies(cases: Sequence[Case], cache_dir: Path) -> list[list[str]]:
+    digests = cache.digests_in(cache_dir)
+    found = copies.same_scans(cases, digests.of_voxels)
+    digests.save()
+    return found
+
+
 _MOST_COPIES = 5  # that are named
 
 
@@ -209,8 +214,7 @@ def prepare(
 ) -> dict[str, list[CachedCase]]:
     """Preprocess and cache the scans of the `wanted` splits, and return them.
 
-    The first process of a run does the work and the others wait for it; all processes must see the
-    same cache folder.
+    The processes of a run share the work; all of them must see the same cache folder.
 
     Args:
         config: the experiment.
@@ -226,16 +230,15 @@ def prepare(
         cases = find(config, workdir, progress=progress)
     settings = preprocess.from_config(config.data)
     folder = _cache_folder(config, workdir)
-    first = parallel.process_index() == 0
     chosen = {case.id: case for name in wanted for case in cases[name]}
-
-    def prepared(progress: Progress) -> list[CachedCase]:
-        return cache.prepare(
-            list(chosen.values()), settings, folder, labels=config.data.labels, progress=progress
-        )
-
-    entries = parallel.together(lambda: prepared(progress) if first else [])
-    if not first:
-        entries = prepared(silent)
-    by_id = dict(zip(chosen, entries, strict=True))
+    rank, count = parallel.process_index(), parallel.process_count()
+    own = list(chosen.values())[rank::count]
+    shown = silent if rank else progress
+    shares = parallel.from_all(
+        lambda: cache.prepare(own, settings, folder, labels=config.data.labels, progress=shown)
+    )
+    found = [entry for share in shares for entry in share]
+    if count > 1:
+        found = parallel.together(lambda: cache.seen_from(folder, found))
+    by_id = {entry.id: entry for entry in found}
     return {name: [by_id[case.id] for case in cases[name]] for name in wanted}

@@ -1,5 +1,6 @@
 """The cache: keyed by content, whole entries only, and what happens when things go wrong."""
 
+import errno
 import json
 import os
 import pickle
@@ -231,17 +232,95 @@ def test_cases_travel_through_pickle_without_their_arrays(cases, tmp_path):
     np.testing.assert_array_equal(pickle.loads(data).image, entry.image)
 
 
+OPEN = """
+import resource, sys
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+from spinejax.data import cache
+for number in range(300):
+    assert cache._open_array(f"{sys.argv[1]}/copy{number}.npy").any()
+"""
+
+
 def test_more_scans_than_file_descriptors_can_be_open(cases, tmp_path):
-    """Maps are closed as others open: 374 scans with two files each must not meet the limit."""
     (entry, *_) = prepare(cases, tmp_path / "cache")
-    cache._open_array.cache_clear()
-    before = len(os.listdir("/proc/self/fd"))
     for i in range(300):
-        link = tmp_path / f"copy{i}.npy"
-        link.symlink_to(entry.path / "image.npy")
-        cache._open_array(str(link))
-    assert len(os.listdir("/proc/self/fd")) - before <= 260
-    cache._open_array.cache_clear()
+        (tmp_path / f"copy{i}.npy").symlink_to(entry.path / "image.npy")
+    subprocess.run([sys.executable, "-c", OPEN, str(tmp_path)], check=True)
+
+
+def test_what_follows_from_a_scan_is_kept_until_it_is_damaged(cases, tmp_path):
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    made = []
+
+    def sums():
+        made.append(1)
+        return entry.label.sum((1, 2))
+
+    for _ in range(2):
+        np.testing.assert_array_equal(cache.kept(entry, "sums-1", sums), entry.label.sum((1, 2)))
+    assert len(made) == 1
+    file = entry.path / "sums-1.npz"
+    content = file.read_bytes()
+    middle = len(content) // 2
+    for damaged in (b"", content[:-30], content[:middle] + b"??" + content[middle + 2 :]):
+        file.write_bytes(damaged)
+        np.testing.assert_array_equal(cache.kept(entry, "sums-1", sums), entry.label.sum((1, 2)))
+        assert file.read_bytes() != damaged
+    assert len(made) == 4
+    assert cache.kept(entry, "others-1", lambda: np.ones(2)).tolist() == [1, 1]
+    # It goes with the entry, and is no reason against making a damaged entry anew.
+    (entry.path / "meta.json").write_text("damaged")
+    assert prepare(cases, tmp_path / "cache")[0].path == entry.path
+    assert {path.name for path in entry.path.iterdir()} == set(cache._FILES)
+
+
+def test_what_cannot_be_kept_is_made_each_time(cases, tmp_path, monkeypatch):
+    (entry, *_) = prepare(cases, tmp_path / "cache")
+    before = {path.name for path in entry.path.parent.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    for _ in range(2):
+        assert cache.kept(entry, "ones-1", lambda: np.ones(2)).tolist() == [1, 1]
+    assert {path.name for path in entry.path.iterdir()} == set(cache._FILES)
+    assert {path.name for path in entry.path.parent.iterdir()} == before
+
+
+def test_entries_of_another_host_are_waited_for(cases, tmp_path):
+    """Its cache lies elsewhere, and its entries appear late."""
+    theirs = prepare(cases, tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+
+    def show():
+        time.sleep(0.3)
+        for entry in theirs:
+            shutil.copytree(entry.path, tmp_path / "ours" / entry.path.name)
+
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(show)
+        found = cache.seen_from(tmp_path / "ours", theirs)
+        shown.result()
+    for one, other in zip(found, theirs, strict=True):
+        assert one.path.parent == tmp_path / "ours"
+        np.testing.assert_array_equal(one.image, other.image)
+    shutil.rmtree(found[1].path)
+    with pytest.raises(InputError, match="does not show case case1 here.*that all hosts share"):
+        cache.seen_from(tmp_path / "ours", theirs, wait_s=0)
+
+
+def test_digests_of_several_processes_come_together(cases, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    # Both read the file before either writes it.
+    shares = [cache.digests_in(folder) for _ in range(2)]
+    for digests, case in zip(shares, cases, strict=False):
+        digests.of(case.image)
+        digests.save()
+    known = json.loads((folder / "digests.json").read_text())
+    assert sorted(known) == sorted(str(case.image) for case in cases[:2])
 
 
 def test_a_failing_case_is_named_and_the_others_are_kept(cases, tmp_path, monkeypatch):

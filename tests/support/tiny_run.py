@@ -79,7 +79,7 @@ def _check_that_all_fail(parallel: Any) -> None:
 
 
 def _evaluate(workdir: Path, split: str, damaged: Path) -> None:
-    """Evaluate a split, write which cases this process scored, and a folder with a damaged scan."""
+    """Evaluate a split, and a folder with a damaged scan; write which cases this process scored."""
     from spinejax import evaluation, scoring
     from spinejax.commands import evaluate
     from spinejax.errors import InputError
@@ -107,6 +107,7 @@ def _evaluate(workdir: Path, split: str, damaged: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Train in this process; the exit status is that of the command line."""
+    from spinejax.data import cache
     from spinejax.errors import InputError
     from spinejax.training import loop, parallel
 
@@ -121,11 +122,20 @@ def main(argv: list[str]) -> int:
             initialization_timeout_s=60,
             heartbeat_timeout_s=10,
         )
+    prepared, prepare = [], cache.prepare
+
+    def noting(cases: Any, *args: Any, **options: Any) -> Any:
+        prepared.extend(case.id for case in cases)
+        return prepare(cases, *args, **options)
+
+    cache.prepare = noting
     try:
         result = loop.train(tiny_config(Path(root), **changes), workdir)
         if "evaluate" in flags:
             _evaluate(Path(workdir), flags["evaluate"], Path(flags["damaged"]))
             _check_that_all_fail(parallel)
+            file = Path(workdir) / f"prepared-{parallel.process_index()}.json"
+            file.write_text(json.dumps(prepared))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -124,6 +124,11 @@ def test_two_processes_equal_one(alone, kind):
     scored = [json.loads((alone / kind / f"scored-{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(one) for one in scored] == [1, 1]
     assert sorted(scored[0] + scored[1]) == sorted(scores["cases"])
+    # Each prepared a part of the scans that train and validate.
+    prepared = [json.loads((alone / kind / f"prepared-{rank}.json").read_text()) for rank in (0, 1)]
+    cases = json.loads((alone / kind / "run.json").read_text())["cases"]
+    assert sorted(prepared[0] + prepared[1]) == sorted(cases["train"] + cases["val"])
+    assert abs(len(prepared[0]) - len(prepared[1])) <= 1
     # What failed on one process is one line on both, and the other scans are scored.
     errors = [(alone / kind / f"error-{rank}.txt").read_text() for rank in (0, 1)]
     assert errors[0] == errors[1] and "case1.nii.gz" in errors[0] and "\n" not in errors[0]
