@@ -451,9 +451,13 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "data.threads", -1, Whole(-1, 256), free=True,
         meaning="Threads that read samples, in each worker if there are workers; -1: one for each "
-        "core, at most 16, shared among the workers.",
+        "core, at most 16, shared among the workers; 0: none, and the training itself reads.",
     ),
-    Field("data.prefetch", 4, Whole(0, 1024), "Batches that are read ahead.", free=True),
+    Field(
+        "data.prefetch", 4, Whole(0, 1024), free=True,
+        meaning="Batches that are read ahead, at least one for each thread; 0: none, and the "
+        "training itself reads.",
+    ),
     Field(
         "data.workers", 0, Whole(0, 256), free=True,
         meaning="Processes that read training samples; 0: the threads of the training process.",

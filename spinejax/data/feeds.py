@@ -140,8 +140,10 @@ class ScanFeed(ABC):
             batch_size: samples over all processes.
             seed: of all random choices, not negative.
             threads: number of reading threads, of each worker if there are any; 0 reads in the
-                caller, None shares the cores that the process may use among the workers.
-            prefetch: number of batches that the threads keep ready; 0 also reads in the caller.
+                caller, None shares the cores that the process may use among the workers. Validation
+                has no workers.
+            prefetch: number of batches that the threads keep ready, at least one for each; 0 also
+                reads in the caller.
             workers: number of processes that read training batches; 0 for none. They need a
                 `__main__` guard in a script.
 
@@ -151,8 +153,10 @@ class ScanFeed(ABC):
         Share(batch_size)
         if seed < 0:
             raise InputError(f"seed {seed} must not be negative")
+        val_threads = threads
         if threads is None:
-            threads = max(1, min(MOST_THREADS, machine.cores() // max(1, workers)))
+            threads = _share_of_cores(workers)
+            val_threads = _share_of_cores(0)
         if threads < 0 or prefetch < 0 or workers < 0:
             raise InputError(
                 f"data.threads {threads}, data.prefetch {prefetch} and data.workers {workers} must "
@@ -160,7 +164,8 @@ class ScanFeed(ABC):
             )
         self.train_cases, self.val_cases = train_cases, val_cases
         self._batch_size, self._seed = batch_size, seed
-        self._threads, self._prefetch, self._workers = threads, prefetch, workers
+        self._prefetch, self._workers = prefetch, workers
+        self._threads, self._val_threads = threads, val_threads or 0
 
     @property
     @abstractmethod
@@ -199,7 +204,9 @@ class ScanFeed(ABC):
         if start_step < 0:
             raise InputError(f"start_step {start_step} must not be negative")
         share = Share(self._batch_size, process_index, process_count)
-        return self._read(self._training(share)[start_step:], share, self._workers)
+        return self._read(
+            self._training(share)[start_step:], share, threads=self._threads, workers=self._workers
+        )
 
     def val(
         self, *, process_index: int = 0, process_count: int = 1
@@ -210,18 +217,20 @@ class ScanFeed(ABC):
         result and errors as for `train`.
         """
         share = Share(self._batch_size, process_index, process_count)
-        return self._read(self._validation(share), share)
+        return self._read(self._validation(share), share, threads=self._val_threads)
 
     def record(self) -> dict[str, dict[str, Any]]:
         """Return nothing; feeds that count their samples override this."""
         return {}
 
     def _read(
-        self, batches: grain.MapDataset, share: Share, workers: int = 0
+        self, batches: grain.MapDataset, share: Share, *, threads: int, workers: int = 0
     ) -> Generator[Batch, None, None]:
-        # Grain's own defaults would read 500 batches ahead.
-        ahead = -(-self._prefetch // max(1, workers)) if self._threads else 0
-        threads = self._threads if ahead else 0
+        # Grain's own defaults would read 500 batches ahead. A thread without a place for its batch
+        # would wait.
+        ahead = max(threads, -(-self._prefetch // max(1, workers)))
+        if not threads or not self._prefetch:
+            threads = ahead = 0
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         reading = batches.to_iter_dataset(options)
         if workers:
@@ -235,6 +244,11 @@ class ScanFeed(ABC):
                 yield batch | {"position": share.positions}
         finally:
             iterator.close()
+
+
+def _share_of_cores(workers: int) -> int:
+    """Return how many threads a worker may start, or the process if there are none."""
+    return max(1, min(MOST_THREADS, machine.cores() // max(1, workers)))
 
 
 MOST_THREADS = 16

@@ -48,6 +48,7 @@ class PatchFeed(ScanFeed):
         val_fraction: float,
         batch_size: int,
         seed: int,
+        split_seed: int = 0,
         margin: int = 0,
         **reading: Any,
     ) -> None:
@@ -63,7 +64,8 @@ class PatchFeed(ScanFeed):
             rus_ratio: background patches per vertebra patch.
             val_fraction: share of the pooled patches that validates, for `"patch"`.
             batch_size: patches over all processes.
-            seed: of order, under-sampling and the split of patches.
+            seed: of order and under-sampling.
+            split_seed: of the split of patches, for `"patch"`.
             margin: pixels around a training patch, for augmentation to draw from; validation
                 patches have none.
             **reading: threads, prefetch and workers, see `ScanFeed`.
@@ -91,6 +93,7 @@ class PatchFeed(ScanFeed):
             ratio=rus_ratio,
             seed=seed,
             held_out_share=val_fraction if pooled else 0.0,
+            split_seed=split_seed,
         )
         self._val_index = self._index if pooled else index_patches(val, **grid)
         self._val_numbers = self._patches.held_out if pooled else np.arange(len(self._val_index))
@@ -127,7 +130,11 @@ class PatchFeed(ScanFeed):
         if limit < 0:
             raise InputError(f"number of balanced patches {limit} must not be negative")
         numbers, share = self._patches.balanced(limit), Share(self._batch_size)
-        return self._read(_batches(self._index, numbers.__getitem__, len(numbers), share), share)
+        return self._read(
+            _batches(self._index, numbers.__getitem__, len(numbers), share),
+            share,
+            threads=self._val_threads,
+        )
 
     def counts(self) -> dict[str, Any]:
         """Return the numbers of patches per class, as JSON values.

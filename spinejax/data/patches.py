@@ -194,7 +194,14 @@ class TrainingPatches:
     """
 
     def __init__(
-        self, index: PatchIndex, *, rus: str, ratio: float, seed: int, held_out_share: float = 0.0
+        self,
+        index: PatchIndex,
+        *,
+        rus: str,
+        ratio: float,
+        seed: int,
+        held_out_share: float = 0.0,
+        split_seed: int = 0,
     ) -> None:
         """Set up; only the held-out patches are drawn here.
 
@@ -204,9 +211,10 @@ class TrainingPatches:
                 `"none"`: all of them are used.
             ratio: background patches per vertebra patch; all are used if there are fewer. With
                 `"none"` only `balanced` reads it.
-            seed: of all draws, not negative.
+            seed: of all draws but that of the held-out patches, not negative.
             held_out_share: this share of the patches that the under-sampling leaves is drawn at
                 random and never trained on (`held_out`).
+            split_seed: of the draw of the held-out patches, not negative.
 
         Raises:
             InputError: a value cannot be used, or all patches belong to one class.
@@ -215,8 +223,9 @@ class TrainingPatches:
         schema.check_value("data.patches.rus_ratio", ratio)
         if not 0 <= held_out_share < 1:
             raise InputError(f"data.val_fraction {held_out_share} must lie in [0, 1)")
-        if seed < 0:
-            raise InputError(f"seed {seed} must not be negative")
+        for name, number in (("seed", seed), ("split_seed", split_seed)):
+            if number < 0:
+                raise InputError(f"{name} {number} must not be negative")
         _check_classes(index)
         self._index, self._rus, self._ratio, self._seed = index, rus, ratio, seed
         self._orders: dict[int, np.ndarray] = {}
@@ -225,7 +234,7 @@ class TrainingPatches:
         rest = len(index) - self.vertebra_count
         self.background_count = rest if rus == "none" else self._balancing(rest)
         if held_out_share:
-            self._hold_out(held_out_share)
+            self._hold_out(held_out_share, split_seed)
 
     def __len__(self) -> int:
         """Number of patches of an epoch."""
@@ -275,10 +284,10 @@ class TrainingPatches:
             return self.background_count
         return self._balancing(self.background_count)
 
-    def _hold_out(self, share: float) -> None:
+    def _hold_out(self, share: float, seed: int) -> None:
         # Given the held-out part of a draw, the rest is a uniform draw from the other patches. So
         # for each kind of RUS the same code draws training patches from those not held out.
-        chosen = self._shuffled(self.background_count, 0, "pool")
+        chosen = self._shuffled(self.background_count, 0, "pool", seed)
         held = np.sort(chosen[: round(share * len(chosen))])
         vertebra = int(np.count_nonzero(self._index.classes[held]))
         self.vertebra_count -= vertebra
@@ -290,11 +299,14 @@ class TrainingPatches:
                 "to train on; lower it"
             )
 
-    def _shuffled(self, background: int, epoch: int, purpose: str = "") -> np.ndarray:
+    def _shuffled(
+        self, background: int, epoch: int, purpose: str = "", seed: int | None = None
+    ) -> np.ndarray:
         """Return all vertebra and `background` other patches not held out, in random order."""
-        draw = self._rng(purpose + "rus", epoch if self._rus == "epoch" else 0)
+        seed = self._seed if seed is None else seed
+        draw = _rng(seed, purpose + "rus", epoch if self._rus == "epoch" else 0)
         chosen = np.concatenate(list(self._choose(background, draw)))
-        self._rng(purpose + "order", epoch).shuffle(chosen)
+        _rng(seed, purpose + "order", epoch).shuffle(chosen)
         return chosen
 
     def _choose(self, wanted: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -317,8 +329,9 @@ class TrainingPatches:
                 background = rng.choice(background, part, replace=False, shuffle=False)
             yield (np.concatenate([vertebra, background]) + start).astype(np.int32)
 
-    def _rng(self, purpose: str, number: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed, *purpose.encode(), number))
+
+def _rng(seed: int, purpose: str, number: int) -> np.random.Generator:
+    return np.random.default_rng((seed, *purpose.encode(), number))
 
 
 def gather(index: PatchIndex, numbers: np.ndarray, margin: int = 0) -> dict[str, np.ndarray]:

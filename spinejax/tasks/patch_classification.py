@@ -92,6 +92,7 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
             PatchFeed,
             **config.data.patches,
             val_fraction=config.data.val_fraction,
+            split_seed=config.data.split_seed,
             margin=margin,
             **record.feed_options(config),
         )

@@ -17,7 +17,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -160,6 +160,7 @@ class Checkpoints:
         self._paths = {which: folder(workdir, which) for which in FOLDERS}
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Callable[[], None] | None = None  # returns when the last save is on disk
+        self._writing: Future[None] | None = None  # the last save, in one process
         try:
             for path in self._paths.values():
                 path.mkdir(parents=True, exist_ok=True)
@@ -203,6 +204,15 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending()
+
+    def check(self) -> None:
+        """Raise the error of the last save if it has failed already; does not block.
+
+        Raises:
+            InputError: as `wait`.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def _finish(self, which: str) -> None:
         try:
@@ -260,7 +270,8 @@ class Checkpoints:
                 self._finish(which)
 
         if parallel.process_count() == 1:
-            self._pending = self._writer.submit(write).result
+            self._writing = self._writer.submit(write)
+            self._pending = self._writing.result
             return
         for which in items:
             self.wait()

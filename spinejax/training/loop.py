@@ -795,6 +795,7 @@ class _RunKeeper:
             if not fine.all():
                 raise InputError(self._divergence(call, bad, before))
         self.before = calls[-1]
+        self.checkpoints.check()
 
     def _divergence(self, call: Call, row: int, before: Call | None) -> str:
         metrics = {name: x[row] for name, x in jax.device_get(call.metrics).items()}

@@ -184,6 +184,16 @@ def test_epochs_redraw_the_background_or_keep_it(cases):
     assert np.var(first) == pytest.approx(variance, rel=0.6)
 
 
+def test_held_out_patches_depend_on_the_seed_of_the_split_alone(cases):
+    index = index_of(cases)
+    held = [
+        training(index, seed=seed, split_seed=split, held_out_share=0.3).held_out
+        for seed, split in ((5, 0), (6, 0), (5, 1))
+    ]
+    np.testing.assert_array_equal(held[0], held[1])
+    assert not np.array_equal(held[0], held[2])
+
+
 @pytest.mark.parametrize("rus", schema.choices("data.patches.rus"))
 def test_orders_hang_on_seed_and_epoch_alone(cases, rus):
     index = index_of(cases)

@@ -176,7 +176,14 @@ def test_threads_come_from_the_cores_that_the_process_may_use(cached, monkeypatc
     take(cached, 1, threads=3, prefetch=2)
     monkeypatch.setattr(machine, "cores", lambda: 256)
     take(cached, 1)
-    assert found == [(6, 4), (3, 2), (16, 4)]
+    take(cached, 1, threads=3, prefetch=0)
+    # Each thread has a place for its batch.
+    assert found == [(6, 6), (3, 3), (16, 16), (0, 0)]
+    # Workers read training batches only.
+    split, how = {"train": cached, "val": cached}, {"size": SIZE, "batch_size": 8, "seed": 3}
+    with closing(SliceFeed(split, workers=64, **how).val()) as batches:
+        next(batches)
+    assert found[-1] == (16, 16)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -81,6 +81,25 @@ def test_a_save_returns_before_it_is_on_disk(tmp_path, monkeypatch):
             assert (checkpoint.folder(tmp_path, which) / "1" / "crc32.json").is_file()
 
 
+def test_a_save_that_failed_in_the_background_is_noticed_before_the_next(tmp_path, monkeypatch):
+    go = threading.Event()
+
+    def fails(*_):
+        assert go.wait(60)
+        raise InputError("the disk is full")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.check()  # nothing was saved
+        monkeypatch.setattr(checkpoints, "_write", fails)
+        checkpoints.save(state_at(1), Meta(1, True, 0.5, 1), best=False)
+        checkpoints.check()  # does not wait
+        go.set()
+        with pytest.raises(InputError, match="the disk is full"):
+            while True:
+                checkpoints.check()
+        checkpoints.check()  # was said
+
+
 def test_a_state_comes_back_bit_for_bit_with_its_types(tmp_path):
     save(tmp_path, 7)
     state, meta = restore(tmp_path)
