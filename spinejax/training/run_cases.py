@@ -232,7 +232,7 @@ def prepare(
     folder = _cache_folder(config, workdir)
     chosen = {case.id: case for name in wanted for case in cases[name]}
     rank, count = parallel.process_index(), parallel.process_count()
-    own = list(chosen.values())[rank::count]
+    own = [chosen[case] for case in sorted(chosen)[rank::count]]  # not in the order of `wanted`
     shown = silent if rank else progress
     shares = parallel.from_all(
         lambda: cache.prepare(own, settings, folder, labels=config.data.labels, progress=shown)

@@ -86,7 +86,7 @@ def updated(kind: str, devices: int) -> dict[str, np.ndarray]:
 
 def main(out: str) -> None:
     saved = {}
-    for kind, devices in (("pmap", 1), ("pmap", 2), ("pmap", 4), ("shard_map", 4)):
+    for kind, devices in (("pmap", 1), ("pmap", 2), ("pmap", 4), ("pmap", 8), ("shard_map", 4)):
         for name, value in updated(kind, devices).items():
             saved[f"{kind}{devices}/{name}"] = value
     np.savez(out, **saved)

@@ -1,4 +1,4 @@
-"""Two processes of two devices each, on one machine."""
+"""Two processes of two devices each and four of one device, on one machine."""
 
 import json
 import os
@@ -92,9 +92,14 @@ def alone(base) -> Path:
     return base
 
 
-@pytest.mark.parametrize("kind", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
-def test_two_processes_equal_one(alone, kind):
-    finish(start(alone, kind, 2, 2, "train", **{"train.parallel": kind}))
+@pytest.mark.parametrize(
+    ("kind", "processes"), [("pmap", 2), pytest.param("shard_map", 4, marks=pytest.mark.slow)]
+)
+def test_several_processes_equal_one(alone, kind, processes):
+    finish(
+        start(alone, kind, processes, 4 // processes, "train", **{"train.parallel": kind}),
+    )
+    ranks = range(processes)
     assert_close(end(alone, kind), end(alone, "alone"))
     lines = [log.read_metrics(alone / name) for name in (kind, "alone")]
     for two, one in zip(*lines, strict=True):
@@ -106,9 +111,9 @@ def test_two_processes_equal_one(alone, kind):
     shown = [pictures(alone / name) for name in (kind, "alone")]
     assert shown[0].keys() == shown[1].keys()
     assert sorted(step for step, _ in shown[0]) == validated
-    assert json.loads((alone / kind / "run.json").read_text())["processes"] == 2
-    # Both processes predicted and scored scans of the training split, each its own; the scores are
-    # those of one process.
+    assert json.loads((alone / kind / "run.json").read_text())["processes"] == processes
+    # Processes predicted and scored scans of the training split, each its own; the scores are those
+    # of one process. Of four processes two have no scan.
     results = alone / kind / "evaluation" / "train"
     assert {"unfinished.json", "unfinished-1.json"} <= {
         json.loads(line)["name"]
@@ -121,17 +126,17 @@ def test_two_processes_equal_one(alone, kind):
     assert list(scores["cases"]) == list(expected["cases"])
     for case, one in scores["cases"].items():
         assert one["voxels"] == pytest.approx(expected["cases"][case]["voxels"], abs=5)
-    scored = [json.loads((alone / kind / f"scored-{rank}.json").read_text()) for rank in (0, 1)]
-    assert [len(one) for one in scored] == [1, 1]
-    assert sorted(scored[0] + scored[1]) == sorted(scores["cases"])
+    scored = [json.loads((alone / kind / f"scored-{rank}.json").read_text()) for rank in ranks]
+    assert [len(one) for one in scored] == [1, 1, 0, 0][:processes]
+    assert sorted(sum(scored, [])) == sorted(scores["cases"])
     # Each prepared a part of the scans that train and validate.
-    prepared = [json.loads((alone / kind / f"prepared-{rank}.json").read_text()) for rank in (0, 1)]
+    prepared = [json.loads((alone / kind / f"prepared-{rank}.json").read_text()) for rank in ranks]
     cases = json.loads((alone / kind / "run.json").read_text())["cases"]
-    assert sorted(prepared[0] + prepared[1]) == sorted(cases["train"] + cases["val"])
-    assert abs(len(prepared[0]) - len(prepared[1])) <= 1
-    # What failed on one process is one line on both, and the other scans are scored.
-    errors = [(alone / kind / f"error-{rank}.txt").read_text() for rank in (0, 1)]
-    assert errors[0] == errors[1] and "case1.nii.gz" in errors[0] and "\n" not in errors[0]
+    assert sorted(sum(prepared, [])) == sorted(cases["train"] + cases["val"])
+    assert max(map(len, prepared)) - min(map(len, prepared)) <= 1
+    # What failed on one process is one line on all, and the other scans are scored.
+    errors = [(alone / kind / f"error-{rank}.txt").read_text() for rank in ranks]
+    assert len(set(errors)) == 1 and "case1.nii.gz" in errors[0] and "\n" not in errors[0]
     folder = evaluation.results_folder(alone / kind, data=alone / "damaged")
     damaged = json.loads((folder / "scores.json").read_text())
     assert (list(damaged["cases"]), list(damaged["failed"])) == (

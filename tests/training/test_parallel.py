@@ -1,4 +1,4 @@
-"""The same global batch on one, two and four devices, by pmap and by shard_map."""
+"""The same global batch on one, two, four and eight devices, by pmap and by shard_map."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def runs(tmp_path_factory) -> dict[str, np.ndarray]:
     out = tmp_path_factory.mktemp("devices") / "out.npz"
     env = {
         **os.environ,
-        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
     }
@@ -43,11 +43,12 @@ def assert_close(a: np.ndarray, b: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", ["params", "ema", "loss", "dice", "eval_loss", "eval_sums"])
-def test_four_devices_equal_one(runs, name):
-    assert_close(runs[f"pmap4/{name}"], runs[f"pmap1/{name}"])
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_several_devices_equal_one(runs, devices, name):
+    assert_close(runs[f"pmap{devices}/{name}"], runs[f"pmap1/{name}"])
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, 4, 8])
 def test_batch_norm_is_synchronised(runs, devices):
     assert len(runs["pmap1/batch_stats"])
     assert_close(runs[f"pmap{devices}/batch_stats"], runs["pmap1/batch_stats"])

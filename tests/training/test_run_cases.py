@@ -4,9 +4,10 @@ import shutil
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from spinejax.phantom import dataset
-from spinejax.training import run_cases
+from spinejax.training import parallel, run_cases
 from tests.support.tiny_run import tiny_config, write_scans
 
 
@@ -89,3 +90,25 @@ def test_a_doubtful_scan_is_said_each_time(tmp_path, caplog):
         run_cases.prepare(tiny_config(tmp_path), tmp_path / "run")
         (record,) = caplog.records
         assert f"{path}: looks like HU + 1024" in record.message
+
+
+def test_processes_share_the_scans_whatever_the_order_of_the_splits(tmp_path, monkeypatch):
+    """Each process makes a set of the splits, whose order is another one in each."""
+    config = tiny_config(write_scans(tmp_path, cases=7))
+    found = run_cases.find(config, tmp_path / "run")
+    shares = []
+
+    def prepare(cases, *_, **__):
+        shares.append([case.id for case in cases])
+        raise InterruptedError
+
+    monkeypatch.setattr(run_cases.cache, "prepare", prepare)
+    monkeypatch.setattr(parallel, "from_all", lambda work: [work()])
+    monkeypatch.setattr(parallel, "process_count", lambda: 3)
+    orders = (("train", "val", "test"), ("test", "train", "val"), ("val", "test", "train"))
+    for rank, wanted in enumerate(orders):
+        monkeypatch.setattr(parallel, "process_index", lambda rank=rank: rank)
+        with pytest.raises(InterruptedError):
+            run_cases.prepare(config, tmp_path / "run", cases=found, wanted=wanted)
+    assert sorted(sum(shares, [])) == [f"case{number}" for number in range(7)]
+    assert sorted(map(len, shares)) == [2, 2, 3]
