@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,12 +45,20 @@ from spinejax import (
 )
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
-from spinejax.files import StrPath, check_output, expanded, is_ours, write_json, write_text
+from spinejax.files import (
+    StrPath,
+    check_output,
+    expanded,
+    is_ours,
+    remove,
+    write_json,
+    write_text,
+)
 from spinejax.inference import cascade, ensemble, masks, planes, windows2d
 from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
 from spinejax.inference.windows3d import make_cube_predictor
-from spinejax.io import centroid_json, grids, nifti, scanfile, slicer, voxels
+from spinejax.io import centroid_json, dicom_seg, grids, nifti, scanfile, slicer, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, OUTLINES, SECOND, SLICES, THIRD
 from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
@@ -315,29 +324,40 @@ class Segmentation:
             picture: whether to draw it.
             page: whether to write the page with the viewer, see `reports.viewer`.
             formats: further formats of the labels, of `FORMATS`: "seg.nrrd" writes
-                `<name>.seg.nrrd`, a segmentation for 3D Slicer with names and colours.
+                `<name>.seg.nrrd`, a segmentation for 3D Slicer with names and colours; "seg.dcm"
+                writes `<name>.seg.dcm`, a DICOM segmentation, which holds the patient's name and
+                needs a scan that was read from DICOM (`io.dicom_seg`). Where nothing was found, no
+                DICOM segmentation is written.
             overwrite: replace other files, too, except the scan.
 
         Returns:
             The paths of the files.
 
         Raises:
-            InputError: a file may not be replaced (nothing is written then), `name` is a path, the
+            InputError: a file may not be replaced, `formats` asks for one that the scan does not
+                allow or whose package is missing (nothing is written then), `name` is a path, the
                 folder cannot be written, or the disk is full.
         """
         from spinejax.reports import figures, viewer  # only pictures and pages need them
 
         name = self.name if name is None else name
+        check_formats("formats", formats)
+        names = {1: "spine"}
+        if self.named:
+            names = {i: labels.NAMES[i] for i in labels.from_head_to_foot(self.mask)}
         targets = outputs(
             folder, name, named=self.named, picture=picture, page=page, formats=formats
         )
         source = () if self.scan.disk is None else [self.scan.disk.path]
         for path, kind in targets.items():
             check_output(path, kind, inputs=source, overwrite=overwrite)
+        segmented = expanded(folder) / f"{name}{dicom_seg.ENDING}"
+        if segmented in targets:
+            dicom_seg.check_scan(self.scan)
+            if not self.mask.any():
+                logger.warning("%s: left out, because nothing was found", segmented)
+                remove(segmented, targets.pop(segmented))
         paths = tuple(targets)
-        names = {1: "spine"}
-        if self.named:
-            names = {i: labels.NAMES[i] for i in labels.from_head_to_foot(self.mask)}
         nifti.write_labels(paths[0], self.labels, self.scan, names=names, overwrite=overwrite)
         record = self._record() if self.named or page else {}
         if self.named:
@@ -358,6 +378,10 @@ class Segmentation:
         for path in paths:
             if path.name.endswith(slicer.ENDING):
                 slicer.write_segmentation(path, self.labels, self.scan, names, overwrite=overwrite)
+        if segmented in targets:
+            dicom_seg.write_segmentation(
+                segmented, self.labels, self.scan, names, model=self.model, overwrite=overwrite
+            )
         if picture:
             figures.quicklook(
                 self.scan,
@@ -371,8 +395,34 @@ class Segmentation:
         return paths
 
 
-FORMATS = {slicer.ENDING[1:]: slicer.ENDING}
+FORMATS = {one[1:]: one for one in (slicer.ENDING, dicom_seg.ENDING)}
 """Format of labels beside NIfTI -> the ending of its files."""
+
+_PACKAGES = {dicom_seg.ENDING[1:]: "highdicom"}
+
+
+def check_formats(field: str, formats: Collection[str]) -> None:
+    """Check that labels can be written in formats.
+
+    Args:
+        field: name of the flag or argument, for messages.
+        formats: the words for it.
+
+    Raises:
+        InputError: a format is unknown, or its package is not installed.
+    """
+    for one in formats:
+        check_choice(field, one, FORMATS)
+        package = _PACKAGES.get(one)
+        if package is None:
+            continue
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise InputError(
+                f"{field}={one}: the package {package} is not installed; install it with "
+                f"`pip install {package}`, or leave {one} out"
+            ) from None
 
 
 def outputs(
@@ -387,8 +437,7 @@ def outputs(
     """Return the files that `Segmentation.save` writes, in its order, with their kinds.
 
     Raises:
-        InputError: `name` is a path, which might lead out of the folder, or empty; or a format is
-            unknown.
+        InputError: `name` is a path, which might lead out of the folder, or empty.
     """
     if not isinstance(name, str) or not name or "/" in name or os.sep in name or "\0" in name:
         raise InputError(f"name = {shown(name)} cannot name files; give a word without slashes")
@@ -398,7 +447,6 @@ def outputs(
     if page:
         found[".html"] = "page"
     for one in formats:
-        check_choice("formats", one, FORMATS)
         found[FORMATS[one]] = "labels"
     if picture:
         found["_quicklook.png"] = "picture"

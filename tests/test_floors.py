@@ -43,6 +43,8 @@ ONLY = {
     "tensorboardX": {"training/trackers.py"},
     "mlflow": {"training/trackers.py"},
     "wandb": {"training/trackers.py"},
+    "pydicom": {"io/dicom_seg.py"},
+    "highdicom": {"io/dicom_seg.py"},
 }
 
 

@@ -22,7 +22,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -173,9 +173,9 @@ def study_in(folder: Path, names: Iterable[str]) -> str | None:
     Args:
         folder: the folder.
         names: of the files in it. Those with an ending that no DICOM file has are passed over, and
-            so is DICOMDIR, a list of files.
+            so are DICOMDIR, a list of files, and segmentations that `predict` wrote.
     """
-    likely = re.compile(r"[^.]*|.*\.(dcm|dicom|ima|\d+)", re.IGNORECASE)
+    likely = re.compile(r"[^.]*|(?!.*\.seg\.dcm$).*\.(dcm|dicom|ima|\d+)", re.IGNORECASE)
     chosen = [name for name in names if likely.fullmatch(name) and name.upper() != "DICOMDIR"]
     for name in sorted(chosen, key=lambda name: (not name.lower().endswith(".dcm"), name))[:5]:
         if name.startswith(".") or not _is_dicom_head(_head(folder / name)):
@@ -214,7 +214,7 @@ def shape_of(path: Path) -> tuple[int, ...]:
         InputError: as for `opened`.
     """
     with _files(path) as files:
-        return _size(_choose(path, _series(path, files), None))
+        return size(_choose(path, _series(path, files), None))
 
 
 @contextmanager
@@ -230,20 +230,43 @@ def opened(path: Path, series: int | None = None) -> Iterator[Source]:
         InputError: there is no CT series or not the one that is wanted; an image cannot be read or
             decoded, or is no grey picture in HU; positions are missing, double or uneven.
     """
+    with _checked(path, series) as (found, chosen, affine):
+        where = f"{path}: series {chosen.number}"
+        _note(path, chosen, found, chose=series is None)
+        tags = [image.tags for image in chosen.images]
+        whole = all(float(one[k]).is_integer() for one in tags for k in ("slope", "intercept"))
+        x, y, z = size(chosen)
+        layout = Layout((x, y, z), np.dtype("<i4" if whole else "<f8"))
+        voxels.check_claim(path, layout, 0, layout.nbytes)
+        grid = replace(disk_grid(path, layout.shape, affine), series=chosen.number)
+        stream = cast(BinaryIO, _Pixels(where, chosen, layout))
+        yield Source(stream, layout, affine, grid)
+
+
+@contextmanager
+def checked(path: Path, series: int | None = None) -> Iterator[tuple[Series, np.ndarray]]:
+    """Give a series whose files exist within the block, and its affine (4, 4) to RAS mm.
+
+    Args:
+        path: as for `opened`.
+        series: as for `opened`.
+
+    Raises:
+        InputError: as for `opened`, but no voxel is read.
+    """
+    with _checked(path, series) as (_, chosen, affine):
+        yield chosen, affine
+
+
+@contextmanager
+def _checked(
+    path: Path, series: int | None
+) -> Iterator[tuple[Sequence[Series], Series, np.ndarray]]:
     with _files(path) as files:
         found = _series(path, files)
         chosen = _choose(path, found, series)
         where = f"{path}: series {chosen.number}"
-        affine = geometry.LPS_TO_RAS @ _checked_affine(where, chosen)
-        _note(path, chosen, found, chose=series is None)
-        tags = [image.tags for image in chosen.images]
-        whole = all(float(one[k]).is_integer() for one in tags for k in ("slope", "intercept"))
-        x, y, z = _size(chosen)
-        layout = Layout((x, y, z), np.dtype("<i4" if whole else "<f8"))
-        voxels.check_claim(path, layout, 0, layout.nbytes)
-        grid = disk_grid(path, layout.shape, affine)
-        stream = cast(BinaryIO, _Pixels(where, chosen, layout))
-        yield Source(stream, layout, affine, grid)
+        yield found, chosen, geometry.LPS_TO_RAS @ _checked_affine(where, chosen)
 
 
 class _Pixels(io.RawIOBase):
@@ -672,7 +695,8 @@ def _note(path: Path, chosen: Series, found: Sequence[Series], *, chose: bool) -
 # The grid.
 
 
-def _size(series: Series) -> tuple[int, int, int]:
+def size(series: Series) -> tuple[int, int, int]:
+    """Return the columns, rows and slices of a series."""
     tags = series.images[0].tags
     return int(tags["columns"]), int(tags["rows"]), len(series.images)
 
