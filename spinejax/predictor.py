@@ -58,7 +58,7 @@ from spinejax.inference import cascade, ensemble, masks, planes, windows2d
 from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
 from spinejax.inference.windows3d import make_cube_predictor
-from spinejax.io import centroid_json, dicom_seg, grids, nifti, scanfile, slicer, voxels
+from spinejax.io import centroid_json, dicom_seg, grids, nifti, scanfile, slicer, stl, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, OUTLINES, SECOND, SLICES, THIRD
 from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
@@ -326,8 +326,9 @@ class Segmentation:
             formats: further formats of the labels, of `FORMATS`: "seg.nrrd" writes
                 `<name>.seg.nrrd`, a segmentation for 3D Slicer with names and colours; "seg.dcm"
                 writes `<name>.seg.dcm`, a DICOM segmentation, which holds the patient's name and
-                needs a scan that was read from DICOM (`io.dicom_seg`). Where nothing was found, no
-                DICOM segmentation is written.
+                needs a scan that was read from DICOM (`io.dicom_seg`); "stl" writes the surface of
+                each label into `<name>_meshes/`, in mm (`io.stl`). The last two write nothing where
+                nothing was found.
             overwrite: replace other files, too, except the scan.
 
         Returns:
@@ -345,18 +346,18 @@ class Segmentation:
         names = {1: "spine"}
         if self.named:
             names = {i: labels.NAMES[i] for i in labels.from_head_to_foot(self.mask)}
-        targets = outputs(
-            folder, name, named=self.named, picture=picture, page=page, formats=formats
+        present = names if self.mask.any() else {}
+        known = partial(
+            outputs, folder, name, named=self.named, picture=picture, page=page, formats=formats
         )
+        targets = known(levels=present.values())
         source = () if self.scan.disk is None else [self.scan.disk.path]
         for path, kind in targets.items():
             check_output(path, kind, inputs=source, overwrite=overwrite)
-        segmented = expanded(folder) / f"{name}{dicom_seg.ENDING}"
-        if segmented in targets:
+        if _DICOM in formats:
             dicom_seg.check_scan(self.scan)
-            if not self.mask.any():
-                logger.warning("%s: left out, because nothing was found", segmented)
-                remove(segmented, targets.pop(segmented))
+            if not present:
+                logger.warning("%s: nothing was found, so no DICOM segmentation is written", name)
         paths = tuple(targets)
         nifti.write_labels(paths[0], self.labels, self.scan, names=names, overwrite=overwrite)
         record = self._record() if self.named or page else {}
@@ -378,10 +379,19 @@ class Segmentation:
         for path in paths:
             if path.name.endswith(slicer.ENDING):
                 slicer.write_segmentation(path, self.labels, self.scan, names, overwrite=overwrite)
-        if segmented in targets:
+        if present and _DICOM in formats:
+            segmented = expanded(folder) / f"{name}{FORMATS[_DICOM]}"
             dicom_seg.write_segmentation(
                 segmented, self.labels, self.scan, names, model=self.model, overwrite=overwrite
             )
+        if _MESHES in formats:
+            meshes = {
+                i: expanded(folder) / f"{name}{_mesh_ending(level)}" for i, level in present.items()
+            }
+            stl.write_meshes(meshes, self.labels, self.scan.native_affine, overwrite=overwrite)
+        for path, kind in known().items():  # what an earlier result had and this one has not
+            if path not in targets:
+                remove(path, kind)
         if picture:
             figures.quicklook(
                 self.scan,
@@ -395,10 +405,11 @@ class Segmentation:
         return paths
 
 
-FORMATS = {one[1:]: one for one in (slicer.ENDING, dicom_seg.ENDING)}
-"""Format of labels beside NIfTI -> the ending of its files."""
+_DICOM, _MESHES = dicom_seg.ENDING[1:], "stl"
+FORMATS = {slicer.ENDING[1:]: slicer.ENDING, _DICOM: dicom_seg.ENDING, _MESHES: "_meshes"}
+"""Format of labels beside NIfTI -> the ending of its files, or of the folder with them."""
 
-_PACKAGES = {dicom_seg.ENDING[1:]: "highdicom"}
+_PACKAGES = {_DICOM: "highdicom", _MESHES: "scikit-image"}
 
 
 def check_formats(field: str, formats: Collection[str]) -> None:
@@ -433,8 +444,18 @@ def outputs(
     picture: bool = True,
     page: bool = True,
     formats: Collection[str] = (),
+    levels: Collection[str] | None = None,
 ) -> dict[Path, str]:
     """Return the files that `Segmentation.save` writes, in its order, with their kinds.
+
+    Args:
+        folder: as for `Segmentation.save`.
+        name: as for `Segmentation.save`.
+        named: whether labels are VerSe ids.
+        picture: as for `Segmentation.save`.
+        page: as for `Segmentation.save`.
+        formats: as for `Segmentation.save`.
+        levels: names of the labels; None takes all that there may be.
 
     Raises:
         InputError: `name` is a path, which might lead out of the folder, or empty.
@@ -446,11 +467,20 @@ def outputs(
         found |= {"_ctd.json": "centroids", "_ctd.mrk.json": "centroids", ".json": "record"}
     if page:
         found[".html"] = "page"
+    if levels is None:
+        levels = [*labels.NAMES.values()] if named else ["spine"]
     for one in formats:
-        found[FORMATS[one]] = "labels"
+        if one == _MESHES:
+            found |= {_mesh_ending(level): "mesh" for level in levels}
+        elif one != _DICOM or levels:
+            found[FORMATS[one]] = "labels"
     if picture:
         found["_quicklook.png"] = "picture"
     return {expanded(folder) / f"{name}{ending}": kind for ending, kind in found.items()}
+
+
+def _mesh_ending(level: str) -> str:
+    return f"{FORMATS[_MESHES]}/{level}.stl"
 
 
 TABLE = "vertebrae.csv"

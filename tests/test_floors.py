@@ -45,6 +45,7 @@ ONLY = {
     "wandb": {"training/trackers.py"},
     "pydicom": {"io/dicom_seg.py"},
     "highdicom": {"io/dicom_seg.py"},
+    "skimage": {"io/stl.py"},
 }
 
 

@@ -51,7 +51,8 @@ def define_flags(values: FlagValues) -> None:
         "formats",
         [],
         "Further formats of the labels: seg.nrrd, for 3D Slicer with names and colours; seg.dcm, "
-        "for a PACS, with the patient's name, of a scan that is DICOM.",
+        "for a PACS, with the patient's name, of a scan that is DICOM; stl, a mesh of each "
+        "vertebra.",
         values,
     )
     flags.DEFINE_bool(
