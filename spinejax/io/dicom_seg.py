@@ -6,10 +6,8 @@ study of the series in it, and a PACS files it by them. So this is the one resul
 patient's name. No message repeats it: what highdicom and pydicom say is not passed on.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from spinejax.errors import InputError
 from spinejax.files import StrPath, atomic_path, check_output, expanded
 from spinejax.io import dicom
 from spinejax.io.dicom import Series
+from spinejax.io.dicom_fields import quiet, read
 from spinejax.volume import Volume
 
 ENDING = ".seg.dcm"
@@ -111,9 +110,9 @@ def write_segmentation(
         where = f"{source}: series {series.number}"
         _check_grid(where, like, affine, dicom.size(series))
         images = _sources(where, series)
-        segments = to_segment[array.transpose(2, 1, 0)]
+        segments = _by_frame(to_segment[array.transpose(2, 1, 0)], series, images)
         made = _segmentation(where, series, images, segments, like.native_affine, names, model)
-    with atomic_path(path, "labels", overwrite=overwrite) as temporary, _quiet():
+    with atomic_path(path, "labels", overwrite=overwrite) as temporary, quiet():
         made.save_as(temporary, enforce_file_format=True)
 
 
@@ -123,45 +122,40 @@ def _check_grid(where: str, like: Volume, affine: np.ndarray, shape: tuple[int, 
         raise InputError(f"{where}: its files were changed since the scan was read; predict again")
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what pydicom and highdicom say, because it repeats values of fields."""
-    for name in ("pydicom", "highdicom"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _sources(where: str, series: Series) -> list[Any]:
-    """Return the fields of the images of a series, without pixels, in the order of the slices.
+    """Return the fields of the files of a series, without pixels, in the order of the slices.
 
     Raises:
-        InputError: an image cannot be read, lacks a field, or is of another study or space.
+        InputError: a file cannot be read, lacks a field, or is of another study or space; or
+            frames are in several files.
     """
-    import pydicom
-
+    names = {image.whole or image.path: image.name for image in reversed(series.images)}
+    if series.images[0].frame and len(names) > 1:
+        raise InputError(
+            f"{where}: its frames are in {len(names)} files, and seg.dcm can refer to one; "
+            f"{_LEAVE_OUT}"
+        )
     found: list[Any] = []
-    for image in series.images:
+    for path, name in reversed(names.items()):
         try:
-            with _quiet():
-                fields = pydicom.dcmread(image.path, stop_before_pixels=True)
-                missing = [name for name in _NEEDED if not fields.get(name)]
+            with quiet():
+                fields = read(path)
+                missing = [field for field in _NEEDED if not fields.get(field)]
                 _complete(fields)
         except Exception as error:  # pydicom raises many types
             kind = type(error).__name__
             raise InputError(
-                f"{where}: pydicom cannot read {image.name} ({kind}); {_LEAVE_OUT}"
+                f"{where}: pydicom cannot read {name} ({kind}); {_LEAVE_OUT}"
             ) from None
         if missing:
             raise InputError(
-                f"{where}: {image.name} has no {missing[0]}, which seg.dcm refers to; {_LEAVE_OUT}"
+                f"{where}: {name} has no {missing[0]}, which seg.dcm refers to; {_LEAVE_OUT}"
             )
         found.append(fields)
-        for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
-            if fields.get(name) != found[0].get(name):
+        for field in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+            if fields.get(field) != found[0].get(field):
                 raise InputError(
-                    f"{where}: {image.name} has another {name} than the first slice, so seg.dcm "
+                    f"{where}: {name} has another {field} than the first slice, so seg.dcm "
                     f"cannot refer to them as one; {_LEAVE_OUT}"
                 )
     return found
@@ -182,6 +176,16 @@ def _complete(fields: Any) -> None:
         setattr(fields, name, "")
 
 
+def _by_frame(segments: np.ndarray, series: Series, images: list[Any]) -> np.ndarray:
+    """Return slices (n, rows, columns) in the order of the frames of a multi-frame image."""
+    frames = [image.frame for image in series.images]
+    if not frames[0]:
+        return segments
+    found = np.zeros((int(images[0].NumberOfFrames), *segments.shape[1:]), np.uint8)
+    found[np.array(frames) - 1] = segments
+    return found
+
+
 def _segmentation(
     where: str,
     series: Series,
@@ -197,7 +201,7 @@ def _segmentation(
         where: for messages.
         series: of the images.
         images: their fields.
-        segments: (slices, rows, columns) uint8, 1 for the first of `names`.
+        segments: (slices or frames, rows, columns) uint8, 1 for the first of `names`.
         affine: (4, 4) from (column, row, slice) to mm.
         names: label -> name.
         model: digest.
@@ -208,13 +212,17 @@ def _segmentation(
     columns, rows, _ = geometry.spacing_mm(affine)
     normal = np.cross(affine[:3, 0], affine[:3, 1]) / (columns * rows)
     apart = abs(float(normal @ affine[:3, 2]))
+    # Slices may lack a thickness, and one that is not their distance would leave gaps in 3D.
+    measures = highdicom.PixelMeasuresSequence(
+        pixel_spacing=(rows, columns), slice_thickness=apart, spacing_between_slices=apart
+    )
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="spinejax", version=__version__, family=codes.cid7162.ArtificialIntelligence
     )
-    with _quiet():
-        for one in images:  # highdicom compares with it, although it may be missing
-            one.SliceThickness = apart
+    with quiet():
         try:
+            for one in images:
+                _give_geometry(one, measures, series)
             return highdicom.seg.Segmentation(
                 source_images=images,
                 pixel_array=segments,
@@ -242,18 +250,26 @@ def _segmentation(
                 content_label="VERTEBRAE",
                 content_description="Vertebrae found by a program",
                 series_description="Vertebrae (spinejax)",
-                # Slices may lack a thickness, and one that is not their distance leaves gaps in 3D.
-                pixel_measures=highdicom.PixelMeasuresSequence(
-                    pixel_spacing=(rows, columns),
-                    slice_thickness=apart,
-                    spacing_between_slices=apart,
-                ),
+                pixel_measures=measures,
             )
         except Exception as error:  # its message would repeat the fields of the patient
             raise InputError(
                 f"{where}: highdicom makes no segmentation of it ({type(error).__name__}); "
                 f"{_LEAVE_OUT}"
             ) from None
+
+
+def _give_geometry(image: Any, measures: Any, series: Series) -> None:
+    """Give an image the fields that highdicom compares with, although they may be missing."""
+    if not series.images[0].frame:
+        image.SliceThickness = measures[0].SliceThickness
+        return
+    groups = image.PerFrameFunctionalGroupsSequence[series.images[0].frame - 1]
+    shared = (image.get("SharedFunctionalGroupsSequence") or [type(groups)()])[0]
+    shared.PixelMeasuresSequence = measures
+    if "PlaneOrientationSequence" in groups:
+        shared.PlaneOrientationSequence = groups.PlaneOrientationSequence
+    image.SharedFunctionalGroupsSequence = [shared]
 
 
 def _code(label: int, name: str) -> Any:
