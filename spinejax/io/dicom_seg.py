@@ -37,19 +37,23 @@ _LEAVE_OUT = "leave seg.dcm out"
 
 
 def check_source(path: Path, series: int | None = None) -> None:
-    """Check that a scan's labels can be written as DICOM-SEG, from its fields alone.
+    """Check that a scan's labels can be written as DICOM-SEG, by one of a single voxel.
 
     Args:
         path: the scan, as for `dicom.opened`.
         series: as for `dicom.opened`.
 
     Raises:
-        InputError: it is no DICOM, cannot be read, or lacks a field that a segmentation refers to.
+        InputError: it is no DICOM, cannot be read, lacks a field that a segmentation refers to, or
+            has one with which highdicom makes no segmentation.
     """
     if not dicom.is_dicom(path):
         raise InputError(f"{path}: is no DICOM, which seg.dcm refers to; {_LEAVE_OUT}")
-    with dicom.checked(path, series) as (chosen, _):
-        _sources(f"{path}: series {chosen.number}", chosen)
+    with dicom.checked(path, series) as (chosen, affine):
+        where = f"{path}: series {chosen.number}"
+        segments = np.zeros(dicom.size(chosen)[::-1], np.uint8)
+        segments[0, 0, 0] = 1
+        _segmentation(where, chosen, _sources(where, chosen), segments, affine, {1: "spine"}, "")
 
 
 def check_scan(scan: Volume) -> None:
@@ -110,7 +114,7 @@ def write_segmentation(
         where = f"{source}: series {series.number}"
         _check_grid(where, like, affine, dicom.size(series))
         images = _sources(where, series)
-        segments = _by_frame(to_segment[array.transpose(2, 1, 0)], series, images)
+        segments = to_segment[array.transpose(2, 1, 0)]
         made = _segmentation(where, series, images, segments, like.native_affine, names, model)
     with atomic_path(path, "labels", overwrite=overwrite) as temporary, quiet():
         made.save_as(temporary, enforce_file_format=True)
@@ -129,14 +133,16 @@ def _sources(where: str, series: Series) -> list[Any]:
         InputError: a file cannot be read, lacks a field, or is of another study or space; or
             frames are in several files.
     """
-    names = {image.whole or image.path: image.name for image in reversed(series.images)}
+    names: dict[Path, str] = {}
+    for image in series.images:
+        names.setdefault(image.whole or image.path, image.name)
     if series.images[0].frame and len(names) > 1:
         raise InputError(
             f"{where}: its frames are in {len(names)} files, and seg.dcm can refer to one; "
             f"{_LEAVE_OUT}"
         )
     found: list[Any] = []
-    for path, name in reversed(names.items()):
+    for path, name in names.items():
         try:
             with quiet():
                 fields = read(path)
@@ -201,7 +207,7 @@ def _segmentation(
         where: for messages.
         series: of the images.
         images: their fields.
-        segments: (slices or frames, rows, columns) uint8, 1 for the first of `names`.
+        segments: (slices, rows, columns) uint8, 1 for the first of `names`.
         affine: (4, 4) from (column, row, slice) to mm.
         names: label -> name.
         model: digest.
@@ -225,7 +231,7 @@ def _segmentation(
                 _give_geometry(one, measures, series)
             return highdicom.seg.Segmentation(
                 source_images=images,
-                pixel_array=segments,
+                pixel_array=_by_frame(segments, series, images),
                 segmentation_type="BINARY",
                 segment_descriptions=[
                     highdicom.seg.SegmentDescription(

@@ -141,14 +141,15 @@ def test_a_dicom_folder_gives_the_labels_of_its_nifti_twin(dataset, run, tmp_pat
     np.testing.assert_allclose(ours.affine, twin.affine, atol=1e-4)
     assert main(["predict", str(folder), "-o", str(out), "--workdir", str(run), "--series=5"]) == 0
     assert nib.load(out / "case 7_seg.nii.gz").shape == part.shape
-    written = b"".join(
-        gzip.decompress(data) if path.suffix == ".gz" else data
-        for path in out.iterdir()
-        for data in (path.read_bytes(),)
-    )
+    written = b"".join(map(_unzipped, out.iterdir()))
     printed += "".join(capsys.readouterr())
     for word in ("muster", "erika", "4711"):
         assert word not in printed.lower() and word.encode() not in written.lower()
+
+
+def _unzipped(path):
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
 
 
 def test_a_dicom_segmentation_holds_the_labels_and_is_written_on_request(
@@ -179,7 +180,10 @@ def test_a_dicom_segmentation_holds_the_labels_and_is_written_on_request(
     mask = found.get_pixels_by_source_instance(uids)[..., 0]
     assert expected.any() and found.PatientName == dicom_files.PATIENT
     np.testing.assert_array_equal(mask, expected)
-    assert main(["predict", str(folder), *where]) == 0  # its own result is no scan
+    with_name = {path.name for path in out.iterdir() if b"Muster" in _unzipped(path)}
+    assert with_name == {"case7.seg.dcm"}
+    assert main(["predict", str(out), "-o", str(tmp_path / "again"), *where[2:]]) == 1
+    assert "case7.seg.dcm" not in "".join(capsys.readouterr())  # a result is no scan
 
     def missing(package):
         raise metadata.PackageNotFoundError(package)

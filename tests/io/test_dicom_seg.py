@@ -162,6 +162,18 @@ def test_slices_that_cannot_be_referred_to_are_refused(tmp_path, change, words):
     assert one_line(error).startswith(f"{folder}: series 4: ")
 
 
+def test_what_highdicom_says_about_a_field_is_not_repeated(tmp_path, monkeypatch):
+    folder = write(tmp_path / "ct", series(hu(), AXIAL, **FIELDS))
+
+    def refuse(**_):
+        raise ValueError(f"{PATIENT} is no name")
+
+    monkeypatch.setattr(highdicom.seg, "Segmentation", refuse)
+    with pytest.raises(InputError, match=r"makes no segmentation of it \(ValueError\)") as error:
+        dicom_seg.check_source(folder)
+    assert PATIENT not in one_line(error)
+
+
 def test_odd_fields_of_the_patient_are_emptied_and_never_said(tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     odd = {"PatientName": "Muster Erika ^^^^^^^", "PatientSex": "female", "PatientID": "4711" * 40}
