@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,12 +45,20 @@ from spinejax import (
 )
 from spinejax.data import normalise, preprocess
 from spinejax.errors import InputError, check_choice, shown
-from spinejax.files import StrPath, check_output, expanded, is_ours, write_json, write_text
+from spinejax.files import (
+    StrPath,
+    check_output,
+    expanded,
+    is_ours,
+    remove,
+    write_json,
+    write_text,
+)
 from spinejax.inference import cascade, ensemble, masks, planes, windows2d
 from spinejax.inference.outlines import OutlineSettings, make_outliner, outline
 from spinejax.inference.sequence import Calibration, Record
 from spinejax.inference.windows3d import make_cube_predictor
-from spinejax.io import centroid_json, grids, nifti, scanfile, slicer, voxels
+from spinejax.io import centroid_json, dicom_seg, grids, nifti, scanfile, slicer, stl, voxels
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, OUTLINES, SECOND, SLICES, THIRD
 from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
@@ -315,29 +324,41 @@ class Segmentation:
             picture: whether to draw it.
             page: whether to write the page with the viewer, see `reports.viewer`.
             formats: further formats of the labels, of `FORMATS`: "seg.nrrd" writes
-                `<name>.seg.nrrd`, a segmentation for 3D Slicer with names and colours.
+                `<name>.seg.nrrd`, a segmentation for 3D Slicer with names and colours; "seg.dcm"
+                writes `<name>.seg.dcm`, a DICOM segmentation, which holds the patient's name and
+                needs a scan that was read from DICOM (`io.dicom_seg`); "stl" writes the surface of
+                each label into `<name>_meshes/`, in mm (`io.stl`). The last two write nothing where
+                nothing was found.
             overwrite: replace other files, too, except the scan.
 
         Returns:
             The paths of the files.
 
         Raises:
-            InputError: a file may not be replaced (nothing is written then), `name` is a path, the
+            InputError: a file may not be replaced, `formats` asks for one that the scan does not
+                allow or whose package is missing (nothing is written then), `name` is a path, the
                 folder cannot be written, or the disk is full.
         """
         from spinejax.reports import figures, viewer  # only pictures and pages need them
 
         name = self.name if name is None else name
-        targets = outputs(
-            folder, name, named=self.named, picture=picture, page=page, formats=formats
-        )
-        source = () if self.scan.disk is None else [self.scan.disk.path]
-        for path, kind in targets.items():
-            check_output(path, kind, inputs=source, overwrite=overwrite)
-        paths = tuple(targets)
+        check_formats("formats", formats)
         names = {1: "spine"}
         if self.named:
             names = {i: labels.NAMES[i] for i in labels.from_head_to_foot(self.mask)}
+        present = names if self.mask.any() else {}
+        known = partial(
+            outputs, folder, name, named=self.named, picture=picture, page=page, formats=formats
+        )
+        targets = known(levels=present.values())
+        source = () if self.scan.disk is None else [self.scan.disk.path]
+        for path, kind in targets.items():
+            check_output(path, kind, inputs=source, overwrite=overwrite)
+        if _DICOM in formats:
+            dicom_seg.check_scan(self.scan)
+            if not present:
+                logger.warning("%s: nothing was found, so no DICOM segmentation is written", name)
+        paths = tuple(targets)
         nifti.write_labels(paths[0], self.labels, self.scan, names=names, overwrite=overwrite)
         record = self._record() if self.named or page else {}
         if self.named:
@@ -358,6 +379,19 @@ class Segmentation:
         for path in paths:
             if path.name.endswith(slicer.ENDING):
                 slicer.write_segmentation(path, self.labels, self.scan, names, overwrite=overwrite)
+        if present and _DICOM in formats:
+            segmented = expanded(folder) / f"{name}{FORMATS[_DICOM]}"
+            dicom_seg.write_segmentation(
+                segmented, self.labels, self.scan, names, model=self.model, overwrite=overwrite
+            )
+        if _MESHES in formats:
+            meshes = {
+                i: expanded(folder) / f"{name}{_mesh_ending(level)}" for i, level in present.items()
+            }
+            stl.write_meshes(meshes, self.labels, self.scan.native_affine, overwrite=overwrite)
+        for path, kind in known().items():  # what an earlier result had and this one has not
+            if path not in targets:
+                remove(path, kind)
         if picture:
             figures.quicklook(
                 self.scan,
@@ -371,8 +405,35 @@ class Segmentation:
         return paths
 
 
-FORMATS = {slicer.ENDING[1:]: slicer.ENDING}
-"""Format of labels beside NIfTI -> the ending of its files."""
+_DICOM, _MESHES = dicom_seg.ENDING[1:], "stl"
+FORMATS = {slicer.ENDING[1:]: slicer.ENDING, _DICOM: dicom_seg.ENDING, _MESHES: "_meshes"}
+"""Format of labels beside NIfTI -> the ending of its files, or of the folder with them."""
+
+_PACKAGES = {_DICOM: "highdicom", _MESHES: "scikit-image"}
+
+
+def check_formats(field: str, formats: Collection[str]) -> None:
+    """Check that labels can be written in formats.
+
+    Args:
+        field: name of the flag or argument, for messages.
+        formats: the words for it.
+
+    Raises:
+        InputError: a format is unknown, or its package is not installed.
+    """
+    for one in formats:
+        check_choice(field, one, FORMATS)
+        package = _PACKAGES.get(one)
+        if package is None:
+            continue
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise InputError(
+                f"{field}={one}: the package {package} is not installed; install it with "
+                f"`pip install {package}`, or leave {one} out"
+            ) from None
 
 
 def outputs(
@@ -383,12 +444,21 @@ def outputs(
     picture: bool = True,
     page: bool = True,
     formats: Collection[str] = (),
+    levels: Collection[str] | None = None,
 ) -> dict[Path, str]:
     """Return the files that `Segmentation.save` writes, in its order, with their kinds.
 
+    Args:
+        folder: as for `Segmentation.save`.
+        name: as for `Segmentation.save`.
+        named: whether labels are VerSe ids.
+        picture: as for `Segmentation.save`.
+        page: as for `Segmentation.save`.
+        formats: as for `Segmentation.save`.
+        levels: names of the labels; None takes all that there may be.
+
     Raises:
-        InputError: `name` is a path, which might lead out of the folder, or empty; or a format is
-            unknown.
+        InputError: `name` is a path, which might lead out of the folder, or empty.
     """
     if not isinstance(name, str) or not name or "/" in name or os.sep in name or "\0" in name:
         raise InputError(f"name = {shown(name)} cannot name files; give a word without slashes")
@@ -397,12 +467,20 @@ def outputs(
         found |= {"_ctd.json": "centroids", "_ctd.mrk.json": "centroids", ".json": "record"}
     if page:
         found[".html"] = "page"
+    if levels is None:
+        levels = [*labels.NAMES.values()] if named else ["spine"]
     for one in formats:
-        check_choice("formats", one, FORMATS)
-        found[FORMATS[one]] = "labels"
+        if one == _MESHES:
+            found |= {_mesh_ending(level): "mesh" for level in levels}
+        elif one != _DICOM or levels:
+            found[FORMATS[one]] = "labels"
     if picture:
         found["_quicklook.png"] = "picture"
     return {expanded(folder) / f"{name}{ending}": kind for ending, kind in found.items()}
+
+
+def _mesh_ending(level: str) -> str:
+    return f"{FORMATS[_MESHES]}/{level}.stl"
 
 
 TABLE = "vertebrae.csv"

@@ -76,7 +76,10 @@ def check_neighbours(where: str, count: int, plane: str, neighbours: int) -> Non
 
 @dataclass(frozen=True, eq=False)
 class DiskGrid:
-    """The grid that a file's header gives, so that labels can be written exactly on it."""
+    """The grid that a file's header gives, so that labels can be written exactly on it.
+
+    `series` is the number of the DICOM series, None for other files.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -85,6 +88,7 @@ class DiskGrid:
     qform: np.ndarray
     qform_code: int
     units: str
+    series: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

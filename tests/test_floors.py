@@ -43,6 +43,9 @@ ONLY = {
     "tensorboardX": {"training/trackers.py"},
     "mlflow": {"training/trackers.py"},
     "wandb": {"training/trackers.py"},
+    "pydicom": {f"io/{name}.py" for name in ("dicom_fields", "dicom_seg", "multi_frame")},
+    "highdicom": {"io/dicom_seg.py"},
+    "skimage": {"io/stl.py"},
 }
 
 

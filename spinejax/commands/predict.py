@@ -9,7 +9,7 @@ from absl.flags import FlagValues
 import spinejax
 from spinejax import failures, machine, progress
 from spinejax.commands import parsing
-from spinejax.errors import InputError, check_choice
+from spinejax.errors import InputError
 from spinejax.files import check_output, made
 
 logger = logging.getLogger("spinejax")
@@ -50,7 +50,9 @@ def define_flags(values: FlagValues) -> None:
     flags.DEFINE_list(
         "formats",
         [],
-        "Further formats of the labels: seg.nrrd, for 3D Slicer with names and colours.",
+        "Further formats of the labels: seg.nrrd, for 3D Slicer with names and colours; seg.dcm, "
+        "for a PACS, with the patient's name, of a scan that is DICOM; stl, a mesh of each "
+        "vertebra.",
         values,
     )
     flags.DEFINE_bool(
@@ -66,7 +68,7 @@ def run(values: FlagValues) -> int:
     """Segment the scans; a bad file is named and the other files are segmented."""
     from spinejax import labels, plausible, predictor
     from spinejax.datasets import plain_folders
-    from spinejax.io import scanfile
+    from spinejax.io import dicom_seg, scanfile
     from spinejax.reports import viewer
     from spinejax.training import model_file, parallel
     from spinejax.volume import LabelVolume, Volume
@@ -75,8 +77,7 @@ def run(values: FlagValues) -> int:
     models = parsing.models(values) or model_file.PACKAGED[0]
     if scanfile.is_scan(output) and not output.is_dir():
         raise InputError(f"{output}: --output is a folder; its files get the names of their scans")
-    for one in values.formats:
-        check_choice("--formats", one, predictor.FORMATS)
+    predictor.check_formats("--formats", values.formats)
     unlisted: dict[str, str] = {}
     scans = _scans(values.input, unlisted)
     references = (
@@ -105,6 +106,8 @@ def run(values: FlagValues) -> int:
             )
         for target, kind in targets.items():
             check_output(target, kind, inputs=inputs, overwrite=values.overwrite)
+        if dicom_seg.ENDING[1:] in values.formats:
+            dicom_seg.check_source(path, values.series)
 
     reserved: dict[str, tuple[int, ...]] = {}
 

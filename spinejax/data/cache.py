@@ -207,7 +207,7 @@ class ContentDigests:
             finally:
                 logger.disabled = False
 
-        # The voxels of a MetaImage may lie apart from its header, those of DICOM in many files.
+        # Voxels of MetaImage and NRRD may lie apart from the header, those of DICOM in many files.
         *others, last = scanfile.parts(path)
         what = f" voxels of {path.name}"
         if path.is_dir():

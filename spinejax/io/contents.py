@@ -22,7 +22,7 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK),
     (b"7z\xbc\xaf", "a 7-zip archive", _UNPACK),
     (b"Rar!", "a RAR archive", _UNPACK),
-    (b"NRRD", "a NRRD file", "end its name in .nrrd"),
+    (b"NRRD", "a NRRD file", "end its name in .nrrd, or in .nhdr if its voxels are apart"),
     (b"\x89HDF", "an HDF5 or MINC file", _CONVERT),
     (b"CDF", "a MINC file", _CONVERT),
     (b"\x93NUMPY", "a NumPy array", "save it as NIfTI together with its affine"),

@@ -1,9 +1,10 @@
 """DICOM series in: a folder, a zip archive or a file, of which one CT series is the scan.
 
 SimpleITK (GDCM) reads the fields, decodes the pixels and applies the rescale slope and intercept of
-each image. This module decides which images make up a series, orders them by their positions, and
-refuses a series whose grid or values cannot be trusted. Tags are those of DICOM PS3.6, their
-meaning that of PS3.3: C.7.6.2 (positions), C.8.2.1 (CT image), C.7.6.1 (image type).
+each image; `multi_frame` makes single images of frames first. This module decides which images make
+up a series, orders them by their positions, and refuses a series whose grid or values cannot be
+trusted. Tags are those of DICOM PS3.6, their meaning that of PS3.3: C.7.6.2 (positions), C.8.2.1
+(CT image), C.7.6.1 (image type).
 
 DICOM's world is LPS+ and ours is RAS+: x and y change sign.
 
@@ -22,7 +23,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -31,14 +32,14 @@ import numpy as np
 from spinejax import geometry
 from spinejax.errors import InputError, MachineError
 from spinejax.files import open_regular
-from spinejax.io import itk, voxels
+from spinejax.io import itk, multi_frame, voxels
 from spinejax.io.grids import disk_grid
 from spinejax.io.voxels import Layout, Source
 
 logger = logging.getLogger("spinejax")
 
 _HEAD_BYTES = 2048
-_CT = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+_CT = ("1.2.840.10008.5.1.4.1.1.2", *multi_frame.KINDS)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 # Classes of objects (PS3.4, B.5), the first that begins so.
 _CLASSES = {
@@ -56,7 +57,14 @@ _TAGS = {
     "study": "0020|000d", "series": "0020|000e", "number": "0020|0011", "acquisition": "0020|0012",
     "position": "0020|0032", "directions": "0020|0037", "samples": "0028|0002",
     "photometric": "0028|0004", "frames": "0028|0008", "rows": "0028|0010", "columns": "0028|0011",
-    "spacing": "0028|0030", "intercept": "0028|1052", "slope": "0028|1053", "lossy": "0028|2110",
+    "spacing": "0028|0030", "intercept": "0028|1052", "slope": "0028|1053",
+    "quantity": "0028|1054", "lossy": "0028|2110",
+}  # fmt: skip
+# Rescale types of maps that look like a CT (PS3.3, C.11.1.1.2).
+_NOT_HU = {
+    "OD": "optical densities", "MGML": "concentrations", "Z_EFF": "atomic numbers",
+    "ED": "electron densities", "EDW": "electron densities", "HU_MOD": "modified HU",
+    "PCT": "percentages",
 }  # fmt: skip
 _NAMED = re.compile(r"\.(dcm|dicom|ima)$", re.IGNORECASE)
 _PROJECTIONS = {"MIP", "MINIP", "PROJECTION IMAGE", "VOLREN", "VRT"}
@@ -73,16 +81,27 @@ _AGAIN = "export the series again"
 
 
 class _File(NamedTuple):
-    """A DICOM file: where it is, its name as the user knows it, and its first bytes."""
+    """A DICOM file: where it is, its name as the user knows it, and its first bytes.
+
+    That of a frame also says which file it comes from, and its number there, from 1.
+    """
 
     path: Path
     name: str
     head: bytes
+    whole: Path | None = None
+    frame: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class _Image:
-    """The fields of an image of a CT; a place or size that is missing or no number is None."""
+    """The fields of an image of a CT; a place or size that is missing or no number is None.
+
+    Attributes:
+        path: the file of this image alone.
+        whole: the file of the user, which holds more images if `frame` is above 0.
+        frame: number of the image in `whole`, from 1; 0 if it is the only one.
+    """
 
     path: Path
     name: str
@@ -90,6 +109,8 @@ class _Image:
     position: np.ndarray | None
     directions: np.ndarray | None
     spacing: np.ndarray | None
+    whole: Path | None = None
+    frame: int = 0
 
     @property
     def normal(self) -> np.ndarray:
@@ -173,9 +194,9 @@ def study_in(folder: Path, names: Iterable[str]) -> str | None:
     Args:
         folder: the folder.
         names: of the files in it. Those with an ending that no DICOM file has are passed over, and
-            so is DICOMDIR, a list of files.
+            so are DICOMDIR, a list of files, and segmentations that `predict` wrote.
     """
-    likely = re.compile(r"[^.]*|.*\.(dcm|dicom|ima|\d+)", re.IGNORECASE)
+    likely = re.compile(r"[^.]*|(?!.*\.seg\.dcm$).*\.(dcm|dicom|ima|\d+)", re.IGNORECASE)
     chosen = [name for name in names if likely.fullmatch(name) and name.upper() != "DICOMDIR"]
     for name in sorted(chosen, key=lambda name: (not name.lower().endswith(".dcm"), name))[:5]:
         if name.startswith(".") or not _is_dicom_head(_head(folder / name)):
@@ -203,7 +224,7 @@ def series_in(path: Path) -> list[Series]:
     Raises:
         InputError: there is none, or a file of one cannot be read.
     """
-    with _files(path) as files:
+    with _images(path) as files:
         return _series(path, files)
 
 
@@ -213,8 +234,8 @@ def shape_of(path: Path) -> tuple[int, ...]:
     Raises:
         InputError: as for `opened`.
     """
-    with _files(path) as files:
-        return _size(_choose(path, _series(path, files), None))
+    with _images(path) as files:
+        return size(_choose(path, _series(path, files), None))
 
 
 @contextmanager
@@ -230,20 +251,43 @@ def opened(path: Path, series: int | None = None) -> Iterator[Source]:
         InputError: there is no CT series or not the one that is wanted; an image cannot be read or
             decoded, or is no grey picture in HU; positions are missing, double or uneven.
     """
-    with _files(path) as files:
-        found = _series(path, files)
-        chosen = _choose(path, found, series)
+    with _checked(path, series) as (found, chosen, affine):
         where = f"{path}: series {chosen.number}"
-        affine = geometry.LPS_TO_RAS @ _checked_affine(where, chosen)
         _note(path, chosen, found, chose=series is None)
         tags = [image.tags for image in chosen.images]
         whole = all(float(one[k]).is_integer() for one in tags for k in ("slope", "intercept"))
-        x, y, z = _size(chosen)
+        x, y, z = size(chosen)
         layout = Layout((x, y, z), np.dtype("<i4" if whole else "<f8"))
         voxels.check_claim(path, layout, 0, layout.nbytes)
-        grid = disk_grid(path, layout.shape, affine)
+        grid = replace(disk_grid(path, layout.shape, affine), series=chosen.number)
         stream = cast(BinaryIO, _Pixels(where, chosen, layout))
         yield Source(stream, layout, affine, grid)
+
+
+@contextmanager
+def checked(path: Path, series: int | None = None) -> Iterator[tuple[Series, np.ndarray]]:
+    """Give a series whose files exist within the block, and its affine (4, 4) to RAS mm.
+
+    Args:
+        path: as for `opened`.
+        series: as for `opened`.
+
+    Raises:
+        InputError: as for `opened`, but no voxel is read.
+    """
+    with _checked(path, series) as (_, chosen, affine):
+        yield chosen, affine
+
+
+@contextmanager
+def _checked(
+    path: Path, series: int | None
+) -> Iterator[tuple[Sequence[Series], Series, np.ndarray]]:
+    with _images(path) as files:
+        found = _series(path, files)
+        chosen = _choose(path, found, series)
+        where = f"{path}: series {chosen.number}"
+        yield found, chosen, geometry.LPS_TO_RAS @ _checked_affine(where, chosen)
 
 
 class _Pixels(io.RawIOBase):
@@ -321,6 +365,46 @@ def _files(path: Path) -> Iterator[list[_File]]:
         yield _dicom_only(path, [_File(path, path.name, head)])
 
 
+@contextmanager
+def _images(path: Path) -> Iterator[list[_File]]:
+    """Give the DICOM files as `_files` does, those of several frames as a file a frame.
+
+    Raises:
+        InputError: as for `_files`, or there is no room for the frames.
+    """
+    with _files(path) as files:
+        if not any(map(_is_multi_frame, files)):
+            yield files
+            return
+        with tempfile.TemporaryDirectory(prefix="spinejax-") as folder:
+            yield [one for file in files for one in _frames_of(path, file, Path(folder))]
+
+
+def _is_multi_frame(file: _File) -> bool:
+    return _element(file.head, 2, 2) in multi_frame.KINDS
+
+
+def _frames_of(path: Path, file: _File, folder: Path) -> list[_File]:
+    """Return the frames of a file as files of their own, or the file if it cannot be divided."""
+    if not _is_multi_frame(file):
+        return [file]
+    _check_room(path, file.path.stat().st_size, folder, "taking its frames apart")
+    found = multi_frame.split(file.path, Path(tempfile.mkdtemp(dir=folder)))
+    return [
+        _File(one, f"{file.name}, frame {frame}", _head(one), file.path, frame)
+        for frame, one in enumerate(found, start=1)
+    ] or [file]
+
+
+def _check_room(path: Path, needed: int, folder: Path, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MachineError(
+            f"{path}: {what} takes {needed / 1e9:.1f} GB, and {folder.parent} has "
+            f"{free / 1e9:.1f} GB; free some, or set TMPDIR to another folder"
+        )
+
+
 def _dicom_only(path: Path, files: Iterable[_File]) -> list[_File]:
     found = [file for file in files if _is_dicom_head(file.head) or _NAMED.search(file.name)]
     if not found:
@@ -362,12 +446,7 @@ def _unpacked(path: Path, folder: Path) -> list[_File]:
     try:
         with voxels.opened_regular(path) as (raw, _), zipfile.ZipFile(raw) as archive:
             members = _members(archive)
-            needed, free = sum(one.file_size for one in members), shutil.disk_usage(folder).free
-            if needed > free:
-                raise MachineError(
-                    f"{path}: unpacking takes {needed / 1e9:.1f} GB, and {folder.parent} has "
-                    f"{free / 1e9:.1f} GB; free some, or set TMPDIR to another folder"
-                )
+            _check_room(path, sum(one.file_size for one in members), folder, "unpacking")
             for number, member in enumerate(members):
                 with archive.open(member) as file:
                     head = file.read(_HEAD_BYTES)
@@ -469,6 +548,8 @@ def _image(file: _File, tags: dict[str, str], clean: Callable[[str], str]) -> _I
         position=_numbers(tags.get("position", ""), 3),
         directions=None if directions is None else directions.reshape(2, 3),
         spacing=spacing if spacing is not None and (spacing > 0).all() else None,
+        whole=file.whole,
+        frame=file.frame,
     )
 
 
@@ -518,7 +599,7 @@ def _series(path: Path, files: Sequence[_File]) -> list[Series]:
         key = tags.get("series", ""), _why_useless(tags)
         groups.setdefault(key, []).append(_image(file, tags, clean))
     if copied:
-        logger.info("%s: %d files are second copies of an image and are left out", path, copied)
+        logger.info("%s: %d images are second copies of another and are left out", path, copied)
     stacks = [
         _Stack(stack, why, which)
         for (_, why), images in sorted(groups.items(), key=lambda group: group[0])
@@ -672,7 +753,8 @@ def _note(path: Path, chosen: Series, found: Sequence[Series], *, chose: bool) -
 # The grid.
 
 
-def _size(series: Series) -> tuple[int, int, int]:
+def size(series: Series) -> tuple[int, int, int]:
+    """Return the columns, rows and slices of a series."""
     tags = series.images[0].tags
     return int(tags["columns"]), int(tags["rows"]), len(series.images)
 
@@ -790,8 +872,8 @@ def _image_problem(image: _Image) -> str:
     tags = image.tags
     if _frames(image) > 1:
         return (
-            "is a multi-frame image; convert it to .nii.gz, e.g. with dcm2niix, or export the "
-            "series as single images"
+            "is a multi-frame image whose frames have no fields of their own, or is damaged; "
+            "export the series as single images, or convert it to .nii.gz, e.g. with dcm2niix"
         )
     if tags.get("samples", "1") != "1" or tags.get("photometric") != "MONOCHROME2":
         kind = f"{tags.get('samples', '1')} x {tags.get('photometric') or 'unknown'}"
@@ -803,6 +885,8 @@ def _image_problem(image: _Image) -> str:
     directions = cast(np.ndarray, image.directions)
     if not np.allclose(directions @ directions.T, np.eye(2), atol=1e-2):
         return f"its directions are not at right angles or not of length 1; {_AGAIN}"
+    if tags.get("quantity") in _NOT_HU:
+        return f"its numbers are {_NOT_HU[tags['quantity']]}, not HU; give the CT itself"
     for name in ("slope", "intercept"):
         value = _numbers(tags.get(name, ""), 1)
         if value is None or (name == "slope" and not value[0] > 0):

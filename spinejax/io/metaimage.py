@@ -172,24 +172,7 @@ def _data_file(path: Path, name: str) -> Path:
             f"{path}: its voxels are in several files ({shown(name) if name else 'none named'}); "
             "save it as one .mha or .nii.gz file"
         )
-    data = path.parent / name
-    # A header that names any other file of the machine is damaged, or not to be trusted.
-    if Path(name).is_absolute() or ".." in Path(name).parts or not os.path.lexists(data):
-        raise InputError(
-            f"{path}: its voxel file {shown(name)} is not beside it; copy both, under their own "
-            "names"
-        )
-    if data.is_dir():
-        raise InputError(
-            f"{path}: its voxel file {shown(name)} is a folder, not a regular file; export the "
-            "scan again"
-        )
-    if name.lower().endswith((".mha", ".mhd", ".nii", ".nii.gz")):
-        raise InputError(
-            f"{path}: its voxel file {shown(name)} is a scan with a header of its own; export the "
-            "scan again"
-        )
-    return data
+    return voxels.voxel_file(path, name)
 
 
 def _layout_and_grid(path: Path, header: _Header) -> tuple[Layout, DiskGrid]:

@@ -1,4 +1,4 @@
-"""NRRD files in, with their voxels in the same file (.nrrd), through SimpleITK.
+"""NRRD files in, through SimpleITK: .nrrd, and .nhdr with its voxels in a file beside it.
 
 The fields are those of the format's definition (https://teem.sourceforge.net/nrrd/format.html). ITK
 turns every known space into LPS+; ours is RAS+, so x and y change sign.
@@ -33,8 +33,18 @@ _TYPES = ("Int8", "UInt8", "Int16", "UInt16", "Int32", "UInt32", "Int64", "UInt6
 
 
 def is_nrrd(path: Path) -> bool:
-    """Return whether the name ends in .nrrd."""
-    return path.suffix.lower() == ".nrrd"
+    """Return whether the name ends in .nrrd or .nhdr."""
+    return path.suffix.lower() in (".nrrd", ".nhdr")
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """Return the files of an image: its header and, if it is separate, its voxel file.
+
+    Raises:
+        InputError: the header cannot be read, or its voxel file is missing.
+    """
+    data = _voxel_file(path, _header(path)[0])
+    return (path,) if data is None else (path, data)
 
 
 def shape_of(path: Path) -> tuple[int, ...]:
@@ -81,16 +91,7 @@ def opened(path: Path) -> Iterator[Source]:
 
 def _read_header(path: Path) -> tuple[Any, dict[str, str], int]:
     """Return a reader that has read the header, its fields, and how many bytes voxels can take."""
-    with voxels.opened_regular(path) as (file, size):
-        block = file.read(_MAX_HEADER)
-    if not block.startswith(b"NRRD"):
-        raise InputError(f"{path}: {contents.explain(block[: contents.HEAD_BYTES], 'a NRRD file')}")
-    end = re.search(rb"\r?\n\r?\n", block)
-    fields = _fields(block[: end.start()] if end else block)
-    if "data file" in fields or "datafile" in fields:
-        raise InputError(f"{path}: its voxels are in another file; save it as one .nrrd or .nii.gz")
-    if end is None:
-        raise InputError(f"{path}: its header has no end; copy or download it again")
+    fields, left = _header(path)
     _check_fields(path, fields)
     reader = itk.library().ImageFileReader()
     reader.SetImageIO("NrrdImageIO")
@@ -109,7 +110,40 @@ def _read_header(path: Path) -> tuple[Any, dict[str, str], int]:
             "one 3D scan or label map"
         )
     ratio = voxels.MAX_DEFLATE_RATIO if fields.get("encoding", "").lower() in _COMPRESSED else 1
-    return reader, fields, (size - end.end()) * ratio
+    return reader, fields, left * ratio
+
+
+def _header(path: Path) -> tuple[dict[str, str], int]:
+    """Return the fields of a header, and how many bytes of voxels follow it or are in their file.
+
+    The voxel file is checked to be a regular one, which ITK may open.
+    """
+    with voxels.opened_regular(path) as (file, size):
+        block = file.read(_MAX_HEADER)
+    if not block.startswith(b"NRRD"):
+        raise InputError(f"{path}: {contents.explain(block[: contents.HEAD_BYTES], 'a NRRD file')}")
+    end = re.search(rb"\r?\n\r?\n", block)
+    fields = _fields(block[: end.start()] if end else block)
+    data = _voxel_file(path, fields)
+    if data is not None:
+        with voxels.opened_regular(data) as (_, size):
+            return fields, size
+    if end is None:
+        raise InputError(f"{path}: its header has no end; copy or download it again")
+    return fields, size - end.end()
+
+
+def _voxel_file(path: Path, fields: dict[str, str]) -> Path | None:
+    """Return the file that the header names for its voxels; None if they follow the header."""
+    name = fields.get("data file", fields.get("datafile"))
+    if name is None:
+        return None
+    if not name or "%" in name or name.split()[0] == "LIST":
+        raise InputError(
+            f"{path}: its voxels are in several files ({shown(name) if name else 'none named'}); "
+            "save it as one .nrrd or .nii.gz file"
+        )
+    return voxels.voxel_file(path, name)
 
 
 def _fields(header: bytes) -> dict[str, str]:

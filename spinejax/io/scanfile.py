@@ -35,10 +35,10 @@ LABEL_DIRS = {
 VERSE_LABELS = range(29)
 """The numbers of VerSe's masks."""
 
-ENDINGS = "DICOM, .nii, .nii.gz, .nrrd, .mha or .mhd"
+ENDINGS = "DICOM, .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd"
 """The formats of scans, for messages."""
 
-_ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad]|nrrd)$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(nii(\.gz)?|mh[ad]|nrrd|nhdr)$", re.IGNORECASE)
 _DICOM_ENDING = re.compile(r"\.(zip|dcm|dicom|ima)$", re.IGNORECASE)
 
 
@@ -230,7 +230,7 @@ def numbering(path: str | os.PathLike[str], scheme: str) -> str:
 
 
 def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Return the files of an image: the file itself; of a MetaImage, the voxel file, too.
+    """Return the files of an image: the file itself, and the voxel file if that is separate.
 
     Those of a DICOM folder are the files of all its series.
 
@@ -240,6 +240,8 @@ def parts(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     """
     if is_dicom(path):
         return dicom.parts(Path(path))
+    if nrrd.is_nrrd(Path(path)):
+        return nrrd.parts(Path(path))
     return metaimage.parts(path) if metaimage.is_metaimage(path) else (Path(path),)
 
 

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from spinejax import geometry
-from spinejax.errors import InputError, MachineError
+from spinejax.errors import InputError, MachineError, shown
 from spinejax.files import atomic_path, open_regular
 from spinejax.machine import available_bytes
 from spinejax.volume import DiskGrid, Volume
@@ -71,6 +71,36 @@ class Source(NamedTuple):
     layout: Layout
     affine: np.ndarray
     disk: DiskGrid
+
+
+def voxel_file(header: Path, name: str) -> Path:
+    """Return the file that holds the voxels of a header, below the folder of the header.
+
+    Args:
+        header: the header's file.
+        name: of the voxel file, as the header gives it.
+
+    Raises:
+        InputError: there is no such file, or it is a scan with a header of its own.
+    """
+    path = header.parent / name
+    # A header that names any other file of the machine is damaged, or not to be trusted.
+    if Path(name).is_absolute() or ".." in Path(name).parts or not os.path.lexists(path):
+        raise InputError(
+            f"{header}: its voxel file {shown(name)} is not beside it; copy both, under their own "
+            "names"
+        )
+    if path.is_dir():
+        raise InputError(
+            f"{header}: its voxel file {shown(name)} is a folder, not a regular file; export the "
+            "scan again"
+        )
+    if name.lower().endswith((".mha", ".mhd", ".nrrd", ".nhdr", ".nii", ".nii.gz")):
+        raise InputError(
+            f"{header}: its voxel file {shown(name)} is a scan with a header of its own; export "
+            "the scan again"
+        )
+    return path
 
 
 @contextmanager

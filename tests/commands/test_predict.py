@@ -8,14 +8,18 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
+import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
 
 from spinejax.cli import main
 from spinejax.files import LIST
+from spinejax.predictor import Model
 from tests.support import dicom_files
 from tests.support.cli_runs import (
     AFFINE,
@@ -137,14 +141,55 @@ def test_a_dicom_folder_gives_the_labels_of_its_nifti_twin(dataset, run, tmp_pat
     np.testing.assert_allclose(ours.affine, twin.affine, atol=1e-4)
     assert main(["predict", str(folder), "-o", str(out), "--workdir", str(run), "--series=5"]) == 0
     assert nib.load(out / "case 7_seg.nii.gz").shape == part.shape
-    written = b"".join(
-        gzip.decompress(data) if path.suffix == ".gz" else data
-        for path in out.iterdir()
-        for data in (path.read_bytes(),)
-    )
+    written = b"".join(map(_unzipped, out.iterdir()))
     printed += "".join(capsys.readouterr())
     for word in ("muster", "erika", "4711"):
         assert word not in printed.lower() and word.encode() not in written.lower()
+
+
+def _unzipped(path):
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
+
+
+def test_a_dicom_segmentation_holds_the_labels_and_is_written_on_request(
+    dataset, run, tmp_path, capsys, monkeypatch
+):
+    ct = nib.load(ct_of(dataset))
+    hu = np.asarray(ct.dataobj).clip(-1024)
+    images = dicom_files.series(hu, ct.affine, FrameOfReferenceUID="1.2.5")
+    folder, out = dicom_files.write(tmp_path / "case7", images), tmp_path / "out"
+    where = ["-o", str(out), "--workdir", str(run), "--nopage"]
+    arguments = ["predict", str(folder), str(ct_of(dataset)), *where, "--formats=seg.dcm"]
+    segment = Model.segment
+
+    def bone(model, scan, **options):  # the network of so few steps finds nothing
+        mask = (scan.array > 200).view(np.uint8)
+        return replace(segment(model, scan, **options), mask=mask)
+
+    monkeypatch.setattr(Model, "segment", bone)
+    assert main(arguments) == 1  # before the work
+    printed = "".join(capsys.readouterr())
+    assert f"{ct_of(dataset)}: is no DICOM, which seg.dcm refers to; leave seg.dcm out" in printed
+    assert f"  {out / 'case7.seg.dcm'}" in printed and "Muster" not in printed
+    assert not list(out.glob("sub-verse500*"))
+    twin = nib.load(out / "case7_seg.nii.gz")
+    expected = np.asarray(twin.dataobj).transpose(2, 1, 0)
+    found = highdicom.seg.segread(out / "case7.seg.dcm")
+    uids = [one.SOPInstanceUID for one in images]
+    mask = found.get_pixels_by_source_instance(uids)[..., 0]
+    assert expected.any() and found.PatientName == dicom_files.PATIENT
+    np.testing.assert_array_equal(mask, expected)
+    with_name = {path.name for path in out.iterdir() if b"Muster" in _unzipped(path)}
+    assert with_name == {"case7.seg.dcm"}
+    assert main(["predict", str(out), "-o", str(tmp_path / "again"), *where[2:]]) == 1
+    assert "case7.seg.dcm" not in "".join(capsys.readouterr())  # a result is no scan
+
+    def missing(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    fails(capsys, arguments, "the package highdicom is not installed", "pip install highdicom")
 
 
 def test_pages_of_somebody_else_stay_and_nopage_writes_none(dataset, run, tmp_path, capsys):

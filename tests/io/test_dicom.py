@@ -222,6 +222,7 @@ BAD = {
     "no slope": (_one(RescaleSlope=None), "rescale slope is missing.*not HU"),
     "no intercept": (_one(RescaleIntercept=None), "rescale intercept is missing.*not HU"),
     "slope of zero": (_all(RescaleSlope=0), "rescale slope is 0"),
+    "electron densities": (_all(RescaleType="EDW"), "are electron densities, not HU"),
     "white air": (_all(PhotometricInterpretation="MONOCHROME1"), "no grey picture"),
     "MR": (_all(SOPClassUID=MRImageStorage, Modality="MR"), r"no CT image \(6 x MR\)"),
     "PET by its modality": (_all(Modality="PT"), r"no CT image \(6 x PT\)"),
@@ -250,12 +251,12 @@ def test_what_cannot_be_trusted_is_refused_in_one_line(tmp_path, name, capfd, sh
     assert capfd.readouterr() == ("", "")  # ITK and GDCM print nothing
 
 
-def test_a_multi_frame_image_is_refused(tmp_path):
+def test_a_multi_frame_image_without_fields_of_its_frames_is_refused(tmp_path):
     frames = np.zeros((8, 7), int)
     ds = image(frames, (0, 0, 0), NumberOfFrames=3, SOPClassUID=EnhancedCTImageStorage)
     ds.PixelData = ds.PixelData * 3
     path = save(tmp_path / "a.dcm", ds)
-    with pytest.raises(InputError, match="multi-frame image; convert it to .nii.gz") as error:
+    with pytest.raises(InputError, match="multi-frame image whose frames.*; export") as error:
         scanfile.read_volume(path)
     assert one_line(error).startswith(f"{path}: ")
 
@@ -319,7 +320,7 @@ def test_copies_loss_and_a_tilt_in_the_header_alone_are_said(tmp_path, shown):
     images = series(values(), AXIAL, LossyImageCompression="01", GantryDetectorTilt=15)
     volume = scanfile.read_volume(write(tmp_path, images + images[:2]))
     np.testing.assert_array_equal(volume.native, values())
-    assert "2 files are second copies" in shown.text
+    assert "2 images are second copies" in shown.text
     assert "compressed with loss" in shown.text and "do not lean" in shown.text
 
 

@@ -1,11 +1,15 @@
 """NRRD files against SimpleITK, which writes them, and against positions in closed form."""
 
+import os
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from spinejax import geometry
+from spinejax.data import cache
+from spinejax.datasets import copies
 from spinejax.errors import InputError
 from spinejax.io import nifti, scanfile, voxels
 from tests.support.nifti_files import one_line
@@ -49,6 +53,80 @@ def test_voxels_lie_where_simpleitk_says_and_so_do_labels(tmp_path, compressed):
         np.testing.assert_allclose(back.TransformIndexToPhysicalPoint(index), (x, y, z), atol=1e-3)
     assert scanfile.shape_of(path) == SHAPE and scanfile.case_id(path) == "a"
     assert scanfile.is_scan(path) and scanfile.parts(path) == (path,)
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["raw", "gzip"])
+def test_voxels_in_a_file_beside_the_header(tmp_path, compressed):
+    """SimpleITK writes .nhdr with .raw or .raw.gz; both are parts of the scan, for digests."""
+    path = save(tmp_path / "a_ct.nhdr", values(), compressed)
+    (data,) = set(tmp_path.iterdir()) - {path}
+    volume = scanfile.read_volume(path)
+    twin = scanfile.read_volume(save(tmp_path / "b.nrrd", values()))
+    np.testing.assert_array_equal(volume.native, values().transpose(2, 1, 0))
+    np.testing.assert_array_equal(volume.native_affine, twin.native_affine)
+    assert scanfile.parts(path) == (path, data)
+    assert scanfile.shape_of(path) == SHAPE and scanfile.case_id(path) == "a"
+    assert scanfile.is_scan(path) and not scanfile.is_scan(data)
+    before = cache.digests_in(tmp_path).of_voxels(path)
+    assert before == copies.voxel_digest(volume)
+    save(path, values() + 1, compressed)
+    for one in (path, data):  # content of recent files is not remembered
+        os.utime(one, (0, 0))
+    assert cache.digests_in(tmp_path).of_voxels(path) != before
+
+
+def test_voxels_behind_a_header_of_their_own_and_without_an_empty_line(tmp_path):
+    """Three bytes to skip, and a header that ends with the file."""
+    path = tmp_path / "a.nhdr"
+    path.write_text(
+        "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 2 3 4\n"
+        "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nendian: little\n"
+        "encoding: raw\nbyte skip: 3\ndata file: sub/a b.bin\n"
+    )
+    (tmp_path / "sub").mkdir()
+    stored = np.arange(24, dtype="<i2")
+    (tmp_path / "sub/a b.bin").write_bytes(b"xyz" + stored.tobytes())
+    expected = stored.reshape(2, 3, 4, order="F")
+    np.testing.assert_array_equal(scanfile.read_volume(path).native, expected)
+
+
+def _apart(change):
+    """Return a maker of a header and its voxel file, after `change` of both."""
+
+    def make(folder):
+        path = save(folder / "a.nhdr", values())
+        change(path, folder / "a.raw")
+        return path
+
+    return make
+
+
+APART = {
+    "missing": (lambda head, raw: raw.unlink(), r"'a\.raw' is not beside it"),
+    "cut": (lambda head, raw: _cut(raw, 0.5), "can hold"),
+    "empty": (lambda head, raw: raw.write_bytes(b""), "the file is empty"),
+    "folder": (lambda head, raw: (raw.unlink(), raw.mkdir()), "is a folder"),
+    "FIFO": (lambda head, raw: (raw.unlink(), os.mkfifo(raw)), "is a FIFO"),
+    "another folder": (
+        lambda head, raw: edited(head, b"a.raw", b"../a.raw"), r"'\.\./a\.raw' is not beside it"
+    ),
+    "absolute": (lambda head, raw: edited(head, b"a.raw", b"/etc/passwd"), "is not beside it"),
+    "itself": (lambda head, raw: edited(head, b"a.raw", b"a.nhdr"), "header of its own"),
+    "list": (lambda head, raw: edited(head, b"a.raw", b"LIST\na.raw\nb.raw"), "several files"),
+    "pattern": (lambda head, raw: edited(head, b"a.raw", b"a%03d.raw 1 7 1"), "several files"),
+    "none": (lambda head, raw: edited(head, b"a.raw", b""), "several files .none named"),
+    "larger": (lambda head, raw: edited(head, b"9 8 7", b"9 8 70"), "can hold"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APART)
+def test_bad_voxel_files_are_refused_in_one_line(tmp_path, name, capfd):
+    change, message = APART[name]
+    path = _apart(change)(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        scanfile.read_volume(path)
+    assert one_line(error).startswith(f"{tmp_path}/a.") and ";" in one_line(error)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_space_of_slicer_is_turned(tmp_path):
@@ -121,7 +199,7 @@ BAD = {
     "volumes": (_series, "several volumes"),
     "colours": (_color, "several volumes or channels|type vector"),
     "first axis": (_leading_axis, "may be one of channels or of space"),
-    "apart": (_changed(b"encoding", b"data file: a.raw\nencoding"), "in another file"),
+    "apart": (_changed(b"encoding", b"data file: a.raw\nencoding"), "'a.raw' is not beside it"),
     "metres": (_changed(b"endian", b'space units: "m" "m" "m"\nendian'), "lengths are in 'm'"),
     "huge": (_changed(b"sizes: 9 8 7", b"sizes: 9000 8000 7000"), "can hold"),
     "sizes": (_changed(b"sizes: 9 8 7", b"sizes: 9 8 -7"), "sizes make no image"),

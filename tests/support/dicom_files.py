@@ -4,7 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 PATIENT = "Muster^Erika"
@@ -97,6 +102,63 @@ def series(hu: np.ndarray, affine: np.ndarray, **tags: object) -> list[Dataset]:
         )
         for k in range(hu.shape[2])
     ]
+
+
+def enhanced(images: list[Dataset], *, share: bool = False, **tags: object) -> Dataset:
+    """Return a multi-frame image of CT, a frame an image, in their order.
+
+    Args:
+        images: of `image`, alike but for position, direction, spacing, rescale and image type.
+        share: give directions, spacing and rescale once for all frames.
+        tags: see `image`.
+    """
+    first = images[0]
+    whole = Dataset()
+    whole.update(first)
+    whole.file_meta = FileMetaDataset()
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
+                 "RescaleIntercept", "AcquisitionNumber", "ImageType"):  # fmt: skip
+        if name in whole:
+            delattr(whole, name)
+
+    def group(ds: Dataset, **fields: str) -> Dataset:
+        one = Dataset()
+        for mine, theirs in fields.items():
+            if theirs in ds:
+                setattr(one, mine, ds[theirs].value)
+        return one
+
+    def common(ds: Dataset) -> Dataset:
+        found = Dataset()
+        found.PixelMeasuresSequence = [group(ds, PixelSpacing="PixelSpacing")]
+        found.PlaneOrientationSequence = [
+            group(ds, ImageOrientationPatient="ImageOrientationPatient")
+        ]
+        names = {name: name for name in ("RescaleSlope", "RescaleIntercept", "RescaleType")}
+        found.PixelValueTransformationSequence = [group(ds, **names)]
+        return found
+
+    def own(ds: Dataset) -> Dataset:
+        found = Dataset() if share else common(ds)
+        found.PlanePositionSequence = [group(ds, ImagePositionPatient="ImagePositionPatient")]
+        found.CTImageFrameTypeSequence = [group(ds, FrameType="ImageType")]
+        found.FrameContentSequence = [
+            group(ds, FrameAcquisitionNumber="AcquisitionNumber", StackID="StackID")
+        ]
+        return found
+
+    whole.SharedFunctionalGroupsSequence = [common(first) if share else Dataset()]
+    whole.PerFrameFunctionalGroupsSequence = [own(ds) for ds in images]
+    whole.NumberOfFrames = len(images)
+    whole.SOPClassUID = EnhancedCTImageStorage
+    whole.SOPInstanceUID = generate_uid()
+    whole.PixelData = b"".join(ds.PixelData for ds in images)
+    for name, value in tags.items():
+        setattr(whole, name, value)
+    whole.file_meta.MediaStorageSOPClassUID = whole.SOPClassUID
+    whole.file_meta.MediaStorageSOPInstanceUID = whole.SOPInstanceUID
+    whole.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return whole
 
 
 def write(folder: Path, images: list[Dataset], name: str = "IM{:04}") -> Path:
