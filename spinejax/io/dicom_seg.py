@@ -171,6 +171,8 @@ def _complete(fields: Any) -> None:
     """Empty those fields of patient and study that are missing, or that highdicom would refuse."""
     from pydicom.valuerep import DA, TM
 
+    if not fields.get("SpecificCharacterSet"):  # an empty field means the same as none
+        fields.pop("SpecificCharacterSet", None)
     kinds = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
     for name in _MAY_BE_EMPTY:
         value = fields.get(name) or ""

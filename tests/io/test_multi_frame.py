@@ -72,6 +72,7 @@ def test_frames_of_other_transfer_syntaxes(tmp_path, syntax):
     np.testing.assert_array_equal(volume.native, hu)
 
 
+@pytest.mark.filterwarnings("ignore:The string .* is unlikely to represent the intended person")
 def test_highdicom_s_conversion_of_a_real_ct(tmp_path, real_data):
     folder = real_data / "dcmqi/ct-3slice"
     images = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
