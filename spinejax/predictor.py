@@ -463,11 +463,15 @@ def _point(at: np.ndarray | None) -> list[float] | None:
 
 
 def _input_digest(scan: Volume) -> str:
-    """Return the digest of a scan's voxels and affine, whatever its format and orientation."""
+    """Return the digest of a scan's HU, shape and affine.
+
+    The HU count as float32 and the affine in thousandths of a millimetre, so that a scan has the
+    same digest in every format, number type and orientation.
+    """
     affine = np.round(scan.affine, 3) + 0.0  # + 0.0 makes -0 to 0
-    found = hashlib.sha256(f"{scan.array.dtype} {scan.shape}".encode() + affine.tobytes())
+    found = hashlib.sha256(f"{scan.shape}".encode() + affine.tobytes())
     for part in scan.array.T:
-        found.update(np.ascontiguousarray(part).data)
+        found.update((np.ascontiguousarray(part, "<f4") + np.float32(0)).data)  # -0 is 0
     return found.hexdigest()
 
 
