@@ -108,7 +108,6 @@ def test_several_pipelines_in_one_file_are_used_like_the_runs(
     runs = [f"--workdir={block_pipeline}", f"--workdir={other}"]
     assert main(["export", *runs, f"--output={file}"]) == 0
     assert f"spinejax predict --model={file} uses it" in capsys.readouterr().out
-    assert spinejax.load(file).digest == spinejax.load([block_pipeline, other]).digest
     with safe_open(file, framework="numpy") as opened:  # one of safetensors
         members = {name.rpartition("/params")[0] for name in opened.keys()}  # noqa: SIM118
     assert members >= {"spine/0", "spine/1", "vertebrae/0", "vertebrae/1"}
