@@ -451,7 +451,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "data.threads", -1, Whole(-1, 256), free=True,
         meaning="Threads that read samples, in each worker if there are workers; -1: one for each "
-        "core, at most 16, shared among the workers.",
+        "core, at most 16, shared among the workers; 0: none, and no batch is read ahead.",
     ),
     Field("data.prefetch", 4, Whole(0, 1024), "Batches that are read ahead.", free=True),
     Field(
