@@ -6,7 +6,7 @@
 Both networks begin with the packaged weights (`train.init_from`) and keep their preprocessing. The
 first network of the pipeline is the one of sagittal slices.
 `--config.train.init_from=''` begins both with random weights instead, at equal effort;
-`FILE.safetensors` or the folder of a pipeline's run begins with those weights. With
+`FILE.spinejax` or the folder of a pipeline's run begins with those weights. With
 `--config.data.test_fraction=0 --config.data.val_fraction=0` all scans train, also a single one.
 
 Arguments: `spine` trains the first network alone, `debug` takes a few steps.

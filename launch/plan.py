@@ -210,7 +210,7 @@ def check_places(units: Sequence[SweepUnit], workdir: Path) -> None:
             if init_from and not begun and not model_file.located(init_from).exists():
                 raise InputError(
                     f"unit {unit.name}: {prefix}train.init_from={init_from}: there is no such "
-                    "model; give phantom, FILE.safetensors, or the folder of a run"
+                    "model; give phantom, FILE.spinejax, or the folder of a run"
                 )
 
 

@@ -62,7 +62,7 @@ from spinejax.io import centroid_json, dicom_seg, grids, nifti, scanfile, slicer
 from spinejax.progress import Progress, silent
 from spinejax.schema import CUBES, OUTLINES, SECOND, SLICES, THIRD
 from spinejax.tasks import MaskTask, NameTask, OutlineTask, Task, build_task
-from spinejax.training import model_file, parallel
+from spinejax.training import model_file, parallel, program_file
 from spinejax.training.checkpoint import FOLDERS, read_networks
 from spinejax.training.model_file import SPINE, Network
 from spinejax.volume import PLANES, Volume, check_neighbours
@@ -541,11 +541,15 @@ def _point(at: np.ndarray | None) -> list[float] | None:
 
 
 def _input_digest(scan: Volume) -> str:
-    """Return the digest of a scan's voxels and affine, whatever its format and orientation."""
+    """Return the digest of a scan's HU, shape and affine.
+
+    The HU count as float32 and the affine in thousandths of a millimetre, so that a scan has the
+    same digest in every format, number type and orientation.
+    """
     affine = np.round(scan.affine, 3) + 0.0  # + 0.0 makes -0 to 0
-    found = hashlib.sha256(f"{scan.array.dtype} {scan.shape}".encode() + affine.tobytes())
+    found = hashlib.sha256(f"{scan.shape}".encode() + affine.tobytes())
     for part in scan.array.T:
-        found.update(np.ascontiguousarray(part).data)
+        found.update((np.ascontiguousarray(part, "<f4") + np.float32(0)).data)  # -0 is 0
     return found.hexdigest()
 
 
@@ -808,7 +812,7 @@ def export(
     `train.init_from`.
 
     Args:
-        output: the file; its name ends in ".safetensors".
+        output: the file; its name ends in ".spinejax" or ".safetensors". The two have one form.
         model: see `load`.
         vertebrae: see `load`.
         outlines: see `load`.
@@ -826,8 +830,10 @@ def export(
         InputError: as `load`, or the file cannot be written.
     """
     path = expanded(output)
-    if path.suffix != model_file.ENDING:
-        raise InputError(f"{path}: the name of a model's file ends in {model_file.ENDING}")
+    if path.suffix not in model_file.ENDINGS:
+        raise InputError(
+            f"{path}: the name of a model's file ends in {' or '.join(model_file.ENDINGS)}"
+        )
     check_output(path, "model", overwrite=overwrite)  # before any reading
     first, second, third = _networks(model, vertebrae, outlines, checkpoint)
     card = dict(card or {})
@@ -835,12 +841,56 @@ def export(
         first, second, found = _calibrated(first, second, third, calibration)
         # Failures name files of this machine.
         card["calibration"] = {name: value for name, value in found.items() if name != "failed"}
-    by_role = {model_file.role(first[0].config): first}
-    by_role |= {name: those for name, those in ((SECOND, second), (THIRD, third)) if those}
+    by_role = _by_role(first, second, third)
     for name in half:
         check_choice("half", name, by_role)
     model_file.write(path, by_role, card=card, half=half, overwrite=overwrite)
     return path
+
+
+@numerics.fixed()
+def export_programs(
+    folder: StrPath,
+    model: StrPath | Sequence[StrPath],
+    *,
+    vertebrae: StrPath | Sequence[StrPath] | None = None,
+    outlines: StrPath | Sequence[StrPath] | None = None,
+    checkpoint: str = "best",
+    card: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the networks of trained runs as StableHLO programs, which need only jax and numpy.
+
+    Args:
+        folder: gets `spine.stablehlo`, `vertebrae.stablehlo` and `outlines.stablehlo` as far as the
+            model has such networks, and beside each a `.json` that says what it takes and gives,
+            and a `.mlirbc` for other runtimes (docs/programs.md).
+        model: see `load`.
+        vertebrae: see `load`.
+        outlines: see `load`.
+        checkpoint: see `load`.
+        card: what to say about the model; plain JSON.
+        overwrite: replace files that this program did not write, too.
+
+    Returns:
+        The paths of the `.json` files.
+
+    Raises:
+        InputError: as `load`, a file cannot be written, or a network has no windows.
+    """
+    path = expanded(folder)
+    if path.suffix in model_file.ENDINGS:
+        raise InputError(f"{path}: programs are several files; give the name of a folder")
+    networks = _by_role(*_networks(model, vertebrae, outlines, checkpoint))
+    return program_file.write(path, networks, card=card or {}, overwrite=overwrite)
+
+
+def _by_role(
+    first: list[Network], second: list[Network], third: list[Network]
+) -> dict[str, list[Network]]:
+    """Return the result of `_networks` by role, without roles that have none."""
+    found = {model_file.role(first[0].config): first}
+    return found | {name: those for name, those in ((SECOND, second), (THIRD, third)) if those}
 
 
 @numerics.fixed()
@@ -856,7 +906,7 @@ def load(
     """Load a trained model for whole scans.
 
     Args:
-        model: "phantom", the model in the package; the file of a model, `NAME.safetensors`; or the
+        model: "phantom", the model in the package; the file of a model, `NAME.spinejax`; or the
             folder of a run. A list of several is averaged: seeds, folds, networks that see the same
             preprocessed scans. The folder of a run that is called phantom is "./phantom".
         vertebrae: a model or several that name vertebrae. None takes the second network of `model`,

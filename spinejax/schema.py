@@ -676,7 +676,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "train.init_from", "", Text(),
         meaning="Model with the same network, whose weights are the initial weights: phantom, the "
-        "packaged one; FILE.safetensors; or the folder of a run. '': random weights.",
+        "packaged one; FILE.spinejax; or the folder of a run. '': random weights.",
     ),
     Field(
         "train.parallel", "auto", Choice(("auto", "pmap", "shard_map")), free=True,

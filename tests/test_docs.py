@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spinejax import cli, config_files, schema
+from spinejax import cli, config_files, predictor, schema
 from spinejax.commands import parsing
 from spinejax.configs import cascade, opconvnet, phantom_outlines
 from tests.test_floors import FLOORS
@@ -144,3 +144,9 @@ def test_the_pages_build(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "config" / "index.html").is_file()
+
+
+def test_every_column_of_the_table_of_vertebrae_is_described():
+    section = PAGES["record.md"].partition("## The table")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == list(predictor._COLUMNS)

@@ -74,6 +74,26 @@ def test_heights_depth_and_volume_are_those_of_the_drawing():
         assert one.hu_mean == one.hu_median == hu
 
 
+@pytest.mark.parametrize(
+    "spacing",
+    [(1.0, 1.0, 0.35), (1.0, 0.35, 0.5), (0.7, 0.5, 0.3), (1.0, 1.0, 1.0), (1.5, 1.5, 2.5)],
+    ids=str,
+)
+def test_heights_and_depths_of_upright_bodies_end_where_their_voxels_end(spacing):
+    array, scan = spine([(24.3, 24.3), (25.6, 25.6)], spacing=spacing)
+    found = measured(array, scan)
+    for label, one in found.items():
+        voxels = np.argwhere(array == label)
+        column = voxels[voxels[:, 0] == round(45 / spacing[0])]
+        height = np.ptp(column[column[:, 1] == round(40 / spacing[1])][:, 2]) + 1
+        level = column[column[:, 2] == round(column[:, 2].mean())][:, 1]
+        depth = np.flatnonzero(np.diff(level) > 1)[0] + 1  # up to the canal
+        for name in ("anterior", "middle", "posterior"):
+            height_mm = getattr(one, f"height_{name}_mm")
+            assert height_mm == pytest.approx(height * spacing[2], abs=0.05)
+        assert one.depth_mm == pytest.approx(depth * spacing[1], abs=0.05)
+
+
 @pytest.mark.parametrize("first", [4, 20])
 @pytest.mark.parametrize("scale", [0.15, 0.2, 0.22, 0.25, 0.28, 0.4])
 def test_a_body_that_is_too_small_has_reasons_in_place_of_numbers(first, scale):
@@ -152,6 +172,16 @@ def test_a_wedge_and_a_crushed_body_are_graded_and_their_neighbours_are_not():
     found = measured(array, scan)
     assert [one.genant for one in found.values()] == [0, 2, 0, 3, 0]
     assert found[21].crush == pytest.approx(16 / 28, abs=0.03)
+
+
+@pytest.mark.parametrize(("name", "graded"), [("T3", False), ("T13", True), ("L5", False)])
+def test_vertebrae_from_t4_to_l4_are_graded_with_t13_between(name, graded):
+    array, scan = spine([(14, 28)], first=labels.id_of(name))
+    (one,) = measured(array, scan).values()
+    assert one.wedge < 0.75
+    assert (one.genant, one.missing.get("genant")) == (
+        (2, None) if graded else (None, "the grade is defined from T4 to L4")
+    )
 
 
 def test_a_body_that_the_scan_ends_is_not_measured_and_the_reason_is_said():

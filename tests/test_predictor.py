@@ -216,6 +216,17 @@ def test_the_digest_of_the_input_is_that_of_voxels_and_grid():
     assert len(digests) == 3
 
 
+def test_the_digest_of_the_input_does_not_depend_on_the_number_type_of_the_file(tmp_path):
+    array = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7))
+    digests = set()
+    for kind in (np.int16, np.int32, np.float32, np.float64):
+        path = tmp_path / f"{np.dtype(kind)}.nii.gz"
+        nib.save(nib.Nifti1Image(array.astype(kind), AFFINE, dtype=kind), path)
+        scan = read_volume(path)
+        digests.add(Segmentation(np.zeros(scan.shape, np.uint8), scan, "x")._record()["input"])
+    assert len(digests) == 1
+
+
 def test_the_line_of_a_mask_without_names_gives_its_volume():
     volume = Volume(np.zeros((50, 50, 50), np.int16), AFFINE)
     mask = np.zeros(volume.shape, np.uint8)

@@ -138,7 +138,7 @@ def _recorded(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if record.get("parameters") is not None:
         yield "parameters", f"{record['parameters']:,}"
     if isinstance(record.get("gflops"), float):
-        yield "GFLOPs", f"{record['gflops']:.3g} of a sample"
+        yield "GFLOPs", f"{record['gflops']:.3g} in the forward pass of one sample"
     if isinstance(record.get("initial"), dict):
         yield "weights of", str(record["initial"].get("config", "another model"))
     for name in ("hardware", "commit"):

@@ -141,7 +141,7 @@ def model_flags(values: FlagValues) -> None:
     _models_flag(
         values,
         "model",
-        "The packaged model phantom, which predict takes by default; FILE.safetensors; or the "
+        "The packaged model phantom, which predict takes by default; FILE.spinejax; or the "
         "folder of a run (./phantom if its name is phantom). Give the flag again to average "
         "several.",
     )

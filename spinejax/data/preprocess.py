@@ -38,7 +38,9 @@ MOST_VOXELS = 2**31
 """A scan of more voxels, after resampling, is refused. A person of 2 m in a field of view of 500 mm
 has 2**29 voxels of 1 mm."""
 
-_TRUNCATE = 4.0  # the Gaussian is cut at this many sigma
+TRUNCATE = 4.0
+"""The Gaussian in mm is cut at this many sigma."""
+
 _LEAST_SIGMA_VOXELS = 0.1  # a sigma below it puts under 1e-20 on the neighbours
 _SLAB_BYTES = 64 * 2**20  # of one float32 slab
 
@@ -105,6 +107,13 @@ class SlicePreprocess:
         """(low, high) that the preprocessed values lie in."""
         low, high = self.clamp_hu
         return (low, high) if self.intensity == "clamp" else (min(0.0, low), max(0.0, high))
+
+    @property
+    def kernel_px(self) -> tuple[float, int]:
+        """Sigma and radius in pixels of the Gaussian of `"op_window"`; (0, 0) for none."""
+        if self.intensity != "op_window" or self.smoothing_sigma_px < _LEAST_SIGMA_VOXELS:
+            return 0.0, 0
+        return self.smoothing_sigma_px, self.smoothing_kernel_px // 2
 
     @property
     def fill_hu(self) -> int:
@@ -310,15 +319,13 @@ def _resampled_length(pixels: int, spacing_mm: float, wanted_mm: float) -> int:
 
 def _radius(sigma_voxels: float) -> int:
     """Return the number of neighbours on each side that smoothing reads."""
-    return 0 if sigma_voxels < _LEAST_SIGMA_VOXELS else int(_TRUNCATE * sigma_voxels + 0.5)
+    return 0 if sigma_voxels < _LEAST_SIGMA_VOXELS else int(TRUNCATE * sigma_voxels + 0.5)
 
 
 def _kernels(grid: SliceGeometry, settings: SlicePreprocess) -> list[tuple[float, int]]:
     """Return sigma and radius of the Gaussian in voxels, along slices, rows and columns."""
     if settings.intensity == "op_window":
-        sigma = settings.smoothing_sigma_px
-        radius = settings.smoothing_kernel_px // 2 if sigma >= _LEAST_SIGMA_VOXELS else 0
-        return [(0.0, 0), (sigma, radius), (sigma, radius)]
+        return [(0.0, 0), settings.kernel_px, settings.kernel_px]
     spacings = (grid.native_slice_spacing_mm, *grid.native_spacing_mm)
     sigmas = [settings.smoothing_sigma_mm / spacing for spacing in spacings]
     return [(sigma, _radius(sigma)) for sigma in sigmas]
@@ -380,6 +387,12 @@ def _filtered(
     return slab
 
 
+def gaussian_kernel(sigma: float, radius: int) -> np.ndarray:
+    """Return the weights (2 radius + 1,) of a Gaussian of `sigma` voxels; their sum is 1."""
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return weights / weights.sum()
+
+
 _ROWS = 32
 _BLOCK = 2**18
 
@@ -396,8 +409,7 @@ def _smoothed(
     if not radius:
         return values if len(places) == values.shape[axis] else np.take(values, places, axis)
     offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
+    weights = gaussian_kernel(sigma, radius)
     shape = list(values.shape)
     shape[axis] = len(places)
     result = np.empty(shape, np.float32)

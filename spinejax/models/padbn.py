@@ -78,7 +78,7 @@ class PaDBN(Network):
         self.check_input(x.shape)
         init = nn.initializers.normal(self.init_std)
         out: dict[str, jax.Array] = {}
-        x = x.reshape(len(x), -1).astype(self.dtype)
+        x = x.reshape(x.shape[0], -1).astype(self.dtype)
         for number, width in enumerate(self.widths, 1):
             if self.rbm:
                 self.param(f"{_VISIBLE}{number}", nn.initializers.zeros, (x.shape[-1],))

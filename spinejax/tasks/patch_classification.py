@@ -98,12 +98,26 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         )
         return online.feed(config, split, make)
 
-    def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
+    def check_labels_seen() -> None:
         if pretrains:
             raise InputError(
                 f"this run pretrained layer {model.rbm} of a PaDBN and has seen no labels; train "
                 "the classifier: --config=opconvnet:net=padbn --config.train.init_from=RUN"
             )
+
+    # As in `patch_scan`.
+    @jax.default_matmul_precision("float32")
+    def probability(
+        variables: Mapping[str, Any], image_hu: jax.Array, stats: jax.Array
+    ) -> jax.Array:
+        check_labels_seen()
+        x = to_input(image_hu, stats)[..., None]
+        logits, _ = model.apply(dict(variables), x, train=False)
+        halves = jax.nn.logsumexp(logits.reshape(-1, 2, classes // 2), axis=-1)
+        return jax.nn.sigmoid(halves[:, 1] - halves[:, 0])
+
+    def stack_predictor(variables: Mapping[str, Any]) -> StackPredictor:
+        check_labels_seen()
         return patch_scan.make_stack_predictor(
             model,
             variables,
@@ -122,6 +136,7 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         loss=_pretraining(model, patches, axis_name) if pretrains else loss,
         stream=online.of_patches(config, n, margin),
         feed=feed,
+        probability=probability,
         stack_predictor=stack_predictor,
         least_side=1,
         sample="patches",

@@ -89,12 +89,16 @@ class Task:
 class MaskTask(Task):
     """A task that finds the spine slice by slice.
 
+    probability: (variables, image (b, h, w) preprocessed HU, with neighbours (b, h, w, channels),
+        stats (b, 4)) -> (b, h, w) float32, the probability of each pixel of a window; of a patch
+        (b,), that of its pixel in row and column n // 2.
     stack_predictor: variables -> function that gives every pixel of a stack of slices its
         probability.
     least_side: smallest side of a slice in pixels.
     whole: whether that stack must hold all slices of a scan, of cubic voxels.
     """
 
+    probability: "Probability"
     stack_predictor: Callable[[Mapping[str, Any]], StackPredictor]
     least_side: int
     whole: bool = False

@@ -81,6 +81,7 @@ def build(config: ConfigDict, axis_name: str | None) -> MaskTask:
         loss=loss,
         stream=online.of_slices(config),
         feed=feed,
+        probability=probability,
         stack_predictor=stack_predictor,
         least_side=model.stride,
         whole=not model.LEARNS,

@@ -537,7 +537,7 @@ def read_networks(
         hint = did_you_mean(str(path), set(model_file.PACKAGED) - {str(path)})
         raise InputError(
             f"{path} is not the folder of a run: there is no such folder"
-            f"{hint or '; give phantom, FILE.safetensors, or the folder of a run'}"
+            f"{hint or '; give phantom, FILE.spinejax, or the folder of a run'}"
         )
     config = run_folder.checked_config(path)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}

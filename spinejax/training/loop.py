@@ -652,6 +652,12 @@ def _run(
             ) as update,
         ):
             writer.say(_batch_and_rate(config, mapped.count))
+            begin, end = config.train.profile_steps
+            if first and end and (begin > lengths.total or end <= start):
+                writer.say(
+                    f"train.profile_steps={begin}, {end}: this training makes the steps "
+                    f"{start + 1} to {lengths.total}, so no profile will be written"
+                )
             if lengths.per_call < config.train.steps_per_call:
                 writer.say(
                     f"train.steps_per_call={config.train.steps_per_call}: on a "

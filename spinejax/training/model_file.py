@@ -1,4 +1,6 @@
-"""A trained model in one file, `NAME.safetensors`; the only place that knows safetensors.
+"""A trained model in one file, `NAME.spinejax`; the only place that knows safetensors.
+
+The file is one of safetensors, whatever its ending: `NAME.safetensors` is the same.
 
 The file holds networks by their role: those that segment the spine ("spine"), which are averaged,
 those that name the vertebrae in it ("vertebrae"), and those that outline the named vertebrae anew
@@ -37,7 +39,7 @@ from spinejax.tasks import Task, build_task
 from spinejax.training import run_folder
 
 FORMAT = 1
-ENDING = ".safetensors"
+ENDINGS = (".spinejax", ".safetensors")
 SPINE = "spine"
 ROLES = (SPINE, schema.SECOND, schema.THIRD)
 PACKAGED = ("phantom",)
@@ -102,13 +104,13 @@ def located(source: StrPath) -> Path:
     Only a `str` can be the name of a packaged model: a folder of that name is `./phantom`.
     """
     if isinstance(source, str) and source in PACKAGED:
-        return FOLDER / f"{source}{ENDING}"
+        return FOLDER / f"{source}.safetensors"
     return expanded(source)
 
 
 def is_file(path: Path) -> bool:
     """Return whether a path is that of a model's file, not of a run's folder."""
-    return path.suffix == ENDING or path.is_file()
+    return path.suffix in ENDINGS or path.is_file()
 
 
 def write(
@@ -294,10 +296,10 @@ def fitted(
     theirs, ours = _flat(variables), _flat(fresh)
     taken, lines = {}, []
     for leaf, array in sorted(ours.items()):
-        there = tuple(theirs[leaf].shape) if leaf in theirs else "absent"
-        taken[leaf] = theirs[leaf] if there == array.shape else np.asarray(array)
-        if there != array.shape:
-            lines.append(f"{leaf} is {there} there and {array.shape} here")
+        unlike = _unlike(leaf, theirs, ours)
+        taken[leaf] = np.asarray(array) if unlike else theirs[leaf]
+        if unlike:
+            lines.append(unlike)
     return {"batch_stats": {}, **traverse_util.unflatten_dict(taken, sep="/")}, lines
 
 
@@ -305,10 +307,16 @@ def misfit(task: Task, variables: Mapping[str, Any]) -> str:
     """Return how variables differ from those of a task's network; "" if they fit."""
     theirs = _flat(variables)
     ours = _flat(jax.eval_shape(task.init, jax.random.key(0)))
-    for leaf in sorted(theirs.keys() | ours.keys()):
-        there, here = (
-            tuple(found[leaf].shape) if leaf in found else "absent" for found in (theirs, ours)
-        )
-        if here != there:
-            return f"{leaf} is {there} there and {here} here"
-    return ""
+    return next(filter(None, (_unlike(one, theirs, ours) for one in sorted({*theirs, *ours}))), "")
+
+
+def _unlike(leaf: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Return how an array of a model differs from that of the network; "" if the shapes agree."""
+    there, here = (tuple(found[leaf].shape) if leaf in found else None for found in (theirs, ours))
+    if there == here:
+        return ""
+    if there is None:
+        return f"the network has the array {leaf} of shape {here}, and the model lacks it"
+    if here is None:
+        return f"the model has the array {leaf} of shape {there}, and the network lacks it"
+    return f"the array {leaf} has shape {there} in the model and {here} in the network"

@@ -206,7 +206,7 @@ def check(names: Sequence[str]) -> None:
         except metadata.PackageNotFoundError:
             raise InputError(
                 f"train.trackers={name}: the package {name} is not installed; install it with "
-                f"`pip install {name}`, or leave {name} out"
+                f"`pip install -e '.[tracking]'`, or leave {name} out"
             ) from None
 
 

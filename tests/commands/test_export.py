@@ -6,12 +6,15 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import spinejax
 from spinejax.cli import main
 from spinejax.files import LIST
 from spinejax.training import model_file
 from tests.support.cli_runs import fails
+
+ENDINGS = (".stablehlo", ".mlirbc", ".json")
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +100,36 @@ def test_half_the_bytes(phantom, block_pipeline, tmp_path):
     assert {one.name for one in tmp_path.iterdir()} == {path.name, LIST}
 
 
+def test_several_pipelines_in_one_file_are_used_like_the_runs(
+    block_pipeline, block_scans, tmp_path, capsys
+):
+    other, file = tmp_path / "other", tmp_path / "both.spinejax"
+    shutil.copytree(block_pipeline, other)
+    runs = [f"--workdir={block_pipeline}", f"--workdir={other}"]
+    assert main(["export", *runs, f"--output={file}"]) == 0
+    assert f"spinejax predict --model={file} uses it" in capsys.readouterr().out
+    with safe_open(file, framework="numpy") as opened:  # one of safetensors
+        members = {name.rpartition("/params")[0] for name in opened.keys()}  # noqa: SIM118
+    assert members >= {"spine/0", "spine/1", "vertebrae/0", "vertebrae/1"}
+    again = tmp_path / "again.safetensors"
+    assert main(["export", f"--workdir={file}", f"--output={again}"]) == 0
+    assert spinejax.load(again).digest == spinejax.load(file).digest
+    data, out = tmp_path / "data", tmp_path / "out"
+    for kind in ("images", "labels"):
+        (data / kind).mkdir(parents=True)
+        shutil.copy(block_scans / kind / "case0.nii.gz", data / kind)
+    ct = str(data / "images" / "case0.nii.gz")
+    assert main(["predict", ct, "-o", str(tmp_path / "a"), f"--workdir={file}", "--nopage"]) == 0
+    assert main(["predict", ct, "-o", str(tmp_path / "b"), *runs, "--nopage"]) == 0
+    np.testing.assert_array_equal(labels_of(tmp_path / "a"), labels_of(tmp_path / "b"))
+    assert main(["evaluate", f"--model={file}", f"--data={data}", f"--output={out}"]) == 0
+    assert json.loads((out / "scores.json").read_text())
+
+
 def test_what_cannot_be_exported_leaves_nothing(block_pipeline, tmp_path, capsys):
     path = tmp_path / "model.safetensors"
     words = ["export", f"--workdir={block_pipeline}"]
-    fails(capsys, [*words, f"--output={tmp_path}/model.bin"], "ends in .safetensors")
+    fails(capsys, [*words, f"--output={tmp_path}/model.bin"], "ends in .spinejax or .safetensors")
     fails(capsys, ["export", "--workdir=nowhere", f"--output={path}"], "nowhere is not the folder")
     second = f"--workdir={block_pipeline}/vertebrae"
     fails(capsys, ["export", second, f"--output={path}"], "needs the mask of an earlier one")
@@ -109,3 +138,25 @@ def test_what_cannot_be_exported_leaves_nothing(block_pipeline, tmp_path, capsys
     path.write_bytes(b"somebody's")
     fails(capsys, [*words, f"--output={path}"], "did not write this file", "--overwrite")
     assert path.read_bytes() == b"somebody's"
+
+
+def test_a_pipeline_becomes_a_program_a_network(block_pipeline, tmp_path, capsys):
+    out = tmp_path / "programs"
+    words = ["export", f"--workdir={block_pipeline}", f"--output={out}/", "--format=stablehlo"]
+    fails(capsys, [*words, "--half=spine"], "--half changes nothing in programs; leave it out")
+    fails(capsys, [*words, f"--output={tmp_path}/m.spinejax"], "give the name of a folder")
+    assert not out.exists()
+    out.mkdir()
+    foreign = out / "vertebrae.json"
+    foreign.write_text("{}")
+    fails(capsys, words, "vertebrae.json: spinejax did not write this file", "--overwrite")
+    assert [path.name for path in out.iterdir()] == [foreign.name]
+    foreign.unlink()
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert f"{out}/spine.stablehlo: " in printed and "vertebrae.json describes it" in printed
+    files = {f"{name}{end}" for name in ("spine", "vertebrae") for end in ENDINGS}
+    assert {path.name for path in out.iterdir()} == {*files, LIST}
+    about = json.loads((out / "vertebrae.json").read_text())
+    assert [one["name"] for one in about["inputs"]] == ["image", "spine"]
+    assert main(words) == 0  # its own files

@@ -56,7 +56,7 @@ def test_it_begins_with_the_best_weights_of_the_other_run(scans, earlier, tmp_pa
 
 def test_a_run_and_its_file_say_with_which_training_it_began(scans, earlier, tmp_path):
     loop.train(config_from(scans, earlier, **{"name": "second", "seed": 5}), tmp_path / "second")
-    file = export(tmp_path / "second.safetensors", tmp_path / "second")
+    file = export(tmp_path / "second.spinejax", tmp_path / "second")
     loop.train(config_from(scans, file), tmp_path / "third")
     third = run_folder.recorded_training(tmp_path / "third")
     second = third["initial"]
@@ -107,11 +107,13 @@ def test_a_resumed_run_goes_on_with_its_own(scans, earlier, tmp_path, kind):
 def test_what_cannot_be_begun_with_is_refused_before_the_folder_is_made(scans, earlier, tmp_path):
     other = config_from(scans, earlier)
     other.model.widths = (4, 12)
-    with pytest.raises(InputError, match=r"train\.init_from=.*another network: params.* is \("):
+    with pytest.raises(InputError, match=r"train\.init_from=.*another network: .* in the network;"):
         loop.train(other, tmp_path / "run")
     deeper = config_from(scans, earlier)
     deeper.model.widths = (4, 8, 8)
-    with pytest.raises(InputError, match="absent"):
+    with pytest.raises(
+        InputError, match="the network has the array params/.* and the model lacks it"
+    ):
         loop.train(deeper, tmp_path / "run")
     with pytest.raises(InputError, match=r"train\.init_from=.*/none: .*not the folder of a run"):
         loop.train(config_from(scans, tmp_path / "none"), tmp_path / "run")
@@ -147,7 +149,7 @@ def test_what_fits_is_taken_on_request(scans, earlier, tmp_path, caplog, changes
     assert run_folder.recorded_training(tmp_path)["initial"]["random"] == lines
     if changes == THREE_CHANNELS:
         (line,) = lines
-        assert line.endswith("kernel is (3, 3, 1, 4) there and (3, 3, 3, 4) here")
+        assert line.endswith("has shape (3, 3, 1, 4) in the model and (3, 3, 3, 4) in the network")
 
 
 def test_arrays_that_do_not_fit_begin_like_those_of_a_run_without(scans, earlier):
@@ -167,7 +169,7 @@ def test_a_network_of_which_nothing_fits_is_refused(scans, earlier):
 
 
 def test_both_networks_of_a_pipeline_begin_with_a_model(block_scans, block_pipeline, tmp_path):
-    file = export(tmp_path / "both.safetensors", block_pipeline)
+    file = export(tmp_path / "both.spinejax", block_pipeline)
     config = pipeline_config(block_scans)
     config.train.init_from = str(file)
     for one in (config, config.vertebrae):

@@ -125,11 +125,11 @@ BAD = {
     ),
     "a missing tensor": (
         lambda f: changed(f, lambda name, x: None if "spine/1/params" in name else x),
-        r"\(spine/1\) is damaged \(.* is absent there and \(.*\) here",
+        r"\(spine/1\) is damaged \(the network has the array .* and the model lacks it\)",
     ),
     "another shape": (
         lambda f: changed(f, lambda name, x: x[..., :1].copy() if name.startswith(SECOND) else x),
-        r"\(vertebrae/0\) is damaged \(params/.* is \(.*\) there and \(",
+        r"\(vertebrae/0\) is damaged \(the array params/.* has shape \(.*\) in the model and \(",
     ),
     "missing": (lambda f: f.unlink(), "no such file"),
     "a folder": (lambda f: (f.unlink(), f.mkdir()), "a folder, not a regular file"),

@@ -116,6 +116,18 @@ def test_a_profile_of_a_run_lies_in_its_folder(scans, tmp_path):  # noqa: F811
         loop.train(patch_config(scans, **{"train.profile_steps": (3, 2)}), tmp_path / "other")
 
 
+def test_a_profile_beyond_the_end_of_the_run_is_said_to_be_none(scans, tmp_path, monkeypatch):  # noqa: F811
+    said = []
+    monkeypatch.setattr(log.RunLog, "say", lambda self, text: said.append(text))
+    changes = {"train.steps": 3, "train.profile_steps": (20, 24)}
+    loop.train(patch_config(scans, **changes), tmp_path, devices=1)
+    assert (
+        "train.profile_steps=20, 24: this training makes the steps 1 to 3, so no profile will be "
+        "written"
+    ) in said
+    assert not (tmp_path / "profile").exists()
+
+
 def test_on_a_gpu_a_call_is_one_loop_without_the_host():
     config = lowered.small("opconvnet")
     config.train.batch_size = 4

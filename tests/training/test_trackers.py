@@ -70,7 +70,9 @@ def test_a_missing_package_is_refused_before_anything_is_written(
 
     monkeypatch.setattr(trackers.metadata, "version", missing)
     config = tiny_config(scans, **{"train.trackers": (name,)})
-    with pytest.raises(InputError, match=rf"^train\.trackers={name}: .*`pip install {name}`"):
+    with pytest.raises(
+        InputError, match=rf"^train\.trackers={name}: .*`pip install -e '\.\[tracking\]'`"
+    ):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
