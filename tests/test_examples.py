@@ -6,6 +6,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from spinejax.phantom import dataset
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -40,7 +42,11 @@ def test_a_ct_is_segmented_and_drawn(block_scans, block_pipeline, tmp_path, caps
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-def test_without_a_ct_a_phantom_is_segmented(block_pipeline, tmp_path, capsys):
+def test_without_a_ct_a_phantom_is_segmented(block_pipeline, tmp_path, capsys, monkeypatch):
+    # The notebook's phantom with an eighth of its voxels.
+    coarse = {"min_spacing_mm": 4.0, "max_spacing_mm": 4.0}
+    write = dataset.write_dataset
+    monkeypatch.setattr(dataset, "write_dataset", lambda *a, **given: write(*a, **given | coarse))
     run("segment_a_ct.ipynb", MODEL=str(block_pipeline), OUT=str(tmp_path))
     assert "dice 0." in capsys.readouterr().out
 
