@@ -58,7 +58,7 @@ def test_variants_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     # Training on phantoms that are written compiles faster than drawing them on the device.
     few = {"data.source": "phantom", "data.phantom.cases": 3, "data.test_fraction": 0.3}
     few |= {"data.phantom.min_spacing_mm": 4, "data.phantom.max_spacing_mm": 4}
-    few |= {"data.phantom.min_extent_mm": 150, "data.phantom.max_extent_mm": 150}
+    few |= {"data.phantom.min_extent_mm": 110, "data.phantom.max_extent_mm": 110}
     variants = {name: {"model.attention": name, **few} for name in ("none", "gate")}
     names = run("train_a_variant.ipynb", CONFIG="demo:debug", STEPS=2, VARIANTS=variants)
     assert set(names["scores"]) == set(variants)
