@@ -1,6 +1,7 @@
 """What all tests share: compiled programs, the real scans if they are there, a tiny pipeline."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -12,11 +13,12 @@ from absl import flags
 from tests.support.pipeline_run import block_pipeline, block_scans  # noqa: F401 - fixtures
 
 # The tests compile much and run little. Without optimisation and without fusion emitters XLA
-# compiles in a fraction of the time. JAX reads these variables when it is imported: not by the
+# compiles in a fraction of the time; to hand parts of a program to several threads costs more than
+# it gains where each worker has one core. JAX reads these variables when it is imported: not by the
 # lines above.
 COMPILE_FAST = (
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
 )
 if COMPILE_FAST not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
@@ -25,6 +27,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+# To trace a program makes many small objects, which stay. Python would look through them again and
+# again for garbage, a sixth of the time of a test of a network.
+gc.set_threshold(100_000, 20, 20)
 
 # The command line has a folder of its own for compiled programs, in the user's home folder.
 os.environ["SPINEJAX_CACHE"] = "off"

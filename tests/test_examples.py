@@ -6,6 +6,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from spinejax.phantom import dataset
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -40,7 +42,11 @@ def test_a_ct_is_segmented_and_drawn(block_scans, block_pipeline, tmp_path, caps
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-def test_without_a_ct_a_phantom_is_segmented(block_pipeline, tmp_path, capsys):
+def test_without_a_ct_a_phantom_is_segmented(block_pipeline, tmp_path, capsys, monkeypatch):
+    # The notebook's phantom with an eighth of its voxels.
+    coarse = {"min_spacing_mm": 4.0, "max_spacing_mm": 4.0}
+    write = dataset.write_dataset
+    monkeypatch.setattr(dataset, "write_dataset", lambda *a, **given: write(*a, **given | coarse))
     run("segment_a_ct.ipynb", MODEL=str(block_pipeline), OUT=str(tmp_path))
     assert "dice 0." in capsys.readouterr().out
 
@@ -52,7 +58,7 @@ def test_variants_are_trained_and_compared(tmp_path, monkeypatch, capsys):
     # Training on phantoms that are written compiles faster than drawing them on the device.
     few = {"data.source": "phantom", "data.phantom.cases": 3, "data.test_fraction": 0.3}
     few |= {"data.phantom.min_spacing_mm": 4, "data.phantom.max_spacing_mm": 4}
-    few |= {"data.phantom.min_extent_mm": 150, "data.phantom.max_extent_mm": 150}
+    few |= {"data.phantom.min_extent_mm": 110, "data.phantom.max_extent_mm": 110}
     variants = {name: {"model.attention": name, **few} for name in ("none", "gate")}
     names = run("train_a_variant.ipynb", CONFIG="demo:debug", STEPS=2, VARIANTS=variants)
     assert set(names["scores"]) == set(variants)

@@ -13,7 +13,7 @@ from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS, ConvNorm
 from spinejax.models.resnet import Block, ResNet
 from spinejax.models.vgg import VGG
-from tests.support.networks import apply, init, normal, quick_jit
+from tests.support.networks import apply, init, normal, quick_jit, quick_key
 
 LARGE = dict(widths=(64, 128, 256, 512), stem="7x7", shortcut="projection")
 VGG_16 = VGG(1000, depths=(2, 2, 3, 3, 3), fc_widths=(4096, 4096))
@@ -140,7 +140,7 @@ def test_a_strided_convolution_is_centred_on_every_second_pixel():
 def test_what_a_residual_block_adds_is_its_shortcut(kind, shortcut):
     block = Block(6, 2, kind, shortcut, norm="batch")
     x = jnp.abs(normal(0, 2, 7, 8, 4))
-    variables = quick_jit(lambda x: block.init(jax.random.key(0), x, False))(x)
+    variables = quick_jit(lambda x: block.init(quick_key(0), x, False))(x)
     last = "conv2" if kind == "basic" else "conv3"
     variables["params"][last]["norm"]["batch"]["scale"] *= 0  # nothing but the shortcut is left
     found = quick_jit(lambda v, x: block.apply(v, x, False))(variables, x)

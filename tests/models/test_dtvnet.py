@@ -16,7 +16,7 @@ from spinejax.models.layer_table import count_parameters
 from spinejax.models.layers import NORMS
 from spinejax.tasks import Keys, build_task
 from tests.support.cubes import shapes
-from tests.support.networks import apply, init, normal, quick_jit
+from tests.support.networks import apply, init, normal, quick_jit, quick_key
 
 SMALL = dict(name="dtvnet", widths=(4, 8))
 
@@ -97,7 +97,7 @@ def batch():
 
 def test_the_loss_has_the_cross_entropy_of_the_contour_that_scipy_finds():
     task, samples = build_task(small(0.5)), batch()
-    variables = quick_jit(task.init)(jax.random.key(0))
+    variables = quick_jit(task.init)(quick_key(0))
     found, _ = quick_jit(lambda p: task.loss(p, {}, samples, None))(variables["params"])
     mask = np.asarray(samples["label"] > 0).astype(np.uint8)
     square = (1, 3, 3)
@@ -111,7 +111,7 @@ def test_the_loss_has_the_cross_entropy_of_the_contour_that_scipy_finds():
 
 def test_gradients_of_the_loss_are_finite_and_reach_every_parameter():
     task, samples = build_task(small(0.5)), batch()
-    variables = quick_jit(task.init)(jax.random.key(0))
+    variables = quick_jit(task.init)(quick_key(0))
     keys = Keys(jax.random.split(jax.random.key(1), 2), jax.random.key(2))
     gradients = quick_jit(jax.grad(lambda p: task.loss(p, {}, samples, keys)[0]))(
         variables["params"]
@@ -123,7 +123,7 @@ def test_gradients_of_the_loss_are_finite_and_reach_every_parameter():
 
 def test_without_a_weight_the_contour_is_not_learnt():
     task, samples = build_task(small(0.0)), batch()
-    variables = quick_jit(task.init)(jax.random.key(0))
+    variables = quick_jit(task.init)(quick_key(0))
     gradients = quick_jit(jax.grad(lambda p: task.loss(p, {}, samples, None)[0]))(
         variables["params"]
     )

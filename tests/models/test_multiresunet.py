@@ -13,7 +13,7 @@ from spinejax.models import build_model
 from spinejax.models.layer_table import count_parameters
 from spinejax.models.multiresunet import MultiResBlock, ResPath, block_widths
 from tests.support.cubes import gradients, shapes
-from tests.support.networks import apply, init, normal, quick_jit
+from tests.support.networks import apply, init, normal, quick_jit, quick_key
 
 SMALL = dict(name="multiresunet", widths=(4, 8))
 
@@ -84,7 +84,7 @@ def train_apply(block, variables, x):
 
 def test_a_step_of_a_path_adds_its_shortcut_before_the_relu():
     block, x = ResPath(3, 1), normal(0, 2, 4, 4, 2)
-    variables = block.init(jax.random.key(1), x, False)
+    variables = quick_jit(lambda x: block.init(quick_key(1), x, False))(x)
     found = train_apply(block, silent(variables, {"step1_conv"}), x)
     point = np.asarray(variables["params"]["shortcut1_conv"]["kernel"])[0, 0]
     expected = normalised(np.maximum(normalised(np.asarray(x) @ point), 0))
@@ -93,7 +93,7 @@ def test_a_step_of_a_path_adds_its_shortcut_before_the_relu():
 
 def test_a_block_adds_its_shortcut_to_the_concatenation():
     block, x = MultiResBlock(4), normal(0, 2, 4, 4, 2)
-    variables = block.init(jax.random.key(1), x, False)
+    variables = quick_jit(lambda x: block.init(quick_key(1), x, False))(x)
     found = train_apply(block, silent(variables, {f"step{i}_conv" for i in (1, 2, 3)}), x)
     point = np.asarray(variables["params"]["shortcut_conv"]["kernel"])[0, 0]
     expected = normalised(np.maximum(normalised(np.asarray(x) @ point), 0))

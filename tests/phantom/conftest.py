@@ -14,7 +14,8 @@ def person():
 @pytest.fixture(scope="session")
 def crowd():
     draw = jax.jit(lambda keys: jax.lax.map(anatomy, keys))
-    return draw(jax.random.split(jax.random.key(2), 64))
+    # As numpy arrays: to take a person out of jax's would compile a program for each shape.
+    return jax.device_get(draw(jax.random.split(jax.random.key(2), 64)))
 
 
 @pytest.fixture(scope="session")

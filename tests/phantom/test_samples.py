@@ -15,6 +15,8 @@ from spinejax.phantom.scanner import scan_plan
 from spinejax.volume import PLANES
 from tests.support.networks import quick_jit
 
+render = quick_jit(partial(samples.render, distractors=True))
+
 HOW = samples.Sampling(
     plane="sagittal",
     size=(40, 64),
@@ -40,7 +42,9 @@ def people():
     keys = jax.random.split(jax.random.key(3), 12)
     persons = jax.jit(jax.vmap(anatomy))(keys)
     protocols = jax.jit(jax.vmap(scan_plan.protocol))(keys, persons)
-    return [jax.tree.map(lambda x, i=i: x[i], (persons, protocols)) for i in range(len(keys))]
+    # By numpy: jax would compile a program for each shape.
+    found = jax.device_get((persons, protocols))
+    return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), found) for i in range(len(keys))]
 
 
 def test_a_sample_is_a_function_of_key_and_position_alone(drawn):
@@ -129,7 +133,6 @@ def test_neighbours_of_a_slice_are_slices_of_the_same_scan(people, plane):
     drawn = quick_jit(partial(samples._with_neighbours, how=how))(person, protocol, points, pixel)
     assert drawn["image"].shape == (*HOW.size, 5) and drawn["label"].shape == HOW.size
     edge = 0.5 * (jnp.sum(pixel) + protocol["spacing"][axis]) / 3
-    render = quick_jit(partial(samples.render, distractors=True))
     lower, upper = (np.asarray(protocol[name]) for name in ("lower", "upper"))
     for channel in range(5):
         places = points.at[..., axis].add((channel - n) * protocol["spacing"][axis])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from tests.support.networks import init, normal, quick_jit
+from tests.support.networks import init, normal, quick_jit, quick_key
 
 
 def shapes(model, *sides, channels=1, batch=1):
@@ -29,7 +29,7 @@ def gradients(model, x):
             {**variables, "params": parameters},
             x,
             train=True,
-            rngs={"dropout": jax.random.key(0)},
+            rngs={"dropout": quick_key(0)},
             mutable=["batch_stats"],
         )
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)

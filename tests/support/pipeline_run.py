@@ -1,8 +1,12 @@
-"""A pipeline of two tiny networks that names three blocks in a scan, trained once a session.
+"""A pipeline of two tiny networks that names three blocks in a scan, trained once for all tests.
 
 `tests/conftest.py` imports the fixtures.
 """
 
+import fcntl
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -68,15 +72,31 @@ def pipeline_config(root: Path, prior: str = "channel") -> ConfigDict:
     return cascade.join(first, second_config(root, prior))
 
 
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` has filled: the first worker calls it, the others wait."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / name
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.with_suffix(".made").exists():
+            make(folder)
+            folder.with_suffix(".made").touch()
+    return folder
+
+
+def _train(scans: Path, workdir: Path) -> None:
+    assert not spinejax.train(pipeline_config(scans), workdir).interrupted
+
+
 @pytest.fixture(scope="session")
 def block_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of scans, with images/ and labels/."""
-    return write_scans(tmp_path_factory.mktemp("scans"))
+    """Return a folder of scans, with images/ and labels/; no test writes to it."""
+    return _made_once(tmp_path_factory, "block_scans", write_scans)
 
 
 @pytest.fixture(scope="session")
 def block_pipeline(block_scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a trained pipeline; tests that write to it copy it first."""
-    workdir = tmp_path_factory.mktemp("pipeline")
-    assert not spinejax.train(pipeline_config(block_scans), workdir).interrupted
-    return workdir
+    return _made_once(tmp_path_factory, "block_pipeline", partial(_train, block_scans))

@@ -9,6 +9,7 @@ from scipy import ndimage, special
 from spinejax.configs import opconvnet, redundant_labels
 from spinejax.errors import InputError
 from spinejax.tasks import Keys, build_task, patch_classification
+from tests.support.networks import apply, quick_jit, quick_key
 
 DEEP, NEAR, INTERIOR, EDGE = range(4)
 
@@ -61,12 +62,13 @@ def test_loss_and_counts_are_those_of_four_classes_and_of_two():
         weight=np.ones(6, np.float32),
     )
     truth = np.array([DEEP, EDGE, INTERIOR, NEAR, INTERIOR, DEEP])
-    variables = task.init(jax.random.key(0))
+    variables = quick_jit(task.init)(quick_key(0))
     # Large logits of all kinds, so that no pair is a tie.
     variables["params"]["fc_3"]["kernel"] = jnp.asarray(rng.normal(0, 90, (16, 4)), jnp.float32)
-    value, aux = task.loss(variables["params"], {}, batch, None)
+    loss = quick_jit(lambda params: task.loss(params, {}, batch, None))
+    value, aux = loss(variables["params"])
     x = (batch["image"] / 1500).astype(np.float32)[..., None]
-    logits = np.asarray(task.model.apply(variables, x)[0], np.float64)
+    logits = np.asarray(apply(task.model, variables, x)[0], np.float64)
     assert logits.shape == (6, 4)
     logs = special.log_softmax(logits, -1)
     np.testing.assert_allclose(value, -logs[np.arange(6), truth].mean(), rtol=1e-3)
@@ -80,11 +82,11 @@ def test_loss_and_counts_are_those_of_four_classes_and_of_two():
 
 def test_the_dense_scan_has_the_probability_of_both_classes_of_bone():
     task = build_task(small(**{"predict.batch_size": 16}))
-    variables = task.init(jax.random.key(0))
+    variables = quick_jit(task.init)(quick_key(0))
     image = np.random.default_rng(2).integers(0, 1500, (1, 40, 36)).astype(np.int16)
     found = task.stack_predictor(variables)(image, np.zeros(4, np.float32), lambda n: None)
     patch = image[:, 5:37, 3:35]  # of the pixel in row 21 and column 19
-    logits = task.model.apply(variables, (patch / 1500).astype(np.float32)[..., None])[0]
+    logits = apply(task.model, variables, (patch / 1500).astype(np.float32)[..., None])[0]
     np.testing.assert_allclose(
         found[0, 21, 19], special.softmax(logits, -1)[0, 2:].sum(), atol=1e-4
     )
@@ -131,11 +133,10 @@ def test_a_pretraining_moves_the_parameters_of_its_layer_alone(number):
         stats=np.zeros((4, 4), np.float32),
         weight=np.array([1, 1, 1, 0], np.float32),
     )
-    variables = task.init(jax.random.key(0))
+    variables = quick_jit(task.init)(quick_key(0))
     keys = Keys(jax.random.split(jax.random.key(1), 4), jax.random.key(2))
-    (value, aux), gradient = jax.value_and_grad(task.loss, has_aux=True)(
-        variables["params"], {}, batch, keys
-    )
+    step = quick_jit(jax.value_and_grad(task.loss, has_aux=True))
+    (value, aux), gradient = step(variables["params"], {}, batch, keys)
     moved = {name for name, leaf in gradient.items() if any(map(np.any, jax.tree.leaves(leaf)))}
     assert moved == {f"fc_{number}", f"visible_{number}"}
     # The value is the error of the reconstruction, as in validation; the labels do not count.
@@ -147,9 +148,13 @@ def test_a_pretraining_moves_the_parameters_of_its_layer_alone(number):
     hidden = special.expit(units @ layer["kernel"] + layer["bias"])
     again = special.expit(hidden @ layer["kernel"].T + params[f"visible_{number}"])
     np.testing.assert_allclose(value, ((again - units) ** 2).mean(), rtol=1e-4)
-    np.testing.assert_allclose(task.loss(variables["params"], {}, batch, None)[0], value, rtol=1e-5)
+    in_validation, _ = quick_jit(lambda params: task.loss(params, {}, batch, None))(
+        variables["params"]
+    )
+    np.testing.assert_allclose(in_validation, value, rtol=1e-5)
     batch["label"] = np.full((4, 32, 32), 20, np.uint8)
-    np.testing.assert_array_equal(task.loss(variables["params"], {}, batch, keys)[0], value)
+    (same, _), _ = step(variables["params"], {}, batch, keys)
+    np.testing.assert_array_equal(same, value)
     np.testing.assert_allclose(np.asarray(aux.sums).sum(-1), units.shape[1] * batch["weight"])
 
 

@@ -1,6 +1,7 @@
 """Recognition of vertebrae: what is refused, what counts as right, and a run from files to DONE."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from spinejax.errors import InputError
 from spinejax.losses import offset_error
 from spinejax.tasks import build_task, vertebra_recognition
 from spinejax.training.loop import train
+from tests.support.networks import quick_jit, quick_key
 
 SHAPE = (20, 24, 32)
 
@@ -67,8 +69,8 @@ def test_verse_ids_become_the_classes_of_labels():
         "stats": jnp.zeros((2, 4)),
         "weight": jnp.ones(2),
     }
-    variables = task.init(jax.random.key(0))
-    _, aux = task.loss(variables["params"], {}, batch, None)
+    variables = quick_jit(task.init)(quick_key(0))
+    _, aux = quick_jit(lambda params: task.loss(params, {}, batch, None))(variables["params"])
     tp, fp, fn, tn = np.asarray(aux.sums).sum(0)
     foreground = int((label > 0).sum())
     assert tp + fn == foreground and tp + fp == int(np.asarray(aux.mask).sum())
@@ -88,10 +90,10 @@ def test_offsets_are_three_more_outputs_which_the_loss_teaches():
         "stats": jnp.zeros((1, 4)),
         "weight": jnp.ones(1),
     }
-    variables = task.init(jax.random.key(0))
+    variables = quick_jit(task.init)(quick_key(0))
     head = variables["params"]["logits"]["conv"]
     assert head["bias"].shape == (labels.NUM_CLASSES + 3,)
-    found = task.class_probability(
+    found = quick_jit(task.class_probability)(
         variables, batch["image"], jnp.zeros(label.shape, jnp.uint8), batch["stats"]
     )
     np.testing.assert_allclose(found[..., : labels.NUM_CLASSES].sum(-1), 1.0, rtol=1e-5)
@@ -107,10 +109,9 @@ def test_offsets_are_three_more_outputs_which_the_loss_teaches():
         labels.to_contiguous(label).astype(int),
         spacing_mm=config.data.preprocess.spacing_mm,
     )
-    assert float(value(task, head) - value(without, fewer)) == pytest.approx(
-        0.5 * float(error), rel=1e-4
-    )
-    gradient = jax.grad(lambda head: value(task, head))(head)
+    taught, gradient = quick_jit(jax.value_and_grad(partial(value, task)))(head)
+    untaught = quick_jit(partial(value, without))(fewer)
+    assert float(taught - untaught) == pytest.approx(0.5 * float(error), rel=1e-4)
     assert (jnp.abs(gradient["bias"][labels.NUM_CLASSES :]) > 0).any()
 
 

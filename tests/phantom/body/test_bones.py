@@ -1,12 +1,23 @@
 """Ribs, sacrum and pelvis: joints, canal, HU and density."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
 from spinejax.phantom import render
 from spinejax.phantom.body import bones, warp
+
+LENGTH = 64
+bones_at = jax.jit(bones.bones)
+_paint = jax.jit(lambda p, q, edge: render(p, q, edge_mm=edge)[0])
+_unwarp = jax.jit(warp.unwarp)
+
+
+def paint(person, points, edge_mm):
+    """HU at up to `LENGTH` points of the undeformed body, by one compiled program."""
+    points = np.asarray(points, np.float32).reshape(-1, 3)
+    filled = np.concatenate([points, np.repeat(points[-1:], LENGTH - len(points), 0)])
+    return np.asarray(_paint(person, _unwarp(filled, person), edge_mm))[: len(points)]
 
 
 def test_ribs_reach_their_vertebrae_and_leave_a_joint(people):
@@ -32,8 +43,8 @@ def test_sacrum_has_a_canal_and_a_first_body_like_a_vertebra(people):
     frame = one["sacrum"]
     y = np.arange(-30.0, 60.0, 1.0)
     rows = np.stack([0 * y, y, 0 * y - 12.0], -1).astype(np.float32)
-    points = frame["origin"] + jnp.asarray(rows) @ frame["rotation"].T
-    d = np.asarray(bones.bones(points, one)[0])
+    points = frame["origin"] + rows @ frame["rotation"].T
+    d = np.asarray(bones_at(points, one)[0])
     runs = np.flatnonzero(np.diff(np.r_[0, (d < 0).astype(int), 0]))
     assert len(runs) >= 4  # two stretches of bone
     assert 20 < runs[1] - runs[0] < 42  # depth of the first body, mm
@@ -50,7 +61,6 @@ def test_sacra_slope_as_in_adults(crowd):
 
 def test_the_first_sacral_body_cannot_be_told_from_the_last_vertebra_by_its_hu(crowd):
     """Median HU in the middle of both: as often the one is brighter as the other."""
-    paint = jax.jit(lambda p, q: render(p, q, edge_mm=2.0)[0])
     grid = np.stack(np.meshgrid(*[[-6.0, 0.0, 6.0]] * 2, [-4.0, -2.0, 0.0]), -1).reshape(-1, 3)
     ratios = []
     for i in range(40):
@@ -62,8 +72,7 @@ def test_the_first_sacral_body_cannot_be_told_from_the_last_vertebra_by_its_hu(c
             (spine["origin"][last], spine["rotation"][last]),
             (sacrum["origin"], sacrum["rotation"]),
         ):
-            points = warp.unwarp(origin + jnp.asarray(grid, jnp.float32) @ rotation.T, one)
-            hu.append(float(jnp.median(paint(one, points))))
+            hu.append(np.median(paint(one, origin + grid @ rotation.T, 2.0)))
         ratios.append((hu[1] + 100.0) / (hu[0] + 100.0))
     assert 0.9 < np.median(ratios) < 1.3
     assert np.percentile(ratios, 10) < 0.95 and np.percentile(ratios, 90) > 1.1
@@ -71,8 +80,7 @@ def test_the_first_sacral_body_cannot_be_told_from_the_last_vertebra_by_its_hu(c
 
 def test_both_endplates_beside_the_last_disc_are_as_bright(crowd):
     """At the last vertebra's lower and at the sacrum's upper plate, brighter than between them."""
-    paint = jax.jit(lambda p, q: render(p, q, edge_mm=0.5)[0])
-    steps = jnp.arange(-7.0, 7.0, 0.25)
+    steps = np.arange(-7.0, 7.0, 0.25)
     found = []
     for i in range(24):
         one = jax.tree.map(lambda a, i=i: a[i], crowd)
@@ -84,7 +92,7 @@ def test_both_endplates_beside_the_last_disc_are_as_bright(crowd):
             (sacrum["origin"], sacrum["rotation"], sacrum["top"]),
         ):
             line = origin + (height + steps)[:, None] * rotation[:, 2]
-            hu = np.asarray(paint(one, warp.unwarp(line, one)))
+            hu = paint(one, line, 0.5)
             brightest += [hu.max(), hu.min()]
         found.append(brightest)
     lower_plate, dark_above, upper_plate, dark_below = np.transpose(found)
@@ -98,11 +106,11 @@ def test_a_joint_lies_between_sacrum_and_ilium(people):
     for i in range(16):
         one = jax.tree.map(lambda a, i=i: a[i], people)
         frame = one["sacrum"]
-        u = jnp.arange(0.0, 130.0, 0.25)
-        y = jnp.arange(-10.0, 50.0, 0.25)
-        rows = jnp.stack(jnp.broadcast_arrays(u[None], y[:, None], jnp.full((1, 1), -8.0)), -1)
-        points = (frame["origin"] + rows.reshape(-1, 3) @ frame["rotation"].T).astype(jnp.float32)
-        bone = np.asarray(bones.bones(points, one)[0] < 0).reshape(len(y), len(u))
+        u = np.arange(0.0, 130.0, 0.25)
+        y = np.arange(-10.0, 50.0, 0.25)
+        rows = np.stack(np.broadcast_arrays(u[None], y[:, None], np.full((1, 1), -8.0)), -1)
+        points = (frame["origin"] + rows.reshape(-1, 3) @ frame["rotation"].T).astype(np.float32)
+        bone = np.asarray(bones_at(points, one)[0] < 0).reshape(len(y), len(u))
         parts = ndimage.label(bone)[0]
         sacral = parts[40, 0]
         assert sacral > 0  # the body, in the midline
@@ -113,17 +121,17 @@ def test_a_joint_lies_between_sacrum_and_ilium(people):
 
 def test_what_a_worn_disc_does_to_the_sacrum_it_does_to_no_other_bone(people):
     one = jax.tree.map(lambda a: a[1], people)
-    worn = {**one, "marrow": {**one["marrow"], "sacral_plate": jnp.float32(500.0)}}
-    well = {**one, "marrow": {**one["marrow"], "sacral_plate": jnp.float32(0.0)}}
-    u = jnp.arange(0.0, 130.0, 1.0)
-    y, z = jnp.arange(-40.0, 50.0, 2.0), jnp.arange(-40.0, 50.0, 3.0)
-    grid = jnp.stack(jnp.meshgrid(u, y, z, indexing="ij"), -1).reshape(-1, 3)
+    worn = {**one, "marrow": {**one["marrow"], "sacral_plate": np.float32(500.0)}}
+    well = {**one, "marrow": {**one["marrow"], "sacral_plate": np.float32(0.0)}}
+    u = np.arange(0.0, 130.0, 1.0)
+    y, z = np.arange(-40.0, 50.0, 2.0), np.arange(-40.0, 50.0, 3.0)
+    grid = np.stack(np.meshgrid(u, y, z, indexing="ij"), -1).reshape(-1, 3)
     frame = one["sacrum"]
-    points = (frame["origin"] + grid @ frame["rotation"].T).astype(jnp.float32)
-    drawn = bones.bones(points, worn)
-    more = np.asarray(drawn.dense - bones.bones(points, well).dense)
+    points = (frame["origin"] + grid @ frame["rotation"].T).astype(np.float32)
+    drawn = bones_at(points, worn)
+    more = np.asarray(drawn.dense - bones_at(points, well).dense)
     far = {**one, "pelvis": {**one["pelvis"], "origin": one["pelvis"]["origin"] + 1e4}}
-    alone = np.asarray(bones.bones(points, far).distance)
+    alone = np.asarray(bones_at(points, far).distance)
     assert more[alone < -1.0].max() > 250
     ilium = (np.asarray(drawn.distance) < 0) & (alone > 1.0)
     assert ilium.sum() > 100 and more[ilium].max() == 0.0
@@ -131,15 +139,14 @@ def test_what_a_worn_disc_does_to_the_sacrum_it_does_to_no_other_bone(people):
 
 def test_the_sac_goes_on_into_the_sacrum_and_ends_there(people):
     """Above its end the middle of the sacral canal is sac, far below it is fat."""
-    paint = jax.jit(lambda p, q: render(p, q, edge_mm=0.5)[0])
     dark = np.flatnonzero(np.asarray(people["tissue"]["epidural"]) < -40.0)  # not so in everybody
     for i in dark[:4]:
         one = jax.tree.map(lambda a, i=i: a[i], people)
         frame = one["sacrum"]
         rows = np.stack(np.meshgrid([0.0], np.arange(-10.0, 50.0, 0.5), [-6.0, -70.0]), -1)
-        points = frame["origin"] + jnp.asarray(rows.reshape(-1, 3)) @ frame["rotation"].T
-        found = bones.bones(points.astype(jnp.float32), one)
+        points = frame["origin"] + rows.reshape(-1, 3) @ frame["rotation"].T
+        found = bones_at(points.astype(np.float32), one)
         deep = np.asarray(found.holes).reshape(-1, 2).argmin(0)
         points = np.asarray(points).reshape(-1, 2, 3)[deep, [0, 1]]
-        upper, lower = np.asarray(paint(one, warp.unwarp(jnp.asarray(points), one)))
+        upper, lower = paint(one, points, 0.5)
         assert upper > 0.0 > -25.0 > lower

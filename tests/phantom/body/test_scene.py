@@ -10,7 +10,7 @@ from spinejax.phantom.person import contents
 
 def test_boxes_bound_what_is_drawn(people):
     """Skipping by boxes changes nothing: outside of its box a capsule leaves no trace."""
-    one = jax.tree.map(lambda a: a[0], people)
+    one = jax.tree.map(lambda a: jnp.asarray(a[0]), people)
     items = one["contents"]
     rng = np.random.default_rng(0)
     points = jnp.asarray(rng.uniform([-150, -180, -250], [150, 60, 250], (512, 3)), jnp.float32)
