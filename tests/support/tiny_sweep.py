@@ -14,8 +14,7 @@ from tests.support import tiny_run
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the experiment."""
-    # A network of one level is traced in half the time.
-    return tiny_run.tiny_config(Path(), **{"data.root": "", "model.widths": (4,)})
+    return tiny_run.tiny_config(Path(), **{"data.root": ""})
 
 
 def sweep_four() -> list[Unit]:
