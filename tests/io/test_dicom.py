@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import (
     EnhancedCTImageStorage,
+    JPEGLSLossless,
     MRImageStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
@@ -125,13 +126,16 @@ def own_locale():
     locale.setlocale(locale.LC_ALL, before)
 
 
-@pytest.mark.parametrize("how", ["RLE", "JPEG", "JPEG2000"])
+PYDICOM = {"RLE": RLELossless, "JPEG-LS": JPEGLSLossless}  # what pydicom writes
+
+
+@pytest.mark.parametrize("how", ["RLE", "JPEG-LS", "JPEG", "JPEG2000"])
 def test_compressed_images_are_decoded(tmp_path, how, own_locale):
     hu = values((16, 12, 4))
     for k, ds in enumerate(series(hu, AXIAL)):
         path = save(tmp_path / f"{k}.dcm", ds)
-        if how == "RLE":
-            ds.compress(RLELossless)
+        if how in PYDICOM:
+            ds.compress(PYDICOM[how])
             save(path, ds)
             continue
         plain = sitk.ReadImage(str(path), sitk.sitkInt16)
