@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
 import shutil
 from importlib import resources
@@ -15,6 +16,7 @@ from PIL import Image
 
 from spinejax import geometry, labels
 from spinejax.errors import InputError
+from spinejax.io.voxels import AIR_HU
 from spinejax.reports import viewer
 from spinejax.volume import Volume
 from tests.support import browser
@@ -123,6 +125,40 @@ def test_a_tilted_scan_is_straight_on_the_page():
         assert np.linalg.norm(here - there) < 1.0
         bright = small.scan[small.mask == label].mean() * 5 - 250
         assert bright == pytest.approx(volume.array[mask == label].mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("turn", [(0, 1, 2), (2, 0, 1)])
+def test_the_box_of_a_tilted_scan_is_cut_as_after_resampling_all_of_it(turn, monkeypatch):
+    shear = np.eye(3)
+    shear[1, 2], shear[0, 1] = 0.3, -0.1
+    rng = np.random.default_rng(0)
+    array = rng.integers(-200, 1000, (70, 80, 90)).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-1.0, -1.1, 1.3]) @ shear[:, list(turn)]
+    affine[:3, 3] = 7, -20, 300
+    scan = Volume(array, affine)
+    mask = np.zeros(scan.shape, np.uint8)
+    mask[34:40, 38:45, 40:44], mask[35:38, 39:42, 47:50] = 20, 21
+    shape, straight = geometry.straight_grid(scan.shape, scan.affine)
+    hu = geometry.resample(scan.array, scan.affine, shape, straight, order=1, fill=AIR_HU)
+    upright = Volume(np.rint(hu), straight)
+    labels_there = geometry.resample(mask, scan.affine, shape, straight, order=0, fill=0)
+    expected = viewer.reduce(upright, geometry.reorient(labels_there, straight, "LPS")[0], 100_000)
+    sizes = []
+    resample = geometry.resample
+
+    def counting(array, affine, shape, *args, **kwargs):
+        sizes.append(math.prod(shape))
+        return resample(array, affine, shape, *args, **kwargs)
+
+    monkeypatch.setattr(geometry, "resample", counting)
+    found = viewer.reduce(scan, mask, 100_000)
+    assert found.scan.size < 100_000 and {20, 21} <= set(np.unique(expected.mask))
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    assert np.abs(found.scan.astype(int) - expected.scan).max() <= 1  # 5 HU, of rounding
+    assert (found.scan == expected.scan).mean() > 0.99
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
+    assert len(sizes) == 2 and max(sizes) < math.prod(shape) / 2
 
 
 def test_the_page_loads_nothing():
