@@ -220,13 +220,13 @@ def page(
         title=title,
         summary=summary,
         headline=headline(centres, named=named),
-        doubts=doubts(record),
+        warnings=warnings(record),
         entry=_entry(title, record, centres, thumbnail, summary=summary, named=named),
         data=data,
         table=record_table(record, rows),
         rows=rows,
         pictures=[picture for picture, _ in pictures],
-        curvature=curvature(record),
+        cobb_angles=cobb_angles(record),
         note=str(record.get("note") or ""),
         facts=facts(record),
         small=small,
@@ -330,7 +330,7 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def doubts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def warnings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is uncertain about a scan in plain words, as (title, sentence)."""
     found: list[tuple[str, str]] = []
     vertebrae = record.get("vertebrae") or []
@@ -350,7 +350,7 @@ def doubts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     for one in vertebrae:
         probability = one.get("probability")
         if probability is not None and probability < _LIKELY:
-            other = f", else {one['next_name']}" if one.get("next_name") else ""
+            other = f", next name {one['next_name']}" if one.get("next_name") else ""
             doubtful.append(f"{one.get('name')} ({probability:.2f}{other})")
     if doubtful and len(doubtful) < len(vertebrae):
         found.append(("Names below 0.9", f"{_and(doubtful)}, each with its probability."))
@@ -409,7 +409,7 @@ class Column(NamedTuple):
 _COLUMNS = (
     Column("probability", "Name right, %", 0, 100),
     Column("margin", "Margin", 1),
-    Column("next_name", "Else", None),
+    Column("next_name", "Next name", None),
     Column("volume_ml", "Volume, ml", 1),
     Column("hu_mean", "Core, mean HU", 0),
     Column("hu_median", "Core, median HU", 0),
@@ -484,7 +484,7 @@ _UNITS = (("_mm", " mm"), ("_deg", "°"), ("_ml", " ml"), ("_hu", " HU"), ("_s",
 
 
 _TOLD = (
-    "case", "vertebrae", "spine", "namings", "variants", "warnings", "not_found", "certain",
+    "case", "vertebrae", "cobb_angles", "namings", "variants", "warnings", "not_found", "certain",
     "reversed", "no_vertebra", "summary", "note",
 )  # fmt: skip
 """What a record says that other parts of the page show."""
@@ -499,10 +499,10 @@ _FACTS = {
 }
 
 
-def curvature(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the curves of the spine, as (name, Cobb angle with its end vertebrae)."""
+def cobb_angles(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the Cobb angles of the spine, as (name, angle with its end vertebrae)."""
     found = []
-    for name, one in (record.get("spine") or {}).items():
+    for name, one in (record.get("cobb_angles") or {}).items():
         if not isinstance(one, Mapping):
             continue
         angle = one.get("cobb_deg")
@@ -563,7 +563,7 @@ def _entry(
         "first": labels.order(next(iter(centres))) if centres else 99,
         "count": len(names),
         "numbering": "" if certain is None or not names else "certain" if certain else "uncertain",
-        "doubts": len(doubts(record)),
+        "warnings": len(warnings(record)),
         "thumbnail": thumbnail,
     }
 
@@ -608,7 +608,7 @@ def _read_entry(path: Path) -> dict[str, Any] | None:
             "first": float(entry["first"]),
             "count": int(entry["count"]),
             "numbering": str(entry["numbering"]),
-            "doubts": int(entry["doubts"]),
+            "warnings": int(entry["warnings"]),
             "thumbnail": entry["thumbnail"],
             "link": quote(os.fsencode(path.name)),
         }

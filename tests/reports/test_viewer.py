@@ -213,20 +213,26 @@ def test_a_missing_number_is_a_dash_with_the_reason():
     found["vertebrae"][1] |= {"hu_mean": None, "not_measured": {"hu_mean": "metal"}}
     rows = viewer.vertebra_rows(found, {20: np.zeros(3)})
     titles, cells = viewer.record_table(found, rows)
-    assert titles == ["Name right, %", "Margin", "Else", "Core, mean HU", "Anterior height, mm"]
+    assert titles == [
+        "Name right, %",
+        "Margin",
+        "Next name",
+        "Core, mean HU",
+        "Anterior height, mm",
+    ]
     assert cells[0] == [("97", ""), ("4.2", ""), ("T12", ""), ("−12", ""), ("–", "cut by the edge")]
     assert cells[1][3:] == [("–", "metal"), ("24.0", "")]
     assert rows[0].mm == [0, 0, 0] and rows[1].mm is None
     assert 'title="metal">–</td>' in page(found)
 
 
-def test_curves_have_their_angle_or_the_reason():
-    spine_ = {
+def test_cobb_angles_have_their_value_or_the_reason():
+    angles = {
         "lumbar_lordosis": {"cobb_deg": -41.26, "upper": "L1", "lower": "L5"},
         "coronal": {"cobb_deg": None, "not_measured": "fewer than 3 bodies"},
     }
-    found = record(spine=spine_, note="No diagnosis.")
-    assert viewer.curvature(found) == [
+    found = record(cobb_angles=angles, note="No diagnosis.")
+    assert viewer.cobb_angles(found) == [
         ("Lumbar lordosis", "−41.3°, L1 to L5"),
         ("Coronal", "– (fewer than 3 bodies)"),
     ]
@@ -256,13 +262,13 @@ def test_curves_have_their_angle_or_the_reason():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_doubts_are_said_in_words(more, title, words):
-    found = [doubt for doubt in viewer.doubts(record(**more)) if doubt[0] == title]
+def test_warnings_are_said_in_words(more, title, words):
+    found = [one for one in viewer.warnings(record(**more)) if one[0] == title]
     assert len(found) == 1 and words in found[0][1]
     assert (
         "Cut by the edge of the scan",
         "L1: no volume is measured, and no height of a body that the edge cuts.",
-    ) in viewer.doubts(record(**more))
+    ) in viewer.warnings(record(**more))
 
 
 def test_labels_without_names_have_a_page_and_an_empty_mask_has_one():
