@@ -1,4 +1,5 @@
 import re
+from importlib import resources
 from xml.etree import ElementTree
 
 import pytest
@@ -251,3 +252,26 @@ def test_bars_and_their_words_do_not_cover_each_other():
 
 def test_no_cases_no_dots():
     assert charts.dot_chart([], "Dice") is None
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_chart_alone_is_not_much_larger_than_one_of_four(chromium, tmp_path, width):
+    rows = [charts.BarRow((name,), ("80.0",), ((40.0, 2.0, "40.00"),)) for name in "abc"]
+    css = (resources.files("spinejax.reports") / "page.css").read_text("utf-8")
+    sizes = {}
+    for count in (1, 4):
+        drawn = [DRAW.bar_chart(*charts.bar_charts(["x"], rows)) for _ in range(count)]
+        page = tmp_path / f"{count}.html"
+        page.write_text(
+            "<!doctype html><meta name='viewport' content='width=device-width'>"
+            f"<style>{css}</style><main><div class='charts four'>{''.join(drawn)}</div></main>"
+        )
+        chromium.open(page, width, 900)
+        sides = chromium.value(
+            "[...document.querySelectorAll('svg.bar-chart')].map("
+            "one => one.getBoundingClientRect().width)"
+        )
+        assert len(sides) == count and max(sides) == min(sides)
+        assert chromium.value("document.documentElement.scrollWidth") <= width
+        sizes[count] = sides[0]
+    assert 1 <= sizes[1] / sizes[4] < 1.1 and sizes[1] > 300

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from spinejax.errors import InputError
 from spinejax.io.voxels import AIR_HU
 from spinejax.reports import viewer
 from spinejax.volume import Volume
-from tests.support import browser
 
 IDS = {"L1": 20, "L2": 21, "L3": 22, "L4": 23}
 
@@ -316,16 +314,6 @@ def test_a_folder_gets_an_index_of_its_pages(tmp_path):
     with pytest.raises(InputError, match="did not write this file"):
         viewer.write_index(tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine"
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    if browser.PROGRAM is None:
-        pytest.skip("no Chromium")
-    home = tmp_path_factory.mktemp("chromium")
-    with browser.Browser(home) as opened:
-        yield opened
-    shutil.rmtree(home, ignore_errors=True)
 
 
 READY = "document.getElementById('stage')?.dataset.ready"
