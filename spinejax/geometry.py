@@ -355,6 +355,37 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
+def axes_by_stride(array: np.ndarray) -> list[int]:
+    """Return the axes by descending stride, which is the fastest order to visit an array."""
+    return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+
+
+def label_boxes(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Return label -> the smallest box around it, for each label above 0, in ascending order.
+
+    `ndimage.find_objects` alone visits the background, too, and in an order that is up to ten times
+    slower for an array as NIfTI stores it.
+
+    Args:
+        array: (x, y, z) bool or integers.
+    """
+    whole = bounding_box(array)
+    if whole is None:
+        return {}
+    part = array[whole]
+    part = part.view(np.uint8) if part.dtype == bool else part
+    order = axes_by_stride(part)
+    found = {}
+    for label, box in enumerate(ndimage.find_objects(part.transpose(order)), start=1):
+        if box is not None:
+            sides = dict(zip(order, box, strict=True))
+            found[label] = tuple(
+                slice(outer.start + sides[axis].start, outer.start + sides[axis].stop)
+                for axis, outer in enumerate(whole)
+            )
+    return found
+
+
 def affine_of_part(affine: np.ndarray, box: Sequence[slice]) -> np.ndarray:
     """Return the affine (4, 4) of a box of a grid, whose slices have starts."""
     moved = np.array(affine, np.float64)

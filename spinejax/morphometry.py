@@ -178,7 +178,7 @@ def measure(
     Returns:
         VerSe id -> measures, from head to foot.
     """
-    boxes = _boxes(array)
+    boxes = geometry.label_boxes(array)
     ids = sorted((i for i in centroids if i in boxes), key=labels.order)
     masks = {i: _mask(array, scan, i, boxes[i]) for i in ids}
     found = {}
@@ -376,31 +376,6 @@ class _Walls:
     bottom: np.ndarray
     """Heights of the surfaces above the frame's centre, NaN where a column does not begin in the
     label or does not leave it."""
-
-
-def _boxes(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """Return label -> the box around it.
-
-    `ndimage.find_objects` looks at each voxel of the background, too, which takes much longer.
-    """
-    whole = geometry.bounding_box(array)
-    if whole is None:
-        return {}
-    ends: dict[int, np.ndarray] = {}
-    for z in range(whole[2].start, whole[2].stop):
-        part = array[whole[0], whole[1], z]
-        x, y = np.nonzero(part)
-        values = part[x, y]
-        for label in np.unique(values).tolist():
-            own = values == label
-            xs, ys = x[own] + whole[0].start, y[own] + whole[1].start
-            found = np.array([[xs.min(), ys.min(), z], [xs.max(), ys.max(), z]])
-            known = ends.setdefault(label, found)
-            known[0] = np.minimum(known[0], found[0])
-            known[1] = np.maximum(known[1], found[1])
-    return {
-        label: tuple(slice(int(a), int(b) + 1) for a, b in found.T) for label, found in ends.items()
-    }
 
 
 def _mask(array: np.ndarray, scan: Volume, label: int, box: tuple[slice, ...]) -> _Mask:

@@ -333,3 +333,18 @@ def test_a_box_beyond_another_grid_is_none_there():
     far = np.eye(4)
     far[:3, 3] = 100
     assert geometry.box_on_grid((slice(0, 5),) * 3, np.eye(4), (5, 5, 5), far) is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, bool])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_boxes_of_labels_are_those_of_scipy_for_any_order_in_memory(order, dtype):
+    rng = np.random.default_rng(0)
+    array = np.zeros((9, 11, 13), dtype)
+    array[2:6, 3:9, 1:12] = rng.integers(0, 6, (4, 6, 11)) * (rng.random((4, 6, 11)) < 0.2)
+    array[array == 3] = 0  # a label that is not there
+    expected = ndimage.find_objects(array.astype(np.uint8))
+    turned = np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+    for view in (turned, turned[::-1, :, ::-1][::-1, :, ::-1]):
+        found = geometry.label_boxes(view)
+        assert list(found.items()) == [(i, box) for i, box in enumerate(expected, 1) if box]
+    assert geometry.label_boxes(np.zeros((2, 3, 4), dtype)) == {}
