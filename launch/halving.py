@@ -14,7 +14,7 @@ The decision depends on the scores alone, so a launcher that was killed needs no
 
 from collections.abc import Mapping
 
-from spinejax.sweep_state import Curve
+from spinejax.sweep_state import LearningCurve
 
 
 def rungs(units: int, eta: int) -> list[float]:
@@ -25,7 +25,7 @@ def rungs(units: int, eta: int) -> list[float]:
     return shares
 
 
-def worst(curves: Mapping[str, Curve], eta: int) -> dict[str, str]:
+def worst(curves: Mapping[str, LearningCurve], eta: int) -> dict[str, str]:
     """Return the units to stop, by name, and why.
 
     Args:

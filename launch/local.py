@@ -14,7 +14,7 @@ from typing import Any
 from spinejax import sweep_state
 from spinejax.errors import EXIT_INTERRUPTED, InputError
 from spinejax.launch import halving, plan, status, unit
-from spinejax.sweep_state import Curve, State, SweepUnit
+from spinejax.sweep_state import LearningCurve, State, SweepUnit
 
 _ALONE = {"SLURM_NTASKS": "1"}  # inside a Slurm allocation, too, a unit is a single process
 _MEMORY = "XLA_CLIENT_MEM_FRACTION"  # share of a GPU's memory that a process of jax reserves
@@ -165,14 +165,14 @@ def run(
     return 0 if all(state.kind in over for state in found.values()) else 1
 
 
-def _curves(units: Sequence[SweepUnit], workdir: Path) -> dict[str, Curve]:
+def _curves(units: Sequence[SweepUnit], workdir: Path) -> dict[str, LearningCurve]:
     """Return the validations of units by name; a damaged unit counts as one that has none."""
     found = {}
     for one in units:
         try:
-            found[one.name] = sweep_state.curve(workdir / one.name)
+            found[one.name] = sweep_state.learning_curve(workdir / one.name)
         except InputError:
-            found[one.name] = Curve(0, [])
+            found[one.name] = LearningCurve(0, [])
     return found
 
 

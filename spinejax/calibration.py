@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from spinejax import __version__, failures, predictor
+from spinejax import __version__, failures, geometry, predictor
 from spinejax.datasets import plain_folders
 from spinejax.errors import InputError
 from spinejax.files import StrPath, atomic_path, check_output, expanded, write_json
@@ -185,8 +185,8 @@ def _judge(
         logger.info("%s: %s", titles[name], found.summary())
         if found.record is None or found.record.evidence is None:
             return None
-        true = identification.find_labels(reference.array)
-        why = identification.not_comparable(identification.find_labels(found.mask), true)
+        true = geometry.label_boxes(reference.array)
+        why = identification.not_comparable(geometry.label_boxes(found.mask), true)
         if why is not None:
             raise InputError(f"{files[1]}: {why}; give reference labels with VerSe ids")
         return judge(found, reference.array), found.record.calibration
@@ -215,7 +215,7 @@ def judge(found: predictor.Segmentation, reference: np.ndarray) -> Judged:
     for label in named:
         known = true.get(label, UNKNOWN)
         right.append(UNKNOWN if known == 0 and label in record.cut else known)
-    present = frozenset(identification.find_labels(reference)) & frozenset(VERSE_IDS)
+    present = frozenset(geometry.label_boxes(reference)) & frozenset(VERSE_IDS)
     return Judged(record.evidence, tuple(record.variants), tuple(right), present)
 
 

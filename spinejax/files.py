@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import stat
+import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ StrPath = str | os.PathLike[str]
 
 LIST = ".spinejax-files.jsonl"
 """The list of the files of a folder that this program wrote."""
+
+_SETTLED_NS = 2 * 10**9
 
 _FOLDER = "."  # the name under which the list marks its whole folder
 
@@ -50,6 +53,21 @@ def expanded(path: StrPath) -> Path:
 
 
 # Reading.
+
+
+def change_signature(status: os.stat_result) -> tuple[tuple[int, int, int], bool]:
+    """Return what changes with a file's content, and whether that can be relied on.
+
+    Args:
+        status: of the file, before it is read.
+
+    Returns:
+        Size and times of change. The time of the last change of the inode also tells of an edit
+        that kept size and time of the content. False if the content changed in the last two
+        seconds: it may then change again without a new time.
+    """
+    signature = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return signature, time.time_ns() - status.st_mtime_ns > _SETTLED_NS
 
 
 def open_regular(path: StrPath) -> BufferedReader:

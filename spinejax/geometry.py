@@ -355,6 +355,68 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
+def axes_by_stride(array: np.ndarray) -> list[int]:
+    """Return the axes by descending stride, which is the fastest order to visit an array."""
+    return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+
+
+def label_boxes(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Return label -> the smallest box around it, for each label above 0, in ascending order.
+
+    `ndimage.find_objects` alone visits the background, too, and in an order that is up to ten times
+    slower for an array as NIfTI stores it.
+
+    Args:
+        array: (x, y, z) bool or integers.
+    """
+    whole = bounding_box(array)
+    if whole is None:
+        return {}
+    part = array[whole]
+    part = part.view(np.uint8) if part.dtype == bool else part
+    order = axes_by_stride(part)
+    found = {}
+    for label, box in enumerate(ndimage.find_objects(part.transpose(order)), start=1):
+        if box is not None:
+            sides = dict(zip(order, box, strict=True))
+            found[label] = tuple(
+                slice(outer.start + sides[axis].start, outer.start + sides[axis].stop)
+                for axis, outer in enumerate(whole)
+            )
+    return found
+
+
+def affine_of_part(affine: np.ndarray, box: Sequence[slice]) -> np.ndarray:
+    """Return the affine (4, 4) of a box of a grid, whose slices have starts."""
+    moved = np.array(affine, np.float64)
+    moved[:3, 3] = voxel_to_world(affine, np.array([side.start for side in box]))
+    return moved
+
+
+def box_on_grid(
+    box: Sequence[slice], affine: np.ndarray, shape_out: Sequence[int], affine_out: np.ndarray
+) -> tuple[slice, ...] | None:
+    """Return the box of another grid whose voxel centres may lie in a box of a grid.
+
+    Args:
+        box: three slices with start and stop.
+        affine: (4, 4) of the grid of `box`.
+        shape_out: the three sides of the other grid.
+        affine_out: (4, 4) of the other grid.
+
+    Returns:
+        Three slices that hold every voxel whose centre lies in a voxel of `box`, and a few more;
+        None if they lie beyond the other grid.
+    """
+    corners = np.array(list(itertools.product(*((s.start - 0.5, s.stop - 0.5) for s in box))))
+    places = world_to_voxel(affine_out, voxel_to_world(affine, corners))
+    low = np.maximum(np.floor(places.min(axis=0)).astype(int), 0).tolist()
+    high = np.minimum(np.ceil(places.max(axis=0)).astype(int) + 1, shape_out).tolist()
+    if any(start >= stop for start, stop in zip(low, high, strict=True)):
+        return None
+    return tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))
+
+
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
     """Return the first indices of evenly spread windows that cover 0 to `length`.
 

@@ -64,14 +64,14 @@ CORE_FORWARD = 0.1
 METAL_HU = 2500
 """Such values are those of implants and not of bone."""
 
-CURVES = {
+SAGITTAL_ANGLES = {
     "cervical_lordosis": ("C2", "C7", -1),
     "thoracic_kyphosis": ("T4", "T12", 1),
     "lumbar_lordosis": ("L1", "L5", -1),
 }
-"""Curve -> the vertebrae at its ends, and the sign of a forward bend. The upper end plate of the
-first and the lower one of the last are its ends, but C2 counts with its lower one, because its dens
-hides the upper one."""
+"""Cobb angle -> the vertebrae at its ends, and the sign of a forward bend. It lies between the
+upper end plate of the first and the lower one of the last; C2 counts with its lower one, because
+its dens hides the upper one."""
 
 _GRADED = tuple(labels.order(labels.id_of(name)) for name in ("T4", "L4"))
 _ATLAS, _AXIS = 1, 2
@@ -106,7 +106,7 @@ class Morphometry:
         genant: 0 to 3, a measurement and no diagnosis.
         distance_below_mm: from its body's centre to that of the next vertebra below.
         angle_below_deg: between the axes of the two bodies.
-        missing: which of these are None -> why.
+        not_measured: which of these are None -> why.
         upper: (3,) unit normal of the upper end plate, upwards, in RAS+.
         lower: (3,) of the lower end plate, upwards, too.
         centre: (3,) of the body, mm in RAS+.
@@ -125,7 +125,7 @@ class Morphometry:
     genant: int | None = None
     distance_below_mm: float | None = None
     angle_below_deg: float | None = None
-    missing: dict[str, str] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
     upper: np.ndarray | None = None
     lower: np.ndarray | None = None
     centre: np.ndarray | None = None
@@ -138,21 +138,21 @@ _OF_HEIGHT = tuple(name for name in _OF_BODY if "height" in name or name in ("we
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A curve of the spine: the Cobb angle between the end plates of two vertebrae.
+class CobbAngle:
+    """A Cobb angle: between the end plates of two vertebrae.
 
     Attributes:
         cobb_deg: None if it cannot be measured. A lordosis or kyphosis that is bent the other way
             is negative.
         upper: name of the vertebra at the upper end.
         lower: at the lower end.
-        missing: why there is no angle; empty if there is one.
+        not_measured: why there is no angle; empty if there is one.
     """
 
     cobb_deg: float | None
     upper: str | None
     lower: str | None
-    missing: str = ""
+    not_measured: str = ""
 
 
 class _Unmeasurable(Exception):
@@ -178,7 +178,7 @@ def measure(
     Returns:
         VerSe id -> measures, from head to foot.
     """
-    boxes = _boxes(array)
+    boxes = geometry.label_boxes(array)
     ids = sorted((i for i in centroids if i in boxes), key=labels.order)
     masks = {i: _mask(array, scan, i, boxes[i]) for i in ids}
     found = {}
@@ -192,10 +192,10 @@ def measure(
     return _compared(found)
 
 
-def curves(found: Mapping[int, Morphometry]) -> dict[str, Curve]:
-    """Return the curves of a spine: `coronal` and those of `CURVES`.
+def cobb_angles(found: Mapping[int, Morphometry]) -> dict[str, CobbAngle]:
+    """Return the Cobb angles of a spine: `coronal` and those of `SAGITTAL_ANGLES`.
 
-    The coronal curve is the largest Cobb angle between the upper end plate of any vertebra and the
+    The coronal angle is the largest between the upper end plate of any vertebra and the
     lower one of any vertebra below it, always positive. The lumbar lordosis ends at L6 where there
     is one.
 
@@ -203,14 +203,14 @@ def curves(found: Mapping[int, Morphometry]) -> dict[str, Curve]:
         found: from `measure`.
     """
     result = {"coronal": _coronal(found)}
-    for name, (first, last, sign) in CURVES.items():
+    for name, (first, last, sign) in SAGITTAL_ANGLES.items():
         if name == "lumbar_lordosis" and labels.id_of("L6") in found:
             last = "L6"
         result[name] = _sagittal(found, first, last, sign)
     return result
 
 
-def _coronal(found: Mapping[int, Morphometry]) -> Curve:
+def _coronal(found: Mapping[int, Morphometry]) -> CobbAngle:
     tops = [(i, _tilt_deg(one.upper, 0)) for i, one in found.items() if one.upper is not None]
     ends = [(i, _tilt_deg(one.lower, 0)) for i, one in found.items() if one.lower is not None]
     pairs = [
@@ -220,21 +220,21 @@ def _coronal(found: Mapping[int, Morphometry]) -> Curve:
         if labels.order(i) < labels.order(j)
     ]
     if not pairs:
-        return Curve(None, None, None, "fewer than two vertebral bodies were measured")
+        return CobbAngle(None, None, None, "fewer than two vertebral bodies were measured")
     angle, i, j = max(pairs)
-    return Curve(angle, labels.name(i), labels.name(j))
+    return CobbAngle(angle, labels.name(i), labels.name(j))
 
 
-def _sagittal(found: Mapping[int, Morphometry], first: str, last: str, sign: int) -> Curve:
+def _sagittal(found: Mapping[int, Morphometry], first: str, last: str, sign: int) -> CobbAngle:
     normals = []
     for name, upper in ((first, first != "C2"), (last, False)):
         one = found.get(labels.id_of(name))
         normal = None if one is None else one.upper if upper else one.lower
         if normal is None:
             why = "is not in the labels" if one is None else "could not be measured"
-            return Curve(None, first, last, f"{name} {why}")
+            return CobbAngle(None, first, last, f"{name} {why}")
         normals.append(normal)
-    return Curve(sign * (_tilt_deg(normals[0], 1) - _tilt_deg(normals[1], 1)), first, last)
+    return CobbAngle(sign * (_tilt_deg(normals[0], 1) - _tilt_deg(normals[1], 1)), first, last)
 
 
 def _tilt_deg(normal: np.ndarray, axis: int) -> float:
@@ -253,7 +253,7 @@ def _compared(found: dict[int, Morphometry]) -> dict[int, Morphometry]:
     below = {a: b for a, b in pairwise(found) if b in labels.successors(a)}
     above = {b: a for a, b in below.items()}
     for label, one in found.items():
-        missing = dict(one.missing)
+        not_measured = dict(one.not_measured)
         near = [found[i] for i in (above.get(label), below.get(label)) if i is not None]
         heights = [n.height_posterior_mm for n in near if n.height_posterior_mm is not None]
         changes: dict[str, float | int | None] = {}
@@ -261,32 +261,32 @@ def _compared(found: dict[int, Morphometry]) -> dict[int, Morphometry]:
         if height is not None and heights:
             changes["crush"] = height / float(np.mean(heights))
         elif height is not None:
-            missing["crush"] = "no neighbour was measured"
+            not_measured["crush"] = "no neighbour was measured"
         else:
-            missing["crush"] = missing["height_posterior_mm"]
+            not_measured["crush"] = not_measured["height_posterior_mm"]
         if not _GRADED[0] <= labels.order(label) <= _GRADED[1]:
-            missing["genant"] = "the grade is defined from T4 to L4"
+            not_measured["genant"] = "the grade is defined from T4 to L4"
         elif one.wedge is not None and one.biconcave is not None:
             ratios = [one.wedge, one.biconcave, changes.get("crush") or 1.0]
             changes["genant"] = grade(1.0 - min(ratios))
         else:
-            missing["genant"] = missing["height_posterior_mm"]
+            not_measured["genant"] = not_measured["height_posterior_mm"]
         if label in below:
             other = found[below[label]]
             if one.centre is not None and other.centre is not None:
                 changes["distance_below_mm"] = float(np.linalg.norm(one.centre - other.centre))
             else:
-                missing["distance_below_mm"] = "one of the two bodies was not measured"
+                not_measured["distance_below_mm"] = "one of the two bodies was not measured"
             axes = _axis(one), _axis(other)
             if axes[0] is not None and axes[1] is not None:
                 cosine = float(np.clip(axes[0] @ axes[1], -1.0, 1.0))
                 changes["angle_below_deg"] = math.degrees(math.acos(cosine))
             else:
-                missing["angle_below_deg"] = "one of the two bodies was not measured"
+                not_measured["angle_below_deg"] = "one of the two bodies was not measured"
         else:
             why = "the next vertebra below is not in the labels"
-            missing |= dict.fromkeys(("distance_below_mm", "angle_below_deg"), why)
-        result[label] = replace(one, **changes, missing=missing)  # type: ignore[arg-type]
+            not_measured |= dict.fromkeys(("distance_below_mm", "angle_below_deg"), why)
+        result[label] = replace(one, **changes, not_measured=not_measured)  # type: ignore[arg-type]
     return result
 
 
@@ -378,31 +378,6 @@ class _Walls:
     label or does not leave it."""
 
 
-def _boxes(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """Return label -> the box around it.
-
-    `ndimage.find_objects` looks at each voxel of the background, too, which takes much longer.
-    """
-    whole = geometry.bounding_box(array)
-    if whole is None:
-        return {}
-    ends: dict[int, np.ndarray] = {}
-    for z in range(whole[2].start, whole[2].stop):
-        part = array[whole[0], whole[1], z]
-        x, y = np.nonzero(part)
-        values = part[x, y]
-        for label in np.unique(values).tolist():
-            own = values == label
-            xs, ys = x[own] + whole[0].start, y[own] + whole[1].start
-            found = np.array([[xs.min(), ys.min(), z], [xs.max(), ys.max(), z]])
-            known = ends.setdefault(label, found)
-            known[0] = np.minimum(known[0], found[0])
-            known[1] = np.maximum(known[1], found[1])
-    return {
-        label: tuple(slice(int(a), int(b) + 1) for a, b in found.T) for label, found in ends.items()
-    }
-
-
 def _mask(array: np.ndarray, scan: Volume, label: int, box: tuple[slice, ...]) -> _Mask:
     own = np.pad((array[box] == label).view(np.uint8), 1)
     start = np.array([side.start for side in box]) - 1
@@ -420,22 +395,22 @@ def _mask(array: np.ndarray, scan: Volume, label: int, box: tuple[slice, ...]) -
 def _vertebra(
     mask: _Mask, scan: Volume, label: int, centre: np.ndarray, up: np.ndarray, cut: bool
 ) -> Morphometry:
-    missing: dict[str, str] = {}
+    not_measured: dict[str, str] = {}
     volume = None
     if mask.touches or cut:
-        missing["volume_ml"] = "the scan's edge cuts the vertebra"
+        not_measured["volume_ml"] = "the scan's edge cuts the vertebra"
     else:
         volume = mask.count * scan.voxel_ml
     if label == _ATLAS:
-        missing |= dict.fromkeys(_OF_BODY, "C1 has no body")
-        return Morphometry(volume, missing=missing)
+        not_measured |= dict.fromkeys(_OF_BODY, "C1 has no body")
+        return Morphometry(volume, not_measured=not_measured)
     try:
         frame, walls, steps = _body(mask, centre, up, axis=label == _AXIS)
         lower = _normal(frame, steps, walls, walls.bottom, label)
         upper = None if label == _AXIS else _normal(frame, steps, walls, walls.top, label)
     except _Unmeasurable as why:
-        missing |= dict.fromkeys(_OF_BODY, str(why))
-        return Morphometry(volume, missing=missing)
+        not_measured |= dict.fromkeys(_OF_BODY, str(why))
+        return Morphometry(volume, not_measured=not_measured)
     sizes: dict[str, Any] = {
         "depth_mm": 2.0 * walls.half_depth,
         "centre": frame.centre,
@@ -444,16 +419,18 @@ def _vertebra(
     }
     heights = {f"height_{k}_mm": v for k, v in _heights(walls, steps).items()}
     if label == _AXIS:
-        missing |= dict.fromkeys(_OF_HEIGHT, "the dens hides the upper end plate")
+        not_measured |= dict.fromkeys(_OF_HEIGHT, "the dens hides the upper end plate")
     elif not all(map(math.isfinite, heights.values())):
-        missing |= dict.fromkeys(_OF_HEIGHT, "the body is too small, or an end plate is not whole")
+        not_measured |= dict.fromkeys(
+            _OF_HEIGHT, "the body is too small, or an end plate is not whole"
+        )
     else:
         front, middle, behind = heights.values()
         sizes |= heights | {"wedge": front / behind, "biconcave": middle / behind}
     mean, median, why_not = _core_hu(scan, frame, walls, steps, low=label == _AXIS)
     if why_not:
-        missing |= dict.fromkeys(("hu_mean", "hu_median"), why_not)
-    return Morphometry(volume, mean, median, missing=missing, **sizes)
+        not_measured |= dict.fromkeys(("hu_mean", "hu_median"), why_not)
+    return Morphometry(volume, mean, median, not_measured=not_measured, **sizes)
 
 
 def _body(

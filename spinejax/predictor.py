@@ -168,9 +168,9 @@ class Segmentation:
         return morphometry.measure(self.mask, self.scan, self.centroids, cut=self.record.cut)
 
     @property
-    def curves(self) -> dict[str, morphometry.Curve]:
-        """The curves of the spine, see `morphometry.curves`."""
-        return morphometry.curves(self.measures)
+    def cobb_angles(self) -> dict[str, morphometry.CobbAngle]:
+        """The Cobb angles of the spine, see `morphometry.cobb_angles`."""
+        return morphometry.cobb_angles(self.measures)
 
     @property
     def volume_ml(self) -> float:
@@ -238,7 +238,7 @@ class Segmentation:
         }
         record = self.record
         if record is None:
-            return found | {"vertebrae": [], "spine": {}}
+            return found | {"vertebrae": [], "cobb_angles": {}}
         numbers = zip(
             record.labels, record.probabilities, record.margins, record.others, strict=True
         )
@@ -258,14 +258,14 @@ class Segmentation:
                 }
                 for verse_id, probability, margin, other in numbers
             ],
-            "spine": {
+            "cobb_angles": {
                 name: {
-                    "cobb_deg": _rounded(curve.cobb_deg, 1),
-                    "upper": curve.upper,
-                    "lower": curve.lower,
-                    "not_measured": curve.missing or None,
+                    "cobb_deg": _rounded(angle.cobb_deg, 1),
+                    "upper": angle.upper,
+                    "lower": angle.lower,
+                    "not_measured": angle.not_measured or None,
                 }
-                for name, curve in self.curves.items()
+                for name, angle in self.cobb_angles.items()
             },
             "namings": [
                 {
@@ -285,7 +285,7 @@ class Segmentation:
         one = self.measures.get(verse_id)
         if one is None:
             why = "left out of the labels"
-            one = morphometry.Morphometry(missing=dict.fromkeys(morphometry.NUMBERS, why))
+            one = morphometry.Morphometry(not_measured=dict.fromkeys(morphometry.NUMBERS, why))
         at = self.centroids.get(verse_id)
         world = None if at is None else geometry.voxel_to_world(self.scan.affine, at)
         return {
@@ -295,7 +295,7 @@ class Segmentation:
                 name: _rounded(getattr(one, name), _DIGITS.get(name.rpartition("_")[2], 3))
                 for name in morphometry.NUMBERS
             },
-            "not_measured": one.missing,
+            "not_measured": one.not_measured,
         }
 
     def save(

@@ -515,7 +515,7 @@ def _over_cases(cases: Mapping[str, Values], pooled: Values) -> dict[str, Statis
 
 def _read_centroids(path: Path, reference: LabelVolume) -> Points | None:
     """Return the centroids of a reference; None if the reference is binary."""
-    boxes = identification.find_labels(reference.array)
+    boxes = geometry.label_boxes(reference.array)
     return read_reference_centroids(path, reference, boxes) if max(boxes, default=0) > 1 else None
 
 

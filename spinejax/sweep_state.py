@@ -109,7 +109,7 @@ class State:
     note: str = ""
 
 
-class Curve(NamedTuple):
+class LearningCurve(NamedTuple):
     """The validations of a unit's training so far.
 
     steps: length of the whole training; 0 if it has not begun.
@@ -190,18 +190,18 @@ def _state(folder: Path) -> State:
     return State("failed", **common, note=_why(folder / LOG, status))
 
 
-def curve(folder: Path) -> Curve:
+def learning_curve(folder: Path) -> LearningCurve:
     """Return the validations of a unit; of a pipeline those of its second network.
 
     Raises:
         InputError: a file of the unit is damaged.
     """
     if not (folder / "config.json").exists():
-        return Curve(0, [])
+        return LearningCurve(0, [])
     last = _stages(folder)[-1]
     steps = read_run(last).get("steps", 0)
     lines = _metrics(last / "metrics.jsonl", whole=True, having='"val"')
-    return Curve(steps, _dice(lines) if steps else [])
+    return LearningCurve(steps, _dice(lines) if steps else [])
 
 
 def _stages(folder: Path) -> list[Path]:

@@ -303,3 +303,48 @@ def test_a_straight_grid_covers_the_sheared_one(seed):
     assert (sides <= np.array(geometry.spacing_mm(affine)) + 1e-9).all()
     assert geometry.overlap_fraction(shape, affine, straight_shape, straight) == 1
     assert geometry.straight_grid(shape, random_affine(seed)) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_box_on_another_grid_holds_all_that_nearest_neighbours_take_from_a_box(seed):
+    rng = np.random.default_rng(seed)
+    affine, other = random_affine(seed, shear=0.3), random_affine(seed + 50, shear=0.3)
+    array = np.zeros((20, 22, 24), np.uint8)
+    starts, sides = rng.integers(1, 10, (2, 3)).tolist()
+    box = tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
+    array[box] = 1
+    middle = [(s.start + s.stop - 1) / 2 for s in box]
+    there = geometry.voxel_to_world(other, np.full(3, 15))
+    other[:3, 3] += geometry.voxel_to_world(affine, middle) - there
+    found = geometry.resample(array, affine, (30, 30, 30), other, order=0, fill=0)
+    exact = geometry.bounding_box(found)
+    around = geometry.box_on_grid(box, affine, found.shape, other)
+    assert found.any()
+    for inner, outer in zip(exact, around, strict=True):
+        assert outer.start <= inner.start and inner.stop <= outer.stop
+    part = geometry.affine_of_part(other, around)
+    sides = [side.stop - side.start for side in around]
+    np.testing.assert_array_equal(
+        geometry.resample(array, affine, sides, part, order=0, fill=0), found[around]
+    )
+
+
+def test_a_box_beyond_another_grid_is_none_there():
+    far = np.eye(4)
+    far[:3, 3] = 100
+    assert geometry.box_on_grid((slice(0, 5),) * 3, np.eye(4), (5, 5, 5), far) is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, bool])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_boxes_of_labels_are_those_of_scipy_for_any_order_in_memory(order, dtype):
+    rng = np.random.default_rng(0)
+    array = np.zeros((9, 11, 13), dtype)
+    array[2:6, 3:9, 1:12] = rng.integers(0, 6, (4, 6, 11)) * (rng.random((4, 6, 11)) < 0.2)
+    array[array == 3] = 0  # a label that is not there
+    expected = ndimage.find_objects(array.astype(np.uint8))
+    turned = np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+    for view in (turned, turned[::-1, :, ::-1][::-1, :, ::-1]):
+        found = geometry.label_boxes(view)
+        assert list(found.items()) == [(i, box) for i, box in enumerate(expected, 1) if box]
+    assert geometry.label_boxes(np.zeros((2, 3, 4), dtype)) == {}

@@ -102,7 +102,7 @@ def test_a_body_that_is_too_small_has_reasons_in_place_of_numbers(first, scale):
     one = measured(array, small)[first]
     for name in morphometry.NUMBERS:
         value = getattr(one, name)
-        assert (value is None) == (name in one.missing), name
+        assert (value is None) == (name in one.not_measured), name
         assert value is None or math.isfinite(value), name
 
 
@@ -144,20 +144,20 @@ def test_angles_are_those_between_the_drawn_bodies():
     found = measured(array, scan)
     assert [one.angle_below_deg is None for one in found.values()] == [False] * 4 + [True]
     assert found[20].distance_below_mm == pytest.approx(36.0, abs=0.7)
-    curves = morphometry.curves(found)
-    assert curves["lumbar_lordosis"].cobb_deg == pytest.approx(32.0, abs=2.5)
-    assert curves["coronal"].cobb_deg == pytest.approx(17.0, abs=2.5)
-    assert (curves["coronal"].upper, curves["coronal"].lower) == ("L1", "L5")
-    assert curves["thoracic_kyphosis"].cobb_deg is None
-    assert curves["thoracic_kyphosis"].missing == "T4 is not in the labels"
+    angles = morphometry.cobb_angles(found)
+    assert angles["lumbar_lordosis"].cobb_deg == pytest.approx(32.0, abs=2.5)
+    assert angles["coronal"].cobb_deg == pytest.approx(17.0, abs=2.5)
+    assert (angles["coronal"].upper, angles["coronal"].lower) == ("L1", "L5")
+    assert angles["thoracic_kyphosis"].cobb_deg is None
+    assert angles["thoracic_kyphosis"].not_measured == "T4 is not in the labels"
 
 
 def test_a_kyphosis_bends_forwards_and_is_positive():
     count = labels.id_of("T12") - labels.id_of("T4") + 1
     tilts = np.linspace(20, -16, count)
     array, scan = spine([(20, 20)] * count, tilts=tilts, first=11, distance=30.0)
-    curve = morphometry.curves(measured(array, scan))["thoracic_kyphosis"]
-    assert curve.cobb_deg == pytest.approx(36.0, abs=2.5)
+    angle = morphometry.cobb_angles(measured(array, scan))["thoracic_kyphosis"]
+    assert angle.cobb_deg == pytest.approx(36.0, abs=2.5)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_vertebrae_from_t4_to_l4_are_graded_with_t13_between(name, graded):
     array, scan = spine([(14, 28)], first=labels.id_of(name))
     (one,) = measured(array, scan).values()
     assert one.wedge < 0.75
-    assert (one.genant, one.missing.get("genant")) == (
+    assert (one.genant, one.not_measured.get("genant")) == (
         (2, None) if graded else (None, "the grade is defined from T4 to L4")
     )
 
@@ -190,10 +190,10 @@ def test_a_body_that_the_scan_ends_is_not_measured_and_the_reason_is_said():
     cut, shorter = array[:, :, :end], Volume(scan.array[:, :, :end], scan.affine)
     found = measured(cut, shorter, cut=[20])
     assert found[20].height_middle_mm is None and found[20].volume_ml is None
-    assert found[20].missing["height_middle_mm"] == "the scan's edge cuts the body"
-    assert found[20].missing["volume_ml"] == "the scan's edge cuts the vertebra"
+    assert found[20].not_measured["height_middle_mm"] == "the scan's edge cuts the body"
+    assert found[20].not_measured["volume_ml"] == "the scan's edge cuts the vertebra"
     assert found[21].height_middle_mm == pytest.approx(28, abs=0.6)
-    assert found[21].missing["crush"] == "no neighbour was measured"
+    assert found[21].not_measured["crush"] == "no neighbour was measured"
 
 
 @pytest.mark.parametrize("first", [1, 14, 22])
@@ -201,14 +201,14 @@ def test_every_none_has_a_reason(first):
     array, scan = spine([(28, 28), (20, 24)], first=first)
     for one in measured(array, scan).values():
         absent = {name for name in morphometry.NUMBERS if getattr(one, name) is None}
-        assert absent == set(one.missing)
+        assert absent == set(one.not_measured)
 
 
 def test_the_atlas_has_no_body_and_the_axis_no_upper_end_plate():
     array, scan = spine([(20, 20), (20, 20), (18, 18)], first=1)
     found = measured(array, scan)
-    assert found[1].missing["height_middle_mm"] == "C1 has no body"
-    assert found[2].missing["height_middle_mm"] == "the dens hides the upper end plate"
+    assert found[1].not_measured["height_middle_mm"] == "C1 has no body"
+    assert found[2].not_measured["height_middle_mm"] == "the dens hides the upper end plate"
     assert found[2].lower is not None and found[2].upper is None
     assert found[3].height_middle_mm == pytest.approx(18, abs=0.6)
 
@@ -226,7 +226,7 @@ def test_what_is_no_vertebra_is_not_measured(what):
     scan = Volume(np.zeros(array.shape, np.int16), LPS)
     one = measured(array, scan)[20]
     assert one.height_middle_mm is None and one.genant is None
-    assert one.missing["height_middle_mm"]
+    assert one.not_measured["height_middle_mm"]
 
 
 def test_metal_in_the_core_gives_no_hu():
@@ -234,15 +234,15 @@ def test_metal_in_the_core_gives_no_hu():
     middle = np.argwhere(array == 20).mean(0).round().astype(int)
     scan.array[middle[0] - 3 : middle[0] + 4, 30:45, middle[2] - 3 : middle[2] + 4] = 3000
     one = measured(array, scan)[20]
-    assert one.hu_mean is None and one.missing["hu_mean"] == "metal lies in the body's core"
+    assert one.hu_mean is None and one.not_measured["hu_mean"] == "metal lies in the body's core"
 
 
 def test_an_empty_mask_has_no_measures():
     array = np.zeros((20, 20, 20), np.uint8)
     found = morphometry.measure(array, Volume(array.astype(np.int16), LPS), {})
     assert found == {}
-    curve = morphometry.curves(found)["coronal"]
-    assert curve.cobb_deg is None and "fewer than two" in curve.missing
+    angle = morphometry.cobb_angles(found)["coronal"]
+    assert angle.cobb_deg is None and "fewer than two" in angle.not_measured
 
 
 def test_a_real_lumbar_spine_has_plausible_bodies(real_data):
@@ -257,7 +257,7 @@ def test_a_real_lumbar_spine_has_plausible_bodies(real_data):
             assert 22 < getattr(one, f"height_{name}_mm") < 32
         assert 22 < one.depth_mm < 40 and 40 < one.hu_median < 300
         assert one.genant in (0, None)
-    assert 25 < morphometry.curves(found)["lumbar_lordosis"].cobb_deg < 80
+    assert 25 < morphometry.cobb_angles(found)["lumbar_lordosis"].cobb_deg < 80
 
 
 def test_a_real_fracture_is_graded(real_data):

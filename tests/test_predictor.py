@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -382,7 +383,18 @@ def test_predict_writes_labels_centroids_and_a_picture(scans, run, tmp_path, cap
         assert absent == set(one["not_measured"])
         if one["volume_ml"] is not None:
             assert one["volume_ml"] == pytest.approx((labels == one["id"]).sum() * 8e-3, abs=0.01)
-    assert set(found["spine"]) == {"coronal", *morphometry.CURVES}
+    assert set(found["cobb_angles"]) == {"coronal", *morphometry.SAGITTAL_ANGLES}
+    text = (Path(__file__).parents[1] / "docs" / "record.md").read_text("utf-8")
+    sections = {part.split("\n")[0]: part for part in text.split("\n## ")}
+    for title, one in (
+        ("The scan", found),
+        ("A vertebra", found["vertebrae"][0]),
+        ("The Cobb angles", found["cobb_angles"]),
+    ):
+        cells = re.findall(r"^\| (`.+?) \|", sections[title], re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", " ".join(cells))) == set(one), title
+    for one in found["cobb_angles"].values():
+        assert set(one) == {"cobb_deg", "upper", "lower", "not_measured"}
     rows = list(csv.DictReader((tmp_path / "vertebrae.csv").open()))
     assert [(row["case"], row["name"]) for row in rows] == [(case, n) for n in ("T12", "L1", "L2")]
     assert float(rows[0]["probability"]) == found["vertebrae"][0]["probability"]

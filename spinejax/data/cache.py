@@ -48,7 +48,7 @@ from spinejax.data.preprocess import SlicePreprocess, preprocess_slabs, slice_ge
 from spinejax.datasets import copies
 from spinejax.datasets.verse import Case
 from spinejax.errors import InputError, MachineError
-from spinejax.files import StrPath, crc32, open_regular, write_json
+from spinejax.files import StrPath, change_signature, crc32, open_regular, write_json
 from spinejax.io import grids, scanfile
 from spinejax.labels import likely_schemes, likely_words, reserved_note
 from spinejax.progress import Progress, silent
@@ -159,10 +159,6 @@ def kept(case: CachedCase, name: str, make: Callable[[], np.ndarray]) -> np.ndar
     return array
 
 
-# A file may change again without a new time stamp if it changed less than this time ago.
-_RACY_NS = 2 * 10**9
-
-
 def _is_record(value: Any) -> bool:
     digest = value[-1] if isinstance(value, list) and len(value) in (3, 4) else None
     return isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
@@ -220,19 +216,16 @@ class ContentDigests:
         try:
             with open_regular(path) as file:
                 status = os.fstat(file.fileno())
-                # The time of the last change of the inode also tells of an edit that kept size
-                # and time of the content.
-                signature = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+                signature, is_settled = change_signature(status)
                 known = self._known.get(name)
-                if known is not None and known[:3] == signature:
+                if known is not None and known[:3] == [*signature]:
                     return str(known[3])
-                now = time.time_ns()
                 found = digest(file)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
             ) from error
-        if now - status.st_mtime_ns > _RACY_NS:
+        if is_settled:
             self._known[name] = [*signature, found]
             self._changed = True
         return found

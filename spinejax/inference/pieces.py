@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from spinejax import labels
+from spinejax import geometry, labels
 
 NUM_LABELS = len(labels.VERSE_IDS)
 """Number of vertebra classes, 26. Arrays of this length hold contiguous class c at c - 1."""
@@ -118,9 +118,7 @@ def find_pieces(
     numbers = np.zeros(classes.shape, np.uint16)
     found: list[Piece] = []
     volumes: list[float] = []
-    for label, box in enumerate(ndimage.find_objects(classes), start=1):
-        if box is None:
-            continue
+    for label, box in geometry.label_boxes(classes).items():
         components, count = ndimage.label(classes[box] == label, _ALL)
         sizes = count_values(components, count + 1) * voxel_ml
         keep = [i for i in range(1, count + 1) if sizes[i] >= speck_ml]

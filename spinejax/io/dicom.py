@@ -21,9 +21,10 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -31,7 +32,7 @@ import numpy as np
 
 from spinejax import geometry
 from spinejax.errors import InputError, MachineError
-from spinejax.files import open_regular
+from spinejax.files import change_signature, open_regular
 from spinejax.io import itk, multi_frame, voxels
 from spinejax.io.grids import disk_grid
 from spinejax.io.voxels import Layout, Source
@@ -105,7 +106,7 @@ class _Image:
 
     path: Path
     name: str
-    tags: dict[str, str]
+    tags: Mapping[str, str]
     position: np.ndarray | None
     directions: np.ndarray | None
     spacing: np.ndarray | None
@@ -478,8 +479,24 @@ def _reader(path: Path) -> Any:
     return reader
 
 
-def _tags(path: Path) -> dict[str, str] | None:
-    """Return the fields of an image that this module uses; None if GDCM reads no image there."""
+def _tags(path: Path) -> Mapping[str, str] | None:
+    """Return the fields of an image that this module uses; None if GDCM reads no image there.
+
+    A command looks at a series several times. The fields of unchanged files are read once.
+    """
+    try:
+        signature, is_settled = change_signature(path.stat())
+    except OSError:
+        return None
+    return _remembered_tags(path.absolute(), signature) if is_settled else _read_tags(path)
+
+
+@lru_cache(maxsize=4096)
+def _remembered_tags(path: Path, _: tuple[int, int, int]) -> Mapping[str, str] | None:
+    return _read_tags(path)
+
+
+def _read_tags(path: Path) -> Mapping[str, str] | None:
     reader = _reader(path)
     try:
         reader.ReadImageInformation()
@@ -519,7 +536,7 @@ def _numbers(text: str, count: int) -> np.ndarray | None:
     return found if len(found) == count and np.isfinite(found).all() else None
 
 
-def _without_names(tags: Iterable[dict[str, str]]) -> Callable[[str], str]:
+def _without_names(tags: Iterable[Mapping[str, str]]) -> Callable[[str], str]:
     """Return a function that takes names and numbers of patients out of a text."""
     words = {
         word
@@ -538,7 +555,7 @@ def _without_names(tags: Iterable[dict[str, str]]) -> Callable[[str], str]:
     return lambda text: pattern.sub("***", text)
 
 
-def _image(file: _File, tags: dict[str, str], clean: Callable[[str], str]) -> _Image:
+def _image(file: _File, tags: Mapping[str, str], clean: Callable[[str], str]) -> _Image:
     directions = _numbers(tags.get("directions", ""), 6)
     spacing = _numbers(tags.get("spacing", ""), 2)
     return _Image(
@@ -559,7 +576,7 @@ def _image(file: _File, tags: dict[str, str], clean: Callable[[str], str]) -> _I
 def _series(path: Path, files: Sequence[_File]) -> list[Series]:
     """Return the CT series among files, by number."""
     others: Counter[str] = Counter()
-    read: list[tuple[_File, dict[str, str]]] = []
+    read: list[tuple[_File, Mapping[str, str]]] = []
     broken: list[_File] = []
     for file in files:
         kind = _element(file.head, 2, 2)
@@ -618,7 +635,7 @@ def _class_name(kind: str) -> str:
     return next(found, "other object")
 
 
-def _why_useless(tags: dict[str, str]) -> str:
+def _why_useless(tags: Mapping[str, str]) -> str:
     """Return why an image is no slice of a scan, "" if it may be one."""
     words = {word.strip() for word in tags.get("type", "").upper().split("\\")}
     if "LOCALIZER" in words:

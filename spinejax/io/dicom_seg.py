@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from spinejax import __version__, geometry, labels
 from spinejax.errors import InputError
@@ -101,7 +100,7 @@ def write_segmentation(
         raise ValueError(
             f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
         )
-    found = {label for label, box in enumerate(ndimage.find_objects(array), start=1) if box}
+    found = geometry.label_boxes(array).keys()
     if not names or not names.keys() >= found:
         raise ValueError(f"`names` must name the labels {sorted(found)}, has {sorted(names)}")
     if like.disk is None or like.disk.series is None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -175,12 +176,23 @@ def straight(volume: V) -> V:
     grid = geometry.straight_grid(volume.shape, volume.affine)
     if grid is None:
         return volume
+    return resampled(volume, *grid)
+
+
+def resampled(volume: V, shape: Sequence[int], affine: np.ndarray) -> V:
+    """Return a scan, interpolated linearly, or a label map, to the nearest neighbour, on a grid.
+
+    Args:
+        volume: keeps its dtype. Outside of it there is air, or background.
+        shape: the three sides of the grid.
+        affine: (4, 4) of the grid.
+    """
     is_map = isinstance(volume, LabelVolume)
     order, fill = (0, 0) if is_map else (1, AIR_HU)
-    array = geometry.resample(volume.array, volume.affine, *grid, order=order, fill=fill)
+    array = geometry.resample(volume.array, volume.affine, shape, affine, order=order, fill=fill)
     if volume.array.dtype.kind == "i":
         array = np.rint(array, out=array).astype(volume.array.dtype)
-    return type(volume)(array, grid[1], volume.disk)
+    return type(volume)(array, affine, volume.disk)
 
 
 def on_grid_of(

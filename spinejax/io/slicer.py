@@ -9,9 +9,8 @@ sign. The segments are key/value pairs of the header, as Slicer's developer guid
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import ndimage
 
-from spinejax import labels
+from spinejax import geometry, labels
 from spinejax.files import StrPath, check_output, expanded
 from spinejax.io import voxels
 from spinejax.volume import Volume
@@ -61,8 +60,7 @@ def write_segmentation(
         )
     if like.disk is not None:
         check_output(path, "labels", inputs=[like.disk.path], overwrite=overwrite)
-    found = ndimage.find_objects(array)
-    boxes = {label: box for label, box in enumerate(found, start=1) if box}
+    boxes = geometry.label_boxes(array)
     if not names.keys() >= boxes.keys():
         raise ValueError(f"`names` must name the labels {sorted(boxes)}, has {sorted(names)}")
     lines = [*_grid(shape, like.native_affine), *_segments(boxes, names)]

@@ -94,9 +94,9 @@ def write_meshes(
         InputError: a file may not be replaced.
         OSError: the folder cannot be written, or the disk is full.
     """
-    boxes = ndimage.find_objects(array)
+    boxes = geometry.label_boxes(array)
     for label, path in paths.items():
-        box = boxes[label - 1]
+        box = boxes[label]
         shifted = affine.copy()
         shifted[:3, 3] = geometry.voxel_to_world(affine, np.array([side.start for side in box]))
         content = _binary(*surface(array[box] == label, shifted))

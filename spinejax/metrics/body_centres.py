@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from spinejax import geometry
 from spinejax.metrics.surface import depth_mm, steps_of
 
 _THICK = 0.55  # of the greatest depth
@@ -32,9 +33,7 @@ def body_centres(
     steps_mm = steps_of(spacing_mm, 3)
     sizes = np.linalg.norm(steps_mm, axis=1)
     centres = {}
-    for label, box in enumerate(ndimage.find_objects(array), start=1):
-        if box is None:
-            continue
+    for label, box in geometry.label_boxes(array).items():
         steps = np.maximum(1, np.floor(_SPACING_MM / sizes + 0.5)).astype(int)
         own = array[box][:: steps[0], :: steps[1], :: steps[2]] == label
         if not own.any():  # thinner than a step

@@ -35,7 +35,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from spinejax import geometry, labels
 from spinejax.metrics import aggregate, classification, overlap, surface
@@ -142,7 +141,7 @@ def of_scan(
     Returns:
         The scores, or why the masks cannot be compared vertebra by vertebra.
     """
-    why = not_comparable(find_labels(prediction), find_labels(reference))
+    why = not_comparable(geometry.label_boxes(prediction), geometry.label_boxes(reference))
     if why is not None:
         return why
     predicted = None
@@ -189,19 +188,6 @@ def comparable_scans(
         without |= dict.fromkeys(scans, EMPTY_AMONG_BINARY)
         scans = {}
     return scans, {name: without[name] for name in scores if name in without}
-
-
-def find_labels(array: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """Return label -> its box, for each label above 0 in an array (x, y, z) of bool or integers."""
-    array = array.view(np.uint8) if array.dtype == bool else array
-    order = _by_stride(array)
-    boxes = ndimage.find_objects(array.transpose(order))
-    back = np.argsort(order)
-    return {
-        label: tuple(box[axis] for axis in back)
-        for label, box in enumerate(boxes, 1)
-        if box is not None
-    }
 
 
 def score_scan(
@@ -303,7 +289,7 @@ _NOTHING = _Voxels(0, 0, np.full(3, np.nan), np.zeros((0, 3), np.int32))
 
 def _measure(array: np.ndarray, other: np.ndarray) -> dict[int, _Voxels]:
     """Measure the voxels of each vertebra's label in `array`; `other` is the other mask."""
-    order = _by_stride(array)
+    order = geometry.axes_by_stride(array)
     array, other = array.transpose(order), other.transpose(order)
     counts, shared = np.zeros(256, np.int64), np.zeros(256, np.int64)
     sums = np.zeros((3, 256))
@@ -357,11 +343,6 @@ def _outline(found: _Voxels, true: _Voxels, steps_mm: np.ndarray) -> dict[str, A
         "assd_mm": surface.assd_mm(apart) if apart.defined else None,
         "nsd_1mm": surface.nsd(apart, NSD_TOLERANCE_MM),
     }
-
-
-def _by_stride(array: np.ndarray) -> list[int]:
-    """Return the axes by descending stride, which is the fastest order to visit an array."""
-    return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
 
 
 def case_block(scan: ScanScore) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from spinejax.geometry import bounding_box
+from spinejax.geometry import bounding_box, label_boxes
 from spinejax.metrics.classification import same_shape
 from spinejax.metrics.surface import ROUNDING_MM, nearest_mm, steps_of, surface_voxels
 
@@ -77,9 +76,7 @@ def vertebrae(
     """
     voxel_ml = _voxel_ml(spacing_mm, reference.ndim)
     rows = []
-    for label, box in enumerate(ndimage.find_objects(reference), 1):
-        if box is None:
-            continue
+    for label, box in label_boxes(reference).items():
         inside = reference[box] == label
         found = inside & (prediction[box] > 0)
         total, hits = int(np.count_nonzero(inside)), int(np.count_nonzero(found))

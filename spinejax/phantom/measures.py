@@ -74,8 +74,8 @@ def measure_labels(
     found: Statistics = {name: {} for name in ("volume_ml", *EXTENTS)}
     middles: dict[int, np.ndarray] = {}
     levels, cut, low, high = 0, 0, array.shape[2], 0
-    for label, box in enumerate(ndimage.find_objects(array), start=1):
-        if box is None or label not in labels.NAMES:
+    for label, box in geometry.label_boxes(array).items():
+        if label not in labels.NAMES:
             continue
         levels += 1
         low, high = min(low, box[2].start), max(high, box[2].stop)

@@ -1,4 +1,4 @@
-"""Charts of the pages: training curves, bars, one dot per case. `templates/charts.html` draws them.
+"""Charts of the pages: learning curves, bars, one dot per case. `templates/charts.html` draws them.
 
 This module computes where lines and dots lie. Colours come from the style sheet, so that charts
 follow light and dark mode and print.
@@ -29,14 +29,14 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A curve of a line chart.
+class ChartLine:
+    """A line of a line chart.
 
     Attributes:
         name: for the legend.
         kind: class of the style sheet: "train", "val", "rate" or one of UNIT_KINDS.
         last: its last value, as text.
-        paths: (class, SVG path) of its lines.
+        paths: (class, SVG path) that draw it.
         dots: (x, y, radius) of its dots.
     """
 
@@ -49,18 +49,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class LineChart:
-    """A chart over training steps; without curves there is nothing to draw.
+    """A chart over training steps; without lines there is nothing to draw.
 
     Attributes:
         title: its caption.
-        curves: what it shows.
+        lines: what it shows.
         rows: (y, words) of the horizontal grid.
         columns: (x, words) of the steps.
         mark: (x, words) of a vertical line, or None.
     """
 
     title: str
-    curves: list[Curve] = field(default_factory=list)
+    lines: list[ChartLine] = field(default_factory=list)
     rows: list[tuple[float, str]] = field(default_factory=list)
     columns: list[tuple[float, str]] = field(default_factory=list)
     mark: tuple[float, str] | None = None
@@ -68,7 +68,7 @@ class LineChart:
     @property
     def spoken(self) -> str:
         """The chart in words."""
-        parts = [f"{curve.name}: last value {curve.last}" for curve in self.curves]
+        parts = [f"{line.name}: last value {line.last}" for line in self.lines]
         parts += [self.mark[1]] if self.mark else []
         return f"{self.title}. {'; '.join(parts)}"
 
@@ -265,7 +265,7 @@ def line_chart(
             paths = [(f"line {kind} faint", paths[0][1]), (f"line {kind}", _path(smooth))]
         if kind == "val" and 1 < len(places) <= 60:
             dots = [(x, y, 2.2) for x, y in places]
-        drawn.append(Curve(name, kind, f"{points[-1][1]:.3g}", paths, dots))
+        drawn.append(ChartLine(name, kind, f"{points[-1][1]:.3g}", paths, dots))
     return LineChart(
         title,
         drawn,
@@ -294,7 +294,7 @@ def epoch_of(
     return round(step / steps[0] * epochs_per_evaluation, 1)
 
 
-def curves(
+def learning_curves(
     records: Sequence[Mapping[str, Any]],
     overlap: str = "Dice",
     best: tuple[float, str] | None = None,

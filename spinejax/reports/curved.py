@@ -24,7 +24,7 @@ _SHARPEST_COS = 0.5
 """An end of the spine that turns by more than 60 degrees is no body: the scan cuts the vertebra."""
 
 
-class Curve(NamedTuple):
+class Centreline(NamedTuple):
     """A curve through the bodies, from head to foot.
 
     Attributes:
@@ -43,7 +43,7 @@ class Curve(NamedTuple):
         return int(apart.argmin()), float(apart.min())
 
 
-def centreline(centres_mm: np.ndarray, step_mm: float, beyond_mm: float) -> Curve:
+def centreline(centres_mm: np.ndarray, step_mm: float, beyond_mm: float) -> Centreline:
     """Return the smooth curve along the centres of vertebral bodies.
 
     A smoothing spline over the length of the chords, which does not follow the error of a single
@@ -89,13 +89,13 @@ def centreline(centres_mm: np.ndarray, step_mm: float, beyond_mm: float) -> Curv
     equal = np.minimum(equal, length[-1])
     even = np.stack([np.interp(equal, length, side) for side in curve.T], axis=1)
     tangents = np.gradient(even, axis=0)
-    return Curve(even, tangents / np.linalg.norm(tangents, axis=1, keepdims=True), step_mm)
+    return Centreline(even, tangents / np.linalg.norm(tangents, axis=1, keepdims=True), step_mm)
 
 
 def straighten(
     array: np.ndarray,
     affine: np.ndarray,
-    curve: Curve,
+    curve: Centreline,
     toward: tuple[float, float, float],
     reach_mm: tuple[float, float],
     *,

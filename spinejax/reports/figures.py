@@ -422,9 +422,9 @@ def _words(
     words = {label: labels.name(label) for label in named}
     if reference is None or reference.max() <= 1:
         return words
-    given = {label for label, box in enumerate(ndimage.find_objects(reference), 1) if box}
-    for label, box in enumerate(ndimage.find_objects(prediction), 1):
-        if box is None or label not in words:
+    given = geometry.label_boxes(reference)
+    for label, box in geometry.label_boxes(prediction).items():
+        if label not in words:
             continue
         there = np.bincount(reference[box][prediction[box] == label], minlength=256)
         real = int(there[1:].argmax()) + 1

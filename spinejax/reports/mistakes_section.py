@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from spinejax import labels, overlay
+from spinejax import geometry, labels, overlay
 from spinejax.errors import InputError
 from spinejax.io import scanfile
 from spinejax.io.grids import match_labels
@@ -179,8 +178,8 @@ def side_names(reference: np.ndarray | None, shown: View) -> list[tuple[int, str
     height, high = reference.shape[2], shown.size[0]
     scale = high / (shown.rows.stop - shown.rows.start)
     heights = []
-    for label, box in enumerate(ndimage.find_objects(reference), 1):
-        if box is None or label not in labels.NAMES:
+    for label, box in geometry.label_boxes(reference).items():
+        if label not in labels.NAMES:
             continue
         voxels = np.count_nonzero(reference[box] == label, axis=(0, 1))
         middle = box[2].start + float(np.average(np.arange(len(voxels)), weights=voxels))

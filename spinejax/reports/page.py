@@ -371,7 +371,7 @@ def scores(run: Run) -> list[dict[str, Any]]:
 
 
 def training(run: Run) -> dict[str, Any]:
-    """Return the training curves, the lowest validation loss marked."""
+    """Return the learning curves, the lowest validation loss marked."""
     records = log.read_metrics(run.workdir)
     lowest, best = charts.lowest_loss(records), None
     if lowest is not None:
@@ -385,8 +385,8 @@ def training(run: Run) -> dict[str, Any]:
     overlap = "F-score" if run.is_patches else "Dice"
     second = log.read_metrics(run.workdir / "vertebrae")
     return {
-        "charts": charts.curves(records, overlap, best) if records else [],
-        "second": charts.curves(second) if second else [],
+        "charts": charts.learning_curves(records, overlap, best) if records else [],
+        "second": charts.learning_curves(second) if second else [],
     }
 
 

@@ -29,7 +29,7 @@ from spinejax.inference.sequence import Naming
 from spinejax.io import grids, nifti
 from spinejax.reports import curved, figures, html
 from spinejax.reports.tables import DASH
-from spinejax.volume import Volume
+from spinejax.volume import CANONICAL, Volume
 
 logger = logging.getLogger("spinejax")
 
@@ -95,30 +95,55 @@ def reduce(scan: Volume, mask: np.ndarray, most_voxels: int = MOST_VOXELS) -> Re
         mask: (x, y, z) uint8 labels on the grid of `scan.array`.
         most_voxels: of the result.
     """
-    upright = geometry.straight_grid(scan.shape, scan.affine)
-    if upright is not None:  # the viewer cannot draw a sheared grid
-        mask = geometry.resample(mask, scan.affine, *upright, order=0, fill=0)
-        scan = grids.straight(scan)
-        mask = geometry.reorient(mask, upright[1], "LPS")[0]
-    spacing = np.asarray(scan.spacing_mm)
-    box = geometry.bounding_box(mask) or tuple(slice(0, n) for n in mask.shape)
-    margins = np.ceil(MARGIN_MM / spacing).astype(int)
-    low = np.array([max(0, part.start - m) for part, m in zip(box, margins, strict=True)])
-    high = np.array([min(n, b.stop + m) for n, b, m in zip(mask.shape, box, margins, strict=True)])
-    sides = high - low
+    scan, mask = _around_labels(scan, mask)
+    spacing, sides = np.asarray(scan.spacing_mm), np.array(mask.shape)
     wanted, side_mm = sides, float(spacing.min())
     while np.prod(wanted, dtype=np.int64) > most_voxels:
         side_mm *= 1.02
         wanted = np.clip(np.rint(sides * spacing / side_mm).astype(int), 1, sides)
-    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    stored = (_averaged(scan.array[part], tuple(wanted.tolist())) - LOWEST_HU) / STEP_HU
+    stored = (_averaged(scan.array, tuple(wanted.tolist())) - LOWEST_HU) / STEP_HU
     nearest = [geometry.nearest(n, m) for n, m in zip(sides, wanted, strict=True)]
     ratio = sides / wanted
     affine = scan.affine.copy()
     affine[:3, :3] *= ratio
-    affine[:3, 3] = geometry.voxel_to_world(scan.affine, low + ratio / 2 - 0.5)
+    affine[:3, 3] = geometry.voxel_to_world(scan.affine, ratio / 2 - 0.5)
     return Reduced(
-        np.rint(np.clip(stored, 0, 255)).astype(np.uint8), mask[part][np.ix_(*nearest)], affine
+        np.rint(np.clip(stored, 0, 255)).astype(np.uint8), mask[np.ix_(*nearest)], affine
+    )
+
+
+def _around_labels(scan: Volume, mask: np.ndarray) -> tuple[Volume, np.ndarray]:
+    """Return scan and labels in the box around the labels, on a grid with axes at right angles."""
+    box = geometry.bounding_box(mask)
+    straight = geometry.straight_grid(scan.shape, scan.affine)
+    if straight is None:
+        part = _with_margin(box, scan.shape, scan.affine)
+        return Volume(scan.array[part], geometry.affine_of_part(scan.affine, part)), mask[part]
+    # The viewer cannot draw a sheared grid. Resampling all of it would take far more time and
+    # memory than resampling the part that is shown.
+    shape, affine = straight
+    if box is not None:
+        box = geometry.box_on_grid(box, scan.affine, shape, affine)
+    around = _with_margin(box, shape, affine)
+    affine = geometry.affine_of_part(affine, around)
+    sides = [side.stop - side.start for side in around]
+    mask = geometry.resample(mask, scan.affine, sides, affine, order=0, fill=0)
+    part = _with_margin(geometry.bounding_box(mask), mask.shape, affine)
+    mask, affine = mask[part], geometry.affine_of_part(affine, part)
+    scan = grids.resampled(scan, mask.shape, affine)
+    return scan, geometry.reorient(mask, affine, CANONICAL)[0]
+
+
+def _with_margin(
+    box: tuple[slice, ...] | None, shape: Sequence[int], affine: np.ndarray
+) -> tuple[slice, ...]:
+    """Return a box with `MARGIN_MM` around it, within a grid; all of the grid without a box."""
+    if box is None:
+        return tuple(slice(0, n) for n in shape)
+    margins = np.ceil(MARGIN_MM / np.asarray(geometry.spacing_mm(affine))).astype(int).tolist()
+    return tuple(
+        slice(max(0, side.start - margin), min(n, side.stop + margin))
+        for side, margin, n in zip(box, margins, shape, strict=True)
     )
 
 
@@ -195,13 +220,13 @@ def page(
         title=title,
         summary=summary,
         headline=headline(centres, named=named),
-        doubts=doubts(record),
+        warnings=warnings(record),
         entry=_entry(title, record, centres, thumbnail, summary=summary, named=named),
         data=data,
         table=record_table(record, rows),
         rows=rows,
         pictures=[picture for picture, _ in pictures],
-        curvature=curvature(record),
+        cobb_angles=cobb_angles(record),
         note=str(record.get("note") or ""),
         facts=facts(record),
         small=small,
@@ -305,7 +330,7 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def doubts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def warnings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is uncertain about a scan in plain words, as (title, sentence)."""
     found: list[tuple[str, str]] = []
     vertebrae = record.get("vertebrae") or []
@@ -325,7 +350,7 @@ def doubts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     for one in vertebrae:
         probability = one.get("probability")
         if probability is not None and probability < _LIKELY:
-            other = f", else {one['next_name']}" if one.get("next_name") else ""
+            other = f", next name {one['next_name']}" if one.get("next_name") else ""
             doubtful.append(f"{one.get('name')} ({probability:.2f}{other})")
     if doubtful and len(doubtful) < len(vertebrae):
         found.append(("Names below 0.9", f"{_and(doubtful)}, each with its probability."))
@@ -384,7 +409,7 @@ class Column(NamedTuple):
 _COLUMNS = (
     Column("probability", "Name right, %", 0, 100),
     Column("margin", "Margin", 1),
-    Column("next_name", "Else", None),
+    Column("next_name", "Next name", None),
     Column("volume_ml", "Volume, ml", 1),
     Column("hu_mean", "Core, mean HU", 0),
     Column("hu_median", "Core, median HU", 0),
@@ -459,7 +484,7 @@ _UNITS = (("_mm", " mm"), ("_deg", "°"), ("_ml", " ml"), ("_hu", " HU"), ("_s",
 
 
 _TOLD = (
-    "case", "vertebrae", "spine", "namings", "variants", "warnings", "not_found", "certain",
+    "case", "vertebrae", "cobb_angles", "namings", "variants", "warnings", "not_found", "certain",
     "reversed", "no_vertebra", "summary", "note",
 )  # fmt: skip
 """What a record says that other parts of the page show."""
@@ -474,10 +499,10 @@ _FACTS = {
 }
 
 
-def curvature(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the curves of the spine, as (name, Cobb angle with its end vertebrae)."""
+def cobb_angles(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the Cobb angles of the spine, as (name, angle with its end vertebrae)."""
     found = []
-    for name, one in (record.get("spine") or {}).items():
+    for name, one in (record.get("cobb_angles") or {}).items():
         if not isinstance(one, Mapping):
             continue
         angle = one.get("cobb_deg")
@@ -538,7 +563,7 @@ def _entry(
         "first": labels.order(next(iter(centres))) if centres else 99,
         "count": len(names),
         "numbering": "" if certain is None or not names else "certain" if certain else "uncertain",
-        "doubts": len(doubts(record)),
+        "warnings": len(warnings(record)),
         "thumbnail": thumbnail,
     }
 
@@ -583,7 +608,7 @@ def _read_entry(path: Path) -> dict[str, Any] | None:
             "first": float(entry["first"]),
             "count": int(entry["count"]),
             "numbering": str(entry["numbering"]),
-            "doubts": int(entry["doubts"]),
+            "warnings": int(entry["warnings"]),
             "thumbnail": entry["thumbnail"],
             "link": quote(os.fsencode(path.name)),
         }

@@ -118,15 +118,15 @@ def compare(seed, index, limits):
         angle = math.degrees(math.acos(min(1.0, float(axes[0] @ axes[1]))))
         yield "angle_below_deg", angle, found[a].angle_below_deg
     tilts = {i: [_tilts(one) for one in both] for i, both in normals.items()}
-    curves = morphometry.curves(found)
-    if len(tilts) > 1 and "C2" not in (curves["coronal"].upper, curves["coronal"].lower):
+    angles = morphometry.cobb_angles(found)
+    if len(tilts) > 1 and "C2" not in (angles["coronal"].upper, angles["coronal"].lower):
         order = list(tilts)
         most = max(
             abs(tilts[a][0][0] - tilts[b][1][0])
             for place, a in enumerate(order)
             for b in order[place + 1 :]
         )
-        yield "coronal Cobb angle, deg", most, curves["coronal"].cobb_deg
+        yield "coronal Cobb angle, deg", most, angles["coronal"].cobb_deg
     last = "L6" if labels.id_of("L6") in found else "L5"
     for name, ends, sign in (
         ("thoracic_kyphosis", ("T4", "T12"), 1),
@@ -135,7 +135,7 @@ def compare(seed, index, limits):
         first, second = map(labels.id_of, ends)
         if first in tilts and second in tilts:
             value = sign * (tilts[first][0][1] - tilts[second][1][1])
-            yield f"{name}, deg", value, curves[name].cobb_deg
+            yield f"{name}, deg", value, angles[name].cobb_deg
 
 
 def table(pairs):

@@ -4,6 +4,7 @@ import locale
 import logging
 import math
 import os
+import time
 import zipfile
 
 import numpy as np
@@ -469,3 +470,30 @@ def test_a_change_of_any_file_is_noticed_by_the_cache(tmp_path):
     content = first.read_bytes()
     first.write_bytes(content[:-2] + b"\x07\x07")
     assert digest() != before
+
+
+def test_fields_of_unchanged_files_are_read_once(tmp_path, monkeypatch):
+    folder = write(tmp_path / "ct", series(values(), AXIAL, SeriesDescription="bone"))
+    read = []
+    reader = dicom._reader
+    monkeypatch.setattr(dicom, "_reader", lambda path: read.append(path.name) or reader(path))
+
+    def looked():
+        read.clear()
+        return str(*dicom.series_in(folder))
+
+    for path in folder.iterdir():  # files that have just changed are not remembered
+        os.utime(path, (time.time() + 1000,) * 2)
+    assert [looked() for _ in range(2)] == ["4 (bone): 6 slices of 0.5 x 0.75 x 2 mm"] * 2
+    assert len(read) == 6
+    for path in folder.iterdir():
+        os.utime(path, (1e9, 1e9))
+    before = looked()
+    assert len(read) == 6 and looked() == before and not read
+    assert scanfile.shape_of(folder) == SHAPE and not read
+    for path in folder.iterdir():  # a change that keeps size and time
+        path.write_bytes(path.read_bytes().replace(b"bone", b"lung"))
+        os.utime(path, (1e9, 1e9))
+    assert "(lung)" in looked() and len(read) == 6
+    (folder / "IM0005").unlink()
+    assert "5 slices" in looked() and not read

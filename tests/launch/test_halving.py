@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spinejax.launch.halving import rungs, worst
-from spinejax.sweep_state import Curve
+from spinejax.sweep_state import LearningCurve
 
 
 def curve(score, until, steps=9):
     """A unit that has the same score at each step up to `until`."""
-    return Curve(steps, [(step, score) for step in range(1, until + 1)])
+    return LearningCurve(steps, [(step, score) for step in range(1, until + 1)])
 
 
 def test_rungs_are_those_of_the_paper():
@@ -54,10 +54,12 @@ def test_a_unit_alone_goes_on_and_answers_for_its_highest_rung_only():
 
 
 def test_lengths_and_validations_may_differ_between_units():
-    sparse = Curve(90, [(45, 0.3), (90, 0.9)])  # its first validation after half of its training
-    dense = Curve(9, [(4, 0.1), (5, 0.5), (6, 0.6)])
+    sparse = LearningCurve(
+        90, [(45, 0.3), (90, 0.9)]
+    )  # its first validation after half of its training
+    dense = LearningCurve(9, [(4, 0.1), (5, 0.5), (6, 0.6)])
     assert worst({"sparse": sparse, "dense": dense}, 2) == {}  # sparse is at its end
     half = sparse._replace(scores=sparse.scores[:1])
     reason = "Dice 0.3000 at step 45 is not among the best 1 of 2 units there"
     assert worst({"sparse": half, "dense": dense}, 2) == {"sparse": reason}
-    assert worst({"new": Curve(0, []), "dense": dense}, 2) == {}
+    assert worst({"new": LearningCurve(0, []), "dense": dense}, 2) == {}

@@ -1,4 +1,5 @@
 import re
+from importlib import resources
 from xml.etree import ElementTree
 
 import pytest
@@ -17,8 +18,8 @@ def parsed(html):
     return ElementTree.fromstring(html)
 
 
-def curves(*args, **kwargs):
-    return str(DRAW.line_charts(charts.curves(*args, **kwargs)))
+def drawn(*args, **kwargs):
+    return str(DRAW.line_charts(charts.learning_curves(*args, **kwargs)))
 
 
 def line_chart(*args):
@@ -31,12 +32,12 @@ def both(**values):
 
 
 def test_no_records_are_three_empty_charts():
-    assert curves([]).count("nothing recorded yet") == 3
+    assert drawn([]).count("nothing recorded yet") == 3
 
 
 def test_one_line_gives_a_dot_and_not_finite_values_are_left_out():
     record = dict(step=1, kind="train", loss=float("nan"), dice=0.5, learning_rate=1e-3)
-    html = curves([record])
+    html = drawn([record])
     assert html.count("nothing recorded yet") == 1
     assert parsed(html).findall(".//circle")
 
@@ -51,7 +52,7 @@ def test_curves_are_well_formed_named_and_drawn_for_both_kinds():
         for step in range(1, 101)
         for line in both(step=step, loss=1 / step, dice=1 - 1 / step, learning_rate=1e-5)
     ]
-    html = curves(records)
+    html = drawn(records)
     assert names(html) == ["Loss", "Dice", "Learning rate"]
     for figure in parsed(html).findall("figure")[:2]:
         classes = [path.get("class") for path in figure.findall(".//path")]
@@ -60,7 +61,7 @@ def test_curves_are_well_formed_named_and_drawn_for_both_kinds():
 
 def test_accuracy_is_drawn_where_it_is_recorded_and_overlap_has_its_name():
     records = both(step=1, loss=0.5, dice=0.5, accuracy=0.9)
-    assert names(curves(records, "F-score")) == [
+    assert names(drawn(records, "F-score")) == [
         "Loss",
         "Accuracy",
         "F-score",
@@ -72,7 +73,7 @@ def test_accuracy_is_drawn_where_it_is_recorded_and_overlap_has_its_name():
     ("right", "lowest"), [(0.964, "0.9"), (1.0, "0.9"), (0.3, "0"), (0.85, "0.8"), (0.0, "0")]
 )
 def test_the_axis_of_accuracy_begins_at_a_round_share_and_ends_at_one(right, lowest):
-    html = curves([dict(step=8, kind="val", loss=0.5, accuracy=right)])
+    html = drawn([dict(step=8, kind="val", loss=0.5, accuracy=right)])
     figure = parsed(html).findall("figure")[1]
     labels = [t.text for t in figure.findall(".//text") if t.get("text-anchor") == "end"]
     shares = [label for label in labels if label != "8"]  # the last step
@@ -110,7 +111,7 @@ def test_the_best_step_is_marked_in_loss_and_accuracy_with_its_own_value():
         for step, loss in ((10, 0.4), (20, 0.1), (30, 0.3))
         for line in both(step=step, loss=loss, dice=0.5, accuracy=1 - loss)
     ]
-    html = curves(records, best=(20.0, "lowest <here>"))
+    html = drawn(records, best=(20.0, "lowest <here>"))
     found = parsed(html).findall("figure")
     marks = [figure.find(".//path[@class='mark']") for figure in found]
     assert [mark is not None for mark in marks] == [True, True, False, False]
@@ -120,7 +121,7 @@ def test_the_best_step_is_marked_in_loss_and_accuracy_with_its_own_value():
     captions = ["".join(figure.find("figcaption").itertext()) for figure in found]
     assert "lowest <here>" in captions[0] and "0.900 at the lowest loss" in captions[1]
     without = [{k: v for k, v in r.items() if k != "accuracy"} for r in records[:-1]]
-    assert curves([*without, records[-1]], best=(20.0, "x")).count('class="mark"') == 1
+    assert drawn([*without, records[-1]], best=(20.0, "x")).count('class="mark"') == 1
 
 
 def test_a_curve_runs_from_its_first_to_its_last_value():
@@ -182,14 +183,14 @@ def test_runs_of_a_row_share_a_colour_and_the_legend_has_the_mean_of_their_last_
     found = charts.unit_curves(groups, "F-score")
     titles = ["Validation F-score", "Validation loss", "Training F-score", "Training loss"]
     assert [chart.title for chart in found.charts] == titles
-    assert [curve.kind for curve in found.charts[0].curves] == ["u1", "u1"]
-    assert [curve.kind for curve in found.charts[2].curves] == ["u1", "u1", "u2"]
+    assert [line.kind for line in found.charts[0].lines] == ["u1", "u1"]
+    assert [line.kind for line in found.charts[2].lines] == ["u1", "u1", "u2"]
     assert found.legend == [
         ("u1", "<a>", 2, ["0.600", "0.400", "0.600", "0.400"]),
         ("u2", "b", 1, ["–", "–", "0.250", "0.750"]),
     ]
     # The longest run ends at the right edge, the shortest earlier, in proportion to its steps.
-    ends = [float(curve.paths[0][1].split("L")[-1].split()[0]) for curve in found.charts[2].curves]
+    ends = [float(line.paths[0][1].split("L")[-1].split()[0]) for line in found.charts[2].lines]
     across = [(end - charts.LEFT) / (charts.WIDTH - charts.LEFT - charts.RIGHT) for end in ends]
     assert across == pytest.approx([4 / 9, 1, 6 / 9], abs=0.001)
     html = parsed(f"<div>{DRAW.unit_curves(found)}</div>")
@@ -202,7 +203,7 @@ def test_runs_of_a_row_share_a_colour_and_the_legend_has_the_mean_of_their_last_
 def test_values_that_no_run_recorded_have_no_chart():
     only = [dict(step=1, kind="val", dice=0.5), dict(step=2, kind="val", loss=float("inf"))]
     [chart] = charts.unit_curves([("a", [only])]).charts
-    assert chart.title == "Validation Dice" and len(chart.curves[0].dots) == 1
+    assert chart.title == "Validation Dice" and len(chart.lines[0].dots) == 1
 
 
 def bars(*args):
@@ -251,3 +252,26 @@ def test_bars_and_their_words_do_not_cover_each_other():
 
 def test_no_cases_no_dots():
     assert charts.dot_chart([], "Dice") is None
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_chart_alone_is_not_much_larger_than_one_of_four(chromium, tmp_path, width):
+    rows = [charts.BarRow((name,), ("80.0",), ((40.0, 2.0, "40.00"),)) for name in "abc"]
+    css = (resources.files("spinejax.reports") / "page.css").read_text("utf-8")
+    sizes = {}
+    for count in (1, 4):
+        drawn = [DRAW.bar_chart(*charts.bar_charts(["x"], rows)) for _ in range(count)]
+        page = tmp_path / f"{count}.html"
+        page.write_text(
+            "<!doctype html><meta name='viewport' content='width=device-width'>"
+            f"<style>{css}</style><main><div class='charts four'>{''.join(drawn)}</div></main>"
+        )
+        chromium.open(page, width, 900)
+        sides = chromium.value(
+            "[...document.querySelectorAll('svg.bar-chart')].map("
+            "one => one.getBoundingClientRect().width)"
+        )
+        assert len(sides) == count and max(sides) == min(sides)
+        assert chromium.value("document.documentElement.scrollWidth") <= width
+        sizes[count] = sides[0]
+    assert 1 <= sizes[1] / sizes[4] < 1.1 and sizes[1] > 300

@@ -3,8 +3,8 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
-import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from PIL import Image
 
 from spinejax import geometry, labels
 from spinejax.errors import InputError
+from spinejax.io.voxels import AIR_HU
 from spinejax.reports import viewer
 from spinejax.volume import Volume
-from tests.support import browser
 
 IDS = {"L1": 20, "L2": 21, "L3": 22, "L4": 23}
 
@@ -125,6 +125,40 @@ def test_a_tilted_scan_is_straight_on_the_page():
         assert bright == pytest.approx(volume.array[mask == label].mean(), rel=0.1)
 
 
+@pytest.mark.parametrize("turn", [(0, 1, 2), (2, 0, 1)])
+def test_the_box_of_a_tilted_scan_is_cut_as_after_resampling_all_of_it(turn, monkeypatch):
+    shear = np.eye(3)
+    shear[1, 2], shear[0, 1] = 0.3, -0.1
+    rng = np.random.default_rng(0)
+    array = rng.integers(-200, 1000, (70, 80, 90)).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-1.0, -1.1, 1.3]) @ shear[:, list(turn)]
+    affine[:3, 3] = 7, -20, 300
+    scan = Volume(array, affine)
+    mask = np.zeros(scan.shape, np.uint8)
+    mask[34:40, 38:45, 40:44], mask[35:38, 39:42, 47:50] = 20, 21
+    shape, straight = geometry.straight_grid(scan.shape, scan.affine)
+    hu = geometry.resample(scan.array, scan.affine, shape, straight, order=1, fill=AIR_HU)
+    upright = Volume(np.rint(hu), straight)
+    labels_there = geometry.resample(mask, scan.affine, shape, straight, order=0, fill=0)
+    expected = viewer.reduce(upright, geometry.reorient(labels_there, straight, "LPS")[0], 100_000)
+    sizes = []
+    resample = geometry.resample
+
+    def counting(array, affine, shape, *args, **kwargs):
+        sizes.append(math.prod(shape))
+        return resample(array, affine, shape, *args, **kwargs)
+
+    monkeypatch.setattr(geometry, "resample", counting)
+    found = viewer.reduce(scan, mask, 100_000)
+    assert found.scan.size < 100_000 and {20, 21} <= set(np.unique(expected.mask))
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    assert np.abs(found.scan.astype(int) - expected.scan).max() <= 1  # 5 HU, of rounding
+    assert (found.scan == expected.scan).mean() > 0.99
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
+    assert len(sizes) == 2 and max(sizes) < math.prod(shape) / 2
+
+
 def test_the_page_loads_nothing():
     text = page()
     for kind in ("src", "href"):
@@ -177,20 +211,26 @@ def test_a_missing_number_is_a_dash_with_the_reason():
     found["vertebrae"][1] |= {"hu_mean": None, "not_measured": {"hu_mean": "metal"}}
     rows = viewer.vertebra_rows(found, {20: np.zeros(3)})
     titles, cells = viewer.record_table(found, rows)
-    assert titles == ["Name right, %", "Margin", "Else", "Core, mean HU", "Anterior height, mm"]
+    assert titles == [
+        "Name right, %",
+        "Margin",
+        "Next name",
+        "Core, mean HU",
+        "Anterior height, mm",
+    ]
     assert cells[0] == [("97", ""), ("4.2", ""), ("T12", ""), ("−12", ""), ("–", "cut by the edge")]
     assert cells[1][3:] == [("–", "metal"), ("24.0", "")]
     assert rows[0].mm == [0, 0, 0] and rows[1].mm is None
     assert 'title="metal">–</td>' in page(found)
 
 
-def test_curves_have_their_angle_or_the_reason():
-    spine_ = {
+def test_cobb_angles_have_their_value_or_the_reason():
+    angles = {
         "lumbar_lordosis": {"cobb_deg": -41.26, "upper": "L1", "lower": "L5"},
         "coronal": {"cobb_deg": None, "not_measured": "fewer than 3 bodies"},
     }
-    found = record(spine=spine_, note="No diagnosis.")
-    assert viewer.curvature(found) == [
+    found = record(cobb_angles=angles, note="No diagnosis.")
+    assert viewer.cobb_angles(found) == [
         ("Lumbar lordosis", "−41.3°, L1 to L5"),
         ("Coronal", "– (fewer than 3 bodies)"),
     ]
@@ -220,13 +260,13 @@ def test_curves_have_their_angle_or_the_reason():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_doubts_are_said_in_words(more, title, words):
-    found = [doubt for doubt in viewer.doubts(record(**more)) if doubt[0] == title]
+def test_warnings_are_said_in_words(more, title, words):
+    found = [one for one in viewer.warnings(record(**more)) if one[0] == title]
     assert len(found) == 1 and words in found[0][1]
     assert (
         "Cut by the edge of the scan",
         "L1: no volume is measured, and no height of a body that the edge cuts.",
-    ) in viewer.doubts(record(**more))
+    ) in viewer.warnings(record(**more))
 
 
 def test_labels_without_names_have_a_page_and_an_empty_mask_has_one():
@@ -274,16 +314,6 @@ def test_a_folder_gets_an_index_of_its_pages(tmp_path):
     with pytest.raises(InputError, match="did not write this file"):
         viewer.write_index(tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine"
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    if browser.PROGRAM is None:
-        pytest.skip("no Chromium")
-    home = tmp_path_factory.mktemp("chromium")
-    with browser.Browser(home) as opened:
-        yield opened
-    shutil.rmtree(home, ignore_errors=True)
 
 
 READY = "document.getElementById('stage')?.dataset.ready"
