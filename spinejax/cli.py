@@ -1,5 +1,6 @@
 """The command line `spinejax COMMAND --flag=value`: runs a command, prints errors in one line."""
 
+import gc
 import importlib
 import io
 import logging
@@ -71,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         flags.FLAGS.mark_as_parsed()
     if not _is_one_of_several(words):
         compile_cache.switch_on()
+    # To trace a program makes many small objects, which stay. Python would look through all of them
+    # again and again for garbage, a good part of the time until a network runs.
+    gc.set_threshold(100_000, 20, 20)
     try:
         module = command(name)
         values = parsing.parse(name, module, words)
