@@ -168,10 +168,17 @@ def _sources(where: str, series: Series) -> list[Any]:
 
 def _complete(fields: Any) -> None:
     """Empty those fields of patient and study that are missing, or that highdicom would refuse."""
+    from pydicom.charset import python_encoding
     from pydicom.valuerep import DA, TM
 
-    if not fields.get("SpecificCharacterSet"):  # an empty field means the same as none
+    sets = fields.get("SpecificCharacterSet")
+    sets = [sets or ""] if isinstance(sets, str | None) else list(sets)
+    if not any(sets):  # an empty field means the same as none
         fields.pop("SpecificCharacterSet", None)
+    # highdicom refuses sets that change within a text, as in Japan and Korea.
+    elif any(one.startswith("ISO 2022") for one in sets) and python_encoding.keys() >= set(sets):
+        fields.decode()
+        fields.SpecificCharacterSet = "ISO_IR 192"  # UTF-8
     kinds = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
     for name in _MAY_BE_EMPTY:
         value = fields.get(name) or ""

@@ -187,6 +187,21 @@ def test_odd_fields_of_the_patient_are_emptied_and_never_said(tmp_path, caplog, 
     assert "Muster" not in said and "4711" not in said
 
 
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+)
+def test_names_in_asian_scripts_are_kept(tmp_path, sets, name):
+    tags = {"SpecificCharacterSet": sets, "PatientName": name}
+    scan = scanfile.read_volume(write(tmp_path / "ct", series(hu(), AXIAL, **FIELDS, **tags)))
+    dicom_seg.write_segmentation(tmp_path / "a.seg.dcm", labels_of(), scan, NAMES)
+    assert pydicom.dcmread(tmp_path / "a.seg.dcm").PatientName == name
+
+
 def test_other_scans_and_changed_ones_are_refused(tmp_path):
     array = labels_of()
     plain = Volume(hu(), AXIAL)
