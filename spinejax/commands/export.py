@@ -16,13 +16,12 @@ HELP = "write a trained model into one file, or as StableHLO programs"
 
 def define_flags(values: FlagValues) -> None:
     """Define the flags."""
-    parsing.path_flag(
+    parsing.models_flag(
         values,
         "workdir",
-        "Folder of a run, with its further networks if it is a pipeline, or FILE.spinejax. Give "
-        "the flag again for runs that are averaged.",
+        "Folder of a run, with its further networks if it is a pipeline; FILE.spinejax; or "
+        "phantom, the packaged model. Give the flag again for runs that are averaged.",
         required=True,
-        several=True,
     )
     parsing.second_flags(values)
     parsing.path_flag(

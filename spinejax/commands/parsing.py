@@ -111,9 +111,12 @@ def labels_flag(values: FlagValues, text: str, default: str | None = "verse") ->
     )
 
 
-def _models_flag(values: FlagValues, name: str, text: str) -> None:
+def models_flag(values: FlagValues, name: str, text: str, *, required: bool = False) -> None:
     """Define a flag whose value is a list of places of models."""
-    flags.DEFINE_multi(_ModelParser(False), flags.ArgumentSerializer(), name, [], text, values)
+    default: Any = None if required else []
+    flags.DEFINE_multi(_ModelParser(False), flags.ArgumentSerializer(), name, default, text, values)
+    if required:
+        flags.mark_flag_as_required(name, values)
 
 
 def config_flag(values: FlagValues) -> None:
@@ -138,7 +141,7 @@ def model_flags(values: FlagValues) -> None:
 
     They are --model, --workdir, --vertebrae, --outlines, --checkpoint and --flip.
     """
-    _models_flag(
+    models_flag(
         values,
         "model",
         "The packaged model phantom, which predict takes by default; FILE.spinejax; or the "
@@ -173,14 +176,14 @@ def second_flags(values: FlagValues) -> None:
     flags.DEFINE_enum(
         "checkpoint", "best", ["best", "latest"], "Which weights to use.", flag_values=values
     )
-    _models_flag(
+    models_flag(
         values,
         "vertebrae",
         "The model that names the vertebrae after the first has segmented the spine: a run, a file "
         "or phantom; by default the second network of the first model, if it has one. Give the "
         "flag again to average several.",
     )
-    _models_flag(
+    models_flag(
         values,
         "outlines",
         "The model that outlines each named vertebra anew, in a cube of its own: a run, a file or "

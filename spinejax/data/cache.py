@@ -143,7 +143,9 @@ def kept(case: CachedCase, name: str, make: Callable[[], np.ndarray]) -> np.ndar
     path = case.path / f"{name}.npz"
     if _KEPT.fullmatch(path.name) is None:
         raise ValueError(f"{path.name} is no name of a file of an entry")
-    with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    # A damaged archive may seem to be encrypted, or of a later version: RuntimeError.
+    errors = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with suppress(*errors):
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             content = io.BytesIO(archive.read("array.npy"))  # and compares it with its checksum
         with _ONE_HEADER:

@@ -534,7 +534,9 @@ def read_networks(
     if model_file.is_file(path):
         return model_file.read(path).networks
     if not path.exists():
-        hint = did_you_mean(str(path), set(model_file.PACKAGED) - {str(path)})
+        hint = did_you_mean(str(path), model_file.PACKAGED)
+        if str(path) in model_file.PACKAGED:
+            hint = f"; --model={path} is the packaged model"
         raise InputError(
             f"{path} is not the folder of a run: there is no such folder"
             f"{hint or '; give phantom, FILE.spinejax, or the folder of a run'}"

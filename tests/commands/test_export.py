@@ -80,13 +80,19 @@ def test_two_ways_to_name_a_model_are_one_too_many(block_pipeline, tmp_path, cap
 
 def test_a_run_in_a_folder_called_phantom(phantom, block_pipeline, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(spinejax.errors.InputError, match=r"^phantom is not the folder of a run"):
+    with pytest.raises(spinejax.errors.InputError, match="--model=phantom is the packaged model"):
         spinejax.load("./phantom")
     shutil.copytree(block_pipeline, tmp_path / "phantom")
     (tmp_path / "phantom" / "config.json").write_text("{}")
     with pytest.raises(spinejax.errors.InputError, match=r"^phantom/config\.json is damaged"):
         spinejax.load("./phantom")
     assert spinejax.load("phantom").named
+
+
+def test_the_packaged_model_is_exported_by_its_name(phantom, tmp_path):
+    path = tmp_path / "copy.spinejax"
+    assert main(["export", "--workdir=phantom", f"--output={path}"]) == 0
+    assert spinejax.load(path).digest == spinejax.load(phantom).digest
 
 
 def test_half_the_bytes(phantom, block_pipeline, tmp_path):

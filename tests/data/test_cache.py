@@ -268,6 +268,9 @@ def test_what_follows_from_a_scan_is_kept_until_it_is_damaged(cases, tmp_path):
         np.testing.assert_array_equal(cache.kept(entry, "sums-1", sums), entry.label.sum((1, 2)))
         assert file.read_bytes() != damaged
     assert len(made) == 4
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        np.testing.assert_array_equal(cache.kept(entry, "sums-1", sums), entry.label.sum((1, 2)))
     assert cache.kept(entry, "others-1", lambda: np.ones(2)).tolist() == [1, 1]
     # It goes with the entry, and is no reason against making a damaged entry anew.
     (entry.path / "meta.json").write_text("damaged")
