@@ -540,7 +540,7 @@ def _that_fit(cases: Sequence[CachedCase], size: int) -> list[CachedCase]:
     if not fit:
         raise InputError(
             f"no case of the split has slices of at least {size}x{size} pixels, so there are no "
-            "patches to score; its pixels are scored"
+            "patches to score; choose another split"
         )
     return fit
 

@@ -19,6 +19,7 @@ from spinejax.files import StrPath, atomic_path, check_output, expanded
 from spinejax.io import dicom
 from spinejax.io.dicom import Series
 from spinejax.io.dicom_fields import quiet, read
+from spinejax.io.grids import check_native
 from spinejax.volume import Volume
 
 ENDING = ".seg.dcm"
@@ -95,11 +96,7 @@ def write_segmentation(
         ValueError: `array` is not uint8, not of the shape of `like.native`, or has another label.
     """
     path = expanded(path)
-    shape = like.native.shape
-    if array.dtype != np.uint8 or array.shape != shape:
-        raise ValueError(
-            f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
-        )
+    check_native(array, like)
     found = geometry.label_boxes(array).keys()
     if not names or not names.keys() >= found:
         raise ValueError(f"`names` must name the labels {sorted(found)}, has {sorted(names)}")

@@ -35,6 +35,15 @@ def disk_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> DiskGri
     return DiskGrid(path, shape, affine, 1, affine, int(rigid), "mm")
 
 
+def check_native(array: np.ndarray, like: Volume) -> None:
+    """Raise ValueError unless an array is a label map, uint8, on the grid of `like.native`."""
+    shape = like.native.shape
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise ValueError(
+            f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
+        )
+
+
 def match_labels(
     image: Volume, labels: LabelVolume, tolerance_mm: float = TOLERANCE_MM
 ) -> LabelVolume:

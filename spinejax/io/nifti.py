@@ -29,7 +29,7 @@ from spinejax import geometry, labels
 from spinejax.errors import InputError
 from spinejax.files import StrPath, check_output, expanded
 from spinejax.io import contents, voxels
-from spinejax.io.grids import TOLERANCE_MM
+from spinejax.io.grids import TOLERANCE_MM, check_native
 from spinejax.io.voxels import Layout, Source
 from spinejax.volume import DiskGrid, Volume
 
@@ -131,11 +131,7 @@ def write_labels(
             the name has another ending.
         ValueError: `array` is not uint8 or not of the shape of `like.native`.
     """
-    shape = like.native.shape
-    if array.dtype != np.uint8 or array.shape != shape:
-        raise ValueError(
-            f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
-        )
+    check_native(array, like)
     _write(
         expanded(path),
         array,

@@ -13,6 +13,7 @@ import numpy as np
 from spinejax import geometry, labels
 from spinejax.files import StrPath, check_output, expanded
 from spinejax.io import voxels
+from spinejax.io.grids import check_native
 from spinejax.volume import Volume
 
 ENDING = ".seg.nrrd"
@@ -53,19 +54,15 @@ def write_segmentation(
         ValueError: `array` is not uint8, not of the shape of `like.native`, or has another label.
     """
     path = expanded(path)
-    shape = like.native.shape
-    if array.dtype != np.uint8 or array.shape != shape:
-        raise ValueError(
-            f"`array` must be uint8 {shape}, is {array.dtype} {array.shape}; convert it first"
-        )
+    check_native(array, like)
     if like.disk is not None:
         check_output(path, "labels", inputs=[like.disk.path], overwrite=overwrite)
     boxes = geometry.label_boxes(array)
     if not names.keys() >= boxes.keys():
         raise ValueError(f"`names` must name the labels {sorted(boxes)}, has {sorted(names)}")
-    lines = [*_grid(shape, like.native_affine), *_segments(boxes, names)]
+    lines = [*_grid(array.shape, like.native_affine), *_segments(boxes, names)]
     header = "\n".join([*lines, "", ""]).encode()
-    layout = voxels.Layout(shape, np.dtype(np.uint8))
+    layout = voxels.Layout(array.shape, np.dtype(np.uint8))
     voxels.write(path, header, array, layout, kind="labels", overwrite=overwrite)
 
 
