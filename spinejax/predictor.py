@@ -859,7 +859,7 @@ def export_programs(
     card: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the networks of trained runs as StableHLO programs, which need only jax and numpy.
+    """Write the networks of trained runs as StableHLO programs, which run with jax and flatbuffers.
 
     Args:
         folder: gets `spine.stablehlo`, `vertebrae.stablehlo` and `outlines.stablehlo` as far as the

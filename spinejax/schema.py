@@ -300,8 +300,8 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         "data.split_seed", 0, Whole(),
-        meaning="Seed of the split of scans, apart from 'seed', so that runs with other seeds see "
-        "the same scans.",
+        meaning="Seed of the split of scans, or of patches, apart from 'seed', so that runs with "
+        "other seeds see the same split.",
     ),
     Field("data.folds", 5, Whole(2, 1000), "Number of folds, for the split 'kfold'."),
     Field(

@@ -35,8 +35,8 @@ def define_flags(values: FlagValues) -> None:
         "format",
         "spinejax",
         ["spinejax", "stablehlo"],
-        "spinejax: one file for spinejax. stablehlo: a program for each network, which needs only "
-        "jax and numpy, and a JSON file that says what it takes and gives.",
+        "spinejax: one file for spinejax. stablehlo: a program for each network, which runs with "
+        "jax and flatbuffers alone, and a JSON file that says what it takes and gives.",
         values,
     )
     flags.DEFINE_multi_enum(
