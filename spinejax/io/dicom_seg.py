@@ -110,7 +110,8 @@ def write_segmentation(
         where = f"{source}: series {series.number}"
         _check_grid(where, like, affine, dicom.size(series))
         images = _sources(where, series)
-        segments = to_segment[array.transpose(2, 1, 0)]
+        # highdicom reads each slice once for each segment: slow unless a slice is one piece.
+        segments = np.ascontiguousarray(to_segment[array.transpose(2, 1, 0)])
         made = _segmentation(where, series, images, segments, like.native_affine, names, model)
     with atomic_path(path, "labels", overwrite=overwrite) as temporary, quiet():
         made.save_as(temporary, enforce_file_format=True)
