@@ -1,7 +1,6 @@
 """What all tests share: compiled programs, the real scans if they are there, a tiny pipeline."""
 
 import atexit
-import gc
 import os
 import shutil
 import tempfile
@@ -27,10 +26,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-# To trace a program makes many small objects, which stay. Python would look through them again and
-# again for garbage, a sixth of the time of a test of a network.
-gc.set_threshold(100_000, 20, 20)
 
 # The command line has a folder of its own for compiled programs, in the user's home folder.
 os.environ["SPINEJAX_CACHE"] = "off"
