@@ -146,7 +146,8 @@ def evaluate(
         raise InputError(_NEEDED.format("scans", "--data=DIR"))
     rank, count = parallel.process_index(), parallel.process_count()
     if count > 1 and run is not None and data is None:
-        run_cases.find(run_folder.read_config(run), run)  # missing phantoms are rendered once
+        read = parallel.together(lambda: run_folder.read_config(run))
+        run_cases.find(read, run)  # missing phantoms are rendered once
 
     def load() -> predictor.Model:
         with parallel.apart():

@@ -264,7 +264,7 @@ def seen_from(
     root = Path(cache_dir).absolute()
     found = [replace(entry, path=root / entry.path.name) for entry in entries]
     until = time.monotonic() + wait_s
-    while missing := [e for e in found if not all((e.path / name).exists() for name in _FILES)]:
+    while missing := [entry for entry in found if not _is_there(entry.path)]:
         if time.monotonic() > until:
             raise InputError(
                 f"cache folder {root}: does not show case {missing[0].id} here, which another "
@@ -274,6 +274,13 @@ def seen_from(
         with suppress(OSError):
             os.listdir(root)  # a reason for the file system to ask its server
     return found
+
+
+def _is_there(entry: Path) -> bool:
+    try:
+        return all((entry / name).exists() for name in _FILES)
+    except OSError:  # such as ESTALE
+        return False
 
 
 def digests_in(cache_dir: str | os.PathLike[str]) -> ContentDigests:

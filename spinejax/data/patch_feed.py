@@ -106,6 +106,8 @@ class PatchFeed(ScanFeed):
         )
         self._margin = margin
         self._fields = {**grid, "split_unit": split_unit, "rus": rus, "rus_ratio": rus_ratio}
+        if pooled:
+            self._fields["split_seed"] = split_seed
 
     @property
     def epoch_samples(self) -> int:

@@ -74,7 +74,7 @@ def split(path: Path, folder: Path) -> list[Path]:
 
 
 def _pixels(whole: Any) -> list[bytes]:
-    """Return the pixels of each frame as they are stored; none if there are too few."""
+    """Return the pixels of each frame as they are stored; none if there are more or fewer."""
     from pydicom.encaps import generate_frames
 
     count = int(whole.NumberOfFrames)
@@ -86,7 +86,8 @@ def _pixels(whole: Any) -> list[bytes]:
         return list(frames)
     bits = whole.Rows * whole.Columns * whole.SamplesPerPixel * whole.BitsAllocated
     size, rest = divmod(bits, 8)
-    if rest or len(whole.PixelData) < count * size:
+    # The data end at an even byte.
+    if rest or not 0 <= len(whole.PixelData) - count * size <= 1:
         return []
     return [whole.PixelData[k * size : (k + 1) * size] for k in range(count)]
 

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from spinejax import machine, numerics, schema
+from spinejax import machine, numerics, records, schema
 from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import expanded, write_json, write_text
@@ -584,8 +584,11 @@ def _run(
 
     def own() -> None:
         """From here on the folder belongs to this config."""
+        recorded = feed.record()
+        for name, content in recorded.items():
+            _check_same_samples(workdir / name, content, config.seed)
         run_folder.write_config(workdir, config)
-        for name, content in feed.record().items() if first else ():
+        for name, content in recorded.items() if first else ():
             write_json(workdir / name, content, "run")
 
     parallel.together(own)
@@ -699,6 +702,19 @@ def _run(
         write_text(workdir / "DONE", f"{at} steps\n", "run")
     record.update(finished=not interrupted)
     return TrainResult(parallel.host_copy(state), interrupted, keeper.best, at)
+
+
+def _check_same_samples(file: Path, content: Mapping[str, Any], seed: int) -> None:
+    """Refuse to go on with a run whose samples are not those that it began with."""
+    before = records.read_or_empty(file) if begun(file.parent) else {}
+    if before and "split_seed" in content:  # earlier versions pooled and split patches by the seed
+        before.setdefault("split_seed", seed)
+    changed = [name for name in content if name in before and before[name] != content[name]]
+    if changed:
+        raise InputError(
+            f"{file}: the samples of the run now differ in {changed[0]} ({before[changed[0]]} "
+            f"before, {content[changed[0]]} now); restore the data, or train in another --workdir"
+        )
 
 
 def _batch_and_rate(config: ConfigDict, devices: int) -> str:

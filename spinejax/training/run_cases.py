@@ -86,9 +86,13 @@ def find(
     streams = config.data.source == STREAM
     if streams and config.data.phantom.cases == 0:
         return {name: [] for name in SPLITS}
-    root = dataset_root(config, workdir, progress=progress)
     real = config.data.source == "verse"
-    index, usable = _usable(config, root)
+
+    def look() -> tuple[Path, list[Case], list[Case]]:
+        root = dataset_root(config, workdir, progress=progress)
+        return root, *_usable(config, root)
+
+    root, index, usable = parallel.together(look)  # not every host may see the scans
     lacking = [c.id for c in index if not (c.image and c.labels) and c.duplicate_of is None]
     if lacking and parallel.process_index() == 0:
         logger.warning(

@@ -151,6 +151,9 @@ BAD = {
         None, lambda whole: delattr(whole, "PerFrameFunctionalGroupsSequence"),
         "frames have no fields",
     ),
+    "more pixels than the header says": (
+        None, lambda whole: setattr(whole, "BitsAllocated", 12), "cannot be read|or is damaged"
+    ),
     "cut": (None, _lose(100), "cannot be read|or is damaged"),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spinejax.cli import main
+from spinejax.errors import InputError
 from spinejax.training import checkpoint, loop, pipeline, run_folder, signals
 from tests.support.cli_runs import ROOT, fails, snapshot
 
@@ -457,3 +458,19 @@ def test_an_unknown_sweep_is_refused_with_the_known_ones(tmp_path, capsys):
     config = f"--config={ROOT / 'configs/opconvnet.py'}"
     words = ["search", config, f"--workdir={tmp_path / 'w'}", "--sweep=grid"]
     fails(capsys, words, "grid", "random_search")
+
+
+def test_a_run_with_other_held_out_patches_does_not_go_on(tmp_path, monkeypatch):
+    """Earlier versions drew the held-out patches by the seed, and their record has no other one."""
+    monkeypatch.setattr(loop, "begun", lambda workdir: True)
+    file = tmp_path / "patches.json"
+    loop._check_same_samples(file, {"split_seed": 0}, 3)  # it has no record yet
+    now = {"after": {"vertebra": 2}, "split_seed": 0}
+    file.write_text(json.dumps({"after": {"vertebra": 2}}))
+    loop._check_same_samples(file, now, 0)
+    with pytest.raises(InputError, match=r"differ in split_seed \(3 before, 0 now\)"):
+        loop._check_same_samples(file, now, 3)
+    with pytest.raises(InputError, match="differ in after"):
+        loop._check_same_samples(file, {"after": {"vertebra": 3}}, 0)
+    monkeypatch.setattr(loop, "begun", lambda workdir: False)
+    loop._check_same_samples(file, now, 3)
