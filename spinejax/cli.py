@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         compile_cache.switch_on()
     # To trace a program makes many small objects, which stay. Python would look through all of them
     # again and again for garbage, a good part of the time until a network runs.
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(50_000, 10, 5)
     try:
         module = command(name)
         values = parsing.parse(name, module, words)

@@ -4,4 +4,4 @@ import gc
 
 # As the command line does: to trace a program makes many small objects, which stay, and Python
 # would look through them again and again for garbage.
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(50_000, 10, 5)
