@@ -74,7 +74,7 @@ def test_a_wheel_holds_every_module_and_every_file_that_modules_read(wheel):
         ("spinejax/launch", ROOT / "launch"),
     ):
         for path in folder.rglob("*"):
-            if path.suffix in (".py", ".json", ".html", ".css", ".typed", model_file.ENDING):
+            if path.suffix in (".py", ".json", ".html", ".css", ".typed", *model_file.ENDINGS):
                 assert f"{name}/{path.relative_to(folder)}" in packed
 
 
