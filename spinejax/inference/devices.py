@@ -20,6 +20,18 @@ def fetch(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def first_device(array: Any) -> jax.Device | None:
+    """Return the first device that holds a part of an array; None if the host holds it."""
+    if not isinstance(array, jax.Array):
+        return None
+    return min(array.devices(), key=lambda device: device.id)
+
+
+def rounded_up(side: int, step: int = 32) -> int:
+    """Return a multiple of `step` that holds a side, so that a program fits several scans."""
+    return -(-side // step) * step
+
+
 def behind(parts: Iterator[T], count: int = 1) -> Iterator[T]:
     """Yield each part after the next `count` were made, so that the device has these to work on."""
     waiting: deque[T] = deque()

@@ -1,13 +1,17 @@
-"""Slices of any size: a network of slices in overlapping windows of one static shape."""
+"""Slices of any size: a network of slices in overlapping windows of one static shape.
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+Windows are joined where the network runs: on a GPU or TPU whole slices come to the host.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spinejax import geometry
-from spinejax.inference.devices import behind, fetch, over_local_devices
+from spinejax.inference.devices import behind, fetch, first_device, over_local_devices, rounded_up
 from spinejax.inference.masks import StackPredictor
 
 PredictBatch = Callable[[np.ndarray], Any]
@@ -36,6 +40,7 @@ def predict_stack(
     batch_size: int,
     fill: int,
     within: np.ndarray | None = None,
+    on_device: bool | None = None,
     advance: Callable[[int], object] = lambda slices: None,
 ) -> np.ndarray:
     """Return the foreground probability of every pixel of a stack of slices.
@@ -52,6 +57,8 @@ def predict_stack(
         batch_size: windows in one call.
         fill: HU beyond the borders of a slice.
         within: (n, h, w) bool, see `masks.StackPredictor`; None reads all windows.
+        on_device: whether the windows are joined on the device of the network; None joins them
+            there unless it is a CPU, whose memory is the host's.
         advance: called with the number of slices done since the last call.
 
     Returns:
@@ -80,10 +87,11 @@ def predict_stack(
     batch = np.full((batch_size, *window, *channels), fill, np.int16)
     padded = np.full((*padded_shape, *channels), fill, np.int16)
 
-    def calls() -> Iterator[tuple[int, Any]]:
+    def calls() -> Iterator[_Call]:
         filled = -1
         for first in range(0, len(jobs), batch_size):
-            for row, (index, (top, left)) in enumerate(jobs[first : first + batch_size]):
+            chunk = jobs[first : first + batch_size]
+            for row, (index, (top, left)) in enumerate(chunk):
                 if index != filled:
                     padded[
                         padding[0][0] : padding[0][0] + height,
@@ -91,24 +99,105 @@ def predict_stack(
                     ] = stack[index]
                     filled = index
                 batch[row] = padded[top : top + window[0], left : left + window[1]]
+            # The first slice that is not done is the slice of the next window.
+            following = jobs[first + batch_size][0] if first + batch_size < len(jobs) else count
             # A short last batch still holds earlier windows in its last rows; their results are
             # unused. The device may read a host buffer after the call has returned, so copy it.
-            yield first, predict_batch(batch.copy())
+            yield _Call(chunk, following, predict_batch(batch.copy()))
 
+    if on_device is None:
+        on_device = jax.default_backend() != "cpu"
+    add = _add_on_device if on_device else _add_on_host
     done = 0
-    for first, found in behind(calls()):
-        probability = fetch(found)
-        for row, (index, (top, left)) in enumerate(jobs[first : first + batch_size]):
-            result[index, top : top + window[0], left : left + window[1]] += (
-                weights * probability[row]
-            )
-        # The first slice that is not done is the slice of the next window.
-        following = jobs[first + batch_size][0] if first + batch_size < len(jobs) else count
+    for following in add(behind(calls()), weights, result):
         advance(following - done)
         done = following
     advance(count - done)  # slices of which nothing is read
     result /= total
     return result[:, padding[0][0] : padding[0][0] + height, padding[1][0] : padding[1][0] + width]
+
+
+class _Call(NamedTuple):
+    windows: Sequence[tuple[int, tuple[int, int]]]
+    """The slice and the corner of each window, ordered by slice."""
+    following: int
+    """The slice of the next call's first window; all before it are done."""
+    found: Any
+    """(b, wh, ww) probabilities; rows beyond those of `windows` mean nothing."""
+
+
+def _add_on_host(calls: Iterable[_Call], weights: np.ndarray, result: np.ndarray) -> Iterator[int]:
+    """Add weighted windows to the slices of `result`, (n, h, w), and yield how many are done."""
+    rows, columns = weights.shape
+    for windows, following, found in calls:
+        for (index, (top, left)), probability in zip(windows, fetch(found), strict=False):
+            result[index, top : top + rows, left : left + columns] += weights * probability
+        yield following
+
+
+def _add_on_device(
+    calls: Iterable[_Call], weights: np.ndarray, result: np.ndarray
+) -> Iterator[int]:
+    """Do the same on the first device that the network runs on; done slices come to the host.
+
+    They are fetched after the next call was added, so that the device works meanwhile.
+    """
+    _, height, width = result.shape
+    beyond = jnp.zeros((rounded_up(height), rounded_up(width)), jnp.float32)
+    begun = beyond
+    decided: tuple[list[int], Any] = [], None
+
+    def write() -> None:
+        indices, sums = decided
+        if indices:
+            result[indices] = fetch(sums)[:, :height, :width]
+
+    for windows, following, found in calls:
+        device = first_device(found)
+        indices = list(dict.fromkeys(index for index, _ in windows))
+        slots, corners = np.zeros(len(found), np.int32), np.zeros((len(found), 2), np.int32)
+        slots[: len(windows)] = [indices.index(index) for index, _ in windows]
+        corners[: len(windows)] = [corner for _, corner in windows]
+        here = jax.device_put((begun, weights, found, slots, corners), device)
+        sums = _slice_sums(*here, len(windows))
+        write()
+        whole = [index for index in indices if index < following]
+        decided = whole, sums[: len(whole)]
+        begun = beyond if whole == indices else sums[len(whole)]
+        # The wait keeps the host from filling the device with later calls.
+        jax.block_until_ready(found)
+        yield following
+    write()
+
+
+@jax.jit
+def _slice_sums(
+    begun: jax.Array,
+    weights: jax.Array,
+    found: jax.Array,
+    slots: jax.Array,
+    corners: jax.Array,
+    count: jax.Array,
+) -> jax.Array:
+    """Return the weighted sums of windows in as many slices as there are windows, (b, h, w).
+
+    Args:
+        begun: (h, w) sums of the first slice before this call.
+        weights: (wh, ww) of the pixels of a window.
+        found: (b, wh, ww) probabilities of the windows, of which the first `count` are added.
+        slots: (b,) the slice of each.
+        corners: (b, 2) their place in it.
+        count: how many windows there are.
+    """
+    empty = jnp.zeros((len(found), *begun.shape), begun.dtype)
+
+    def add(i: jax.Array, sums: jax.Array) -> jax.Array:
+        corner = (slots[i], corners[i, 0], corners[i, 1])
+        before = jax.lax.dynamic_slice(sums, corner, (1, *weights.shape))
+        more = jnp.where(i < count, weights * found[i], 0)
+        return jax.lax.dynamic_update_slice(sums, before + more, corner)
+
+    return jax.lax.fori_loop(0, len(found), add, empty.at[0].set(begun))
 
 
 def _inside(

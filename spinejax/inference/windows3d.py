@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.geometry import window_starts
-from spinejax.inference.devices import behind, fetch, over_local_devices
+from spinejax.inference.devices import behind, fetch, first_device, over_local_devices, rounded_up
 
 Size = tuple[int, int, int]
 
@@ -283,10 +283,6 @@ def blends_on_device(platform: str, needed: int, free: int | None) -> bool:
     return platform != "cpu" and (free is None or 2 * needed <= free)
 
 
-_ROUND = 32
-"""On a device the sides of the sums are multiples of it, so that programs fit several scans."""
-
-
 def _sums(
     sides: tuple[int, int], window: Size, found: Any, *, offsets: bool, on_device: bool | None
 ) -> "_HostSums | _DeviceSums":
@@ -301,11 +297,11 @@ def _sums(
     """
     if on_device is None:
         on_device = False
-        if isinstance(found, jax.Array):
-            device = _first_device(found)
+        device = first_device(found)
+        if device is not None:
             memory = device.memory_stats() or {}
             limit, used = memory.get("bytes_limit"), memory.get("bytes_in_use", 0)
-            voxels = np.prod([-(-side // _ROUND) * _ROUND for side in sides]) * window[2]
+            voxels = np.prod([rounded_up(side) for side in sides]) * window[2]
             # The sums before and after a layer is decided, and the best of them.
             needed = 3 * 4 * int(voxels) * found.shape[-1]
             free = None if limit is None else limit - used
@@ -354,9 +350,9 @@ class _DeviceSums:
     def __init__(
         self, sides: tuple[int, int], weights: np.ndarray, found: Any, offsets: bool
     ) -> None:
-        self._device = _first_device(found) if isinstance(found, jax.Array) else None
+        self._device = first_device(found)
         self._weights, self._offsets = jax.device_put(weights, self._device), offsets
-        rounded = (-(-side // _ROUND) * _ROUND for side in sides)
+        rounded = map(rounded_up, sides)
         zeros = jnp.zeros((*rounded, weights.shape[2], found.shape[-1]), jnp.float32)
         self._sums = jax.device_put(zeros, self._device)
 
@@ -375,10 +371,6 @@ class _DeviceSums:
         """Decide the lowest slices, and move the others down; without waiting."""
         self._sums, classes = _settled(self._sums, slices, offsets=self._offsets)
         return classes
-
-
-def _first_device(array: jax.Array) -> jax.Device:
-    return min(array.devices(), key=lambda device: device.id)
 
 
 @partial(jax.jit, donate_argnums=0)
