@@ -19,29 +19,39 @@ SWEEPS = {
 """Config -> its sweeps that are published tables."""
 
 
-def notes(paper: str, configs: Iterable[Mapping[str, Any]]) -> list[str]:
+def notes(paper: str, configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return what differs from a paper's protocol, then what the paper leaves open, as sentences.
 
     Args:
         paper: key of PAPERS.
-        configs: nested fields of runs; empty ones are left out.
+        configs: name of a run -> its nested fields; empty ones are left out. A sentence that is not
+            about all runs begins with the names of its own.
     """
-    differs: dict[str, None] = {}
-    chosen: dict[str, None] = {}
-    for prefix, fields in (stage for config in configs for stage in _stages(config)):
-        for asked, value in common.deviations(fields, PAPERS[paper].ASKED):
-            differs[
-                f"{prefix}{asked.path} is {_text(value)}; the paper asks for {_text(asked.value)}: "
-                f"“{asked.words}” (section {asked.section})"
-            ] = None
-        left = [
-            f"{one.what} ({prefix}{one.path} is {_text(fields[one.path])})"
-            for one in PAPERS[paper].OPEN
-            if one.path in fields
-        ]
-        if left:
-            chosen[f"The paper does not say {', '.join(left)}"] = None
-    return [*differs, *chosen]
+    differs: dict[str, list[str]] = {}
+    chosen: dict[str, list[str]] = {}
+    read = {name: config for name, config in configs.items() if config}
+    for name, config in read.items():
+        for prefix, fields in _stages(config):
+            for asked, value in common.deviations(fields, PAPERS[paper].ASKED):
+                text = (
+                    f"{prefix}{asked.path} is {_text(value)}; the paper asks for "
+                    f"{_text(asked.value)}: “{asked.words}” (section {asked.section})"
+                )
+                differs.setdefault(text, []).append(name)
+            for one in PAPERS[paper].OPEN:
+                if one.path in fields:
+                    text = f"{one.what} ({prefix}{one.path} is {_text(fields[one.path])})"
+                    chosen.setdefault(text, []).append(name)
+
+    def of(names: Iterable[str]) -> str:
+        return "" if set(names) == set(read) else f"{', '.join(names)}: "
+
+    together: dict[tuple[str, ...], list[str]] = {}
+    for text, names in chosen.items():
+        together.setdefault(tuple(names), []).append(text)
+    return [of(names) + text for text, names in differs.items()] + [
+        f"{of(names)}The paper does not say {', '.join(texts)}" for names, texts in together.items()
+    ]
 
 
 def _stages(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

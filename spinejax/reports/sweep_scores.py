@@ -171,7 +171,7 @@ def _published(name: str, members: Sequence[Result]) -> SweepTable:
         marks,
         tuple(table.doubts),
         tuple(papers.reasons(table.paper, phantom=phantom)),
-        tuple(protocols.notes(table.paper, (r.config for r in members))),
+        tuple(protocols.notes(table.paper, {r.unit.name: r.config for r in members})),
         table.source,
     )
 

@@ -55,7 +55,7 @@ def test_each_field_exists_and_is_named_once(paper):
 def test_a_config_follows_its_paper_where_its_task_can(paper, name):
     config = of_paper(paper, name)
     tasks.check(config)
-    notes = protocols.notes(paper, [schema.plain(config)])
+    notes = protocols.notes(paper, {"run": schema.plain(config)})
     differing = {note.partition(" ")[0] for note in notes if "the paper asks for" in note}
     cubes = {
         "data.preprocess.mode",
@@ -70,7 +70,7 @@ def test_what_a_config_does_otherwise_is_said_beside_the_papers_words():
     config = of_paper("saeed2023", "chasppraunet")
     config.data.preprocess.mode = "resample"
     config.train.epochs = 3.0
-    notes = protocols.notes("saeed2023", [schema.plain(config)])
+    notes = protocols.notes("saeed2023", {"run": schema.plain(config)})
     assert [note for note in notes if "the paper asks for" in note] == [
         "data.preprocess.mode is resample; the paper asks for resize: “The VerSe datasets were "
         "resized” (section 4.2)",
@@ -79,12 +79,34 @@ def test_what_a_config_does_otherwise_is_said_beside_the_papers_words():
     ]
     [left] = [note for note in notes if note.startswith("The paper does not say the plane of the")]
     assert "(data.plane is sagittal), " in left and "the batch size (train.batch_size is 8)" in left
-    assert protocols.notes("saeed2023", [{}]) == []
+    assert protocols.notes("saeed2023", {"run": {}}) == []
+
+
+def test_a_sentence_that_is_not_about_all_runs_begins_with_their_names():
+    runs = {}
+    for name, batch_size in (("a", 4), ("b", 8), ("c", 8), ("not begun", None)):
+        config = of_paper("saeed2023", "chasppraunet")
+        if batch_size:
+            config.train.batch_size = batch_size
+            config.train.epochs = float(batch_size)
+        runs[name] = schema.plain(config) if batch_size else {}
+    notes = protocols.notes("saeed2023", runs)
+    epochs = [note for note in notes if "train.epochs" in note]
+    assert [note.partition(" is ")[0] for note in epochs] == [
+        "a: train.epochs",
+        "b, c: train.epochs",
+    ]
+    left = [note for note in notes if "The paper does not say" in note]
+    assert left[0].startswith("The paper") and "(data.plane is sagittal)" in left[0]
+    assert left[1:] == [
+        "a: The paper does not say the batch size (train.batch_size is 4)",
+        "b, c: The paper does not say the batch size (train.batch_size is 8)",
+    ]
 
 
 def test_the_projects_own_recipe_differs():
     own = schema.plain(config_files.get_config("chasppraunet"))
-    notes = protocols.notes("saeed2023", [own])
+    notes = protocols.notes("saeed2023", {"run": own})
     assert any(note.startswith("data.preprocess.mode is resample") for note in notes)
     assert any(note.startswith("augment.intensity is true") for note in notes)
     assert any(note.startswith("model.dropout is 0.3") for note in notes)
