@@ -31,10 +31,16 @@ FIELDS = {
 }
 
 
-def trained(root: Path, scans: int, **fields: object) -> list[str]:
+def trained(root: Path, scans: int, *, checkout: Path | None = None, **fields: object) -> list[str]:
     """Write phantoms and train on two of them; return the command of the run.
 
     Eight of ten scans are the test split; with another number, as large a part of them.
+
+    Args:
+        root: folder for both.
+        scans: in the test split.
+        checkout: folder of the package that trains; None is the current folder.
+        **fields: of the config.
     """
     dataset.write_dataset(
         root / "scans", scans * 10 // 8, 0, min_spacing_mm=2.0, max_spacing_mm=2.0,
@@ -42,20 +48,26 @@ def trained(root: Path, scans: int, **fields: object) -> list[str]:
     )  # fmt: skip
     given = {"data.root": str(root / "scans"), **FIELDS, **fields}
     command = [
-        *(sys.executable, "-m", "spinejax", "train", "--config=phantom_to_real"),
+        *(sys.executable, "-m", "spinejax", "train", "--config=configs/phantom_to_real.py"),
         *(f"--config.{name}={value}" for name, value in given.items()),
         f"--workdir={root / 'run'}",
     ]
-    seconds(command, 1)
+    seconds(command, 1, checkout)
     return command
 
 
-def seconds(command: list[str], processes: int) -> float:
-    """Return how long `processes` processes of one run take for a command, with their start."""
+def seconds(command: list[str], processes: int, checkout: Path | None = None) -> float:
+    """Return how long `processes` processes of one run take for a command, with their start.
+
+    Raises:
+        RuntimeError: a process fails; the message is what all of them said.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    if checkout is not None:
+        env["PYTHONPATH"] = str(checkout)
     begin = time.perf_counter()
     started = []
     for rank in range(processes):
@@ -63,7 +75,11 @@ def seconds(command: list[str], processes: int) -> float:
         words = [*place, f"--process_id={rank}"] if processes > 1 else []
         started.append(
             subprocess.Popen(
-                [*command, *words], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                [*command, *words],
+                cwd=checkout,
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
         )
     errors = [process.communicate()[1].decode() for process in started]
@@ -72,11 +88,13 @@ def seconds(command: list[str], processes: int) -> float:
     return time.perf_counter() - begin
 
 
-def evaluated(command: list[str], run: Path, processes: int) -> tuple[float, dict[str, Any]]:
+def evaluated(
+    command: list[str], run: Path, processes: int, checkout: Path | None = None
+) -> tuple[float, dict[str, Any]]:
     """Return the seconds of an evaluation, and the scores of its scans."""
     results = run / "evaluation"
     shutil.rmtree(results, ignore_errors=True)
-    taken = seconds([*command, "--evaluate"], processes)
+    taken = seconds([*command, "--evaluate"], processes, checkout)
     scores = json.loads((results / "test" / "scores.json").read_text())
     return taken, scores["cases"]
 
