@@ -445,9 +445,7 @@ def test_references_in_the_numbers_of_another_program(scans, run, tmp_path):
     assert set(np.unique(found["prediction"])) == {0, *IDS}
 
 
-def test_an_interrupted_evaluation_continues_with_the_next_scan(
-    run, tmp_path, caplog, monkeypatch
-):
+def test_an_interrupted_evaluation_continues_with_the_next_scan(run, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="spinejax")
     scans = pipeline_run.write_scans(tmp_path / "three", cases=3)
     folder = results_folder(run, data=scans)

@@ -286,7 +286,7 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitted(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the variables `fresh` of a network with those of another wherever name and shape fit."""
+    """Return the variables `fresh` of a network, or those of another where name and shape fit."""
     theirs, ours = _flat(variables), _flat(fresh)
     taken = {
         leaf: np.asarray(array) if _unlike(leaf, theirs, ours) else theirs[leaf]
