@@ -601,14 +601,16 @@ def pretrained(config: ConfigDict, task: Task, source: StrPath = "") -> Network 
             "`model` and task, train.init_partly=true to take what fits, or '' to begin with "
             "random weights"
         )
-    fresh = initial_variables(task.init, named_key(config.seed, "init"))
-    fitting = [model_file.fitted(one.variables, fresh) for one in found]
-    number = min(range(len(found)), key=lambda one: len(fitting[one][1]))
-    variables, lines = fitting[number]
-    if len(lines) == len(jax.tree.leaves(fresh)):
+    key = named_key(config.seed, "init")
+    shapes = jax.eval_shape(task.init, key)
+    unfit = [model_file.unfit(one.variables, shapes) for one in found]
+    number = min(range(len(found)), key=lambda one: len(unfit[one]))
+    lines = unfit[number]
+    if len(lines) == len(jax.tree.leaves(shapes)):
         raise InputError(
             f"train.init_from={source}: another network, of which nothing fits: {lines[0]}; give "
             "another model, or '' to begin with random weights"
         )
+    variables = model_file.fitted(found[number].variables, initial_variables(task.init, key))
     training = {**found[number].training, "random": lines}
     return replace(found[number], variables=variables, training=training)

@@ -285,22 +285,20 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def fitted(
-    variables: Mapping[str, Any], fresh: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the variables `fresh` of a network with those of another wherever name and shape fit.
-
-    Returns:
-        The variables, and a line for each array that stays fresh.
-    """
+def fitted(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables `fresh` of a network, or those of another where name and shape fit."""
     theirs, ours = _flat(variables), _flat(fresh)
-    taken, lines = {}, []
-    for leaf, array in sorted(ours.items()):
-        unlike = _unlike(leaf, theirs, ours)
-        taken[leaf] = np.asarray(array) if unlike else theirs[leaf]
-        if unlike:
-            lines.append(unlike)
-    return {"batch_stats": {}, **traverse_util.unflatten_dict(taken, sep="/")}, lines
+    taken = {
+        leaf: np.asarray(array) if _unlike(leaf, theirs, ours) else theirs[leaf]
+        for leaf, array in ours.items()
+    }
+    return {"batch_stats": {}, **traverse_util.unflatten_dict(taken, sep="/")}
+
+
+def unfit(variables: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
+    """Return a line for each array of a network that `fitted` leaves fresh, by their `shapes`."""
+    theirs, ours = _flat(variables), _flat(shapes)
+    return [line for leaf in sorted(ours) if (line := _unlike(leaf, theirs, ours))]
 
 
 def misfit(task: Task, variables: Mapping[str, Any]) -> str:

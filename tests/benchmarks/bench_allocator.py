@@ -27,13 +27,18 @@ def settings():
     return found[1]
 
 
+def network(toy):
+    """Return the name of the network; a toy run only shows that all of it runs."""
+    return "U-Net" if toy else "CHASPPRAU-Net"
+
+
 def step_times(toy):
     """Print wall and processor time of each of some training steps, as JSON."""
     from spinejax.training import parallel
     from tests.benchmarks import bench_networks
 
     parallel.use_cores()
-    fields, shape = bench_networks.networks(toy)["CHASPPRAU-Net"]
+    fields, shape = bench_networks.networks(toy)[network(toy)]
     _, step = bench_networks.ours(*bench_networks.example(fields, shape))
     times = timing.interleaved({"step": step}, 2 if toy else 15, warm_up=2)["step"]
     print(json.dumps([times.wall.tolist(), times.processor.tolist()]))
@@ -59,7 +64,7 @@ def rows(toy=False):
         name: timing.Times(*np.median(np.array(runs), axis=2).T)
         for name, runs in found.items()
     }
-    work = "CHASPPRAU-Net, training step, allocator of the Makefile"
+    work = f"{network(toy)}, training step, allocator of the Makefile"
     return [timing.versus(work, times["with"], "the C library's", times["without"])]
 
 

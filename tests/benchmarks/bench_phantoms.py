@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spinejax.configs import opconvnet, phantom_to_real, phantom_vertebrae
+from spinejax.configs import opconvnet, phantom_to_real, phantom_vertebrae, unet
 from spinejax.phantom.scanner import acquisition
 from spinejax.tasks import build_task
 from spinejax.training import optim, parallel, step
@@ -69,9 +69,9 @@ def stepper(config, drawn):
     return run
 
 
-def patches(arg):
+def patches():
     """OP-convNet of configs/opconvnet.py on a stream of sagittal slices at 1 mm."""
-    config = opconvnet.get_config(arg)
+    config = opconvnet.get_config()
     config.data.source = "phantom_stream"
     config.data.plane = "sagittal"
     config.data.preprocess.mode = "resample"
@@ -81,14 +81,15 @@ def patches(arg):
 
 def rows(toy=False):
     """Return the rows of the table; `toy` sizes only show that all of it runs."""
-    arg = "debug" if toy else None
     kinds = {
-        "slices": (phantom_to_real.get_config(arg), 0.15),
-        "patches": (patches(arg), 1.0),
-        "cubes": (phantom_vertebrae.get_config(arg), 0.15),
+        "slices": (phantom_to_real.get_config(), 0.15),
+        "patches": (patches(), 1.0),
+        "cubes": (phantom_vertebrae.get_config(), 0.15),
     }
-    if toy:  # each kind compiles for long
-        kinds = {"slices": kinds["slices"]}
+    if toy:  # each kind compiles for long, tissue and scanner most of it
+        config = phantom_to_real.get_config("debug,step=anatomy")
+        config.model = unet.get_config("debug").model
+        kinds = {"slices": (config, 0.15)}
     found = [volume((16, 16, 32) if toy else (160, 160, 640), 1 if toy else 3)]
     calls = {}
     for name, (config, _) in kinds.items():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spinejax.phantom import anatomy, once, samples
+from spinejax.phantom import once, samples
 from spinejax.phantom.draws import draw
 from spinejax.phantom.person.levels import SLOT_IDS
 from spinejax.phantom.scanner import scan_plan
@@ -38,12 +38,12 @@ def drawn():
 
 
 @pytest.fixture(scope="module")
-def people():
-    keys = jax.random.split(jax.random.key(3), 12)
-    persons = jax.jit(jax.vmap(anatomy))(keys)
+def scanned(people):
+    """Twelve persons, each with the protocol of a scan."""
+    keys, persons = jax.random.split(jax.random.key(3), 12), jax.tree.map(lambda a: a[:12], people)
     protocols = jax.jit(jax.vmap(scan_plan.protocol))(keys, persons)
     # By numpy: jax would compile a program for each shape.
-    found = jax.device_get((persons, protocols))
+    found = persons, jax.device_get(protocols)
     return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), found) for i in range(len(keys))]
 
 
@@ -88,12 +88,12 @@ def test_samples_look_like_preprocessed_slices(drawn):
 
 @pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
 @pytest.mark.parametrize("mode", ["resample", "native", "resize"])
-def test_a_slice_lies_on_its_plane_and_knows_what_was_scanned(people, plane, mode):
+def test_a_slice_lies_on_its_plane_and_knows_what_was_scanned(scanned, plane, mode):
     how = replace(HOW, plane=plane, mode=mode, spine_free_fraction=0.0)
     axis = PLANES[plane]
     inner = [i for i in range(3) if i != axis]
     holding = 0
-    for i, (person, protocol) in enumerate(people):
+    for i, (person, protocol) in enumerate(scanned):
         points, within, pixel = map(
             np.asarray, draw(jax.random.key(i), samples._grid, person, protocol, how)
         )
@@ -124,11 +124,11 @@ def test_a_slice_lies_on_its_plane_and_knows_what_was_scanned(people, plane, mod
 
 
 @pytest.mark.parametrize("plane", ["sagittal", "coronal", "axial"])
-def test_neighbours_of_a_slice_are_slices_of_the_same_scan(people, plane):
+def test_neighbours_of_a_slice_are_slices_of_the_same_scan(scanned, plane):
     """They lie as far apart as the scan's voxels, and show the same person there."""
     n, axis = 2, PLANES[plane]
     how = replace(HOW, plane=plane, neighbours=n, acquisition=False, spine_free_fraction=0.0)
-    person, protocol = people[0]
+    person, protocol = scanned[0]
     points, within, pixel = draw(jax.random.key(0), samples._grid, person, protocol, how)
     drawn = quick_jit(partial(samples._with_neighbours, how=how))(person, protocol, points, pixel)
     assert drawn["image"].shape == (*HOW.size, 5) and drawn["label"].shape == HOW.size
@@ -147,9 +147,9 @@ def test_neighbours_of_a_slice_are_slices_of_the_same_scan(people, plane):
             np.testing.assert_array_equal(drawn["label"], kept)
 
 
-def test_beyond_the_end_of_a_phantom_its_last_slice_is_repeated(people):
+def test_beyond_the_end_of_a_phantom_its_last_slice_is_repeated(scanned):
     how = replace(HOW, neighbours=2)
-    person, protocol = people[0]
+    person, protocol = scanned[0]
     points, _, pixel = draw(jax.random.key(0), samples._grid, person, protocol, how)
     step = protocol["spacing"][0]
     run = quick_jit(partial(samples._with_neighbours, how=how))

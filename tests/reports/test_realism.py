@@ -21,7 +21,7 @@ SMALL = {
     "max_spacing_mm": 3.0,
     "min_extent_mm": 120.0,
     "max_extent_mm": 130.0,
-    "max_voxels": 100_000,
+    "max_voxels": 30_000,
 }
 FLAGS = [f"--{name}={value}" for name, value in SMALL.items()]
 

@@ -50,8 +50,8 @@ def second_config(root: Path, prior: str) -> ConfigDict:
     config.data.cube.spine_prior = prior
     config.data.normalise = "sym"
     config.augment.update(geometry=False, intensity=False)
-    config.train.steps = 240
-    config.train.batch_size = 2
+    config.train.steps = 160
+    config.train.batch_size = 1
     config.train.eval_every_epochs = 1000.0
     config.train.pictures = 0
     config.optim.learning_rate = 5e-3
@@ -60,7 +60,7 @@ def second_config(root: Path, prior: str) -> ConfigDict:
 
 def pipeline_config(root: Path, prior: str = "channel") -> ConfigDict:
     """Return the config of both networks."""
-    first = tiny_config(root, **{"data.preprocess.spacing_mm": 2.0, "train.steps": 60})
+    first = tiny_config(root, **{"data.preprocess.spacing_mm": 2.0, "train.steps": 40})
     first.data.preprocess.clamp_hu = (-200.0, 800.0)
     first.data.normalise = "sym"
     first.model.norm = "none"

@@ -163,7 +163,7 @@ def test_arrays_that_do_not_fit_begin_like_those_of_a_run_without(scans, earlier
 
 def test_a_network_of_which_nothing_fits_is_refused(scans, earlier):
     config = config_from(scans, earlier, **{"train.init_partly": True})
-    config.model = get_config("multiresunet").model
+    config.model = get_config("multiresunet:debug").model
     with pytest.raises(InputError, match="another network, of which nothing fits"):
         first_weights(config)
 

@@ -37,7 +37,9 @@ def start(**changes: object):
 
 
 def test_the_first_variables_are_those_of_jit():
-    task, key = build_task(tiny_config("unused", **{"data.size": (SIZE, SIZE)})), jax.random.key(3)
+    # Few arrays: it is their number that makes the optimised program long to compile.
+    config = tiny_config("unused", **{"data.size": (SIZE, SIZE), "model.widths": (4,)})
+    task, key = build_task(config), jax.random.key(3)
     # jax's default; the tests themselves lower it.
     optimised = jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 3})
     jax.tree.map(np.testing.assert_array_equal, initial_variables(task.init, key), optimised(key))

@@ -13,6 +13,7 @@ from jax import lax
 
 from spinejax import numerics
 from spinejax.phantom.body.render import render_block
+from spinejax.phantom.once import turns
 from spinejax.phantom.scanner import noise_field, physics, view
 from spinejax.phantom.scanner.scan_plan import Protocol, Scan
 
@@ -40,11 +41,12 @@ def _tiles(
     protocol: Protocol,
     boxes: tuple[Array, Array],
     starts: Array,
+    count: Array,
     affine: Array,
     edge_mm: Array,
     sub: dict[str, Array],
 ) -> tuple[Array, Array]:
-    """HU and labels of blocks of voxels that begin at `starts` (n, 3)."""
+    """HU and labels of blocks of voxels that begin at the first `count` of `starts` (n, 3)."""
     offset = jnp.stack(jnp.meshgrid(*map(jnp.arange, _TILE), indexing="ij"), -1).reshape(-1, 3)
     spine = parameters["spine"]
 
@@ -66,7 +68,12 @@ def _tiles(
         hu, label = lax.fori_loop(0, sub["count"], slice_of, (zero, zero.astype(jnp.int32)))
         return hu / sub["count"], label.astype(jnp.uint8)
 
-    return lax.map(one, starts)
+    def fill(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        hu, label = one(starts[i])
+        return found[0].at[i].set(hu), found[1].at[i].set(label)
+
+    shape = (len(starts), len(offset))
+    return turns(0, count, len(starts), fill, (jnp.zeros(shape), jnp.zeros(shape, jnp.uint8)))
 
 
 def render_volume(
@@ -112,7 +119,8 @@ def render_volume(
     @numerics.fixed()  # in each thread
     def draw(first: int) -> tuple[np.ndarray, np.ndarray]:
         part = jnp.asarray(padded[first : first + _TILES])
-        hu, label = _tiles(parameters, still, boxes, part, matrix, edge, sub)
+        left = jnp.int32(min(_TILES, len(starts) - first))
+        hu, label = _tiles(parameters, still, boxes, part, left, matrix, edge, sub)
         return np.asarray(hu), np.asarray(label)
 
     # Each call runs on one core (its blocks are small): two at a time.
