@@ -35,7 +35,7 @@ def train(checkout: Path, root: Path, steps: int, processes: int) -> dict[str, f
         "data.val_fraction": 0,
         "data.cache_dir": root / "cache",
         "data.size": "(128,128)",
-        "model.widths": "(16,32,64,128)",
+        "model.widths": "(16,32)",
         "train.steps": steps,
         "train.checkpoint_every_steps": 20,
         "train.batch_size": 8,
