@@ -1,9 +1,12 @@
 """What all tests share: compiled programs, the real scans if they are there, a tiny pipeline."""
 
 import atexit
+import ctypes
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,19 @@ def _one_device() -> None:
     import jax
 
     jax.devices()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_dropped() -> Iterator[None]:
+    """Drop compiled programs after a file, once they fill much of the memory."""
+    yield
+    import jax
+
+    memory = Path("/proc/self/statm")  # Linux
+    if memory.exists() and int(memory.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > 4e9:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

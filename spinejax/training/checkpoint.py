@@ -95,7 +95,18 @@ def _write_error(path: Path, error: Exception) -> InputError:
     )
 
 
-def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
+class _Manager(ocp.CheckpointManager):
+    """Does not ask whether a process was told to stop.
+
+    JAX says yes to one question only. If Orbax asked while it saves, the training loop, which asks
+    before every step (`signals.Stop`), might never hear of it.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+def _manager(path: Path, keep: int) -> _Manager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(keep),
         # Orbax renames a step before deleting it: a kill leaves no incomplete folder of its name.
@@ -107,7 +118,7 @@ def _manager(path: Path, keep: int) -> ocp.CheckpointManager:
         "optimizer": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(path, item_handlers=handlers, options=options)
+    return _Manager(path, item_handlers=handlers, options=options)
 
 
 def _steps(path: Path) -> list[int]:

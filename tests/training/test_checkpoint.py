@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from spinejax.errors import InputError
 from spinejax.sweep_state import LOCK, take_lock
@@ -98,6 +99,14 @@ def test_a_save_that_failed_in_the_background_is_noticed_before_the_next(tmp_pat
             while True:
                 checkpoints.check()
         checkpoints.check()  # was said
+
+
+def test_a_save_leaves_the_question_whether_to_stop_to_the_training_loop(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(3), Meta(3, True, 0.5, 1), best=True)
+    assert not asked
 
 
 def test_a_state_comes_back_bit_for_bit_with_its_types(tmp_path):
