@@ -1,5 +1,6 @@
 """The command line `spinejax COMMAND --flag=value`: runs a command, prints errors in one line."""
 
+import atexit
 import gc
 import importlib
 import io
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     # To trace a program makes many small objects, which stay. Python would look through all of them
     # again and again for garbage, a good part of the time until a network runs.
     gc.set_threshold(50_000, 10, 5)
+    # At its end the process gives all its memory back, whatever Python would find.
+    atexit.register(gc.freeze)
     try:
         module = command(name)
         values = parsing.parse(name, module, words)

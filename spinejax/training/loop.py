@@ -572,15 +572,22 @@ def _run(
     )
     update = mapped.map(step.several(update), sharded=(False, False), donate=True)
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
-    if initial:
-        variables = initial.variables
-        for line in initial.training.get("random", ()):
-            logger.info("begins with random weights: %s", line)
-    else:
-        variables = initial_variables(task.init, step.named_key(config.seed, "init"))
-    state = create_state(variables, optimizer, ema=config.optim.ema_decay > 0)
+    for line in initial.training.get("random", ()) if initial else ():
+        logger.info("begins with random weights: %s", line)
 
-    earlier = read_run(workdir).get("processes") if begun(workdir) else None
+    def first_state() -> TrainState:
+        if initial:
+            variables = initial.variables
+        else:
+            variables = initial_variables(task.init, step.named_key(config.seed, "init"))
+        average = config.optim.ema_decay > 0
+        return jax.jit(lambda v: create_state(v, optimizer, ema=average))(variables)
+
+    resumes = begun(workdir)
+    # A resumed run reads its state, and draws no weights; until then the shapes are enough.
+    state = step.arguments(config, task, optimizer)[0] if resumes else first_state()
+
+    earlier = read_run(workdir).get("processes") if resumes else None
 
     def own() -> None:
         """From here on the folder belongs to this config."""
@@ -596,7 +603,7 @@ def _run(
     record = RunRecord(
         workdir,
         cases,
-        resumes=begun(workdir),
+        resumes=resumes,
         devices=mapped.count,
         steps=lengths.total,
         parameters=count_parameters(state.params),
@@ -616,6 +623,8 @@ def _run(
         start, evaluated = 0, False
         if restored is None:
             checkpoints.forget_best()
+            if resumes:  # another process has removed the checkpoints since
+                state = first_state()
         else:
             state, meta = restored
             start, evaluated = meta.step, meta.evaluated

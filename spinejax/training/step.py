@@ -219,10 +219,8 @@ def arguments(
     Nothing is computed. The batch holds samples of a data set, which a stream replaces.
     """
     averaged = config.optim.ema_decay > 0
-    state = jax.eval_shape(
-        lambda key: create_state(task.init(key), optimizer, ema=averaged),
-        jax.random.key(0),
-    )
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.eval_shape(lambda v: create_state(v, optimizer, ema=averaged), variables)
     rows = config.train.batch_size
 
     def of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:

@@ -109,16 +109,34 @@ def test_training_learns(finished):
 @pytest.mark.parametrize(
     "at", [4, 5, 12], ids=["between saves", "before an evaluation", "at the end"]
 )
-def test_a_stopped_run_resumes_bit_for_bit(finished, scans, tmp_path, at):
+def test_a_stopped_run_resumes_bit_for_bit_and_draws_no_weights(
+    finished, scans, tmp_path, at, monkeypatch
+):
     config = tiny_config(scans)
     stopped = loop.train(config, tmp_path, stop=StopAt(at))
     assert stopped.interrupted and stopped.step == at and not (tmp_path / "DONE").exists()
+    monkeypatch.setattr(loop, "initial_variables", None)
     resumed = loop.train(config, tmp_path)
     assert not resumed.interrupted
     assert_same(resumed.state, finished[1].state)
     assert resumed.best == finished[1].best
     assert numbers(tmp_path) == numbers(finished[0])
     assert json.loads((tmp_path / "run.json").read_text())["starts"] == 2
+
+
+def test_a_run_begins_again_if_its_checkpoints_vanish_while_it_starts(
+    finished, scans, tmp_path, monkeypatch
+):
+    loop.train(tiny_config(scans), tmp_path, stop=StopAt(4))
+
+    class Vanished(checkpoint.Checkpoints):
+        def __init__(self, workdir):
+            shutil.rmtree(checkpoint.folder(workdir, "latest"))
+            super().__init__(workdir)
+
+    monkeypatch.setattr(loop, "Checkpoints", Vanished)
+    assert_same(loop.train(tiny_config(scans), tmp_path).state, finished[1].state)
+    assert numbers(tmp_path) == numbers(finished[0])
 
 
 def test_a_run_says_its_batch_and_rate_and_that_the_first_step_compiles(scans, tmp_path):
