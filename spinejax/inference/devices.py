@@ -6,9 +6,11 @@ while the device works on the next, and `fetch` is where results come to the hos
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -30,6 +32,31 @@ def first_device(array: Any) -> jax.Device | None:
 def rounded_up(side: int, step: int = 32) -> int:
     """Return a multiple of `step` that holds a side, so that a program fits several scans."""
     return -(-side // step) * step
+
+
+@partial(jax.jit, donate_argnums=0)
+def add_windows(
+    sums: jax.Array, weights: jax.Array, found: jax.Array, corners: jax.Array, count: jax.Array
+) -> jax.Array:
+    """Return sums to which weighted windows are added where they lie, one after the other.
+
+    Args:
+        sums: of any number of axes; its buffer is donated.
+        weights: of the elements of a window, with as many axes as `sums`.
+        found: (b, *window), of which the first `count` windows are added.
+        corners: (b, k) where each window begins along the first k axes of `sums`; along the others
+            all begin at 0.
+        count: how many windows there are.
+    """
+    others = (0,) * (sums.ndim - corners.shape[1])
+
+    def add(i: jax.Array, sums: jax.Array) -> jax.Array:
+        corner = (*corners[i], *others)
+        before = jax.lax.dynamic_slice(sums, corner, found.shape[1:])
+        more = jnp.where(i < count, weights * found[i], 0)
+        return jax.lax.dynamic_update_slice(sums, before + more, corner)
+
+    return jax.lax.fori_loop(0, len(found), add, sums)
 
 
 def behind(parts: Iterator[T], count: int = 1) -> Iterator[T]:

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax import geometry
-from spinejax.inference.devices import behind, fetch, first_device, over_local_devices, rounded_up
+from spinejax.inference.devices import (
+    add_windows,
+    behind,
+    fetch,
+    first_device,
+    over_local_devices,
+    rounded_up,
+)
 from spinejax.inference.masks import StackPredictor
 
 PredictBatch = Callable[[np.ndarray], Any]
@@ -143,8 +150,8 @@ def _add_on_device(
     They are fetched after the next call was added, so that the device works meanwhile.
     """
     _, height, width = result.shape
-    beyond = jnp.zeros((rounded_up(height), rounded_up(width)), jnp.float32)
-    begun = beyond
+    empty = jnp.zeros((rounded_up(height), rounded_up(width)), jnp.float32)
+    begun = empty  # the sums of a slice whose other windows are in the next call
     decided: tuple[list[int], Any] = [], None
 
     def write() -> None:
@@ -153,51 +160,23 @@ def _add_on_device(
             result[indices] = fetch(sums)[:, :height, :width]
 
     for windows, following, found in calls:
-        device = first_device(found)
         indices = list(dict.fromkeys(index for index, _ in windows))
-        slots, corners = np.zeros(len(found), np.int32), np.zeros((len(found), 2), np.int32)
-        slots[: len(windows)] = [indices.index(index) for index, _ in windows]
-        corners[: len(windows)] = [corner for _, corner in windows]
-        here = jax.device_put((begun, weights, found, slots, corners), device)
-        sums = _slice_sums(*here, len(windows))
+        corners = np.zeros((len(found), 3), np.int32)
+        corners[: len(windows)] = [(indices.index(at), *corner) for at, corner in windows]
+        begun, here = jax.device_put((begun, found), first_device(found))
+        # As many slices as windows, so that the program is compiled once.
+        sums = jnp.zeros((len(found), *begun.shape), jnp.float32, device=begun.device)
+        sums = add_windows(
+            sums.at[0].set(begun), weights[None], here[:, None], corners, len(windows)
+        )
         write()
         whole = [index for index in indices if index < following]
         decided = whole, sums[: len(whole)]
-        begun = beyond if whole == indices else sums[len(whole)]
+        begun = empty if whole == indices else sums[len(whole)]
         # The wait keeps the host from filling the device with later calls.
         jax.block_until_ready(found)
         yield following
     write()
-
-
-@jax.jit
-def _slice_sums(
-    begun: jax.Array,
-    weights: jax.Array,
-    found: jax.Array,
-    slots: jax.Array,
-    corners: jax.Array,
-    count: jax.Array,
-) -> jax.Array:
-    """Return the weighted sums of windows in as many slices as there are windows, (b, h, w).
-
-    Args:
-        begun: (h, w) sums of the first slice before this call.
-        weights: (wh, ww) of the pixels of a window.
-        found: (b, wh, ww) probabilities of the windows, of which the first `count` are added.
-        slots: (b,) the slice of each.
-        corners: (b, 2) their place in it.
-        count: how many windows there are.
-    """
-    empty = jnp.zeros((len(found), *begun.shape), begun.dtype)
-
-    def add(i: jax.Array, sums: jax.Array) -> jax.Array:
-        corner = (slots[i], corners[i, 0], corners[i, 1])
-        before = jax.lax.dynamic_slice(sums, corner, (1, *weights.shape))
-        more = jnp.where(i < count, weights * found[i], 0)
-        return jax.lax.dynamic_update_slice(sums, before + more, corner)
-
-    return jax.lax.fori_loop(0, len(found), add, empty.at[0].set(begun))
 
 
 def _inside(

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.geometry import window_starts
-from spinejax.inference.devices import behind, fetch, first_device, over_local_devices, rounded_up
+from spinejax.inference.devices import (
+    add_windows,
+    behind,
+    fetch,
+    first_device,
+    over_local_devices,
+    rounded_up,
+)
 
 Size = tuple[int, int, int]
 
@@ -364,28 +371,13 @@ class _DeviceSums:
         at = np.zeros((len(found), 2), np.int32)
         at[: len(corners)] = np.array(corners)[:, :2]
         here = jax.device_put(found, self._device)
-        self._sums = _added(self._sums, self._weights, here, at, len(corners))
+        self._sums = add_windows(self._sums, self._weights, here, at, len(corners))
         jax.block_until_ready(found)
 
     def settle(self, slices: int) -> Classes:
         """Decide the lowest slices, and move the others down; without waiting."""
         self._sums, classes = _settled(self._sums, slices, offsets=self._offsets)
         return classes
-
-
-@partial(jax.jit, donate_argnums=0)
-def _added(
-    sums: jax.Array, weights: jax.Array, found: jax.Array, corners: jax.Array, count: jax.Array
-) -> jax.Array:
-    """Return the sums with the first `count` windows of `found` at `corners` (b, 2)."""
-
-    def add(i: jax.Array, sums: jax.Array) -> jax.Array:
-        corner = (corners[i, 0], corners[i, 1], 0, 0)
-        before = jax.lax.dynamic_slice(sums, corner, found.shape[1:])
-        more = jnp.where(i < count, weights * found[i], 0)
-        return jax.lax.dynamic_update_slice(sums, before + more, corner)
-
-    return jax.lax.fori_loop(0, len(found), add, sums)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="offsets")
