@@ -33,8 +33,9 @@ class StreamFeed:
     """Places of training samples, and validation scans.
 
     A training batch holds `"position"`, the sample's place in the batch of all processes, `"case"`
-    (0), `"weight"` (1) and `"index"`, the sample's number since the beginning. Processes take runs
-    of positions in order of their index, so that neighbours can be cut from one slice.
+    (0), `"weight"` (1), `"index"`, the sample's number since the beginning, and `"step"`, the
+    number of batches before. Processes take runs of positions in order of their index, so that
+    neighbours can be cut from one slice.
 
     Attributes:
         scans: Feed of the validation scans, None without any.
@@ -72,6 +73,7 @@ class StreamFeed:
                 "case": np.zeros(share, np.int32),
                 "index": (number % 2**31).astype(np.int32),
                 "weight": np.ones(share, np.float32),
+                "step": np.full(share, step, np.int32),
             }
             step += 1
 
@@ -91,17 +93,25 @@ SPACINGS_MM = (0.25, 5.0)
 """Sides of pixels that are not resampled: the limits of `scan_plan.protocol`."""
 
 
+Drawn = dict[str, jax.Array]
+
+
 class Stream(NamedTuple):
     """Training samples drawn on the device.
 
     Attributes:
-        draw: (key of the batch, positions (b,)) -> "image", "label" and "stats", see
-            `samples.slice_sample`.
-        group: Number of neighbouring positions that are drawn together.
+        draw: (key, positions (b,)) -> "image", "label" and "stats", see `samples.slice_sample`.
+        group: Number of neighbouring positions that are drawn together: `draw` returns
+            b / group rows.
+        cut: (key, positions (b,), what `draw` returned) -> the samples, b rows; None if `draw`
+            returns them.
+        updates: Number of updates in a row that take their samples from what one key has drawn.
     """
 
-    draw: Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
-    group: int
+    draw: Callable[[jax.Array, jax.Array], Drawn]
+    group: int = 1
+    cut: Callable[[jax.Array, jax.Array, Drawn], Drawn] | None = None
+    updates: int = 1
 
 
 def sampling(config: ConfigDict, size: tuple[int, int]) -> samples.Sampling:
@@ -132,22 +142,27 @@ def of_slices(config: ConfigDict) -> Stream | None:
     if config.data.source != STREAM:
         return None
     one = partial(samples.slice_sample, how=sampling(config, tuple(config.data.size)))
-    return Stream(partial(samples.batch_of, one), 1)
+    return Stream(partial(samples.batch_of, one))
 
 
 def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
     """Return the stream of patches; None where training reads scans."""
     if config.data.source != STREAM:
         return None
-    group = samples.PATCHES_PER_SLICE
-    one = partial(
-        samples.patch_samples,
-        count=group,
-        side=side,
-        margin=margin,
-        how=sampling(config, tuple(config.data.size)),
+    how, group = sampling(config, tuple(config.data.size)), samples.PATCHES_PER_SLICE
+    one = partial(samples.slice_sample, how=how)
+    patches = partial(
+        samples.patches_of, count=group, side=side, margin=margin, fill_hu=how.fill_hu
     )
-    return Stream(partial(samples.batch_of, one, group=group), group)
+
+    def draw(key: jax.Array, positions: jax.Array) -> Drawn:
+        return samples.batch_of(one, key, positions[::group] // group)
+
+    def cut(key: jax.Array, positions: jax.Array, drawn: Drawn) -> Drawn:
+        rows = samples.batch_of(patches, key, positions[::group] // group, drawn)
+        return {name: x.reshape(-1, *x.shape[2:]) for name, x in rows.items()}
+
+    return Stream(draw, group, cut, samples.SLICE_UPDATES)
 
 
 def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
@@ -160,7 +175,7 @@ def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
         spacing_mm=config.data.preprocess.spacing_mm,
         how=sampling(config, (size[0], size[1])),
     )
-    return Stream(partial(samples.batch_of, one), 1)
+    return Stream(partial(samples.batch_of, one))
 
 
 def of_outlines(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
@@ -175,7 +190,7 @@ def of_outlines(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None
         jitter_mm=config.data.cube.jitter_mm,
         how=sampling(config, (size[0], size[1])),
     )
-    return Stream(partial(samples.batch_of, one), 1)
+    return Stream(partial(samples.batch_of, one))
 
 
 def feed(

@@ -46,6 +46,10 @@ field of view reaches there: hips and pelvis look most like vertebrae."""
 PATCHES_PER_SLICE = 16
 """Number of neighbouring patches of a batch that are cut from one slice."""
 
+SLICE_UPDATES = 8
+"""Number of updates in a row whose patches are cut from the same slices: on a CPU, the slices of a
+batch take several times as long to draw as a network of patches takes to learn from it."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -268,41 +272,44 @@ def _grid(
     return points, within, pixel
 
 
-def patch_samples(
-    key: Array, count: int, *, side: int, margin: int, how: Sampling
+def patches_of(
+    key: Array, drawn: dict[str, Array], *, count: int, side: int, margin: int, fill_hu: float
 ) -> dict[str, Array]:
-    """Draw square patches of one slice: half of them about a vertebra's pixel, half elsewhere.
+    """Cut square patches from a slice: half of them about a vertebra's pixel, half elsewhere.
 
     Args:
-        key: Random key of the slice and of the places.
+        key: Random key of the places.
+        drawn: A slice, from `slice_sample`.
         count: Number of patches.
         side: Pixels along a side of a patch.
         margin: Pixels around it that augmentation may draw from.
-        how: How the slice is taken.
+        fill_hu: Value outside the slice.
 
     Returns:
         Fields of `slice_sample` with a leading axis of `count` and sides of side + 2 margin. The
         drawn pixel lies in row and column side // 2 of the patch. On a slice without vertebra, or
         of vertebra alone, any pixel is drawn.
     """
-    slice_key, place_key = jax.random.split(key)
-    drawn = slice_sample(slice_key, how)
     whole = side + 2 * margin
     before = margin + side // 2
     pad = [(before, whole - 1 - before)] * 2
-    image = jnp.pad(drawn["image"], pad, constant_values=how.fill_hu)
+    image = jnp.pad(drawn["image"], pad, constant_values=fill_hu)
     label = jnp.pad(drawn["label"], pad)
     foreground = (drawn["label"] > 0).reshape(-1)
+    # Of each kind, how many pixels there are up to each pixel.
+    before_of = jnp.cumsum(jnp.stack([foreground, ~foreground]), axis=1)
+    anywhere = jnp.arange(1, foreground.size + 1)
 
-    def one(i: Array) -> tuple[Array, Array]:
-        wanted = foreground == (i % 2 == 0)
-        logits = jnp.where(wanted | ~jnp.any(wanted), 0.0, -jnp.inf)
-        at = jax.random.categorical(jax.random.fold_in(place_key, i), logits)
-        start = (at // how.size[1], at % how.size[1])
+    def one(i: Array, u: Array) -> tuple[Array, Array]:
+        sofar = before_of[i % 2]
+        sofar = jnp.where(sofar[-1] > 0, sofar, anywhere)
+        number = jnp.minimum(jnp.floor(u * sofar[-1]).astype(sofar.dtype) + 1, sofar[-1])
+        at = jnp.searchsorted(sofar, number)
+        start = (at // drawn["label"].shape[1], at % drawn["label"].shape[1])
         cut = lambda array: lax.dynamic_slice(array, start, (whole, whole))  # noqa: E731
         return cut(image), cut(label)
 
-    images, labels = jax.vmap(one)(jnp.arange(count))
+    images, labels = jax.vmap(one)(jnp.arange(count), jax.random.uniform(key, (count,)))
     stats = jnp.broadcast_to(drawn["stats"], (count, 4))
     return {"image": images, "label": labels, "stats": stats}
 
@@ -406,20 +413,17 @@ def outline_sample(
 
 
 def batch_of(
-    one: Callable[[Array], dict[str, Array]], key: Array, positions: Array, group: int = 1
+    one: Callable[..., dict[str, Array]], key: Array, positions: Array, *rows: Any
 ) -> dict[str, Array]:
     """Draw the samples of a batch at `positions` (b,): one after the other on a CPU (`once`).
 
     Args:
-        one: key -> sample; or, with `group` g > 1, key -> g samples.
+        one: key, and one of each of `rows` -> sample.
         key: Random key of the batch of all devices.
-        positions: Places in that batch. With g > 1 they make whole groups: g numbers in a row, the
-            first a multiple of g.
-        group: g.
+        positions: Places in that batch.
+        rows: Pytrees of arrays (b, ...).
     """
-    groups = positions[::group] // group
-    each = lambda p: one(jax.random.fold_in(key, p))  # noqa: E731
-    drawn = lax.map(each, groups) if in_steps() else jax.vmap(each)(groups)
-    if group == 1:
-        return drawn
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn)
+    each = lambda p, *row: one(jax.random.fold_in(key, p), *row)  # noqa: E731
+    if in_steps():
+        return lax.map(lambda given: each(*given), (positions, *rows))
+    return jax.vmap(each)(positions, *rows)

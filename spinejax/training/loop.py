@@ -25,6 +25,7 @@ from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import expanded, write_json, write_text
 from spinejax.models.layer_table import count_parameters, gigaflops
+from spinejax.phantom.online import Stream
 from spinejax.progress import Progress, silent
 from spinejax.sweep_state import read_run
 from spinejax.tasks import Task, build_task
@@ -309,6 +310,41 @@ def stacked(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return {name: rows[:, None] for name, rows in batches[0].items()}
     return {name: np.stack([b[name] for b in batches], axis=1) for name in batches[0]}
+
+
+def _putter(
+    stream: Stream | None, mapped: parallel.Parallel, seed: int, per_call: int
+) -> Callable[[Batch], Any]:
+    """Return `put` of `repeat`; it also draws what the samples of several updates are cut from.
+
+    A call of several updates draws it for each of them: a program cannot keep it between calls.
+
+    Args:
+        stream: of the task.
+        mapped: the devices.
+        seed: of the run.
+        per_call: the most updates of a call.
+    """
+    if stream is None or stream.updates == 1 or per_call > 1:
+        return mapped.put
+    key = step.named_key(seed, "stream")
+
+    def drawn(turn: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[Any]:
+        rows = stream.draw(jax.random.fold_in(key, turn), batch["position"][:, 0])
+        return (jax.tree.map(lambda x: x[:, None], rows),)
+
+    draw = mapped.map(drawn, sharded=(True,), donate=False)
+    turn, held = -1, None
+
+    def put(batch: Batch) -> Any:
+        nonlocal turn, held
+        rows, now = mapped.put(batch), batch["step"].item(0) // stream.updates
+        if now != turn:
+            (held,) = draw(np.int32(now), {"position": rows["position"]})
+            turn = now
+        return {**rows, "drawn": held}
+
+    return put
 
 
 class TrainResult(NamedTuple):
@@ -701,7 +737,7 @@ def _run(
                     process_index=parallel.process_index(),
                     process_count=parallel.process_count(),
                 ),
-                put=mapped.put,
+                put=_putter(task.stream, mapped, config.seed, lengths.per_call),
                 keeper=keeper,
                 stop=stop,
             )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from spinejax.phantom.online import Stream
 from spinejax.tasks import Keys, Task, build_task
 from spinejax.training import optim
 from spinejax.training.parallel import AXIS
@@ -95,6 +96,7 @@ def make_train_step(
     whose gradients are averaged; the loss is then pooled over the devices' parts only. The
     augmentation of a sample, and the sample itself if the task draws it (`Task.stream`), depend
     only on seed, step and position, not on the number of devices or on A. Dropout depends on both.
+    Where samples are drawn, "drawn" may hold what `Stream.draw` returns; else it is drawn here.
 
     With `ema_decay` d the average moves by 1 - min(d, (1 + t) / (10 + t)) at step t, so that it
     leaves the initial values quickly (the rule of TensorFlow's ExponentialMovingAverage).
@@ -104,15 +106,14 @@ def make_train_step(
     and new parameters), "leaf_max" (number of parameter arrays,) largest absolute gradient of each
     in the order of `jax.tree.leaves`, "case" and "index" (global b,).
     """
-    keys_of = {name: named_key(seed, name) for name in ("augment", "dropout", "stream")}
+    keys_of = {name: named_key(seed, name) for name in ("augment", "dropout", "stream", "cut")}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         augment_key = jax.random.fold_in(keys_of["augment"], state.step)
         dropout_key = jax.random.fold_in(keys_of["dropout"], state.step)
         dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
         if task.stream is not None:
-            key = jax.random.fold_in(keys_of["stream"], state.step)
-            batch = dict(batch) | task.stream.draw(key, batch["position"])
+            batch = streamed(task.stream, keys_of, state.step, batch)
         batch_stats = state.batch_stats
         losses, sums, gradients = [], [], []
         # A Python loop: convolution gradients inside lax.scan are some 30 times slower on CPU.
@@ -162,6 +163,27 @@ def make_train_step(
     return step
 
 
+def streamed(
+    stream: Stream, keys_of: Mapping[str, jax.Array], step: jax.Array, batch: Batch
+) -> dict[str, jax.Array]:
+    """Return a batch with the samples that the stream draws for an update.
+
+    Args:
+        stream: of the task.
+        keys_of: keys of "stream" and "cut".
+        step: number of updates before.
+        batch: "position" (b,), and "drawn" if it is known.
+    """
+    rest = dict(batch)
+    drawn, positions = rest.pop("drawn", None), rest["position"]
+    if drawn is None:
+        turn = step // stream.updates
+        drawn = stream.draw(jax.random.fold_in(keys_of["stream"], turn), positions)
+    if stream.cut is not None:
+        drawn = stream.cut(jax.random.fold_in(keys_of["cut"], step), positions, drawn)
+    return rest | drawn
+
+
 def several(
     update: Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]],
 ) -> Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]:
@@ -176,10 +198,10 @@ def several(
     """
 
     def call(state: Any, batches: Batch) -> tuple[Any, dict[str, jax.Array]]:
-        rows = {name: jnp.moveaxis(x, 1, 0) for name, x in batches.items()}
-        if len(next(iter(rows.values()))) > 1:
+        rows = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batches)
+        if len(jax.tree.leaves(rows)[0]) > 1:
             return jax.lax.scan(update, state, rows)
-        state, metrics = update(state, {name: x[0] for name, x in rows.items()})
+        state, metrics = update(state, jax.tree.map(lambda x: x[0], rows))
         return state, {name: x[None] for name, x in metrics.items()}
 
     return call

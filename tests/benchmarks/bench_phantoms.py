@@ -7,6 +7,9 @@ host to device, augmentation, network, loss, gradient, optimiser. Slices feed CH
 `configs/phantom_vertebrae.py`.
 """
 
+from functools import partial
+from itertools import count
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,12 +37,20 @@ def volume(shape, rounds):
     return timing.within(f"phantom, volume of {' x '.join(map(str, shape))}", times, GIVEN_S)
 
 
-def drawer(config):
-    """Return a function that draws one batch and waits for it."""
-    task = build_task(config, axis_name=parallel.AXIS)
-    draw, positions = jax.jit(task.stream.draw), jnp.arange(config.train.batch_size)
-    counter = iter(range(10**6))
-    return lambda: jax.block_until_ready(draw(jax.random.key(next(counter)), positions))
+def drawer(stream, size):
+    """Return two functions that wait for what they return: what is drawn, and a batch of `size`.
+
+    The second one cuts the batch from what was drawn before, or is that.
+    """
+    positions, turns, steps = jnp.arange(size), count(), count()
+    keys_of = {name: step.named_key(0, name) for name in ("stream", "cut")}
+    draw = jax.jit(lambda turn: stream.draw(jax.random.fold_in(keys_of["stream"], turn), positions))
+    batch_of = jax.jit(partial(step.streamed, stream, keys_of))
+    given = {"position": positions, "drawn": draw(0)}
+    return (
+        lambda: jax.block_until_ready(draw(next(turns))),
+        lambda: jax.block_until_ready(batch_of(next(steps), given)),
+    )
 
 
 def stepper(config, drawn):
@@ -91,13 +102,15 @@ def rows(toy=False):
         config.model = unet.get_config("debug").model
         kinds = {"slices": (config, 0.15)}
     found = [volume((16, 16, 32) if toy else (160, 160, 640), 1 if toy else 3)]
-    calls = {}
+    calls, streams = {}, {}
     for name, (config, _) in kinds.items():
-        calls[name, "draw"] = drawer(config)
-        calls[name, "step"] = stepper(config, calls[name, "draw"]())
+        streams[name] = build_task(config, axis_name=parallel.AXIS).stream
+        calls[name, "draw"], calls[name, "batch"] = drawer(streams[name], config.train.batch_size)
+        calls[name, "step"] = stepper(config, calls[name, "batch"]())
     times = timing.interleaved(calls, 1 if toy else 7)
     for name, (config, limit) in kinds.items():
         work = f"phantoms, {config.train.batch_size} {name} drawn"
-        both = times[name, "draw"], "their training step", times[name, "step"]
+        drawn = times[name, "draw"].per(streams[name].updates) + times[name, "batch"]
+        both = drawn, "their training step", times[name, "step"]
         found.append(timing.versus(work, *both, limit=limit))
     return found

@@ -20,6 +20,10 @@ class Times:
         """Return the times of one of `count` things that the call does."""
         return Times(self.wall / count, self.processor / count)
 
+    def __add__(self, other: "Times") -> "Times":
+        """Return the times of both calls of each round together."""
+        return Times(self.wall + other.wall, self.processor + other.processor)
+
 
 def interleaved(
     calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1

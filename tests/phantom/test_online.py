@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +10,51 @@ import numpy as np
 import pytest
 
 from spinejax import schema
-from spinejax.configs import phantom_to_real
+from spinejax.configs import opconvnet, phantom_to_real
 from spinejax.errors import InputError
 from spinejax.phantom import anatomy, online, samples
 from spinejax.phantom.online import StreamFeed
 from spinejax.phantom.person.anatomy import RATES
-from spinejax.training import checkpoint, loop, parallel
+from spinejax.training import checkpoint, loop, parallel, step
 from tests.support.tiny_run import tiny_config
 
 
-def _stub(group: int = 1) -> online.Stream:
-    """A stream that is cheap to compile."""
-
-    def one(key: jax.Array) -> dict[str, jax.Array]:
-        shape = (group, 16, 16) if group > 1 else (16, 16)
-        label = jax.random.bernoulli(key, 0.3, shape).astype(jnp.int32)
-        stats = jnp.broadcast_to(jnp.array([0.0, 1.0, -1.0, 1.0]), (*shape[:-2], 4))
-        return {"image": 400.0 * label, "label": label, "stats": stats}
-
-    return online.Stream(partial(samples.batch_of, one, group=group), group)
+def _slice(key: jax.Array) -> dict[str, jax.Array]:
+    """A slice that is cheap to compile."""
+    label = jax.random.bernoulli(key, 0.3, (16, 16)).astype(jnp.int32)
+    stats = jnp.array([0.0, 1.0, -1.0, 1.0])
+    return {"image": 400.0 * label, "label": label, "stats": stats}
 
 
-def test_groups_are_drawn_whole_and_depend_on_their_number_alone():
-    draw = _stub(4).draw
-    whole = draw(jax.random.key(0), jnp.arange(12))
-    assert whole["image"].shape == (12, 16, 16) and whole["stats"].shape == (12, 4)
-    part = draw(jax.random.key(0), jnp.arange(4, 12))
+def _patches(monkeypatch) -> online.Stream:
+    """The stream of patches, from cheap slices: 4 of each, for 3 updates in a row."""
+    monkeypatch.setattr(samples, "slice_sample", lambda key, how: _slice(key))
+    monkeypatch.setattr(samples, "PATCHES_PER_SLICE", 4)
+    monkeypatch.setattr(samples, "SLICE_UPDATES", 3)
+    return online.of_patches(_streaming(), side=8, margin=0)
+
+
+def _samples(stream: online.Stream, at: int, positions: jax.Array) -> dict:
+    keys = {name: step.named_key(0, name) for name in ("stream", "cut")}
+    return jax.device_get(step.streamed(stream, keys, at, {"position": positions}))
+
+
+def test_patches_are_drawn_in_groups_that_depend_on_their_number_alone(monkeypatch):
+    stream = _patches(monkeypatch)
+    whole = _samples(stream, 0, jnp.arange(12))
+    assert whole["image"].shape == (12, 8, 8) and whole["stats"].shape == (12, 4)
+    part = _samples(stream, 0, jnp.arange(4, 12))
     np.testing.assert_array_equal(part["label"], whole["label"][4:])
     assert (whole["label"][0] != whole["label"][1]).any()
+
+
+def test_updates_in_a_row_cut_other_patches_from_the_same_slices(monkeypatch):
+    stream, drawn = _patches(monkeypatch), []
+    draw = lambda key, at: drawn.append(jax.random.key_data(key)) or stream.draw(key, at)  # noqa: E731
+    cut = [_samples(stream._replace(draw=draw), at, jnp.arange(8))["label"] for at in range(7)]
+    keys = [tuple(np.asarray(key).tolist()) for key in drawn]
+    assert keys[0] == keys[1] == keys[2] != keys[3] == keys[4] == keys[5] != keys[6]
+    assert all((a != b).any() for a, b in pairwise(cut))
 
 
 def test_processes_take_runs_of_positions_that_make_up_the_batch():
@@ -45,7 +63,8 @@ def test_processes_take_runs_of_positions_that_make_up_the_batch():
     batches = [next(share) for share in shares]
     np.testing.assert_array_equal(np.concatenate([b["position"] for b in batches]), np.arange(8))
     np.testing.assert_array_equal(np.concatenate([b["index"] for b in batches]), np.arange(40, 48))
-    assert list(next(shares[0])["index"]) == [48, 49, 50, 51]
+    later = next(shares[0])
+    assert list(later["index"]) == [48, 49, 50, 51] and list(later["step"]) == [6] * 4
     assert feed.record() == {} and list(feed.val()) == [] and len(feed.val_cases) == 0
 
 
@@ -64,19 +83,12 @@ def _streaming(**changes: object):
 
 
 def test_training_on_a_stream_needs_no_files_and_resumes_bitwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(online, "of_slices", lambda config: _stub())
+    stream = online.Stream(partial(samples.batch_of, _slice))
+    monkeypatch.setattr(online, "of_slices", lambda config: stream)
     straight = loop.train(_streaming(**{"train.steps": 6}), tmp_path / "a")
     stop = loop.Stop()
     config = _streaming(**{"train.steps": 6})
-    real = StreamFeed.train
-
-    def interrupted(self, **kwargs):
-        for number, batch in enumerate(real(self, **kwargs)):
-            if number == 3 and kwargs["start_step"] == 0:
-                stop.request()
-            yield batch
-
-    monkeypatch.setattr(StreamFeed, "train", interrupted)
+    monkeypatch.setattr(StreamFeed, "train", _stopping_before(3, stop))
     first = loop.train(config, tmp_path / "b", stop=stop)
     assert first.interrupted and first.step < 6
     second = loop.train(config, tmp_path / "b")
@@ -85,6 +97,56 @@ def test_training_on_a_stream_needs_no_files_and_resumes_bitwise(tmp_path, monke
     jax.tree.map(np.testing.assert_array_equal, *ends)
     assert not (tmp_path / "a" / "phantoms").exists()
     assert not list((tmp_path / "a").rglob("*.nii.gz"))
+
+
+def _stopping_before(number: int, stop: loop.Stop):
+    """Return `StreamFeed.train`; a run from the start is asked to stop at this batch."""
+    train = StreamFeed.train
+
+    def interrupted(self, **kwargs):
+        for at, batch in enumerate(train(self, **kwargs)):
+            if at == number and kwargs["start_step"] == 0:
+                stop.request()
+            yield batch
+
+    return interrupted
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+def test_training_on_patches_draws_slices_once_for_several_updates(tmp_path, monkeypatch, kind):
+    drawn = []
+
+    def slice_sample(key: jax.Array, how: samples.Sampling) -> dict[str, jax.Array]:
+        jax.debug.callback(lambda data: drawn.append(data.tolist()), jax.random.key_data(key))
+        return _slice(key)
+
+    monkeypatch.setattr(samples, "slice_sample", slice_sample)
+    monkeypatch.setattr(samples, "SLICE_UPDATES", 3)
+    config = opconvnet.get_config("debug")
+    config.data.update(source="phantom_stream", size=(16, 16))
+    config.data.phantom.cases = 0
+    config.train.update(steps=7, batch_size=32, eval_every_epochs=100.0, parallel=kind)
+
+    def train(name: str, **how):
+        drawn.clear()
+        ended = loop.train(config, tmp_path / name, devices=1, **how)
+        jax.effects_barrier()
+        return ended, len(drawn)
+
+    straight, count = train("straight")
+    assert count == 3 * 2  # 2 slices of 16 patches each, 3 times
+    stop = loop.Stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamFeed, "train", _stopping_before(5, stop))
+        first, _ = train("resumed", stop=stop)
+    assert first.interrupted and first.step % 3  # between updates that share slices
+    second, _ = train("resumed")
+    # Where a call makes several updates, each draws for itself, and gets the same.
+    monkeypatch.setattr(loop, "_putter", lambda stream, mapped, *_: mapped.put)
+    each, count = train("each")
+    assert count == 7 * 2
+    for other in (second, each):
+        jax.tree.map(np.testing.assert_array_equal, straight.state.params, other.state.params)
 
 
 def test_a_batch_of_patches_must_hold_whole_groups():

@@ -175,26 +175,61 @@ def test_outside_the_field_of_view_is_filled_and_unlabelled():
     np.testing.assert_array_equal(drawn["image"], [[0, 100, 1500, 0, 700]])
 
 
-def test_half_of_the_patches_have_a_vertebra_in_their_middle(monkeypatch):
-    label = np.zeros((20, 30), np.int32)
-    label[0:3, 27:30] = 22  # in a corner: patches reach beyond the slice
-    fake = {
-        "image": jnp.arange(600.0).reshape(20, 30),
+def _cut(label: np.ndarray, key: int = 0, count: int = 16, margin: int = 0) -> dict:
+    """Cut patches of 8 pixels from a slice whose HU are the numbers of its pixels."""
+    drawn = {
+        "image": jnp.arange(float(label.size)).reshape(label.shape),
         "label": jnp.asarray(label),
         "stats": jnp.arange(4.0),
     }
-    monkeypatch.setattr(samples, "slice_sample", lambda key, how: fake)
-    how = replace(HOW, size=(20, 30))
-    drawn = samples.patch_samples(jax.random.key(0), 16, side=8, margin=2, how=how)
+    cut = samples.patches_of(
+        jax.random.key(key), drawn, count=count, side=8, margin=margin, fill_hu=-1000.0
+    )
+    return jax.device_get(cut)
+
+
+def _cut(label: np.ndarray, key: int = 0, count: int = 16, margin: int = 0) -> dict:
+    """Cut patches of 8 pixels from a slice whose HU are the numbers of its pixels."""
+    drawn = {
+        "image": jnp.arange(float(label.size)).reshape(label.shape),
+        "label": jnp.asarray(label),
+        "stats": jnp.arange(4.0),
+    }
+    cut = samples.patches_of(
+        jax.random.key(key), drawn, count=count, side=8, margin=margin, fill_hu=-1000.0
+    )
+    return jax.device_get(cut)
+
+
+def test_half_of_the_patches_have_a_vertebra_in_their_middle():
+    label = np.zeros((20, 30), np.int32)
+    label[0:3, 27:30] = 22  # in a corner: patches reach beyond the slice
+    drawn = _cut(label, margin=2)
     assert drawn["image"].shape == drawn["label"].shape == (16, 12, 12)
-    middle = np.asarray(drawn["label"][:, 6, 6] > 0)
+    assert drawn["stats"].shape == (16, 4)
+    middle = drawn["label"][:, 6, 6] > 0
     np.testing.assert_array_equal(middle, np.arange(16) % 2 == 0)
-    for image, patch in zip(np.asarray(drawn["image"]), np.asarray(drawn["label"]), strict=True):
+    for image, patch in zip(drawn["image"], drawn["label"], strict=True):
         row, column = divmod(int(image[6, 6]), 30)
         np.testing.assert_array_equal(patch, np.pad(label, 6)[row : row + 12, column : column + 12])
-    fake["label"] = jnp.zeros((20, 30), jnp.int32)
-    drawn = samples.patch_samples(jax.random.key(0), 16, side=8, margin=0, how=how)
-    assert drawn["image"].shape == (16, 8, 8) and not drawn["label"].any()
+
+
+def test_the_middles_of_patches_are_drawn_evenly():
+    label = np.zeros((6, 10), np.int32)
+    label[1, 2:5] = label[4, 0] = 9
+    middles = _cut(label, count=4000)["image"][:, 4, 4].astype(int)
+    drawn = np.bincount(middles, minlength=60).reshape(6, 10)
+    # Of 2000 draws each: 500 +- 19 of each of 4 pixels, 36 +- 6 of each of 56.
+    assert np.abs(drawn[label > 0] - 500).max() < 100
+    assert np.abs(drawn[label == 0] - 2000 / 56).max() < 30
+
+
+@pytest.mark.parametrize("label", [0, 22])
+def test_a_slice_of_one_kind_gives_patches_about_any_pixel(label):
+    drawn = _cut(np.full((20, 30), label, np.int32))
+    assert drawn["image"].shape == (16, 8, 8)
+    assert (drawn["label"][:, 4, 4] == label).all()
+    assert len(np.unique(drawn["image"][:, 4, 4])) > 10
 
 
 def test_a_cube_shows_vertebrae_of_a_plausible_size():
