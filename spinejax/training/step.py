@@ -164,8 +164,8 @@ def make_train_step(
 
 
 def streamed(
-    stream: Stream, keys_of: Mapping[str, jax.Array], step: jax.Array, batch: Batch
-) -> dict[str, jax.Array]:
+    stream: Stream, keys_of: Mapping[str, jax.Array], step: jax.Array, batch: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return a batch with the samples that the stream draws for an update.
 
     Args:

@@ -142,7 +142,8 @@ def test_training_on_patches_draws_slices_once_for_several_updates(tmp_path, mon
     assert first.interrupted and first.step % 3  # between updates that share slices
     second, _ = train("resumed")
     # Where a call makes several updates, each draws for itself, and gets the same.
-    monkeypatch.setattr(loop, "_putter", lambda stream, mapped, *_: mapped.put)
+    monkeypatch.setattr(loop, "ONE_BY_ONE", ())
+    config.train.steps_per_call = 2
     each, count = train("each")
     assert count == 7 * 2
     for other in (second, each):
