@@ -1,7 +1,7 @@
-"""Phantoms that a training step draws as the config says.
+"""Phantoms that a training draws as the config says.
 
-Batches of the feed hold no images, only the places of samples in the batch; the step draws these on
-the device.
+Batches of the feed hold no images, only the places of samples in the batch. These are drawn on the
+device, ahead of an update or within it.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
