@@ -131,6 +131,9 @@ def _prepare(parent: int) -> Callable[[], None]:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         if prctl is None:
             return
+        # Until the child runs a program of its own it has the parent's handlers. The launcher's
+        # takes note of a SIGTERM, and the note would be lost with the child's memory.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # the parent died before the call
             os.kill(os.getpid(), signal.SIGTERM)

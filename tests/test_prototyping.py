@@ -15,6 +15,7 @@ PAGE = PAGE.split("\n## ")[0]
 MODULE, CONFIG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [COMMANDS] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 SMALLER = {
+    "--against": "'--config.model.widths=(4,8)' '--config.data.size=(32,32)' --against",
     "--min_spacing_mm=2": "--max_extent_mm=120 --min_spacing_mm=4 --max_spacing_mm=4",
     "--at_once": "'--config.model.widths=(4,8)' --config.train.steps=2 "
     "'--config.data.size=(32,32)' --at_once",

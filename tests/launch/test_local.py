@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from jaxlib import xla_client
@@ -131,3 +133,16 @@ def test_bad_units_are_stopped_and_not_started_again(tmp_path, monkeypatch, caps
     assert sweep_state.state(tmp_path / "0.1").kind == "pruned"
     assert local.run(units[:1], tmp_path, [{}]) == 0 and FakeRun.started == ["0.1"]
     assert sweep_state.state(tmp_path / "0.1").kind == "done"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
+def test_a_unit_whose_launcher_died_before_it_began_ends_whatever_the_launcher_does_at_sigterm():
+    # In a process of its own, without jax's threads. The parent 0, which no process has here, stands
+    # for a launcher that has died.
+    code = (
+        "import signal, subprocess, sys; from spinejax.launch import unit\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: None)\n"
+        "begun = subprocess.Popen([sys.executable, '-c', ''], preexec_fn=unit._prepare(0))\n"
+        "assert begun.wait() == -signal.SIGTERM, begun.returncode"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spinejax import sweep_state
+from spinejax.cli import main
 from tests.support import tiny_run
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,26 @@ pytestmark = [
 ]
 
 
+@pytest.fixture
+def start(place):
+    """A function that starts a launcher in a session of its own, which its units share."""
+    launchers = []
+
+    def start(workdir, *more):
+        launcher = subprocess.Popen(
+            [sys.executable, "-m", "spinejax", *words(place, workdir, *more)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        launchers.append(launcher)
+        return launcher
+
+    yield start
+    for launcher in launchers:
+        kill_all(launcher)  # a test that fails leaves nothing behind
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with the scans, their cache and compiled programs, shared by all sweeps."""
@@ -29,25 +50,19 @@ def place(tmp_path_factory):
     return folder
 
 
-def command(place, workdir, *words, name="four"):
+def words(place, workdir, *more, name="four"):
     return [
-        *(
-            sys.executable,
-            "-m",
-            "spinejax",
-            "sweep",
-            "--config=tests/support/tiny_sweep.py",
-            f"--sweep={name}",
-        ),
+        *("sweep", "--config=tests/support/tiny_sweep.py", f"--sweep={name}"),
         f"--config.data.root={place / 'scans'}",
         f"--config.data.cache_dir={place / 'cache'}",
-        *(f"--workdir={workdir}", "--at_once=2", *words),
+        *(f"--workdir={workdir}", "--at_once=2", *more),
     ]
 
 
-def run(place, workdir, *words, name="four", status=0):
+def launch(place, workdir, *more, name="four", status=0):
+    """Run a sweep to its end. This process has jax's threads and must not start units itself."""
     done = subprocess.run(
-        command(place, workdir, *words, name=name),
+        [sys.executable, "-m", "spinejax", *words(place, workdir, *more, name=name)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -58,14 +73,13 @@ def run(place, workdir, *words, name="four", status=0):
     return done.stdout
 
 
-def start(place, workdir):
-    """Start the launcher in a session of its own, which its units share."""
-    return subprocess.Popen(
-        command(place, workdir),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def run(capsys, *command, status=0):
+    """Run a command that starts no unit, in this process."""
+    capsys.readouterr()
+    done = main([str(word) for word in command])
+    out, err = capsys.readouterr()
+    assert done == status, out + err
+    return out
 
 
 def members(session):
@@ -80,6 +94,17 @@ def members(session):
             if int(fields[3]) == session and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
+
+
+def kill_all(launcher):
+    """Kill a launcher and its units."""
+    while victims := members(launcher.pid):
+        for process in victims:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    launcher.wait()
 
 
 def states(workdir):
@@ -99,20 +124,21 @@ def until(condition):
         time.sleep(0.1)
 
 
-def tables(workdir):
-    words = [sys.executable, "-m", "spinejax", "report", f"--sweep={workdir}"]
-    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+def tables(capsys, workdir):
+    run(capsys, "report", f"--sweep={workdir}")
     # Times differ.
     lines = (workdir / "report.csv").read_text().splitlines()
     return [line for line in lines if ",train_h," not in line and ",predict_s," not in line]
 
 
-def test_a_killed_sweep_goes_on_with_what_is_missing_to_the_same_table(place, tmp_path):
+def test_a_killed_sweep_goes_on_with_what_is_missing_to_the_same_table(
+    place, start, tmp_path, capsys
+):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    out = run(place, whole)
+    out = launch(place, whole)
     assert out.splitlines()[-1] == "4 of 4 units done"
 
-    launcher = start(place, killed)
+    launcher = start(killed)
     # Halfway: some are done, and one has saved and not finished.
     until(lambda: "done" in kinds(killed))
     until(
@@ -124,31 +150,26 @@ def test_a_killed_sweep_goes_on_with_what_is_missing_to_the_same_table(place, tm
             or "waiting" not in kinds(killed)
         )
     )
-    while victims := members(launcher.pid):
-        for process in victims:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-    launcher.wait()
+    kill_all(launcher)
     until(lambda: "running" not in kinds(killed))  # threads of the killed may outlive their leader
     before = states(killed)
     assert 1 <= kinds(killed).count("done") < 4
     finished = {name for name, state in before.items() if state.kind == "done"}
     touched = {name: (killed / name / "DONE").stat().st_mtime_ns for name in finished}
 
-    out = run(place, killed)
+    out = launch(place, killed)
     started = {line.split(":")[0] for line in out.splitlines() if line.endswith(": running")}
     assert started == before.keys() - finished
     assert {name: (killed / name / "DONE").stat().st_mtime_ns for name in finished} == touched
-    assert tables(killed) == tables(whole)
+    assert tables(capsys, killed) == tables(capsys, whole)
     # Once more: nothing is left to do, and nothing is done.
-    out = run(place, killed)
+    out = run(capsys, *words(place, killed))
     assert ": running" not in out and out.splitlines()[-1] == "4 of 4 units done"
 
 
-def test_ctrl_c_saves_all_units_and_a_dead_launcher_takes_its_units_with_it(place, tmp_path):
-    launcher = start(place, tmp_path)
+def test_ctrl_c_saves_all_units_and_a_dead_launcher_takes_its_units_with_it(start, tmp_path):
+    endless = "--config.train.steps=1000000"
+    launcher = start(tmp_path, endless)
     until(
         lambda: (
             any((s.step or 0) >= 1 for s in states(tmp_path).values()) if kinds(tmp_path) else False
@@ -160,40 +181,35 @@ def test_ctrl_c_saves_all_units_and_a_dead_launcher_takes_its_units_with_it(plac
     until(lambda: "running" not in kinds(tmp_path))
     assert "failed" not in kinds(tmp_path)
 
-    launcher = start(place, tmp_path)
+    launcher = start(tmp_path, endless)
     until(lambda: "running" in kinds(tmp_path))
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
     until(lambda: not members(launcher.pid) and "running" not in kinds(tmp_path))
 
 
-def test_a_failed_unit_says_why_and_the_others_go_on(place, tmp_path):
-    out = run(place, tmp_path, name="failing", status=1)
+def test_a_failed_unit_says_why_and_the_others_go_on(place, tmp_path, capsys):
+    out = launch(place, tmp_path, name="failing", status=1)
     found = states(tmp_path)
     assert [state.kind for state in found.values()] == ["failed", "done"]
     note = found["split=official"].note
     assert "error:" in note and "official" in note and note in out
-    shown = subprocess.run(
-        [sys.executable, "-m", "spinejax", "sweep", "--status", f"--workdir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    shown = run(capsys, "sweep", "--status", f"--workdir={tmp_path}")
     assert shown.splitlines()[-1] == "1 of 2 units done, 1 failed" and note in shown
 
 
-def test_the_folder_of_a_run_or_of_another_sweep_is_refused(place, tmp_path):
+def test_the_folder_of_a_run_or_of_another_sweep_is_refused(place, tmp_path, capsys):
     def said(name):
-        words = command(place, tmp_path, "--config.train.steps=1", name=name)
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 1 and done.stderr.count("\n") == 1
-        return done.stderr
+        capsys.readouterr()
+        assert main(words(place, tmp_path, "--config.train.steps=1", name=name)) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
 
     (tmp_path / "config.json").write_text("{}")
     assert "is the folder of a single run" in said("four")
     (tmp_path / "config.json").unlink()
-    run(place, tmp_path, "--config.train.steps=1", "--units=*zscore,seed=0", name="table3")
+    launch(place, tmp_path, "--config.train.steps=1", "--units=*zscore,seed=0", name="table3")
     assert "belongs to sweep table3" in said("four")
     (tmp_path / sweep_state.FILE).write_text("{")
     assert "is damaged" in said("table3")

@@ -34,4 +34,6 @@ def _run(words: list[str], output: Path, devices: int) -> None:
     # jax reads the variables of these two when it is imported.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    sys.exit(tiny_run.main(words))
+    status = tiny_run.main(words)
+    jax.distributed.shutdown()  # jax would do it in an exit function, which forked processes skip
+    sys.exit(status)

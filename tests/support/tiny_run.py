@@ -3,11 +3,15 @@
 Imported by the tests of training, and run by them as a process of its own:
 
     python -m tests.support.tiny_run SCANS WORKDIR [key=json ...] \
-        [--processes=2 --process=0 --port=N] [--evaluate=SPLIT --damaged=FOLDER]
+        [--processes=2 --process=0 --port=N] [--evaluate=SPLIT --damaged=FOLDER] [--pause=SECONDS]
+
+It waits so many seconds before each step. A test that watches a run then has time to act, on a busy
+machine, too.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +114,7 @@ def main(argv: list[str]) -> int:
     from spinejax.data import cache
     from spinejax.errors import InputError
     from spinejax.training import loop, parallel
+    from spinejax.training.signals import Stop
 
     flags = dict(a[2:].split("=", 1) for a in argv if a.startswith("--"))
     root, workdir, *pairs = [a for a in argv if not a.startswith("--")]
@@ -122,6 +127,12 @@ def main(argv: list[str]) -> int:
             initialization_timeout_s=60,
             heartbeat_timeout_s=10,
         )
+
+    class Pausing(Stop):
+        def agreed(self, at: int) -> bool:
+            time.sleep(float(flags.get("pause", 0)))
+            return super().agreed(at)
+
     prepared, prepare = [], cache.prepare
 
     def noting(cases: Any, *args: Any, **options: Any) -> Any:
@@ -130,7 +141,7 @@ def main(argv: list[str]) -> int:
 
     cache.prepare = noting
     try:
-        result = loop.train(tiny_config(Path(root), **changes), workdir)
+        result = loop.train(tiny_config(Path(root), **changes), workdir, stop=Pausing())
         if "evaluate" in flags:
             _evaluate(Path(workdir), flags["evaluate"], Path(flags["damaged"]))
             _check_that_all_fail(parallel)

@@ -13,8 +13,8 @@ from tests.support import tiny_run
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Return the experiment."""
-    return tiny_run.tiny_config(Path(), **{"data.root": ""})
+    """Return the experiment, with a network of one level."""
+    return tiny_run.tiny_config(Path(), **{"data.root": "", "model.widths": (4,)})
 
 
 def sweep_four() -> list[Unit]:

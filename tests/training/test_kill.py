@@ -22,7 +22,8 @@ from spinejax.training.state import create_state
 from tests.support import forked_run
 from tests.support.tiny_run import EXIT_INTERRUPTED, tiny_config, write_scans
 
-STEPS = 60
+STEPS = 30
+NETWORK = {"model.norm": "batch", "model.widths": [4]}
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +35,17 @@ def base(tmp_path_factory) -> Path:
     return base
 
 
-def start(base: Path, name: str) -> BaseProcess:
-    """Start or continue a run; its cache of scans is shared."""
+def start(base: Path, name: str, pause: float = 0.0) -> BaseProcess:
+    """Start or continue a run, with a pause before each step; its cache of scans is shared."""
     settings = {
         "train.steps": STEPS,
         "train.eval_every_epochs": 2,
         "train.pictures": 0,
-        "model.norm": "batch",
+        **NETWORK,
         "data.cache_dir": str(base / "cache"),
     }
     pairs = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    words = [str(base / "scans"), str(base / name), *pairs]
+    words = [str(base / "scans"), str(base / name), *pairs, f"--pause={pause}"]
     return forked_run.start(words, base / f"{name}.log")
 
 
@@ -80,25 +81,24 @@ def kill_once(process: BaseProcess, workdir: Path, how: str, chance: random.Rand
     deadline = time.monotonic() + 120
     begun = last_step(workdir)
     target = begun + chance.randrange(1, 6)
+    reached = {"saving": is_saving, "deleting": is_deleting}.get(how)
     while process.exitcode is None and time.monotonic() < deadline:
-        reached = how == "starting" or last_step(workdir) >= target
-        if reached and how == "saving" and not is_saving(workdir):
-            reached = False
-        if reached and how == "deleting" and not is_deleting(workdir):
-            reached = False
-        if reached:
-            longest = {"starting": 2.0, "updating": 0.1, "saving": 0.05, "deleting": 0.01}[how]
+        if how != "starting" and last_step(workdir) < target:
+            time.sleep(0.01)  # the machine is for the run
+        elif reached and not reached(workdir):
+            time.sleep(0.001)
+        else:
+            longest = {"starting": 1.0, "updating": 0.1, "saving": 0.05, "deleting": 0.01}[how]
             time.sleep(chance.random() * longest)
             process.kill()
             process.join()
             return process.exitcode == -signal.SIGKILL
-        time.sleep(0.001)
     assert process.exitcode is not None, "the run got stuck"
     return False
 
 
 def final_state(base: Path, name: str):
-    config = tiny_config(base / "scans", **{"model.norm": "batch"})
+    config = tiny_config(base / "scans", **NETWORK)
     optimizer = optim.make_optimizer(
         "adam", optim.make_schedule("constant", learning_rate=1.0, total_steps=1), clip_norm=1.0
     )
@@ -121,13 +121,15 @@ def assert_same_end(base: Path, name: str) -> None:
         for n in ("whole", name)
     ]
     assert lines[0] == lines[1]
+    # A line that is written twice is left out when the file is read.
+    assert len((base / name / "metrics.jsonl").read_text().splitlines()) == len(lines[1])
 
 
 def test_another_process_reads_whole_networks_while_a_run_saves_and_is_killed(base):
     """A reader finds no checkpoint yet, or all parameters as finite numbers; nothing else."""
     shapes, sizes = set(), []
     for how in ("killed", "finished"):
-        process = start(base, "read")
+        process = start(base, "read", pause=0.1)
         deadline = time.monotonic() + 120
         while process.exitcode is None and time.monotonic() < deadline:
             which = checkpoint.FOLDERS[len(sizes) % 2]
@@ -179,7 +181,7 @@ def test_twenty_kills_in_all_and_each_run_ends_the_same(base):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_and_the_same_command_resumes(base, number):
     name = f"signal{number}"
-    process = start(base, name)
+    process = start(base, name, pause=0.1)
     while last_step(base / name) < 4 and process.exitcode is None:
         time.sleep(0.01)
     os.kill(process.pid, number)

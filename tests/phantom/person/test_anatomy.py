@@ -9,7 +9,7 @@ from spinejax.phantom import anatomy, centroids
 from spinejax.phantom.body.warp import unwarp
 from spinejax.phantom.scanner import acquisition, view
 
-SPACING = 1.8
+SPACING = 2.2
 
 
 SEEDS = (1, 2)
