@@ -485,6 +485,11 @@ FIELDS: tuple[Field, ...] = (
         meaning="Number of batches in an epoch of 'phantom_stream'.",
     ),
     Field(
+        "data.phantom.updates_per_slice", 8, Whole(1, 10**6),
+        meaning="Number of updates in a row that cut patches from the same slices of "
+        "'phantom_stream'. With more, training draws less, and its batches are more alike.",
+    ),
+    Field(
         "data.phantom.distractors", True, Flag(),
         meaning="Draw other bones, organs, vessels and implants.",
     ),

@@ -162,7 +162,7 @@ def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
         rows = samples.batch_of(patches, key, positions[::group] // group, drawn)
         return {name: x.reshape(-1, *x.shape[2:]) for name, x in rows.items()}
 
-    return Stream(draw, group, cut, samples.SLICE_UPDATES)
+    return Stream(draw, group, cut, config.data.phantom.updates_per_slice)
 
 
 def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:

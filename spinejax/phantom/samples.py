@@ -46,10 +46,6 @@ field of view reaches there: hips and pelvis look most like vertebrae."""
 PATCHES_PER_SLICE = 16
 """Number of neighbouring patches of a batch that are cut from one slice."""
 
-SLICE_UPDATES = 8
-"""Number of updates in a row whose patches are cut from the same slices: on a CPU, the slices of a
-batch take several times as long to draw as a network of patches takes to learn from it."""
-
 
 @dataclass(frozen=True)
 class Sampling:

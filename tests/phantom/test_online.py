@@ -30,8 +30,8 @@ def _patches(monkeypatch) -> online.Stream:
     """The stream of patches, from cheap slices: 4 of each, for 3 updates in a row."""
     monkeypatch.setattr(samples, "slice_sample", lambda key, how: _slice(key))
     monkeypatch.setattr(samples, "PATCHES_PER_SLICE", 4)
-    monkeypatch.setattr(samples, "SLICE_UPDATES", 3)
-    return online.of_patches(_streaming(), side=8, margin=0)
+    config = _streaming(**{"data.phantom.updates_per_slice": 3})
+    return online.of_patches(config, side=8, margin=0)
 
 
 def _samples(stream: online.Stream, at: int, positions: jax.Array) -> dict:
@@ -121,10 +121,9 @@ def test_training_on_patches_draws_slices_once_for_several_updates(tmp_path, mon
         return _slice(key)
 
     monkeypatch.setattr(samples, "slice_sample", slice_sample)
-    monkeypatch.setattr(samples, "SLICE_UPDATES", 3)
     config = opconvnet.get_config("debug")
     config.data.update(source="phantom_stream", size=(16, 16))
-    config.data.phantom.cases = 0
+    config.data.phantom.update(cases=0, updates_per_slice=3)
     config.train.update(steps=7, batch_size=32, eval_every_epochs=100.0, parallel=kind)
 
     def train(name: str, **how):
