@@ -137,7 +137,7 @@ def test_bad_units_are_stopped_and_not_started_again(tmp_path, monkeypatch, caps
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
 def test_a_unit_whose_launcher_died_before_it_began_ends_whatever_the_launcher_does_at_sigterm():
-    # In a process of its own, without jax's threads. The parent 0, which no process has here, stands
+    # In a process of its own, without jax's threads. No process here has the parent 0; it stands
     # for a launcher that has died.
     code = (
         "import signal, subprocess, sys; from spinejax.launch import unit\n"
