@@ -635,8 +635,10 @@ def _run(
     )
     update = mapped.map(step.several(update), sharded=(False, False), donate=True)
     put: Callable[[Batch], Any] = mapped.put
-    # A call of several updates draws within: nothing comes from outside between them.
-    if task.stream and lengths.per_call == 1:
+    # A call of several updates draws within: the host cannot pass samples between its updates. pmap
+    # in several processes does so, too: it cannot be compiled ahead.
+    ahead = mapped.kind == "shard_map" or parallel.process_count() == 1
+    if task.stream and lengths.per_call == 1 and ahead:
         update, put = _drawing_apart(update, task.stream, mapped, config.seed, thread)
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
     for line in initial.training.get("random", ()) if initial else ():

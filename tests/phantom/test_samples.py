@@ -188,19 +188,6 @@ def _cut(label: np.ndarray, key: int = 0, count: int = 16, margin: int = 0) -> d
     return jax.device_get(cut)
 
 
-def _cut(label: np.ndarray, key: int = 0, count: int = 16, margin: int = 0) -> dict:
-    """Cut patches of 8 pixels from a slice whose HU are the numbers of its pixels."""
-    drawn = {
-        "image": jnp.arange(float(label.size)).reshape(label.shape),
-        "label": jnp.asarray(label),
-        "stats": jnp.arange(4.0),
-    }
-    cut = samples.patches_of(
-        jax.random.key(key), drawn, count=count, side=8, margin=margin, fill_hu=-1000.0
-    )
-    return jax.device_get(cut)
-
-
 def test_half_of_the_patches_have_a_vertebra_in_their_middle():
     label = np.zeros((20, 30), np.int32)
     label[0:3, 27:30] = 22  # in a corner: patches reach beyond the slice
