@@ -131,8 +131,8 @@ def _prepare(parent: int) -> Callable[[], None]:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         if prctl is None:
             return
-        # Until the child runs a program of its own it has the parent's handlers. The launcher's
-        # takes note of a SIGTERM, and the note would be lost with the child's memory.
+        # Until it runs a program of its own, the child has the launcher's handler of SIGTERM. That
+        # only sets a flag, which the new program would not see.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # the parent died before the call

@@ -487,7 +487,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "data.phantom.updates_per_slice", 8, Whole(1, 10**6),
         meaning="Number of updates in a row that cut patches from the same slices of "
-        "'phantom_stream'. With more, training draws less, and its batches are more alike.",
+        "'phantom_stream'. With more, training draws less often, and batches are more alike.",
     ),
     Field(
         "data.phantom.distractors", True, Flag(),

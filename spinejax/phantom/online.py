@@ -1,7 +1,7 @@
 """Phantoms that a training draws as the config says.
 
-Batches of the feed hold no images, only the places of samples in the batch. These are drawn on the
-device, ahead of an update or within it.
+Batches of the feed hold no images, only the places of samples in the batch. Images are drawn on the
+device, in the update or, where several updates share them, before it.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -105,7 +105,7 @@ class Stream(NamedTuple):
             b / group rows.
         cut: (key, positions (b,), what `draw` returned) -> the samples, b rows; None if `draw`
             returns them.
-        updates: Number of updates in a row that take their samples from what one key has drawn.
+        updates: Number of updates in a row that cut their samples from the same drawing.
     """
 
     draw: Callable[[jax.Array, jax.Array], Drawn]

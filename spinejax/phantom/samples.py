@@ -292,22 +292,23 @@ def patches_of(
     image = jnp.pad(drawn["image"], pad, constant_values=fill_hu)
     label = jnp.pad(drawn["label"], pad)
     foreground = (drawn["label"] > 0).reshape(-1)
-    # Of each kind, how many pixels there are up to each pixel.
-    before_of = jnp.cumsum(jnp.stack([foreground, ~foreground]), axis=1)
-    anywhere = jnp.arange(1, foreground.size + 1)
 
-    def one(i: Array, u: Array) -> tuple[Array, Array]:
-        sofar = before_of[i % 2]
-        sofar = jnp.where(sofar[-1] > 0, sofar, anywhere)
-        number = jnp.minimum(jnp.floor(u * sofar[-1]).astype(sofar.dtype) + 1, sofar[-1])
-        at = jnp.searchsorted(sofar, number)
-        start = (at // drawn["label"].shape[1], at % drawn["label"].shape[1])
-        cut = lambda array: lax.dynamic_slice(array, start, (whole, whole))  # noqa: E731
-        return cut(image), cut(label)
+    def places(key: Array, wanted: Array) -> Array:
+        share = jnp.where(jnp.any(wanted), wanted, True).astype(jnp.float32)
+        return jax.random.choice(key, wanted.size, (count,), p=share)
 
-    images, labels = jax.vmap(one)(jnp.arange(count), jax.random.uniform(key, (count,)))
+    keys = jax.random.split(key)
+    inside, outside = places(keys[0], foreground), places(keys[1], ~foreground)
+    rows, columns = jnp.divmod(
+        jnp.where(jnp.arange(count) % 2 == 0, inside, outside), drawn["label"].shape[1]
+    )
+
+    def cut(array: Array) -> Array:
+        one = lambda row, column: lax.dynamic_slice(array, (row, column), (whole, whole))  # noqa: E731
+        return jax.vmap(one)(rows, columns)
+
     stats = jnp.broadcast_to(drawn["stats"], (count, 4))
-    return {"image": images, "label": labels, "stats": stats}
+    return {"image": cut(image), "label": cut(label), "stats": stats}
 
 
 def _cube_numbers(draws: Draws) -> tuple[Array, Array]:

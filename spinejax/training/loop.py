@@ -10,10 +10,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -314,60 +312,39 @@ def stacked(batches: Sequence[Batch]) -> Batch:
     return {name: np.stack([b[name] for b in batches], axis=1) for name in batches[0]}
 
 
-def _drawing_apart(
-    update: Any,
-    stream: Stream,
-    mapped: parallel.Parallel,
-    seed: int,
-    thread: Executor,
-) -> tuple[Callable[..., Any], Callable[[Batch], Any]]:
-    """Let a program of its own draw samples, ahead of the updates that learn from them.
+def _putter(
+    stream: Stream | None, mapped: parallel.Parallel, seed: int, per_call: int
+) -> Callable[[Batch], Any]:
+    """Return `put` of `repeat`; where several updates share slices, it also draws these.
 
-    It draws once for several updates (`Stream.updates`). It compiles while the update compiles, and
-    trainings of other networks find it in the compilation cache.
+    A call of several updates draws them for each: the host cannot pass any between its updates.
 
     Args:
-        update: of one update a call, from `mapped.map`.
         stream: of the task.
         mapped: the devices.
         seed: of the run.
-        thread: in which the program compiles, and from which it is called.
-
-    Returns:
-        `update` and `put` of `repeat`.
+        per_call: the most updates of a call.
     """
-    # The seed is an argument: in the program, it would make other programs of other seeds.
-    key = np.asarray(jax.random.key_data(step.named_key(seed, "stream")))
+    if stream is None or stream.updates == 1 or per_call > 1:
+        return mapped.put
+    key = step.named_key(seed, "stream")
 
-    def drawn(which: Any, batch: Mapping[str, jax.Array]) -> tuple[Any]:
-        key, turn = jax.random.wrap_key_data(which[0]), which[1]
+    def drawn(turn: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[Any]:
         rows = stream.draw(jax.random.fold_in(key, turn), batch["position"][:, 0])
         return (jax.tree.map(lambda x: x[:, None], rows),)
 
-    draw = numerics.fixed()(mapped.map(drawn, sharded=(True,), donate=False))
-    turn, held, compiled = -1, Future[Any](), None
+    draw = mapped.map(drawn, sharded=(True,), donate=False)
+    turn, held = -1, None
 
     def put(batch: Batch) -> Any:
         nonlocal turn, held
         rows, now = mapped.put(batch), batch["step"].item(0) // stream.updates
         if now != turn:
-            turn, held = now, thread.submit(draw, (key, np.int32(now)), rows)
-        return rows, held
+            (held,) = draw(np.int32(now), {"position": rows["position"]})
+            turn = now
+        return {**rows, "drawn": held}
 
-    def update_drawn(state: Any, batch: tuple[dict[str, Any], Future[Any]]) -> Any:
-        nonlocal compiled
-        rows, drawing = batch
-        if compiled is None:
-            (shapes,) = jax.eval_shape(draw, (key, np.int32(0)), rows)
-            shapes = jax.tree.map(partial(_like, sharding=rows["position"].sharding), shapes)
-            compiled = update.lower(state, rows | {"drawn": shapes}).compile()
-        return compiled(state, rows | {"drawn": drawing.result()[0]})
-
-    return update_drawn, put
-
-
-def _like(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    return put
 
 
 class TrainResult(NamedTuple):
@@ -428,10 +405,7 @@ def train(
             return _without_training(config, workdir, ready.mapped, progress)
         stop = Stop() if stop is None else stop
         try:
-            thread = stack.enter_context(ThreadPoolExecutor(1, "drawing"))
-            return _run(
-                config, workdir, ready.task, ready.mapped, ready.initial, stop, progress, thread
-            )
+            return _run(config, workdir, ready.task, ready.mapped, ready.initial, stop, progress)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -621,7 +595,6 @@ def _run(
     initial: Network | None,
     stop: Stop,
     progress: Progress,
-    thread: Executor,
 ) -> TrainResult:
     first = parallel.process_index() == 0
     cases = run_cases.find(config, workdir, progress=progress)
@@ -634,12 +607,6 @@ def _run(
         config, task, total_steps=lengths.total, steps_per_epoch=feed.per_epoch
     )
     update = mapped.map(step.several(update), sharded=(False, False), donate=True)
-    put: Callable[[Batch], Any] = mapped.put
-    # A call of several updates draws within: the host cannot pass samples between its updates. pmap
-    # in several processes does so, too: it cannot be compiled ahead.
-    ahead = mapped.kind == "shard_map" or parallel.process_count() == 1
-    if task.stream and lengths.per_call == 1 and ahead:
-        update, put = _drawing_apart(update, task.stream, mapped, config.seed, thread)
     score = mapped.map(step.make_eval_step(task), sharded=(False, True), donate=False)
     for line in initial.training.get("random", ()) if initial else ():
         logger.info("begins with random weights: %s", line)
@@ -770,7 +737,7 @@ def _run(
                     process_index=parallel.process_index(),
                     process_count=parallel.process_count(),
                 ),
-                put=put,
+                put=_putter(task.stream, mapped, config.seed, lengths.per_call),
                 keeper=keeper,
                 stop=stop,
             )

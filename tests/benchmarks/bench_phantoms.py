@@ -38,9 +38,10 @@ def volume(shape, rounds):
 
 
 def drawer(stream, size):
-    """Return two functions that wait for what they return: what is drawn, and a batch of `size`.
+    """Return two functions, each of which waits for what it makes.
 
-    The second one cuts the batch from what was drawn before, or is that.
+    The first one draws. The second one makes a batch of `size` samples from what was drawn before;
+    for slices and cubes that is the batch.
     """
     positions, turns, steps = jnp.arange(size), count(), count()
     keys_of = {name: step.named_key(0, name) for name in ("stream", "cut")}

@@ -84,7 +84,7 @@ def kill_once(process: BaseProcess, workdir: Path, how: str, chance: random.Rand
     reached = {"saving": is_saving, "deleting": is_deleting}.get(how)
     while process.exitcode is None and time.monotonic() < deadline:
         if how != "starting" and last_step(workdir) < target:
-            time.sleep(0.01)  # the machine is for the run
+            time.sleep(0.01)  # leaves the processor to the run
         elif reached and not reached(workdir):
             time.sleep(0.001)
         else:
@@ -121,7 +121,7 @@ def assert_same_end(base: Path, name: str) -> None:
         for n in ("whole", name)
     ]
     assert lines[0] == lines[1]
-    # A line that is written twice is left out when the file is read.
+    # `lines` lacks lines that were written twice, so those of the file are counted.
     assert len((base / name / "metrics.jsonl").read_text().splitlines()) == len(lines[1])
 
 
