@@ -133,11 +133,11 @@ def make_train_step(
         gradient = jax.lax.pmean(gradient, AXIS)
         loss = jax.lax.pmean(sum(losses) / accumulate_steps, AXIS)
         counts = jax.lax.psum(sum(sums), AXIS)
-        # Devices that are cores share their threads, and one that waits for the others holds a
-        # thread. The numbers of the samples could be gathered at once, long before all devices get
-        # there. `sure`, always true, lets this wait for the counts, which all devices have by then.
-        sure = counts.ravel()[0] >= 0
-        which = {name: jnp.where(sure, batch[name], -1) for name in ("case", "index")}
+        # Where the devices are cores of one CPU, they share its threads, and a device that waits
+        # for the others keeps a thread from working. Rows that are known from the start would be
+        # gathered first, and wait longest; so they are made to depend on the counts.
+        known = counts.ravel()[0] >= 0  # always, but the compiler cannot know
+        rows = {name: jnp.where(known, batch[name], 0) for name in ("case", "index")}
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -160,7 +160,7 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": _all_finite((loss, leaf_max, norm, params, batch_stats)),
             "leaf_max": leaf_max,
-            **{name: jax.lax.all_gather(rows, AXIS, tiled=True) for name, rows in which.items()},
+            **{name: jax.lax.all_gather(x, AXIS, tiled=True) for name, x in rows.items()},
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 

@@ -2,8 +2,7 @@
 
 The value at a point depends on that point alone, so a slice is the same plane of the volume. For
 speed, points are drawn in blocks that lie close to each other, and a block evaluates only the
-vertebrae and bones that come within 3 mm of it. So labels do not depend on how points fall into
-blocks. HU do where `edge_mm` is above 1 mm, a little: a blurred edge then reaches further.
+vertebrae and bones that reach it. `spinejax.phantom.once` says where HU depend on blocks after all.
 """
 
 from typing import Any
