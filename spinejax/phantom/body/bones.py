@@ -17,9 +17,12 @@ SACROILIAC_MM = 1.5
 """Width of the gap between sacrum and ilium."""
 
 
-def near(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Find the boxes (m, 3) that points (n, 3) may meet: their indices first, and their number."""
-    hit = jnp.all((p.min(0) < high) & (p.max(0) > low), 1)
+def near(p: Array, low: Array, high: Array, spare: Any = 0.0) -> tuple[Array, Array]:
+    """Find the boxes (m, 3) that points (n, 3) may meet: their indices first, and their number.
+
+    `spare` mm are added at each side of a box: see `tissues.spare`.
+    """
+    hit = jnp.all((p.min(0) < high + spare) & (p.max(0) > low - spare), 1)
     return jnp.argsort(~hit, stable=True), jnp.sum(hit)
 
 
@@ -106,8 +109,8 @@ def _sacrum(p: Array, frame: dict[str, Any], bone: dict[str, Array]) -> Bones:
     return Bones(shapes.smooth_max(d, -holes, 1.5), holes, sac, plate, end, body)
 
 
-def bones(p: Array, parameters: dict[str, Any]) -> Bones:
-    """Sacrum, pelvis, skull, shoulders at points (n, 3).
+def bones(p: Array, parameters: dict[str, Any], spare: Any = 0.0) -> Bones:
+    """Sacrum, pelvis, skull, shoulders at points (n, 3); `spare` as in `near`.
 
     The head of a femur, the roof of its socket, the sacrum under a worn disc and the upper rim of
     its wings are dense.
@@ -116,7 +119,7 @@ def bones(p: Array, parameters: dict[str, Any]) -> Bones:
 
     def close(frame: dict[str, Any], low: float, high: float) -> Array:
         z = p[:, 2] - frame["origin"][2]
-        return jnp.any((z > low) & (z < high))
+        return jnp.any((z > low - spare) & (z < high + spare))
 
     def pelvis() -> tuple[Array, Array]:
         frame = parameters["pelvis"]
@@ -190,19 +193,25 @@ def _rib(
     return bone, soft
 
 
-def ribs(p: Array, psi: Array, wall: Array, ribs: dict[str, Array]) -> tuple[Array, Array]:
-    """Distance to ribs and to their cartilage; their `z` is that of the tubercle."""
+def ribs(
+    p: Array, psi: Array, wall: Array, ribs: dict[str, Array], spare: Any = 0.0
+) -> tuple[Array, Array]:
+    """Distance to ribs and to their cartilage; their `z` is that of the tubercle.
+
+    `spare` as in `near`.
+    """
     far = jnp.full(p.shape[:1], FAR)
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
-    order, count = near(p, ribs["low"], ribs["high"])
+    order, count = near(p, ribs["low"], ribs["high"], spare)
 
     def capsule(i: Array, d: Array) -> Array:
         return jnp.minimum(d, shapes.capsule(x, y, z, ribs["shape"][order[i]]))
 
     bone = turns(0, count, order.shape[0], capsule, far)
     # A rib climbs little, and falls by its slope times its angle.
-    hit = (z.min() < ribs["z"] + 24.0) & (z.max() > ribs["z"] - 3.4 * ribs["slope"] - 12.0)
-    hit &= jnp.any(jnp.abs(wall) < 12.0)
+    hit = z.min() < ribs["z"] + 24.0 + spare
+    hit &= z.max() > ribs["z"] - 3.4 * ribs["slope"] - 12.0 - spare
+    hit &= jnp.any(jnp.abs(wall) < 12.0 + spare)
     bands = jnp.argsort(~hit, stable=True)
     rows = {name: ribs[name] for name in ("z", "slope", "last", "end")}
 

@@ -17,14 +17,20 @@ from spinejax.phantom.once import kept, turns
 Array = jax.Array
 
 
-def reaches(p: Array, spine: dict[str, Any]) -> Array:
-    """Return whether each vertebra may matter at each point, bool (n, 26): see `anatomy`."""
+def reaches(p: Array, spine: dict[str, Any], spare: Any = 0.0) -> Array:
+    """Return whether each vertebra may matter at each point, bool (n, 26): see `anatomy`.
+
+    Args:
+        p: Points (n, 3).
+        spine: As in `anatomy`.
+        spare: From `tissues.spare`, mm.
+    """
     centre = spine["origin"] + spine["centre_y"][:, None] * spine["rotation"][:, :, 1]
     up = spine["rotation"][:, :, 2]
     x, y, z = (p[:, i : i + 1] - centre[:, i] for i in range(3))
     height = x * up[:, 0] + y * up[:, 1] + z * up[:, 2]  # the centre lies at that of the body
-    near = x * x + y * y + z * z < (spine["reach"] ** 2) * (spine["id"] > 0)
-    return near & (height > spine["low"]) & (height < spine["high"])
+    near = x * x + y * y + z * z < ((spine["reach"] + spare) ** 2) * (spine["id"] > 0)
+    return near & (height > spine["low"] - spare) & (height < spine["high"] + spare)
 
 
 def centroids(parameters: dict[str, Any]) -> tuple[Array, Array]:
@@ -33,12 +39,12 @@ def centroids(parameters: dict[str, Any]) -> tuple[Array, Array]:
     return spine["id"], unwarp(spine["origin"], parameters)
 
 
-def vertebrae(p: Array, spine: dict[str, Any]) -> dict[str, Array]:
+def vertebrae(p: Array, spine: dict[str, Any], spare: Any = 0.0) -> dict[str, Array]:
     """Nearest and second nearest vertebra, discs and canal, at points (n, 3).
 
-    Under x, y and z: coordinates in the frame of the nearest vertebra.
+    Under x, y and z: coordinates in the frame of the nearest vertebra. `spare` as in `reaches`.
     """
-    hit = jnp.any(reaches(p, spine), 0)
+    hit = jnp.any(reaches(p, spine, spare), 0)
     index = jnp.arange(hit.shape[0])
     first = jnp.min(jnp.where(hit, index, hit.shape[0]))
     last = jnp.max(jnp.where(hit, index, -1)) + 1

@@ -2,7 +2,7 @@
 
 The value at a point depends on that point alone, so a slice is the same plane of the volume. For
 speed, points are drawn in blocks that lie close to each other, and a block evaluates only the
-vertebrae and bones that reach it. `spinejax.phantom.once` says where HU depend on blocks after all.
+vertebrae and bones that reach it. So a few points may differ by some HU: see `spinejax.phantom.once`.
 """
 
 from typing import Any
@@ -36,7 +36,8 @@ def render_block(
     fine = tissues.texture(x, y, z, parameters["texture"], edge)
     p, soft, fine = kept(points, (p, soft, fine))
     hu, rib = scene.soft(p, parameters, edge, soft, fine, distractors)
-    v = column.vertebrae(p, spine)
+    spare = tissues.spare(edge)
+    v = column.vertebrae(p, spine, spare)
     d = v["nearest"]
     near = jnp.any(d < 60.0)
 
@@ -53,7 +54,7 @@ def render_block(
     hu = when(near, near_column, hu)
     # Other bones lie over the last disc, for the sacrum's endplate, and under the column's bone.
     if distractors:
-        other = bones.bones(p, parameters)
+        other = bones.bones(p, parameters, spare)
         hu = tissues.over(hu, t["epidural"], other.holes, edge)
         bone = parameters["marrow"]
         # A joint's gap lies between the column and what articulates with it.

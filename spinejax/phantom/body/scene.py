@@ -70,7 +70,7 @@ def things(
         fine: Fine texture (n,).
         waves: Those of another texture, for bubbles.
     """
-    order, count = near(p, items["low"], items["high"])
+    order, count = near(p, items["low"], items["high"], tissues.spare(edge))
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
 
     def mixed() -> Array:
@@ -187,6 +187,7 @@ def soft(
     cloth = jnp.abs(skin - 7.0 - 3.0 * noise) - 0.5 * t["blanket"]
     hu = hu + 160.0 * inside(cloth, edge) * inside(-skin, edge) * (t["blanket"] > 0.0)
 
+    spare = tissues.spare(edge)
     # The chest: two halves, each an ellipse; ribs lie on its wall, a lung inside.
     ribs = parameters["ribs"]
     side = jnp.abs(x)
@@ -199,7 +200,7 @@ def soft(
     def chest() -> tuple[Array, Array, Array]:
         psi = jnp.arctan2(u, v)
         psi = jnp.where(psi < -1.7, psi + 2.0 * jnp.pi, psi)
-        rib, cartilage = bones.ribs(p, psi, wall, ribs)
+        rib, cartilage = bones.ribs(p, psi, wall, ribs, spare)
         sternum = shapes.smooth_max(side - 17.0, jnp.abs(front) - 5.5, 4.0)
         sternum = jnp.maximum(sternum, jnp.maximum(z - ribs["breast"][0], ribs["breast"][1] - z))
         # Fat between the lungs, then lungs. They reach the sides of the bodies, in front of the
@@ -214,6 +215,8 @@ def soft(
         pleura = t["pleura"] + 1.5 * noise
         lung = jnp.maximum(lung, -shapes.ellipse(x, y - 1.0, 17.0 + pleura, 15.5 + pleura))
         lung = jnp.maximum(lung, at["floor"] - z)
+        # The chest's ellipses go on beside the neck, where no lung lies.
+        lung = shapes.smooth_max(lung, z - ribs["top"] + 20.0, 8.0)
         between = jnp.maximum(jnp.maximum(between, y - t["behind"]), 12.0 - front)
         between = jnp.maximum(between, jnp.maximum(at["floor"] - z, z - ribs["top"]))
         filled = tissues.over(hu, t["fat"] + 25.0 + 20.0 * noise, between, edge)
@@ -221,7 +224,7 @@ def soft(
         dense = tissues.over(dense, t["fluid"], t["effusion"] + 3.0 * noise - y, edge)
         return tissues.over(filled, dense, lung, edge), jnp.minimum(rib, sternum), cartilage
 
-    needed = jnp.any((z < ribs["top"]) & (z > ribs["floor"] - 110.0))
+    needed = jnp.any((z < ribs["top"] + 3.0 + spare) & (z > ribs["floor"] - 110.0 - spare))
     hu, rib, cartilage = when(needed, chest, (hu, far, far))
 
     hu = things(

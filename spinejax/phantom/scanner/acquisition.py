@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from spinejax import numerics
+from spinejax.phantom.body import tissues
 from spinejax.phantom.body.render import render_block
 from spinejax.phantom.once import turns
 from spinejax.phantom.scanner import noise_field, physics, view
@@ -48,7 +49,7 @@ def _tiles(
 ) -> tuple[Array, Array]:
     """HU and labels of blocks of voxels that begin at the first `count` of `starts` (n, 3)."""
     offset = jnp.stack(jnp.meshgrid(*map(jnp.arange, _TILE), indexing="ij"), -1).reshape(-1, 3)
-    spine = parameters["spine"]
+    spine, spare = parameters["spine"], tissues.spare(edge_mm)
 
     def one(start: Array) -> tuple[Array, Array]:
         points = _points(start + offset, affine)
@@ -58,7 +59,7 @@ def _tiles(
             p = view.where(points + shift, protocol)
             # Vertebrae out of reach are left out, since they take most of a block's time.
             low, high = jnp.min(p, 0), jnp.max(p, 0)
-            near = jnp.all((high >= boxes[0]) & (low <= boxes[1]), -1)
+            near = jnp.all((high >= boxes[0] - spare) & (low <= boxes[1] + spare), -1)
             ids = jnp.where(near, spine["id"], 0)
             hu, label = render_block(p, {**parameters, "spine": {**spine, "id": ids}}, edge_mm)
             middle = k == sub["count"] // 2

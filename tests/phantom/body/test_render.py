@@ -9,6 +9,8 @@ import pytest
 from scipy import ndimage
 
 from spinejax.phantom import anatomy, render
+from spinejax.phantom.body.render import render_block
+from spinejax.phantom.once import drawn_for
 from spinejax.phantom.scanner import acquisition
 
 draw = jax.jit(anatomy)
@@ -82,6 +84,32 @@ def test_vertebrae_are_skipped_only_where_they_change_nothing(seed):
     assert len(np.unique(label)) > 18
     np.testing.assert_array_equal(label, all_label)
     assert np.abs(np.asarray(hu) - np.asarray(all_hu)).max() < 2.0
+
+
+@jax.jit
+def _at_once(person, points, edge_mm):
+    with drawn_for("gpu"):
+        return render_block(points, person, edge_mm)
+
+
+@pytest.mark.parametrize("edge_mm", [0.5, 1.0, 2.0, 3.0])
+def test_blocks_leave_out_only_what_the_blur_hides(people, edge_mm):
+    """Cubes of voxels of twice the blur, in blocks, and beside everything that a body has."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[2.0 * edge_mm * (np.arange(20) - 10)] * 3, indexing="ij"), -1)
+    ends = [[-500.0, -500.0, -1200.0], [500.0, 500.0, 1200.0]]  # no box lies outside of these
+    change = []
+    for i in range(12):
+        person = jax.tree.map(lambda a, i=i: a[i], people)
+        # Mostly beside the column: in the chest, the neck, the shoulders and the hips.
+        at = person["spine"]["origin"][2 * i] + rng.normal(0.0, 40.0, 3)
+        points = np.float32(grid + at)
+        hu, label = paint(person, points, np.float32(edge_mm))
+        all_points = np.float32(np.concatenate([points.reshape(-1, 3), ends]))
+        all_hu, all_label = _at_once(person, all_points, np.float32(edge_mm))
+        np.testing.assert_array_equal(np.ravel(label), all_label[:-2])
+        change.append(np.abs(np.ravel(hu) - all_hu[:-2]))
+    assert np.mean(np.concatenate(change) > 2.0) < 3e-4
 
 
 def test_vmap_equals_a_loop(people):

@@ -35,6 +35,24 @@ def test_nothing_is_drawn_without_a_brush():
     assert int(count) == 1
 
 
+def test_no_lung_lies_above_the_chest(people):
+    """Points of one block from the top of the chest to 80 mm above it, at the side of the neck."""
+
+    def highest(one):
+        x, z = jnp.meshgrid(jnp.linspace(-70.0, 70.0, 29), jnp.linspace(-80.0, 80.0, 33))
+        middle = one["spine"]["origin"][7] * jnp.array([1.0, 1.0, 0.0])
+        points = jnp.stack([x, 0.0 * x - 30.0, z + one["ribs"]["top"]], -1).reshape(-1, 3) + middle
+        zero = jnp.zeros(points.shape[0])
+        hu, _ = scene.soft(points, one, 0.6, zero, zero)
+        return hu, points[:, 2] - one["ribs"]["top"], one["tissue"]["lung"]
+
+    hu, height, lung = jax.jit(lambda many: jax.lax.map(highest, many))(people)
+    # Without texture lungs have one HU, which elsewhere only few points of blurred skin have.
+    filled = np.abs(np.asarray(hu) - np.asarray(lung)[:, None]) < 2.0
+    assert np.mean(filled[np.asarray(height) < -40.0]) > 0.4
+    assert np.mean(filled[np.asarray(height) > 2.0]) < 1e-3
+
+
 def test_lungs_lie_beside_thoracic_bodies_and_the_aorta_between_them(people):
     """HU on lines from the middle of T7 to both sides, just in front of the ribs."""
 
