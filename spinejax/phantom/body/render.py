@@ -1,8 +1,8 @@
 """Draw a phantom at any set of points: `render(parameters, points_mm) -> (HU, label)`.
 
-The value at a point depends on that point alone, so a slice is the same plane of the volume. For
-speed, points are drawn in blocks that lie close to each other, and a block evaluates only the
-vertebrae and bones that reach it. So a few points may differ by some HU: see `spinejax.phantom.once`.
+A slice is the same plane of the volume. For speed, points are drawn in blocks that lie close to
+each other, and a block leaves out the vertebrae and bones that are too far away to show in it. So a
+few points may differ by some HU: see `spinejax.phantom.once`.
 """
 
 from typing import Any
