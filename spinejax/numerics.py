@@ -13,6 +13,7 @@ from functools import cache
 
 import flax
 import jax
+import numpy as np
 
 from spinejax.errors import InputError, shown
 
@@ -70,7 +71,8 @@ def check_devices() -> None:
     """Start jax's devices, and warn once of flags that make XLA less exact.
 
     Raises:
-        InputError: there is no device, such as with JAX_PLATFORMS=cuda on a machine without GPU.
+        InputError: there is no device, such as with JAX_PLATFORMS=cuda on a machine without GPU; or
+            a flag makes convolutions wrong.
     """
     if "fast_m" in os.environ.get("XLA_FLAGS", ""):
         logger.warning(
@@ -97,6 +99,32 @@ def check_devices() -> None:
         raise InputError(
             f"jax finds no device ({reason}); JAX_PLATFORMS=cpu uses the processor"
         ) from error
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "onednn" in flags and not _convolves():
+        raise InputError(
+            f"XLA_FLAGS={shown(flags)}: convolutions by oneDNN are wrong in jax {jax.__version__}; "
+            "take the flag of oneDNN out"
+        )
+
+
+def _convolves() -> bool:
+    """Return whether the gradient by the weights of a layer with one output channel is right.
+
+    With `--xla_cpu_experimental_onednn_custom_call`, jaxlib 0.11.2 and 0.12.0.1 compute another
+    one, and losses look normal. All numbers are small integers, so the sums are exact.
+    """
+    rng = np.random.default_rng(0)
+    x, g = (np.float32(rng.integers(-3, 4, (2, 8, 8, c))) for c in (8, 1))
+
+    def layer(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
+
+    # As arguments: constants would be multiplied by the compiler itself.
+    found = jax.jit(lambda k, x, g: jax.vjp(lambda k: layer(k, x), k)[1](g)[0])(
+        np.ones((1, 1, 8, 1), np.float32), x, g
+    )
+    return np.array_equal(np.asarray(found)[0, 0], np.einsum("bhwi,bhwo->io", x, g))
 
 
 def switches() -> dict[str, str]:

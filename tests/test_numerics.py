@@ -111,6 +111,20 @@ def test_a_device_that_is_missing_is_named_in_one_line(monkeypatch, request, cap
     assert not (tmp_path / "w").exists()
 
 
+def test_a_flag_that_makes_convolutions_wrong_is_refused(monkeypatch):
+    """As oneDNN's convolutions are in jaxlib 0.11.2 and 0.12.0.1; here another layer stands in."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
+    numerics.check_devices.cache_clear()
+    numerics.check_devices()
+    right = jax.lax.conv_general_dilated
+    monkeypatch.setattr(jax.lax, "conv_general_dilated", lambda *a, **k: 2.0 * right(*a, **k))
+    numerics.check_devices.cache_clear()
+    with pytest.raises(InputError, match="convolutions by oneDNN are wrong in jax .*take the flag"):
+        numerics.check_devices()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    numerics.check_devices()
+
+
 @pytest.mark.parametrize("name", ["JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES"])
 def test_the_variable_that_leaves_no_device_is_named(monkeypatch, request, name):
     def devices() -> list[object]:
