@@ -109,7 +109,8 @@ def flops(function: Any, *args: Any) -> int:
     """Count the operations of the convolutions and matrix products of `function(*args)`.
 
     A multiply-add is two operations. `args` are arrays or shapes; nothing is computed. A loop
-    counts as often as it runs; only the longest of several branches counts.
+    counts as often as it runs; only the longest of several branches counts, and of forms for several
+    platforms that of GPUs and TPUs.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -130,7 +131,8 @@ def _equation_flops(equation: Any) -> int:
         return 2 * equation.outvars[0].aval.size * per_output
     inner = [_jaxpr_flops(jaxpr) for jaxpr in _jaxprs_in(params)]
     if name == "cond":
-        return max(inner, default=0)
+        platforms = params.get("branches_platforms") or ()
+        return inner[platforms.index(None)] if None in platforms else max(inner, default=0)
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 

@@ -329,6 +329,56 @@ def convolve(
     return y.reshape(*x.shape[: -n - 1], *y.shape[1:])
 
 
+_NARROW = 16
+"""Up to so many channels in and out, XLA on CPUs leaves its fast library (jax 0.10.2: YNNPACK)."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_narrow(x: jax.Array, kernel: jax.Array, rate: int = 1) -> jax.Array:
+    """Convolve in 2D to few channels, with more of them, of which most are zeros and dropped.
+
+    Args and result are those of `convolve` at stride 1, zeros around, an odd kernel, no groups.
+    """
+    n, _, c, width = kernel.shape
+    if max(c, width) <= _NARROW:
+        kernel = jnp.pad(kernel, [(0, 0)] * 3 + [(0, _NARROW + 1 - width)])
+    around = (rate * (n // 2), rate * (n // 2))
+    return convolve(x, kernel, strides=(1, 1), padding=[around] * 2, rate=rate)[..., :width]
+
+
+def _narrow_and_inputs(
+    x: jax.Array, kernel: jax.Array, rate: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve_narrow(x, kernel, rate), (x, kernel)
+
+
+def _narrow_gradients(
+    rate: int, inputs: tuple[jax.Array, jax.Array], given: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = inputs
+    n, _, c, width = kernel.shape
+    by_x = convolve_narrow(given, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), rate)
+    # Each tap of the kernel is a sum over all pixels of all images: a convolution whose kernel is
+    # one of the two images. The channels out are those of the kernel, so it is the one with more.
+    turned = c > width <= _NARROW
+    image, window = (given, x) if turned else (x, given)
+    image, window = (a.reshape(-1, *a.shape[-3:]) for a in (image, window))
+    around = (rate * (n // 2), rate * (n // 2))
+    by_kernel = jax.lax.conv_general_dilated(
+        image,
+        window,
+        (rate, rate),
+        [around] * 2,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    )
+    if turned:
+        by_kernel = jnp.flip(by_kernel, (0, 1)).swapaxes(2, 3)
+    return by_x, by_kernel
+
+
+convolve_narrow.defvjp(_narrow_and_inputs, _narrow_gradients)
+
+
 def convolve_as_product(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: Sequence[tuple[int, int]]
 ) -> jax.Array:
@@ -448,7 +498,7 @@ class ProductConv(nn.Module):
 
 
 class PlanesConv(nn.Module):
-    """Convolution to few channels, which CPUs compute as sums of whole maps.
+    """Convolution from few channels to few, which CPUs compute as sums of whole maps.
 
     It equals `nn.Conv` at stride 1 with zeros around, with the same parameters, and on GPUs and
     TPUs it is `nn.Conv`. XLA's convolutions on CPUs need many channels; `make bench NAMES=layers`
@@ -488,7 +538,7 @@ class PlanesConv(nn.Module):
 
 
 _FEW = 3
-"""So few channels in or out are few for XLA's convolutions on CPUs."""
+"""So few channels are few for XLA's convolutions on CPUs."""
 
 
 def conv2d(
@@ -525,14 +575,38 @@ def conv2d(
     common: dict[str, Any] = dict(use_bias=use_bias, kernel_init=HE_NORMAL, dtype=dtype, name=name)
     # This is "SAME" at stride 1; stride 2 is centred on the first pixel, as published.
     padding = rate * (kernel // 2)
-    if kernel > 1 and width <= _FEW and stride == 1 and not train:
-        return PlanesConv(width, kernel, rate, **common)(x)
     few_in = kernel > 1 and x.shape[-1] <= _FEW
+    if few_in and width <= _FEW and stride == 1 and not train:
+        return PlanesConv(width, kernel, rate, **common)(x)
     if rate == 1 and (min(x.shape[-3:-1]) < kernel or few_in):
         return ProductConv(width, kernel, stride, padding, **common)(x)
     side = (kernel, kernel)
+    if kernel > 1 and 1 < width <= _NARROW and stride == 1 and not few_in:
+        common["conv_general_dilated"] = narrow_on_cpus
     conv = nn.Conv(width, side, stride, padding=padding, kernel_dilation=rate, **common)
     return conv(x)
+
+
+def narrow_on_cpus(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    rhs_dilation: Sequence[int],
+    **_: Any,
+) -> jax.Array:
+    """Do what `jax.lax.conv_general_dilated` does, in the place where `nn.Conv` calls it.
+
+    On CPUs this is `convolve_narrow`, so strides are 1 and zeros are around.
+    """
+    rate = rhs_dilation[0]
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: convolve_narrow(x, kernel, rate),
+        default=partial(convolve, strides=strides, padding=padding, rate=rate),
+    )
 
 
 class ConvNorm(Normed):

@@ -32,8 +32,20 @@ def choices():
             nn.Conv(256, (3, 3), **SAME),
             True,
         ),
-        "convolution, 12 to 3 channels, rate 6": (
-            (8, 40, 64, 12),
+        "convolution, 12 to 12 channels": (
+            (8, 80, 128, 12),
+            nn.Conv(12, (3, 3), conv_general_dilated=layers.narrow_on_cpus, **SAME),
+            nn.Conv(12, (3, 3), **SAME),
+            True,
+        ),
+        "convolution, 32 to 16 channels": (
+            (8, 128, 128, 32),
+            nn.Conv(16, (3, 3), conv_general_dilated=layers.narrow_on_cpus, **SAME),
+            nn.Conv(16, (3, 3), **SAME),
+            True,
+        ),
+        "convolution, 3 to 3 channels, rate 6": (
+            (8, 40, 64, 3),
             layers.PlanesConv(3, 3, 6, use_bias=False),
             nn.Conv(3, (3, 3), kernel_dilation=6, **SAME),
             False,  # only outside of training

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,8 @@ from spinejax.models.layers import (
     SpatialDropout,
     Upsample,
     average_pool_to,
+    convolve,
+    convolve_narrow,
     max_pool,
 )
 from spinejax.models.pyramid import PYRAMIDS
@@ -170,6 +173,11 @@ def test_group_norm_equals_flax(shape):
         (3, 5, 3, 1),
         (1, 4, 3, 3),
         (4, 3, 1, 1),
+        (12, 12, 3, 1),
+        (16, 5, 5, 2),
+        (8, 16, 3, 6),
+        (20, 16, 3, 1),
+        (17, 4, 3, 3),
     ],
 )
 @pytest.mark.usefixtures("form")
@@ -183,6 +191,19 @@ def test_convolutions_of_few_channels_equal_flax(channels, width, kernel, rate):
 
     found = ConvNorm(width, kernel, rate, activate=False, norm="none")
     assert_equal_functions(found, Plain(), normal(0, 2, 9, 8, channels), train=False)
+
+
+def test_narrow_convolutions_keep_their_gradients_under_vmap_and_remat():
+    x, kernel = normal(0, 2, 2, 8, 6, 20), normal(1, 2, 3, 3, 20, 12)
+
+    def gradients(form):
+        back = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel))), (0, 1))
+        return quick_jit(jax.vmap(back))(x, kernel)
+
+    plain = gradients(partial(convolve, strides=(1, 1), padding=[(1, 1), (1, 1)]))
+    for form in (convolve_narrow, jax.checkpoint(convolve_narrow)):
+        for found, expected in zip(gradients(form), plain, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_max_pool_and_its_gradient_equal_flax():
