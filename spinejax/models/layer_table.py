@@ -109,8 +109,8 @@ def flops(function: Any, *args: Any) -> int:
     """Count the operations of the convolutions and matrix products of `function(*args)`.
 
     A multiply-add is two operations. `args` are arrays or shapes; nothing is computed. A loop
-    counts as often as it runs; only the longest of several branches counts, and of forms for several
-    platforms that of GPUs and TPUs.
+    counts as often as it runs; only the longest of several branches counts, and of forms for
+    several platforms that of GPUs and TPUs.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
