@@ -330,12 +330,12 @@ def convolve(
 
 
 _NARROW = 16
-"""Up to so many channels in and out, XLA on CPUs leaves its fast library (jax 0.10.2: YNNPACK)."""
+"""With at most so many channels in and out, XLA on CPUs does not call YNNPACK (jax 0.10.2)."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_narrow(x: jax.Array, kernel: jax.Array, rate: int = 1) -> jax.Array:
-    """Convolve in 2D to few channels, with more of them, of which most are zeros and dropped.
+    """Convolve in 2D to few channels: zeros add channels to the kernel, and are dropped again.
 
     Args and result are those of `convolve` at stride 1, zeros around, an odd kernel, no groups.
     """
@@ -358,8 +358,8 @@ def _narrow_gradients(
     x, kernel = inputs
     n, _, c, width = kernel.shape
     by_x = convolve_narrow(given, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), rate)
-    # Each tap of the kernel is a sum over all pixels of all images: a convolution whose kernel is
-    # one of the two images. The channels out are those of the kernel, so it is the one with more.
+    # The gradient by the kernel is a convolution, too: one image slides over the other. Its
+    # channels are the channels out, of which XLA needs many, so the image with more of them slides.
     turned = c > width <= _NARROW
     image, window = (given, x) if turned else (x, given)
     image, window = (a.reshape(-1, *a.shape[-3:]) for a in (image, window))

@@ -10,8 +10,8 @@ At once: all points of all samples form one block, everything is computed, and `
 A GPU waits for the host wherever the length of a loop depends on data, and starts a kernel for each
 operation of each turn, however few points there are; so few large operations are what it needs.
 
-Both give the same labels, and nearly the same HU: blocks leave out what lies further away than blur
-shows it (`tissues.spare`), and a few points in 10,000 differ by more than 2 HU.
+Both give the same labels, and nearly the same HU: a block leaves out what lies too far away to show
+in it (`tissues.spare`), so a few points in 10,000 differ by more than 2 HU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
