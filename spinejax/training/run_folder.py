@@ -48,7 +48,7 @@ def require_room(folder: Path, needed_bytes: int = 0) -> None:
     if free < needed:
         raise InputError(
             f"{folder}: the disk is full ({free / 2**20:.1f} MiB free, {needed / 2**20:.1f} MiB "
-            "needed); make room and run the same command again, it continues from the last "
+            "needed); free some space and run the same command again, it continues from the last "
             "checkpoint"
         )
 
@@ -56,7 +56,7 @@ def require_room(folder: Path, needed_bytes: int = 0) -> None:
 def full(folder: Path) -> MachineError:
     """Return the error for a disk that filled up while a run wrote to `folder`."""
     return MachineError(
-        f"{folder}: the disk is full; make room and run the same command again, it continues from "
+        f"{folder}: the disk is full; free some space and run the same command again, it continues from "
         "the last checkpoint"
     )
 

@@ -51,7 +51,7 @@ def test_a_disk_that_fills_is_one_line_and_the_same_command_continues(tmp_path, 
     assert "Traceback" not in full.stderr
     said = [line for line in full.stderr.splitlines() if "rror" in line]
     assert len(said) == 1, full.stderr
-    assert "the disk is full; make room and run the same command again" in said[0]
+    assert "the disk is full; free some space and run the same command again" in said[0]
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     more = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert more.returncode == 0, more.stderr
