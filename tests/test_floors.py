@@ -122,9 +122,17 @@ PHANTOM = {
     "person": {"once", "draws"},
     "body": {"once", "person"},
     "scanner": {"once", "draws", "person", "body"},
-    "samples": {"once", "draws", "person", "body", "scanner"},
+    "subjects": {"person", "scanner"},
+    "samples": {"once", "draws", "person", "body", "scanner", "subjects"},
 }
-DRAWING = {"draws.py", "samples.py", "dataset.py", "batches.py", "scanner/scan_plan.py"}
+DRAWING = {
+    "draws.py",
+    "subjects.py",
+    "samples.py",
+    "dataset.py",
+    "batches.py",
+    "scanner/scan_plan.py",
+}
 
 
 def test_phantoms_draw_numbers_in_person_and_in_few_files() -> None:

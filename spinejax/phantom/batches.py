@@ -9,8 +9,15 @@ import numpy as np
 
 from spinejax import numerics
 from spinejax.errors import InputError, check_choice
+from spinejax.phantom.once import in_steps
 from spinejax.phantom.person.anatomy import check_rates
-from spinejax.phantom.samples import Sampling, batch_of, cube_sample, slice_sample
+from spinejax.phantom.samples import (
+    Sampling,
+    batch_of,
+    cube_sample,
+    slice_sample,
+    subject_rows,
+)
 from spinejax.phantom.scanner.scan_plan import REGIONS
 from spinejax.volume import PLANES
 
@@ -115,17 +122,20 @@ def _batches(
 def _drawn(
     seed: int, number: int, size: tuple[int, ...], count: int, how: Sampling
 ) -> dict[str, jax.Array]:
-    return _batch(jax.random.key(seed), number, size, count, how)
+    key, rows = jax.random.fold_in(jax.random.key(seed), number), []
+    if in_steps():
+        rows.append(subject_rows(key, np.arange(count), how))
+    return _batch(key, size, count, how, *rows)
 
 
 @partial(jax.jit, static_argnames=("size", "count", "how"))
 def _batch(
-    key: jax.Array, number: int, size: tuple[int, ...], count: int, how: Sampling
+    key: jax.Array, size: tuple[int, ...], count: int, how: Sampling, *rows: jax.Array
 ) -> dict[str, jax.Array]:
     if len(size) == 2:
         one = partial(slice_sample, how=how)
     else:
         sides = (size[0], size[1], size[2])
         one = partial(cube_sample, size=sides, spacing_mm=how.spacing_mm, how=how)
-    drawn = batch_of(one, jax.random.fold_in(key, number), jnp.arange(count))
+    drawn = batch_of(one, key, jnp.arange(count), *rows)
     return {"image": drawn["image"].astype(jnp.int16), "label": drawn["label"].astype(jnp.uint8)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import spinejax
@@ -16,8 +17,9 @@ from spinejax import geometry, numerics
 from spinejax.errors import InputError, check_choice
 from spinejax.files import expanded, write_json, write_text
 from spinejax.io import centroid_json, nifti
+from spinejax.phantom import subjects
 from spinejax.phantom.body.column import centroids
-from spinejax.phantom.person.anatomy import anatomy, check_rates
+from spinejax.phantom.person.anatomy import check_rates
 from spinejax.phantom.scanner import acquisition, scan_plan, view
 from spinejax.progress import Progress, silent
 from spinejax.volume import Volume
@@ -235,9 +237,11 @@ def _describe(root: Path, limits: dict[str, Any], *, overwrite: bool) -> None:
 
 
 @jax.jit
-def _draw(seed: jax.Array, index: jax.Array, rates: dict[str, Any]) -> tuple[Any, jax.Array]:
+def _keys(seed: jax.Array, index: jax.Array, attempt: jax.Array) -> jax.Array:
+    """Data (2, 2) of the keys of the person and of the protocol."""
     key = jax.random.fold_in(jax.random.key(seed), index)
-    return anatomy(key, **rates), jax.random.fold_in(key, 1)
+    of_scan = jax.random.fold_in(jax.random.fold_in(key, 1), attempt)
+    return jax.random.key_data(jnp.stack([key, of_scan]))
 
 
 @numerics.fixed()
@@ -250,16 +254,18 @@ def plan_case(
         What `anatomy` and `scan_plan.plan_scan` return; (26,) bool, the vertebrae that the scan
         shows whole; (26, 3) where it shows the body centroids, canonical LPS mm.
     """
-    parameters, key = _draw(seed, index, limits.get("rates", {}))
+    lengths = {name: limits[name] for name in limits if name.endswith("_mm")}
+    numbers = {**lengths, "max_voxels": limits["max_voxels"]}
+    how = subjects.options(limits.get("rates", {}), numbers, limits.get("region", "any"))
     rng = np.random.default_rng([seed, index])
     for attempt in range(_ATTEMPTS):
-        scan = scan_plan.plan_scan(
-            jax.random.fold_in(key, attempt), rng, parameters, geometry.ALL_ORIENTATIONS, limits
-        )
-        whole, points = (np.asarray(v) for v in _landmarks(parameters, scan.protocol))
+        keys = np.asarray(_keys(seed, index, attempt))
+        person, protocol = subjects.read(subjects.rows(keys[None], how)[0])
+        scan = scan_plan.plan_scan(rng, protocol, geometry.ALL_ORIENTATIONS)
+        whole, points = (np.asarray(v) for v in _landmarks(person, scan.protocol))
         if whole.any():
             break
-    return parameters, scan, whole, points
+    return jax.tree.map(jnp.asarray, person), scan, whole, points
 
 
 @numerics.fixed()

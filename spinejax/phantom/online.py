@@ -100,7 +100,10 @@ class Stream(NamedTuple):
     """Training samples drawn on the device.
 
     Attributes:
-        draw: (key, positions (b,)) -> "image", "label" and "stats", see `samples.slice_sample`.
+        draw: (key, positions (b,)) -> "image", "label" and "stats", see `samples.slice_sample`. A
+            third argument, the rows that `subjects` returns, saves it from drawing the subjects.
+        subjects: (key, positions (b,), as NumPy arrays) -> rows (b / group, n) of the subjects,
+            drawn on a CPU, see `samples.subject_rows`; None if `draw` takes none.
         group: Number of neighbouring positions that are drawn together: `draw` returns
             b / group rows.
         cut: (key, positions (b,), what `draw` returned) -> the samples, b rows; None if `draw`
@@ -108,7 +111,8 @@ class Stream(NamedTuple):
         updates: Number of updates in a row that cut their samples from the same drawing.
     """
 
-    draw: Callable[[jax.Array, jax.Array], Drawn]
+    draw: Callable[..., Drawn]
+    subjects: Callable[[jax.Array, np.ndarray], np.ndarray] | None = None
     group: int = 1
     cut: Callable[[jax.Array, jax.Array, Drawn], Drawn] | None = None
     updates: int = 1
@@ -141,8 +145,13 @@ def of_slices(config: ConfigDict) -> Stream | None:
     """Return the stream of slices of `data.size`; None where training reads scans."""
     if config.data.source != STREAM:
         return None
-    one = partial(samples.slice_sample, how=sampling(config, tuple(config.data.size)))
-    return Stream(partial(samples.batch_of, one))
+    how = sampling(config, tuple(config.data.size))
+    return _stream(partial(samples.slice_sample, how=how), how)
+
+
+def _stream(one: Callable[..., Drawn], how: samples.Sampling) -> Stream:
+    """Return the stream of the samples that `one` draws, each of another subject."""
+    return Stream(partial(samples.batch_of, one), partial(samples.subject_rows, how=how))
 
 
 def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
@@ -155,42 +164,42 @@ def of_patches(config: ConfigDict, side: int, margin: int) -> Stream | None:
         samples.patches_of, count=group, side=side, margin=margin, fill_hu=how.fill_hu
     )
 
-    def draw(key: jax.Array, positions: jax.Array) -> Drawn:
-        return samples.batch_of(one, key, positions[::group] // group)
+    def draw(key: jax.Array, positions: jax.Array, *rows: jax.Array) -> Drawn:
+        return samples.batch_of(one, key, positions[::group] // group, *rows)
+
+    def subjects(key: jax.Array, positions: np.ndarray) -> np.ndarray:
+        return samples.subject_rows(key, positions[::group] // group, how)
 
     def cut(key: jax.Array, positions: jax.Array, drawn: Drawn) -> Drawn:
         rows = samples.batch_of(patches, key, positions[::group] // group, drawn)
         return {name: x.reshape(-1, *x.shape[2:]) for name, x in rows.items()}
 
-    return Stream(draw, group, cut, config.data.phantom.updates_per_slice)
+    return Stream(draw, subjects, group, cut, config.data.phantom.updates_per_slice)
 
 
 def of_cubes(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
     """Return the stream of cubes of `size` voxels; None where training reads scans."""
     if config.data.source != STREAM:
         return None
-    one = partial(
-        samples.cube_sample,
-        size=size,
-        spacing_mm=config.data.preprocess.spacing_mm,
-        how=sampling(config, (size[0], size[1])),
-    )
-    return Stream(partial(samples.batch_of, one))
+    how = sampling(config, (size[0], size[1]))
+    spacing_mm = config.data.preprocess.spacing_mm
+    return _stream(partial(samples.cube_sample, size=size, spacing_mm=spacing_mm, how=how), how)
 
 
 def of_outlines(config: ConfigDict, size: tuple[int, int, int]) -> Stream | None:
     """Return the stream of cubes of one vertebra each; None where training reads scans."""
     if config.data.source != STREAM:
         return None
+    how = sampling(config, (size[0], size[1]))
     one = partial(
         samples.outline_sample,
         size=size,
         spacing_mm=config.data.preprocess.spacing_mm,
         shift_mm=tuple(config.data.cube.shift_mm),
         jitter_mm=config.data.cube.jitter_mm,
-        how=sampling(config, (size[0], size[1])),
+        how=how,
     )
-    return Stream(partial(samples.batch_of, one))
+    return _stream(one, how)
 
 
 def feed(

@@ -11,14 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from spinejax.phantom import subjects
 from spinejax.phantom.body import column
 from spinejax.phantom.body.render import render
 from spinejax.phantom.draws import Draws, draw
 from spinejax.phantom.once import in_steps, kept
-from spinejax.phantom.person.anatomy import anatomy
-from spinejax.phantom.scanner import physics, scan_plan, view
+from spinejax.phantom.scanner import physics, view
 from spinejax.volume import PLANES
 
 Array = jax.Array
@@ -91,8 +92,46 @@ class Sampling:
     neighbours: int = 0
 
 
-def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
+def _subject(keys: Array, row: Array | None, how: Sampling) -> subjects.Subject:
+    """The subject of a row of `subject_rows`; without a row it is drawn here."""
+    return subjects.draw(keys, _options(how)) if row is None else subjects.read(row)
+
+
+def _options(how: Sampling) -> subjects.Options:
+    least, most = how.extents_mm
+    limits = {"min_extent_mm": least, "max_extent_mm": most}
+    return subjects.options(dict(how.rates), limits, how.region)
+
+
+def subject_rows(key: Array, positions: np.ndarray, how: Sampling) -> np.ndarray:
+    """Draw the subjects of a batch's samples on a CPU, for `batch_of`; see `subjects.rows`.
+
+    Args:
+        key: Random key of the batch of all devices.
+        positions: Places (b,) in that batch.
+        how: Of the samples.
+    """
+    n = len(positions)
+    # Of a whole number of turns, lest each number of samples compile a program.
+    whole = np.resize(positions, -(-n // subjects.TURNS) * subjects.TURNS)
+    return subjects.rows(np.asarray(_subject_keys(key, whole))[:n], _options(how))
+
+
+@jax.jit
+def _subject_keys(key: Array, positions: Array) -> Array:
+    def of(position: Array) -> Array:
+        return jax.random.key_data(jax.random.split(jax.random.fold_in(key, position), 3)[:2])
+
+    return jax.vmap(of)(positions)
+
+
+def slice_sample(key: Array, subject: Array | None = None, *, how: Sampling) -> dict[str, Array]:
     """Draw one slice of one person.
+
+    Args:
+        key: Random key of person, scanner and place.
+        subject: Its row of `subject_rows`; without it, this function draws the subject itself.
+        how: Slice and preparation.
 
     Returns:
         "image" (h, w) float32 HU, preprocessed but not normalised; "label" (h, w) int32 VerSe ids,
@@ -101,8 +140,7 @@ def slice_sample(key: Array, how: Sampling) -> dict[str, Array]:
         neighbours the image is (h, w, 2n + 1): slices of the same scan, as far apart as its voxels.
     """
     keys = jax.random.split(key, 3)
-    person = anatomy(keys[0], **dict(how.rates))
-    protocol = _protocol(keys[1], person, how)
+    person, protocol = _subject(keys, subject, how)
     points, within, pixel_mm = draw(keys[2], _grid, person, protocol, how)
     if how.neighbours:
         return _with_neighbours(person, protocol, points, pixel_mm, how)
@@ -133,13 +171,6 @@ def _with_neighbours(
         "image": jnp.take(image, nearest, axis=-1),
         "label": jnp.take(drawn["label"], n, axis=axis),
     }
-
-
-def _protocol(key: Array, person: Any, how: Sampling) -> scan_plan.Protocol:
-    least, most = how.extents_mm
-    return scan_plan.protocol(
-        key, person, region=how.region, min_extent_mm=least, max_extent_mm=most
-    )
 
 
 def prepared(hu: Array, label: Array, within: Array, how: Sampling) -> dict[str, Array]:
@@ -316,12 +347,18 @@ def _cube_numbers(draws: Draws) -> tuple[Array, Array]:
 
 
 def cube_sample(
-    key: Array, *, size: tuple[int, int, int], spacing_mm: float, how: Sampling
+    key: Array,
+    subject: Array | None = None,
+    *,
+    size: tuple[int, int, int],
+    spacing_mm: float,
+    how: Sampling,
 ) -> dict[str, Array]:
     """Draw a cube of one person about a random vertebra.
 
     Args:
         key: Random key of person, scanner and place.
+        subject: See `slice_sample`.
         size: (x, y, z) voxels along the canonical L, P, S axes.
         spacing_mm: Side of the voxels.
         how: Preprocessing; its plane, size and mode are not used.
@@ -330,8 +367,7 @@ def cube_sample(
         Fields of `slice_sample`, image and label (x, y, z).
     """
     keys = jax.random.split(key, 3)
-    person = anatomy(keys[0], **dict(how.rates))
-    protocol = _protocol(keys[1], person, how)
+    person, protocol = _subject(keys, subject, how)
     lower, upper = protocol["lower"], protocol["upper"]
     vertebra, shift = draw(keys[2], _cube_numbers)
     chosen = _any_centre(vertebra, person, protocol)
@@ -373,6 +409,7 @@ def _outline_numbers(draws: Draws) -> tuple[Array, Array]:
 
 def outline_sample(
     key: Array,
+    subject: Array | None = None,
     *,
     size: tuple[int, int, int],
     spacing_mm: float,
@@ -384,6 +421,7 @@ def outline_sample(
 
     Args:
         key: Random key of person, scanner and place.
+        subject: See `slice_sample`.
         size: (x, y, z) voxels along the canonical L, P, S axes.
         spacing_mm: Side of the voxels.
         shift_mm: (back, up) from the marked centre of the vertebra's body to the cube's centre.
@@ -394,8 +432,7 @@ def outline_sample(
         Fields of `cube_sample`; the label is 1 in this vertebra and 0 elsewhere.
     """
     keys = jax.random.split(key, 3)
-    person = anatomy(keys[0], **dict(how.rates))
-    protocol = _protocol(keys[1], person, how)
+    person, protocol = _subject(keys, subject, how)
     lower, upper = protocol["lower"], protocol["upper"]
     vertebra, jitter = draw(keys[2], _outline_numbers)
     ids, places = column.centroids(person)

@@ -25,6 +25,7 @@ from spinejax.data.feeds import Batch, Feed
 from spinejax.errors import InputError
 from spinejax.files import expanded, write_json, write_text
 from spinejax.models.layer_table import count_parameters, gigaflops
+from spinejax.phantom.once import in_steps
 from spinejax.phantom.online import Stream
 from spinejax.progress import Progress, silent
 from spinejax.sweep_state import read_run
@@ -312,12 +313,14 @@ def stacked(batches: Sequence[Batch]) -> Batch:
     return {name: np.stack([b[name] for b in batches], axis=1) for name in batches[0]}
 
 
-def _putter(
+def putter(
     stream: Stream | None, mapped: parallel.Parallel, seed: int, per_call: int
 ) -> Callable[[Batch], Any]:
-    """Return `put` of `repeat`; where several updates share slices, it also draws these.
+    """Return `put` of `repeat`.
 
-    A call of several updates draws them for each: the host cannot pass any between its updates.
+    On CPUs it also draws the subjects of a stream (`phantom.subjects`). Where several updates share
+    slices, it draws these, too. A call of several updates draws the slices of each: the host cannot
+    pass any between its updates.
 
     Args:
         stream: of the task.
@@ -325,24 +328,39 @@ def _putter(
         seed: of the run.
         per_call: the most updates of a call.
     """
-    if stream is None or stream.updates == 1 or per_call > 1:
+    if stream is None:
         return mapped.put
     key = step.named_key(seed, "stream")
 
+    def with_subjects(batch: Batch) -> Batch:
+        if stream.subjects is None or not in_steps():
+            return batch
+        turns = batch["step"][0] // stream.updates
+        rows = [
+            stream.subjects(jax.random.fold_in(key, turn), batch["position"][:, 0])
+            for turn in turns
+        ]
+        return {**batch, "subject": np.stack(rows, axis=1)}
+
+    if stream.updates == 1 or per_call > 1:
+        return lambda batch: mapped.put(with_subjects(batch))
+
     def drawn(turn: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[Any]:
-        rows = stream.draw(jax.random.fold_in(key, turn), batch["position"][:, 0])
+        subject = [batch["subject"][:, 0]] if "subject" in batch else []
+        rows = stream.draw(jax.random.fold_in(key, turn), batch["position"][:, 0], *subject)
         return (jax.tree.map(lambda x: x[:, None], rows),)
 
     draw = mapped.map(drawn, sharded=(True,), donate=False)
-    turn, held = -1, None
+    last, held = -1, None
 
     def put(batch: Batch) -> Any:
-        nonlocal turn, held
-        rows, now = mapped.put(batch), batch["step"].item(0) // stream.updates
-        if now != turn:
-            (held,) = draw(np.int32(now), {"position": rows["position"]})
-            turn = now
-        return {**rows, "drawn": held}
+        nonlocal last, held
+        turn = batch["step"].item(0) // stream.updates
+        if turn != last:
+            needed = {name: batch[name] for name in ("position", "step")}
+            (held,) = draw(np.int32(turn), mapped.put(with_subjects(needed)))
+            last = turn
+        return {**mapped.put(batch), "drawn": held}
 
     return put
 
@@ -737,7 +755,7 @@ def _run(
                     process_index=parallel.process_index(),
                     process_count=parallel.process_count(),
                 ),
-                put=_putter(task.stream, mapped, config.seed, lengths.per_call),
+                put=putter(task.stream, mapped, config.seed, lengths.per_call),
                 keeper=keeper,
                 stop=stop,
             )

@@ -56,8 +56,8 @@ def require_room(folder: Path, needed_bytes: int = 0) -> None:
 def full(folder: Path) -> MachineError:
     """Return the error for a disk that filled up while a run wrote to `folder`."""
     return MachineError(
-        f"{folder}: the disk is full; free some space and run the same command again, it continues from "
-        "the last checkpoint"
+        f"{folder}: the disk is full; free some space and run the same command again, it continues "
+        "from the last checkpoint"
     )
 
 

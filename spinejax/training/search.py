@@ -41,7 +41,7 @@ from spinejax.progress import Progress, silent
 from spinejax.tasks import Task, build_task
 from spinejax.text_table import text_table
 from spinejax.training import checkpoint, parallel, run_cases, run_folder, step
-from spinejax.training.loop import Call, durations, repeat
+from spinejax.training.loop import Call, durations, putter, repeat
 from spinejax.training.signals import Stop, listen
 from spinejax.training.state import (
     TrainState,
@@ -289,7 +289,7 @@ def train(
             process_index=parallel.process_index(),
             process_count=parallel.process_count(),
         ),
-        put=mapped.put,
+        put=putter(task.stream, mapped, config.seed, lengths.per_call),
         keeper=keeper,
         stop=stop,
     )

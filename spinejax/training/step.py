@@ -96,7 +96,8 @@ def make_train_step(
     whose gradients are averaged; the loss is then pooled over the devices' parts only. The
     augmentation of a sample, and the sample itself if the task draws it (`Task.stream`), depend
     only on seed, step and position, not on the number of devices or on A. Dropout depends on both.
-    Where samples are drawn, "drawn" may hold what `Stream.draw` returns; else it is drawn here.
+    Where samples are drawn, "drawn" may hold what `Stream.draw` returns; else it is drawn here, of
+    the subjects in "subject", see `Stream.subjects`, or of those that the step draws, too.
 
     With `ema_decay` d the average moves by 1 - min(d, (1 + t) / (10 + t)) at step t, so that it
     leaves the initial values quickly (the rule of TensorFlow's ExponentialMovingAverage).
@@ -176,13 +177,13 @@ def streamed(
         stream: of the task.
         keys_of: keys of "stream" and "cut".
         step: number of updates before.
-        batch: "position" (b,), and "drawn" if it is known.
+        batch: "position" (b,), and "drawn" or "subject" if it is known.
     """
     rest = dict(batch)
-    drawn, positions = rest.pop("drawn", None), rest["position"]
+    drawn, subject, positions = rest.pop("drawn", None), rest.pop("subject", None), rest["position"]
     if drawn is None:
-        turn = step // stream.updates
-        drawn = stream.draw(jax.random.fold_in(keys_of["stream"], turn), positions)
+        key = jax.random.fold_in(keys_of["stream"], step // stream.updates)
+        drawn = stream.draw(key, positions, *([] if subject is None else [subject]))
     if stream.cut is not None:
         drawn = stream.cut(jax.random.fold_in(keys_of["cut"], step), positions, drawn)
     return rest | drawn

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spinejax.configs import opconvnet, phantom_to_real, phantom_vertebrae, unet
+from spinejax.phantom import once
 from spinejax.phantom.scanner import acquisition
 from spinejax.tasks import build_task
 from spinejax.training import optim, parallel, step
@@ -45,7 +46,14 @@ def drawer(stream, size):
     """
     positions, turns, steps = jnp.arange(size), count(), count()
     keys_of = {name: step.named_key(0, name) for name in ("stream", "cut")}
-    draw = jax.jit(lambda turn: stream.draw(jax.random.fold_in(keys_of["stream"], turn), positions))
+    drawn = jax.jit(stream.draw)
+
+    def draw(turn):
+        key, subjects = jax.random.fold_in(keys_of["stream"], turn), []
+        if once.in_steps():  # as `loop.putter`
+            subjects.append(stream.subjects(key, np.arange(size)))
+        return drawn(key, positions, *subjects)
+
     batch_of = jax.jit(partial(step.streamed, stream, keys_of))
     given = {"position": positions, "drawn": draw(0)}
     return (

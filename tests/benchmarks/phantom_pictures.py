@@ -204,7 +204,7 @@ def _person(key: jax.Array, numbers: dict[str, jax.Array]) -> dict:
 
 @jax.jit
 def _protocol(key: jax.Array, person: dict, numbers: dict[str, jax.Array]) -> dict:
-    limits = ((0.25, 5.0), (0.0, 700.0), None, "any")
+    limits = ((0.25, 5.0), (0.0, 700.0), math.inf, jnp.asarray(scan_plan.REGIONS["any"]))
     return _drawn(key, lambda draws: scan_plan._protocol(draws, person, *limits), numbers)
 
 

@@ -26,7 +26,7 @@ def cheap(monkeypatch):
     """Noise in place of phantoms; the arguments of every sampler that was made."""
     made = []
 
-    def sample(key, *, how, size=None, spacing_mm=None):
+    def sample(key, subject, *, how, size=None, spacing_mm=None):
         made.append((how, size, spacing_mm))
         image = jnp.round(300 * jax.random.normal(key, size or how.size))
         return {"image": image, "label": (image > 0).astype(jnp.int32), "stats": jnp.zeros(4)}

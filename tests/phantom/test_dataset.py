@@ -187,7 +187,7 @@ def test_variants_come_at_the_rate_asked_for(tmp_path):
     )  # fmt: skip
     assert limits["rates"] == {"no_t12": 1.0, "l6": 1.0}
     for index in range(3):
-        person, _ = dataset._draw(0, index, limits["rates"])
+        person, *_ = dataset.plan_case(0, index, limits)
         ids = np.asarray(person["spine"]["id"])
         assert 25 in ids and 19 not in ids and 28 not in ids
     for rates, words in (({"t14": 1}, "t14"), ({"t13": 2}, "give a probability from 0 to 1")):

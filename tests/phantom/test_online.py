@@ -28,7 +28,7 @@ def _slice(key: jax.Array) -> dict[str, jax.Array]:
 
 def _patches(monkeypatch) -> online.Stream:
     """The stream of patches, from cheap slices: 4 of each, for 3 updates in a row."""
-    monkeypatch.setattr(samples, "slice_sample", lambda key, how: _slice(key))
+    monkeypatch.setattr(samples, "slice_sample", lambda key, subject=None, *, how: _slice(key))
     monkeypatch.setattr(samples, "PATCHES_PER_SLICE", 4)
     config = _streaming(**{"data.phantom.updates_per_slice": 3})
     return online.of_patches(config, side=8, margin=0)
@@ -116,7 +116,9 @@ def _stopping_before(number: int, stop: loop.Stop):
 def test_training_on_patches_draws_slices_once_for_several_updates(tmp_path, monkeypatch, kind):
     drawn = []
 
-    def slice_sample(key: jax.Array, how: samples.Sampling) -> dict[str, jax.Array]:
+    def slice_sample(
+        key: jax.Array, subject: jax.Array | None = None, *, how: samples.Sampling
+    ) -> dict[str, jax.Array]:
         jax.debug.callback(lambda data: drawn.append(data.tolist()), jax.random.key_data(key))
         return _slice(key)
 

@@ -32,8 +32,13 @@ HOW = samples.Sampling(
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A compiled batch of eight and what it draws at the first eight positions."""
-    run = jax.jit(partial(samples.batch_of, partial(samples.slice_sample, how=HOW)))
+    """A function that draws eight samples, and what it draws at the first eight positions."""
+    compiled = jax.jit(partial(samples.batch_of, partial(samples.slice_sample, how=HOW)))
+
+    def run(key, positions):
+        rows = samples.subject_rows(key, np.asarray(positions), HOW)
+        return compiled(key, positions, rows)
+
     return run, jax.device_get(run(jax.random.key(1), jnp.arange(8)))
 
 
@@ -223,7 +228,10 @@ def test_a_cube_shows_vertebrae_of_a_plausible_size():
     one = jax.jit(partial(samples.cube_sample, size=(40, 40, 40), spacing_mm=3.0, how=HOW))
     volumes = []
     for i in range(12):
-        drawn = jax.device_get(one(jax.random.key(i)))
+        key = jax.random.key(i)
+        # The key of a batch and a place in it make the key of the sample.
+        subject = samples.subject_rows(key, np.zeros(1, int), HOW)[0]
+        drawn = jax.device_get(one(jax.random.fold_in(key, 0), subject))
         assert drawn["image"].shape == drawn["label"].shape == (40, 40, 40)
         inner = np.setdiff1d(drawn["label"][2:-2, 2:-2, 2:-2], [0])
         edges = np.unique(np.concatenate([np.unique(np.take(drawn["label"], e, a))

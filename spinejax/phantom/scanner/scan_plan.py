@@ -4,9 +4,8 @@ Field of view, voxels, slices, kernel, noise, motion, errors of calibration; for
 and the type on disk.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -58,8 +57,8 @@ def protocol(
     max_spacing_mm: float = 5.0,
     min_extent_mm: float = 0.0,
     max_extent_mm: float = 700.0,
-    max_voxels: int | None = None,
-    region: str = "any",
+    max_voxels: float = math.inf,
+    region: str | Array = "any",
 ) -> Protocol:
     """Draw how a person is scanned.
 
@@ -72,7 +71,7 @@ def protocol(
         max_extent_mm: Longest side of the field of view.
         max_voxels: Number of voxels that the field of view is made to fit: its extent gives way
             first, then the spacing.
-        region: One of `REGIONS`, where the middle of the field of view lies.
+        region: One of `REGIONS`, where the middle of the field of view lies, or weights (3,).
 
     Returns:
         Arrays, lengths in mm: `lower` and `upper` (3,) corners of the field of view in canonical
@@ -86,7 +85,8 @@ def protocol(
         `view.where` and `physics.signal` need.
     """
     spacing_mm, extent_mm = (min_spacing_mm, max_spacing_mm), (min_extent_mm, max_extent_mm)
-    return draw(key, _protocol, parameters, spacing_mm, extent_mm, max_voxels, region)
+    weights = jnp.asarray(REGIONS[region] if isinstance(region, str) else region)
+    return draw(key, _protocol, parameters, spacing_mm, extent_mm, max_voxels, weights)
 
 
 def _protocol(
@@ -94,8 +94,8 @@ def _protocol(
     parameters: dict[str, Any],
     spacing_mm: tuple[float, float],
     extent_mm: tuple[float, float],
-    max_voxels: int | None,
-    region: str,
+    max_voxels: float,
+    weights: Array,
 ) -> Protocol:
     """`protocol`, given random numbers; the limits are (least, most)."""
     uniform, clipped = draws.uniform, draws.clipped
@@ -113,16 +113,15 @@ def _protocol(
     extent = jnp.minimum(extent, extent_mm[1])
     spacing = jnp.where(jnp.arange(3) == axis, thick, fine)
     spacing = jnp.clip(spacing, *spacing_mm)
-    if max_voxels is not None:
-        least = jnp.stack([jnp.asarray(96.0), jnp.asarray(106.0), jnp.asarray(extent_mm[0])])
-        extent, spacing = _fitted(extent, spacing, least, spacing_mm[1], max_voxels)
+    least = jnp.stack([jnp.asarray(96.0), jnp.asarray(106.0), jnp.asarray(extent_mm[0])])
+    extent, spacing = _fitted(extent, spacing, least, spacing_mm[1], max_voxels)
     axis = jnp.where(axis > 2, 2, axis)
     # Slices are as thick as their spacing, thicker (overlap), or thinner (gaps).
     u, overlap = uniform("thickness"), _between(uniform("overlap"), 1.0, 2.0)
     thickness = jnp.where(u < 0.5, 1.0, jnp.where(u < 0.8, overlap, 0.6))
     slice_mm = spacing[axis] * thickness
     trunk = jnp.asarray(_TRUNK)[kind]
-    middle = _middle(draws.of("middle"), parameters, extent, trunk, region)
+    middle = _middle(draws.of("middle"), parameters, extent, trunk, weights)
     half = 0.5 * extent
 
     # Kernels from soft to sharp; a sharp one's noise is high-pass, and edges overshoot.
@@ -199,7 +198,7 @@ def _protocol(
 
 
 def _fitted(
-    extent: Array, spacing: Array, least: Array, max_spacing_mm: Any, max_voxels: int
+    extent: Array, spacing: Array, least: Array, max_spacing_mm: Any, max_voxels: Any
 ) -> tuple[Array, Array]:
     """Extent and spacing of at most that many voxels, where the limits allow it."""
     least = jnp.minimum(extent, least)
@@ -213,7 +212,7 @@ def _fitted(
 
 
 def _middle(
-    draws: Draws, parameters: dict[str, Any], extent: Array, trunk: Array, region: str
+    draws: Draws, parameters: dict[str, Any], extent: Array, trunk: Array, weights: Array
 ) -> Array:
     """Middle of the field of view: a random vertebra's height, and the spine or body there.
 
@@ -221,7 +220,7 @@ def _middle(
     """
     uniform, spine = draws.uniform, parameters["spine"]
     ids, origins = spine["id"], spine["origin"]
-    cervical, thoracic, lumbar = REGIONS[region]
+    cervical, thoracic, lumbar = weights
     thorax = (ids < 20) | (ids == 28)
     weight = jnp.where(ids < 8, cervical, jnp.where(thorax, thoracic, lumbar)) * (ids > 0)
     share = jnp.cumsum(weight) / jnp.sum(weight)
@@ -237,7 +236,7 @@ def _middle(
     below = jnp.minimum(
         _between(uniform("below"), 40.0, 170.0), extent[2] - 60.0
     )  # L5 stays in view
-    pelvis = trunk & (uniform("pelvis") < (_WITH_PELVIS if lumbar else 0.0))
+    pelvis = trunk & (uniform("pelvis") < jnp.where(lumbar > 0, _WITH_PELVIS, 0.0))
     z = jnp.where(pelvis, sacrum - below + 0.5 * extent[2], z)
     row = scene.outline(z[None], parameters["profile"])
     body = row["y"][0] + 40.0 * (uniform("y") - 0.5)
@@ -290,33 +289,15 @@ class Scan:
     storage: Storage
 
 
-@partial(jax.jit, static_argnames=("max_voxels", "region"))
-def _jitted(
-    key: Array, parameters: Any, limits: dict[str, float], max_voxels: int, region: str
-) -> Protocol:
-    return protocol(key, parameters, max_voxels=max_voxels, region=region, **limits)
-
-
-def plan_scan(
-    key: Array,
-    rng: np.random.Generator,
-    parameters: Any,
-    orientations: tuple[str, ...],
-    limits: Mapping[str, Any],
-) -> Scan:
-    """Draw a scan of a person, as files hold it.
+def plan_scan(rng: np.random.Generator, protocol: Protocol, orientations: tuple[str, ...]) -> Scan:
+    """Draw how files hold a scan.
 
     Args:
-        key: Random key of the protocol.
         rng: Draws orientation and type on disk, which only files have.
-        parameters: From `anatomy`.
+        protocol: From `protocol`.
         orientations: Codes to choose the axes on disk from.
-        limits: min_spacing_mm, max_spacing_mm, min_extent_mm, max_extent_mm, max_voxels and, if
-            wanted, region; see `protocol`.
     """
-    numbers = {k: float(v) for k, v in limits.items() if k.endswith("_mm")}
-    region = limits.get("region", "any")
-    chosen = dict(_jitted(key, parameters, numbers, int(limits["max_voxels"]), region))
+    chosen = dict(protocol)
     lower, upper, spacing = (
         np.asarray(chosen[name], np.float64) for name in ("lower", "upper", "spacing")
     )

@@ -62,9 +62,9 @@ def test_planned_scans_hold_a_vertebra_and_fit_their_budget():
     limits["max_voxels"] = 2_000_000
     origins = np.asarray(person["spine"]["origin"])[:24]
     rng = np.random.default_rng(0)
+    protocol = jax.jit(lambda key: scan_plan.protocol(key, person, **limits))
     scans = [
-        scan_plan.plan_scan(jax.random.key(i), rng, person, ("LPS", "PIR"), limits)
-        for i in range(120)
+        scan_plan.plan_scan(rng, protocol(jax.random.key(i)), ("LPS", "PIR")) for i in range(120)
     ]
     for scan in scans:
         spacing = np.diag(scan.affine)[:3]
