@@ -578,6 +578,8 @@ def conv2d(
     few_in = kernel > 1 and x.shape[-1] <= _FEW
     if few_in and width <= _FEW and stride == 1 and not train:
         return PlanesConv(width, kernel, rate, **common)(x)
+    if x.shape[-1] == 1 and width > _FEW and stride == 1:
+        few_in = False  # XLA has a fast form for one channel in
     if rate == 1 and (min(x.shape[-3:-1]) < kernel or few_in):
         return ProductConv(width, kernel, stride, padding, **common)(x)
     side = (kernel, kernel)

@@ -3,8 +3,9 @@
     python -m tests.benchmarks [NAME ...] [--out FILE]
 
 NAMEs choose among the benchmarks `bench_NAME.py`; without one, all run. Each runs in a process of
-its own, one after another. FILE (JSON) keeps the last results of this machine, and the table shows
-what has changed since. The exit status is 1 if a ratio is above its limit or a benchmark failed.
+its own, one after another; they share what they compile. FILE (JSON) keeps the last results of this
+machine, and the table shows what has changed since. The exit status is 1 if a ratio is above its
+limit or a benchmark failed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -107,15 +109,17 @@ def main(words: Sequence[str] | None = None) -> int:
     if load > 0.5:
         print(f"load {load:.1f}: if other programs run, the times say little", file=sys.stderr)
     found, failed = {}, []
-    for name in options.names or NAMES:
-        start = time.perf_counter()
-        print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-        try:
-            found[name] = run(name, options.toy)
-        except Exception:
-            traceback.print_exc()
-            failed.append(name)
-        print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as compiled:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
+        for name in options.names or NAMES:
+            start = time.perf_counter()
+            print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+            try:
+                found[name] = run(name, options.toy)
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+            print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     rows = [Row(**row) for one in found.values() for row in one["rows"]]
     devices = sorted({one["device"] for one in found.values()})
     alike = [one["rows"] for one in last.values() if one["device"] in devices]

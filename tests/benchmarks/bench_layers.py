@@ -20,6 +20,12 @@ def choices():
     """Return name -> (shape of the input, our layer, flax's), with or without a gradient."""
     product = dict(kernel=3, stride=1, padding="same", use_bias=False)
     return {
+        "convolution, 1 to 12 channels": (
+            (8, 80, 128, 1),
+            nn.Conv(12, (3, 3), conv_general_dilated=layers.narrow_on_cpus, **SAME),
+            nn.Conv(12, (3, 3), **SAME),
+            True,
+        ),
         "convolution, 3 to 16 channels": (
             (8, 128, 128, 3),
             layers.ProductConv(16, **product),

@@ -50,7 +50,7 @@ def test_summary_lists_layers_that_add_up_to_the_total():
     assert sum(counts) == 1_272_313
     first = lines[2].split()
     assert first[0] == "encoder1/block/conv1/conv"
-    assert first[1] == "ProductConv"  # one channel in
+    assert first[1] == "Conv"
     assert "(64, 64, 24)" in lines[2]
 
 
