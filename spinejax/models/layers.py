@@ -575,11 +575,11 @@ def conv2d(
     common: dict[str, Any] = dict(use_bias=use_bias, kernel_init=HE_NORMAL, dtype=dtype, name=name)
     # This is "SAME" at stride 1; stride 2 is centred on the first pixel, as published.
     padding = rate * (kernel // 2)
-    few_in = kernel > 1 and x.shape[-1] <= _FEW
+    # XLA is fast from one channel to many, `convolve_narrow` from one channel to some.
+    one_in = x.shape[-1] == 1 and width > _FEW and stride == 1
+    few_in = kernel > 1 and x.shape[-1] <= _FEW and not one_in
     if few_in and width <= _FEW and stride == 1 and not train:
         return PlanesConv(width, kernel, rate, **common)(x)
-    if x.shape[-1] == 1 and width > _FEW and stride == 1:
-        few_in = False  # XLA has a fast form for one channel in
     if rate == 1 and (min(x.shape[-3:-1]) < kernel or few_in):
         return ProductConv(width, kernel, stride, padding, **common)(x)
     side = (kernel, kernel)

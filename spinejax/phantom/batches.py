@@ -113,7 +113,7 @@ def _batches(
     coming = _drawn(seed, start, size, count, how)
     while True:
         start += 1
-        # JAX draws the next batch while this one is used.
+        # JAX draws the next images while these are used.
         now, coming = coming, _drawn(seed, start, size, count, how)
         yield {**{name: np.array(now[name]) for name in now}, "spacing_mm": spacing.copy()}
 

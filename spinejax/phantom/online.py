@@ -1,7 +1,8 @@
 """Phantoms that a training draws as the config says.
 
 Batches of the feed hold no images, only the places of samples in the batch. Images are drawn on the
-device, in the update or, where several updates share them, before it.
+device, in the update or, where several updates share them, before it. On CPUs the host draws the
+subjects before (`subjects`).
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -102,8 +103,8 @@ class Stream(NamedTuple):
     Attributes:
         draw: (key, positions (b,)) -> "image", "label" and "stats", see `samples.slice_sample`. A
             third argument, the rows that `subjects` returns, saves it from drawing the subjects.
-        subjects: (key, positions (b,), as NumPy arrays) -> rows (b / group, n) of the subjects,
-            drawn on a CPU, see `samples.subject_rows`; None if `draw` takes none.
+        subjects: (key, positions (b,), a NumPy array) -> rows (b / group, n) of the subjects, see
+            `samples.subject_rows`; None if `draw` takes none.
         group: Number of neighbouring positions that are drawn together: `draw` returns
             b / group rows.
         cut: (key, positions (b,), what `draw` returned) -> the samples, b rows; None if `draw`

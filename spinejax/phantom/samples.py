@@ -104,7 +104,7 @@ def _options(how: Sampling) -> subjects.Options:
 
 
 def subject_rows(key: Array, positions: np.ndarray, how: Sampling) -> np.ndarray:
-    """Draw the subjects of a batch's samples on a CPU, for `batch_of`; see `subjects.rows`.
+    """Draw the subjects of a batch's samples before the samples; see `subjects.rows`.
 
     Args:
         key: Random key of the batch of all devices.

@@ -1,10 +1,11 @@
 """Subjects: persons, each with the protocol of one scan.
 
 A subject is the outcome of some thousand small operations. A CPU needs a millisecond for them, but
-XLA compiles them for many seconds. So on CPUs one program (`rows`) draws the subjects for
-all commands and configs: rates and limits are its arguments, as is the number of subjects. Programs
-that draw images take its rows instead of repeating it. On GPUs thousands of operations on
-one number each are slow; there, programs draw the subjects of a whole batch at once (`draw`).
+XLA compiles them for many seconds. So one program (`rows`) draws the subjects for all
+configs: rates and limits are its arguments, as is the number of subjects. `spinejax phantom` uses
+it on every device. On CPUs, programs that draw samples take its rows instead of repeating it. On
+GPUs thousands of operations on one number each are slow; there, programs draw the subjects of a
+whole batch at once (`draw`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ def draw(keys: Sequence[Array] | Array, how: Options) -> Subject:
 
 
 def rows(keys: np.ndarray, how: Options) -> np.ndarray:
-    """Draw subjects one after the other, by the program that all commands and configs share.
+    """Draw subjects one after the other, by the program that all configs share.
 
     Args:
         keys: Data (n, 2, 2) uint32 of the two keys of each, see `draw`.

@@ -318,9 +318,9 @@ def putter(
 ) -> Callable[[Batch], Any]:
     """Return `put` of `repeat`.
 
-    On CPUs it also draws the subjects of a stream (`phantom.subjects`). Where several updates share
-    slices, it draws these, too. A call of several updates draws the slices of each: the host cannot
-    pass any between its updates.
+    On CPUs it adds "subject", the rows of `Stream.subjects`. Where several updates share slices and
+    a call makes one update, it adds "drawn", the slices. In a call of several updates the step
+    draws them again for each update, since the host can pass none between them.
 
     Args:
         stream: of the task.

@@ -96,8 +96,8 @@ def make_train_step(
     whose gradients are averaged; the loss is then pooled over the devices' parts only. The
     augmentation of a sample, and the sample itself if the task draws it (`Task.stream`), depend
     only on seed, step and position, not on the number of devices or on A. Dropout depends on both.
-    Where samples are drawn, "drawn" may hold what `Stream.draw` returns; else it is drawn here, of
-    the subjects in "subject", see `Stream.subjects`, or of those that the step draws, too.
+    Where samples are drawn, "drawn" may hold what `Stream.draw` returns. Else the step draws it:
+    with the subjects in "subject" (rows of `Stream.subjects`) if they are given, else with its own.
 
     With `ema_decay` d the average moves by 1 - min(d, (1 + t) / (10 + t)) at step t, so that it
     leaves the initial values quickly (the rule of TensorFlow's ExponentialMovingAverage).

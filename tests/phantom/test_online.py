@@ -2,7 +2,7 @@
 
 import inspect
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,8 @@ def _patches(monkeypatch) -> online.Stream:
     return online.of_patches(config, side=8, margin=0)
 
 
-def _samples(stream: online.Stream, at: int, positions: jax.Array) -> dict:
-    keys = {name: step.named_key(0, name) for name in ("stream", "cut")}
+def _samples(stream: online.Stream, at: int, positions: jax.Array, seed: int = 0) -> dict:
+    keys = {name: step.named_key(seed, name) for name in ("stream", "cut")}
     return jax.device_get(step.streamed(stream, keys, at, {"position": positions}))
 
 
@@ -189,3 +189,47 @@ def test_rates_reach_the_persons_that_are_drawn(monkeypatch):
     config.data.phantom.rates.l6 = 1.5
     with pytest.raises(InputError, match="data.phantom.rates.l6"):
         schema.check(config)
+
+
+def _of_subject(key: jax.Array, subject: jax.Array | None = None, *, how: samples.Sampling):
+    """A slice whose image tells of its subject and of its key, without a phantom."""
+    del how
+    number = jax.random.uniform(key) if subject is None else subject[0] / 2.0**32
+    label = jax.random.bernoulli(key, 0.3, (16, 16)).astype(jnp.int32)
+    image = 400.0 * label + 100.0 * number
+    return {"image": image, "label": label, "stats": jnp.array([0.0, 1.0, -1.0, 1.0])}
+
+
+def _numbers(key: jax.Array, positions: np.ndarray, how: samples.Sampling) -> np.ndarray:
+    """Rows from which `_of_subject` takes the number that it would draw itself."""
+    del how
+    one = lambda p: jax.random.uniform(jax.random.fold_in(key, p)) * 2.0**32  # noqa: E731
+    # As 32 bits: the numbers have 23.
+    return np.asarray(jax.vmap(one)(positions))[:, None].astype(np.uint32)
+
+
+@pytest.mark.parametrize("kind", parallel.KINDS)
+@pytest.mark.parametrize(("patches", "per_call"), [(False, 1), (False, 2), (True, 1), (True, 2)])
+def test_each_sample_gets_its_own_subject(monkeypatch, kind, patches, per_call):
+    """With the rows that `putter` adds, a step has the samples that it would draw by itself."""
+    monkeypatch.setattr(samples, "slice_sample", _of_subject)
+    monkeypatch.setattr(samples, "subject_rows", _numbers)
+    monkeypatch.setattr(samples, "PATCHES_PER_SLICE", 4)
+    config = _streaming(**{"data.phantom.updates_per_slice": 3})
+    stream = online.of_patches(config, side=8, margin=0) if patches else online.of_slices(config)
+    put = loop.putter(stream, parallel.make_parallel(kind, 1), 5, per_call)
+    batches = StreamFeed(None, batch_size=8, per_epoch=3, spacing_mm=(1.0, 1.0)).train(start_step=2)
+    keys = {name: step.named_key(5, name) for name in ("stream", "cut")}
+    seen = set()
+    for first in range(2, 8, per_call):
+        rows = put(loop.stacked(list(islice(batches, per_call))))
+        if kind == "pmap":
+            rows = jax.tree.map(lambda x: x[0], rows)  # that of the only device
+        for update in range(per_call):
+            at = first + update
+            given = jax.tree.map(lambda x, u=update: x[:, u], rows)
+            assert ("drawn" if patches and per_call == 1 else "subject") in given
+            found = step.streamed(stream, keys, at, given)["image"]
+            np.testing.assert_array_equal(found, _samples(stream, at, jnp.arange(8), 5)["image"])
+            seen.add(np.asarray(found).tobytes())
+    assert len(seen) == 6

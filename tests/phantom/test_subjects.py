@@ -16,7 +16,7 @@ def keys_of(count):
     return keys, np.asarray(jax.random.key_data(keys))
 
 
-def test_a_row_holds_what_anatomy_and_protocol_draw(person):
+def test_a_row_holds_what_anatomy_and_protocol_draw():
     keys, data = keys_of(3)
     how = subjects.options(RARE, LIMITS, "lumbar")
     limits = {**LIMITS, "region": "lumbar"}

@@ -71,7 +71,8 @@ def protocol(
         max_extent_mm: Longest side of the field of view.
         max_voxels: Number of voxels that the field of view is made to fit: its extent gives way
             first, then the spacing.
-        region: One of `REGIONS`, where the middle of the field of view lies, or weights (3,).
+        region: One of `REGIONS`, where the middle of the field of view lies, or the weights (3,)
+            that `REGIONS` holds.
 
     Returns:
         Arrays, lengths in mm: `lower` and `upper` (3,) corners of the field of view in canonical
@@ -198,7 +199,7 @@ def _protocol(
 
 
 def _fitted(
-    extent: Array, spacing: Array, least: Array, max_spacing_mm: Any, max_voxels: Any
+    extent: Array, spacing: Array, least: Array, max_spacing_mm: Any, max_voxels: float
 ) -> tuple[Array, Array]:
     """Extent and spacing of at most that many voxels, where the limits allow it."""
     least = jnp.minimum(extent, least)
