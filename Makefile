@@ -16,7 +16,7 @@ REAL ?=
 MODEL := runs/model
 # The C library keeps the memory of large arrays instead of returning it after every operation, which saves a sixth of a
 # training step on a CPU. It changes no result; other C libraries ignore it.
-ALLOCATOR := GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=4294967296:glibc.malloc.mmap_threshold=4294967296
+ALLOCATOR := GLIBC_TUNABLES=glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=4294967296:glibc.malloc.mmap_threshold=4294967296
 
 # Where this is set, each of the many processes would compile all modules of Python anew, for some seconds.
 unexport PYTHONDONTWRITEBYTECODE
