@@ -54,12 +54,24 @@ def turns(
     """Return what `lax.fori_loop(first, last, body, start)` does; `last` is `most` at most."""
     if in_steps():
         return lax.fori_loop(first, last, body, start)
+    i = jnp.arange(most)
+    return each((i >= first) & (i < last), body, start)
 
-    def one(i: Array, sofar: T) -> T:
-        within = (i >= first) & (i < last)
-        return jax.tree.map(lambda new, old: jnp.where(within, new, old), body(i, sofar), sofar)
 
-    return lax.fori_loop(0, most, one, start)
+def each(hit: Array, body: Callable[[Array, T], T], start: T) -> T:
+    """Apply `body(i, sofar)` to `start` for each i where `hit` (n,) is True, in ascending order."""
+    n = hit.shape[0]
+
+    def masked(i: Array, sofar: T) -> T:
+        return jax.tree.map(lambda new, old: jnp.where(hit[i], new, old), body(i, sofar), sofar)
+
+    def following(_: Array, at: tuple[Array, T]) -> tuple[Array, T]:
+        i = jnp.min(jnp.where(hit & (jnp.arange(n) > at[0]), jnp.arange(n), n))
+        return i, body(i, at[1])
+
+    if not in_steps():
+        return lax.fori_loop(0, n, masked, start)
+    return lax.fori_loop(0, jnp.sum(hit), following, (jnp.int32(-1), start))[1]
 
 
 def when(needed: Array, value: Callable[[], Any], otherwise: Any) -> Any:

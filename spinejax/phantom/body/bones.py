@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from spinejax.phantom.body import shapes
 from spinejax.phantom.body.shapes import FAR, local
 from spinejax.phantom.body.tissues import sine
-from spinejax.phantom.once import turns, when
+from spinejax.phantom.once import each, when
 from spinejax.phantom.person.skeleton import ANGLE
 
 Array = jax.Array
@@ -17,13 +17,12 @@ SACROILIAC_MM = 1.5
 """Width of the gap between sacrum and ilium."""
 
 
-def near(p: Array, low: Array, high: Array, spare: Any = 0.0) -> tuple[Array, Array]:
-    """Find the boxes (m, 3) that points (n, 3) may meet: their indices first, and their number.
+def near(p: Array, low: Array, high: Array, spare: Any = 0.0) -> Array:
+    """Return which boxes (m, 3) the points (n, 3) may meet, bool (m,).
 
     `spare` mm are added at each side of a box: see `tissues.spare`.
     """
-    hit = jnp.all((p.min(0) < high + spare) & (p.max(0) > low - spare), 1)
-    return jnp.argsort(~hit, stable=True), jnp.sum(hit)
+    return jnp.all((p.min(0) < high + spare) & (p.max(0) > low - spare), 1)
 
 
 class Bones(NamedTuple):
@@ -126,7 +125,7 @@ def bones(p: Array, parameters: dict[str, Any], spare: Any = 0.0) -> Bones:
         x, y, z = local(p, frame)
         d = shapes.capsules(x, y, z, frame["parts"][1:], 6.0)
         d = shapes.smooth_min(d, shapes.plate(x, y, z, frame["wing"]), 8.0)
-        head = shapes.capsule(jnp.abs(x), y, z, frame["parts"][0])
+        head = shapes.capsule(jnp.abs(x), y, z, shapes.brushes(frame["parts"][0]))
         # The head of the femur sits in its socket behind a narrow gap.
         roof = jnp.exp(-jnp.abs(head) / 6.0) * (z > frame["parts"][0, 2])
         dense = jnp.where(head < 0.0, -head / frame["parts"][0, 6], roof)
@@ -202,21 +201,20 @@ def ribs(
     """
     far = jnp.full(p.shape[:1], FAR)
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
-    order, count = near(p, ribs["low"], ribs["high"], spare)
+    brushes = shapes.brushes(ribs["shape"])
 
     def capsule(i: Array, d: Array) -> Array:
-        return jnp.minimum(d, shapes.capsule(x, y, z, ribs["shape"][order[i]]))
+        return jnp.minimum(d, shapes.capsule(x, y, z, brushes[i]))
 
-    bone = turns(0, count, order.shape[0], capsule, far)
+    bone = each(near(p, ribs["low"], ribs["high"], spare), capsule, far)
     # A rib climbs little, and falls by its slope times its angle.
     hit = z.min() < ribs["z"] + 24.0 + spare
     hit &= z.max() > ribs["z"] - 3.4 * ribs["slope"] - 12.0 - spare
     hit &= jnp.any(jnp.abs(wall) < 12.0 + spare)
-    bands = jnp.argsort(~hit, stable=True)
     rows = {name: ribs[name] for name in ("z", "slope", "last", "end")}
 
     def band(i: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
-        hard, soft = _rib(wall, psi, z, ribs, jax.tree.map(lambda a: a[bands[i]], rows))
+        hard, soft = _rib(wall, psi, z, ribs, jax.tree.map(lambda a: a[i], rows))
         return jnp.minimum(best[0], hard), jnp.minimum(best[1], soft)
 
-    return turns(0, jnp.sum(hit), hit.shape[0], band, (bone, far))
+    return each(hit, band, (bone, far))

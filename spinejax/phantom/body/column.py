@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def reaches(p: Array, spine: dict[str, Any], spare: Any = 0.0) -> Array:
-    """Return whether each vertebra may matter at each point, bool (n, 26): see `anatomy`.
+    """Return whether each vertebra may matter at each point, bool (26, n): see `anatomy`.
 
     Args:
         p: Points (n, 3).
@@ -27,10 +27,12 @@ def reaches(p: Array, spine: dict[str, Any], spare: Any = 0.0) -> Array:
     """
     centre = spine["origin"] + spine["centre_y"][:, None] * spine["rotation"][:, :, 1]
     up = spine["rotation"][:, :, 2]
-    x, y, z = (p[:, i : i + 1] - centre[:, i] for i in range(3))
-    height = x * up[:, 0] + y * up[:, 1] + z * up[:, 2]  # the centre lies at that of the body
-    near = x * x + y * y + z * z < ((spine["reach"] + spare) ** 2) * (spine["id"] > 0)
-    return near & (height > spine["low"] - spare) & (height < spine["high"] + spare)
+    x, y, z = (p[:, i] - centre[:, i, None] for i in range(3))
+    height = x * up[:, :1] + y * up[:, 1:2] + z * up[:, 2:]  # the centre lies at that of the body
+    reach = (spine["reach"] + spare) ** 2 * (spine["id"] > 0)
+    near = x * x + y * y + z * z < reach[:, None]
+    low, high = spine["low"] - spare, spine["high"] + spare
+    return near & (height > low[:, None]) & (height < high[:, None])
 
 
 def centroids(parameters: dict[str, Any]) -> tuple[Array, Array]:
@@ -44,7 +46,7 @@ def vertebrae(p: Array, spine: dict[str, Any], spare: Any = 0.0) -> dict[str, Ar
 
     Under x, y and z: coordinates in the frame of the nearest vertebra. `spare` as in `reaches`.
     """
-    hit = jnp.any(reaches(p, spine, spare), 0)
+    hit = jnp.any(reaches(p, spine, spare), 1)
     index = jnp.arange(hit.shape[0])
     first = jnp.min(jnp.where(hit, index, hit.shape[0]))
     last = jnp.max(jnp.where(hit, index, -1)) + 1

@@ -136,7 +136,7 @@ def render(
     block = min(BLOCK, n)
     pad = -n % block
     # Points near the spine come first, in their order, then the others.
-    far = ~jnp.any(column.reaches(p, parameters["spine"]), -1)
+    far = ~jnp.any(column.reaches(p, parameters["spine"]), 0)
     index = jnp.arange(n, dtype=jnp.int32)
     before = jnp.cumsum(far, dtype=jnp.int32)
     place = jnp.where(far, n - before, index - before)

@@ -9,7 +9,7 @@ from spinejax.phantom.body import bones, shapes, tissues
 from spinejax.phantom.body.bones import near
 from spinejax.phantom.body.shapes import FAR, local
 from spinejax.phantom.body.tissues import inside
-from spinejax.phantom.once import turns, when
+from spinejax.phantom.once import each, when
 from spinejax.phantom.person.surroundings import PROFILE
 
 Array = jax.Array
@@ -70,17 +70,16 @@ def things(
         fine: Fine texture (n,).
         waves: Those of another texture, for bubbles.
     """
-    order, count = near(p, items["low"], items["high"], tissues.spare(edge))
     x, y, z = p[:, 0], p[:, 1], p[:, 2]
+    brushes = shapes.brushes(items["shape"])
 
     def mixed() -> Array:
         # Bubbles of several sizes: two textures of other directions.
         turned = tissues.texture(0.8 * z + 0.6 * x, 0.8 * y, 0.8 * x - 0.6 * z, waves)
         return 0.6 * fine + 0.7 * turned
 
-    def draw(i: Array, below: Array) -> Array:
-        k = order[i]
-        d = shapes.capsule(x, y, z, items["shape"][k]) + items["wobble"][k] * soft
+    def draw(k: Array, below: Array) -> Array:
+        d = shapes.capsule(x, y, z, brushes[k]) + items["wobble"][k] * soft
         d = jnp.where(items["free"][k] > 0, d, jnp.maximum(d, inner))
         wall, core = inside(d, edge), inside(d + items["wall_mm"][k], edge)
         dots = when(
@@ -91,7 +90,7 @@ def things(
         held = items["core"][k] + 6.0 * soft - dots
         return below * (1.0 - wall) + items["wall"][k] * (wall - core) + held * core
 
-    return turns(0, count, order.shape[0], draw, hu)
+    return each(near(p, items["low"], items["high"], tissues.spare(edge)), draw, hu)
 
 
 def _back(x: Array, y: Array, thickness: Array) -> Array:

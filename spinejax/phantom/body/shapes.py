@@ -53,39 +53,52 @@ def ellipse(x: Array, y: Array, a: Any, b: Any) -> Array:
     return jnp.where(k1 > 1e-6, k0 * (k0 - 1.0) / jnp.maximum(k1, 1e-6), -jnp.minimum(a, b))
 
 
-def capsule(x: Array, y: Array, z: Array, c: Any) -> Array:
+def brushes(rows: Array) -> Array:
+    """Return what all points of a capsule share, computed once for all of them.
+
+    Args:
+        rows: (..., 10 or 11), one a capsule: start (3), end (3), semi-axes of the ellipsoidal
+            brush (3), by how much the brush has grown at the end (1 = not at all), and its shear:
+            how far its upper parts lie behind, mm per mm (a tile that leans; 0 if left out).
+
+    Returns:
+        (..., 13), which `capsule` takes.
+    """
+    start, end, axes, grown = jnp.split(rows[..., :10], (3, 6, 9), -1)
+    along = end - start
+    shear = rows[..., 10:] if rows.shape[-1] > 10 else jnp.zeros_like(grown)
+    scale = 1.0 / (jnp.sum(along * along, -1, keepdims=True) + 1e-6)
+    smallest = jnp.min(axes, -1, keepdims=True)
+    numbers = [start, along, 1.0 / axes, scale, grown - 1.0, shear, smallest]
+    return jnp.concatenate(numbers, -1)
+
+
+def capsule(x: Array, y: Array, z: Array, c: Array) -> Array:
     """Distance to a brush drawn along a segment.
 
     Args:
         x: One coordinate each of the points, mm, in the frame of the segment.
         y: See x.
         z: See x.
-        c: Ten or eleven numbers: start (3), end (3), semi-axes of the ellipsoidal brush (3), by
-            how much the brush has grown at the end (1 = not at all), and its shear: how far its
-            upper parts lie behind, mm per mm (a tile that leans; 0 if left out).
+        c: A row (13,) of `brushes`.
     """
-    dx, dy, dz = c[3] - c[0], c[4] - c[1], c[5] - c[2]
     px, py, pz = x - c[0], y - c[1], z - c[2]
-    t = (px * dx + py * dy + pz * dz) * (1.0 / (dx * dx + dy * dy + dz * dz + 1e-6))
-    t = jnp.clip(t, 0.0, 1.0)
+    t = jnp.clip((px * c[3] + py * c[4] + pz * c[5]) * c[9], 0.0, 1.0)
     # The ellipsoid's formula with divisions taken out: k0 and k1 scale with the brush.
-    shrink = 1.0 / (1.0 + t * (c[9] - 1.0))
-    i, j, k = 1.0 / c[6], 1.0 / c[7], 1.0 / c[8]
-    px, py, pz = px - t * dx, py - t * dy, pz - t * dz
-    if c.shape[0] > 10:
-        py = py - c[10] * pz
-    u, v, w = px * i, py * j, pz * k
+    shrink = 1.0 / (1.0 + t * c[10])
+    px, py, pz = px - t * c[3], py - t * c[4], pz - t * c[5]
+    py = py - c[11] * pz
+    u, v, w = px * c[6], py * c[7], pz * c[8]
     k0 = jnp.sqrt(u * u + v * v + w * w)
-    u, v, w = u * i, v * j, w * k
+    u, v, w = u * c[6], v * c[7], w * c[8]
     k1 = jnp.sqrt(u * u + v * v + w * w)
-    smallest = jnp.minimum(jnp.minimum(c[6], c[7]), c[8])
     d = k0 * (k0 * shrink - 1.0) / jnp.maximum(k1 * shrink, 1e-6)
-    return jnp.where(k1 > 1e-6, d, -smallest / shrink)
+    return jnp.where(k1 > 1e-6, d, -c[12] / shrink)
 
 
-def capsules(x: Array, y: Array, z: Array, many: Array, k: float) -> Array:
-    """Smooth union of capsules, `many` (n, 10 or 11), each drawn on both sides of x = 0."""
-    x = jnp.abs(x)
+def capsules(x: Array, y: Array, z: Array, rows: Array, k: float) -> Array:
+    """Smooth union of capsules, `rows` as in `brushes`, each drawn on both sides of x = 0."""
+    x, many = jnp.abs(x), brushes(rows)
     # A loop that is not unrolled compiles several times faster and runs as fast.
     return lax.fori_loop(
         1,

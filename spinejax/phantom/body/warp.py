@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.phantom.body.tissues import sine
+from spinejax.phantom.once import kept, stacked
 
 Array = jax.Array
 
@@ -20,11 +21,14 @@ def displacement(p: Array, waves: dict[str, Array]) -> Array:
     """The displacement that `warp` adds to points (..., 3), mm."""
     # Wave by wave, all points at once: on CPUs five times as fast as two products of matrices.
     x, y, z = p[..., 0], p[..., 1], p[..., 2]
-    total = [jnp.zeros_like(x)] * 3
-    for wave, phase, push in zip(waves["wave"], waves["phase"], waves["push"], strict=True):
-        height = sine(x * wave[0] + y * wave[1] + z * wave[2] + phase)
-        total = [total[i] + height * push[i] for i in range(3)]
-    return jnp.stack(total, -1)
+    heights = [
+        sine(x * wave[0] + y * wave[1] + z * wave[2] + phase)
+        for wave, phase in zip(waves["wave"], waves["phase"], strict=True)
+    ]
+    pushed = [jnp.zeros_like(x)] * 3
+    for height, push in zip(kept(p, stacked(heights, 0)), waves["push"], strict=True):
+        pushed = [pushed[i] + height * push[i] for i in range(3)]
+    return jnp.stack(pushed, -1)
 
 
 def warp(p: Array, parameters: dict[str, Any]) -> Array:

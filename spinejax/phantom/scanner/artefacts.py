@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from spinejax.phantom.body.tissues import sine
 from spinejax.phantom.body.warp import unwarp
-from spinejax.phantom.once import turns
+from spinejax.phantom.once import each
 
 Array = jax.Array
 
@@ -82,10 +82,8 @@ def metal(points: Array, parameters: dict[str, Any], protocol: dict[str, Array])
     # Pieces whose plane the points touch come first.
     far = jnp.maximum(jnp.min(z) - centre[:, 2], centre[:, 2] - jnp.max(z))
     reach = (strength > 0) & (far < 4.0 * height)
-    order = jnp.argsort(~reach)
 
-    def add(k: Array, total: Array) -> Array:
-        i = order[k]
+    def add(i: Array, total: Array) -> Array:
         c = centre[i]
         dx, dy, beside = x - c[0], y - c[1], (z - c[2]) / height
         r = jnp.sqrt(dx * dx + dy * dy + 1.0)
@@ -111,4 +109,4 @@ def metal(points: Array, parameters: dict[str, Any], protocol: dict[str, Array])
         towards = away[other, :2] / jnp.maximum(flat[other], 1e-3)
         return total + fall * (value - 1.6 * mate[other] * band(towards, 3.5))
 
-    return turns(0, jnp.sum(reach), reach.shape[0], add, jnp.zeros_like(x))
+    return each(reach, add, jnp.zeros_like(x))

@@ -18,5 +18,5 @@ def test_capsule_distance_is_that_of_a_round_segment():
     a, b = np.array([1.0, 2.0, 3.0]), np.array([8.0, -4.0, 5.0])
     t = np.clip((p - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
     expected = np.linalg.norm(p - a - t[:, None] * (b - a), axis=1) - 2.5
-    d = shapes.capsule(*p.T, jnp.array([*a, *b, 2.5, 2.5, 2.5, 1.0]))
+    d = shapes.capsule(*p.T, shapes.brushes(jnp.array([*a, *b, 2.5, 2.5, 2.5, 1.0])))
     np.testing.assert_allclose(d, expected, atol=1e-3)
