@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from spinejax.phantom.body.tissues import sine
-from spinejax.phantom.once import kept, stacked
+from spinejax.phantom.once import in_steps, kept, stacked
 
 Array = jax.Array
 
@@ -21,12 +21,14 @@ def displacement(p: Array, waves: dict[str, Array]) -> Array:
     """The displacement that `warp` adds to points (..., 3), mm."""
     # Wave by wave, all points at once: on CPUs five times as fast as two products of matrices.
     x, y, z = p[..., 0], p[..., 1], p[..., 2]
-    heights = [
+    heights: Any = [
         sine(x * wave[0] + y * wave[1] + z * wave[2] + phase)
         for wave, phase in zip(waves["wave"], waves["phase"], strict=True)
     ]
+    if in_steps():
+        heights = kept(p, stacked(heights, 0))
     pushed = [jnp.zeros_like(x)] * 3
-    for height, push in zip(kept(p, stacked(heights, 0)), waves["push"], strict=True):
+    for height, push in zip(heights, waves["push"], strict=True):
         pushed = [pushed[i] + height * push[i] for i in range(3)]
     return jnp.stack(pushed, -1)
 
