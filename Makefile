@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   phantoms -> train -> evaluate -> report, 10 to 12 minutes on two idle cores;"
+	@echo "make demo   phantoms -> train -> evaluate -> report, about 12 minutes on two idle cores;"
 	@echo "            CONFIG=configs/opconvnet_demo.py RUN=runs/opconvnet_demo for patches"
 	@echo "make model  trains the packaged model anew, from seeds alone, in $(MODEL): about three hours on two"
 	@echo "            cores; continues where it was interrupted"
